@@ -1,0 +1,80 @@
+"""The reference: what one process computes in float64 from the concatenated batch, and a step to compare.
+
+x and dy are (N, C, ...) tensors, one for each rank where there are several.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sync_bn import convert_sync_batchnorm
+
+BATCH_NORM_OF_DIM = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """All that one forward and backward leave behind."""
+
+    output: Tensor
+    input_gradient: Tensor
+    parameter_gradients: list[Tensor]
+    buffers: dict[str, Tensor]
+
+
+def batch_norm(dim: int, channels: int, **options: Any) -> _BatchNorm:
+    """The nn.BatchNorm class for inputs of `dim` dimensions, with parameters that are not 1 and 0."""
+    layer = BATCH_NORM_OF_DIM[dim](channels, **options)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, 0.5, 2.0)
+    return layer
+
+
+def step(layer: nn.Module, x: Tensor, dy: Tensor) -> Step:
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    input_gradient, *parameter_gradients = torch.autograd.grad(y, (x, *layer.parameters()), dy)
+    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    return Step(
+        output=y.detach(),
+        input_gradient=input_gradient,
+        parameter_gradients=parameter_gradients,
+        buffers=buffers,
+    )
+
+
+def steps_in_rank(
+    rank: int, layer: nn.Module, batches: Sequence[tuple[list[Tensor], list[Tensor]]]
+) -> list[Step]:
+    """Runs in a rank: one step after the other, each with its part of (all ranks' x, all ranks' dy)."""
+    layer = convert_sync_batchnorm(layer)
+    return [step(layer, xs[rank], dys[rank]) for xs, dys in batches]
+
+
+def reference_steps(
+    layer: nn.Module, batches: Sequence[tuple[list[Tensor], list[Tensor]]], dtype: torch.dtype = torch.float64
+) -> list[Step]:
+    layer = deepcopy(layer).to(dtype)
+    return [step(layer, torch.cat(xs).to(dtype), torch.cat(dys).to(dtype)) for xs, dys in batches]
+
+
+def assert_as_one_process(steps: Sequence[Step], reference: Step, **tolerance: Any) -> None:
+    """The ranks' steps put together are the reference's: parts concatenated, parameter gradients added up."""
+
+    def assert_close(actual: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(actual.to(expected.dtype), expected, **tolerance)
+
+    assert_close(torch.cat([s.output for s in steps]), reference.output)
+    assert_close(torch.cat([s.input_gradient for s in steps]), reference.input_gradient)
+    for index, expected in enumerate(reference.parameter_gradients):
+        added_up = torch.stack([s.parameter_gradients[index].double() for s in steps]).sum(0)
+        assert_close(added_up, expected)
+    for s in steps:
+        assert s.buffers.keys() == reference.buffers.keys()
+        for name, expected in reference.buffers.items():
+            assert_close(s.buffers[name], expected)
