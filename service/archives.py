@@ -1,0 +1,120 @@
+"""What an uploaded archive of code must be, checked without unpacking it anywhere."""
+
+from __future__ import annotations
+
+import io
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+
+from service.errors import Refused
+from training.spec import Problem
+
+MAX_FILES = 10_000
+_RESERVED = {"training", "sync_bn", "service"}
+_MODULE_SUFFIXES = {".py", ".pyc", ".so"}
+_CHUNK = 1 << 16
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
+
+
+def check_archive(data: bytes, limit: int) -> None:
+    """Raises Refused, naming each entry at fault, unless `data` is a zip archive that is safe to unpack.
+
+    That is: at most MAX_FILES plain files that stay inside its directory, none twice, none hiding a package
+    of this project, and at most `limit` bytes when unpacked. Every entry is read to its end, for the sizes
+    in a zip's directory are whatever its author wrote.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            _raise(_whole(entries))
+            _raise(problem for entry in entries if (problem := _entry(entry)))
+            _raise([*_twice(entries), *_hiding(entries)])
+            _raise(_contents(archive, entries, limit))
+    except zipfile.BadZipFile as error:
+        _raise([_problem("", f"is not a whole zip archive: {error}")])
+
+
+def _raise(problems: Iterable[Problem]) -> None:
+    if found := list(problems)[:20]:
+        raise Refused("the archive is not accepted", found)
+
+
+def _problem(name: str, message: str) -> Problem:
+    return Problem(key=f"code:{name}" if name else "code", message=message)
+
+
+def _whole(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
+    files = sum(not entry.is_dir() for entry in entries)
+    if not files:
+        yield _problem("", "holds no file")
+    if len(entries) > MAX_FILES:
+        yield _problem("", f"holds {len(entries)} entries; {MAX_FILES} are allowed")
+
+
+def _entry(entry: zipfile.ZipInfo) -> Problem | None:
+    name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
+    parts = name.removesuffix("/").split("/")
+    wrong = {
+        "has an absolute path": name.startswith("/"),
+        "has a backslash, drive letter or control character in its name": _is_odd(name),
+        "has an empty part, '.' or '..' in its path": bool({"", ".", ".."} & set(parts)),
+        "has a name that is too long": any(len(part.encode()) > 255 for part in parts) or len(name) > 2000,
+        "is a link or a device; pack plain files": kind not in {0, stat.S_IFREG, stat.S_IFDIR},
+        "is encrypted": bool(entry.flag_bits & 1),
+    }
+    message = next((message for message, applies in wrong.items() if applies), None)
+    return _problem(name, message) if message else None
+
+
+def _is_odd(name: str) -> bool:
+    return "\\" in name or name[1:2] == ":" or any(ord(character) < 32 for character in name)
+
+
+def _twice(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
+    """Two entries of one path, or a file where others need a directory: who wins depends on who unpacks."""
+    seen: set[str] = set()
+    for entry in entries:
+        path = entry.filename.removesuffix("/")
+        if path in seen:
+            yield _problem(entry.filename, "is there twice")
+        seen.add(path)
+    files = {entry.filename for entry in entries if not entry.is_dir()}
+    for entry in entries:
+        for parent in PurePosixPath(entry.filename).parents:
+            if str(parent) in files:
+                yield _problem(entry.filename, f"lies in {parent}, which is a file")
+
+
+def _hiding(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
+    """A package `training` in the uploaded code would be imported in place of this project's own."""
+    tops = {_top(PurePosixPath(entry.filename), entry.is_dir()) for entry in entries}
+    for name in sorted(tops & _RESERVED):
+        yield _problem(name, f"would hide this project's own package {name!r}: rename it")
+
+
+def _top(path: PurePosixPath, is_directory: bool) -> str:
+    first = path.parts[0]
+    if len(path.parts) > 1 or is_directory:
+        return first
+    return first.partition(".")[0] if path.suffix in _MODULE_SUFFIXES else ""
+
+
+def _contents(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], limit: int) -> Iterator[Problem]:
+    left = limit
+    too_large = _problem("", f"is larger than {limit} bytes when unpacked")
+    if sum(entry.file_size for entry in entries) > limit:
+        yield too_large
+        return
+    for entry in entries:
+        try:
+            with archive.open(entry) as file:
+                while chunk := file.read(_CHUNK):
+                    left -= len(chunk)
+                    if left < 0:
+                        yield too_large
+                        return
+        except _UNREADABLE as error:
+            yield _problem(entry.filename, f"cannot be unpacked: {error}")

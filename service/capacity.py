@@ -1,0 +1,149 @@
+"""How many equal workers fit into which machines. Pure arithmetic.
+
+Amounts are whole ten-thousandths of a CPU or GPU (Ray's own grain), so 3 × 0.3333 fits into 1 and sums
+carry no rounding error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Self
+
+from service.jobs import Job
+from service.launch import Node
+
+UNITS = 10_000
+UNLIMITED = sys.maxsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """CPUs and GPUs in units of 1/10,000."""
+
+    cpus: int = 0
+    gpus: int = 0
+
+    @classmethod
+    def of(cls, cpus: float, gpus: float) -> Self:
+        return cls(cpus=_units(cpus), gpus=_units(gpus))
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(cpus=self.cpus + other.cpus, gpus=self.gpus + other.gpus)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(cpus=self.cpus - other.cpus, gpus=self.gpus - other.gpus)
+
+    def __mul__(self, times: int) -> Amount:
+        return Amount(cpus=self.cpus * times, gpus=self.gpus * times)
+
+    def holds(self, each: Amount) -> int:
+        """How many times `each` fits in."""
+        return min(_times(self.cpus, each.cpus), _times(self.gpus, each.gpus))
+
+
+def _units(value: float) -> int:
+    """At least one unit for anything asked; exact for any float, however large."""
+    return max(round(Fraction(value) * UNITS), 1) if value > 0 else 0
+
+
+def _times(free: int, each: int) -> int:
+    return UNLIMITED if each == 0 else max(free, 0) // each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """A gang: between `least` and `most` workers, in multiples of `step`, all alike."""
+
+    least: int
+    most: int
+    step: int
+    each: Amount
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        resources = job.resources
+        return cls(
+            least=resources.min_workers,
+            most=resources.max_workers,
+            step=job.worker_step,
+            each=Amount.of(resources.cpus_per_worker, resources.gpus_per_worker),
+        )
+
+    def granted(self, room: int) -> int:
+        """The most workers this gang can have where `room` of them fit; 0 if it cannot start."""
+        workers = min(room, self.most) // self.step * self.step
+        return workers if workers >= self.least else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A node and what nobody has taken of it."""
+
+    id: str
+    total: Amount
+    free: Amount
+
+
+Machines = tuple[Machine, ...]
+
+
+def empty(nodes: Iterable[Node]) -> Machines:
+    """The machines with nothing on them, in an order that does not depend on the caller's."""
+    totals = [(node.id, Amount.of(node.cpus, node.gpus)) for node in sorted(nodes, key=lambda node: node.id)]
+    return tuple(Machine(id=id, total=total, free=total) for id, total in totals)
+
+
+def occupied(nodes: Iterable[Node], active: Iterable[Job]) -> Machines:
+    """The machines with the active jobs' workers on them, the largest workers placed first.
+
+    Where the workers really are is Ray's affair, so this is an estimate. Workers that fit nowhere (a
+    machine was lost, or Ray packed them better) use up what is left of the roomiest machines: rather a job
+    that waits a little longer than one that is started without room.
+    """
+    machines = empty(nodes)
+    gangs = [(Demand.of(job), job) for job in active]
+    gangs.sort(key=lambda gang: (-gang[0].each.gpus, -gang[0].each.cpus, gang[1].id))
+    for demand, job in gangs:
+        workers = demand.least if job.workers is None else job.workers
+        machines, homeless = place(machines, demand.each, workers)
+        machines = _used_up(machines, demand.each, homeless)
+    return machines
+
+
+def place(machines: Machines, each: Amount, workers: int) -> tuple[Machines, int]:
+    """Puts the workers on the tightest machines that hold them; also how many found no place.
+
+    Machines without GPUs are filled first by workers that need none.
+    """
+    taken: dict[str, int] = {}
+    for machine in sorted(machines, key=lambda machine: _tightness(machine, each)):
+        taken[machine.id] = min(machine.free.holds(each), workers)
+        workers -= taken[machine.id]
+    return tuple(replace(m, free=m.free - each * taken[m.id]) for m in machines), workers
+
+
+def room(machines: Sequence[Machine], each: Amount) -> int:
+    """How many workers fit in what is free."""
+    return sum(machine.free.holds(each) for machine in machines)
+
+
+def total(amounts: Iterable[Amount]) -> Amount:
+    return sum(amounts, Amount())
+
+
+def _tightness(machine: Machine, each: Amount) -> tuple[bool, int, int, str]:
+    wasted = machine.total.gpus > 0 and each.gpus == 0
+    return wasted, machine.free.gpus, machine.free.cpus, machine.id
+
+
+def _used_up(machines: Machines, each: Amount, homeless: int) -> Machines:
+    roomiest = sorted(machines, key=lambda m: (m.free.gpus, m.free.cpus, m.id), reverse=True)[:homeless]
+    lost = {machine.id for machine in roomiest}
+    return tuple(replace(m, free=_less(m.free, each)) if m.id in lost else m for m in machines)
+
+
+def _less(free: Amount, each: Amount) -> Amount:
+    return Amount(cpus=max(free.cpus - each.cpus, 0), gpus=max(free.gpus - each.gpus, 0))

@@ -1,0 +1,239 @@
+"""Whether a class path leads somewhere, found out without importing anything.
+
+Modules are looked up as Python would, the uploaded code first, and read as source. Where source cannot
+tell (compiled modules, a module's `__getattr__`, names made at run time) the answer is yes.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Protocol, TypeGuard
+
+from training.spec import ClassSpec, Problem, Spec
+
+_STAR_DEPTH = 5
+_MAKES_NAMES = {"globals", "locals", "vars", "exec"}
+
+
+class Place(Protocol):
+    """Somewhere to look for modules."""
+
+    def find(self, name: str, parent: Module | None) -> Module | None:
+        """The module or submodule `name`, a name without dots."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """A module that was found, not imported. `source` None: there is none to read."""
+
+    name: str
+    place: Place
+    is_package: bool
+    source: bytes | None
+    directories: tuple[str, ...] = ()
+    """Where its submodules are."""
+
+    def submodule(self, name: str) -> Module | None:
+        return self.place.find(name, self) if self.is_package else None
+
+
+def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
+    """One problem for each class path of the spec that leads nowhere; `archive`: its uploaded code."""
+    places = _places(archive)
+    found = ((key, _check(part.class_path, places)) for key, part in _class_specs(spec))
+    return [Problem(key=f"{key}.class_path", message=message) for key, message in found if message]
+
+
+def check_class_path(class_path: str, archive: bytes | None = None) -> str | None:
+    """What is wrong with the path; None if it leads somewhere, or if only importing could tell."""
+    return _check(class_path, _places(archive))
+
+
+def _places(archive: bytes | None) -> list[Place]:
+    return [_Archive(archive), _Environment()] if archive else [_Environment()]
+
+
+def _class_specs(spec: Spec) -> Iterator[tuple[str, ClassSpec]]:
+    yield "model", spec.model
+    yield "data", spec.data
+    yield "loss", spec.loss
+    yield from ((f"metrics.{name}", metric) for name, metric in spec.metrics.items())
+    yield "optimizer", spec.optimizer
+    if spec.lr_scheduler:
+        yield "lr_scheduler", spec.lr_scheduler
+
+
+def _check(class_path: str, places: Sequence[Place]) -> str | None:
+    top, *rest = class_path.split(".")
+    if module := _find(top, places):
+        return _follow(module, rest, places)
+    looked = "the uploaded code or the environment" if len(places) > 1 else "the environment"
+    return f"no module named {top!r} in {looked}"
+
+
+def _find(top: str, places: Sequence[Place]) -> Module | None:
+    return next((module for place in places if (module := place.find(top, None))), None)
+
+
+def _follow(module: Module, rest: list[str], places: Sequence[Place]) -> str | None:
+    """Goes down from a module; the first name that is no submodule must be defined in it."""
+    name, *deeper = rest
+    submodule = module.submodule(name)
+    if submodule and deeper:
+        return _follow(submodule, deeper, places)
+    try:
+        names = _names(module, places, _STAR_DEPTH)
+    except SyntaxError as error:
+        return f"module {module.name} does not parse: line {error.lineno}: {error.msg}"
+    if names is None or name in names:
+        return None
+    if submodule:
+        return f"{submodule.name} is a module; name a class or a function in it"
+    if deeper:
+        return f"no module named {module.name}.{name}"
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"module {module.name} has no {name!r}{hint}"
+
+
+# Where modules are
+
+
+class _Archive:
+    def __init__(self, data: bytes) -> None:
+        self._zip = zipfile.ZipFile(io.BytesIO(data))
+        self._files = set(self._zip.namelist())
+
+    def find(self, name: str, parent: Module | None) -> Module | None:
+        """As Python does: a package, then a module, then a directory without __init__.py."""
+        dotted = f"{parent.name}.{name}" if parent else name
+        path = dotted.replace(".", "/")
+        if f"{path}/__init__.py" in self._files:
+            return self._module(dotted, f"{path}/__init__.py", is_package=True)
+        if f"{path}.py" in self._files:
+            return self._module(dotted, f"{path}.py", is_package=False)
+        if any(file.startswith(f"{path}/") for file in self._files) and not _is_regular(dotted):
+            return Module(name=dotted, place=self, is_package=True, source=b"")
+        return None
+
+    def _module(self, name: str, file: str, *, is_package: bool) -> Module:
+        return Module(name=name, place=self, is_package=is_package, source=self._zip.read(file))
+
+
+def _is_regular(dotted: str) -> bool:
+    """A regular package anywhere on the path wins over a directory without __init__.py."""
+    found = None if "." in dotted else _Environment().find(dotted, None)
+    return found is not None and found.source != b""
+
+
+class _Environment:
+    def find(self, name: str, parent: Module | None) -> Module | None:
+        if parent is None:
+            spec = _top_level(name)
+            return self._module(name, spec) if spec else None
+        # The tail of the name alone: with the whole name the finder would want the parent imported.
+        spec = PathFinder.find_spec(name, list(parent.directories))
+        return self._module(f"{parent.name}.{name}", spec) if spec else None
+
+    def _module(self, name: str, spec: ModuleSpec) -> Module:
+        directories = spec.submodule_search_locations
+        return Module(
+            name=name,
+            place=self,
+            is_package=directories is not None,
+            source=_source(spec),
+            directories=tuple(directories or ()),
+        )
+
+
+def _top_level(name: str) -> ModuleSpec | None:
+    """Asks all finders, editable installs' too; for a name without dots this imports nothing."""
+    try:
+        return importlib.util.find_spec(name)
+    except ValueError:  # __main__ and its like: in sys.modules, but without a spec
+        return None
+
+
+def _source(spec: ModuleSpec) -> bytes | None:
+    if spec.origin is None and spec.submodule_search_locations is not None:
+        return b""  # a namespace package has no names of its own
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin).read_bytes()
+
+
+# What a module's source defines
+
+
+def _names(module: Module, places: Sequence[Place], depth: int) -> set[str] | None:
+    """The names at the module's top level; None if they cannot be known without running it."""
+    if module.source is None or not depth:
+        return None
+    try:
+        tree = ast.parse(module.source)
+    except (ValueError, RecursionError, MemoryError):  # a NUL byte, nesting without end
+        return None
+    if _is_dynamic(tree):
+        return None
+    names: set[str] = set()
+    for node in _top_level_nodes(tree):
+        found = _starred(node, module, places, depth) if _is_star(node) else _defined(node)
+        if found is None:
+            return None
+        names |= found
+    return names
+
+
+def _is_dynamic(tree: ast.Module) -> bool:
+    """Whether the module answers for names that do not stand in it."""
+    if any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body):
+        return True
+    return any(
+        (isinstance(node, ast.Name) and node.id in _MAKES_NAMES)
+        or (isinstance(node, ast.Attribute) and node.attr == "modules")  # sys.modules[__name__]
+        for node in ast.walk(tree)
+    )
+
+
+def _top_level_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """All that runs at import, inside if, try, with and loops too, but not inside definitions."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            yield from _top_level_nodes(child)
+
+
+def _defined(node: ast.AST) -> set[str]:
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+        case ast.Import(names=aliases):
+            return {alias.asname or alias.name.partition(".")[0] for alias in aliases}
+        case ast.ImportFrom(names=aliases):
+            return {alias.asname or alias.name for alias in aliases}
+        case ast.Name(id=name, ctx=ast.Store()):
+            return {name}
+    return set()
+
+
+def _is_star(node: ast.AST) -> TypeGuard[ast.ImportFrom]:
+    return isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+
+
+def _starred(node: ast.ImportFrom, module: Module, places: Sequence[Place], depth: int) -> set[str] | None:
+    """What `from x import *` brings in, at least; None where that cannot be followed."""
+    base = module.name.split(".") if node.level else []
+    up = node.level - module.is_package if node.level else 0
+    parts = [*base[: len(base) - up], *(node.module.split(".") if node.module else [])]
+    source = _find(parts[0], places) if parts else None
+    for part in parts[1:]:
+        source = source and source.submodule(part)
+    return _names(source, places, depth - 1) if source else None

@@ -1,0 +1,91 @@
+"""Engines for SQLite and PostgreSQL that behave alike, and the migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, text
+
+from service.errors import Unavailable
+
+_LOCK_WAIT_S = 30
+_MIGRATION_LOCK = 0x53594E43424E  # "SYNCBN": a number that other users of the database will not take
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for `sqlite:///PATH` or `postgresql://...` (psycopg 3). Connects on first use."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engine(parsed.render_as_string(hide_password=False))
+    if parsed.drivername in {"postgres", "postgresql"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return create_engine(
+        parsed,
+        pool_pre_ping=True,  # a restarted server costs a reconnect, not an error
+        pool_size=10,
+        max_overflow=30,  # as many as the API has threads
+        pool_timeout=10,
+        connect_args={"connect_timeout": 5, "tcp_user_timeout": 15_000},
+    )
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that sees one moment of the database. Raises Unavailable."""
+    with _translated(), engine.connect().execution_options(read_only=True) as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that commits at its end and rolls back on an error. Raises Unavailable."""
+    with _translated(), engine.begin() as connection:
+        yield connection
+
+
+def migrate(engine: Engine) -> None:
+    """Brings the tables up to date. Safe in several processes at once: the others wait, then find it done."""
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with writing(engine) as connection:
+        # Race closed: two processes that both see an empty database. SQLite's BEGIN IMMEDIATE lets one in
+        # at a time; PostgreSQL needs to be told.
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "head")
+
+
+def _sqlite_engine(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": _LOCK_WAIT_S})
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # sqlite3 shall not begin transactions by itself
+    connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
+    connection.execute("PRAGMA synchronous = FULL")  # what was answered with 201 survives a power cut
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A writer takes its lock at once: one that had read first could not wait for it, only fail."""
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (exc.OperationalError, exc.InterfaceError) as error:
+        raise Unavailable("the database", str(error.orig).strip()) from error
+    except exc.TimeoutError as error:
+        raise Unavailable("the database", "all connections are busy") from error

@@ -1,0 +1,142 @@
+"""What a job is and which states it may pass through. Pure: no database, no clock of its own."""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from service.results import Run
+from training.spec import Resources, Spec
+
+
+class State(enum.StrEnum):
+    """Where a job stands. `TRANSITIONS` says what may follow what."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.STARTING, State.CANCELLED}),
+    State.STARTING: frozenset({State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED}),
+    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+"""From each state, the states that may follow it.
+
+              a. admitted            b. workers are up
+    ┌────────┐ ────────► ┌──────────┐ ────────► ┌─────────┐
+    │ queued │           │ starting │           │ running │
+    └────────┘ ◄──────── └──────────┘           └─────────┘
+        │  ▲    d. attempt lost │                │  │
+        │  └────────────────────┼────────────────┘  │
+        │ c. cancelled          │ e. the attempt's end
+        ▼                       ▼                   ▼
+     cancelled          succeeded | failed | cancelled
+
+a. The scheduler found room for the whole gang; the attempt's number and its workers are in the row
+   before anything is launched.
+b. The attempt trains.
+c. A job that waits is cancelled in the row: there is nothing to stop.
+d. A worker, driver or machine was lost and retries are left: the next attempt goes on from the last
+   checkpoint.
+e. Also straight from starting: a short attempt may end between two looks at it.
+"""
+
+ACTIVE = frozenset({State.STARTING, State.RUNNING})
+"""States in which a job holds its share of the cluster."""
+
+ENDED = frozenset(state for state in State if state.ended)
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u; sorts as ASCII does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A row of the queue as one reader saw it; `Store.move` checks that it still stands so."""
+
+    id: str
+    name: str
+    state: State
+    reason: str = ""
+    error: dict[str, Any] | None = None
+    """Why it failed: type, message, rank, log_tail."""
+    priority: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    spec: dict[str, Any]
+    """The whole spec with its defaults, as JSON has it."""
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempt: int = 0
+    """Number of the latest launch, from 1; 0 before the first."""
+    failures: int = 0
+    """Attempts lost so far, to be held against `spec.retries`."""
+    workers: int | None = None
+    """Workers granted to the attempt; None while the job waits."""
+    cancel_requested_at: datetime | None = None
+    experiment_id: str | None = None
+    run_id: str | None = None
+    archived_at: datetime | None = None
+    """When its log and its run's end were written to the tracking server."""
+
+    @property
+    def run(self) -> Run | None:
+        if self.experiment_id is None or self.run_id is None:
+            return None
+        return Run(experiment_id=self.experiment_id, run_id=self.run_id)
+
+    @property
+    def resources(self) -> Resources:
+        return Resources.model_validate(self.spec["resources"])
+
+    @property
+    def worker_step(self) -> int:
+        """Workers are granted in multiples of this: groups of normalisation must come out whole."""
+        group = self.spec.get("norm", {}).get("group")
+        return group if isinstance(group, int) else 1
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_job(spec: Spec, *, created_at: datetime) -> Job:
+    """A job at the end of the queue, with an id of its own."""
+    return Job(
+        id=new_id(created_at),
+        name=spec.name,
+        state=State.QUEUED,
+        reason="the scheduler has not looked at it yet",
+        priority=spec.priority,
+        labels=dict(spec.labels),
+        spec=spec.model_dump(mode="json"),
+        created_at=created_at,
+    )
+
+
+def new_id(created_at: datetime) -> str:
+    """21 characters that sort by creation time and are safe in URLs, file names, Ray ids and labels:
+    "j", the microseconds since the epoch in 11 digits of base 32, and 45 random bits.
+    """
+    elapsed = created_at - datetime.fromtimestamp(0, UTC)
+    microseconds = (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
+    return "j" + _base32(microseconds, 11) + _base32(secrets.randbits(45), 9)
+
+
+def _base32(number: int, digits: int) -> str:
+    return "".join(_ALPHABET[number >> 5 * place & 31] for place in reversed(range(digits)))

@@ -1,0 +1,79 @@
+"""What the service is told by its environment, read once, at the entry point."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Self
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from service.errors import Refused
+from training.spec import Problem
+
+
+class Settings(BaseModel):
+    """Where the others are and what is allowed. Secrets do not appear in its repr."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    database_url: str = Field(
+        default="sqlite:///syncbn.db",
+        validation_alias=AliasChoices("SYNCBN_DATABASE_URL"),
+        repr=False,  # may hold a password
+        description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME",
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("SYNCBN_API_KEY"),
+        description="What clients must present; without one only this machine is served",
+    )
+    ray_url: str = Field(
+        default="http://127.0.0.1:8265",
+        validation_alias=AliasChoices("SYNCBN_RAY_URL"),
+        description="Ray's dashboard, which serves its Jobs API",
+    )
+    ray_token: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("SYNCBN_RAY_TOKEN", "RAY_AUTH_TOKEN")
+    )
+    mlflow_url: str = Field(
+        default="http://127.0.0.1:5000",
+        validation_alias=AliasChoices("SYNCBN_MLFLOW_URL"),
+        description="The tracking server as this service and the workers reach it",
+    )
+    mlflow_public_url: str = Field(
+        default_factory=lambda others: others.get("mlflow_url", ""),
+        validation_alias=AliasChoices("SYNCBN_MLFLOW_PUBLIC_URL"),
+        description="The tracking server as a browser reaches it; by default the same",
+    )
+    storage: str = Field(
+        default="checkpoints",
+        validation_alias=AliasChoices("SYNCBN_STORAGE"),
+        description="Path or URL of the checkpoints, the same for every worker",
+    )
+    max_code_bytes: int = Field(
+        default=50 * 2**20,
+        ge=1,
+        validation_alias=AliasChoices("SYNCBN_MAX_CODE_BYTES"),
+        description="Largest uploaded archive, packed or unpacked",
+    )
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """Reads the variables SYNCBN_*; an empty one counts as not set. Raises Refused naming the bad one."""
+        source = os.environ if environment is None else environment
+        try:
+            return cls.model_validate({name: source[name] for name in _variables(cls) if source.get(name)})
+        except ValidationError as error:
+            # pydantic's own text would show the values, secrets among them.
+            problems = [
+                Problem(key=str(item["loc"][0]), message=item["msg"])
+                for item in error.errors(include_input=False)
+            ]
+            raise Refused("; ".join(map(str, problems)), problems) from None
+
+
+def _variables(settings: type[BaseModel]) -> Iterator[str]:
+    for field in settings.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            yield from (str(name) for name in field.validation_alias.choices)

@@ -1,0 +1,274 @@
+"""The durable queue: jobs and uploaded code in a database that API and dispatcher share.
+
+Every change of a job is one guarded statement, so any number of processes may work on one queue.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, TypedDict, Unpack
+
+from sqlalchemy import ColumnElement, Row, Select, case, exc, exists, func, insert, literal, select, update
+
+from service import database
+from service.errors import Conflict, KeyReused, NotFound, Refused
+from service.jobs import ACTIVE, ENDED, TRANSITIONS, Job, State, new_job, utc_now
+from service.tables import UtcDateTime, code_archives, job_labels, jobs
+from training.spec import Problem, Spec
+
+
+class Changes(TypedDict, total=False):
+    """What a move may write besides the state."""
+
+    reason: str
+    error: dict[str, Any] | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    attempt: int
+    failures: int
+    workers: int | None
+
+
+class Store:
+    """Jobs and code in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`). Thread-safe.
+
+    Every method raises `Unavailable` when the database does not answer; then nothing has changed, or
+    (a connection lost in the very commit) the whole change has.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = database.make_engine(url)
+
+    def migrate(self) -> None:
+        """Creates or updates the tables; several processes may call it at once."""
+        database.migrate(self._engine)
+
+    def check(self) -> None:
+        """Raises Unavailable unless the database answers."""
+        with database.reading(self._engine) as connection:
+            connection.execute(select(1))
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # Jobs: create and read
+
+    def create_job(self, spec: Spec, *, idempotency_key: str | None = None) -> tuple[Job, bool]:
+        """Queues a job; once this returns, the job survives any crash.
+
+        With a key that was used before: the job it made and False, if the spec is the same.
+        Raises KeyReused if it is another one.
+        """
+        job = new_job(spec, created_at=utc_now())
+        try:
+            self._insert(job, idempotency_key)
+        except exc.IntegrityError:
+            # Race closed: two requests with one key. The unique constraint lets one insert through.
+            if idempotency_key is None:
+                raise
+            return self._made_by(idempotency_key, job), False
+        return job, True
+
+    def get(self, job_id: str) -> Job:
+        """Raises NotFound."""
+        with database.reading(self._engine) as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
+        if row is None:
+            raise NotFound(f"no job {job_id!r}")
+        return _job(row)
+
+    def list_jobs(
+        self,
+        *,
+        states: Iterable[State] = (),
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> tuple[list[Job], str | None]:
+        """A page of jobs, newest first, and the cursor of the next page (None: this was the last).
+
+        Jobs created meanwhile neither shift nor repeat what a cursor gives. Raises Refused for a bad one.
+        """
+        query = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
+        if wanted := list(states):
+            query = query.where(jobs.c.state.in_(wanted))
+        if name is not None:
+            query = query.where(jobs.c.name == name)
+        for key, value in (labels or {}).items():
+            query = query.where(_has_label(key, value))
+        if cursor is not None:
+            query = query.where(jobs.c.id < _decoded(cursor))
+        found = self._jobs(query)
+        return found[:limit], _encoded(found[limit - 1].id) if len(found) > limit else None
+
+    def queue(self) -> list[Job]:
+        """The jobs that wait, in the order in which they are to start."""
+        query = select(jobs).where(jobs.c.state == State.QUEUED)
+        return self._jobs(query.order_by(jobs.c.priority.desc(), jobs.c.id))
+
+    def active(self) -> list[Job]:
+        """The jobs that hold a share of the cluster, oldest first."""
+        return self._jobs(select(jobs).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.id))
+
+    def unarchived(self) -> list[Job]:
+        """Jobs that have ended and whose log and run's end still have to be written, oldest first."""
+        query = select(jobs).where(jobs.c.state.in_(ENDED), jobs.c.archived_at.is_(None))
+        return self._jobs(query.order_by(jobs.c.id))
+
+    # Jobs: change
+
+    def move(self, job: Job, to: State, **changes: Unpack[Changes]) -> bool:
+        """Moves the job from where the caller saw it. False: somebody else was first, nothing changed.
+
+        Sets `started_at` the first time it runs, `finished_at` at its end, takes back its workers when it
+        goes back to the queue, and clears the reason, unless `changes` say otherwise. A job that somebody
+        asked to cancel does not go back to the queue: False.
+        """
+        assert to in TRANSITIONS[job.state], f"{job.state} may not become {to}"
+        # Race closed: two schedulers, or a scheduler and a cancel, that decided on the same sight of the job.
+        # The attempt is part of it: queued → starting → queued would otherwise look like no change.
+        seen = [jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.attempt == job.attempt]
+        if to is State.QUEUED:
+            # Race closed: a cancel that came while a lost attempt was being put back.
+            seen.append(jobs.c.cancel_requested_at.is_(None))
+        values: dict[str, Any] = {"reason": "", **_times(to), **changes, "state": to}
+        return self._update(seen, values)
+
+    def note(self, job: Job, reason: str) -> None:
+        """Writes why the job waits; does nothing if it says so already or has moved on."""
+        if job.reason == reason:
+            return
+        # Race closed: a reason to wait written over a job that was started or cancelled meanwhile.
+        self._update(
+            [jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.attempt == job.attempt],
+            {"reason": reason},
+        )
+
+    def request_cancel(self, job_id: str) -> Job:
+        """Cancels a job that waits; marks one that runs, for the dispatcher to stop. Idempotent.
+
+        Raises NotFound; Conflict if the job has succeeded or failed.
+        """
+        now = literal(utc_now(), UtcDateTime)
+        waits = jobs.c.state == State.QUEUED
+        # Race closed: the job starts, or is put back, while it is being cancelled. One statement decides by
+        # the state it finds, so there is no moment in which a cancel gets lost.
+        self._update(
+            [jobs.c.id == job_id, jobs.c.state.in_({State.QUEUED, *ACTIVE})],
+            {
+                "state": case((waits, State.CANCELLED.value), else_=jobs.c.state),
+                "reason": case((waits, "cancelled while it waited"), else_=jobs.c.reason),
+                "finished_at": case((waits, now), else_=jobs.c.finished_at),
+                "cancel_requested_at": func.coalesce(jobs.c.cancel_requested_at, now),
+            },
+        )
+        job = self.get(job_id)
+        if job.state in ENDED and job.state is not State.CANCELLED:
+            raise Conflict(f"job {job_id} has {job.state} already")
+        return job
+
+    def set_run(self, job_id: str, experiment_id: str, run_id: str) -> None:
+        """Links the job to its run. Only the scheduler that launches an attempt calls it: no guard."""
+        self._update([jobs.c.id == job_id], {"experiment_id": experiment_id, "run_id": run_id})
+
+    def mark_archived(self, job_id: str) -> None:
+        """Notes that log and end are with the tracking server. Idempotent: the first time stays."""
+        self._update([jobs.c.id == job_id, jobs.c.archived_at.is_(None)], {"archived_at": utc_now()})
+
+    # Code
+
+    def put_code(self, archive: bytes) -> str:
+        """Keeps an archive and returns its digest (SHA-256, hex). Idempotent."""
+        digest = hashlib.sha256(archive).hexdigest()
+        if self.has_code(digest):
+            return digest
+        try:
+            with database.writing(self._engine) as connection:
+                row = {"digest": digest, "data": archive, "created_at": utc_now()}
+                connection.execute(insert(code_archives).values(row))
+        except exc.IntegrityError:
+            pass  # Race closed: the same bytes came twice at once; the primary key keeps one of them.
+        return digest
+
+    def get_code(self, digest: str) -> bytes:
+        """Raises NotFound."""
+        with database.reading(self._engine) as connection:
+            query = select(code_archives.c.data).where(code_archives.c.digest == digest)
+            data: bytes | None = connection.execute(query).scalar_one_or_none()
+        if data is None:
+            raise NotFound(f"no uploaded code {digest!r}")
+        return data
+
+    def has_code(self, digest: str) -> bool:
+        with database.reading(self._engine) as connection:
+            query = select(1).where(code_archives.c.digest == digest)
+            return connection.execute(query).one_or_none() is not None
+
+    # Statements
+
+    def _insert(self, job: Job, idempotency_key: str | None) -> None:
+        row = {column.name: getattr(job, column.name, None) for column in jobs.columns}
+        labels = [{"job_id": job.id, "key": key, "value": value} for key, value in job.labels.items()]
+        with database.writing(self._engine) as connection:
+            connection.execute(insert(jobs).values({**row, "idempotency_key": idempotency_key}))
+            if labels:
+                connection.execute(insert(job_labels), labels)
+
+    def _made_by(self, idempotency_key: str, asked: Job) -> Job:
+        with database.reading(self._engine) as connection:
+            query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
+            made = _job(connection.execute(query).one())
+        if made.spec != asked.spec:
+            raise KeyReused(
+                f"this Idempotency-Key made job {made.id} from another spec; use a new key for a new job"
+            )
+        return made
+
+    def _jobs(self, query: Select[Any]) -> list[Job]:
+        with database.reading(self._engine) as connection:
+            return [_job(row) for row in connection.execute(query)]
+
+    def _update(self, guards: Iterable[ColumnElement[bool]], values: Mapping[str, Any]) -> bool:
+        with database.writing(self._engine) as connection:
+            return connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
+
+
+def _times(to: State) -> dict[str, Any]:
+    if to is State.RUNNING:
+        return {"started_at": func.coalesce(jobs.c.started_at, literal(utc_now(), UtcDateTime))}
+    if to is State.QUEUED:
+        return {"workers": None}
+    return {"finished_at": utc_now()} if to.ended else {}
+
+
+def _job(row: Row[Any]) -> Job:
+    values = dict(row._mapping)
+    del values["idempotency_key"]
+    return Job(**{**values, "state": State(row.state), "labels": row.spec["labels"]})
+
+
+def _has_label(key: str, value: str) -> ColumnElement[bool]:
+    return exists().where(
+        job_labels.c.job_id == jobs.c.id, job_labels.c.key == key, job_labels.c.value == value
+    )
+
+
+def _encoded(job_id: str) -> str:
+    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
+
+
+def _decoded(cursor: str) -> str:
+    try:
+        job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (binascii.Error, ValueError):
+        job_id = ""
+    if not re.fullmatch(r"j[0-9a-z]{20}", job_id):
+        problem = Problem(key="cursor", message="is not one that this service gave out; begin without it")
+        raise Refused("the cursor is not valid", [problem])
+    return job_id
