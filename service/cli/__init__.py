@@ -1,0 +1,10 @@
+"""The command line, `syncbn`.
+
+Exit codes: 0 done, or the job succeeded; 1 the job failed; 2 wrong usage, or the server refused the request;
+3 the job was cancelled; 4 no such job; 5 the server cannot be reached, or cannot answer now;
+124 `wait --timeout` ran out; 130 interrupted.
+"""
+
+from service.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,83 @@
+"""The `syncbn` command: its global options and the table of its commands.
+
+Nothing heavy is imported before a command runs, so that `syncbn --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from service.cli import cluster, jobs, results, submit, train, up
+from service.cli.options import DEFAULT_URL, Connection
+
+_EPILOG = (
+    "Exit codes: 0 done, or the job succeeded; 1 the job failed; 2 wrong usage, or the server refused the "
+    "request; 3 the job was cancelled; 4 no such job; 5 the server cannot be reached, or cannot answer now; "
+    "124 `wait --timeout` ran out; 130 interrupted."
+)
+
+app = typer.Typer(
+    name="syncbn",
+    help="Train batch-normalised networks: the result does not depend on how many devices ran the job.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its traceback prints local variables, an API key among them
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"syncbn {version('syncbn')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _connection(
+    ctx: typer.Context,
+    url: Annotated[str, typer.Option(envvar="SYNCBN_URL", help="Address of the server.")] = DEFAULT_URL,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="SYNCBN_API_KEY", show_default=False, help="Key, if the server asks for one."),
+    ] = None,
+    version: Annotated[  # noqa: ARG001 - its callback does the work
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    ctx.obj = Connection(url=url, api_key=api_key)
+
+
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Run jobs": {
+        "submit": submit.submit,
+        "validate": submit.validate,
+        "cancel": jobs.cancel,
+        "wait": jobs.wait,
+        "train": train.train,
+    },
+    "See jobs": {
+        "list": jobs.list_jobs,
+        "show": jobs.show,
+        "logs": results.logs,
+        "metrics": results.metrics,
+    },
+    "The service": {
+        "up": up.up,
+        "queue": cluster.queue,
+        "cluster": cluster.cluster,
+        "schema": submit.schema,
+    },
+}
+for _panel, _commands in _COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
+
+
+def main() -> None:
+    """Entry point of the console script; ends the process with one of the exit codes above."""
+    app()

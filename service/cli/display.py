@@ -1,0 +1,160 @@
+"""Watching a job: a live view on a terminal, plain lines anywhere else, a summary at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from service.cli.output import clean, duration, fields, number, sorted_metrics, state
+from service.client import Client, Job
+
+_LINE_SECONDS = 2.0
+_LINE_METRICS = 3
+
+
+def follow(client: Client, job_id: str, console: Console) -> Job:
+    """Shows the job until it has ended, then its summary; returns it as it ended.
+
+    Blocks. Ctrl-C ends the watching, not the job, says so, and is raised again (KeyboardInterrupt).
+    """
+    watch = _watch_live if console.is_terminal else _watch_lines
+    try:
+        job = watch(client.follow(job_id), console)
+    except KeyboardInterrupt:
+        console.print(f"\nno longer watching; the job goes on. To end it: syncbn cancel {job_id}")
+        raise
+    print_summary(job, console)
+    return job
+
+
+def _watch_lines(jobs: Iterator[Job], console: Console) -> Job:
+    said, said_progress, said_at = "", "", -math.inf
+    for job in jobs:
+        if not job.ended and (standing := _standing(job)) != said:
+            console.print(standing)
+            said = standing
+        line = progress_line(job)
+        if line and line != said_progress and time.monotonic() - said_at >= _LINE_SECONDS:
+            console.print(line)
+            said_progress, said_at = line, time.monotonic()
+    return job
+
+
+def _standing(job: Job) -> str:
+    return ": ".join(filter(None, [job.state, clean(job.reason or "")]))
+
+
+def progress_line(job: Job) -> str:
+    """One line of a running job: step 120/400 · epoch 3 · train_loss 0.123 · 12 s left; else empty."""
+    if job.state != "running" or job.progress is None:
+        return ""
+    metrics = [f"{name} {number(job.metrics[name])}" for name in _headline(job)]
+    eta = job.progress.eta_seconds
+    return " · ".join([progress_text(job), *metrics, *([] if eta is None else [f"{duration(eta)} left"])])
+
+
+def progress_text(job: Job) -> str:
+    if job.progress is None:
+        return ""
+    total, epoch = job.progress.total_steps, job.progress.epoch
+    steps = f"step {job.progress.step}" + (f"/{total}" if total else "")
+    return steps if epoch is None else f"{steps} · epoch {epoch}"
+
+
+def _headline(job: Job) -> list[str]:
+    """The few metrics worth a place on a line: the loss, then what validation says, then the rest."""
+    first = ("train_loss", "val_accuracy", "val_", "train_", "test_", "")
+    names = [name for name in job.metrics if not name.startswith("system/") and name != "learning_rate"]
+    names.sort(key=lambda name: next(i for i, prefix in enumerate(first) if name.startswith(prefix)))
+    return names[:_LINE_METRICS]
+
+
+def _watch_live(jobs: Iterator[Job], console: Console) -> Job:
+    view = _View()
+    with Live(view, console=console, refresh_per_second=4, transient=True):
+        for job in jobs:
+            view.show(job)
+    return job
+
+
+class _View:
+    """The live view; drawn again four times a second, so that times go on between two answers."""
+
+    def __init__(self) -> None:
+        self._job: Job | None = None
+        self._seen_at = time.monotonic()
+
+    def show(self, job: Job) -> None:
+        self._job, self._seen_at = job, time.monotonic()
+
+    def __rich__(self) -> RenderableType:
+        job = self._job
+        if job is None:
+            return Text("asking the server ...", style="dim")
+        parts: list[RenderableType] = [self._title(job)]
+        if job.reason and job.state != "running":
+            parts.append(Text(f"  {clean(job.reason)}", style="dim"))
+        if job.progress is not None:
+            parts.append(self._bar(job))
+        if job.metrics:
+            parts.append(_metrics(job))
+        return Group(*parts)
+
+    def _title(self, job: Job) -> Text:
+        title = Text.assemble((clean(job.name), "bold"), "  ", state(job.state))
+        facts = [
+            f"{job.workers} workers" if job.workers and job.workers > 1 else "",
+            f"attempt {job.attempt}" if job.attempt > 1 else "",
+            duration(job.seconds) if job.seconds is not None else "",
+        ]
+        return title.append("".join(f" · {fact}" for fact in facts if fact), style="dim")
+
+    def _bar(self, job: Job) -> Table:
+        assert job.progress is not None
+        eta = job.progress.eta_seconds
+        left = "" if eta is None else f"{duration(eta - (time.monotonic() - self._seen_at))} left"
+        bar = ProgressBar(total=job.progress.total_steps, completed=job.progress.step, width=40)
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("", bar, progress_text(job), left)
+        return grid
+
+
+def _metrics(job: Job) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for name, value in sorted_metrics(job.metrics):
+        grid.add_row("", name, value)
+    return grid
+
+
+def print_summary(job: Job, console: Console) -> None:
+    """How the job ended: state, duration, final metrics, where to look, what to do next."""
+    took = f"after {duration(job.seconds)}" if job.seconds is not None else "before it started"
+    console.print(Text.assemble(state(job.state), f"  {clean(job.name)}  {took}"))
+    if job.state != "failed" and job.reason:
+        console.print(f"  {clean(job.reason)}")
+    print_failure(job, console)
+    rows: list[tuple[str, RenderableType | None]] = [*sorted_metrics(job.metrics)]
+    rows.append(("MLflow", job.mlflow.url if job.mlflow else None))
+    rows.append(("next", f"syncbn {'metrics' if job.state == 'succeeded' else 'logs'} {job.id}"))
+    console.print(fields(rows))
+
+
+def print_failure(job: Job, console: Console) -> None:
+    """Why the job failed, with the end of its log; nothing for any other."""
+    if job.state != "failed":
+        return
+    if job.error is None:
+        console.print(f"  {clean(job.reason or 'no reason is known')}", style="red")
+        return
+    where = "" if job.error.rank is None else f" (worker {job.error.rank})"
+    what = ": ".join(filter(None, [job.error.type, job.error.message]))
+    console.print(f"  {what}{where}", style="red")
+    for line in (job.error.log_tail or "").splitlines():
+        console.print(f"  │ {clean(line)}", style="dim")

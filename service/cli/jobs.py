@@ -1,0 +1,178 @@
+"""`list`, `show`, `wait`, `cancel`: jobs as they stand."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli.options import AsJson, JobId
+from service.cli.session import exit_code, exit_with_state, problem_document, report, session
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from service.client import Job
+
+
+def list_jobs(
+    ctx: typer.Context,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    wanted = dict(map(_label, labels or []))
+    with session(ctx, as_json=as_json) as client:
+        # One more than is shown tells whether there are more.
+        found = client.jobs(state=state, name=name, labels=wanted, limit=None if everything else limit + 1)
+        jobs = list(found)
+    shown = jobs if everything else jobs[:limit]
+    if as_json:
+        from service.cli.output import print_json
+
+        print_json([job.to_json() for job in shown])
+    else:
+        _print_list(shown, more=len(jobs) > len(shown))
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"write KEY=VALUE, not {text!r}", param_hint="--label")
+    return key, value
+
+
+def _print_list(jobs: list[Job], *, more: bool) -> None:
+    from service.cli import output
+
+    screen = output.console()
+    if not jobs:
+        screen.print("no jobs")
+        return
+    columns = ["ID", "NAME", "STATE", "PROGRESS", "AGE", "REASON"]
+    screen.print(output.table(columns, map(_row, jobs), wrap="REASON"))
+    if more:
+        screen.print(f"the newest {len(jobs)}; there are more: --all, or --limit N", style="dim")
+
+
+def _row(job: Job) -> list[RenderableType]:
+    from service.cli import output
+
+    age = (datetime.now(UTC) - job.created_at).total_seconds()
+    reason = "" if job.state == "succeeded" else output.clean(job.reason or "")
+    standing = output.state(job.state)
+    return [job.id, output.clean(job.name), standing, _progress(job), output.duration(age), reason]
+
+
+def _progress(job: Job) -> str:
+    if job.progress is None:
+        return ""
+    total = job.progress.total_steps
+    return f"{job.progress.step}/{total}" if total else str(job.progress.step)
+
+
+def show(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """Show one job: state, progress, metrics, where to look."""
+    with session(ctx, as_json=as_json) as client:
+        job = client.job(job_id)
+    if as_json:
+        from service.cli.output import print_json
+
+        print_json(job.to_json())
+    else:
+        _print_job(job)
+
+
+def _print_job(job: Job) -> None:
+    from service.cli import display, output
+
+    screen = output.console()
+    metrics = output.sorted_metrics(job.metrics)
+    rows: list[tuple[str, RenderableType | None]] = [
+        ("id", job.id),
+        ("name", output.clean(job.name)),
+        ("state", output.state(job.state)),
+        ("reason", output.clean(job.reason or "")),
+        ("created", _moment(job.created_at)),
+        ("started", _moment(job.started_at)),
+        ("finished", _moment(job.finished_at)),
+        ("took" if job.ended else "running for", _took(job)),
+        ("attempt", str(job.attempt) if job.attempt else None),
+        ("workers", str(job.workers) if job.workers else None),
+        ("priority", str(job.priority)),
+        ("labels", output.clean(", ".join(f"{key}={value}" for key, value in job.labels.items()))),
+        ("progress", display.progress_text(job)),
+        ("metrics", "\n".join(f"{name} {value}" for name, value in metrics)),
+        ("MLflow", job.mlflow.url if job.mlflow else None),
+    ]
+    screen.print(output.fields(rows))
+    display.print_failure(job, screen)
+
+
+def _moment(time: datetime | None) -> str:
+    return time.astimezone().isoformat(sep=" ", timespec="seconds") if time else ""
+
+
+def _took(job: Job) -> str:
+    from service.cli.output import duration
+
+    return "" if job.seconds is None else duration(job.seconds)
+
+
+def wait(
+    ctx: typer.Context,
+    job_id: JobId,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after so long (exit code 124).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until a job has ended; the exit code tells how."""
+    with session(ctx, as_json=as_json) as client:
+        job = client.wait(job_id, timeout=timeout)
+    if as_json:
+        from service.cli.output import print_json
+
+        print_json(job.to_json())
+    else:
+        from service.cli import display, output
+
+        display.print_summary(job, output.console())
+    exit_with_state(job)
+
+
+def cancel(
+    ctx: typer.Context,
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Which jobs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Cancel jobs.
+
+    All are tried; the exit code is that of the first that could not be cancelled.
+    """
+    from service.cli import output
+    from service.client import RequestError
+
+    jobs: list[Job] = []
+    errors: list[RequestError] = []
+    with session(ctx, as_json=as_json) as client:
+        for job_id in job_ids:
+            try:
+                jobs.append(client.cancel(job_id))
+            except RequestError as error:
+                errors.append(error)
+                report(problem_document(error) or {}, as_json=as_json)
+    if as_json:
+        output.print_json([job.to_json() for job in jobs])
+    else:
+        rows: list[list[RenderableType]] = [[job.id, output.state(job.state)] for job in jobs]
+        output.console().print(output.table(["ID", "STATE"], rows))
+    if errors:
+        raise typer.Exit(exit_code(errors[0]))

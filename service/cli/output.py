@@ -1,0 +1,124 @@
+"""How things look: tables, numbers, durations, sparklines. JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+_STYLES = {
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "magenta",
+    "running": "blue",
+    "starting": "cyan",
+}
+_BARS = "▁▂▃▄▅▆▇█"
+_PIPE_WIDTH = 10_000
+
+
+def print_json(data: object) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is. Into a pipe nothing is cut or wrapped to a width."""
+    plain = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not plain.is_terminal:
+        plain.width = _PIPE_WIDTH
+    return plain
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]], *, wrap: str = "") -> Table:
+    """A table without lines; only the column named `wrap` gives way where the terminal is narrow."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, no_wrap=column != wrap)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def fields(pairs: Iterable[tuple[str, RenderableType | None]]) -> Table:
+    """Names and values below each other; a value of None or "" is left out."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value is not None and value != "":
+            grid.add_row(name, value)
+    return grid
+
+
+def state(name: str) -> Text:
+    return Text(name, style=_STYLES.get(name, "yellow"))
+
+
+def clean(text: object) -> str:
+    """One line without control characters: a job's name must not be able to steer the terminal."""
+    return "".join(char if char.isprintable() else " " for char in str(text))
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """In the two largest units: 3 min 5 s.
+
+    >>> duration(185.2)
+    '3 min 5 s'
+    """
+    if seconds is None:
+        return "-"
+    total = max(0, round(seconds))
+    units = [(total // 86400, "d"), (total // 3600 % 24, "h"), (total // 60 % 60, "min"), (total % 60, "s")]
+    first = next((i for i, (amount, _) in enumerate(units) if amount), 3)
+    parts = [f"{amount} {unit}" for amount, unit in units[first : first + 2] if amount]
+    return " ".join(parts) or "0 s"
+
+
+def metric_order(name: str) -> tuple[int, str]:
+    """Sorts metrics by what a reader looks for first: test, validation, training; accuracy before loss."""
+    stage = next((i for i, prefix in enumerate(("test_", "val_", "train_")) if name.startswith(prefix)), 3)
+    return stage, name
+
+
+def sorted_metrics(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:
+    """Names and formatted values, without the machine's own (system/...)."""
+    names = sorted((name for name in metrics if not name.startswith("system/")), key=metric_order)
+    return [(clean(name), number(metrics[name])) for name in names]
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """The curve of `values` in at most `width` characters, lowest to highest.
+
+    >>> sparkline([0, 1, 2, 3])
+    '▁▃▆█'
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    means = [_mean(finite, i, min(width, len(finite))) for i in range(min(width, len(finite)))]
+    low, spread = min(means), (max(means) - min(means)) or 1.0
+    return "".join(_BARS[round((mean - low) / spread * (len(_BARS) - 1))] for mean in means)
+
+
+def _mean(values: Sequence[float], part: int, parts: int) -> float:
+    cut = values[part * len(values) // parts : (part + 1) * len(values) // parts]
+    return sum(cut) / len(cut)
+
+
+def plain(value: Any) -> str:
+    """Any value of an answer as a table cell."""
+    if isinstance(value, float):
+        return number(value)
+    return "-" if value is None else clean(value)

@@ -1,0 +1,80 @@
+"""`logs`, `metrics`: what a job printed and what it learned."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli.options import AsJson, JobId
+from service.cli.session import session
+
+if TYPE_CHECKING:
+    from service.client import Point
+
+
+def logs(
+    ctx: typer.Context,
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the last N lines.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a job's log.
+
+    With --json an object, {"text": ...}; with --follow too, one a line.
+    """
+    if follow and tail is not None:
+        raise typer.BadParameter(
+            "--follow prints the whole log; leave one of the two out", param_hint="--tail"
+        )
+    with session(ctx, as_json=as_json) as client:
+        chunks = client.follow_logs(job_id) if follow else [client.logs(job_id, tail=tail)]
+        for text in chunks:
+            typer.echo(json.dumps({"text": text}) if as_json else text, nl=as_json)
+
+
+def metrics(
+    ctx: typer.Context,
+    job_id: JobId,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a job's metrics: last, lowest, highest, the curve.
+
+    With --json every point.
+    """
+    from service.cli import output
+
+    with session(ctx, as_json=as_json) as client:
+        points = client.metrics(job_id, names or [])
+    if as_json:
+        output.print_json([point.to_json() for point in points])
+        return
+    screen = output.console()
+    if not points:
+        screen.print("no metrics" + (f" named {', '.join(names)}" if names else " yet"))
+        return
+    columns = ["METRIC", "LAST", "MIN", "MAX", "STEP", "POINTS", "CURVE"]
+    screen.print(output.table(columns, _rows(points)))
+
+
+def _rows(points: list[Point]) -> list[list[str]]:
+    from service.cli import output
+
+    def by_name(point: Point) -> tuple[int, str]:
+        return output.metric_order(point.name)
+
+    groups = groupby(sorted(points, key=by_name), by_name)
+    return [_row(sorted(group, key=lambda point: point.step)) for _, group in groups]
+
+
+def _row(points: list[Point]) -> list[str]:
+    from service.cli import output
+
+    last, values = points[-1], [point.value for point in points if point.value is not None]
+    extremes = [min(values, default=None), max(values, default=None)]
+    cells = [output.clean(last.name), *map(output.number, [last.value, *extremes])]
+    return [*cells, str(last.step), str(len(points)), output.sparkline(values)]

@@ -1,0 +1,96 @@
+"""From a command to the server and back: opens the client, turns errors into words and exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from service.cli.options import Connection, ExitCode
+
+if TYPE_CHECKING:
+    from service.client import Client, Job
+
+
+@contextmanager
+def session(ctx: typer.Context, *, as_json: bool = False) -> Iterator[Client]:
+    """A client of the server that the global options name, with errors reported as `reporting` does."""
+    with reporting(as_json=as_json):
+        from service.client import Client
+
+        connection: Connection = ctx.obj
+        with Client(connection.url, connection.api_key) as client:
+            yield client
+
+
+@contextmanager
+def reporting(*, as_json: bool = False) -> Iterator[None]:
+    """Reports every expected error on stderr, in words or as a problem document; exits with its code."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except Exception as error:
+        problem = problem_document(error)
+        if problem is None:
+            raise
+        report(problem, as_json=as_json)
+        raise typer.Exit(exit_code(error)) from None
+
+
+def report(problem: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(problem), err=True)
+        return
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {problem['detail']}", err=True)
+    for item in problem.get("errors", []):
+        typer.echo("  " + ": ".join(filter(None, [item.get("key"), item.get("message")])), err=True)
+    if problem.get("status") in {401, 403}:
+        typer.echo("  give the server's key in SYNCBN_API_KEY, or with --api-key", err=True)
+
+
+def problem_document(error: Exception) -> dict[str, Any] | None:
+    """The error in the form that the server gives its own (RFC 9457); None for a bug."""
+    from service.client import ClientError, RequestError
+    from service.packing import PackError
+    from training.spec import SpecError
+
+    if isinstance(error, RequestError):
+        return {**error.document, "detail": error.detail, "errors": [e.to_json() for e in error.errors]}
+    if isinstance(error, SpecError):
+        keys = [{"key": problem.key, "message": problem.message} for problem in error.problems]
+        return _document("Invalid spec", "the spec cannot be used") | {"errors": keys}
+    if isinstance(error, PackError):
+        return _document("Invalid code directory", str(error))
+    if isinstance(error, ClientError):
+        return _document(type(error).__name__, str(error))
+    return None
+
+
+def _document(title: str, detail: str) -> dict[str, Any]:
+    return {"type": "about:blank", "title": title, "detail": detail}
+
+
+def exit_code(error: Exception) -> ExitCode:
+    from service import client
+
+    if isinstance(error, client.NotFound):
+        return ExitCode.NO_SUCH_JOB
+    if isinstance(error, client.WaitTimeout):
+        return ExitCode.TIMED_OUT
+    if isinstance(error, client.ServerUnreachable | client.UnexpectedAnswer):
+        return ExitCode.UNREACHABLE
+    if isinstance(error, client.RequestError) and error.status >= 500:
+        return ExitCode.UNREACHABLE
+    return ExitCode.REFUSED
+
+
+def exit_with_state(job: Job) -> None:
+    """Ends the command with the exit code that tells how the job ended."""
+    codes = {"succeeded": ExitCode.OK, "cancelled": ExitCode.JOB_CANCELLED}
+    raise typer.Exit(codes.get(job.state, ExitCode.JOB_FAILED))

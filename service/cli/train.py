@@ -1,0 +1,30 @@
+"""`train`: one spec, here and now, without a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.options import Assignments, CodeDirectory, SpecFile
+from service.cli.session import reporting
+
+
+def train(
+    spec: SpecFile,
+    assignments: Assignments = None,
+    code: CodeDirectory = None,
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where checkpoints, metrics and the model go.")
+    ] = Path("output"),
+) -> None:
+    """Run a spec on this machine, without a service."""
+    from service.cli.submit import read_spec
+    from training.spec import parse_spec
+
+    with reporting():
+        parsed = parse_spec(read_spec(spec, assignments))
+        from training import run
+
+        raise typer.Exit(run.train_locally(parsed, code=code, output=output))

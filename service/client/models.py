@@ -1,0 +1,125 @@
+"""What the service answers, typed. Fields that a newer server adds are kept, not refused."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the server sent it: times in ISO 8601, unknown fields included."""
+        return self.model_dump(mode="json")
+
+
+class Progress(Answer):
+    """Where a job stands. Steps are the optimizer's, from 1; epochs count from 0."""
+
+    step: int
+    total_steps: int | None = None
+    epoch: int | None = None
+    eta_seconds: float | None = None
+
+
+class Failure(Answer):
+    """Why a job failed: the exception, the worker it came from, the end of the log."""
+
+    type: str | None = None
+    message: str = ""
+    rank: int | None = None
+    log_tail: str | None = None
+
+
+class Run(Answer):
+    """The job's run in MLflow; `url` is for a browser."""
+
+    experiment_id: str
+    run_id: str
+    url: str | None = None
+
+
+class Job(Answer):
+    """One job. `state` is text, not an enum, so that this client outlives a server with more states."""
+
+    id: str
+    name: str
+    state: str
+    reason: str | None = None
+    priority: int = 0
+    labels: dict[str, str] = {}
+    spec: dict[str, Any] = {}
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempt: int = 0
+    workers: int | None = None
+    progress: Progress | None = None
+    metrics: dict[str, float | None] = {}
+    error: Failure | None = None
+    mlflow: Run | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it has been running, or ran; None before it started."""
+        if self.started_at is None:
+            return None
+        return ((self.finished_at or datetime.now(UTC)) - self.started_at).total_seconds()
+
+
+class Point(Answer):
+    """One value of a metric. `timestamp` in milliseconds since the epoch."""
+
+    name: str
+    step: int
+    value: float | None
+    timestamp: int
+
+
+class KeyProblem(Answer):
+    """One thing wrong with a request: the key it stands at and what to do about it."""
+
+    key: str = ""
+    message: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class Validation(Answer):
+    """What would run, where and how big.
+
+    `spec` has every default filled in; `shares` is the number of samples of each worker.
+    """
+
+    valid: bool
+    spec: dict[str, Any] | None = None
+    resources: dict[str, float | None] | None = None
+    shares: list[int] = []
+    fits_now: bool | None = None
+    fits_ever: bool | None = None
+    reason: str | None = None
+    errors: list[KeyProblem] = []
+
+
+class JobPage(Answer):
+    items: list[Job]
+    next_cursor: str | None = None
+
+
+class Points(Answer):
+    items: list[Point]
+
+
+class Upload(Answer):
+    digest: str
+    size: int

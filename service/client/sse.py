@@ -1,0 +1,39 @@
+"""Server-sent events, read from the lines of a response (WHATWG HTML, section 9.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    name: str
+    id: str
+    data: str
+
+
+def events(chunks: Iterable[str]) -> Iterator[Event]:
+    """Yields each complete event; one that the connection broke off is not yielded."""
+    fields: dict[str, str] = {}
+    data: list[str] = []
+    for line in _lines(chunks):
+        if line:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "data":
+                data.append(value)
+            elif name:  # an empty name is a comment: the server's heartbeat
+                fields[name] = value
+            continue
+        if data:
+            yield Event(name=fields.get("event", "message"), id=fields.get("id", ""), data="\n".join(data))
+        fields, data = {}, []
+
+
+def _lines(chunks: Iterable[str]) -> Iterator[str]:
+    """Splits at newlines alone: str.splitlines would cut a log at a form feed or a Unicode separator too."""
+    rest = ""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split("\n")
+        yield from (line.removesuffix("\r") for line in lines)

@@ -1,0 +1,108 @@
+"""A user's code directory as one zip archive, the same bytes for the same files.
+
+PackError (a ValueError) says what stands in the way: no such directory, nothing in it, too much in it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+MAX_BYTES = 64 * 2**20
+"""Files of more than this together are taken for data, not code."""
+
+_SKIPPED_DIRECTORIES = frozenset({"__pycache__", "node_modules", "mlruns", "syncbn-data"})
+_SKIPPED_SUFFIXES = frozenset({".pyc", ".pyo"})
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
+
+
+class PackError(ValueError):
+    """The directory cannot be packed."""
+
+
+def pack(directory: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:
+    """Returns a zip of the directory's files, paths relative to it.
+
+    Left out: hidden files and directories (.git, .venv, .env, ...), __pycache__, node_modules, virtual
+    environments, *.egg-info, *.pyc, and what MLflow (mlruns) and `syncbn up` (syncbn-data) write.
+    Links are followed. Order, times and permissions are fixed, so that equal files give equal bytes and
+    an archive that the server has already is found by its digest. Raises PackError.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise PackError(f"{root} is not a directory; give the one that holds your modules")
+    try:
+        files = sorted((path.relative_to(root).as_posix(), path) for path in _files(root))
+        if not files:
+            raise PackError(f"{root} holds no file to upload (hidden and generated files are left out)")
+        _check_size(root, files, max_bytes)
+        return _zipped(files)
+    except OSError as error:
+        raise PackError(f"cannot read {error.filename or root}: {error.strerror or error}") from None
+    except UnicodeEncodeError as error:
+        raise PackError(f"{root} holds a file whose name is not text: {error.object!r}; rename it") from None
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for here, directories, names in os.walk(root, followlinks=True, onerror=_raise):
+        directories[:] = [name for name in directories if _wanted(Path(here, name))]
+        for name in names:
+            path = Path(here, name)
+            if not name.startswith(".") and path.suffix not in _SKIPPED_SUFFIXES and path.is_file():
+                yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would leave an unreadable directory out, and the job would miss a module
+
+
+def _wanted(directory: Path) -> bool:
+    name = directory.name
+    if name.startswith(".") or name in _SKIPPED_DIRECTORIES or name.endswith(".egg-info"):
+        return False
+    return not (directory / "pyvenv.cfg").exists() and not _leads_back(directory)
+
+
+def _leads_back(directory: Path) -> bool:
+    """Whether it is a link to a directory that it lies in, which would be walked without end."""
+    if not directory.is_symlink():
+        return False
+    return directory.resolve() in {ancestor.resolve() for ancestor in directory.absolute().parents}
+
+
+def _check_size(root: Path, files: list[tuple[str, Path]], max_bytes: int) -> None:
+    sizes = sorted(((path.stat().st_size, name) for name, path in files), reverse=True)
+    total = sum(size for size, _ in sizes)
+    if total > max_bytes:
+        biggest = ", ".join(f"{name} ({_mebibytes(size)})" for size, name in sizes[:3])
+        raise PackError(
+            f"{root} holds {_mebibytes(total)}, more than the {_mebibytes(max_bytes)} that code may have; "
+            f"the biggest: {biggest}. Keep data and results outside the code directory"
+        )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _zipped(files: list[tuple[str, Path]]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, path in files:
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.create_system = 3  # Unix, wherever it is packed: the digest must not depend on it
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, _content(path))
+    return buffer.getvalue()
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        error.filename = path  # a failing read, unlike a failing open, does not say which file
+        raise
