@@ -23,7 +23,10 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One launch of a job. The submission id is a function of job and number, so launching twice is harmless."""
+    """One launch of a job.
+
+    The submission id is a function of job and number, so launching twice is harmless.
+    """
 
     job_id: str
     number: int

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -318,11 +317,9 @@ def _model_of(field: FieldInfo | None) -> type[BaseModel] | None:
     pending: list[Any] = [field.annotation] if field else []
     while pending:
         annotation = pending.pop()
-        if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-            if issubclass(annotation, BaseModel):
-                return annotation
-        else:
-            pending.extend(typing.get_args(annotation))
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+        pending.extend(typing.get_args(annotation))
     return None
 
 

@@ -1,0 +1,6 @@
+"""Data sets that come with the project, as LightningDataModules."""
+
+from training.data.digits import Digits
+from training.data.fashion_mnist import FashionMNIST
+
+__all__ = ["Digits", "FashionMNIST"]

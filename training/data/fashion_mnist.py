@@ -1,0 +1,128 @@
+"""Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of 28×28, ten kinds of clothing."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import TensorDataset
+
+from training.data.splits import Splits
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+
+
+class FashionMNIST(Splits):
+    """Images (1, 28, 28) float32, centred and scaled to unit variance, and labels int64.
+
+    55,000 to train on, the last 5,000 of the training file to validate, 10,000 to test. `root`: a folder with
+    the IDX files, gzipped or not; without it Debian's package dataset-fashion-mnist is looked for, then
+    the cache, then the files are downloaded into the cache. `limit` keeps the first so many of each split.
+
+    Raises FileNotFoundError naming all three ways when none leads to the data; ValueError on a broken file.
+    """
+
+    MEAN, STD = 0.2860, 0.3530
+
+    def __init__(self, root: str | None = None, limit: int | None = None, url: str = URL) -> None:
+        super().__init__()
+        self.root, self.limit, self.url = root, limit, url
+
+    def prepare_data(self) -> None:
+        """Downloads what is missing, once per node."""
+        self._folder()
+
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 (Lightning's signature)
+        folder = self._folder()
+        images, labels = _split(folder, "train")
+        held_out = len(images) // 12
+        test_images, test_labels = _split(folder, "t10k")
+        self.train = self._dataset(images[:-held_out], labels[:-held_out])
+        self.val = self._dataset(images[-held_out:], labels[-held_out:])
+        self.test = self._dataset(test_images, test_labels)
+
+    def _dataset(self, images: np.ndarray, labels: np.ndarray) -> TensorDataset:
+        pixels = torch.tensor(images[: self.limit], dtype=torch.float32).unsqueeze(1) / 255
+        return TensorDataset(
+            (pixels - self.MEAN) / self.STD, torch.tensor(labels[: self.limit], dtype=torch.int64)
+        )
+
+    def _folder(self) -> Path:
+        if self.root is not None:
+            given = Path(self.root).expanduser()
+            if not _complete(given):
+                raise FileNotFoundError(_nowhere(f"data.init_args.root: {given} has not all of them"))
+            return given
+        for folder in (DEBIAN_FOLDER, cache_folder()):
+            if _complete(folder):
+                return folder
+        return _download(self.url, cache_folder())
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "syncbn" / "fashion-mnist"
+
+
+def _nowhere(why: str) -> str:
+    return (
+        f"Fashion-MNIST is not here ({why}). Three ways to it: give data.init_args.root, a folder with the "
+        f"files {', '.join(MD5)}; install Debian's package dataset-fashion-mnist; or let this machine reach "
+        f"{URL} once, so that they are downloaded into {cache_folder()}."
+    )
+
+
+def _candidates(folder: Path, name: str) -> Iterator[Path]:
+    yield folder / name
+    yield folder / name.removesuffix(".gz")
+
+
+def _complete(folder: Path) -> bool:
+    return all(any(path.is_file() for path in _candidates(folder, name)) for name in MD5)
+
+
+def _download(url: str, folder: Path) -> Path:
+    import pooch  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        for name, md5 in MD5.items():
+            pooch.retrieve(f"{url}/{name}", f"md5:{md5}", fname=name, path=folder, progressbar=True)
+    except (OSError, ValueError) as error:
+        # A refused connection and a file that is not what its checksum says end here alike.
+        raise FileNotFoundError(_nowhere(f"download from {url}: {error}")) from error
+    return folder
+
+
+def _split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    images = _read_idx(folder, f"{split}-images-idx3-ubyte.gz")
+    labels = _read_idx(folder, f"{split}-labels-idx1-ubyte.gz")
+    if len(images) != len(labels):
+        raise ValueError(f"{folder}: {len(images)} {split} images but {len(labels)} labels")
+    return images, labels
+
+
+def _read_idx(folder: Path, name: str) -> np.ndarray:
+    """The array of an IDX file: two zero bytes, type 8 (uint8), the number of dimensions, their sizes."""
+    path = next(path for path in _candidates(folder, name) if path.is_file())
+    raw = path.read_bytes()
+    try:
+        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        zero, kind, dimensions = struct.unpack(">HBB", content[:4])
+        if zero != 0 or kind != 8:
+            raise ValueError("not an IDX file of bytes")
+        sizes = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
+    except (struct.error, ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error

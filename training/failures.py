@@ -1,0 +1,79 @@
+"""What can end a run, one tree. Everything here is made of plain strings and numbers, so it can be pickled.
+
+    TrainingError
+    ├── BuildError        the spec names something that cannot be built: carries the key
+    ├── NonFiniteLoss     NaN or infinity: carries the step and the layer
+    └── RankFailed        an exception on one rank, as the driver sees it
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+
+class TrainingError(Exception):
+    """The training could not be done."""
+
+
+class BuildError(TrainingError):
+    """What the spec names cannot be built."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(key, message)
+        self.key, self.message = key, message
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}"
+
+
+class NonFiniteLoss(TrainingError):
+    """The loss is NaN or infinite."""
+
+
+class RankFailed(TrainingError):
+    """An exception of the training function on one rank.
+
+    `when`: seconds since the epoch; the earliest of several ranks is the cause, the others its echo.
+    `lost_peer`: the rank only noticed that another one was gone.
+    """
+
+    def __init__(
+        self, *, rank: int, type_name: str, message: str, trace: str, when: float, lost_peer: bool
+    ) -> None:
+        super().__init__(f"{type_name} on rank {rank}: {message}")
+        self.rank, self.type_name, self.message = rank, type_name, message
+        self.trace, self.when, self.lost_peer = trace, when, lost_peer
+
+    @classmethod
+    def of(cls, error: BaseException, *, rank: int, when: float) -> RankFailed:
+        return cls(
+            rank=rank,
+            type_name=type(error).__name__,
+            message=str(error),
+            trace="".join(traceback.format_exception(error)),
+            when=when,
+            lost_peer=_is_lost_peer(error),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rank_failed, (
+            {
+                "rank": self.rank,
+                "type_name": self.type_name,
+                "message": self.message,
+                "trace": self.trace,
+                "when": self.when,
+                "lost_peer": self.lost_peer,
+            },
+        )
+
+
+def _rank_failed(fields: dict[str, Any]) -> RankFailed:
+    return RankFailed(**fields)
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """gloo has no exception class for a peer that went away; its messages name its source files."""
+    text = str(error)
+    return "gloo/transport" in text or type(error).__name__ in {"DistBackendError", "DistNetworkError"}

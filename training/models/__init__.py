@@ -1,0 +1,7 @@
+"""Small networks with BatchNorm for images and vectors, written with torch alone."""
+
+from training.models.convnet import ConvNet
+from training.models.mlp import MLP
+from training.models.resnet import ResNet, resnet18
+
+__all__ = ["MLP", "ConvNet", "ResNet", "resnet18"]

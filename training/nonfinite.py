@@ -1,0 +1,100 @@
+"""Where a NaN or an infinity came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from training.failures import NonFiniteLoss
+
+
+def blame(module: LightningModule, batch: Any, batch_idx: int, *, step: int, loss: float) -> NonFiniteLoss:
+    """Runs the step once more and says where the first value that is not finite appeared.
+
+    Collective: every rank calls it, because the layers of the model may communicate; all ranks return the
+    same words.
+    """
+    found = _weights(module) or _batch(batch) or _forward(module, batch, batch_idx)
+    findings: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(findings, found)
+    where = next(
+        (f"{text} (rank {rank})" for rank, text in enumerate(findings) if text),
+        "in the loss function: its inputs are finite",
+    )
+    return NonFiniteLoss(
+        f"the loss is {loss} at step {step}; the first value that is not finite appeared {where}. "
+        "Lower the learning rate, check the data, or train in a higher precision."
+    )
+
+
+def _finite(value: object) -> bool:
+    return all(
+        bool(leaf.isfinite().all())
+        for leaf in tree_leaves(value)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    )
+
+
+def _weights(module: nn.Module) -> str | None:
+    for name, parameter in module.named_parameters():
+        if not _finite(parameter):
+            layer, _, kind = name.rpartition(".")
+            return f"in the {kind} of layer {_public(layer)}, after the optimizer's step before this one"
+    return None
+
+
+def _batch(batch: Any) -> str | None:
+    return None if _finite(batch) else "in the batch itself, before the first layer"
+
+
+def _forward(module: LightningModule, batch: Any, batch_idx: int) -> str | None:
+    precision = module.trainer.precision_plugin
+    with torch.no_grad(), _unlogged(module), precision.train_step_context(), _watched(module) as found:
+        module.training_step(batch, batch_idx)
+    return found[0] if found else None
+
+
+@contextmanager
+def _unlogged(module: LightningModule) -> Iterator[None]:
+    """The step is run for what its layers give; what it logs was logged the first time."""
+    logged = module.__dict__.get("log")
+    module.__dict__["log"] = lambda *_args, **_kwargs: None
+    try:
+        yield
+    finally:
+        module.__dict__.pop("log")
+        if logged is not None:
+            module.__dict__["log"] = logged
+
+
+@contextmanager
+def _watched(module: nn.Module) -> Iterator[list[str]]:
+    """Collects, in the order of execution, the layers whose output is not finite."""
+    found: list[str] = []
+
+    def watch(name: str, layer: nn.Module) -> Any:
+        def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            if not _finite(output):
+                found.append(f"in the output of layer {_public(name)} ({type(layer).__name__})")
+
+        return layer.register_forward_hook(hook)
+
+    leaves = [(name, layer) for name, layer in module.named_modules() if name and not list(layer.children())]
+    handles = [watch(name, layer) for name, layer in leaves]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _public(name: str) -> str:
+    """The layer's name in the user's model, without the wrapper around it."""
+    return name.removeprefix("model.") or "model"

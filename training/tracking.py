@@ -1,0 +1,167 @@
+"""Where the metrics of a run go. One writer: rank 0. The other ranks hold a `NullTracker`.
+
+    Tracker           the protocol
+    ├── NullTracker   takes everything, keeps nothing
+    ├── JsonLines     one JSON object a step, in a file
+    ├── MlflowTracker batches in the background (training.mlflow_tracking)
+    └── Fanout        several at once
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+History = dict[str, list[tuple[int, float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Steps are the optimizer's, from 1; epochs count from 0."""
+
+    step: int
+    total_steps: int | None
+    epoch: int
+    eta_seconds: float | None
+
+
+class Tracker(Protocol):
+    def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Takes metrics of a step; never blocks on a network. A (metric, step) it has is not taken again."""
+
+    def progress(self, progress: Progress) -> None:
+        """Replaces what is known of where the run stands."""
+
+    def history(self) -> History:
+        """Every metric of the whole run so far, those of earlier attempts included."""
+
+    def artifact(self, path: Path) -> None:
+        """Keeps a file under its name."""
+
+    def model(self, model: nn.Module, example: Any) -> None:
+        """Keeps the trained model; `example` is one input batch for its signature."""
+
+    def close(self) -> None:
+        """Blocks until everything is written, or says what could not be."""
+
+
+class NullTracker:
+    """Takes everything, keeps nothing."""
+
+    def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def history(self) -> History:
+        return {}
+
+    def artifact(self, path: Path) -> None: ...
+
+    def model(self, model: nn.Module, example: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines(NullTracker):
+    """`metrics.jsonl`: {"step", "epoch", and every metric of that step by name} a line, in order of steps.
+
+    A line is written when the next step begins, because an epoch's metrics belong to its last step. Opened
+    again on the same file (a resumed run), it goes on behind the last step there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.written = max((row["step"] for row in _rows(path)), default=0)
+        self._pending: dict[str, Any] = {}
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        if step <= self.written:
+            return
+        if step != self._pending.get("step", step):
+            self._write()
+        self._pending = {"step": step, "epoch": epoch} | self._pending | dict(metrics)
+
+    def _write(self) -> None:
+        if self._pending:
+            self._file.write(json.dumps(self._pending) + "\n")
+            self._file.flush()
+            self.written = self._pending["step"]
+            self._pending = {}
+
+    def history(self) -> History:
+        history: History = {}
+        for row in [*_rows(self.path), self._pending]:
+            for name, value in row.items():
+                if name not in {"step", "epoch"}:
+                    history.setdefault(name, []).append((row["step"], value))
+        return history
+
+    def close(self) -> None:
+        self._write()
+        self._file.close()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Fanout:
+    """Several trackers at once; the history is the first one's that has any."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = trackers
+
+    def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(step, epoch, metrics)
+
+    def progress(self, progress: Progress) -> None:
+        for tracker in self.trackers:
+            tracker.progress(progress)
+
+    def history(self) -> History:
+        histories: Iterable[History] = (tracker.history() for tracker in self.trackers)
+        return next((history for history in histories if history), {})
+
+    def artifact(self, path: Path) -> None:
+        for tracker in self.trackers:
+            tracker.artifact(path)
+
+    def model(self, model: nn.Module, example: Any) -> None:
+        for tracker in self.trackers:
+            tracker.model(model, example)
+
+    def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
+
+
+class Eta:
+    """Time left, from the pace of the last steps (an exponential mean, so that a slow start is forgotten)."""
+
+    def __init__(self, total_steps: int | None) -> None:
+        self.total_steps = total_steps
+        self._seconds_per_step: float | None = None
+        self._last: tuple[int, float] | None = None
+
+    def at(self, step: int, epoch: int, now: float | None = None) -> Progress:
+        now = time.monotonic() if now is None else now
+        if self._last is not None and step > self._last[0]:
+            pace = (now - self._last[1]) / (step - self._last[0])
+            before = pace if self._seconds_per_step is None else self._seconds_per_step
+            self._seconds_per_step = 0.95 * before + 0.05 * pace
+        self._last = (step, now)
+        eta = None
+        if self._seconds_per_step is not None and self.total_steps is not None:
+            eta = round((self.total_steps - step) * self._seconds_per_step, 1)
+        return Progress(step=step, total_steps=self.total_steps, epoch=epoch, eta_seconds=eta)
