@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, 
 from service.errors import Unavailable
 
 _LOCK_WAIT_S = 30
+_POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 30, "pool_timeout": 10}  # the API has 40 threads
 _MIGRATION_LOCK = 0x53594E43424E  # "SYNCBN": a number that other users of the database will not take
 
 
@@ -27,9 +28,7 @@ def make_engine(url: str) -> Engine:
     return create_engine(
         parsed,
         pool_pre_ping=True,  # a restarted server costs a reconnect, not an error
-        pool_size=10,
-        max_overflow=30,  # as many as the API has threads
-        pool_timeout=10,
+        **_POOL,
         connect_args={"connect_timeout": 5, "tcp_user_timeout": 15_000},
     )
 
@@ -62,7 +61,7 @@ def migrate(engine: Engine) -> None:
 
 
 def _sqlite_engine(url: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": _LOCK_WAIT_S})
+    engine = create_engine(url, connect_args={"timeout": _LOCK_WAIT_S}, **_POOL)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

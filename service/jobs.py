@@ -138,5 +138,10 @@ def new_id(created_at: datetime) -> str:
     return "j" + _base32(microseconds, 11) + _base32(secrets.randbits(45), 9)
 
 
+def is_id(text: str) -> bool:
+    """Whether `new_id` could have made it."""
+    return len(text) == 21 and text[0] == "j" and set(text[1:]) <= set(_ALPHABET)
+
+
 def _base32(number: int, digits: int) -> str:
     return "".join(_ALPHABET[number >> 5 * place & 31] for place in reversed(range(digits)))

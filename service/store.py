@@ -5,21 +5,18 @@ Every change of a job is one guarded statement, so any number of processes may w
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import ColumnElement, Row, Select, case, exc, exists, func, insert, literal, select, update
 
-from service import database
-from service.errors import Conflict, KeyReused, NotFound, Refused
-from service.jobs import ACTIVE, ENDED, TRANSITIONS, Job, State, new_job, utc_now
+from service import cursors, database
+from service.errors import Conflict, KeyReused, NotFound
+from service.jobs import ACTIVE, ENDED, TRANSITIONS, Job, State, is_id, new_job, utc_now
 from service.tables import UtcDateTime, code_archives, job_labels, jobs
-from training.spec import Problem, Spec
+from training.spec import Spec
 
 
 class Changes(TypedDict, total=False):
@@ -76,6 +73,8 @@ class Store:
 
     def get(self, job_id: str) -> Job:
         """Raises NotFound."""
+        if not is_id(job_id):
+            raise NotFound(f"no job {job_id!r}: ids look like j1k0w1qk530wdg8e15q54")
         with database.reading(self._engine) as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
         if row is None:
@@ -103,9 +102,9 @@ class Store:
         for key, value in (labels or {}).items():
             query = query.where(_has_label(key, value))
         if cursor is not None:
-            query = query.where(jobs.c.id < _decoded(cursor))
+            query = query.where(jobs.c.id < cursors.decode(cursor))
         found = self._jobs(query)
-        return found[:limit], _encoded(found[limit - 1].id) if len(found) > limit else None
+        return found[:limit], cursors.encode(found[limit - 1].id) if len(found) > limit else None
 
     def queue(self) -> list[Job]:
         """The jobs that wait, in the order in which they are to start."""
@@ -138,6 +137,7 @@ class Store:
             # Race closed: a cancel that came while a lost attempt was being put back.
             seen.append(jobs.c.cancel_requested_at.is_(None))
         values: dict[str, Any] = {"reason": "", **_times(to), **changes, "state": to}
+        values["reason"] = _storable(values["reason"])
         return self._update(seen, values)
 
     def note(self, job: Job, reason: str) -> None:
@@ -147,7 +147,7 @@ class Store:
         # Race closed: a reason to wait written over a job that was started or cancelled meanwhile.
         self._update(
             [jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.attempt == job.attempt],
-            {"reason": reason},
+            {"reason": _storable(reason)},
         )
 
     def request_cancel(self, job_id: str) -> Job:
@@ -155,6 +155,7 @@ class Store:
 
         Raises NotFound; Conflict if the job has succeeded or failed.
         """
+        self.get(job_id)
         now = literal(utc_now(), UtcDateTime)
         waits = jobs.c.state == State.QUEUED
         # Race closed: the job starts, or is put back, while it is being cancelled. One statement decides by
@@ -253,22 +254,12 @@ def _job(row: Row[Any]) -> Job:
     return Job(**{**values, "state": State(row.state), "labels": row.spec["labels"]})
 
 
+def _storable(text: str) -> str:
+    """A reason may quote what a program printed; PostgreSQL takes neither NUL nor half a surrogate pair."""
+    return text.encode(errors="replace").decode().replace("\0", "?")
+
+
 def _has_label(key: str, value: str) -> ColumnElement[bool]:
     return exists().where(
         job_labels.c.job_id == jobs.c.id, job_labels.c.key == key, job_labels.c.value == value
     )
-
-
-def _encoded(job_id: str) -> str:
-    return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
-
-
-def _decoded(cursor: str) -> str:
-    try:
-        job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-    except (binascii.Error, ValueError):
-        job_id = ""
-    if not re.fullmatch(r"j[0-9a-z]{20}", job_id):
-        problem = Problem(key="cursor", message="is not one that this service gave out; begin without it")
-        raise Refused("the cursor is not valid", [problem])
-    return job_id

@@ -1,0 +1,50 @@
+"""The HTTP application, put together from its routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from service.api import cluster, code, health, jobs, problems, streams
+from service.api.access import BrowserGuard, require_key
+from service.api.context import Context
+from service.launch import Cluster
+from service.results import Results
+from service.settings import Settings
+from service.store import Store
+from training.spec import Spec
+
+_REFERENCE = "#/components/schemas/{model}"
+
+
+def create_app(settings: Settings, store: Store, cluster_: Cluster, results: Results) -> FastAPI:
+    """The REST API over these collaborators. Asks none of them anything until a request comes."""
+    app = FastAPI(
+        title="syncbn",
+        summary="Trains networks with batch normalisation, the same on any number of devices.",
+        version="1",
+        redirect_slashes=False,
+    )
+    app.state.context = Context(settings=settings, store=store, cluster=cluster_, results=results)
+    app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
+    problems.install(app)
+    everywhere = problems.documented(401, 403, 422)
+    for router in (jobs.router, streams.router, code.router, cluster.router):
+        app.include_router(router, dependencies=[Depends(require_key)], responses=everywhere)
+    app.include_router(health.router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document with two schemas that it cannot see: specs are parsed, problems made, by us."""
+    if not app.openapi_schema:
+        schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        for model in (Spec, problems.ProblemDocument):
+            own = model.model_json_schema(ref_template=_REFERENCE)
+            schemas |= own.pop("$defs", {}) | {model.__name__: own}
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,124 @@
+"""Request bodies: bounded while they arrive, and the spec in one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated
+
+from fastapi import Depends, HTTPException, Request
+
+from service.api.context import Services
+from service.class_paths import class_path_problems
+from service.store import Store
+from training.spec import Problem, Spec, SpecError, load_yaml, parse_spec
+
+MAX_SPEC_BYTES = 2**20
+SPEC_TYPES = (
+    "application/json",
+    "application/yaml",
+    "application/x-yaml",
+    "text/yaml",
+    "text/x-yaml",
+    "text/plain",
+)
+CODE_TYPES = ("application/zip", "application/octet-stream")
+
+
+async def _spec_body(request: Request) -> bytes:
+    _check_type(request, SPEC_TYPES)
+    return await _read(request, MAX_SPEC_BYTES, "a spec")
+
+
+async def _code_body(request: Request, services: Services) -> bytes:
+    _check_type(request, CODE_TYPES)
+    return await _read(request, services.settings.max_code_bytes, "an archive")
+
+
+SpecBody = Annotated[bytes, Depends(_spec_body)]
+CodeBody = Annotated[bytes, Depends(_code_body)]
+
+
+def read_spec(body: bytes, store: Store) -> Spec:
+    """The spec in the body, checked as far as it can be without running it. Raises SpecError."""
+    try:
+        data = load_yaml(body.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise SpecError([Problem(key="", message=f"not UTF-8 text: {error}")]) from None
+    if _expanded(data, {}) > MAX_SPEC_BYTES:
+        raise SpecError(
+            [_at((), "is far larger than it looks, or holds itself: its YAML aliases multiply it")]
+        )
+    if unstorable := list(_unstorable(data, ())):
+        raise SpecError(unstorable)
+    spec = parse_spec(data)
+    if problems := list(_unresolved(spec, store)):
+        raise SpecError(problems)
+    return spec
+
+
+def _unresolved(spec: Spec, store: Store) -> Iterator[Problem]:
+    if spec.code and not store.has_code(spec.code):
+        yield Problem(key="code", message="no archive of this digest; upload it first (POST /v1/code)")
+        return
+    yield from class_path_problems(spec, store.get_code(spec.code) if spec.code else None)
+
+
+def _expanded(value: object, known: dict[int, float]) -> float:
+    """How many values this is once YAML's aliases are written out; infinite if one holds itself."""
+    if not isinstance(value, Mapping | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is known: whoever meets it again is inside it
+        items = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = 1 + sum(_expanded(item, known) for item in items)
+    return known[id(value)]
+
+
+def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
+    """YAML can say what JSON, and so the database, cannot."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (
+                _unstorable(key, path) if isinstance(key, str) else [_at(path, f"key {key!r} is no text")]
+            )
+            yield from _unstorable(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unstorable(item, (*path, str(index)))
+    elif message := _unstorable_scalar(value):
+        yield _at(path, message)
+
+
+def _unstorable_scalar(value: object) -> str | None:
+    if isinstance(value, str):
+        odd = "\0" in value or any("\ud800" <= character <= "\udfff" for character in value)
+        return "holds characters that are no text (NUL or half a surrogate pair)" if odd else None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{value} is not a number that JSON knows"
+    if isinstance(value, int):
+        return None if abs(value) < 2**63 else "is a number of more than 64 bits"
+    return None if value is None else f"should be a value that JSON knows; got {type(value).__name__}"
+
+
+def _at(path: tuple[str, ...], message: str) -> Problem:
+    return Problem(key=".".join(path), message=message)
+
+
+def _check_type(request: Request, allowed: Iterable[str]) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given and given not in allowed:
+        raise HTTPException(415, f"cannot read {given}; send one of {', '.join(allowed)}")
+
+
+async def _read(request: Request, limit: int, what: str) -> bytes:
+    too_large = HTTPException(413, f"{what} may have {limit} bytes at most")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)

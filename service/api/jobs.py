@@ -1,0 +1,150 @@
+"""Routes under /v1/jobs: submit, look, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import StringConstraints
+
+from service.api.bodies import SPEC_TYPES, SpecBody, read_spec
+from service.api.context import Context, Services
+from service.api.problems import documented
+from service.api.schemas import JobDocument, JobPage, PointDocument, PointPage, ValidationDocument
+from service.errors import Unavailable
+from service.jobs import ACTIVE, Job, State, utc_now
+from service.results import Summary
+from service.scheduler import outlook
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+_EXAMPLE = {
+    "model": {"class_path": "training.models.ConvNet", "init_args": {"num_classes": 10}},
+    "data": {"class_path": "training.data.Digits"},
+    "training": {"global_batch_size": 64, "max_epochs": 5},
+    "resources": {"workers": 2},
+}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The spec itself, as JSON or YAML",
+        "content": {
+            kind: {"schema": {"$ref": "#/components/schemas/Spec"}, "example": _EXAMPLE}
+            for kind in SPEC_TYPES[:2]
+        },
+    }
+}
+_TEXT = r"^[^\x00]*$"
+Label = Annotated[str, StringConstraints(pattern=r"^[^\x00:]+:[^\x00]*$")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="The same key and spec again give the same job"),
+]
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses=documented(413, 415, 422, 503),
+    openapi_extra=_BODY,
+    summary="Queue a job",
+)
+def create_job(
+    request: Request,
+    response: Response,
+    services: Services,
+    body: SpecBody,
+    idempotency_key: IdempotencyKey = None,
+) -> JobDocument:
+    """Once this has answered 201 the job is never lost.
+
+    With an Idempotency-Key seen before, the job it made then comes back, with `Idempotency-Replayed: true`.
+    """
+    spec = read_spec(body, services.store)
+    job, created = services.store.create_job(spec, idempotency_key=idempotency_key)
+    response.headers["Location"] = str(request.url_for("get_job", job_id=job.id).path)
+    if not created:
+        response.headers["Idempotency-Replayed"] = "true"
+    return _shown(job, services, {})
+
+
+@router.post(
+    "/validate",
+    responses=documented(413, 415, 422, 503),
+    openapi_extra=_BODY,
+    summary="Say what would run, where and how big",
+)
+def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
+    """A dry run: changes nothing. A spec that `POST /v1/jobs` would refuse gets the same answer here."""
+    spec = read_spec(body, services.store)
+    queue, active = services.store.queue(), services.store.active()
+    try:
+        expected = outlook(spec, queue, active, services.cluster.nodes(), now=utc_now())
+    except Unavailable as error:
+        return ValidationDocument.of(spec, None, str(error))
+    return ValidationDocument.of(spec, expected, expected.reason)
+
+
+@router.get("", responses=documented(422, 503), summary="List jobs, newest first")
+def list_jobs(
+    services: Services,
+    state: Annotated[list[State] | None, Query(description="Any of these")] = None,
+    name: Annotated[str | None, Query(pattern=_TEXT)] = None,
+    label: Annotated[list[Label] | None, Query(description="KEY:VALUE; all of these")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: str | None = None,
+) -> JobPage:
+    jobs, next_cursor = services.store.list_jobs(
+        states=state or (),
+        name=name,
+        labels=dict(map(_pair, label or ())),
+        cursor=cursor,
+        limit=limit,
+    )
+    summaries = _summaries([job for job in jobs if job.state in ACTIVE], services)
+    return JobPage(items=[_shown(job, services, summaries) for job in jobs], next_cursor=next_cursor)
+
+
+@router.get("/{job_id}", responses=documented(404, 503), summary="Show a job")
+def get_job(services: Services, job_id: str) -> JobDocument:
+    job = services.store.get(job_id)
+    return _shown(job, services, _summaries([job], services))
+
+
+@router.post("/{job_id}/cancel", status_code=202, responses=documented(404, 409, 503), summary="Cancel a job")
+def cancel_job(services: Services, job_id: str) -> JobDocument:
+    """A job that waits is cancelled at once; one that runs is stopped soon. Idempotent."""
+    return _shown(services.store.request_cancel(job_id), services, {})
+
+
+@router.get("/{job_id}/metrics", responses=documented(404, 503), summary="Every point of a job's metrics")
+def get_metrics(
+    services: Services,
+    job_id: str,
+    name: Annotated[list[str] | None, Query(description="These alone; system metrics only by name")] = None,
+) -> PointPage:
+    run = services.store.get(job_id).run
+    points = services.results.history(run, name) if run else []
+    return PointPage(items=[PointDocument.model_validate(point) for point in points])
+
+
+def _pair(label: str) -> tuple[str, str]:
+    key, _, value = label.partition(":")
+    return key, value
+
+
+def _summaries(jobs: Iterable[Job], services: Context) -> dict[str, Summary]:
+    """One call for all of them; nothing while MLflow is away, which is no reason to hide the jobs."""
+    runs = [run for job in jobs if (run := job.run)]
+    try:
+        return services.results.summaries(runs) if runs else {}
+    except Unavailable:
+        return {}
+
+
+def _shown(job: Job, services: Context, summaries: dict[str, Summary]) -> JobDocument:
+    run = job.run
+    if run is None:
+        return JobDocument.of(job, None, None)
+    return JobDocument.of(job, services.results.url(run), summaries.get(run.run_id))

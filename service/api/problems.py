@@ -1,0 +1,137 @@
+"""Every error as a problem document (RFC 9457), `application/problem+json`."""
+
+from __future__ import annotations
+
+import http
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from service.errors import Conflict, KeyReused, NotFound, Refused, ServiceError, Unavailable
+from training.spec import Problem, SpecError
+
+RETRY_AFTER_S = 5
+MEDIA_TYPE = "application/problem+json"
+_log = logging.getLogger(__name__)
+
+
+class KeyProblem(BaseModel):
+    """One thing wrong with the request and the key it stands at."""
+
+    key: str = Field(examples=["training.global_batch_size"])
+    message: str = Field(examples=["2 samples cannot be shared by 4 workers; give at least 4"])
+
+
+class ProblemDocument(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str = Field(default="about:blank", examples=["urn:syncbn:invalid-spec"])
+    title: str = Field(examples=["The spec is not valid"])
+    status: int = Field(examples=[422])
+    detail: str
+    instance: str = Field(description="Path of the request", examples=["/v1/jobs"])
+    errors: list[KeyProblem] = []
+
+
+class ProblemResponse(JSONResponse):
+    media_type = MEDIA_TYPE
+
+
+_KINDS: Mapping[type[ServiceError], tuple[int, str, str]] = {
+    Unavailable: (503, "unavailable", "A server that this one depends on does not answer"),
+    NotFound: (404, "not-found", "Not found"),
+    Conflict: (409, "conflict", "The job's state does not allow it"),
+    KeyReused: (422, "idempotency-key-reused", "The Idempotency-Key was used for another spec"),
+    Refused: (422, "refused", "The request is not valid"),
+}
+
+
+def problem(
+    path: str,
+    status: int,
+    title: str,
+    detail: str,
+    *,
+    kind: str | None = None,
+    errors: Iterable[Problem] = (),
+    headers: Mapping[str, str] | None = None,
+    **extensions: Any,
+) -> ProblemResponse:
+    """The answer to a request of `path` that went wrong."""
+    document = ProblemDocument(
+        type=f"urn:syncbn:{kind}" if kind else "about:blank",
+        title=title,
+        status=status,
+        detail=detail,
+        instance=path,
+        errors=[KeyProblem(key=error.key, message=error.message) for error in errors],
+    )
+    content = {**document.model_dump(), **extensions}
+    return ProblemResponse(content, status, headers=dict(headers or {}))
+
+
+def install(app: FastAPI) -> None:
+    """Makes `app` answer every error with a problem document."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(SpecError, _spec_error)
+    app.add_exception_handler(RequestValidationError, _request_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _own_error)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: these statuses come with a problem document."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    return {status: {"description": _phrase(status), "content": content} for status in statuses}
+
+
+def _service_error(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, ServiceError)
+    status, kind, title = next(
+        (found for base, found in _KINDS.items() if isinstance(error, base)), (500, "internal", _phrase(500))
+    )
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, Unavailable) else {}
+    problems = error.problems if isinstance(error, Refused) else []
+    return problem(request.url.path, status, title, str(error), kind=kind, errors=problems, headers=headers)
+
+
+def _spec_error(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, SpecError)
+    title = "The spec is not valid"
+    return problem(request.url.path, 422, title, str(error), kind="invalid-spec", errors=error.problems)
+
+
+def _request_error(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        Problem(key=".".join(map(str, item["loc"][1:])), message=item["msg"]) for item in error.errors()
+    ]
+    title, detail = "The request is not valid", "; ".join(map(str, problems))
+    return problem(request.url.path, 422, title, detail, kind="refused", errors=problems)
+
+
+def _http_error(request: Request, error: Exception) -> ProblemResponse:
+    assert isinstance(error, HTTPException)
+    detail = str(error.detail)
+    if error.status_code == 404 and detail == _phrase(404):
+        detail = f"there is nothing at {request.url.path}; /docs lists what there is"
+    if error.status_code == 405:
+        detail = f"{request.method} is not allowed here"
+    title = _phrase(error.status_code)
+    return problem(request.url.path, error.status_code, title, detail, headers=error.headers)
+
+
+def _own_error(request: Request, error: Exception) -> ProblemResponse:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    detail = "the service failed to answer; its log says why"
+    return problem(request.url.path, 500, _phrase(500), detail)
+
+
+def _phrase(status: int) -> str:
+    return http.HTTPStatus(status).phrase
