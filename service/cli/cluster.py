@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
 import typer
 
 from service.cli.options import AsJson
 from service.cli.session import session
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from service.client import Amount, Cluster, Waiting
+
 
 def queue(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Show the jobs that wait, in order, and what each waits for."""
-    with session(ctx, as_json=as_json) as client:
-        answer = client.queue()
-    _ = answer
-    if as_json:
-        from service.cli.output import print_json
+    from service.cli import output
 
-        print_json(answer)
+    with session(ctx, as_json=as_json) as client:
+        waiting = client.queue()
+    if as_json:
+        output.print_json([job.to_json() for job in waiting])
+    elif waiting:
+        columns = ["", "ID", "NAME", "PRIORITY", "NEEDS", "WAITING", "REASON"]
+        output.console().print(output.table(columns, map(_waiting, waiting), wrap="REASON"))
+    else:
+        output.console().print("no job waits")
+
+
+def _waiting(job: Waiting) -> list[RenderableType]:
+    from service.cli import output
+
+    since = output.duration((datetime.now(UTC) - job.created_at).total_seconds())
+    name, reason = output.clean(job.name), output.clean(job.reason or "")
+    return [str(job.position), job.id, name, str(job.priority), output.total(job.needs), since, reason]
 
 
 def cluster(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Show the machines and what is free on them."""
+    from service.cli import output
+
     with session(ctx, as_json=as_json) as client:
         answer = client.cluster()
     if as_json:
-        from service.cli.output import print_json
+        output.print_json(answer.to_json())
+    else:
+        output.console().print(output.table(["NODE", "ADDRESS", "CPUS", "GPUS"], _nodes(answer)))
+        if answer.running:
+            output.console().print(f"running: {' '.join(answer.running)}")
 
-        print_json(answer)
+
+def _nodes(answer: Cluster) -> list[list[RenderableType]]:
+    rows: list[list[RenderableType]] = [[node.id[:12], node.address, *_cells(node)] for node in answer.nodes]
+    return [*rows, ["total", "", *_cells(answer.total)], ["free", "", *_cells(answer.free)]]
+
+
+def _cells(amount: Amount) -> list[str]:
+    from service.cli.output import number
+
+    return [number(amount.cpus), number(amount.gpus)]

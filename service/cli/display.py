@@ -24,7 +24,7 @@ def follow(client: Client, job_id: str, console: Console) -> Job:
 
     Blocks. Ctrl-C ends the watching, not the job, says so, and is raised again (KeyboardInterrupt).
     """
-    watch = _watch_live if console.is_terminal else _watch_lines
+    watch = _watch_live if console.is_interactive else _watch_lines
     try:
         job = watch(client.follow(job_id), console)
     except KeyboardInterrupt:

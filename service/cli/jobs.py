@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def list_jobs(
     ctx: typer.Context,
-    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    states: Annotated[
+        list[str] | None, typer.Option("--state", metavar="STATE", help="Only jobs in this state.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
     labels: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label.")
@@ -31,7 +33,9 @@ def list_jobs(
     wanted = dict(map(_label, labels or []))
     with session(ctx, as_json=as_json) as client:
         # One more than is shown tells whether there are more.
-        found = client.jobs(state=state, name=name, labels=wanted, limit=None if everything else limit + 1)
+        found = client.jobs(
+            states=states or [], name=name, labels=wanted, limit=None if everything else limit + 1
+        )
         jobs = list(found)
     shown = jobs if everything else jobs[:limit]
     if as_json:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from service.client import Total
 
 _STYLES = {
     "succeeded": "green",
@@ -117,8 +120,7 @@ def _mean(values: Sequence[float], part: int, parts: int) -> float:
     return sum(cut) / len(cut)
 
 
-def plain(value: Any) -> str:
-    """Any value of an answer as a table cell."""
-    if isinstance(value, float):
-        return number(value)
-    return "-" if value is None else clean(value)
+def total(amount: Total) -> str:
+    """2 workers, 4 CPUs, 1 GPU."""
+    counts = [(amount.workers, "worker"), (amount.cpus, "CPU"), (amount.gpus, "GPU")]
+    return ", ".join(f"{number(count)} {unit}{'' if count == 1 else 's'}" for count, unit in counts if count)

@@ -24,15 +24,18 @@ def logs(
 ) -> None:
     """Print a job's log.
 
-    With --json an object, {"text": ...}; with --follow too, one a line.
+    With --json an object, {"text": ...}; with --follow one for each line, {"line": ...}.
     """
     if follow and tail is not None:
         raise typer.BadParameter(
             "--follow prints the whole log; leave one of the two out", param_hint="--tail"
         )
     with session(ctx, as_json=as_json) as client:
-        chunks = client.follow_logs(job_id) if follow else [client.logs(job_id, tail=tail)]
-        for text in chunks:
+        if follow:
+            for line in client.follow_logs(job_id):
+                typer.echo(json.dumps({"line": line}) if as_json else line)
+        else:
+            text = client.logs(job_id, tail=tail)
             typer.echo(json.dumps({"text": text}) if as_json else text, nl=as_json)
 
 

@@ -47,8 +47,11 @@ def report(problem: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(problem), err=True)
         return
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {problem['detail']}", err=True)
-    for item in problem.get("errors", []):
+    errors = problem.get("errors", [])
+    repeated = errors and all(item.get("message", "") in problem["detail"] for item in errors)
+    headline = problem["title"] if repeated else problem["detail"]
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {headline}", err=True)
+    for item in errors:
         typer.echo("  " + ": ".join(filter(None, [item.get("key"), item.get("message")])), err=True)
     if problem.get("status") in {401, 403}:
         typer.echo("  give the server's key in SYNCBN_API_KEY, or with --api-key", err=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.options import AsJson, Assignments, CodeDirectory, ExitCode, SpecFile
-from service.cli.session import exit_with_state, report, session
+from service.cli.options import AsJson, Assignments, CodeDirectory, SpecFile
+from service.cli.session import exit_with_state, session
 
 if TYPE_CHECKING:
     from service.client import Client, Job, Validation
@@ -36,7 +37,7 @@ def submit(
 ) -> None:
     """Queue a job."""
     with session(ctx, as_json=as_json) as client:
-        job = _submit(client, _spec(client, spec, assignments, code), key or str(uuid.uuid4()))
+        job = _submit(client, _spec(client, spec, assignments, code), key, as_json)
         if follow:
             job = _follow(client, job, as_json)
         if as_json:
@@ -49,14 +50,15 @@ def submit(
         exit_with_state(job)
 
 
-def _submit(client: Client, spec: Mapping[str, Any], key: str) -> Job:
+def _submit(client: Client, spec: Mapping[str, Any], key: str | None, as_json: bool) -> Job:
     from service.client import ServerUnreachable
 
+    key = key or str(uuid.uuid4())
     try:
         return client.submit(spec, idempotency_key=key)
-    except ServerUnreachable:
-        hint = f"if the job may have arrived, submit again with --key {key}: it cannot run twice"
-        typer.echo(hint, err=True)
+    except ServerUnreachable as error:
+        if error.may_have_arrived and not as_json:
+            typer.echo(f"the job may be queued; with --key {key} it can be submitted again safely", err=True)
         raise
 
 
@@ -92,22 +94,17 @@ def validate(
             from service.cli.output import print_json
 
             print_json(answer.to_json())
-        elif answer.valid:
+        else:
             _print_valid(answer)
-        if not answer.valid:
-            errors = [error.to_json() for error in answer.errors]
-            report({"detail": answer.reason or "the spec cannot be used", "errors": errors}, as_json=as_json)
-            raise typer.Exit(ExitCode.REFUSED)
 
 
 def _print_valid(answer: Validation) -> None:
     from service.cli import output
 
-    resources = {name: output.number(value) for name, value in (answer.resources or {}).items()}
     rows = [
-        ("name", output.clean((answer.spec or {}).get("name", ""))),
-        ("resources", ", ".join(f"{value} {name}" for name, value in resources.items())),
-        ("samples of each worker", " + ".join(map(str, answer.shares))),
+        ("name", output.clean(answer.spec.get("name", ""))),
+        ("takes", output.total(answer.resources)),
+        ("samples of each worker", _shares(answer.shares or [])),
         ("starts", _when(answer)),
         ("reason", output.clean(answer.reason or "")),
     ]
@@ -116,10 +113,17 @@ def _print_valid(answer: Validation) -> None:
     screen.print(output.fields(rows))
 
 
+def _shares(shares: list[int]) -> str:
+    """86, 85, 85; where there are many: 86 (64 workers), 85 (64 workers)."""
+    if len(shares) <= 8:
+        return ", ".join(map(str, shares))
+    return ", ".join(f"{size} ({count} workers)" for size, count in Counter(shares).items())
+
+
 def _when(answer: Validation) -> str:
-    if answer.fits_now:
-        return "now"
-    return "never on this cluster as it is" if answer.fits_ever is False else "when there is room"
+    if answer.fits_ever is False:
+        return "never on this cluster as it is"
+    return {True: "now", False: "when there is room", None: "unknown"}[answer.fits_now]
 
 
 def schema(
@@ -164,7 +168,7 @@ def _check_json(data: Mapping[str, Any]) -> None:
     from training.spec import Problem, SpecError
 
     try:
-        json.dumps(data, allow_nan=False)
+        json.dumps(data, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise SpecError([Problem(key="", message=f"a value that JSON has not: {error}")]) from None
 

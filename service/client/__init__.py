@@ -9,21 +9,40 @@ from service.client.errors import (
     WaitTimeout,
 )
 from service.client.http import DEFAULT_URL, Client
-from service.client.models import Failure, Job, Point, Progress, Run, Validation
+from service.client.models import (
+    Amount,
+    Cluster,
+    Failure,
+    Job,
+    KeyProblem,
+    Node,
+    Point,
+    Progress,
+    Run,
+    Total,
+    Validation,
+    Waiting,
+)
 
 __all__ = [
     "DEFAULT_URL",
+    "Amount",
     "Client",
     "ClientError",
+    "Cluster",
     "Failure",
     "Job",
+    "KeyProblem",
+    "Node",
     "NotFound",
     "Point",
     "Progress",
     "RequestError",
     "Run",
     "ServerUnreachable",
+    "Total",
     "UnexpectedAnswer",
     "Validation",
     "WaitTimeout",
+    "Waiting",
 ]

@@ -21,14 +21,18 @@ class ClientError(Exception):
 
 
 class ServerUnreachable(ClientError):
-    """No server answers at the address."""
+    """No server answers at the address.
 
-    def __init__(self, url: str, cause: object) -> None:
+    `may_have_arrived`: the request was sent and only its answer is missing.
+    """
+
+    def __init__(self, url: str, cause: object, *, may_have_arrived: bool = False) -> None:
         super().__init__(
             f"no syncbn server answers at {url} ({cause}). "
             "Is it the right address (SYNCBN_URL, or --url)? `syncbn up` starts a server on this machine"
         )
         self.url = url
+        self.may_have_arrived = may_have_arrived
 
 
 class UnexpectedAnswer(ClientError):
@@ -55,7 +59,8 @@ class RequestError(ClientError):
         self.title = str(document.get("title") or f"HTTP {status}")
         self.detail = str(document.get("detail") or self.title)
         self.errors = _key_problems(document.get("errors"))
-        super().__init__("; ".join([self.detail, *map(str, self.errors)]))
+        said = all(error.message in self.detail for error in self.errors)
+        super().__init__(self.detail if said else "; ".join([self.detail, *map(str, self.errors)]))
 
 
 class NotFound(RequestError):

@@ -23,7 +23,19 @@ from service.client.errors import (
     UnexpectedAnswer,
     WaitTimeout,
 )
-from service.client.models import Answer, Job, JobPage, Point, Points, Upload, Validation
+from service.client.models import (
+    Answer,
+    Cluster,
+    Job,
+    JobPage,
+    Point,
+    Points,
+    Queue,
+    Upload,
+    Validation,
+    Waiting,
+)
+from service.client.patience import Patience
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _AWAY = frozenset({502, 503, 504})  # a proxy without its server, a server without its database
@@ -91,14 +103,15 @@ class Client:
     def jobs(
         self,
         *,
-        state: str | None = None,
+        states: Iterable[str] = (),
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Jobs, newest first, up to `limit`; pages are fetched as the iteration reaches them."""
-        query: list[tuple[str, Any]] = [("label", f"{key}:{value}") for key, value in (labels or {}).items()]
-        query += [(key, value) for key, value in (("state", state), ("name", name)) if value]
+        query: list[tuple[str, Any]] = [("state", state) for state in states]
+        query += [("label", f"{key}:{value}") for key, value in (labels or {}).items()]
+        query += [("name", name)] if name else []
         cursor, left = None, limit
         while left is None or left > 0:
             size = _PAGE if left is None else min(left, _PAGE)
@@ -146,11 +159,11 @@ class Client:
         return self._send("GET", f"{_path(job_id)}/logs", params=params).text
 
     def follow_logs(self, job_id: str) -> Iterator[str]:
-        """Yields what the job prints as it comes, from the beginning, until the job has ended.
+        """Yields each line that the job prints, from the first, as it comes, until the job has ended.
 
-        A dropped connection is taken up where it broke: nothing is missing and nothing comes twice.
+        A dropped connection is taken up where it broke: no line is missing and none comes twice.
         """
-        last_id, patience = "", _Patience(self.patience)
+        last_id, patience = "", Patience(self.patience)
         while True:
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last_id} if last_id else {})
             broken: ClientError = ServerUnreachable(self.url, "the stream of the log ended early")
@@ -190,13 +203,13 @@ class Client:
         headers = {"Content-Type": "application/zip"}
         return self._ask(Upload, "POST", "/v1/code", headers=headers, content=archive).digest
 
-    def queue(self) -> dict[str, Any]:
-        """The jobs that wait and what each one waits for, as the server sent it."""
-        return self._ask(Answer, "GET", "/v1/queue").to_json()
+    def queue(self) -> list[Waiting]:
+        """The jobs that wait, in the order in which they start."""
+        return self._ask(Queue, "GET", "/v1/queue").items
 
-    def cluster(self) -> dict[str, Any]:
-        """The machines and what is free on them, as the server sent it."""
-        return self._ask(Answer, "GET", "/v1/cluster").to_json()
+    def cluster(self) -> Cluster:
+        """The machines and what is free on them."""
+        return self._ask(Cluster, "GET", "/v1/cluster")
 
     def ready(self) -> bool:
         """Whether the server and all that it depends on can take jobs now. Raises ServerUnreachable."""
@@ -216,12 +229,14 @@ class Client:
     def _send(
         self, method: str, path: str, *, patience: float = _RETRY_SECONDS, **request: Any
     ) -> httpx.Response:
-        trying = _Patience(patience)
+        trying, may_have_arrived = Patience(patience), False
         while True:
             try:
                 return self._check(self._http.request(method, path, **request))
             except (httpx.TransportError, httpx.DecodingError) as error:
-                trying.rest(ServerUnreachable(self.url, str(error) or type(error).__name__))
+                may_have_arrived |= not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                cause = str(error) or type(error).__name__
+                trying.rest(ServerUnreachable(self.url, cause, may_have_arrived=may_have_arrived))
             except RequestError as error:
                 if error.status not in _AWAY:
                     raise
@@ -237,28 +252,12 @@ class Client:
         raise kind(response.status_code, document or {"title": response.reason_phrase})
 
 
-class _Patience:
-    """How long to go on trying: `rest` sleeps a little longer each time and raises when time is up."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.renew()
-
-    def renew(self) -> None:
-        self._deadline = time.monotonic() + self._seconds
-        self._pause = 0.1
-
-    def rest(self, error: ClientError) -> None:
-        if time.monotonic() + self._pause > self._deadline:
-            raise error
-        time.sleep(self._pause)
-        self._pause = min(2.0, 2 * self._pause)
-
-
 def _encoded(spec: Mapping[str, Any] | str) -> tuple[bytes, dict[str, str]]:
     if isinstance(spec, str):
         return spec.encode(), {"Content-Type": "application/yaml"}
-    return json.dumps(dict(spec), allow_nan=False).encode(), {"Content-Type": "application/json"}
+    # Not ASCII alone: the server reads JSON as YAML, which does not join two escaped surrogates.
+    text = json.dumps(dict(spec), allow_nan=False, ensure_ascii=False)
+    return text.encode(), {"Content-Type": "application/json"}
 
 
 def _path(job_id: str) -> str:

@@ -95,20 +95,61 @@ class KeyProblem(Answer):
         return f"{self.key}: {self.message}" if self.key else self.message
 
 
-class Validation(Answer):
-    """What would run, where and how big.
+class Total(Answer):
+    """Workers, and what all of them together take."""
 
-    `spec` has every default filled in; `shares` is the number of samples of each worker.
+    workers: int
+    cpus: float | None = None
+    gpus: float | None = None
+
+
+class Validation(Answer):
+    """What would become of a spec if it were submitted now.
+
+    `spec` has every default filled in; `shares` are the samples of each worker in a global batch. What
+    depends on the cluster is None while the cluster does not answer.
     """
 
     valid: bool
-    spec: dict[str, Any] | None = None
-    resources: dict[str, float | None] | None = None
-    shares: list[int] = []
+    spec: dict[str, Any]
+    resources: Total
+    shares: list[int] | None = None
     fits_now: bool | None = None
     fits_ever: bool | None = None
     reason: str | None = None
-    errors: list[KeyProblem] = []
+
+
+class Waiting(Answer):
+    """A job in the queue; `position` counts from 1."""
+
+    position: int
+    id: str
+    name: str
+    priority: int = 0
+    reason: str | None = None
+    needs: Total
+    created_at: datetime
+
+
+class Amount(Answer):
+    cpus: float
+    gpus: float
+
+
+class Node(Amount):
+    """A machine and everything it has, busy or not."""
+
+    id: str
+    address: str
+
+
+class Cluster(Answer):
+    """The machines, what is free on them, and the jobs that hold the rest."""
+
+    nodes: list[Node]
+    total: Amount
+    free: Amount
+    running: list[str] = []
 
 
 class JobPage(Answer):
@@ -118,6 +159,10 @@ class JobPage(Answer):
 
 class Points(Answer):
     items: list[Point]
+
+
+class Queue(Answer):
+    items: list[Waiting]
 
 
 class Upload(Answer):

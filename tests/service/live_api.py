@@ -1,0 +1,206 @@
+"""A real server for tests: the app under uvicorn, on a free port of this machine, with faults on demand."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import uvicorn
+from pydantic import SecretStr
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.app import create_app
+from service.fakes import FakeCluster, FakeResults
+from service.jobs import State
+from service.launch import Phase, Status, submission_id
+from service.results import Progress, Run
+from service.settings import Settings
+from service.store import Store
+
+
+@dataclass
+class Faults:
+    """What shall go wrong next, in order of the requests.
+
+    `lose_answers`: so many requests are carried out and their connections dropped before the answer.
+    `refuse_with`: these statuses are answered without asking the app, as a proxy does.
+    `cut_after`: so many chunks of the body are sent before the connection drops, once.
+    """
+
+    lose_answers: int = 0
+    refuse_with: list[int] = field(default_factory=list)
+    cut_after: int | None = None
+
+
+class FaultyApp:
+    """The app, seen through a bad network."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.faults = Faults()
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        self.requests.append((scope["method"], scope["path"], headers))
+        if self.faults.refuse_with:
+            await _answer(send, self.faults.refuse_with.pop(0))
+        elif self.faults.lose_answers:
+            self.faults.lose_answers -= 1
+            await self._app(scope, receive, _into_nothing)
+            await _drop(send)
+        else:
+            await self._app(scope, receive, self._cutting(send))
+
+    def _cutting(self, send: Send) -> Send:
+        left, self.faults.cut_after = self.faults.cut_after, None
+
+        async def cut(message: Message) -> None:
+            nonlocal left
+            if left is not None and message["type"] == "http.response.body":
+                if left == 0:
+                    raise ConnectionAbortedError("cut on demand")
+                left -= 1
+            await send(message)
+
+        return cut
+
+
+async def _into_nothing(message: Message) -> None:
+    pass
+
+
+async def _answer(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _drop(send: Send) -> None:
+    """Promises a body and never sends it: uvicorn closes the connection."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+    raise ConnectionAbortedError("dropped on demand")
+
+
+class LiveServer:
+    """Serves `app` in a thread while the `with` statement lasts; may be stopped and started on its port."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        config = uvicorn.Config(
+            self._app, host="127.0.0.1", port=self.port, log_config=None, timeout_graceful_shutdown=1
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, name="live API")
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.01)
+        assert self._server.started, "the server did not start"
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
+SPEC: dict[str, Any] = {
+    "name": "digits",
+    "model": {"class_path": "training.models.MLP"},
+    "data": {"class_path": "training.data.Digits"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """The whole service but for its dispatcher: the test plays that part."""
+
+    store: Store
+    cluster: FakeCluster
+    results: FakeResults
+    app: FaultyApp
+    server: LiveServer
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def faults(self) -> Faults:
+        return self.app.faults
+
+    def start_job(self, job_id: str, *, workers: int = 2) -> Run:
+        """Takes a waiting job to running, with a run and nothing in it."""
+        assert self.store.move(self.store.get(job_id), State.STARTING, attempt=1, workers=workers)
+        run = self.results.ensure_run(job_id=job_id, name="", experiment="default")
+        self.store.set_run(job_id, run.experiment_id, run.run_id)
+        assert self.store.move(self.store.get(job_id), State.RUNNING)
+        self.cluster.statuses[submission_id(job_id, 1)] = Status(phase=Phase.RUNNING)
+        return run
+
+    def print(self, job_id: str, text: str) -> None:
+        self.cluster.print(submission_id(job_id, 1), text)
+
+    def train(self, run: Run, steps: int, *, total: int = 4) -> None:
+        """Logs a curve that everybody can check: in each step loss 1/step, accuracy step/total."""
+        for step in range(1, steps + 1):
+            self.results.log(run, "train_loss", step, 1 / step)
+            self.results.log(run, "val_accuracy", step, step / total)
+        self.results.progress[run.run_id] = Progress(
+            step=steps, total_steps=total, epoch=steps // 2, eta_seconds=float(total - steps)
+        )
+
+    def wait_until_seen(self, job_id: str) -> None:
+        """Returns once somebody who began to look after this call has seen the job as it stands."""
+        deadline = time.monotonic() + 30
+        # The first of two may have read the row before this call and be answered after it.
+        seen = self._looks(job_id)
+        while self._looks(job_id) < seen + 2:
+            assert time.monotonic() < deadline, f"nobody looked at job {job_id}"
+            time.sleep(0.02)
+
+    def _looks(self, job_id: str) -> int:
+        return sum(path == f"/v1/jobs/{job_id}" for _, path, _ in self.app.requests)
+
+    def end_job(self, job_id: str, state: State, error: dict[str, Any] | None = None) -> None:
+        job = self.store.get(job_id)
+        self.cluster.set_phase(submission_id(job_id, 1), Phase.SUCCEEDED)
+        assert self.store.move(job, state, error=error)
+
+
+@contextmanager
+def live_service(directory: Path, *, api_key: str | None = None) -> Iterator[Service]:
+    """The app over a SQLite queue in `directory` and fakes for what lies beyond."""
+    store = Store(f"sqlite:///{directory / 'queue.db'}")
+    store.migrate()
+    cluster, results = FakeCluster(), FakeResults()
+    key = SecretStr(api_key) if api_key else None
+    app = FaultyApp(create_app(Settings(api_key=key), store, cluster, results))
+    with LiveServer(app) as server:
+        yield Service(store=store, cluster=cluster, results=results, app=app, server=server)
+    store.close()
