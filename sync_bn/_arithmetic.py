@@ -1,10 +1,10 @@
 """The arithmetic of batch normalisation over a batch cut into parts: pure tensor functions, no collective.
 
-Shapes: x and its gradients are (N, C, ...); everything else is per channel, (C,), unless said otherwise.
-`dims` are all dimensions but the channel's, and n is the number of values per channel, N times the rest.
+Shapes: x, y and their gradients are (N, C, ...); everything else is per channel, (C,), unless said otherwise.
+n is the number of values per channel, N times the dimensions after C.
 
-Per-channel numbers are float64 throughout. They are few, so the cost is nothing, and squared sums about
-zero, which is what can be added up over ranks, lose (mean/std)² of the precision they are computed in.
+Per-channel numbers are float64 throughout. They are few, so it costs nothing, and squared sums about zero,
+which are what adds up over ranks, lose (mean/std)² of the precision that they are computed in.
 
 Source: Ioffe & Szegedy, "Batch Normalization", 2015, Algorithm 1 and the gradients of section 3.
 """
@@ -13,13 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-
-class Centred(NamedTuple):
-    """An input about its own rank's rounded mean."""
-
-    values: Tensor  # (N, C, ...), float32 or float64: x - shift
-    shift: Tensor  # (C,), of the same dtype
+_BLOCK_ELEMENTS = 2**18
 
 
 class Moments(NamedTuple):
@@ -30,35 +26,34 @@ class Moments(NamedTuple):
     n: Tensor
 
 
-def centre(x: Tensor) -> Centred:
-    """x minus a shift per channel that is close to this rank's mean, exact to the rounding of the difference.
+def local_sums(x: Tensor) -> Tensor:
+    """[Σx, Σx², n]: 2C+1 float64 numbers that add up over blocks and ranks; zeros for an empty x.
 
-    Half precision is widened to float32, float64 stays. Whatever is computed from the centred values is free
-    of the cancellation that a large mean brings. An empty x has the shift 0. The memory format of x is kept.
-    """
-    x = _widened(x)
-    # A mean of nothing is NaN, and would spoil every rank's sums.
-    shift = x.mean(_all_but_channel(x)) if x.numel() else x.new_zeros(x.shape[1])
-    return Centred(x - _per_channel(shift, x), shift)
-
-
-def local_sums(centred: Centred) -> Tensor:
-    """[Σx, Σx², n]: 2C+1 float64 numbers that add up over ranks.
-
-    With d = x - shift, s = Σd and q = Σd²::
+    In each block, with its rounded mean as shift, d = x - shift, s = Σd and q = Σd²::
 
         mean = shift + s/n        Σx  = n·mean
         M₂   = q - s²/n           Σx² = M₂ + n·mean²
 
-    The two sums over d cancel nothing, whatever the mean; the rest is float64. `sum` is used, and no fused
-    reduction, because it adds pairwise: a running float32 sum loses 1e-4 of the variance over 1e5 values.
+    The two sums over d cancel nothing, whatever the mean; the rest is float64. They are `sum` and no fused
+    reduction, because `sum` adds pairwise: a running float32 sum of 1e5 squares is wrong by 1e-4.
     """
-    d, shift = centred
-    dims = _all_but_channel(d)
-    n = d.numel() // d.shape[1]
-    s, q = d.sum(dims).double(), (d * d).sum(dims).double()
-    mean = shift.double() + s / max(n, 1)
-    m2 = q - s * s / max(n, 1)
+    sums = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
+    blocks = _blocks(x)
+    # One piece of memory for all blocks, which stays in the cache.
+    scratch = torch.empty_like(blocks[0][0], dtype=_computed_in(x)) if blocks else x
+    for (block,) in blocks:
+        sums += _sums_written_over(scratch[: len(block)].copy_(block))
+    return sums
+
+
+def _sums_written_over(x: Tensor) -> Tensor:
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    n = x.numel() // x.shape[1]
+    shift = x.mean(dims)
+    d = x.sub_(_per_channel(shift, x))
+    s, q = d.sum(dims).double(), d.square_().sum(dims).double()
+    mean = shift.double() + s / n
+    m2 = q - s * s / n
     return torch.cat([n * mean, m2 + n * mean * mean, mean.new_full((1,), n)])
 
 
@@ -75,70 +70,86 @@ def global_moments(sums: Tensor) -> Moments:
     return Moments(mean, (total_of_squares / divisor - mean * mean).clamp(min=0), n)
 
 
-def normalise(
-    centred: Centred, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    """y = (x - mean)·invstd·weight + bias, written over the centred values.
-
-    It starts from x - shift, so that y keeps its precision where the mean is large.
-    """
-    d, shift = centred
+def normalise(x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """y = (x - mean)·invstd·weight + bias, of x's dtype and memory format."""
     scale = invstd if weight is None else invstd * weight
-    offset = (shift - mean) * scale if bias is None else (shift - mean) * scale + bias
-    return d.mul_(_per_channel(scale, d)).add_(_per_channel(offset, d))
+    offset = -mean * scale if bias is None else bias - mean * scale
+    return _scaled(x, scale, offset)
 
 
-def local_gradient_sums(dy: Tensor, x: Tensor, shift: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
-    """[Σdy, Σdy·x̂]: 2C float64 numbers that add up over ranks, with x̂ = (x - mean)·invstd.
+def local_gradient_sums(dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+    """[Σdy, Σdy·x̂]: 2C float64 numbers that add up over blocks and ranks; zeros for an empty x.
 
-    They are this rank's gradients of bias and weight. With d = x - shift,
-    Σdy·x̂ = (Σdy·d - (mean - shift)·Σdy)·invstd.
+    They are this rank's gradients of bias and weight. x̂ = (x - mean)·invstd, and with a shift that is the
+    rounded mean, and d = x - shift: Σdy·x̂ = (Σdy·d - (mean - shift)·Σdy)·invstd.
     """
-    if x.numel() == 0:
-        return mean.new_zeros(2 * x.shape[1])
-    dy, x = _widened(dy), _widened(x)
-    # The gradient of batch_norm in evaluation, asked for weight and bias alone and with a variance of 1, is
-    # one fused pass for Σdy·(x - shift) and Σdy: less than half the time of the same written as sums.
-    _, dy_d, dy_sum = torch.ops.aten.native_batch_norm_backward(
-        dy, x, None, shift, torch.ones_like(shift), None, None, False, 0.0, [False, True, True]
-    )
-    dy_d, dy_sum = dy_d.double(), dy_sum.double()
+    shift = mean.to(_computed_in(x))
+    dy_sum, dy_d = torch.zeros_like(mean), torch.zeros_like(mean)
+    for dy_block, x_block in _blocks(dy, x):
+        block_dy_sum, block_dy_d = _centred_reduction(dy_block, x_block, shift)
+        dy_sum += block_dy_sum
+        dy_d += block_dy_d
     return torch.cat([dy_sum, (dy_d - (mean - shift) * dy_sum) * invstd])
 
 
 def input_gradient(
-    dy: Tensor,
-    x: Tensor,
-    shift: Tensor,
-    moments: Moments,
-    invstd: Tensor,
-    weight: Tensor | None,
-    sums: Tensor,
+    dy: Tensor, x: Tensor, moments: Moments, invstd: Tensor, weight: Tensor | None, sums: Tensor
 ) -> Tensor:
     """dx = weight·invstd·(dy - Σdy/n - x̂·Σdy·x̂/n), of x's dtype and memory format.
 
-    `sums` are the ranks' added `local_gradient_sums`. It is computed as a·dy + b·(x - shift) + c, with
-    a = weight·invstd, b = -a·invstd·Σdy·x̂/n and c = -a·Σdy/n - b·(mean - shift).
+    `sums` are the ranks' added `local_gradient_sums`. It is computed as a·dy + b·x + c, with
+    a = weight·invstd, b = -a·invstd·Σdy·x̂/n and c = -a·Σdy/n - b·mean.
     """
     mean, _, n = moments
     mean_dy, mean_dy_xhat = (sums / n.clamp(min=1)).chunk(2)
     a = invstd if weight is None else invstd * weight
     b = -a * invstd * mean_dy_xhat
-    c = -a * mean_dy - b * (mean - shift)
-    wide = _widened(x)
-    dx = wide - _per_channel(shift, wide)
-    dx.mul_(_per_channel(b, dx)).add_(_per_channel(c, dx)).addcmul_(_widened(dy), _per_channel(a, dx))
-    return dx.to(x.dtype)
+    c = -a * mean_dy - b * mean
+    wide = x.to(_computed_in(x))
+    return _scaled(wide, b, c).addcmul_(dy.to(wide.dtype), _per_channel(a, wide)).to(x.dtype)
 
 
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _scaled(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """x·scale + offset. batch_norm in evaluation is this in one pass, for half precision too.
+
+    Where the mean is large the two terms cancel; the error is that of rounding x once more.
+    """
+    dtype = _computed_in(x)
+    zero, one = torch.zeros_like(scale, dtype=dtype), torch.ones_like(scale, dtype=dtype)
+    return F.batch_norm(x, zero, one, scale.to(dtype), offset.to(dtype), training=False, eps=0.0)
 
 
-def _all_but_channel(x: Tensor) -> list[int]:
-    return [dim for dim in range(x.dim()) if dim != 1]
+def _centred_reduction(dy: Tensor, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Σdy and Σdy·(x - shift).
+
+    It is the gradient of batch_norm in evaluation with a variance of 1, asked for bias and weight alone: one
+    pass that is fused in torch, in half the time of the same written as sums.
+    """
+    one, mask = torch.ones_like(shift), [False, True, True]
+    _, dy_d, dy_sum = torch.ops.aten.native_batch_norm_backward(
+        dy, x, one, shift, one, None, None, False, 0.0, mask
+    )
+    return dy_sum, dy_d
+
+
+def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """The tensors' samples in blocks that fit a CPU's cache, or all at once on a device; none if N·... is 0.
+
+    Several passes over a block cost little more than one, and temporaries are small: fresh memory of the
+    size of the input takes longer to get from the system than to fill.
+    """
+    x = tensors[0]
+    if x.numel() == 0:
+        return []
+    samples = max(1, _BLOCK_ELEMENTS * len(x) // x.numel()) if x.device.type == "cpu" else len(x)
+    return list(zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True))
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    """float32 for half precision; float32 and float64 as they are."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """(C,) as x's dtype and (1, C, 1, ...), to be broadcast over x."""
+    """(C,) as (1, C, 1, ...) of x's dtype, to be broadcast over x."""
     return values.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))

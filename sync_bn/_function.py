@@ -9,7 +9,6 @@ from torch.autograd.function import once_differentiable
 
 from sync_bn._arithmetic import (
     Moments,
-    centre,
     global_moments,
     input_gradient,
     local_gradient_sums,
@@ -42,16 +41,14 @@ class _BatchNormOverRanks(torch.autograd.Function):
         eps: float,
         group: dist.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        centred = centre(x)
-        sums = local_sums(centred)
+        sums = local_sums(x)
         # Nobody can normalise before the moments of the whole batch are known. Every rank gets here, an
         # empty one with zeros, and always with 2C+1 float64 numbers, whatever the dtype of its input.
         dist.all_reduce(sums, group=group)
         moments = global_moments(sums)
         invstd = (moments.var + eps).rsqrt()
-        y = normalise(centred, moments.mean, invstd, weight, bias).to(x.dtype)
-        # The input and not the centred values: it is often alive anyway, and half as large in half precision.
-        ctx.save_for_backward(x, weight, centred.shift, invstd, *moments)
+        y = normalise(x, moments.mean, invstd, weight, bias)
+        ctx.save_for_backward(x, weight, invstd, *moments)
         ctx.group = group
         ctx.mark_non_differentiable(*moments)
         return y, *moments
@@ -59,15 +56,15 @@ class _BatchNormOverRanks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, shift, invstd, *rest = ctx.saved_tensors
+        x, weight, invstd, *rest = ctx.saved_tensors
         moments = Moments(*rest)
-        local = local_gradient_sums(dy, x, shift, moments.mean, invstd)
+        local = local_gradient_sums(dy, x, moments.mean, invstd)
         # Each sample moved the mean and the variance of all, so its gradient needs everyone's dy. Every rank
         # gets here, an empty one with zeros, and one whose own input needs no gradient too: its peers' may.
         total = local.clone()
         dist.all_reduce(total, group=ctx.group)
         dx_needed, weight_needed, bias_needed, *_unused = ctx.needs_input_grad
-        dx = input_gradient(dy, x, shift, moments, invstd, weight, total) if dx_needed else None
+        dx = input_gradient(dy, x, moments, invstd, weight, total) if dx_needed else None
         grad_bias, grad_weight = local.chunk(2)
         return (
             dx,

@@ -1,0 +1,17 @@
+import pytest
+from torch import nn
+
+# The package itself needs torch alone.
+pytest.importorskip("lightning")
+from lightning.pytorch.plugins.layer_sync import LayerSync
+
+from sync_bn import SyncBatchNorm
+from sync_bn.lightning import SyncBatchNormPlugin
+
+
+def test_plugin_converts_and_reverts_the_model() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
+    plugin: LayerSync = SyncBatchNormPlugin()
+
+    assert type(plugin.apply(model)[1]) is SyncBatchNorm  # type: ignore[index]
+    assert type(plugin.revert(model)[1]) is nn.BatchNorm2d  # type: ignore[index]
