@@ -11,8 +11,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-MAX_BYTES = 64 * 2**20
-"""Files of more than this together are taken for data, not code."""
+MAX_BYTES = 50 * 2**20
+"""Files of more than this together are taken for data, not code; a server accepts as much by default."""
 
 _SKIPPED_DIRECTORIES = frozenset({"__pycache__", "node_modules", "mlruns", "syncbn-data"})
 _SKIPPED_SUFFIXES = frozenset({".pyc", ".pyo"})

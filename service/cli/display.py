@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,11 +11,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.output import clean, duration, fields, number, sorted_metrics, state
-from service.client import Client, Job
+from service.cli.output import clean, duration, fields, metric, sorted_metrics, state
+from service.client import Client, ClientError, Job
 
 _LINE_SECONDS = 2.0
 _LINE_METRICS = 3
+_OUTAGE_SECONDS = 5.0  # longer than the client rests between two tries
+_AWAY = "the server does not answer; the job goes on, trying again"
 
 
 def follow(client: Client, job_id: str, console: Console) -> Job:
@@ -26,7 +27,7 @@ def follow(client: Client, job_id: str, console: Console) -> Job:
     """
     watch = _watch_live if console.is_interactive else _watch_lines
     try:
-        job = watch(client.follow(job_id), console)
+        job = watch(client, job_id, console)
     except KeyboardInterrupt:
         console.print(f"\nno longer watching; the job goes on. To end it: syncbn cancel {job_id}")
         raise
@@ -34,9 +35,10 @@ def follow(client: Client, job_id: str, console: Console) -> Job:
     return job
 
 
-def _watch_lines(jobs: Iterator[Job], console: Console) -> Job:
+def _watch_lines(client: Client, job_id: str, console: Console) -> Job:
     said, said_progress, said_at = "", "", -math.inf
-    for job in jobs:
+    outages = _Outages(console)
+    for job in client.follow(job_id, on_away=outages.note):
         if not job.ended and (standing := _standing(job)) != said:
             console.print(standing)
             said = standing
@@ -55,7 +57,7 @@ def progress_line(job: Job) -> str:
     """One line of a running job: step 120/400 · epoch 3 · train_loss 0.123 · 12 s left; else empty."""
     if job.state != "running" or job.progress is None:
         return ""
-    metrics = [f"{name} {number(job.metrics[name])}" for name in _headline(job)]
+    metrics = [f"{name} {metric(job.metrics[name])}" for name in _headline(job)]
     eta = job.progress.eta_seconds
     return " · ".join([progress_text(job), *metrics, *([] if eta is None else [f"{duration(eta)} left"])])
 
@@ -76,10 +78,23 @@ def _headline(job: Job) -> list[str]:
     return names[:_LINE_METRICS]
 
 
-def _watch_live(jobs: Iterator[Job], console: Console) -> Job:
+class _Outages:
+    """Says once, for each time that the server is away, that it is."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._noted_at = -math.inf
+
+    def note(self, error: ClientError) -> None:
+        if time.monotonic() - self._noted_at > _OUTAGE_SECONDS:
+            self._console.print(f"{_AWAY} ({error})")
+        self._noted_at = time.monotonic()
+
+
+def _watch_live(client: Client, job_id: str, console: Console) -> Job:
     view = _View()
     with Live(view, console=console, refresh_per_second=4, transient=True):
-        for job in jobs:
+        for job in client.follow(job_id, on_away=view.note_away):
             view.show(job)
     return job
 
@@ -90,6 +105,10 @@ class _View:
     def __init__(self) -> None:
         self._job: Job | None = None
         self._seen_at = time.monotonic()
+        self._away_at = -math.inf
+
+    def note_away(self, error: ClientError) -> None:  # noqa: ARG002 - there is room for one line
+        self._away_at = time.monotonic()
 
     def show(self, job: Job) -> None:
         self._job, self._seen_at = job, time.monotonic()
@@ -105,6 +124,8 @@ class _View:
             parts.append(self._bar(job))
         if job.metrics:
             parts.append(_metrics(job))
+        if time.monotonic() - self._away_at < _OUTAGE_SECONDS:
+            parts.append(Text(f"  {_AWAY}", style="yellow"))
         return Group(*parts)
 
     def _title(self, job: Job) -> Text:

@@ -120,6 +120,12 @@ def _print_job(job: Job) -> None:
     display.print_failure(job, screen)
 
 
+def _ending(job: Job) -> RenderableType:
+    from service.cli.output import state
+
+    return state(job.state) if job.ended else f"{job.state}, stops soon"
+
+
 def _moment(time: datetime | None) -> str:
     return time.astimezone().isoformat(sep=" ", timespec="seconds") if time else ""
 
@@ -176,7 +182,7 @@ def cancel(
     if as_json:
         output.print_json([job.to_json() for job in jobs])
     else:
-        rows: list[list[RenderableType]] = [[job.id, output.state(job.state)] for job in jobs]
+        rows: list[list[RenderableType]] = [[job.id, _ending(job)] for job in jobs]
         output.console().print(output.table(["ID", "STATE"], rows))
     if errors:
         raise typer.Exit(exit_code(errors[0]))

@@ -98,7 +98,12 @@ def metric_order(name: str) -> tuple[int, str]:
 def sorted_metrics(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:
     """Names and formatted values, without the machine's own (system/...)."""
     names = sorted((name for name in metrics if not name.startswith("system/")), key=metric_order)
-    return [(clean(name), number(metrics[name])) for name in names]
+    return [(clean(name), metric(metrics[name])) for name in names]
+
+
+def metric(value: float | None) -> str:
+    """The server has null for what JSON cannot say: a loss that diverged."""
+    return "not finite" if value is None else number(value)
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:

@@ -79,5 +79,5 @@ def _row(points: list[Point]) -> list[str]:
 
     last, values = points[-1], [point.value for point in points if point.value is not None]
     extremes = [min(values, default=None), max(values, default=None)]
-    cells = [output.clean(last.name), *map(output.number, [last.value, *extremes])]
+    cells = [output.clean(last.name), output.metric(last.value), *map(output.number, extremes)]
     return [*cells, str(last.step), str(len(points)), output.sparkline(values)]

@@ -25,6 +25,6 @@ def train(
 
     with reporting():
         parsed = parse_spec(read_spec(spec, assignments))
-        from training import run
+        from training.local import train_locally
 
-        raise typer.Exit(run.train_locally(parsed, code=code, output=output))
+        raise typer.Exit(train_locally(parsed, code=code, output=output))

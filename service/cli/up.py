@@ -17,6 +17,6 @@ def up(
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C ends it."""
-    from service import stack
+    from service.stack import run
 
-    raise typer.Exit(stack.run(data_dir=data_dir, host=host, port=port, mlflow_port=mlflow_port))
+    raise typer.Exit(run(data_dir=data_dir, host=host, port=port, mlflow_port=mlflow_port))

@@ -8,7 +8,7 @@ from service.client.errors import (
     UnexpectedAnswer,
     WaitTimeout,
 )
-from service.client.http import DEFAULT_URL, Client
+from service.client.client import DEFAULT_URL, Client
 from service.client.models import (
     Amount,
     Cluster,

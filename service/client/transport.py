@@ -1,0 +1,104 @@
+"""Requests and answers: addresses, the key, retries, problem documents, streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from service.client import sse
+from service.client.errors import ClientError, NotFound, RequestError, ServerUnreachable, UnexpectedAnswer
+from service.client.models import Answer
+from service.client.patience import Patience
+
+AWAY = frozenset({502, 503, 504})
+"""Statuses of a proxy without its server, or of a server without its database: worth another try."""
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_RETRY_SECONDS = 1.0
+A = TypeVar("A", bound=Answer)
+
+
+class Transport:
+    """One server as seen from here. Every request is sent again after a lost connection, so all must be
+    idempotent.
+    """
+
+    def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        try:
+            address = httpx.URL(self.url)
+            self._http = httpx.Client(
+                base_url=address,
+                headers={"Authorization": f"Bearer {api_key.strip()}"} if api_key else {},
+                timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
+                trust_env=address.host not in _LOOPBACK,  # a company's proxy cannot reach this machine
+            )
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:
+            raise ClientError(f"not an address and key to use: {self.url} ({error})") from None
+
+    def close(self) -> None:
+        self._http.close()
+
+    def ask(self, model: type[A], method: str, path: str, **request: Any) -> A:
+        """Sends a request and returns its answer as a `model`."""
+        response = self.send(method, path, **request)
+        try:
+            return model.model_validate_json(response.content)
+        except ValidationError as error:
+            raise UnexpectedAnswer(self.url, f"{method} {path} gave {_first(error)}") from None
+
+    def send(
+        self, method: str, path: str, *, patience: Patience | None = None, **request: Any
+    ) -> httpx.Response:
+        """Sends a request and returns the answer, a good one. Raises ClientError for any other."""
+        trying, may_have_arrived = patience or Patience(_RETRY_SECONDS), False
+        while True:
+            try:
+                return self._checked(self._http.request(method, path, **request))
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                may_have_arrived |= not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+                trying.rest(ServerUnreachable(self.url, _cause(error), may_have_arrived=may_have_arrived))
+            except RequestError as error:
+                if error.status not in AWAY:
+                    raise
+                trying.rest(error)
+
+    def events(self, path: str, headers: Mapping[str, str]) -> Iterator[sse.Event]:
+        """Yields server-sent events until the stream ends; one that breaks raises ServerUnreachable."""
+        accept = {"Accept": "text/event-stream", **headers}
+        try:
+            with self._http.stream("GET", path, headers=accept) as response:
+                if not response.is_success:
+                    response.read()
+                yield from sse.events(self._checked(response).iter_text())
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise ServerUnreachable(self.url, _cause(error)) from error
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        if response.is_success:
+            return response
+        document = _problem_document(response)
+        if document is None and response.status_code not in AWAY:
+            raise UnexpectedAnswer(self.url, f"{response.request.method} gave HTTP {response.status_code}")
+        kind = NotFound if response.status_code == httpx.codes.NOT_FOUND else RequestError
+        raise kind(response.status_code, document or {"title": response.reason_phrase})
+
+
+def _cause(error: httpx.RequestError) -> str:
+    return str(error) or type(error).__name__
+
+
+def _problem_document(response: httpx.Response) -> dict[str, Any] | None:
+    try:
+        document = response.json()
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) and "title" in document else None
+
+
+def _first(error: ValidationError) -> str:
+    item = error.errors(include_url=False, include_context=False)[0]
+    return f"{'.'.join(map(str, item['loc'])) or 'a body'}: {item['msg']}"
