@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_BLOCK_ELEMENTS = 2**18
+_BLOCK_ELEMENTS = 2**18  # 1 MiB in float32: within the second-level cache of one core
 
 
 class Moments(NamedTuple):
@@ -133,7 +133,7 @@ def _centred_reduction(dy: Tensor, x: Tensor, shift: Tensor) -> tuple[Tensor, Te
 
 
 def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """The tensors' samples in blocks that fit a CPU's cache, or all at once on a device; none if N·... is 0.
+    """The tensors' samples in blocks that fit a CPU's cache, or all at once elsewhere; none if x is empty.
 
     Several passes over a block cost little more than one, and temporaries are small: fresh memory of the
     size of the input takes longer to get from the system than to fill.
