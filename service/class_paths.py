@@ -92,7 +92,8 @@ def _follow(module: Module, rest: list[str], places: Sequence[Place]) -> str | N
     try:
         names = _names(module, places, _STAR_DEPTH)
     except SyntaxError as error:
-        return f"module {module.name} does not parse: line {error.lineno}: {error.msg}"
+        line = f"line {error.lineno}: " if error.lineno else ""
+        return f"module {module.name} does not parse: {line}{error.msg}"
     if names is None or name in names:
         return None
     if submodule:
@@ -179,7 +180,7 @@ def _names(module: Module, places: Sequence[Place], depth: int) -> set[str] | No
         return None
     try:
         tree = ast.parse(module.source)
-    except (ValueError, RecursionError, MemoryError):  # a NUL byte, nesting without end
+    except (RecursionError, MemoryError):  # nesting without end
         return None
     if _is_dynamic(tree):
         return None

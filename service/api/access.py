@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -27,7 +28,8 @@ def require_key(
     if key is None:
         return
     given = credentials.credentials if credentials else ""
-    if not hmac.compare_digest(given.encode(), key.get_secret_value().encode()):
+    # Header bytes reach us as Latin-1, whatever they meant.
+    if not hmac.compare_digest(given.encode("latin-1"), key.get_secret_value().encode()):
         raise HTTPException(
             401,
             "this service wants its API key: Authorization: Bearer KEY (SYNCBN_API_KEY)",
@@ -67,8 +69,9 @@ class BrowserGuard:
 
 
 def _is_loopback(host: str) -> bool:
+    match = re.fullmatch(r"\[?([^][@]*?)\]?(:\d+)?", host)
+    name = match[1].lower() if match else ""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

@@ -1,0 +1,73 @@
+"""Fixtures of the service's tests: stores over both databases."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.store import Store
+from tests.service.postgres import create_database, running_postgres
+from tests.service.serving import Stage, running_stage
+
+_names = (f"test_{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Socket directory of a running PostgreSQL that has a migrated database `migrated`."""
+    with running_postgres() as directory:
+        _migrate(create_database(directory, "migrated"))
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stage() -> Iterator[Stage]:
+    """A running HTTP server, to show an application on."""
+    with running_stage() as stage:
+        yield stage
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database with its tables, of either kind."""
+    if request.param == "postgresql":
+        return create_database(request.getfixturevalue("postgres"), next(_names), template="migrated")
+    return _copied(request.getfixturevalue("migrated_sqlite"), tmp_path)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """A store over SQLite, and the same test again over PostgreSQL."""
+    store = Store(database_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def sqlite_store(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Store]:
+    """For tests to which the database does not matter."""
+    store = Store(_copied(migrated_sqlite, tmp_path))
+    yield store
+    store.close()
+
+
+def _copied(migrated: Path, directory: Path) -> str:
+    """Migrating anew for each test would take most of its time."""
+    return f"sqlite:///{shutil.copy(migrated, directory / 'jobs.db')}"
+
+
+def _migrate(url: str) -> None:
+    store = Store(url)
+    store.migrate()
+    store.close()

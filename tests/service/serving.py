@@ -1,0 +1,50 @@
+"""One real HTTP server for all tests, in a thread; what application it serves changes from test to test."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+
+@dataclass
+class Stage:
+    url: str
+    app: FastAPI | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.app
+        await self.app(scope, receive, send)
+
+    @contextmanager
+    def showing(self, app: FastAPI) -> Iterator[httpx.Client]:
+        """Yields a client of `app`."""
+        self.app = app
+        with httpx.Client(base_url=self.url, timeout=20, trust_env=False) as client:
+            yield client
+
+
+@contextmanager
+def running_stage() -> Iterator[Stage]:
+    """A server on a free port until the block ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stage = Stage(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        config = uvicorn.Config(stage, log_level="critical", lifespan="off", ws="none", access_log=False)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.005)
+        try:
+            yield stage
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join(timeout=20)
