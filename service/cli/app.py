@@ -40,10 +40,16 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _connection(
     ctx: typer.Context,
-    url: Annotated[str, typer.Option(envvar="SYNCBN_URL", help="Address of the server.")] = DEFAULT_URL,
+    url: Annotated[
+        str, typer.Option(envvar="SYNCBN_URL", help="Address of the server; before the command.")
+    ] = DEFAULT_URL,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="SYNCBN_API_KEY", show_default=False, help="Key, if the server asks for one."),
+        typer.Option(
+            envvar="SYNCBN_API_KEY",
+            show_default=False,
+            help="Its key, if it asks for one; before the command.",
+        ),
     ] = None,
     version: Annotated[  # noqa: ARG001 - its callback does the work
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")

@@ -1,5 +1,6 @@
 """The Python client of the service: `from service.client import Client`."""
 
+from service.client.client import DEFAULT_URL, Client
 from service.client.errors import (
     ClientError,
     NotFound,
@@ -8,7 +9,6 @@ from service.client.errors import (
     UnexpectedAnswer,
     WaitTimeout,
 )
-from service.client.client import DEFAULT_URL, Client
 from service.client.models import (
     Amount,
     Cluster,

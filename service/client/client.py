@@ -24,8 +24,9 @@ class Client:
     """Talks to one service. Close it, or use it in a `with` statement; not for several threads at once.
 
     Every call blocks for up to `timeout` seconds without an answer, retries a lost connection for about a
-    second, and raises ClientError. No retry can do a thing twice. `wait`, `follow` and `follow_logs` go
-    on while the server is away, as during its restart, for up to `patience` seconds.
+    second, and raises ClientError. No retry can do a thing twice. `wait`, `follow` and `follow_logs`, once
+    they have found the job, go on while the server is away, as during its restart, for up to `patience`
+    seconds.
     """
 
     def __init__(
@@ -102,11 +103,13 @@ class Client:
     def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5) -> Job:
         """Blocks until the job has ended, in whatever state. Raises WaitTimeout after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not (job := self._patient_job(job_id)).ended:
+        job = self.job(job_id)
+        while not job.ended:
             left = math.inf if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise WaitTimeout(f"job {job_id} is still {job.state} after {timeout:g} s")
             time.sleep(min(poll, left))
+            job = self._patient_job(job_id)
         return job
 
     def follow(
@@ -116,10 +119,10 @@ class Client:
 
         `on_away` is called with each failure to reach the server that is going to be tried again.
         """
-        last: Job | None = None
-        while last is None or not last.ended:
-            if last is not None:
-                time.sleep(poll)
+        last = self.job(job_id)
+        yield last
+        while not last.ended:
+            time.sleep(poll)
             if (job := self._patient_job(job_id, on_away)) != last:
                 last = job
                 yield job
@@ -137,6 +140,7 @@ class Client:
 
         A dropped connection is taken up where it broke: no line is missing and none comes twice.
         """
+        self.job(job_id)  # a server that is not there at all is told at once
         path, last_id, patience = f"{_path(job_id)}/logs?follow=true", "", Patience(self.patience)
         while True:
             broken: ClientError = ServerUnreachable(self.url, "the stream of the log ended early")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import uvicorn
 from pydantic import SecretStr
@@ -24,6 +24,9 @@ from service.results import Progress, Run
 from service.settings import Settings
 from service.store import Store
 
+App = TypeVar("App", bound=ASGIApp)
+Later = Callable[..., None]
+
 
 @dataclass
 class Faults:
@@ -31,7 +34,7 @@ class Faults:
 
     `lose_answers`: so many requests are carried out and their connections dropped before the answer.
     `refuse_with`: these statuses are answered without asking the app, as a proxy does.
-    `cut_after`: so many chunks of the body are sent before the connection drops, once.
+    `cut_after`: the next stream of events breaks after so many chunks.
     """
 
     lose_answers: int = 0
@@ -40,9 +43,12 @@ class Faults:
 
 
 class FaultyApp:
-    """The app, seen through a bad network."""
+    """An app, seen through a bad network. `serve` puts another one in its place."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self) -> None:
+        self.serve(_nothing)
+
+    def serve(self, app: ASGIApp) -> None:
         self.faults = Faults()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self._app = app
@@ -60,7 +66,8 @@ class FaultyApp:
             await self._app(scope, receive, _into_nothing)
             await _drop(send)
         else:
-            await self._app(scope, receive, self._cutting(send))
+            streams = headers.get("accept") == "text/event-stream"
+            await self._app(scope, receive, self._cutting(send) if streams else send)
 
     def _cutting(self, send: Send) -> Send:
         left, self.faults.cut_after = self.faults.cut_after, None
@@ -74,6 +81,10 @@ class FaultyApp:
             await send(message)
 
         return cut
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+    assert scope["type"] == "lifespan", "a request between two tests"
 
 
 async def _into_nothing(message: Message) -> None:
@@ -91,11 +102,11 @@ async def _drop(send: Send) -> None:
     raise ConnectionAbortedError("dropped on demand")
 
 
-class LiveServer:
+class LiveServer(Generic[App]):
     """Serves `app` in a thread while the `with` statement lasts; may be stopped and started on its port."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: App) -> None:
+        self.app = app
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -115,7 +126,12 @@ class LiveServer:
 
     def start(self) -> None:
         config = uvicorn.Config(
-            self._app, host="127.0.0.1", port=self.port, log_config=None, timeout_graceful_shutdown=1
+            self.app,
+            host="127.0.0.1",
+            port=self.port,
+            log_config=None,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, name="live API")
@@ -127,6 +143,10 @@ class LiveServer:
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join()
+
+    def ensure_started(self) -> None:
+        if not self._thread.is_alive():
+            self.start()
 
 
 SPEC: dict[str, Any] = {
@@ -143,8 +163,7 @@ class Service:
     store: Store
     cluster: FakeCluster
     results: FakeResults
-    app: FaultyApp
-    server: LiveServer
+    server: LiveServer[FaultyApp]
 
     @property
     def url(self) -> str:
@@ -152,7 +171,12 @@ class Service:
 
     @property
     def faults(self) -> Faults:
-        return self.app.faults
+        return self.server.app.faults
+
+    @property
+    def requests(self) -> list[tuple[str, str, dict[str, str]]]:
+        """Method, path and headers of each request so far."""
+        return self.server.app.requests
 
     def start_job(self, job_id: str, *, workers: int = 2) -> Run:
         """Takes a waiting job to running, with a run and nothing in it."""
@@ -185,7 +209,7 @@ class Service:
             time.sleep(0.02)
 
     def _looks(self, job_id: str) -> int:
-        return sum(path == f"/v1/jobs/{job_id}" for _, path, _ in self.app.requests)
+        return sum(path == f"/v1/jobs/{job_id}" for _, path, _ in self.requests)
 
     def end_job(self, job_id: str, state: State, error: dict[str, Any] | None = None) -> None:
         job = self.store.get(job_id)
@@ -194,13 +218,29 @@ class Service:
 
 
 @contextmanager
-def live_service(directory: Path, *, api_key: str | None = None) -> Iterator[Service]:
-    """The app over a SQLite queue in `directory` and fakes for what lies beyond."""
+def live_service(
+    server: LiveServer[FaultyApp], directory: Path, *, api_key: str | None = None
+) -> Iterator[Service]:
+    """Has `server` serve the app over a new SQLite queue in `directory` and fakes for what lies beyond."""
     store = Store(f"sqlite:///{directory / 'queue.db'}")
     store.migrate()
     cluster, results = FakeCluster(), FakeResults()
     key = SecretStr(api_key) if api_key else None
-    app = FaultyApp(create_app(Settings(api_key=key), store, cluster, results))
-    with LiveServer(app) as server:
-        yield Service(store=store, cluster=cluster, results=results, app=app, server=server)
+    server.app.serve(create_app(Settings(api_key=key), store, cluster, results))
+    server.ensure_started()
+    yield Service(store=store, cluster=cluster, results=results, server=server)
     store.close()
+
+
+@contextmanager
+def timers() -> Iterator[Later]:
+    """Gives later(seconds, function, *arguments), which runs in a thread; ends when all have run."""
+    started: list[threading.Timer] = []
+
+    def later(seconds: float, function: Callable[..., object], *arguments: object) -> None:
+        started.append(threading.Timer(seconds, function, arguments))
+        started[-1].start()
+
+    yield later
+    for timer in started:
+        timer.join()

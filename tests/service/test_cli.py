@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import pytest
@@ -20,7 +22,8 @@ from service.cli import display
 from service.cli.app import app
 from service.client import Client
 from service.jobs import State
-from tests.service.live_api import SPEC, Service, live_service
+from tests.service.live_api import SPEC, FaultyApp, Later, LiveServer, Service, live_service, timers
+from training.spec import Spec
 
 HEAVY = {"torch", "ray", "lightning", "mlflow", "fastapi", "sqlalchemy", "httpx", "pydantic"}
 FAILURE = {
@@ -44,15 +47,22 @@ class Result(Protocol):
 Syncbn = Callable[..., Result]
 
 
+@pytest.fixture(scope="module")
+def live_server() -> Iterator[LiveServer[FaultyApp]]:
+    """One server for all tests: starting and stopping it takes longer than most of them."""
+    with LiveServer(FaultyApp()) as server:
+        yield server
+
+
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with live_service(tmp_path) as service:
+def service(live_server: LiveServer[FaultyApp], tmp_path: Path) -> Iterator[Service]:
+    with live_service(live_server, tmp_path) as service:
         yield service
 
 
 @pytest.fixture
 def client(service: Service) -> Iterator[Client]:
-    with Client(service.url) as client:
+    with Client(service.url, patience=10) as client:
         yield client
 
 
@@ -94,6 +104,12 @@ def playing(service: Service) -> Iterator[Callable[..., None]]:
     yield start
     for thread in threads:
         thread.join()
+
+
+@pytest.fixture
+def later() -> Iterator[Later]:
+    with timers() as later:
+        yield later
 
 
 # Starting up
@@ -311,6 +327,37 @@ def test_a_terminal_shows_the_job_live_and_then_its_result(
     assert "runs/run-1" in shown
 
 
+def test_a_server_that_is_away_is_told_once_and_the_follow_goes_on(
+    service: Service, client: Client, later: Later
+) -> None:
+    job = client.submit(SPEC)
+    screen = Console(file=io.StringIO(), width=200)
+
+    def restart() -> None:
+        service.server.stop()
+        service.store.request_cancel(job.id)
+        time.sleep(0.7)  # longer than the client rests between two looks
+        service.server.start()
+
+    later(0.3, restart)
+    ended = display.follow(client, job.id, screen)
+
+    assert isinstance(screen.file, io.StringIO)
+    assert ended.state == "cancelled"
+    assert screen.file.getvalue().count("the server does not answer; the job goes on") == 1
+
+
+def test_a_submission_that_may_have_arrived_tells_how_to_repeat_it(
+    syncbn: Syncbn, service: Service, spec: str
+) -> None:
+    service.faults.lose_answers = 100
+
+    result = syncbn("submit", spec, "--key", "mine")
+
+    assert result.exit_code == 5
+    assert "--key mine" in result.stderr
+
+
 # Looking
 
 
@@ -471,6 +518,49 @@ def test_a_job_that_has_ended_cannot_be_cancelled(syncbn: Syncbn, service: Servi
     assert json.loads(result.stderr)["status"] == 409
 
 
+# Without the service
+
+
+def test_train_runs_the_spec_here_and_exits_as_it_does(
+    syncbn: Syncbn, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[Spec, Path | None, Path]] = []
+
+    def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
+        called.append((spec, code, output))
+        return 1
+
+    monkeypatch.setitem(sys.modules, "training.local", SimpleNamespace(train_locally=train_locally))
+
+    result = syncbn("train", spec, "--set", "training.seed=3", "--code", str(tmp_path))
+
+    ((parsed, code, output),) = called
+    assert result.exit_code == 1
+    assert (parsed.training.seed, code, output) == (3, tmp_path, Path("output"))
+
+
+def test_train_reports_a_bad_spec_as_submit_does(syncbn: Syncbn, spec: str) -> None:
+    result = syncbn("train", spec, "--set", "trainin.seed=3")
+
+    assert result.exit_code == 2
+    assert "  trainin: unknown key; did you mean training?\n" in result.stderr
+
+
+def test_up_runs_the_stack_and_exits_as_it_does(syncbn: Syncbn, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[dict[str, Any]] = []
+
+    def run(**arguments: Any) -> int:
+        called.append(arguments)
+        return 0
+
+    monkeypatch.setitem(sys.modules, "service.stack", SimpleNamespace(run=run))
+
+    assert syncbn("up", "--port", "8001").exit_code == 0
+    assert called == [
+        {"data_dir": Path("syncbn-data"), "host": "127.0.0.1", "port": 8001, "mlflow_port": 5000}
+    ]
+
+
 # What can be wrong with the server
 
 
@@ -491,10 +581,10 @@ def test_an_unreachable_server_exits_5_and_says_what_to_do(syncbn: Syncbn) -> No
     assert "Traceback" not in result.stderr
 
 
-def test_a_missing_key_is_asked_for_and_one_given_opens(tmp_path: Path) -> None:
-    directory = tmp_path / "guarded"
-    directory.mkdir()
-    with live_service(directory, api_key="hunter2") as service:
+def test_a_missing_key_is_asked_for_and_one_given_opens(
+    live_server: LiveServer[FaultyApp], tmp_path: Path
+) -> None:
+    with live_service(live_server, tmp_path, api_key="hunter2") as service:
         environment = {"SYNCBN_URL": service.url, "SYNCBN_API_KEY": None}
         refused = CliRunner().invoke(app, ["list"], env=environment)
         opened = CliRunner().invoke(app, ["--api-key", "hunter2", "list"], env=environment)

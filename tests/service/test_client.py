@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -20,12 +18,19 @@ from service.client import (
 from service.client.sse import Event, events
 from service.jobs import State
 from service.packing import pack
-from tests.service.live_api import SPEC, LiveServer, Service, live_service
+from tests.service.live_api import SPEC, FaultyApp, Later, LiveServer, Service, live_service, timers
+
+
+@pytest.fixture(scope="module")
+def live_server() -> Iterator[LiveServer[FaultyApp]]:
+    """One server for all tests: starting and stopping it takes longer than most of them."""
+    with LiveServer(FaultyApp()) as server:
+        yield server
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    with live_service(tmp_path) as service:
+def service(live_server: LiveServer[FaultyApp], tmp_path: Path) -> Iterator[Service]:
+    with live_service(live_server, tmp_path) as service:
         yield service
 
 
@@ -36,17 +41,9 @@ def client(service: Service) -> Iterator[Client]:
 
 
 @pytest.fixture
-def later() -> Iterator[Callable[..., None]]:
-    """later(seconds, function, *arguments) runs in a thread; the test ends when all have run."""
-    timers: list[threading.Timer] = []
-
-    def run_later(seconds: float, function: Callable[..., Any], *arguments: Any) -> None:
-        timers.append(threading.Timer(seconds, function, arguments))
-        timers[-1].start()
-
-    yield run_later
-    for timer in timers:
-        timer.join()
+def later() -> Iterator[Later]:
+    with timers() as later:
+        yield later
 
 
 # Submitting
@@ -80,7 +77,7 @@ def test_a_submission_whose_answer_is_lost_is_retried_and_queued_once(
     job = client.submit(SPEC)
 
     assert [other.id for other in client.jobs()] == [job.id]
-    posts = [headers["idempotency-key"] for method, _, headers in service.app.requests if method == "POST"]
+    posts = [headers["idempotency-key"] for method, _, headers in service.requests if method == "POST"]
     assert len(posts) == 3
     assert len(set(posts)) == 1
 
@@ -228,9 +225,7 @@ def test_fields_of_a_newer_server_are_kept() -> None:
 # Waiting and following
 
 
-def test_wait_returns_the_job_once_it_has_ended(
-    service: Service, client: Client, later: Callable[..., None]
-) -> None:
+def test_wait_returns_the_job_once_it_has_ended(service: Service, client: Client, later: Later) -> None:
     job = client.submit(SPEC)
     service.start_job(job.id)
     later(0.2, service.end_job, job.id, State.SUCCEEDED)
@@ -259,9 +254,7 @@ def test_follow_yields_each_change_until_the_end(service: Service, client: Clien
     assert seen == ["queued", "running", "succeeded"]
 
 
-def test_follow_outlasts_a_restart_of_the_server(
-    service: Service, client: Client, later: Callable[..., None]
-) -> None:
+def test_follow_outlasts_a_restart_of_the_server(service: Service, client: Client, later: Later) -> None:
     job = client.submit(SPEC)
     following = client.follow(job.id, poll=0.05)
     next(following)
@@ -286,9 +279,7 @@ def test_follow_gives_up_on_a_server_that_stays_away(service: Service) -> None:
 # Following the log
 
 
-def test_followed_log_is_all_that_was_printed(
-    service: Service, client: Client, later: Callable[..., None]
-) -> None:
+def test_followed_log_is_all_that_was_printed(service: Service, client: Client, later: Later) -> None:
     job = client.submit(SPEC)
     service.start_job(job.id)
     service.print(job.id, "epoch 0\n")
@@ -310,7 +301,7 @@ def test_followed_log_goes_on_where_a_connection_broke(service: Service, client:
     service.end_job(job.id, State.SUCCEEDED)
 
     assert [*lines, *following] == ["before", "after"]
-    streams = [headers for _, path, headers in service.app.requests if path.endswith("/logs")]
+    streams = [headers for _, path, headers in service.requests if path.endswith("/logs")]
     assert len(streams) == 2
     assert "last-event-id" in streams[1]
 
@@ -366,8 +357,8 @@ def test_a_server_of_another_kind_is_recognised() -> None:
         list(client.jobs())
 
 
-def test_the_key_opens_a_server_that_asks_for_one(tmp_path: Path) -> None:
-    with live_service(tmp_path, api_key="secret") as service:
+def test_the_key_opens_a_server_that_asks_for_one(live_server: LiveServer[FaultyApp], tmp_path: Path) -> None:
+    with live_service(live_server, tmp_path, api_key="secret") as service:
         with Client(service.url, "secret\n") as client:
             assert client.submit(SPEC).state == "queued"
         with Client(service.url) as stranger, pytest.raises(RequestError) as refused:
