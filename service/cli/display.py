@@ -29,7 +29,8 @@ def follow(client: Client, job_id: str, console: Console) -> Job:
     try:
         job = watch(client, job_id, console)
     except KeyboardInterrupt:
-        console.print(f"\nno longer watching; the job goes on. To end it: syncbn cancel {job_id}")
+        console.print("\nno longer watching; the job goes on")
+        console.print(fields([("watch", f"syncbn logs -f {job_id}"), ("end it", f"syncbn cancel {job_id}")]))
         raise
     print_summary(job, console)
     return job

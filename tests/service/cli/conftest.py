@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from service.cli.app import app
+from service.client import Client
+from service.jobs import State
+from tests.service.cli.command_line import Result, Syncbn
+from tests.service.live_api import SPEC, FaultyApp, Later, LiveServer, Service, live_service, timers
+
+
+@pytest.fixture(scope="session")
+def live_server() -> Iterator[LiveServer[FaultyApp]]:
+    """One server for all tests: starting and stopping it takes longer than most of them."""
+    with LiveServer(FaultyApp()) as server:
+        yield server
+
+
+@pytest.fixture
+def service(live_server: LiveServer[FaultyApp], tmp_path: Path) -> Iterator[Service]:
+    with live_service(live_server, tmp_path) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.url, patience=10) as client:
+        yield client
+
+
+@pytest.fixture
+def syncbn(service: Service) -> Syncbn:
+    """Runs a command line against the service."""
+
+    def run(*arguments: str, stdin: str = "", **environment: str) -> Result:
+        env = {"SYNCBN_URL": service.url, "SYNCBN_API_KEY": None, **environment}
+        return CliRunner().invoke(app, list(arguments), input=stdin, env=env)
+
+    return run
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(SPEC))
+    return str(path)
+
+
+@pytest.fixture
+def playing(service: Service) -> Iterator[Callable[..., None]]:
+    """playing(job id, end) plays the job in a thread: it starts, trains four steps, and ends so."""
+    threads: list[threading.Thread] = []
+
+    def play(job_id: str, end: State, error: dict[str, Any] | None = None) -> None:
+        run = service.start_job(job_id)
+        service.print(job_id, "hello from the job\n")
+        service.results.log(run, "test_accuracy", 4, 0.97)
+        service.train(run, 4)
+        service.wait_until_seen(job_id)
+        service.end_job(job_id, end, error)
+
+    def start(*arguments: Any) -> None:
+        threads.append(threading.Thread(target=play, args=arguments))
+        threads[-1].start()
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+@pytest.fixture
+def later() -> Iterator[Later]:
+    with timers() as later:
+        yield later

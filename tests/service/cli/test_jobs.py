@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from service.client import Client
+from service.jobs import State
+from tests.service.cli.command_line import FAILURE, Syncbn
+from tests.service.live_api import SPEC, Service
+
+
+def test_list_shows_the_newest_jobs_and_says_when_there_are_more(syncbn: Syncbn, client: Client) -> None:
+    ids = [client.submit({**SPEC, "name": f"job [{i}]"}).id for i in range(3)]
+
+    shown = syncbn("list", "--limit", "2").stdout
+    assert [ids[2] in shown, ids[1] in shown, ids[0] in shown] == [True, True, False]
+    assert "job [2]" in shown
+    assert "there are more" in shown
+    assert ids[0] in syncbn("list", "--all").stdout
+
+
+def test_list_json_is_an_array_chosen_by_the_options(syncbn: Syncbn, client: Client) -> None:
+    client.submit(SPEC)
+    labelled = client.submit({**SPEC, "labels": {"team": "vision"}})
+
+    result = syncbn("list", "--label", "team=vision", "--state", "queued", "--state", "running", "--json")
+
+    assert [job["id"] for job in json.loads(result.stdout)] == [labelled.id]
+
+
+def test_an_empty_list_says_so(syncbn: Syncbn) -> None:
+    assert syncbn("list").stdout == "no jobs\n"
+    assert json.loads(syncbn("list", "--json").stdout) == []
+
+
+def test_list_refuses_an_unknown_state_and_a_label_without_value(syncbn: Syncbn) -> None:
+    unknown, label = syncbn("list", "--state", "sleeping"), syncbn("list", "--label", "team")
+
+    assert (unknown.exit_code, label.exit_code) == (2, 2)
+    assert "queued" in unknown.stderr
+    assert "KEY=VALUE" in label.stderr
+
+
+def test_a_name_cannot_steer_the_terminal(syncbn: Syncbn, client: Client) -> None:
+    client.submit({**SPEC, "name": "evil\x1b[2Jname"})
+
+    assert "\x1b" not in syncbn("list").stdout
+
+
+def test_show_tells_all_about_a_running_job(syncbn: Syncbn, service: Service, client: Client) -> None:
+    job = client.submit({**SPEC, "labels": {"team": "vision"}})
+    service.train(service.start_job(job.id), 3)
+
+    shown = syncbn("show", job.id).stdout
+
+    for text in (job.id, "running", "step 3/4", "val_accuracy 0.75", "team=vision", "runs/run-1"):
+        assert text in shown
+    assert json.loads(syncbn("show", job.id, "--json").stdout)["progress"]["step"] == 3
+
+
+def test_show_tells_why_a_job_failed(syncbn: Syncbn, service: Service, client: Client) -> None:
+    job = client.submit(SPEC)
+    service.start_job(job.id)
+    service.end_job(job.id, State.FAILED, FAILURE)
+
+    shown = syncbn("show", job.id).stdout
+
+    assert "ValueError: bad shape (worker 1)" in shown
+    assert "│ Traceback" in shown
+
+
+def test_wait_exits_as_the_job_ended(syncbn: Syncbn, client: Client, playing: Callable[..., None]) -> None:
+    ended = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 3}
+    jobs = {state: client.submit(SPEC).id for state in ended}
+    for state, job_id in jobs.items():
+        playing(job_id, state, FAILURE if state is State.FAILED else None)
+
+    results = {state: syncbn("wait", job_id) for state, job_id in jobs.items()}
+
+    assert {state: result.exit_code for state, result in results.items()} == ended
+    assert "test_accuracy  0.97" in results[State.SUCCEEDED].stdout
+    assert "ValueError: bad shape (worker 1)" in results[State.FAILED].stdout
+    assert json.loads(syncbn("wait", jobs[State.FAILED], "--json").stdout)["state"] == "failed"
+
+
+def test_wait_that_runs_out_of_time_exits_124(syncbn: Syncbn, client: Client) -> None:
+    result = syncbn("wait", client.submit(SPEC).id, "--timeout", "0.1")
+
+    assert (result.exit_code, result.stdout) == (124, "")
+    assert "still queued after 0.1 s" in result.stderr
+
+
+def test_cancel_tries_every_job(syncbn: Syncbn, client: Client) -> None:
+    first, last = client.submit(SPEC).id, client.submit(SPEC).id
+
+    result = syncbn("cancel", first, "j-unknown", last)
+
+    assert result.exit_code == 4
+    assert "no job 'j-unknown'" in result.stderr
+    assert {job.state for job in client.jobs()} == {"cancelled"}
+    assert [line.split() for line in result.stdout.splitlines()[1:]] == [
+        [first, "cancelled"],
+        [last, "cancelled"],
+    ]
+
+
+def test_a_job_that_has_ended_cannot_be_cancelled(syncbn: Syncbn, service: Service, client: Client) -> None:
+    job = client.submit(SPEC)
+    service.start_job(job.id)
+    service.end_job(job.id, State.SUCCEEDED)
+
+    result = syncbn("cancel", job.id, "--json")
+
+    assert (result.exit_code, json.loads(result.stdout)) == (2, [])
+    assert json.loads(result.stderr)["status"] == 409

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.client import Client
+from tests.service.cli.command_line import Syncbn
+from tests.service.live_api import SPEC, Service
+
+
+def test_submit_queues_a_job_and_says_how_to_watch_it(syncbn: Syncbn, client: Client, spec: str) -> None:
+    result = syncbn("submit", spec)
+
+    (job,) = client.jobs()
+    assert result.exit_code == 0
+    assert f"queued digits {job.id}" in result.stdout
+    assert f"syncbn logs -f {job.id}" in result.stdout
+
+
+def test_submit_json_is_the_job_and_nothing_else(syncbn: Syncbn, client: Client, spec: str) -> None:
+    result = syncbn("submit", spec, "--json")
+
+    (job,) = client.jobs()
+    assert json.loads(result.stdout)["id"] == job.id
+    assert result.stderr == ""
+
+
+def test_submit_reads_stdin_and_applies_set(syncbn: Syncbn) -> None:
+    result = syncbn(
+        "submit", "-", "--set", "resources.workers=3", "--set", "name=other", "--json", stdin=json.dumps(SPEC)
+    )
+
+    job = json.loads(result.stdout)
+    assert (job["name"], job["spec"]["resources"]["workers"]) == ("other", 3)
+
+
+def test_submit_again_with_a_key_is_the_same_job(syncbn: Syncbn, spec: str) -> None:
+    ids = {json.loads(syncbn("submit", spec, "--key", "k", "--json").stdout)["id"] for _ in range(2)}
+
+    assert len(ids) == 1
+
+
+def test_submit_uploads_code(syncbn: Syncbn, service: Service, tmp_path: Path, spec: str) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "my_models.py").write_text("class Net: ...\n")
+
+    result = syncbn("submit", spec, "--code", str(code), "--set", "model.class_path=my_models.Net", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    digest = json.loads(result.stdout)["spec"]["code"]
+    assert service.store.has_code(digest)
+
+
+def test_a_bad_spec_names_each_key_and_what_was_meant(syncbn: Syncbn, spec: str) -> None:
+    result = syncbn("submit", spec, "--set", "trainin.seed=1", "--set", "resources.workers=many")
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "error: The spec is not valid\n" in result.stderr
+    assert "  trainin: unknown key; did you mean training?\n" in result.stderr
+    assert "  resources.workers: should be" in result.stderr
+
+
+def test_a_refusal_with_json_is_a_problem_document_on_stderr(syncbn: Syncbn, spec: str) -> None:
+    result = syncbn("submit", spec, "--set", "trainin.seed=1", "--json")
+
+    problem = json.loads(result.stderr)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert (problem["status"], problem["errors"][0]["key"]) == (422, "trainin")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: [", "neither YAML nor JSON"),
+        ("just words", "a spec is a mapping"),
+        ("{model: .nan}", "a value that JSON has not"),
+        ('{name: "\\ud800"}', "a value that JSON has not"),
+    ],
+)
+def test_a_file_that_is_no_spec_is_refused(syncbn: Syncbn, text: str, said: str) -> None:
+    result = syncbn("submit", "-", stdin=text)
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_missing_file_or_code_directory_is_named(syncbn: Syncbn, spec: str) -> None:
+    no_file, no_code = syncbn("submit", "nowhere.yaml"), syncbn("submit", spec, "--code", "nowhere")
+
+    assert (no_file.exit_code, no_code.exit_code) == (2, 2)
+    assert "cannot read nowhere.yaml: No such file" in no_file.stderr
+    assert "nowhere is not a directory" in no_code.stderr
+
+
+def test_validate_says_what_would_run(syncbn: Syncbn, spec: str, client: Client) -> None:
+    result = syncbn("validate", spec, "--set", "training.global_batch_size=7", "--set", "resources.workers=3")
+
+    assert result.exit_code == 0
+    assert "3 workers, 3 CPUs" in result.stdout
+    assert "3, 2, 2" in result.stdout
+    assert json.loads(syncbn("validate", spec, "--json").stdout)["valid"]
+    assert list(client.jobs()) == []
+
+
+def test_validate_says_when_a_job_can_never_run(syncbn: Syncbn, spec: str) -> None:
+    result = syncbn("validate", spec, "--set", "resources.workers=30")
+
+    assert "never on this cluster as it is" in result.stdout
+
+
+def test_schema_is_json_schema_and_needs_no_server(syncbn: Syncbn) -> None:
+    schema = json.loads(syncbn("schema", SYNCBN_URL="http://127.0.0.1:1").stdout)
+
+    assert "training" in schema["properties"]
