@@ -99,9 +99,9 @@ def empty(nodes: Iterable[Node]) -> Machines:
 def occupied(nodes: Iterable[Node], active: Iterable[Job]) -> Machines:
     """The machines with the active jobs' workers on them, the largest workers placed first.
 
-    Where the workers really are is Ray's affair, so this is an estimate. Workers that fit nowhere (a
-    machine was lost, or Ray packed them better) use up what is left of the roomiest machines: rather a job
-    that waits a little longer than one that is started without room.
+    Where the workers really are is Ray's affair, so this is an estimate. Each worker that fits nowhere (a
+    machine was lost, or Ray packed them better) takes what it can of one of the roomiest machines: rather
+    a job that waits a little longer than one that is started without room.
     """
     machines = empty(nodes)
     gangs = [(Demand.of(job), job) for job in active]

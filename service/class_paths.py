@@ -13,13 +13,15 @@ import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Protocol, TypeGuard
 
 from training.spec import ClassSpec, Problem, Spec
 
 _STAR_DEPTH = 5
+_MAX_SOURCE = 2**20  # a tree takes a hundred times its source's memory
+_COMPILED = (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)
 _MAKES_NAMES = {"globals", "locals", "vars", "exec"}
 
 
@@ -121,6 +123,8 @@ class _Archive:
             return self._module(dotted, f"{path}/__init__.py", is_package=True)
         if f"{path}.py" in self._files:
             return self._module(dotted, f"{path}.py", is_package=False)
+        if any(file.startswith(f"{path}.") and file.endswith(_COMPILED) for file in self._files):
+            return Module(name=dotted, place=self, is_package=False, source=None)
         if any(file.startswith(f"{path}/") for file in self._files) and not _is_regular(dotted):
             return Module(name=dotted, place=self, is_package=True, source=b"")
         return None
@@ -176,12 +180,15 @@ def _source(spec: ModuleSpec) -> bytes | None:
 
 def _names(module: Module, places: Sequence[Place], depth: int) -> set[str] | None:
     """The names at the module's top level; None if they cannot be known without running it."""
-    if module.source is None or not depth:
+    if module.source is None or len(module.source) > _MAX_SOURCE or not depth:
         return None
     try:
-        tree = ast.parse(module.source)
+        return _names_in(ast.parse(module.source), module, places, depth)
     except (RecursionError, MemoryError):  # nesting without end
         return None
+
+
+def _names_in(tree: ast.Module, module: Module, places: Sequence[Place], depth: int) -> set[str] | None:
     if _is_dynamic(tree):
         return None
     names: set[str] = set()

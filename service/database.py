@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,11 @@ import alembic.command
 import alembic.config
 from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, text
 
-from service.errors import Unavailable
+from service.errors import Refused, Unavailable
 
 _LOCK_WAIT_S = 30
 _POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 30, "pool_timeout": 10}  # the API has 40 threads
+_migrating = threading.Lock()  # Alembic's context is global to a process
 _MIGRATION_LOCK = 0x53594E43424E  # "SYNCBN": a number that other users of the database will not take
 
 
@@ -22,6 +24,8 @@ def make_engine(url: str) -> Engine:
     """An engine for `sqlite:///PATH` or `postgresql://...` (psycopg 3). Connects on first use."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
+        if parsed.database in {None, "", ":memory:"}:
+            raise Refused(f"{url}: the queue must outlive this process; name a file, sqlite:///PATH")
         return _sqlite_engine(parsed.render_as_string(hide_password=False))
     if parsed.drivername in {"postgres", "postgresql"}:
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -51,7 +55,7 @@ def migrate(engine: Engine) -> None:
     """Brings the tables up to date. Safe in several processes at once: the others wait, then find it done."""
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with writing(engine) as connection:
+    with _migrating, writing(engine) as connection:
         # Race closed: two processes that both see an empty database. SQLite's BEGIN IMMEDIATE lets one in
         # at a time; PostgreSQL needs to be told.
         if connection.dialect.name == "postgresql":

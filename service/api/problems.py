@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service.errors import Conflict, KeyReused, NotFound, Refused, ServiceError, Unavailable
 from training.spec import Problem, SpecError
@@ -124,7 +125,18 @@ def _http_error(request: Request, error: Exception) -> ProblemResponse:
     if error.status_code == 405:
         detail = f"{request.method} is not allowed here"
     title = _phrase(error.status_code)
-    return problem(request.url.path, error.status_code, title, detail, headers=error.headers)
+    headers = {**(error.headers or {}), **({"Allow": _allowed(request)} if error.status_code == 405 else {})}
+    return problem(request.url.path, error.status_code, title, detail, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """Starlette names the methods of the first route of a path alone; there may be several."""
+
+    def answers(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(filter(answers, ["DELETE", "GET", "PATCH", "POST", "PUT"]))
 
 
 def _own_error(request: Request, error: Exception) -> ProblemResponse:

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from service.store import Store
 from tests.service.postgres import create_database, running_postgres
 from tests.service.serving import Stage, running_stage
+
+# A machine that is busy with something else is no reason to fail.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _names = (f"test_{number}" for number in itertools.count())
 

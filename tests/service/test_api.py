@@ -446,6 +446,13 @@ def test_every_error_is_a_problem_document(api: httpx.Client, method: str, path:
     assert response.json()["title"]
 
 
+def test_a_wrong_method_is_answered_with_all_the_right_ones(api: httpx.Client) -> None:
+    response = api.put("/v1/jobs")
+
+    problem(response, 405)
+    assert response.headers["allow"] == "GET, POST"
+
+
 def test_a_bug_of_ours_is_a_problem_document_without_details(
     api: httpx.Client, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,16 @@ def test_what_only_running_the_code_could_tell_is_accepted(source: bytes) -> Non
     assert in_archive("mine.Net", {"mine.py": source}) is None
 
 
+def test_code_that_cannot_be_read_as_source_is_accepted() -> None:
+    deep = b"x = " + b"+".join([b"1"] * 20_000)
+    long = b"x = 1\n" * 200_000
+
+    for source in (deep, long):
+        assert in_archive("mine.Net", {"mine.py": source}) is None
+    assert in_archive("mine.Net", {"mine.cpython-311-x86_64-linux-gnu.so": b"ELF"}) is None
+    assert in_archive("mine.Net", {"mine.pyc": b""}) is None
+
+
 def test_uploaded_code_that_does_not_parse_is_named_with_its_line() -> None:
     broken = in_archive("mine.Net", {"mine.py": b"x = 1\nclass Net(:\n"})
     binary = in_archive("mine.Net", {"mine.py": b"x = 1 \0"})
