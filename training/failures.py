@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
+import json
 import traceback
-from typing import Any
+from typing import Any, TypedDict
 
 
 class TrainingError(Exception):
@@ -77,3 +78,32 @@ def _is_lost_peer(error: BaseException) -> bool:
     """gloo has no exception class for a peer that went away; its messages name its source files."""
     text = str(error)
     return "gloo/transport" in text or type(error).__name__ in {"DistBackendError", "DistNetworkError"}
+
+
+class Verdict(TypedDict):
+    """Why an attempt failed. `rank`: None where it is no rank's own failure. `retry`: another attempt may help."""
+
+    type: str
+    message: str
+    rank: int | None
+    retry: bool
+
+
+_MARK = "syncbn-verdict "
+
+
+def write_verdict(verdict: Verdict) -> str:
+    """The line that an attempt's driver prints last, for whoever reads its log."""
+    return _MARK + json.dumps(verdict)
+
+
+def read_verdict(log: str) -> Verdict | None:
+    """The last verdict in a log; None: the driver died before it could print one."""
+    lines = [line for line in log.splitlines() if line.startswith(_MARK)]
+    verdict: Verdict | None = json.loads(lines[-1].removeprefix(_MARK)) if lines else None
+    return verdict
+
+
+def without_verdict(log: str) -> str:
+    """The log as people read it."""
+    return "".join(line for line in log.splitlines(keepends=True) if not line.startswith(_MARK))

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_TAG = "syncbn.progress"
 BATCH = 1000  # what MLflow takes in one log_batch
+LONGEST_PARAM = 6000  # characters
 FLUSH_SECONDS = 1.0
 GIVE_UP_SECONDS = 120.0  # how long `close` waits for a server that is away
 
@@ -34,8 +35,17 @@ class MlflowTracker:
     answers. Steps that an earlier attempt of this run has written are not written twice.
     """
 
-    def __init__(self, uri: str, run_id: str, *, register_as: str | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        run_id: str,
+        *,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        register_as: str | None = None,
+    ) -> None:
         self.uri, self.run_id, self.register_as = uri, run_id, register_as
+        self._params, self._tags = params, tags
         self._points: deque[tuple[str, float, int, int]] = deque()
         self._progress: Progress | None = None
         self._written: dict[str, int] = {}  # by an earlier attempt
@@ -107,12 +117,13 @@ class MlflowTracker:
             time.sleep(0.02)
 
     def _send_forever(self) -> None:
-        sent_before = False
+        begun = False
         while not self._closing.is_set():
             self._wake.wait(FLUSH_SECONDS)
             try:
-                if not sent_before:  # importing mlflow takes seconds: here, not in the training thread
-                    self._written, sent_before = self._last_steps(), True
+                if not begun:  # importing mlflow takes seconds: here, not in the training thread
+                    self._begin()
+                    begun = True
                 self._send()
                 self._wake.clear()
             except Exception as error:  # the server is away, for whatever reason: keep, wait, try again
@@ -132,6 +143,16 @@ class MlflowTracker:
                 self._points.popleft()
             if self._progress is progress:
                 self._progress = None
+
+    def _begin(self) -> None:
+        from mlflow.entities import Param, RunTag
+
+        self._written = self._last_steps()
+        self._client.log_batch(
+            self.run_id,
+            params=[Param(key, value[:LONGEST_PARAM]) for key, value in self._params.items()],
+            tags=[RunTag(key, value) for key, value in self._tags.items()],
+        )
 
     def _last_steps(self) -> dict[str, int]:
         """The last step written of each metric, by an earlier attempt."""

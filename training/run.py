@@ -16,6 +16,8 @@ from training.worker import Destination, train
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 # How often the controller looks at its workers; the default of 2 s delays reports and the end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# The watcher of spot instances is a process of its own; nothing here listens to it.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # Workers print to their log as it is; otherwise Ray Train logs every printed line a second time.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 

@@ -323,6 +323,21 @@ def _model_of(field: FieldInfo | None) -> type[BaseModel] | None:
     return None
 
 
+def flat(spec: Spec) -> dict[str, str]:
+    """Every value of the spec by its dotted key, as text: what a tracking server keeps as parameters."""
+    found: dict[str, str] = {}
+
+    def walk(key: str, value: object) -> None:
+        if isinstance(value, Mapping) and value:
+            for name, inner in value.items():
+                walk(f"{key}.{name}" if key else str(name), inner)
+        else:
+            found[key] = str(value)
+
+    walk("", spec.model_dump(mode="json", exclude_none=True))
+    return found
+
+
 def shares(batch_size: int, world_size: int) -> list[int]:
     """How many samples of a batch each rank takes: as even as can be, the first ranks one more.
 

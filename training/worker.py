@@ -18,7 +18,7 @@ from typing import Any
 import ray.train
 
 from training.failures import BuildError, RankFailed
-from training.spec import Spec, parse_spec
+from training.spec import Spec, flat, parse_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,13 @@ class Attempt:
         assert uri is not None
         assert run_id is not None
         stack.enter_context(SystemMetrics(uri, run_id))
-        return MlflowTracker(uri, run_id, register_as=self.spec.tracking.register_as)
+        return MlflowTracker(
+            uri,
+            run_id,
+            params=flat(self.spec),
+            tags={"syncbn.world_size": str(self.world_size), "syncbn.norm": self.spec.norm.kind},
+            register_as=self.spec.tracking.register_as,
+        )
 
     def _deliver(self, module: Any, loader: Any, tracker: Any) -> None:
         """The model and the figure; rank 0 only."""

@@ -17,6 +17,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
+        nn.init.zeros_(self.bn2.weight)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != channels:
             projection = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
@@ -30,7 +31,9 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Stages of basic blocks; each stage after the first halves the resolution and doubles the channels.
 
-    Input (N, in_channels, H, W), output (N, num_classes).
+    Input (N, in_channels, H, W), output (N, num_classes). The last BatchNorm of a block starts with γ = 0, so
+    that every block begins as its shortcut (Goyal et al. 2017, section 5.1): training starts smoothly, and
+    rounding is not amplified from layer to layer.
     """
 
     def __init__(self, blocks: Sequence[int], num_classes: int, in_channels: int, width: int) -> None:

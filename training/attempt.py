@@ -1,0 +1,64 @@
+"""One attempt of a queued job, as Ray Jobs starts it: `python -m training.attempt`.
+
+What to do stands in the environment variable SYNCBN_ATTEMPT, a JSON object with the fields of `Order`. The
+exit code is 0 or 1; after a failure the last line printed is the verdict (training.failures).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from training.failures import RankFailed, Verdict, write_verdict
+from training.spec import parse_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    spec: dict[str, Any]
+    workers: int
+    name: str
+    storage: str
+    retries: int
+    mlflow_uri: str
+    run_id: str
+
+
+def main() -> int:
+    order = Order(**json.loads(os.environ.pop("SYNCBN_ATTEMPT")))
+    try:
+        _run(order)
+    except Exception as error:
+        print(write_verdict(_verdict(error)), flush=True)  # noqa: T201 (the log of the job)
+        return 1
+    return 0
+
+
+def _run(order: Order) -> None:
+    import ray
+
+    from training.run import run
+    from training.worker import Destination
+
+    ray.init(log_to_driver=True, configure_logging=False)
+    run(
+        parse_spec(order.spec),
+        workers=order.workers,
+        destination=Destination(mlflow_uri=order.mlflow_uri, run_id=order.run_id),
+        storage=order.storage,
+        name=order.name,
+        retries=order.retries,
+    )
+
+
+def _verdict(error: Exception) -> Verdict:
+    if isinstance(error, RankFailed):
+        return {"type": error.type_name, "message": error.message, "rank": error.rank, "retry": False}
+    return {"type": type(error).__name__, "message": str(error), "rank": None, "retry": False}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
