@@ -114,12 +114,9 @@ def occupied(nodes: Iterable[Node], active: Iterable[Job]) -> Machines:
 
 
 def place(machines: Machines, each: Amount, workers: int) -> tuple[Machines, int]:
-    """Puts the workers on the tightest machines that hold them; also how many found no place.
-
-    Machines without GPUs are filled first by workers that need none.
-    """
+    """Fills the tightest machines first, those without free GPUs before all; also how many found no place."""
     taken: dict[str, int] = {}
-    for machine in sorted(machines, key=lambda machine: _tightness(machine, each)):
+    for machine in sorted(machines, key=_tightness):
         taken[machine.id] = min(machine.free.holds(each), workers)
         workers -= taken[machine.id]
     return tuple(replace(m, free=m.free - each * taken[m.id]) for m in machines), workers
@@ -134,9 +131,8 @@ def total(amounts: Iterable[Amount]) -> Amount:
     return sum(amounts, Amount())
 
 
-def _tightness(machine: Machine, each: Amount) -> tuple[bool, int, int, str]:
-    wasted = machine.total.gpus > 0 and each.gpus == 0
-    return wasted, machine.free.gpus, machine.free.cpus, machine.id
+def _tightness(machine: Machine) -> tuple[int, int, str]:
+    return machine.free.gpus, machine.free.cpus, machine.id
 
 
 def _used_up(machines: Machines, each: Amount, homeless: int) -> Machines:

@@ -102,7 +102,7 @@ def test_a_job_that_can_never_fit_holds_up_nobody() -> None:
 
 
 def test_workers_of_a_lost_machine_take_what_is_left_of_the_others() -> None:
-    assert reasons([make_job(1)], [active(4, cpus=2)], [node(cpus=4)]) == [
+    assert reasons([make_job(1)], [active(2, cpus=3)], [node(cpus=4)]) == [
         "needs 1 worker of 1 CPU; 0 CPUs free"
     ]
 

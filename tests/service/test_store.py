@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from service.database import make_engine
+from service import database
 from service.errors import Conflict, KeyReused, NotFound, Refused, Unavailable
 from service.jobs import Job, State, utc_now
 from service.store import Store
@@ -199,6 +200,14 @@ def test_a_move_from_a_state_that_has_passed_changes_nothing(store: Store) -> No
     assert store.get(seen.id).state is State.STARTING
 
 
+def test_of_two_ends_of_a_job_the_first_stays(store: Store) -> None:
+    seen = run(store, create(store))
+    assert store.move(seen, State.FAILED, reason="out of memory")
+
+    assert not store.move(seen, State.SUCCEEDED)
+    assert store.get(seen.id).reason == "out of memory"
+
+
 def test_a_move_from_the_same_state_of_an_earlier_attempt_changes_nothing(store: Store) -> None:
     seen = create(store)
     assert store.move(start(store, seen), State.QUEUED)
@@ -335,7 +344,7 @@ def test_unknown_code_is_not_found(store: Store) -> None:
 
 def test_the_migrations_make_the_tables_that_the_code_uses(store: Store, database_url: str) -> None:
     store.check()
-    engine = make_engine(database_url)
+    engine = database.make_engine(database_url)
     with engine.connect() as connection:
         difference = compare_metadata(MigrationContext.configure(connection), metadata)
     engine.dispose()
@@ -411,6 +420,23 @@ def test_a_restarted_database_costs_a_reconnect_not_an_error(postgres: str) -> N
 
     assert store.get(job.id) == job
     store.close()
+
+
+def test_a_writer_of_sqlite_locks_at_once_and_readers_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    engine = database.make_engine(f"sqlite:///{path}")
+    database.migrate(engine)
+
+    other = sqlite3.connect(path, timeout=0, isolation_level=None)
+    with database.writing(engine):
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        assert other.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+    with database.reading(engine):
+        other.execute("BEGIN IMMEDIATE")
+        other.rollback()
+    other.close()
+    engine.dispose()
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
