@@ -32,6 +32,7 @@ def main() -> int:
     try:
         _run(order)
     except Exception as error:
+        print(getattr(error, "trace", ""), flush=True)  # noqa: T201 (the log of the job)
         print(write_verdict(_verdict(error)), flush=True)  # noqa: T201 (the log of the job)
         return 1
     return 0
@@ -40,10 +41,10 @@ def main() -> int:
 def _run(order: Order) -> None:
     import ray
 
-    from training.run import run
+    from training.run import WORKER_ENVIRONMENT, run
     from training.worker import Destination
 
-    ray.init(log_to_driver=True, configure_logging=False)
+    ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
     run(
         parse_spec(order.spec),
         workers=order.workers,

@@ -110,9 +110,7 @@ def share_loader(
         )
     samples = len(cast(Sized, dataset))
     if samples == 0 or (drop_last and samples < batch_size):
-        raise BuildError(
-            "data", f"the data set has {samples} samples, too few for a batch of {batch_size}"
-        )
+        raise BuildError("data", f"the data set has {samples} samples, too few for a batch of {batch_size}")
     batches = GlobalBatches(
         samples,
         batch_size=batch_size,

@@ -1,9 +1,9 @@
 """What can end a run, one tree. Everything here is made of plain strings and numbers, so it can be pickled.
 
-    TrainingError
-    ├── BuildError        the spec names something that cannot be built: carries the key
-    ├── NonFiniteLoss     NaN or infinity: carries the step and the layer
-    └── RankFailed        an exception on one rank, as the driver sees it
+TrainingError
+├── BuildError        the spec names something that cannot be built: carries the key
+├── NonFiniteLoss     NaN or infinity: carries the step and the layer
+└── RankFailed        an exception on one rank, as the driver sees it
 """
 
 from __future__ import annotations

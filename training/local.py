@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -88,11 +89,16 @@ def _fresh(output: Path) -> Path:
 @contextlib.contextmanager
 def _ray(code: Path | None) -> Iterator[None]:
     """A Ray of our own on loopback, ended with the context."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # it listens on loopback alone
+    # Ray listens on all interfaces, whatever it is told: it must ask for a token.
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    # Its own servers of metrics would listen there too, without one; this is no port, so they stay off.
+    os.environ.update(AUTOSCALER_METRIC_PORT="99999", DASHBOARD_METRIC_PORT="99999")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    variables = {"GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
+    from training.run import WORKER_ENVIRONMENT
+
+    variables = WORKER_ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
     if code is not None:
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     _say("starting Ray")
@@ -102,8 +108,8 @@ def _ray(code: Path | None) -> Iterator[None]:
         dashboard_host="127.0.0.1",
         include_dashboard=True,  # Ray Train asks it about its own actors and complains where it is not
         object_store_memory=200 * 2**20,
-        _node_ip_address="127.0.0.1",
         logging_level="warning",
+        _system_config={"enable_metrics_collection": False},
     )
     try:
         yield

@@ -66,9 +66,13 @@ class MlflowTracker:
 
     def history(self) -> History:
         self._drain()
-        names = [name for name in self._client.get_run(self.run_id).data.metrics if not name.startswith("system/")]
+        names = [
+            name for name in self._client.get_run(self.run_id).data.metrics if not name.startswith("system/")
+        ]
         return {
-            name: sorted((point.step, point.value) for point in self._client.get_metric_history(self.run_id, name))
+            name: sorted(
+                (point.step, point.value) for point in self._client.get_metric_history(self.run_id, name)
+            )
             for name in names
         }
 

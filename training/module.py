@@ -105,7 +105,9 @@ def as_lightning_module(model: object, spec: Spec) -> LightningModule:
 def _metric(spec: Spec, name: str) -> Metric:
     metric = construct(spec.metrics[name], f"metrics.{name}")
     if not isinstance(metric, Metric):
-        raise BuildError(f"metrics.{name}.class_path", f"{type(metric).__name__} is not a torchmetrics.Metric")
+        raise BuildError(
+            f"metrics.{name}.class_path", f"{type(metric).__name__} is not a torchmetrics.Metric"
+        )
     return metric
 
 

@@ -59,5 +59,6 @@ def process_group(norm: Norm, node_rank: int) -> dist.ProcessGroup | None:
         if world_size % norm.group:
             raise BuildError("norm.group", f"{world_size} workers cannot be cut into groups of {norm.group}")
         members = [list(range(at, at + norm.group)) for at in range(0, world_size, norm.group)]
-    group, _ = dist.new_subgroups_by_enumeration(members)
+    group: dist.ProcessGroup
+    group, _ = dist.new_subgroups_by_enumeration(members)  # type: ignore[no-untyped-call]
     return group

@@ -21,6 +21,14 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # Workers print to their log as it is; otherwise Ray Train logs every printed line a second time.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
+WORKER_ENVIRONMENT = {
+    # A worker asks MLflow again by itself; the library's own retries would block for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
 
 class WorkersLost(TrainingError):
     """Workers died more often than the spec's retries allow."""

@@ -1,10 +1,10 @@
 """Where the metrics of a run go. One writer: rank 0. The other ranks hold a `NullTracker`.
 
-    Tracker           the protocol
-    ├── NullTracker   takes everything, keeps nothing
-    ├── JsonLines     one JSON object a step, in a file
-    ├── MlflowTracker batches in the background (training.mlflow_tracking)
-    └── Fanout        several at once
+Tracker           the protocol
+├── NullTracker   takes everything, keeps nothing
+├── JsonLines     one JSON object a step, in a file
+├── MlflowTracker batches in the background (training.mlflow_tracking)
+└── Fanout        several at once
 """
 
 from __future__ import annotations

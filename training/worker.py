@@ -6,7 +6,6 @@ import json
 import logging
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,7 +39,6 @@ def train(config: dict[str, Any]) -> None:
         _quiet()
         Attempt(parse_spec(json.loads(config["spec"])), config["destination"]).run()
     except Exception as error:
-        traceback.print_exc()
         raise RankFailed.of(error, rank=rank, when=time.time()) from None
 
 

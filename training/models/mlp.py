@@ -10,7 +10,9 @@ from torch import Tensor, nn
 class MLP(nn.Module):
     """Linear, BatchNorm and ReLU for each hidden width. Input (N, ...) is flattened to (N, in_features)."""
 
-    def __init__(self, num_classes: int = 10, in_features: int = 64, hidden: Sequence[int] = (128, 128)) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_features: int = 64, hidden: Sequence[int] = (128, 128)
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         features = in_features

@@ -1,0 +1,205 @@
+"""Takes jobs from the queue to their end: admit → launch → reconcile → finish.
+
+The dispatcher keeps nothing in memory between two rounds. What is to happen is written to the database
+before it is done, and what has happened is looked up, so it may die at any moment and start again. A server
+that does not answer is not a job that failed: the round goes on without it, the next one asks again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from dataclasses import replace
+
+from service.errors import Refused, ServiceError, Unavailable
+from service.jobs import Job, State
+from service.launch import Attempt, Cluster, Phase, Status, submission_id
+from service.results import Results, Run
+from service.scheduler import Start, schedule
+from service.settings import Settings
+from service.store import Store
+from training.failures import Verdict, read_verdict, without_verdict
+
+log = logging.getLogger(__name__)
+
+TAIL_LINES = 30
+RUN_STATUS = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "KILLED"}
+
+
+class Dispatcher:
+    """One of possibly several that serve the same queue."""
+
+    def __init__(self, settings: Settings, store: Store, cluster: Cluster, results: Results) -> None:
+        self.settings, self.store, self.cluster, self.results = settings, store, cluster, results
+
+    def run(self, stop: threading.Event, *, seconds_between: float = 0.5) -> None:
+        """Works until `stop` is set."""
+        while not stop.wait(seconds_between):
+            self.round()
+
+    def round(self) -> None:
+        """Looks at every job once. Raises nothing: what fails is logged and tried again."""
+        for step in (self._reconcile_all, self._admit_all, self._finish_all):
+            try:
+                step()
+            except ServiceError as error:
+                log.warning("%s", error)
+            except Exception:  # a bug in one round must not end the service of all jobs
+                log.exception("a round of the dispatcher failed")
+
+    # Admit and launch
+
+    def _admit_all(self) -> None:
+        queue = self.store.queue()
+        if not queue:
+            return
+        try:
+            decisions = schedule(queue, self.store.active(), self.cluster.nodes())
+        except Unavailable as error:
+            for job in queue:
+                self.store.note(job, f"waits: {error}")
+            return
+        jobs = {job.id: job for job in queue}
+        for decision in decisions:
+            job = jobs[decision.job_id]
+            if isinstance(decision, Start):
+                self._start(job, decision.workers)
+            else:
+                self.store.note(job, decision.reason)
+
+    def _start(self, job: Job, workers: int) -> None:
+        try:
+            run = job.run or self._run_for(job)
+        except (Unavailable, Refused) as error:
+            self.store.note(job, f"waits: {error}")
+            return
+        reason = f"starting on {workers} worker{'s' if workers != 1 else ''}"
+        if self.store.move(job, State.STARTING, attempt=job.attempt + 1, workers=workers, reason=reason):
+            started = replace(job, attempt=job.attempt + 1, workers=workers, state=State.STARTING)
+            self._launch(started, run)
+
+    def _run_for(self, job: Job) -> Run:
+        experiment = job.spec["tracking"]["experiment"]
+        run = self.results.ensure_run(job_id=job.id, name=job.name, experiment=experiment)
+        self.store.set_run(job.id, run.experiment_id, run.run_id)
+        return run
+
+    def _launch(self, job: Job, run: Run) -> None:
+        """Submits the attempt that the row names; harmless when it was submitted before."""
+        assert job.workers is not None
+        digest = job.spec.get("code")
+        order = {
+            "spec": job.spec,
+            "workers": job.workers,
+            "name": job.id,
+            "storage": self.settings.storage,
+            "retries": max(job.spec["retries"] - job.failures, 0),
+            "mlflow_uri": self.settings.mlflow_url,
+            "run_id": run.run_id,
+        }
+        self.cluster.submit(
+            Attempt(
+                job_id=job.id,
+                number=job.attempt,
+                workers=job.workers,
+                spec=job.spec,
+                environment={"SYNCBN_ATTEMPT": json.dumps(order)},
+                code=self.store.get_code(digest) if digest else None,
+            )
+        )
+
+    # Reconcile
+
+    def _reconcile_all(self) -> None:
+        active = self.store.active()
+        training = self._training({job.id: job.run for job in active if job.run is not None})
+        for job in active:
+            try:
+                self._reconcile(job, job.id in training)
+            except ServiceError as error:
+                log.warning("job %s: %s", job.id, error)
+                if job.state is State.STARTING:
+                    self.store.note(job, f"starting: {error}")
+
+    def _training(self, runs: dict[str, Run]) -> set[str]:
+        """The jobs that have made a step."""
+        try:
+            summaries = self.results.summaries(runs.values())
+        except ServiceError:
+            return set()
+        made = {run_id for run_id, summary in summaries.items() if summary.progress is not None}
+        return {job_id for job_id, run in runs.items() if run.run_id in made}
+
+    def _reconcile(self, job: Job, is_training: bool) -> None:
+        name = submission_id(job.id, job.attempt)
+        status = self.cluster.status(name)
+        if status is not None and status.ended:
+            self._ended(job, status)
+        elif job.cancel_requested_at is not None:
+            if status is None:
+                self.store.move(job, State.CANCELLED, reason="cancelled before it started")
+            else:
+                self.cluster.stop(name)  # again in every round: Ray forgets a stop that comes too early
+        elif status is None:
+            # Never submitted (we died before we could) or lost with the head: one id, so one launch.
+            assert job.run is not None
+            self._launch(job, job.run)
+        elif job.state is State.STARTING and is_training:
+            self.store.move(job, State.RUNNING)
+
+    def _ended(self, job: Job, status: Status) -> None:
+        if status.phase is Phase.SUCCEEDED:
+            self.store.move(job, State.SUCCEEDED)
+        elif job.cancel_requested_at is not None:
+            self.store.move(job, State.CANCELLED, reason="cancelled while it ran")
+        else:
+            self._failed(job, status)
+
+    def _failed(self, job: Job, status: Status) -> None:
+        output = self.cluster.logs(submission_id(job.id, job.attempt))
+        verdict = read_verdict(output)
+        if verdict is None and job.failures < job.spec["retries"]:
+            self._archive_log(job)
+            lost = job.failures + 1
+            reason = (
+                f"attempt {job.attempt} was lost; retry {lost} of {job.spec['retries']} from its checkpoint"
+            )
+            self.store.move(job, State.QUEUED, failures=lost, reason=reason)
+            return
+        verdict = verdict or _no_verdict(status)
+        tail = _tail(output)
+        error = {key: verdict[key] for key in ("type", "message", "rank")} | {"log_tail": tail}
+        where = "" if verdict["rank"] is None else f" on rank {verdict['rank']}"
+        reason = f"{verdict['type']}{where}: {verdict['message']}\n\nlast lines of the log:\n{tail}"
+        self.store.move(job, State.FAILED, reason=reason, error=error)
+
+    # Finish
+
+    def _finish_all(self) -> None:
+        for job in self.store.unarchived():
+            try:
+                if job.run is not None:
+                    self._archive_log(job)
+                    self.results.end(job.run, RUN_STATUS[job.state])
+                self.store.mark_archived(job.id)
+            except ServiceError as error:
+                log.warning("job %s: its log is not archived yet: %s", job.id, error)
+
+    def _archive_log(self, job: Job) -> None:
+        """The attempt's log becomes an artifact of its run; Ray forgets it with the head."""
+        output = self.cluster.logs(submission_id(job.id, job.attempt))
+        if output and job.run is not None:
+            self.results.upload(job.run, f"logs/attempt-{job.attempt}.log", without_verdict(output))
+
+
+def _no_verdict(status: Status) -> Verdict:
+    said = status.message.partition("\n")[0][:200]
+    message = f"the attempt's driver ended without a word and no retries are left. {said}".rstrip()
+    return {"type": "AttemptLost", "message": message, "rank": None, "retry": False}
+
+
+def _tail(output: str) -> str:
+    """The last lines before the verdict; what comes after it are Ray's farewells."""
+    said = output.split("syncbn-verdict ")[0]
+    return "\n".join(said.rstrip().splitlines()[-TAIL_LINES:])

@@ -1,0 +1,160 @@
+"""An MLflow tracking server, by its REST interface: light enough for the API process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from service.errors import Refused, Unavailable
+from service.results import Point, Progress, Run, Summary
+
+JOB_TAG = "syncbn.job_id"
+PROGRESS_TAG = "syncbn.progress"  # written by the workers (training.mlflow_tracking)
+_API = "/api/2.0/mlflow"
+_ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+
+
+class MlflowRest:
+    """The server at `url`; `public_url` is what a browser calls it."""
+
+    def __init__(self, url: str, public_url: str | None = None) -> None:
+        self.public_url = (public_url or url).rstrip("/")
+        self._http = httpx.Client(base_url=url, timeout=10.0, trust_env=False)
+
+    def check(self) -> None:
+        _refuse_errors(self._send("GET", "/health"))
+
+    def url(self, run: Run) -> str:
+        return f"{self.public_url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+    def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:
+        experiment_id = self._experiment(experiment)
+        # Looked for first: a dispatcher may have died between creating the run and writing down its id.
+        found = self._search([experiment_id], f"tags.`{JOB_TAG}` = '{job_id}'")
+        if not found:
+            body = {
+                "experiment_id": experiment_id,
+                "run_name": name,
+                "start_time": _now(),
+                "tags": [{"key": JOB_TAG, "value": job_id}],
+            }
+            found = [self._call("POST", "runs/create", json=body)["run"]]
+        return Run(experiment_id=experiment_id, run_id=found[0]["info"]["run_id"])
+
+    def summaries(self, runs: Iterable[Run]) -> dict[str, Summary]:
+        wanted = list(runs)
+        if not wanted:
+            return {}
+        ids = ", ".join(f"'{run.run_id}'" for run in wanted)
+        found = self._search(
+            sorted({run.experiment_id for run in wanted}), f"attributes.run_id IN ({ids})", len(wanted)
+        )
+        return {run["info"]["run_id"]: _summary(run.get("data", {})) for run in found}
+
+    def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
+        if names is None:
+            metrics = self._call("GET", "runs/get", params={"run_id": run.run_id})["run"]["data"]
+            names = [m["key"] for m in metrics.get("metrics", []) if not m["key"].startswith("system/")]
+        points = [point for name in names for point in self._points(run, name)]
+        return sorted(points, key=lambda point: (point.name, point.step))
+
+    def end(self, run: Run, status: str) -> None:
+        body = {"run_id": run.run_id, "status": status, "end_time": _now()}
+        self._call("POST", "runs/update", json=body)
+
+    def upload(self, run: Run, path: str, text: str) -> None:
+        content = text.encode(errors="replace")
+        _refuse_errors(self._send("PUT", self._artifact(run, path), content=content))
+
+    def download(self, run: Run, path: str) -> str | None:
+        response = self._send("GET", self._artifact(run, path))
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        _refuse_errors(response)
+        return response.text
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _experiment(self, name: str) -> str:
+        found = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
+        if found.status_code == httpx.codes.NOT_FOUND:
+            created = self._send("POST", f"{_API}/experiments/create", json={"name": name})
+            if created.is_success:
+                return str(created.json()["experiment_id"])
+            # Race closed: somebody created it between the two calls.
+            found = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
+        _refuse_errors(found)
+        experiment = found.json()["experiment"]
+        if experiment["lifecycle_stage"] == "deleted":
+            raise Refused(
+                f"MLflow's experiment {name!r} is deleted; restore it, or choose another (tracking.experiment)"
+            )
+        return str(experiment["experiment_id"])
+
+    def _search(self, experiment_ids: list[str], where: str, limit: int = 1) -> list[dict[str, Any]]:
+        body = {"experiment_ids": experiment_ids, "filter": where, "max_results": limit}
+        found: list[dict[str, Any]] = self._call("POST", "runs/search", json=body).get("runs", [])
+        return found
+
+    def _points(self, run: Run, name: str) -> Iterator[Point]:
+        token = ""
+        while True:
+            params = {"run_id": run.run_id, "metric_key": name, "max_results": 25_000, "page_token": token}
+            page = self._call("GET", "metrics/get-history", params=params)
+            for metric in page.get("metrics", []):
+                yield Point(
+                    name=name,
+                    step=int(metric.get("step", 0)),
+                    value=float(metric["value"]),
+                    timestamp=int(metric["timestamp"]),
+                )
+            token = page.get("next_page_token") or ""
+            if not token:
+                return
+
+    def _artifact(self, run: Run, path: str) -> str:
+        """The path of an artifact behind the server's proxy."""
+        uri = self._call("GET", "runs/get", params={"run_id": run.run_id})["run"]["info"]["artifact_uri"]
+        parts = urlsplit(uri)
+        if parts.scheme != "mlflow-artifacts":
+            raise Refused(f"MLflow does not proxy artifacts ({uri}); start it with --artifacts-destination")
+        return f"{_ARTIFACTS}/{quote(parts.path.strip('/'))}/{quote(path)}"
+
+    def _call(self, method: str, name: str, **content: Any) -> dict[str, Any]:
+        response = self._send(method, f"{_API}/{name}", **content)
+        _refuse_errors(response)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **content)
+        except httpx.HTTPError as error:
+            raise Unavailable("MLflow", f"{self._http.base_url}: {error or type(error).__name__}") from error
+        if response.is_server_error:
+            raise Unavailable("MLflow", f"{self._http.base_url} answered {response.status_code}")
+        return response
+
+
+def _refuse_errors(response: httpx.Response) -> None:
+    if response.is_error:
+        raise Refused(f"MLflow refused {response.request.url.path}: {response.text[:300]}")
+
+
+def _summary(data: dict[str, Any]) -> Summary:
+    tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
+    metrics = {metric["key"]: float(metric["value"]) for metric in data.get("metrics", [])}
+    return Summary(
+        progress=Progress(**json.loads(tags[PROGRESS_TAG])) if PROGRESS_TAG in tags else None,
+        metrics={name: value for name, value in metrics.items() if not name.startswith("system/")},
+    )
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,194 @@
+"""`syncbn up`: Ray, MLflow, the API and the dispatcher on one machine, all in one folder.
+
+    DIR/syncbn.db      the queue                DIR/mlflow.db, DIR/artifacts   what MLflow keeps
+    DIR/checkpoints    of the jobs              DIR/logs                       of Ray and MLflow
+    DIR/stack.json     which processes are ours DIR/ray.token                  Ray's secret
+
+API and dispatcher live in the process of `up`; Ray and MLflow are its children, in sessions of their own.
+When `up` is killed they go on, and so does a job; the next `up` on the folder takes them over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from service.errors import Refused, ServiceError
+from service.processes import Child, MlflowServer, RayHead, State, is_free, sweep
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.ray_jobs import RayJobs
+
+SECONDS_TO_START = 120.0
+
+
+def run(*, data_dir: Path, host: str, port: int, mlflow_port: int) -> int:
+    """Runs the stack in the foreground until SIGINT or SIGTERM; returns the exit code.
+
+    0: ended as asked; 2: it could not start, and the reason is on stderr.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with _stack(data_dir.resolve(), host, port, mlflow_port, stop) as children:
+            while not stop.wait(1.0):
+                for child in children:
+                    child.restart_if_dead()
+            _say("\nending: API, jobs, Ray, MLflow")
+    except (Refused, ServiceError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+@contextmanager
+def _stack(
+    folder: Path, host: str, port: int, mlflow_port: int, stop: threading.Event
+) -> Iterator[list[Child]]:
+    """Everything started, and ended in the opposite order when the context ends."""
+    settings = Settings.from_env()
+    _check_address(host, port, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(_only_one(folder))
+        state = State.load(folder)
+        stack.callback(sweep, folder)  # whatever else carries our mark: workers, drivers
+        children: list[Child] = [RayHead(state), MlflowServer(state, mlflow_port)]
+        sweep(folder, spare=[child for child in children if child.is_alive()])
+        for child in children:
+            stack.callback(child.end)
+            child.take_over_or_start()
+        _wait_until_ready(children, stop)
+        if not stop.is_set():
+            stack.enter_context(_service(_completed(settings, state, mlflow_port), host, port, stop))
+        yield children
+
+
+def _completed(settings: Settings, state: State, mlflow_port: int) -> Settings:
+    """The settings of the embedded stack: what the environment says, and where its own parts are."""
+    return settings.model_copy(
+        update={
+            "database_url": f"sqlite:///{state.folder / 'syncbn.db'}",
+            "ray_url": state.ray_url,
+            "ray_token": SecretStr(state.token),
+            "mlflow_url": f"http://127.0.0.1:{mlflow_port}",
+            "mlflow_public_url": f"http://127.0.0.1:{mlflow_port}",
+            "storage": str(state.folder / "checkpoints"),
+        }
+    )
+
+
+@contextmanager
+def _service(settings: Settings, host: str, port: int, stop: threading.Event) -> Iterator[None]:
+    """The API and the dispatcher, in threads of this process."""
+    import uvicorn
+
+    from service.api.app import create_app
+    from service.dispatcher import Dispatcher
+    from service.mlflow_rest import MlflowRest
+    from service.store import Store
+
+    store = Store(settings.database_url)
+    store.migrate()
+    cluster = _cluster(settings)
+    results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
+    app = create_app(settings, store, cluster, results)
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    )
+    dispatcher = Dispatcher(settings, store, cluster, results)
+    threads = [
+        threading.Thread(target=server.run, name="api"),
+        threading.Thread(target=dispatcher.run, args=(stop,), name="dispatcher"),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        _wait_for(lambda: server.started or not threads[0].is_alive(), stop)
+        if not server.started and not stop.is_set():
+            raise Refused(f"the API could not listen on {host}:{port}")
+        _say_ready(settings, host, port)
+        yield
+    finally:
+        stop.set()
+        server.should_exit = True
+        for thread in threads:
+            thread.join()
+        store.close()
+
+
+def _cluster(settings: Settings) -> RayJobs:
+    from service.ray_jobs import RayJobs
+
+    assert settings.ray_token is not None
+    return RayJobs(settings.ray_url, settings.ray_token.get_secret_value())
+
+
+def _check_address(host: str, port: int, settings: Settings) -> None:
+    if not _is_loopback(host) and settings.api_key is None:
+        raise Refused(
+            f"--host {host} is reachable from other machines and whoever reaches the API can run code here: "
+            "set SYNCBN_API_KEY first, or leave --host at 127.0.0.1"
+        )
+    if not is_free(host, port):
+        raise Refused(f"port {port} is taken: choose another with --port, or end what listens there")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; the kernel lets go of it however this process ends."""
+    with (folder / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"another `syncbn up` runs on {folder}: use that one, or give another --data-dir"
+            ) from None
+        yield
+
+
+def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
+    begun = time.monotonic()
+    for child in children:
+        while not stop.is_set() and not child.is_ready():
+            if not child.is_alive() or time.monotonic() - begun > SECONDS_TO_START:
+                raise Refused(f"{child.name} did not start; its log is {child.log}")
+            stop.wait(0.2)
+        if not stop.is_set():
+            _say(f"{child.name} is up after {time.monotonic() - begun:.0f} s")
+
+
+def _wait_for(condition: Callable[[], bool], stop: threading.Event) -> None:
+    while not condition() and not stop.wait(0.05):
+        pass
+
+
+def _say_ready(settings: Settings, host: str, port: int) -> None:
+    _say(
+        f"\nready\n  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n"
+        f"  MLflow  {settings.mlflow_public_url}\n"
+        f"  jobs    syncbn --url http://{host}:{port} submit SPEC.yaml --follow\n\nCtrl-C ends all of it."
+    )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
