@@ -238,13 +238,18 @@ class MlflowServer(Child):
             return False
 
 
-def sweep(folder: Path, spare: Iterable[Child] = ()) -> None:
-    """Ends every process that carries the mark of this folder, but those in `spare` and below them."""
+def sweep(folder: Path, spare: Iterable[Child] = ()) -> bool:
+    """Ends every process that carries the mark of this folder, but those in `spare` and below them.
+
+    Returns whether there was one.
+    """
     spared: set[int] = set()
     for child in spare:
         if (process := child.process()) is not None:
             spared |= {process.pid, *(below.pid for below in _children(process))}
-    _end(process for process in _marked(folder) if process.pid not in spared)
+    found = [process for process in _marked(folder) if process.pid not in spared]
+    _end(found)
+    return bool(found)
 
 
 def is_free(host: str, port: int) -> bool:
@@ -276,11 +281,10 @@ def _marked(folder: Path) -> list[psutil.Process]:
 
 
 def _has(process: psutil.Process, text: str | None) -> bool:
-    """Whether it belongs to the Ray in that folder: Ray hands it down on the command line or by a variable."""
+    """Whether it belongs to the Ray in that folder, which stands on command lines and in variables."""
     try:
-        return bool(text) and any(
-            str(text) in part for part in (*process.cmdline(), *process.environ().values())
-        )
+        words = (*process.cmdline(), *process.environ().values())
+        return bool(text) and any(str(text) in word for word in words)
     except psutil.Error:
         return False
 

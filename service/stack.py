@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import ipaddress
+import os
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from pydantic import SecretStr
 
 from service.errors import Refused, ServiceError
@@ -53,6 +55,20 @@ def run(*, data_dir: Path, host: str, port: int, mlflow_port: int) -> int:
     return 0
 
 
+def down(*, data_dir: Path) -> bool:
+    """Ends the stack of a folder, also what is left of one whose `up` was killed; blocks until it is gone.
+
+    Returns whether there was anything to end.
+    """
+    folder = data_dir.resolve()
+    pid = _holder(folder / "up.lock")
+    if pid is not None:
+        process = psutil.Process(pid)
+        process.terminate()
+        process.wait(60)
+    return sweep(folder) or pid is not None
+
+
 @contextmanager
 def _stack(
     folder: Path, host: str, port: int, mlflow_port: int, stop: threading.Event
@@ -69,6 +85,7 @@ def _stack(
         sweep(folder, spare=[child for child in children if child.is_alive()])
         for child in children:
             stack.callback(child.end)
+            _say(f"{child.name}: {'taking over' if child.is_alive() else 'starting'}")
             child.take_over_or_start()
         _wait_until_ready(children, stop)
         if not stop.is_set():
@@ -163,7 +180,22 @@ def _only_one(folder: Path) -> Iterator[None]:
             raise Refused(
                 f"another `syncbn up` runs on {folder}: use that one, or give another --data-dir"
             ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
+
+
+def _holder(path: Path) -> int | None:
+    """The process that holds the lock; None if nobody does."""
+    if not path.exists():
+        return None
+    with path.open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(lock.read())
+    return None
 
 
 def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:

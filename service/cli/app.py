@@ -74,6 +74,8 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "The service": {
         "up": up.up,
+        "down": up.down,
+        "ready": cluster.ready,
         "queue": cluster.queue,
         "cluster": cluster.cluster,
         "schema": submit.schema,

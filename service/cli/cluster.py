@@ -1,4 +1,4 @@
-"""`queue`, `cluster`: what waits, and the machines."""
+"""`queue`, `cluster`, `ready`: what waits, the machines, and whether all servers answer."""
 
 from __future__ import annotations
 
@@ -37,6 +37,17 @@ def _waiting(job: Waiting) -> list[RenderableType]:
     since = output.duration((datetime.now(UTC) - job.created_at).total_seconds())
     name, reason = output.clean(job.name), output.clean(job.reason or "")
     return [str(job.position), job.id, name, str(job.priority), output.total(job.needs), since, reason]
+
+
+def ready(ctx: typer.Context) -> None:
+    """Say whether the service and all that it depends on answer: exit code 0, otherwise 5."""
+    from service.cli.options import ExitCode
+
+    with session(ctx) as client:
+        if not client.ready():
+            typer.echo("not ready: see /readyz", err=True)
+            raise typer.Exit(ExitCode.UNREACHABLE)
+    typer.echo("ready")
 
 
 def cluster(ctx: typer.Context, as_json: AsJson = False) -> None:

@@ -164,6 +164,8 @@ def print_summary(job: Job, console: Console) -> None:
     print_failure(job, console)
     rows: list[tuple[str, RenderableType | None]] = [*sorted_metrics(job.metrics)]
     rows.append(("MLflow", job.mlflow.url if job.mlflow else None))
+    if job.mlflow and job.state == "succeeded":
+        rows.append(("model", f'mlflow.pytorch.load_model("runs:/{job.mlflow.run_id}/model")'))
     rows.append(("next", f"syncbn {'metrics' if job.state == 'succeeded' else 'logs'} {job.id}"))
     console.print(fields(rows))
 
@@ -175,7 +177,7 @@ def print_failure(job: Job, console: Console) -> None:
     if job.error is None:
         console.print(f"  {clean(job.reason or 'no reason is known')}", style="red")
         return
-    where = "" if job.error.rank is None else f" (worker {job.error.rank})"
+    where = "" if job.error.rank is None else f" (rank {job.error.rank})"
     what = ": ".join(filter(None, [job.error.type, job.error.message]))
     console.print(f"  {what}{where}", style="red")
     for line in (job.error.log_tail or "").splitlines():

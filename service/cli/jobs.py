@@ -70,7 +70,7 @@ def _row(job: Job) -> list[RenderableType]:
     from service.cli import output
 
     age = (datetime.now(UTC) - job.created_at).total_seconds()
-    reason = "" if job.state == "succeeded" else output.clean(job.reason or "")
+    reason = "" if job.state == "succeeded" else output.headline(job.reason or "")
     standing = output.state(job.state)
     return [job.id, output.clean(job.name), standing, _progress(job), output.duration(age), reason]
 
@@ -103,7 +103,7 @@ def _print_job(job: Job) -> None:
         ("id", job.id),
         ("name", output.clean(job.name)),
         ("state", output.state(job.state)),
-        ("reason", output.clean(job.reason or "")),
+        ("reason", output.headline(job.reason or "")),
         ("created", _moment(job.created_at)),
         ("started", _moment(job.started_at)),
         ("finished", _moment(job.finished_at)),

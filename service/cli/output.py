@@ -68,6 +68,12 @@ def clean(text: object) -> str:
     return "".join(char if char.isprintable() else " " for char in str(text))
 
 
+def headline(text: str, longest: int = 160) -> str:
+    """The first line, cut: a failed job's reason goes on with its log."""
+    line = clean(text.partition("\n")[0])
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
 def number(value: float | None) -> str:
     if value is None:
         return "-"
@@ -116,7 +122,9 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     if not finite:
         return ""
     means = [_mean(finite, i, min(width, len(finite))) for i in range(min(width, len(finite)))]
-    low, spread = min(means), (max(means) - min(means)) or 1.0
+    low, spread = min(means), max(means) - min(means)
+    if spread <= 1e-9 * max(map(abs, means)):  # a constant, but for the rounding of its means
+        spread = math.inf
     return "".join(_BARS[round((mean - low) / spread * (len(_BARS) - 1))] for mean in means)
 
 

@@ -1,4 +1,4 @@
-"""`up`: the whole service on this machine."""
+"""`up` and `down`: the whole service on this machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 
+DataDir = Annotated[
+    Path, typer.Option(metavar="DIR", help="Where everything is kept: database, results, logs.")
+]
+
+
 def up(
-    data_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where everything is kept: database, results, logs.")
-    ] = Path("syncbn-data"),
+    data_dir: DataDir = Path("syncbn-data"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API.")] = 8000,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
@@ -20,3 +23,15 @@ def up(
     from service.stack import run
 
     raise typer.Exit(run(data_dir=data_dir, host=host, port=port, mlflow_port=mlflow_port))
+
+
+def down(
+    data_dir: DataDir = Path("syncbn-data"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing.")] = False,
+) -> None:
+    """End the service that `up` started on a folder, or what is left of it."""
+    from service.stack import down
+
+    found = down(data_dir=data_dir)
+    if not quiet:
+        typer.echo("ended" if found else f"nothing runs on {data_dir}")

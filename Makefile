@@ -1,0 +1,37 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+MLFLOW_PORT ?= 5000
+
+.PHONY: setup demo demo-fashion demo-down test lint bench
+
+setup: $(VENV)/.ready  ## everything that the other targets need, into .venv
+
+# constraints.txt names torch's CPU build; without it pip takes gigabytes of CUDA.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## train the example on two workers; KEEP=1 leaves the stack up
+	PORT=$(PORT) MLFLOW_PORT=$(MLFLOW_PORT) KEEP=$(KEEP) deploy/demo.sh training/recipes/digits.yaml
+
+demo-fashion: setup  ## ResNet-18 on a part of Fashion-MNIST
+	PORT=$(PORT) MLFLOW_PORT=$(MLFLOW_PORT) KEEP=$(KEEP) deploy/demo.sh training/recipes/fashion_resnet18.yaml \
+		--set data.init_args.limit=1000 --set training.max_epochs=2
+
+demo-down: setup  ## end a stack that KEEP=1 left
+	$(BIN)/syncbn down --data-dir demo
+
+test: setup  ## all tests, with the system packages they need
+	deploy/test-packages.sh
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sync_bn training service tests benchmarks
+
+bench: setup  ## measure; results go to benchmarks/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
