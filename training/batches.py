@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 from torch.utils.data import (
@@ -66,9 +67,9 @@ class GlobalBatches(Sampler[list[int]]):
     def _order(self) -> list[int]:
         if not self.shuffle:
             return list(range(self.samples))
-        # Both halves of the generator's 64 bits: (seed 0, epoch 1) is not (seed 1, epoch 0).
-        generator = torch.Generator().manual_seed(self.seed << 32 | self.epoch)
-        return cast(list[int], torch.randperm(self.samples, generator=generator).tolist())
+        # Not torch's generator: it takes 32 bits of a seed, which is no room for a seed and an epoch.
+        generator = np.random.default_rng((self.seed, self.epoch))
+        return cast(list[int], generator.permutation(self.samples).tolist())
 
 
 class _CollateShare:
@@ -107,6 +108,12 @@ def share_loader(
             "data.class_path",
             f"{type(dataset).__name__} has no length or no index, so it cannot be cut into global batches "
             "that are the same for any number of workers; give a map-style Dataset",
+        )
+    if loader.batch_size is None and loader.batch_sampler is None:
+        raise BuildError(
+            "data.class_path",
+            "its loader has batch_size=None, so each item is a batch of a size of its own; return a "
+            "DataLoader over single samples",
         )
     samples = len(cast(Sized, dataset))
     if samples == 0 or (drop_last and samples < batch_size):

@@ -26,7 +26,7 @@ def exportable(module: nn.Module) -> nn.Module:
     """
     model = module.model if isinstance(module, Supervised) else module
     model = revert_sync_batchnorm(copy.deepcopy(model)).cpu().eval()
-    if type(model).__module__.startswith("torch."):
+    if all(type(layer).__module__.startswith("torch.") for layer in model.modules()):
         return model
     try:
         return _traced(model)
@@ -60,7 +60,7 @@ def draw_curves(history: History, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = _panels(history)
+    panels = _panels({name: points for name, points in history.items() if points})
     figure = Figure(figsize=(6.4 * max(len(panels), 1), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, names) in zip(

@@ -81,7 +81,7 @@ def _is_lost_peer(error: BaseException) -> bool:
 
 
 class Verdict(TypedDict):
-    """Why an attempt failed. `rank`: None where it is no rank's own failure. `retry`: another attempt may help."""
+    """Why an attempt failed. `rank`: None where it is no rank's own. `retry`: another attempt may help."""
 
     type: str
     message: str

@@ -6,11 +6,14 @@ import dataclasses
 import json
 import logging
 import pickle
+import posixpath
+import re
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,10 @@ from training.tracking import History, Progress
 log = logging.getLogger(__name__)
 
 PROGRESS_TAG = "syncbn.progress"
-BATCH = 1000  # what MLflow takes in one log_batch
+BATCH = 999  # metrics in one log_batch: MLflow takes 1000 entries, one is the progress tag
+PARAMS = 100  # in one log_batch
 LONGEST_PARAM = 6000  # characters
+LONGEST_NAME = 250
 FLUSH_SECONDS = 1.0
 GIVE_UP_SECONDS = 120.0  # how long `close` waits for a server that is away
 
@@ -32,7 +37,8 @@ class MlflowTracker:
     """Writes to the run `run_id` of the server at `uri`.
 
     `log` and `progress` only append to memory; a thread sends. A server that is away is asked again until it
-    answers. Steps that an earlier attempt of this run has written are not written twice.
+    answers. Steps that an earlier attempt of this run has written are not written twice. In names of metrics
+    and parameters, characters that MLflow does not take become underscores.
     """
 
     def __init__(
@@ -50,13 +56,16 @@ class MlflowTracker:
         self._progress: Progress | None = None
         self._written: dict[str, int] = {}  # by an earlier attempt
         self._taken: dict[str, int] = {}  # by this one
+        self._begun = False
+        self._trouble: Exception | None = None
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._send_forever, name="mlflow-writer", daemon=True)
         self._thread.start()
 
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
         now = int(time.time() * 1000)
-        for name, value in metrics.items():
+        for given, value in metrics.items():
+            name = _name(given)
             if step > self._taken.get(name, 0):
                 self._taken[name] = step
                 self._points.append((name, value, now, step))
@@ -77,7 +86,7 @@ class MlflowTracker:
         }
 
     def artifact(self, path: Path) -> None:
-        self._client.log_artifact(self.run_id, str(path))
+        _patiently(lambda: self._client.log_artifact(self.run_id, str(path)))
 
     def model(self, model: nn.Module, example: Any) -> None:
         """Logs the model as MLflow's pytorch flavour; it loads with torch alone."""
@@ -92,45 +101,55 @@ class MlflowTracker:
                     example.float().cpu().numpy(), output.float().cpu().numpy()
                 )
         mlflow.set_tracking_uri(self.uri)
+        _patiently(lambda: self._log_model(model, signature))
+
+    def _log_model(self, model: nn.Module, signature: Any) -> None:
+        import mlflow
+
         with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
             mlflow.pytorch.log_model(
                 model,
                 name="model",
                 signature=signature,
+                serialization_format="pickle",  # the other one, pt2, fixes the batch size and drops training
                 pickle_module=pickle,  # the default, cloudpickle, would have to be there to load it
                 pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
                 registered_model_name=self.register_as,
             )
 
     def close(self) -> None:
-        self._drain()
-        self._closing.set()
-        self._wake.set()
-        self._thread.join()
+        try:
+            self._drain()
+        finally:
+            self._closing.set()
+            self._wake.set()
+            self._thread.join()
 
     def _drain(self) -> None:
-        """Waits until the thread has sent everything; gives up on a server that stays away."""
-        deadline = time.monotonic() + GIVE_UP_SECONDS
+        """Waits until the thread has sent everything; gives up when for a long time nothing gets through."""
+        left, deadline = len(self._points), time.monotonic() + GIVE_UP_SECONDS
         self._wake.set()
-        while self._points or self._progress:
+        while self._points or self._progress or not self._begun:
+            if len(self._points) < left:
+                left, deadline = len(self._points), time.monotonic() + GIVE_UP_SECONDS
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"MLflow at {self.uri} has not answered for {GIVE_UP_SECONDS:.0f} s: "
+                    f"MLflow at {self.uri} has taken nothing for {GIVE_UP_SECONDS:.0f} s ({self._trouble}): "
                     f"{len(self._points)} metric values could not be written"
                 )
             time.sleep(0.02)
 
     def _send_forever(self) -> None:
-        begun = False
         while not self._closing.is_set():
             self._wake.wait(FLUSH_SECONDS)
             try:
-                if not begun:  # importing mlflow takes seconds: here, not in the training thread
+                if not self._begun:  # importing mlflow takes seconds: here, not in the training thread
                     self._begin()
-                    begun = True
+                    self._begun = True
                 self._send()
                 self._wake.clear()
             except Exception as error:  # the server is away, for whatever reason: keep, wait, try again
+                self._trouble = error
                 log.warning("MLflow at %s: %s; trying again", self.uri, error)
                 time.sleep(FLUSH_SECONDS)
 
@@ -152,11 +171,12 @@ class MlflowTracker:
         from mlflow.entities import Param, RunTag
 
         self._written = self._last_steps()
-        self._client.log_batch(
-            self.run_id,
-            params=[Param(key, value[:LONGEST_PARAM]) for key, value in self._params.items()],
-            tags=[RunTag(key, value) for key, value in self._tags.items()],
-        )
+        there = self._client.get_run(self.run_id).data.params
+        params = {_name(key): value[:LONGEST_PARAM] for key, value in self._params.items()}
+        new = iter([Param(key, value) for key, value in params.items() if key not in there])
+        while some := list(islice(new, PARAMS)):
+            self._client.log_batch(self.run_id, params=some)
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in self._tags.items()])
 
     def _last_steps(self) -> dict[str, int]:
         """The last step written of each metric, by an earlier attempt."""
@@ -172,6 +192,37 @@ class MlflowTracker:
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri)
+
+
+def _name(given: str) -> str:
+    """A name that MLflow takes: some characters only, and a path that is written as short as can be."""
+    name = re.sub(r"[^\w\-. :/]", "_", given)[:LONGEST_NAME]
+    unique = posixpath.normpath(name) == name and not name.startswith((".", "/"))
+    return name if unique else re.sub(r"^\.|/", "_", name) or "_"
+
+
+def _patiently(write: Callable[[], object]) -> None:
+    """Writes again while nobody answers; what the server refuses is raised at once."""
+    deadline = time.monotonic() + GIVE_UP_SECONDS
+    while True:
+        try:
+            write()
+            return
+        except Exception as error:
+            if not _nobody_answered(error) or time.monotonic() > deadline:
+                raise
+            log.warning("%s; trying again", error)
+            time.sleep(FLUSH_SECONDS)
+
+
+def _nobody_answered(error: BaseException | None) -> bool:
+    from requests.exceptions import ConnectionError, Timeout
+
+    while error is not None:
+        if isinstance(error, ConnectionError | Timeout):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class SystemMetrics:

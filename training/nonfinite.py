@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from training.failures import NonFiniteLoss
 
+Finding = tuple[int, str]  # how early it was on its rank, and what it was
+
 
 def blame(module: LightningModule, batch: Any, batch_idx: int, *, step: int, loss: float) -> NonFiniteLoss:
     """Runs the step once more and says where the first value that is not finite appeared.
@@ -21,17 +24,25 @@ def blame(module: LightningModule, batch: Any, batch_idx: int, *, step: int, los
     Collective: every rank calls it, because the layers of the model may communicate; all ranks return the
     same words.
     """
-    found = _weights(module) or _batch(batch) or _forward(module, batch, batch_idx)
-    findings: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(findings, found)
-    where = next(
-        (f"{text} (rank {rank})" for rank, text in enumerate(findings) if text),
-        "in the loss function: its inputs are finite",
+    # One after the other on all ranks alike: a rank that runs the model needs the others in its collectives.
+    where = (
+        _earliest(_weights(module, step))
+        or _earliest(_batch(batch))
+        or _earliest(_forward(module, batch, batch_idx))
+        or "in the loss function: its inputs are finite"
     )
     return NonFiniteLoss(
         f"the loss is {loss} at step {step}; the first value that is not finite appeared {where}. "
         "Lower the learning rate, check the data, or train in a higher precision."
     )
+
+
+def _earliest(found: Finding | None) -> str | None:
+    """Of what the ranks found, what came first: a synchronized layer passes a NaN on to all of them."""
+    findings: list[Finding | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(findings, found)
+    by_time = sorted((finding[0], rank, finding[1]) for rank, finding in enumerate(findings) if finding)
+    return f"{by_time[0][2]} (rank {by_time[0][1]})" if by_time else None
 
 
 def _finite(value: object) -> bool:
@@ -42,19 +53,20 @@ def _finite(value: object) -> bool:
     )
 
 
-def _weights(module: nn.Module) -> str | None:
-    for name, parameter in module.named_parameters():
+def _weights(module: nn.Module, step: int) -> Finding | None:
+    since = "after the optimizer's step before this one" if step > 1 else "before the first step"
+    for position, (name, parameter) in enumerate(module.named_parameters()):
         if not _finite(parameter):
             layer, _, kind = name.rpartition(".")
-            return f"in the {kind} of layer {_public(layer)}, after the optimizer's step before this one"
+            return position, f"in the {kind} of layer {_public(layer)}, {since}"
     return None
 
 
-def _batch(batch: Any) -> str | None:
-    return None if _finite(batch) else "in the batch itself, before the first layer"
+def _batch(batch: Any) -> Finding | None:
+    return None if _finite(batch) else (0, "in the batch itself, before the first layer")
 
 
-def _forward(module: LightningModule, batch: Any, batch_idx: int) -> str | None:
+def _forward(module: LightningModule, batch: Any, batch_idx: int) -> Finding | None:
     precision = module.trainer.precision_plugin
     with torch.no_grad(), _unlogged(module), precision.train_step_context(), _watched(module) as found:
         module.training_step(batch, batch_idx)
@@ -75,14 +87,17 @@ def _unlogged(module: LightningModule) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(module: nn.Module) -> Iterator[list[str]]:
-    """Collects, in the order of execution, the layers whose output is not finite."""
-    found: list[str] = []
+def _watched(module: nn.Module) -> Iterator[list[Finding]]:
+    """Collects, in the order of execution, the layers with an input or output that is not finite."""
+    found: list[Finding] = []
+    positions = itertools.count()
 
     def watch(name: str, layer: nn.Module) -> Any:
-        def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
-            if not _finite(output):
-                found.append(f"in the output of layer {_public(name)} ({type(layer).__name__})")
+        def hook(_layer: nn.Module, inputs: Any, output: Any) -> None:
+            position = next(positions)
+            side = "output" if _finite(inputs) else "input"
+            if side == "input" or not _finite(output):
+                found.append((position, f"in the {side} of layer {_public(name)} ({type(layer).__name__})"))
 
         return layer.register_forward_hook(hook)
 

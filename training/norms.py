@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch.distributed as dist
@@ -22,18 +21,30 @@ def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
     if norm.kind == "batch_norm":
         return revert_sync_batchnorm(model)
     if norm.kind == "group_norm":
-        return _replaced(model, lambda channels: math.gcd(channels, 32))
+        return _replaced(model, _group_count)
     if norm.kind == "layer_norm":
         return _replaced(model, lambda _channels: 1)
     return model
 
 
-def _replaced(module: nn.Module, groups: Callable[[int], int]) -> nn.Module:
-    if isinstance(module, _BatchNorm):
-        return _group_norm(module, groups(module.num_features))
-    for name, child in module.named_children():
-        setattr(module, name, _replaced(child, groups))
-    return module
+def _group_count(channels: int) -> int:
+    """32 groups (Wu & He 2018), or the next power of 2 that leaves two channels or more in each.
+
+    One channel alone has no variance where it has one value, as behind a linear layer.
+    """
+    return next((groups for groups in (32, 16, 8, 4, 2) if channels % (2 * groups) == 0), 1)
+
+
+def _replaced(model: nn.Module, groups: Callable[[int], int]) -> nn.Module:
+    """A layer that stands in several places stays one layer."""
+    new = {m: _group_norm(m, groups(m.num_features)) for m in model.modules() if isinstance(m, _BatchNorm)}
+    if isinstance(model, _BatchNorm):
+        return new[model]
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if isinstance(child, _BatchNorm):
+                module._modules[name] = new[child]
+    return model
 
 
 def _group_norm(layer: _BatchNorm, groups: int) -> nn.GroupNorm:

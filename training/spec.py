@@ -56,7 +56,6 @@ class Norm(_Part):
 
 class Optimizer(ClassSpec):
     class_path: ClassPath = "torch.optim.SGD"
-    init_args: dict[str, Any] = Field(default_factory=lambda: {"lr": 0.1, "momentum": 0.9})
 
 
 class LRScheduler(ClassSpec):
@@ -76,9 +75,10 @@ class Training(_Part):
     @model_validator(mode="before")
     @classmethod
     def _one_length(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping) or data.get("max_epochs") or data.get("max_steps"):
+        if not isinstance(data, Mapping):
             return data
-        return {**data, "max_epochs": 10}
+        given = data.get("max_epochs") is not None or data.get("max_steps") is not None
+        return data if given else {**data, "max_epochs": 10}
 
     @model_validator(mode="after")
     def _not_both(self) -> Self:
@@ -88,8 +88,8 @@ class Training(_Part):
 
 
 class WorkerRange(_Part):
-    min: int = Field(ge=1)
-    max: int = Field(ge=1)
+    min: int = Field(ge=1, le=100_000)
+    max: int = Field(ge=1, le=100_000)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -99,9 +99,9 @@ class WorkerRange(_Part):
 
 
 class Resources(_Part):
-    workers: Annotated[int, Field(ge=1)] | WorkerRange = 1
-    cpus_per_worker: float = Field(default=1, gt=0)
-    gpus_per_worker: float = Field(default=0, ge=0)
+    workers: Annotated[int, Field(ge=1, le=100_000)] | WorkerRange = 1
+    cpus_per_worker: float = Field(default=1, gt=0, le=100_000)
+    gpus_per_worker: float = Field(default=0, ge=0, le=100_000)
 
     @property
     def min_workers(self) -> int:
@@ -136,7 +136,7 @@ class Spec(_Part):
         },
         description="For an nn.Module: torchmetrics by name, logged as train_NAME, val_NAME, test_NAME",
     )
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = Optimizer(init_args={"lr": 0.1, "momentum": 0.9})
     lr_scheduler: LRScheduler | None = None
     training: Training = Training(max_epochs=10)
     resources: Resources = Resources()
@@ -152,7 +152,7 @@ class Spec(_Part):
     @classmethod
     def _named(cls, data: Any) -> Any:
         model = data.get("model") if isinstance(data, Mapping) else None
-        if data and isinstance(model, Mapping) and not data.get("name"):
+        if isinstance(model, Mapping) and data.get("name") in (None, ""):
             return {**data, "name": str(model.get("class_path", "")).rpartition(".")[2][:200]}
         return data
 
@@ -249,11 +249,15 @@ def _replaced(data: object, keys: list[str], value: object) -> object:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string) and without dates."""
+    """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string), without dates and without merge
+    keys, which multiply: a few hundred bytes of them can take minutes.
+    """
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":float", ":timestamp"))]
+    first: [
+        (tag, regexp) for tag, regexp in resolvers if not tag.endswith((":float", ":timestamp", ":merge"))
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -266,6 +270,8 @@ _Loader.add_implicit_resolver(
 def _problems(error: ValidationError) -> list[Problem]:
     found: dict[str, Problem] = {}
     for item in error.errors():
+        if item["type"] == "int_type" and isinstance(item["input"], Mapping):
+            continue  # a number or a mapping is wanted: what is wrong with the mapping stands beside this
         cause = item.get("ctx", {}).get("error")
         location = [part for part in item["loc"] if not _is_branch(part)]
         key = cause.key if isinstance(cause, _LocatedError) else ".".join(map(str, location))

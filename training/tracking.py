@@ -10,8 +10,10 @@ Tracker           the protocol
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,15 +74,17 @@ class JsonLines(NullTracker):
     """`metrics.jsonl`: {"step", "epoch", and every metric of that step by name} a line, in order of steps.
 
     A line is written when the next step begins, because an epoch's metrics belong to its last step. Opened
-    again on the same file (a resumed run), it goes on behind the last step there.
+    again on the same file (a resumed run), it goes on at the last step there, whose metrics may be
+    incomplete; half a line, left by a crash, is written over. What JSON has no number for is null.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.written = max((row["step"] for row in _rows(path)), default=0)
-        self._pending: dict[str, Any] = {}
-        self._file = path.open("a", encoding="utf-8")
+        path.touch()
+        self._end, self._pending = (_rows(path) or [(0, {})])[-1]
+        self.written: int = self._pending.get("step", 1) - 1
+        self._file = path.open("r+b")
 
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         if step <= self.written:
@@ -91,14 +95,18 @@ class JsonLines(NullTracker):
 
     def _write(self) -> None:
         if self._pending:
-            self._file.write(json.dumps(self._pending) + "\n")
+            values = {name: value if math.isfinite(value) else None for name, value in self._pending.items()}
+            self._file.seek(self._end)
+            self._file.write(json.dumps(values).encode() + b"\n")
+            self._file.truncate()
             self._file.flush()
+            self._end = self._file.tell()
             self.written = self._pending["step"]
             self._pending = {}
 
     def history(self) -> History:
         history: History = {}
-        for row in [*_rows(self.path), self._pending]:
+        for row in [*(row for start, row in _rows(self.path) if start < self._end), self._pending]:
             for name, value in row.items():
                 if name not in {"step", "epoch"}:
                     history.setdefault(name, []).append((row["step"], value))
@@ -109,10 +117,17 @@ class JsonLines(NullTracker):
         self._file.close()
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Each whole line of the file and where it starts; null is NaN again."""
+    rows, start = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            values = json.loads(line)
+            rows.append(
+                (start, {name: math.nan if value is None else value for name, value in values.items()})
+            )
+        start += len(line)
+    return rows
 
 
 class Fanout:
@@ -142,8 +157,9 @@ class Fanout:
             tracker.model(model, example)
 
     def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.close()
+        with ExitStack() as stack:  # one that fails does not keep the others open
+            for tracker in self.trackers:
+                stack.callback(tracker.close)
 
 
 class Eta:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class FashionMNIST(Splits):
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 (Lightning's signature)
         folder = self._folder()
         images, labels = _split(folder, "train")
-        held_out = len(images) // 12
+        held_out = max(1, len(images) // 12)
         test_images, test_labels = _split(folder, "t10k")
         self.train = self._dataset(images[:-held_out], labels[:-held_out])
         self.val = self._dataset(images[-held_out:], labels[-held_out:])
@@ -124,5 +125,5 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
             raise ValueError("not an IDX file of bytes")
         sizes = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
-    except (struct.error, ValueError, EOFError, OSError) as error:
+    except (struct.error, zlib.error, ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is broken: {error}") from error

@@ -1,0 +1,69 @@
+"""Worlds of 1 to 4 ranks from one set of processes: starting them takes most of a test's time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Concatenate, ParamSpec, Self, TypeVar, cast
+
+import torch.distributed as dist
+
+from tests.parallel import Ranks
+
+Result = TypeVar("Result")
+Parameters = ParamSpec("Parameters")
+
+LARGEST = 4
+TIMEOUT_SECONDS = 120.0
+
+
+class Worlds:
+    """Use as a context; the processes start with the first `run` and end with the context."""
+
+    def __init__(self) -> None:
+        self._ranks = Ranks(LARGEST, TIMEOUT_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ranks.close()
+
+    def run(
+        self,
+        world_size: int,
+        function: Callable[Concatenate[int, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> list[Result]:
+        """function(rank, *args) in `world_size` ranks, whose default group is of that size."""
+        with tempfile.TemporaryDirectory(prefix="world-") as folder:
+            store = (Path(folder) / "store").as_uri()
+            results: list[Result | None] = self._ranks.run(
+                _in_world, world_size, store, function, args, kwargs
+            )
+        return cast(list[Result], results[:world_size])
+
+
+def _in_world(
+    rank: int,
+    world_size: int,
+    store: str,
+    function: Callable[..., Result],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> Result | None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if rank >= world_size:
+        return None  # not in this world
+    dist.init_process_group(
+        "gloo",
+        init_method=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=TIMEOUT_SECONDS),
+    )
+    return function(rank, *args, **kwargs)
