@@ -7,13 +7,37 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from training.build import construct
 from training.failures import BuildError
-from training.spec import Spec
+from training.spec import Optimizer, Spec
 
 Batch = tuple[Tensor, Tensor]
+DEFAULT_OPTIMIZER = Optimizer(init_args={"lr": 0.1, "momentum": 0.9})
+
+
+class MeanLoss(Metric):
+    """The mean over all samples of all ranks.
+
+    In float64, so that the mean over a large data set does not depend on how it was cut; and NaN stays NaN:
+    torchmetrics' own mean either leaves it out or, told not to, leaves out the weights.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, samples: int) -> None:
+        self.total += mean.detach().double() * samples
+        self.count += samples
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
 
 
 class Supervised(LightningModule):
@@ -33,14 +57,7 @@ class Supervised(LightningModule):
         self.metrics = nn.ModuleDict(
             {f"{stage}_metrics": metrics.clone(prefix=f"{stage}_") for stage in ("train", "val", "test")}
         )
-        # float64, so that the mean over a large data set does not depend on how it was cut; and a mean that
-        # leaves NaN out, as torchmetrics' does, would hide it.
-        self.losses = nn.ModuleDict(
-            {
-                f"{stage}_loss": MeanMetric(nan_strategy="disable").set_dtype(torch.float64)
-                for stage in ("val", "test")
-            }
-        )
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in ("val", "test")})
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.model(x)
@@ -69,15 +86,15 @@ class Supervised(LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         loss = self._step(batch, stage)
         mean = self.losses[f"{stage}_loss"]
-        assert isinstance(mean, MeanMetric)
+        assert isinstance(mean, MeanLoss)
         count = len(batch[0])
         if count:
-            mean.update(loss, weight=count)
+            mean.update(loss, count)
         self.log(f"{stage}_loss", mean, on_step=False, on_epoch=True, batch_size=max(count, 1))
 
     def configure_optimizers(self) -> Any:
         spec = self.spec
-        optimizer = construct(spec.optimizer, "optimizer", self.model.parameters())
+        optimizer = construct(spec.optimizer or DEFAULT_OPTIMIZER, "optimizer", self.model.parameters())
         if spec.lr_scheduler is None:
             return optimizer
         scheduler = construct(spec.lr_scheduler, "lr_scheduler", optimizer)
@@ -90,7 +107,7 @@ class Supervised(LightningModule):
 def as_lightning_module(model: object, spec: Spec) -> LightningModule:
     """The user's LightningModule as it is, an nn.Module wrapped. Raises BuildError for anything else."""
     if isinstance(model, LightningModule):
-        if "optimizer" in spec.model_fields_set:
+        if spec.optimizer is not None:
             raise BuildError(
                 "optimizer",
                 f"{type(model).__name__} is a LightningModule and configures its own; leave this key out, or "

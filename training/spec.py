@@ -136,7 +136,10 @@ class Spec(_Part):
         },
         description="For an nn.Module: torchmetrics by name, logged as train_NAME, val_NAME, test_NAME",
     )
-    optimizer: Optimizer = Optimizer(init_args={"lr": 0.1, "momentum": 0.9})
+    optimizer: Optimizer | None = Field(
+        default=None,
+        description="SGD(lr=0.1, momentum=0.9) for an nn.Module; a LightningModule configures its own",
+    )
     lr_scheduler: LRScheduler | None = None
     training: Training = Training(max_epochs=10)
     resources: Resources = Resources()

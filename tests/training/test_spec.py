@@ -43,7 +43,7 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
                 "init_args": {"average": "micro"},
             }
         },
-        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}},
+        "optimizer": None,
         "lr_scheduler": None,
         "training": {
             "global_batch_size": 32,
@@ -63,7 +63,9 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
 
 
 def test_another_optimizer_does_not_inherit_the_arguments_of_the_default_one() -> None:
-    assert make_spec(optimizer={"class_path": "torch.optim.AdamW"}).optimizer.init_args == {}
+    spec = make_spec(optimizer={"class_path": "torch.optim.AdamW"})
+
+    assert spec.model_dump()["optimizer"] == {"class_path": "torch.optim.AdamW", "init_args": {}}
 
 
 @pytest.mark.parametrize("name", [None, ""])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import torch.distributed as dist
 
@@ -39,22 +40,14 @@ class Worlds:
         **kwargs: Parameters.kwargs,
     ) -> list[Result]:
         """function(rank, *args) in `world_size` ranks, whose default group is of that size."""
+        # A pickle in a pickle: what the function imports is loaded only where it runs.
+        call = pickle.dumps((function, args, kwargs))
         with tempfile.TemporaryDirectory(prefix="world-") as folder:
             store = (Path(folder) / "store").as_uri()
-            results: list[Result | None] = self._ranks.run(
-                _in_world, world_size, store, function, args, kwargs
-            )
-        return cast(list[Result], results[:world_size])
+            return self._ranks.run(_in_world, world_size, store, call)[:world_size]
 
 
-def _in_world(
-    rank: int,
-    world_size: int,
-    store: str,
-    function: Callable[..., Result],
-    args: tuple[object, ...],
-    kwargs: dict[str, object],
-) -> Result | None:
+def _in_world(rank: int, world_size: int, store: str, call: bytes) -> Any:
     if dist.is_initialized():
         dist.destroy_process_group()
     if rank >= world_size:
@@ -66,4 +59,5 @@ def _in_world(
         world_size=world_size,
         timeout=timedelta(seconds=TIMEOUT_SECONDS),
     )
+    function, args, kwargs = pickle.loads(call)
     return function(rank, *args, **kwargs)

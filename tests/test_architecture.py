@@ -1,0 +1,214 @@
+"""Who may import whom, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("sync_bn", "training", "service")
+HEAVY = {"torch", "ray", "lightning", "mlflow", "numpy", "pandas", "sklearn", "matplotlib"}
+LIGHT_PARTS_OF_TRAINING = {"training.spec", "training.failures"}
+LONGEST_FILE = 400
+# Ray reads its switches when it is imported, so they are set before that.
+SETS_ENVIRONMENT_AT_IMPORT = {"training.run"}
+# What runs here is the training itself, or the whole stack.
+STARTS_TRAINING = {"service.cli.train", "service.cli.up"}
+
+
+class Import(NamedTuple):
+    importer: str
+    imported: str
+    line: int
+    lazy: bool
+
+    def __str__(self) -> str:
+        return f"{self.importer}:{self.line} imports {self.imported}"
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    return {name_of(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(modules()[module].read_text(encoding="utf-8"))
+
+
+@cache
+def run_at_import(module: str) -> frozenset[ast.AST]:
+    """Every node that importing the module evaluates: no bodies of functions, nothing that is for types."""
+
+    def walk(node: ast.AST) -> Iterator[ast.AST]:
+        yield node
+        for field, value in ast.iter_fields(node):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and field == "body":
+                continue
+            if (
+                isinstance(node, ast.If)
+                and ast.unparse(node.test).endswith("TYPE_CHECKING")
+                and field == "body"
+            ):
+                continue
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from walk(child)
+
+    return frozenset(walk(tree_of(module)))
+
+
+@cache
+def imports_of(module: str) -> list[Import]:
+    found = []
+    for node in ast.walk(tree_of(module)):
+        lazy = node not in run_at_import(module)
+        if isinstance(node, ast.Import):
+            found += [Import(module, alias.name, node.lineno, lazy) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} has a relative import"
+            assert node.module
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.append(Import(module, whole if whole in modules() else node.module, node.lineno, lazy))
+    return found
+
+
+def imports(package: str) -> list[Import]:
+    return [found for module in modules() if top(module) == package for found in imports_of(module)]
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def is_stdlib(module: str) -> bool:
+    return top(module) in sys.stdlib_module_names
+
+
+def test_every_module_is_found() -> None:
+    assert {"sync_bn.layer", "training.spec", "training.models", "service.api.app"} <= modules().keys()
+    assert any(found.lazy for found in imports("training"))
+
+
+def test_sync_bn_imports_torch_alone_and_its_plug_in_lightning() -> None:
+    wrong = [
+        found
+        for found in imports("sync_bn")
+        if not is_stdlib(found.imported)
+        and top(found.imported) not in {"torch", "sync_bn"}
+        and not (found.importer == "sync_bn.lightning" and top(found.imported) == "lightning")
+    ]
+    assert not wrong
+
+
+def test_training_knows_no_service() -> None:
+    assert not [found for found in imports("training") if top(found.imported) == "service"]
+
+
+def test_nothing_imports_the_tests() -> None:
+    assert not [found for package in PACKAGES for found in imports(package) if top(found.imported) == "tests"]
+
+
+def test_service_knows_only_the_light_parts_of_training() -> None:
+    wrong = [
+        found
+        for found in imports("service")
+        if top(found.imported) in {"training", "sync_bn"}
+        and found.imported not in LIGHT_PARTS_OF_TRAINING
+        and not (found.lazy and found.importer in STARTS_TRAINING)
+    ]
+    assert not wrong
+
+
+def test_service_imports_nothing_heavy_before_it_is_needed() -> None:
+    assert not [found for found in imports("service") if not found.lazy and top(found.imported) in HEAVY]
+
+
+@pytest.mark.parametrize("module", sorted(LIGHT_PARTS_OF_TRAINING))
+def test_what_the_service_knows_of_training_is_light(module: str) -> None:
+    known = LIGHT_PARTS_OF_TRAINING | {"pydantic", "pydantic.fields", "yaml"}
+
+    assert not [
+        found for found in imports_of(module) if not is_stdlib(found.imported) and found.imported not in known
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_import_leads_back_to_where_it_began(package: str) -> None:
+    graph = {
+        module: {found.imported for found in imports_of(module) if not found.lazy} & modules().keys()
+        for module in modules()
+        if top(module) == package
+    }
+    assert cycle_in(graph) is None
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str] | None:
+    done: set[str] = set()
+
+    def visit(module: str, path: list[str]) -> list[str] | None:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done or module not in graph:
+            return None
+        for imported in sorted(graph[module]):
+            if cycle := visit(imported, [*path, module]):
+                return cycle
+        done.add(module)
+        return None
+
+    return next((cycle for module in sorted(graph) if (cycle := visit(module, []))), None)
+
+
+def test_cycles_are_seen() -> None:
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert cycle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_reads_no_environment(package: str) -> None:
+    wrong = [
+        f"{module}:{node.lineno}"
+        for module in modules()
+        if top(module) == package and module not in SETS_ENVIRONMENT_AT_IMPORT
+        for node in run_at_import(module)
+        if isinstance(node, ast.Attribute | ast.Name) and reads_environment(node)
+    ]
+    assert not wrong
+
+
+def reads_environment(node: ast.Attribute | ast.Name) -> bool:
+    name = node.attr if isinstance(node, ast.Attribute) else node.id
+    return name in {"environ", "environb", "getenv"}
+
+
+@pytest.mark.parametrize("module", sorted(SETS_ENVIRONMENT_AT_IMPORT))
+def test_the_one_that_touches_the_environment_overrides_nothing(module: str) -> None:
+    uses = [
+        node for node in run_at_import(module) if isinstance(node, ast.Attribute) and reads_environment(node)
+    ]
+    calls = [
+        node
+        for node in run_at_import(module)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.environ.setdefault"
+    ]
+    assert len(calls) == len(uses) > 0
+
+
+def test_no_file_is_too_long_to_read_at_once() -> None:
+    lengths = {
+        module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in modules().items()
+    }
+
+    assert {module: length for module, length in lengths.items() if length > LONGEST_FILE} == {}

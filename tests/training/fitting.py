@@ -1,0 +1,205 @@
+"""One rank's part of a training with Lightning, without Ray: what `training.worker` puts together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sync_bn.lightning import SyncBatchNormPlugin
+from training.batches import share_loader
+from training.failures import NonFiniteLoss
+from training.global_loss import GlobalLoss
+from training.module import Supervised, as_lightning_module
+from training.reporting import LightningLogger, Report
+from training.spec import Spec, parse_spec
+from training.tracking import History, NullTracker, Progress
+
+FEATURES, LENGTH, CLASSES = 3, 4, 3
+
+
+class JoinedEnvironment(LightningEnvironment):
+    """The group exists already; each rank is a node of its own to Lightning."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def node_rank(self) -> int:
+        return dist.get_rank()
+
+    def local_rank(self) -> int:
+        return 0
+
+
+class Recorder(NullTracker):
+    def __init__(self) -> None:
+        self.found: History = {}
+        self.last: Progress | None = None
+
+    def log(self, step: int, epoch: int, metrics: Any) -> None:  # noqa: ARG002
+        for name, value in metrics.items():
+            self.found.setdefault(name, []).append((step, value))
+
+    def progress(self, progress: Progress) -> None:
+        self.last = progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    history: History
+    state: dict[str, Tensor]
+    progress: Progress | None
+    error: str | None
+
+
+def make_spec(*, lr: float = 0.1, **training: Any) -> Spec:
+    """Global batches of 7 in float64."""
+    return parse_spec(
+        {
+            "model": {"class_path": "tests.training.fitting.Small"},
+            "data": {"class_path": "tests.training.fitting.samples"},
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": lr, "momentum": 0.9}},
+            "training": {"global_batch_size": 7, "precision": "64-true", "max_epochs": 3} | training,
+        }
+    )
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        # No bias: BatchNorm takes it off again, so its gradient is but rounding, which Adam enlarges.
+        self.conv = nn.Conv1d(FEATURES, 4, 2, bias=False)
+        self.bn = nn.BatchNorm1d(4)
+        self.between: nn.Module = nn.Identity()
+        self.bn2 = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.bn2(self.between(self.bn(self.conv(x)).relu())).mean(2))
+        return output
+
+
+class OwnLightning(LightningModule):
+    """A user's own LightningModule, with a loss by regression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Small()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+        x, y = batch
+        return nn.functional.mse_loss(self.body(x)[:, 0], y.double())
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+class OnRankFromStep(nn.Module):
+    """Turns its output into NaN on one rank, from a step on."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        super().__init__()
+        self.rank, self.step, self.seen = rank, step, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return x * torch.nan if self.seen >= self.step and dist.get_rank() == self.rank else x
+
+
+def small() -> nn.Module:
+    return Small()
+
+
+def own_lightning() -> nn.Module:
+    return OwnLightning()
+
+
+def nan_in_layer(rank: int, step: int) -> nn.Module:
+    model = Small()
+    model.between = OnRankFromStep(rank, step)
+    return model
+
+
+def nan_weight() -> nn.Module:
+    model = Small()
+    with torch.no_grad():
+        model.head.bias[1] = torch.nan
+    return model
+
+
+def samples(number: int, seed: int, nan_at: int | None = None) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    x = 100 + torch.randn(number, FEATURES, LENGTH, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, CLASSES, (number,), generator=generator)
+    if nan_at is not None:
+        x[nan_at, 0, 0] = torch.nan
+    return TensorDataset(x, y)
+
+
+def fit(
+    rank: int,
+    spec: Spec,
+    make_model: Callable[[], nn.Module] = small,
+    *,
+    train: TensorDataset | None = None,
+    shuffle: bool = True,
+) -> Fitted:
+    """22 samples to train on, so that the last batch of 7 has one; 9 to validate and 2 to test on."""
+    warnings.simplefilter("ignore")  # Lightning's advice
+    seed_everything(spec.training.seed, verbose=False)
+    model = make_model()
+    module = model if isinstance(model, LightningModule) else as_lightning_module(model, spec)
+    tracker = Recorder()
+    trainer = _trainer(spec, tracker)
+    share = partial(
+        share_loader,
+        batch_size=spec.training.global_batch_size,
+        rank=rank,
+        world_size=dist.get_world_size(),
+        seed=spec.training.seed,
+    )
+    error = None
+    try:
+        trainer.fit(
+            module,
+            share(DataLoader(train or samples(22, 1), shuffle=shuffle)),
+            share(DataLoader(samples(9, 2))),
+        )
+        if isinstance(module, Supervised):
+            trainer.test(module, share(DataLoader(samples(2, 3))), verbose=False)
+    except NonFiniteLoss as caught:
+        error = str(caught)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    return Fitted(history=tracker.found, state=state, progress=tracker.last, error=error)
+
+
+def _trainer(spec: Spec, tracker: Recorder) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        num_nodes=dist.get_world_size(),
+        strategy=DDPStrategy(forward_sync_buffers=False),
+        plugins=[JoinedEnvironment(), SyncBatchNormPlugin()],
+        precision=spec.training.precision,
+        max_epochs=spec.training.max_epochs or -1,
+        max_steps=spec.training.max_steps or -1,
+        callbacks=[GlobalLoss(tracker), Report(tracker)],
+        logger=LightningLogger(tracker),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
