@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from tests.training.isolation import run_without_us
+from tests.training.mlflow_server import MlflowServer
+from training.export import exportable
+from training.mlflow_tracking import PROGRESS_TAG, MlflowTracker
+from training.models import ConvNet
+from training.spec import flat, parse_spec
+from training.tracking import Progress
+
+# What MLflow and what it stands on warn of is theirs to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+MakeTracker = Callable[..., MlflowTracker]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # as in a worker: the tracker itself is patient
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "NO_PROXY": "127.0.0.1",
+        }.items():
+            patch.setenv(name, value)
+        server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+        try:
+            server.begin_to_start()
+            server.wait()
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture
+def client(server: MlflowServer) -> MlflowClient:
+    return MlflowClient(tracking_uri=server.url)
+
+
+@pytest.fixture
+def run_id(client: MlflowClient) -> str:
+    run_id: str = client.create_run("0").info.run_id
+    return run_id
+
+
+@pytest.fixture
+def make_tracker(server: MlflowServer, run_id: str) -> MakeTracker:
+    def make(**options: Any) -> MlflowTracker:
+        return MlflowTracker(server.url, run_id, **{"params": {}, "tags": {}} | options)
+
+    return make
+
+
+def points(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, float]]:
+    """What the server has, in the order in which it came."""
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
+
+
+def progress(step: int) -> Progress:
+    return Progress(step=step, total_steps=9999, epoch=0, eta_seconds=1.5)
+
+
+def test_every_point_parameter_and_tag_arrives_once(
+    client: MlflowClient, run_id: str, make_tracker: MakeTracker
+) -> None:
+    spec = parse_spec({"model": {"class_path": "a.B"}, "data": {"class_path": "a.C"}})
+    tracker = make_tracker(params=flat(spec) | {"long": "x" * 7000}, tags={"syncbn.norm": "sync_batch_norm"})
+    losses = [(step, 1 / step) for step in range(1, 2501)]
+    for step, loss in losses:
+        tracker.log(step, 0, {"train_loss": loss, "learning_rate": 0.1})
+        tracker.progress(progress(step))
+    tracker.log(2500, 0, {"val_loss": math.nan, "odd name, by a user": 1.0, "val/ok": 2.0})
+    tracker.close()
+
+    assert points(client, run_id, "train_loss") == losses
+    assert points(client, run_id, "learning_rate") == [(step, 0.1) for step, _ in losses]
+    ((step, value),) = points(client, run_id, "val_loss")
+    assert step == 2500
+    assert math.isnan(value)
+    assert points(client, run_id, "odd name_ by a user") == [(2500, 1.0)]
+    assert points(client, run_id, "val/ok") == [(2500, 2.0)]
+    data = client.get_run(run_id).data
+    assert data.params == flat(spec) | {"long": "x" * 6000}
+    assert data.tags["syncbn.norm"] == "sync_batch_norm"
+    assert json.loads(data.tags[PROGRESS_TAG]) == {
+        "step": 2500,
+        "total_steps": 9999,
+        "epoch": 0,
+        "eta_seconds": 1.5,
+    }
+
+
+def test_parameters_of_any_number_and_name_are_written_though_no_step_was(
+    client: MlflowClient, run_id: str, make_tracker: MakeTracker
+) -> None:
+    given = {f"model.init_args.layer_{number}": str(number) for number in range(250)}
+    odd = {"labels.a,b": "1", "labels./c//d": "2", "..": "3", "x" * 300: "4"}
+
+    make_tracker(params=given | odd).close()
+
+    params = client.get_run(run_id).data.params
+    assert params.items() >= given.items()
+    assert {params["labels.a_b"], params["labels._c__d"], params["_."], params["x" * 250]} == {
+        "1",
+        "2",
+        "3",
+        "4",
+    }
+
+
+def test_a_second_attempt_of_a_run_writes_no_step_twice(
+    client: MlflowClient, run_id: str, make_tracker: MakeTracker
+) -> None:
+    first = make_tracker(params={"resources.workers": "2"})
+    for step in range(1, 8):
+        first.log(step, 0, {"train_loss": float(step)})
+    first.log(4, 0, {"val_loss": 4.0})
+    first.close()
+
+    second = make_tracker(params={"resources.workers": "3", "new": "1"})
+    for step in range(5, 11):  # its checkpoint was of step 4
+        second.log(step, 1, {"train_loss": float(step)})
+    second.log(8, 1, {"val_loss": 8.0})
+    history = second.history()
+    second.close()
+
+    assert points(client, run_id, "train_loss") == [(step, float(step)) for step in range(1, 11)]
+    assert history == {
+        "train_loss": [(step, float(step)) for step in range(1, 11)],
+        "val_loss": [(4, 4.0), (8, 8.0)],
+    }
+    assert client.get_run(run_id).data.params == {"resources.workers": "2", "new": "1"}
+
+
+def test_model_and_figure_are_kept_and_the_model_loads_without_this_project(
+    server: MlflowServer, client: MlflowClient, run_id: str, make_tracker: MakeTracker, tmp_path: Path
+) -> None:
+    model, x = exportable(ConvNet(widths=(4, 8))), torch.randn(2, 1, 8, 8)
+    (tmp_path / "curves.png").write_bytes(b"figure")
+    torch.save((x, model(x).detach()), tmp_path / "expected")
+    tracker = make_tracker(register_as="digits")
+
+    tracker.artifact(tmp_path / "curves.png")
+    tracker.model(model, x[:1])
+    tracker.close()
+
+    assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["curves.png"]
+    (version,) = client.search_model_versions("name='digits'")
+    assert version.run_id == run_id
+    output = run_without_us(
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import mlflow, mlflow.pytorch, torch\n"
+        f"mlflow.set_tracking_uri({server.url!r})\n"
+        f"x, expected = torch.load({str(tmp_path / 'expected')!r})\n"
+        f"model = mlflow.pytorch.load_model('runs:/{run_id}/model')\n"
+        "torch.testing.assert_close(model(x), expected)\n"
+        "info = mlflow.models.get_model_info('models:/digits/1')\n"
+        "print(info.signature.inputs.inputs[0].shape)\n"
+    )
+    assert output.strip().endswith("(-1, 1, 8, 8)")
+
+
+def test_a_server_that_goes_away_in_mid_run_costs_nothing(
+    server: MlflowServer, client: MlflowClient, run_id: str, make_tracker: MakeTracker, tmp_path: Path
+) -> None:
+    (tmp_path / "late.txt").write_text("late")
+    tracker = make_tracker()
+    for step in range(1, 101):
+        tracker.log(step, 0, {"train_loss": float(step)})
+    assert len(tracker.history()["train_loss"]) == 100
+
+    server.stop()
+    for step in range(101, 3001):
+        tracker.log(step, 0, {"train_loss": float(step)})
+        tracker.progress(progress(step))
+    keeping = threading.Thread(target=tracker.artifact, args=[tmp_path / "late.txt"])
+    keeping.start()
+    server.begin_to_start()
+    tracker.close()
+    keeping.join()
+
+    assert points(client, run_id, "train_loss") == [(step, float(step)) for step in range(1, 3001)]
+    assert json.loads(client.get_run(run_id).data.tags[PROGRESS_TAG])["step"] == 3000
+    assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["late.txt"]
