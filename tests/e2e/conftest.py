@@ -1,0 +1,33 @@
+"""One embedded stack for all tests of this folder: a real Ray, a real MLflow server, a real queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.processes import sweep
+from tests.e2e.stack import Stack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        stack.start()
+        yield stack
+    finally:
+        if stack.up is not None and stack.up.poll() is None:
+            stack.end()
+        sweep(stack.folder)
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """A user's package: a module that trains, one that raises, a LightningModule and its data."""
+    package = tmp_path / "code" / "mine"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "nets.py").write_text((Path(__file__).parent / "user_nets.py").read_text())
+    return package.parent

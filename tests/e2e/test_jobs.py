@@ -1,0 +1,238 @@
+"""Whole jobs through REST and the command line, on a real Ray and a real MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.stack import SYNCBN, Stack, digits, free_port
+
+pytestmark = pytest.mark.ray
+
+RECIPE = Path("training/recipes/digits.yaml")
+
+
+def test_the_example_learns_and_leaves_everything_in_mlflow(stack: Stack) -> None:
+    done = stack.cli("submit", str(RECIPE), "--follow", "--json")
+
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert job["state"] == "succeeded"
+    assert job["metrics"]["test_accuracy"] >= 0.95
+    assert job["progress"]["step"] == job["progress"]["total_steps"] == 300
+    run_id = job["mlflow"]["run_id"]
+    run = _finished_run(stack, run_id)
+    assert run["info"]["status"] == "FINISHED"
+    metrics = {metric["key"] for metric in run["data"]["metrics"]}
+    assert {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss"} <= metrics
+    assert any(name.startswith("system/") for name in metrics)
+    params = {param["key"]: param["value"] for param in run["data"]["params"]}
+    assert params["training.global_batch_size"] == "64"
+    assert _files(stack, run_id) >= {"curves.png", "logs"}
+    with stack.client() as client:
+        steps = Counter(point.step for point in client.metrics(job["id"], ["train_loss"]))
+        assert steps == Counter(range(1, 301))
+        assert "training" in client.logs(job["id"])
+    assert _loads_without_this_project(stack, run_id)
+
+
+def test_a_job_survives_the_death_of_the_service_and_runs_once(stack: Stack) -> None:
+    long = digits(training={"global_batch_size": 64, "max_steps": 400})
+    with stack.client() as client:
+        job = client.submit(long)
+        _wait_for_step(stack, job.id, 5)
+
+    stack.kill()
+    stack.start()
+
+    with stack.client() as client:
+        job = client.wait(job.id, timeout=300)
+        assert job.state == "succeeded", job.reason
+        assert job.attempt == 1
+        steps = Counter(point.step for point in client.metrics(job.id, ["train_loss"]))
+    assert steps == Counter(range(1, 401))
+
+
+def test_a_running_job_is_cancelled_and_frees_its_workers(stack: Stack) -> None:
+    endless = digits(training={"global_batch_size": 64, "max_steps": 1_000_000})
+    with stack.client() as client:
+        job = client.submit(endless)
+        _wait_for_step(stack, job.id, 1)
+
+        assert stack.cli("cancel", job.id).returncode == 0
+        assert stack.cli("wait", job.id, "--timeout", "120").returncode == 3
+
+        assert client.job(job.id).state == "cancelled"
+        assert client.cluster().running == []
+    run_id = client_run(job_id=job.id, stack=stack)
+    assert _finished_run(stack, run_id)["info"]["status"] == "KILLED"
+
+
+def test_a_job_that_is_too_large_says_so_and_lets_others_pass(stack: Stack) -> None:
+    with stack.client() as client:
+        large = client.submit(digits(resources={"workers": 8, "cpus_per_worker": 100}))
+        deadline = time.monotonic() + 60
+        while "whole cluster has" not in (client.job(large.id).reason or ""):
+            assert time.monotonic() < deadline, client.job(large.id).reason
+            time.sleep(0.2)
+
+        assert client.job(large.id).state == "queued"
+        assert "800 CPUs" in (client.job(large.id).reason or "")
+        assert client.cancel(large.id).state == "cancelled"
+
+
+def test_an_exception_in_uploaded_code_is_the_reason(stack: Stack, code: Path) -> None:
+    spec = _written(
+        code, digits(model={"class_path": "mine.nets.Net", "init_args": {"fault": "raise", "after": 3}})
+    )
+
+    done = stack.cli("submit", str(spec), "--code", str(code), "--follow", "--json")
+
+    assert done.returncode == 1, done.stderr
+    job = json.loads(done.stdout)
+    assert job["error"]["type"] == "RuntimeError"
+    assert job["error"]["rank"] in {0, 1}
+    assert "the user's own mistake" in job["reason"]
+    assert "on rank" in job["reason"]
+    assert "nets.py" in job["error"]["log_tail"]
+    assert job["attempt"] == 1
+
+
+def test_a_nan_names_the_step_and_the_layer(stack: Stack, code: Path) -> None:
+    spec = _written(
+        code, digits(model={"class_path": "mine.nets.Net", "init_args": {"fault": "nan", "after": 4}})
+    )
+
+    done = stack.cli("submit", str(spec), "--code", str(code), "--follow", "--json")
+
+    assert done.returncode == 1, done.stderr
+    reason = json.loads(done.stdout)["reason"]
+    assert "NonFiniteLoss" in reason
+    assert "at step 4" in reason
+    assert "layer head" in reason
+
+
+def test_a_class_that_is_no_module_is_named(stack: Stack) -> None:
+    job = stack.run(digits(model={"class_path": "collections.OrderedDict"}))
+
+    assert job.state == "failed"
+    assert "model.class_path" in (job.reason or "")
+    assert "neither an nn.Module nor a LightningModule" in (job.reason or "")
+
+
+def test_a_users_lightning_module_trains_with_its_own_data(stack: Stack, code: Path) -> None:
+    spec = {
+        "model": {"class_path": "mine.nets.Regression"},
+        "data": {"class_path": "mine.nets.Lines"},
+        "training": {"global_batch_size": 16, "max_epochs": 5},
+        "resources": {"workers": 2, "cpus_per_worker": 0.5},
+    }
+
+    done = stack.cli("submit", str(_written(code, spec)), "--code", str(code), "--follow", "--json")
+
+    assert done.returncode == 0, done.stdout
+    metrics = json.loads(done.stdout)["metrics"]
+    assert metrics["val_mse"] < 4
+    assert {"train_mse", "train_loss"} <= metrics.keys()
+
+
+def test_a_second_stack_on_the_folder_is_refused(stack: Stack) -> None:
+    again = subprocess.run(
+        [SYNCBN, "up", "--data-dir", str(stack.folder), "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert again.returncode == 2
+    assert "another `syncbn up` runs on" in again.stderr
+
+
+def test_a_stack_beside_it_ends_without_a_trace_and_touches_nothing_else(
+    stack: Stack, tmp_path: Path
+) -> None:
+    other = Stack(tmp_path)
+    other.start()
+    with other.client() as client:
+        assert list(client.jobs()) == []
+    assert other.processes()
+
+    assert other.end(signal.SIGINT) == 0
+
+    assert other.processes() == []
+    with stack.client() as client:
+        assert client.ready()
+
+
+def client_run(*, job_id: str, stack: Stack) -> str:
+    with stack.client() as client:
+        job = client.job(job_id)
+    assert job.mlflow is not None
+    return job.mlflow.run_id
+
+
+def _written(code: Path, spec: dict[str, object]) -> Path:
+    path = code.parent / "spec.json"
+    path.write_text(json.dumps(spec))
+    return path
+
+
+def _wait_for_step(stack: Stack, job_id: str, step: int) -> None:
+    deadline = time.monotonic() + 180
+    with stack.client() as client:
+        while True:
+            job = client.job(job_id)
+            if job.progress is not None and job.progress.step >= step:
+                return
+            assert not job.ended, job.reason
+            assert time.monotonic() < deadline, job.reason
+            time.sleep(0.3)
+
+
+def _finished_run(stack: Stack, run_id: str) -> dict[str, object]:
+    """The run, once the dispatcher has written its end and its log."""
+    deadline = time.monotonic() + 60
+    while True:
+        run = stack.mlflow_get("runs/get", run_id=run_id)["run"]
+        if run["info"]["status"] != "RUNNING" and "logs" in _files(stack, run_id):
+            return run
+        assert time.monotonic() < deadline, run["info"]
+        time.sleep(0.3)
+
+
+def _files(stack: Stack, run_id: str) -> set[str]:
+    return {file["path"] for file in stack.mlflow_get("artifacts/list", run_id=run_id).get("files", [])}
+
+
+def _loads_without_this_project(stack: Stack, run_id: str) -> bool:
+    script = """
+import sys
+class Nothing:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {"sync_bn", "training", "service"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Nothing())
+import mlflow, torch
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pytorch.load_model(f"runs:/{sys.argv[2]}/model")
+assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+kinds = {type(module) for module in model.modules()}
+assert torch.nn.BatchNorm2d in kinds, kinds
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, stack.mlflow, run_id],
+        cwd=os.path.sep,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return True

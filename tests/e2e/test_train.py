@@ -1,0 +1,113 @@
+"""`syncbn train`: without the service, on a Ray of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from tests.e2e.stack import ENVIRONMENT, SYNCBN
+
+pytestmark = pytest.mark.ray
+
+# float64, so that what the number of workers changes stands out from rounding. 32 samples on 3 workers are
+# shared unevenly, and the last batch of an epoch has 20.
+FASHION = {
+    "model": {"class_path": "training.models.resnet18", "init_args": {"in_channels": 1, "width": 4}},
+    "data": {"class_path": "training.data.FashionMNIST", "init_args": {"limit": 500}},
+    "optimizer": {"init_args": {"lr": 0.05, "momentum": 0.9}},
+    "training": {"global_batch_size": 32, "max_steps": 20, "precision": "64-true"},
+}
+
+
+def test_the_same_spec_gives_the_same_curve_on_one_and_on_three_workers(tmp_path: Path) -> None:
+    runs = [_train(tmp_path / str(workers), _on(FASHION, workers)) for workers in (1, 3)]
+
+    for alone, shared in zip(*(_rows(tmp_path / str(workers)) for workers in (1, 3)), strict=True):
+        assert alone["step"] == shared["step"]
+        assert alone["epoch"] == shared["epoch"]
+        assert alone.keys() == shared.keys()
+        for name in alone:
+            assert shared[name] == pytest.approx(alone[name], rel=1e-9), (name, alone["step"])
+    models = [torch.load(tmp_path / str(workers) / "model.pt", weights_only=False) for workers in (1, 3)]
+    for (name, alone), shared in zip(
+        models[0].state_dict().items(), models[1].state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(shared, alone, rtol=1e-8, atol=1e-10, msg=name)
+    assert torch.nn.BatchNorm2d in {type(module) for module in models[0].modules()}
+    assert all(run.returncode == 0 for run in runs)
+
+
+def test_float32_curves_agree_over_the_first_fifty_steps(tmp_path: Path) -> None:
+    recipe = Path("training/recipes/fashion_resnet18.yaml")
+    small = ["model.init_args.width=8", "data.init_args.limit=6400", "training.global_batch_size=128"]
+    length = ["training.max_epochs=null", "training.max_steps=50", "resources.cpus_per_worker=1"]
+    for workers in (1, 2):
+        changes = [*small, *length, f"resources.workers={workers}"]
+        done = _syncbn(
+            "train", str(recipe), *_sets(changes), "--output", str(tmp_path / str(workers)), cwd=Path.cwd()
+        )
+        assert done.returncode == 0, done.stderr
+
+    alone, shared = (_rows(tmp_path / str(workers)) for workers in (1, 2))
+    assert len(alone) == len(shared) == 50
+    assert max(abs(a["train_loss"] / b["train_loss"] - 1) for a, b in zip(alone, shared, strict=True)) < 1e-4
+
+
+def test_more_workers_than_cpus_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    done = _train(tmp_path, _on(FASHION, 30) | {"resources": {"workers": 30, "cpus_per_worker": 50}})
+
+    assert done.returncode == 2
+    assert "need 1500 CPUs" in done.stderr
+
+
+def test_what_the_users_code_raises_is_printed_with_its_traceback(tmp_path: Path, code: Path) -> None:
+    spec = {
+        "model": {"class_path": "mine.nets.Net", "init_args": {"fault": "raise", "after": 2}},
+        "data": {"class_path": "training.data.Digits"},
+        "training": {"max_steps": 5},
+    }
+
+    done = _train(tmp_path / "out", spec, "--code", str(code))
+
+    assert done.returncode == 1
+    assert "RuntimeError on rank 0: the user's own mistake" in done.stderr
+    assert "nets.py" in done.stderr
+    assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_command(p))]
+
+
+def _on(spec: dict[str, Any], workers: int) -> dict[str, Any]:
+    return spec | {"resources": {"workers": workers, "cpus_per_worker": 0.5}}
+
+
+def _train(output: Path, spec: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "spec.json"
+    path.write_text(json.dumps(spec))
+    return _syncbn("train", str(path), "--output", str(output), *options, cwd=output)
+
+
+def _syncbn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SYNCBN, *arguments], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+
+
+def _sets(changes: list[str]) -> list[str]:
+    return [word for change in changes for word in ("--set", change)]
+
+
+def _rows(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
