@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from training.global_loss import GlobalLoss
 from training.tracking import Eta, Tracker
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -65,8 +66,15 @@ class Report(Callback):
         done = progress.step == progress.total_steps
         if trainer.is_global_zero and (done or now - self._last_line >= SECONDS_BETWEEN_LINES):
             self._last_line = now
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            metrics = _loss_of(trainer) | {name: float(v) for name, v in trainer.callback_metrics.items()}
             shown = " · ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
             print(  # noqa: T201 (the log of the job)
                 f"step {progress.step}/{progress.total_steps} · epoch {progress.epoch} · {shown}", flush=True
             )
+
+
+def _loss_of(trainer: Trainer) -> dict[str, float]:
+    """Lightning has not seen this one: it is the global batch's."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    values = [callback.value for callback in callbacks if isinstance(callback, GlobalLoss)]
+    return {"train_loss": values[0]} if values else {}

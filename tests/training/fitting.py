@@ -117,6 +117,18 @@ class OnRankFromStep(nn.Module):
         return x * torch.nan if self.seen >= self.step and dist.get_rank() == self.rank else x
 
 
+class InfiniteBetween(Small):
+    """The infinity arises between two layers, in no layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.bn(self.conv(x)).mean(2) / 0)
+        return output
+
+
+def infinite_between() -> nn.Module:
+    return InfiniteBetween()
+
+
 def small() -> nn.Module:
     return Small()
 
@@ -173,15 +185,20 @@ def fit(
     try:
         trainer.fit(
             module,
-            share(DataLoader(train or samples(22, 1), shuffle=shuffle)),
-            share(DataLoader(samples(9, 2))),
+            share(DataLoader(_as(spec, train or samples(22, 1)), shuffle=shuffle)),
+            share(DataLoader(_as(spec, samples(9, 2)))),
         )
         if isinstance(module, Supervised):
-            trainer.test(module, share(DataLoader(samples(2, 3))), verbose=False)
+            trainer.test(module, share(DataLoader(_as(spec, samples(2, 3)))), verbose=False)
     except NonFiniteLoss as caught:
         error = str(caught)
     state = {name: value.clone() for name, value in module.state_dict().items()}
     return Fitted(history=tracker.found, state=state, progress=tracker.last, error=error)
+
+
+def _as(spec: Spec, data: TensorDataset) -> TensorDataset:
+    x, y = data.tensors
+    return TensorDataset(x if spec.training.precision == "64-true" else x.float(), y)
 
 
 def _trainer(spec: Spec, tracker: Recorder) -> Trainer:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from tests.training.fitting import (
     Fitted,
     fit,
+    infinite_between,
     make_spec,
     nan_in_layer,
     nan_weight,
@@ -80,10 +82,10 @@ def test_a_lightning_module_of_a_users_own_does_not_depend_on_the_number_of_rank
 
 
 def error_of_all(
-    worlds: Worlds, make_model: Callable[[], nn.Module] = small, *, nan_at: int | None = None, lr: float = 0.1
+    worlds: Worlds, make_model: Callable[[], nn.Module] = small, *, nan_at: int | None = None, **training: Any
 ) -> tuple[str, int]:
     """The message that all of three ranks give, and how many steps were recorded before it."""
-    spec = make_spec(lr=lr)
+    spec = make_spec(**training)
     found = worlds.run(3, fit, spec, make_model, train=samples(22, 1, nan_at), shuffle=False)
     messages = {fitted.error for fitted in found}
     assert len(messages) == 1, messages
@@ -119,8 +121,14 @@ def test_weights_that_are_nan_from_the_beginning_are_named(worlds: Worlds) -> No
     assert recorded == 0
 
 
+def test_what_arises_between_two_layers_is_named_as_the_input_of_the_second(worlds: Worlds) -> None:
+    message, _ = error_of_all(worlds, infinite_between)
+
+    assert "in the input of layer head (Linear) (rank 0)" in message
+
+
 def test_weights_that_explode_are_caught_at_the_step_that_shows_it(worlds: Worlds) -> None:
-    message, recorded = error_of_all(worlds, lr=1e300)
+    message, recorded = error_of_all(worlds, lr=1e30, precision="32-true")
 
     assert f"at step {recorded + 1};" in message
     assert recorded >= 1

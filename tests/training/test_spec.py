@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -281,6 +282,16 @@ def test_json_schema_is_complete_and_always_the_same() -> None:
     assert references(schema) == {f"#/$defs/{name}" for name in schema["$defs"]}
     for name, part in schema["$defs"].items():
         assert part["additionalProperties"] is False, name
+
+
+def test_json_schema_tells_a_spec_from_what_is_none() -> None:
+    jsonschema.Draft202012Validator.check_schema(Spec.model_json_schema())
+    validator = jsonschema.Draft202012Validator(Spec.model_json_schema())
+
+    assert validator.is_valid(SHORTEST)
+    assert validator.is_valid(make_spec().model_dump(mode="json"))
+    assert not validator.is_valid({"model": SHORTEST["model"]})
+    assert not validator.is_valid(SHORTEST | {"resources": {"workers": 0}})
 
 
 def test_specs_cannot_be_changed() -> None:
