@@ -1,0 +1,78 @@
+"""What a benchmark hands back, and its files: results/NAME.json and results/NAME.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+RESULTS = Path(__file__).parent / "results"
+
+Samples = Mapping[str, Mapping[str, Sequence[float]]]
+"""By measure, by contestant: one value a repeat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """`quick`: as small as shows that the benchmark works; its figures say little."""
+
+    repeats: int = 3
+    quick: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A table, what was measured for it, and what a reader has to know to read it right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    samples: Samples = field(default_factory=dict)
+
+
+def comparison(title: str, samples: Samples, *, reference: str, notes: Sequence[str]) -> Result:
+    """Medians, ranges and the ratio of each contestant's median to that of `reference`."""
+    rows = [
+        (measure, contestant, *_spread(values), _ratio(median(values), median(contestants[reference])))
+        for measure, contestants in samples.items()
+        for contestant, values in contestants.items()
+    ]
+    columns = ("measure", "contestant", "median", "least", "most", f"ratio to {reference}")
+    return Result(title=title, columns=columns, rows=rows, notes=notes, samples=samples)
+
+
+def _spread(values: Sequence[float]) -> tuple[str, str, str]:
+    middle, least, most = (f"{value:.2f}" for value in (median(values), min(values), max(values)))
+    return middle, least, most
+
+
+def _ratio(value: float, reference: float) -> str:
+    return f"{value / reference:.2f}" if reference >= 0.005 else "-"  # what is shown as 0.00 is no measure
+
+
+def write(
+    name: str, result: Result, *, command: str, machine: Mapping[str, str], folder: Path = RESULTS
+) -> None:
+    """Replaces both files of the benchmark `name`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"command": command, "machine": machine, **vars(result)}
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    (folder / f"{name}.md").write_text(_markdown(result, command, machine))
+
+
+def _markdown(result: Result, command: str, machine: Mapping[str, str]) -> str:
+    parts = [
+        f"# {result.title}",
+        "\n".join(map(_row, (result.columns, ["---"] * len(result.columns), *result.rows))),
+        "\n".join(f"- {note}" for note in result.notes),
+        f"Command: `{command}`",
+        "Machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

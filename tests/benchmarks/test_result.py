@@ -1,0 +1,55 @@
+"""The table and the files of a benchmark, from figures that are given."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.machine import describe
+from benchmarks.result import comparison, write
+
+SAMPLES = {"time, s": {"ours": [3.0, 1.0, 2.0], "theirs": [4.0, 4.0, 8.0]}}
+
+
+def test_comparison_gives_medians_ranges_and_the_ratio_of_medians() -> None:
+    result = comparison("Times", SAMPLES, reference="theirs", notes=[])
+
+    assert result.rows == [
+        ("time, s", "ours", "2.00", "1.00", "3.00", "0.50"),
+        ("time, s", "theirs", "4.00", "4.00", "8.00", "1.00"),
+    ]
+
+
+def test_a_reference_of_nothing_has_no_ratio() -> None:
+    result = comparison("Times", {"time, s": {"ours": [1.0], "theirs": [1e-6]}}, reference="theirs", notes=[])
+
+    assert [row[-1] for row in result.rows] == ["-", "-"]
+
+
+def test_both_files_hold_the_table_the_command_and_the_machine(tmp_path: Path) -> None:
+    samples = defaultdict(dict, SAMPLES)
+    result = comparison("Times", samples, reference="theirs", notes=["A note."])
+
+    write("times", result, command="python -m benchmarks times", machine={"CPU": "one"}, folder=tmp_path)
+
+    facts = json.loads((tmp_path / "times.json").read_text())
+    assert facts["samples"] == SAMPLES
+    assert facts["machine"] == {"CPU": "one"}
+    assert (tmp_path / "times.md").read_text() == (
+        "# Times\n\n"
+        "| measure | contestant | median | least | most | ratio to theirs |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| time, s | ours | 2.00 | 1.00 | 3.00 | 0.50 |\n"
+        "| time, s | theirs | 4.00 | 4.00 | 8.00 | 1.00 |\n\n"
+        "- A note.\n\n"
+        "Command: `python -m benchmarks times`\n\n"
+        "Machine: CPU one\n"
+    )
+
+
+def test_the_machine_is_described_without_its_name() -> None:
+    facts = describe()
+
+    assert facts.keys() >= {"CPU", "cores", "memory", "OS", "Python", "torch", "ray"}
+    assert all(facts.values())
