@@ -44,7 +44,9 @@ def _run(order: Order) -> None:
     from training.run import WORKER_ENVIRONMENT, run
     from training.worker import Destination
 
-    ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT})
+    # Ray's own actors look for "the" cluster, of which a machine may have several.
+    address = {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]} if "RAY_ADDRESS" in os.environ else {}
+    ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT | address})
     run(
         parse_spec(order.spec),
         workers=order.workers,

@@ -51,7 +51,7 @@ class Supervised(LightningModule):
     def __init__(self, model: nn.Module, spec: Spec) -> None:
         super().__init__()
         self.model = model
-        self.spec = spec
+        self.spec = spec.model_copy(update={"optimizer": spec.optimizer or DEFAULT_OPTIMIZER})
         self.loss = construct(spec.loss, "loss")
         metrics = MetricCollection({name: _metric(spec, name) for name in spec.metrics})
         self.metrics = nn.ModuleDict(
@@ -94,7 +94,8 @@ class Supervised(LightningModule):
 
     def configure_optimizers(self) -> Any:
         spec = self.spec
-        optimizer = construct(spec.optimizer or DEFAULT_OPTIMIZER, "optimizer", self.model.parameters())
+        assert spec.optimizer is not None
+        optimizer = construct(spec.optimizer, "optimizer", self.model.parameters())
         if spec.lr_scheduler is None:
             return optimizer
         scheduler = construct(spec.lr_scheduler, "lr_scheduler", optimizer)

@@ -6,7 +6,6 @@ This module imports neither lightning nor the model: the workers do, while the d
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from training.failures import RankFailed, TrainingError
@@ -26,6 +25,8 @@ WORKER_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from training.spec import Spec, flat, parse_spec
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where the results of an attempt go. `output`: a folder; `mlflow_uri` and `run_id`: a run that exists."""
+    """Where an attempt's results go. `output`: a folder; `mlflow_uri` and `run_id`: a run that exists."""
 
     output: str | None = None
     mlflow_uri: str | None = None
@@ -54,13 +54,15 @@ class Attempt:
     def run(self) -> None:
         from lightning.pytorch import seed_everything
 
-        from training.module import as_lightning_module
+        from training.module import Supervised, as_lightning_module
         from training.norms import apply_norm
 
         seed_everything(self.spec.training.seed, verbose=False)
         data = self._data()
         model = _built_model(self.spec)
         module = as_lightning_module(apply_norm(model, self.spec.norm), self.spec)
+        if isinstance(module, Supervised):
+            self.spec = module.spec  # with the optimizer that it has by default
         with self._tracker() as tracker:
             trainer = self._trainer(tracker)
             self._say(f"{type(model).__name__} on {self.world_size} workers: training")
@@ -180,8 +182,14 @@ class Attempt:
             if self.destination.mlflow_uri and self.destination.run_id:
                 trackers.append(self._mlflow(stack))
             tracker = Fanout(trackers)
-            stack.callback(tracker.close)
-            yield tracker
+            try:
+                yield tracker
+            except BaseException:
+                # What happened is what the user must read, not that its last metrics did not get through.
+                with suppress(Exception):
+                    tracker.close()
+                raise
+            tracker.close()
 
     def _mlflow(self, stack: ExitStack) -> Any:
         from training.mlflow_tracking import MlflowTracker, SystemMetrics
