@@ -68,7 +68,8 @@ def _class_specs(spec: Spec) -> Iterator[tuple[str, ClassSpec]]:
     yield "data", spec.data
     yield "loss", spec.loss
     yield from ((f"metrics.{name}", metric) for name, metric in spec.metrics.items())
-    yield "optimizer", spec.optimizer
+    if spec.optimizer:
+        yield "optimizer", spec.optimizer
     if spec.lr_scheduler:
         yield "lr_scheduler", spec.lr_scheduler
 

@@ -93,7 +93,7 @@ class MlflowRest:
         experiment = found.json()["experiment"]
         if experiment["lifecycle_stage"] == "deleted":
             raise Refused(
-                f"MLflow's experiment {name!r} is deleted; restore it, or choose another (tracking.experiment)"
+                f"MLflow's experiment {name!r} is deleted; restore it, or change tracking.experiment"
             )
         return str(experiment["experiment_id"])
 

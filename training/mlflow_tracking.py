@@ -128,8 +128,8 @@ class MlflowTracker:
     def _drain(self) -> None:
         """Waits until the thread has sent everything; gives up when for a long time nothing gets through."""
         left, deadline = len(self._points), time.monotonic() + GIVE_UP_SECONDS
-        self._wake.set()
         while self._points or self._progress or not self._begun:
+            self._wake.set()
             if len(self._points) < left:
                 left, deadline = len(self._points), time.monotonic() + GIVE_UP_SECONDS
             if time.monotonic() > deadline:
@@ -142,12 +142,12 @@ class MlflowTracker:
     def _send_forever(self) -> None:
         while not self._closing.is_set():
             self._wake.wait(FLUSH_SECONDS)
+            self._wake.clear()  # before sending: a wake that comes meanwhile counts for the next round
             try:
                 if not self._begun:  # importing mlflow takes seconds: here, not in the training thread
                     self._begin()
                     self._begun = True
                 self._send()
-                self._wake.clear()
             except Exception as error:  # the server is away, for whatever reason: keep, wait, try again
                 self._trouble = error
                 log.warning("MLflow at %s: %s; trying again", self.uri, error)
@@ -166,6 +166,8 @@ class MlflowTracker:
                 self._points.popleft()
             if self._progress is progress:
                 self._progress = None
+            if len(points) < BATCH:  # the rest can wait for the next second
+                return
 
     def _begin(self) -> None:
         from mlflow.entities import Param, RunTag

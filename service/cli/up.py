@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-
 DataDir = Annotated[
     Path, typer.Option(metavar="DIR", help="Where everything is kept: database, results, logs.")
 ]
