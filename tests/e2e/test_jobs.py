@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -197,11 +198,11 @@ def _wait_for_step(stack: Stack, job_id: str, step: int) -> None:
             time.sleep(0.3)
 
 
-def _finished_run(stack: Stack, run_id: str) -> dict[str, object]:
+def _finished_run(stack: Stack, run_id: str) -> dict[str, Any]:
     """The run, once the dispatcher has written its end and its log."""
     deadline = time.monotonic() + 60
     while True:
-        run = stack.mlflow_get("runs/get", run_id=run_id)["run"]
+        run: dict[str, Any] = stack.mlflow_get("runs/get", run_id=run_id)["run"]
         if run["info"]["status"] != "RUNNING" and "logs" in _files(stack, run_id):
             return run
         assert time.monotonic() < deadline, run["info"]
