@@ -11,7 +11,7 @@ setup: $(VENV)/.ready  ## everything that the other targets need, into .venv
 # constraints.txt names torch's CPU build; without it pip takes gigabytes of CUDA.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup  ## train the example on two workers; KEEP=1 leaves the stack up

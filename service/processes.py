@@ -108,7 +108,10 @@ class Child:
         if not self.is_alive():
             print(f"{self.name} has ended by itself (log: {self.log}); starting it again", flush=True)  # noqa: T201
             self.end()
-            self.start()
+            try:
+                self.start()
+            except Refused as error:  # its port was taken meanwhile; it may come free again
+                print(f"{self.name}: {error}", flush=True)  # noqa: T201
 
     def start(self) -> None:
         facts = self.facts()
@@ -142,12 +145,15 @@ class RayHead(Child):
         # Of the old one nothing is left: jobs' logs are in MLflow, checkpoints in the folder.
         shutil.rmtree(self.known.get("temp_dir", ""), ignore_errors=True)
         return {
-            "gcs_port": _free_port(),
-            "dashboard_port": _free_port(),
-            "client_port": _free_port(),
+            # A head that is started again keeps its address: whoever knew the old one finds the new one.
+            **{name: self._port(name) for name in ("gcs_port", "dashboard_port", "client_port")},
             # Not in the folder: a socket's path may have no more than 107 characters.
             "temp_dir": tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp"),
         }
+
+    def _port(self, name: str) -> int:
+        known: int | None = self.known.get(name)
+        return known if known is not None and is_free("127.0.0.1", known) else _free_port()
 
     def command(self) -> list[str]:
         options = {

@@ -95,9 +95,12 @@ def _stack(
 
 def _completed(settings: Settings, state: State, mlflow_port: int) -> Settings:
     """The settings of the embedded stack: what the environment says, and where its own parts are."""
+    own_database = f"sqlite:///{state.folder / 'syncbn.db'}"
     return settings.model_copy(
         update={
-            "database_url": f"sqlite:///{state.folder / 'syncbn.db'}",
+            "database_url": settings.database_url
+            if "database_url" in settings.model_fields_set
+            else own_database,
             "ray_url": state.ray_url,
             "ray_token": SecretStr(state.token),
             "mlflow_url": f"http://127.0.0.1:{mlflow_port}",

@@ -94,6 +94,7 @@ def _ray(code: Path | None) -> Iterator[None]:
     # Its own servers of metrics would listen there too, without one; this is no port, so they stay off.
     os.environ.update(AUTOSCALER_METRIC_PORT="99999", DASHBOARD_METRIC_PORT="99999")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
 
     from training.run import WORKER_ENVIRONMENT

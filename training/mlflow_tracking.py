@@ -92,15 +92,7 @@ class MlflowTracker:
         """Logs the model as MLflow's pytorch flavour; it loads with torch alone."""
         import mlflow
 
-        signature = None
-        if isinstance(example, torch.Tensor):
-            with torch.no_grad():
-                output = model(example)
-            if isinstance(output, torch.Tensor):
-                signature = mlflow.models.infer_signature(
-                    example.float().cpu().numpy(), output.float().cpu().numpy()
-                )
-        mlflow.set_tracking_uri(self.uri)
+        signature = _signature(model, example)
         _patiently(lambda: self._log_model(model, signature))
 
     def _log_model(self, model: nn.Module, signature: Any) -> None:
@@ -194,6 +186,23 @@ class MlflowTracker:
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri)
+
+
+def _signature(model: nn.Module, example: Any) -> Any:
+    """The shapes of input and output, where the model is one that takes a tensor and gives one."""
+    import mlflow
+
+    if not isinstance(example, torch.Tensor):
+        return None
+    try:
+        with torch.no_grad():
+            output = model(example)
+    except Exception as error:  # a LightningModule need not have a forward, nor one for such a batch
+        log.warning("the model is logged without a signature: %s", error)
+        return None
+    if not isinstance(output, torch.Tensor):
+        return None
+    return mlflow.models.infer_signature(example.float().cpu().numpy(), output.float().cpu().numpy())
 
 
 def _name(given: str) -> str:

@@ -62,6 +62,22 @@ def test_a_job_survives_the_death_of_the_service_and_runs_once(stack: Stack) -> 
     assert steps == Counter(range(1, 401))
 
 
+def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost_or_doubled(stack: Stack) -> None:
+    with stack.client() as client:
+        job = client.submit(digits(training={"global_batch_size": 64, "max_steps": 1500}))
+        _wait_for_step(stack, job.id, 5)
+        workers = [process for process in stack.processes() if "RayTrainWorker" in process.name()]
+        assert len(workers) == 2
+
+        workers[0].kill()
+
+        job = client.wait(job.id, timeout=300)
+        assert job.state == "succeeded", job.reason
+        steps = Counter(point.step for point in client.metrics(job.id, ["train_loss"]))
+        assert steps == Counter(range(1, 1501))
+        assert "lost a worker" in client.logs(job.id)
+
+
 def test_a_running_job_is_cancelled_and_frees_its_workers(stack: Stack) -> None:
     endless = digits(training={"global_batch_size": 64, "max_steps": 1_000_000})
     with stack.client() as client:
@@ -135,6 +151,7 @@ def test_a_users_lightning_module_trains_with_its_own_data(stack: Stack, code: P
         "data": {"class_path": "mine.nets.Lines"},
         "training": {"global_batch_size": 16, "max_epochs": 5},
         "resources": {"workers": 2, "cpus_per_worker": 0.5},
+        "tracking": {"experiment": "tests", "register_as": "lines"},
     }
 
     done = stack.cli("submit", str(_written(code, spec)), "--code", str(code), "--follow", "--json")
@@ -143,6 +160,7 @@ def test_a_users_lightning_module_trains_with_its_own_data(stack: Stack, code: P
     metrics = json.loads(done.stdout)["metrics"]
     assert metrics["val_mse"] < 4
     assert {"train_mse", "train_loss"} <= metrics.keys()
+    assert stack.mlflow_get("registered-models/get", name="lines")["registered_model"]["name"] == "lines"
 
 
 def test_a_second_stack_on_the_folder_is_refused(stack: Stack) -> None:
