@@ -90,14 +90,13 @@ class MlflowTracker:
 
     def model(self, model: nn.Module, example: Any) -> None:
         """Logs the model as MLflow's pytorch flavour; it loads with torch alone."""
-        import mlflow
-
         signature = _signature(model, example)
         _patiently(lambda: self._log_model(model, signature))
 
     def _log_model(self, model: nn.Module, signature: Any) -> None:
         import mlflow
 
+        mlflow.set_tracking_uri(self.uri)
         with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
             mlflow.pytorch.log_model(
                 model,
