@@ -157,7 +157,9 @@ def _metrics(job: Job) -> Table:
 
 def print_summary(job: Job, console: Console) -> None:
     """How the job ended: state, duration, final metrics, where to look, what to do next."""
-    took = f"after {duration(job.seconds)}" if job.seconds is not None else "before it started"
+    took = "before it started" if job.attempt == 0 else ""
+    if job.seconds is not None:
+        took = f"after {duration(job.seconds)}"
     console.print(Text.assemble(state(job.state), f"  {clean(job.name)}  {took}"))
     if job.state != "failed" and job.reason:
         console.print(f"  {clean(job.reason)}")
