@@ -40,7 +40,7 @@ def test_a_followed_job_is_told_line_by_line_and_its_end_last(
     assert "running" in lines
     assert "step 4/4 · epoch 2 · train_loss 0.25 · val_accuracy 1 · test_accuracy 0.97 · 0 s left" in lines
     assert any(line.startswith(f"{end}  digits  after ") for line in lines)
-    assert ("  ValueError: bad shape (worker 1)" in lines) == (end is State.FAILED)
+    assert ("  ValueError: bad shape (rank 1)" in lines) == (end is State.FAILED)
     assert any(line.split() == ["test_accuracy", "0.97"] for line in lines)
 
 

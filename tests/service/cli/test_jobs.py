@@ -65,7 +65,7 @@ def test_show_tells_why_a_job_failed(syncbn: Syncbn, service: Service, client: C
 
     shown = syncbn("show", job.id).stdout
 
-    assert "ValueError: bad shape (worker 1)" in shown
+    assert "ValueError: bad shape (rank 1)" in shown
     assert "│ Traceback" in shown
 
 
@@ -79,7 +79,7 @@ def test_wait_exits_as_the_job_ended(syncbn: Syncbn, client: Client, playing: Ca
 
     assert {state: result.exit_code for state, result in results.items()} == ended
     assert "test_accuracy  0.97" in results[State.SUCCEEDED].stdout
-    assert "ValueError: bad shape (worker 1)" in results[State.FAILED].stdout
+    assert "ValueError: bad shape (rank 1)" in results[State.FAILED].stdout
     assert json.loads(syncbn("wait", jobs[State.FAILED], "--json").stdout)["state"] == "failed"
 
 
