@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from service.errors import Refused, ServiceError, Unavailable
-from service.jobs import Job, State
+from service.jobs import ACTIVE, Job, State
 from service.launch import Attempt, Cluster, Phase, Status, submission_id
 from service.results import Results, Run
 from service.scheduler import Start, schedule
@@ -76,17 +78,24 @@ class Dispatcher:
             return
         reason = f"starting on {workers} worker{'s' if workers != 1 else ''}"
         if self.store.move(job, State.STARTING, attempt=job.attempt + 1, workers=workers, reason=reason):
-            started = replace(job, attempt=job.attempt + 1, workers=workers, state=State.STARTING)
-            self._launch(started, run)
+            self._launch(replace(job, attempt=job.attempt + 1, workers=workers, state=State.STARTING), run)
 
     def _run_for(self, job: Job) -> Run:
         experiment = job.spec["tracking"]["experiment"]
-        run = self.results.ensure_run(job_id=job.id, name=job.name, experiment=experiment)
-        self.store.set_run(job.id, run.experiment_id, run.run_id)
-        return run
+        return self.results.ensure_run(job_id=job.id, name=job.name, experiment=experiment)
 
     def _launch(self, job: Job, run: Run) -> None:
         """Submits the attempt that the row names; harmless when it was submitted before."""
+        if job.run is None:
+            # Race closed: two dispatchers each made the job a run. The one that moved the row names its own.
+            self.store.set_run(job.id, run.experiment_id, run.run_id)
+        self.cluster.submit(self._attempt(job, run))
+        # Race closed: while we were about to submit, another dispatcher saw a cancel and nothing to stop.
+        now = self.store.get(job.id)
+        if now.state not in ACTIVE or now.attempt != job.attempt:
+            self.cluster.stop(submission_id(job.id, job.attempt))
+
+    def _attempt(self, job: Job, run: Run) -> Attempt:
         assert job.workers is not None
         digest = job.spec.get("code")
         order = {
@@ -98,15 +107,13 @@ class Dispatcher:
             "mlflow_uri": self.settings.mlflow_url,
             "run_id": run.run_id,
         }
-        self.cluster.submit(
-            Attempt(
-                job_id=job.id,
-                number=job.attempt,
-                workers=job.workers,
-                spec=job.spec,
-                environment={"SYNCBN_ATTEMPT": json.dumps(order)},
-                code=self.store.get_code(digest) if digest else None,
-            )
+        return Attempt(
+            job_id=job.id,
+            number=job.attempt,
+            workers=job.workers,
+            spec=job.spec,
+            environment={"SYNCBN_ATTEMPT": json.dumps(order)},
+            code=self.store.get_code(digest) if digest else None,
         )
 
     # Reconcile
@@ -121,12 +128,15 @@ class Dispatcher:
                 log.warning("job %s: %s", job.id, error)
                 if job.state is State.STARTING:
                     self.store.note(job, f"starting: {error}")
+            except Exception:  # a bug that one job brings out must not hold up the others
+                log.exception("job %s", job.id)
 
     def _training(self, runs: dict[str, Run]) -> set[str]:
         """The jobs that have made a step."""
         try:
             summaries = self.results.summaries(runs.values())
-        except ServiceError:
+        except Exception as error:  # what MLflow says is for show: no job may hang on it
+            log.warning("%s", error)
             return set()
         made = {run_id for run_id, summary in summaries.items() if summary.progress is not None}
         return {job_id for job_id, run in runs.items() if run.run_id in made}
@@ -143,22 +153,22 @@ class Dispatcher:
                 self.cluster.stop(name)  # again in every round: Ray forgets a stop that comes too early
         elif status is None:
             # Never submitted (we died before we could) or lost with the head: one id, so one launch.
-            assert job.run is not None
-            self._launch(job, job.run)
-        elif job.state is State.STARTING and is_training:
+            self._launch(job, job.run or self._run_for(job))
+        elif job.state is State.STARTING and status.phase is Phase.RUNNING and is_training:
             self.store.move(job, State.RUNNING)
 
     def _ended(self, job: Job, status: Status) -> None:
         if status.phase is Phase.SUCCEEDED:
             self.store.move(job, State.SUCCEEDED)
-        elif job.cancel_requested_at is not None:
+        elif self.store.get(job.id).cancel_requested_at is not None:
+            # Race closed: another dispatcher stopped it for a cancel that is younger than our look.
             self.store.move(job, State.CANCELLED, reason="cancelled while it ran")
         else:
             self._failed(job, status)
 
     def _failed(self, job: Job, status: Status) -> None:
         output = self.cluster.logs(submission_id(job.id, job.attempt))
-        verdict = read_verdict(output)
+        verdict = _verdict(output)
         if verdict is None and job.failures < job.spec["retries"]:
             self._archive_log(job)
             lost = job.failures + 1
@@ -179,18 +189,43 @@ class Dispatcher:
     def _finish_all(self) -> None:
         for job in self.store.unarchived():
             try:
-                if job.run is not None:
-                    self._archive_log(job)
-                    self.results.end(job.run, RUN_STATUS[job.state])
+                self._archive_log(job)
+                self._end_run(job)
                 self.store.mark_archived(job.id)
             except ServiceError as error:
                 log.warning("job %s: its log is not archived yet: %s", job.id, error)
+            except Exception:  # as above
+                log.exception("job %s", job.id)
 
     def _archive_log(self, job: Job) -> None:
         """The attempt's log becomes an artifact of its run; Ray forgets it with the head."""
         output = self.cluster.logs(submission_id(job.id, job.attempt))
         if output and job.run is not None:
-            self.results.upload(job.run, f"logs/attempt-{job.attempt}.log", without_verdict(output))
+            with _refusal_logged(job):
+                self.results.upload(job.run, f"logs/attempt-{job.attempt}.log", without_verdict(output))
+
+    def _end_run(self, job: Job) -> None:
+        if job.run is not None:
+            with _refusal_logged(job):
+                self.results.end(job.run, RUN_STATUS[job.state])
+
+
+@contextmanager
+def _refusal_logged(job: Job) -> Iterator[None]:
+    """Somebody has deleted the run: to ask again would not help, and the job has to go on."""
+    try:
+        yield
+    except Refused as error:
+        log.warning("job %s: its run takes nothing more: %s", job.id, error)
+
+
+def _verdict(output: str) -> Verdict | None:
+    """None also for what only looks like one: a log may be torn, and users' code prints what it likes."""
+    try:
+        verdict = read_verdict(output)
+    except ValueError:
+        return None
+    return verdict if isinstance(verdict, dict) and verdict.keys() >= Verdict.__required_keys__ else None
 
 
 def _no_verdict(status: Status) -> Verdict:
@@ -201,5 +236,5 @@ def _no_verdict(status: Status) -> Verdict:
 
 def _tail(output: str) -> str:
     """The last lines before the verdict; what comes after it are Ray's farewells."""
-    said = output.split("syncbn-verdict ")[0]
-    return "\n".join(said.rstrip().splitlines()[-TAIL_LINES:])
+    said, _, _ = f"\n{output}".partition("\nsyncbn-verdict ")
+    return "\n".join(said.strip("\n").rstrip().splitlines()[-TAIL_LINES:])

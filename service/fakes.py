@@ -99,14 +99,16 @@ class FakeResults:
 
     def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:  # noqa: ARG002
         self._answer()
-        if job_id not in self._runs:
-            experiment_id = self._experiments.setdefault(experiment, str(len(self._experiments) + 1))
-            run = Run(experiment_id=experiment_id, run_id=f"run-{len(self._runs) + 1}")
-            self._runs[job_id] = run
-            self.jobs[run.run_id] = job_id
-            self.points[run.run_id] = []
-            self.artifacts[run.run_id] = {}
-        return self._runs[job_id]
+        return self._runs.get(job_id) or self._new_run(job_id, experiment)
+
+    def _new_run(self, job_id: str, experiment: str) -> Run:
+        experiment_id = self._experiments.setdefault(experiment, str(len(self._experiments) + 1))
+        run = Run(experiment_id=experiment_id, run_id=f"run-{len(self.jobs) + 1}")
+        self._runs[job_id] = run
+        self.jobs[run.run_id] = job_id
+        self.points[run.run_id] = []
+        self.artifacts[run.run_id] = {}
+        return run
 
     def summaries(self, runs: Iterable[Run]) -> dict[str, Summary]:
         self._answer()
