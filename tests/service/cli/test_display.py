@@ -59,7 +59,10 @@ def test_follow_with_json_keeps_stdout_for_the_job(
 def test_an_interrupted_follow_leaves_the_job_and_exits_130(
     service: Service, client: Client, spec: str
 ) -> None:
-    command = [sys.executable, "-c", "from service.cli import main; main()", "submit", spec, "--follow"]
+    # Said explicitly: what was started in the background of a shell script ignores SIGINT from birth.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    main = f"{heed}; from service.cli import main; main()"
+    command = [sys.executable, "-c", main, "submit", spec, "--follow"]
     environment = {**os.environ, "SYNCBN_URL": service.url}
     with subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
