@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from service.errors import Unavailable
+from service.errors import Refused, Unavailable
 from service.launch import Attempt, Node, Phase, Status
 from service.results import Point, Progress, Run, Summary
 
@@ -81,6 +81,7 @@ class FakeResults:
         self.artifacts: dict[str, dict[str, str]] = {}
         self.unreachable = False
         self._runs: dict[str, Run] = {}
+        self.deleted_experiments: set[str] = set()
         self._experiments: dict[str, str] = {}
 
     # What a test does to it
@@ -103,6 +104,8 @@ class FakeResults:
 
     def _new_run(self, job_id: str, experiment: str) -> Run:
         experiment_id = self._experiments.setdefault(experiment, str(len(self._experiments) + 1))
+        if experiment_id in self.deleted_experiments:
+            raise Refused(f"MLflow's experiment {experiment!r} is deleted")
         run = Run(experiment_id=experiment_id, run_id=f"run-{len(self.jobs) + 1}")
         self._runs[job_id] = run
         self.jobs[run.run_id] = job_id
@@ -116,12 +119,11 @@ class FakeResults:
 
     def _summary(self, run: Run) -> Summary:
         ordered = sorted(self.points[run.run_id], key=lambda point: point.step)
-        return Summary(
-            progress=self.progress.get(run.run_id), metrics={point.name: point.value for point in ordered}
-        )
+        metrics = {point.name: point.value for point in ordered if _is_wanted(point.name, None)}
+        return Summary(progress=self.progress.get(run.run_id), metrics=metrics)
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
-        self._answer()
+        self._known(run)
         wanted = None if names is None else set(names)
         return sorted(
             (point for point in self.points[run.run_id] if _is_wanted(point.name, wanted)),
@@ -129,17 +131,22 @@ class FakeResults:
         )
 
     def end(self, run: Run, status: str) -> None:
-        self._answer()
+        self._known(run)
         assert status in _ENDINGS, status
         self.endings[run.run_id] = status
 
     def upload(self, run: Run, path: str, text: str) -> None:
-        self._answer()
-        self.artifacts[run.run_id][path] = text
+        self._known(run)
+        self.artifacts[run.run_id][path] = text.encode(errors="replace").decode()
 
     def download(self, run: Run, path: str) -> str | None:
+        self._known(run)
+        return self.artifacts[run.run_id].get(path)
+
+    def _known(self, run: Run) -> None:
         self._answer()
-        return self.artifacts.get(run.run_id, {}).get(path)
+        if run.run_id not in self.jobs:
+            raise Refused(f"MLflow knows no run {run.run_id!r}")
 
     def _answer(self) -> None:
         if self.unreachable:

@@ -17,6 +17,9 @@ JOB_TAG = "syncbn.job_id"
 PROGRESS_TAG = "syncbn.progress"  # written by the workers (training.mlflow_tracking)
 _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+_PAGE = 25_000  # points of a metric in one answer, the most that MLflow gives
+_LATER = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}
+"""Not the request's fault: a proxy on the way may let it pass another time."""
 
 
 class MlflowRest:
@@ -105,7 +108,7 @@ class MlflowRest:
     def _points(self, run: Run, name: str) -> Iterator[Point]:
         token = ""
         while True:
-            params = {"run_id": run.run_id, "metric_key": name, "max_results": 25_000, "page_token": token}
+            params = {"run_id": run.run_id, "metric_key": name, "max_results": _PAGE, "page_token": token}
             page = self._call("GET", "metrics/get-history", params=params)
             for metric in page.get("metrics", []):
                 yield Point(
@@ -137,7 +140,7 @@ class MlflowRest:
             response = self._http.request(method, path, **content)
         except httpx.HTTPError as error:
             raise Unavailable("MLflow", f"{self._http.base_url}: {error or type(error).__name__}") from error
-        if response.is_server_error:
+        if response.is_server_error or response.status_code in _LATER:
             raise Unavailable("MLflow", f"{self._http.base_url} answered {response.status_code}")
         return response
 
