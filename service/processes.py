@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -52,8 +53,10 @@ class State:
 def _token(path: Path) -> str:
     """Ray's secret, made once for the folder, readable by its owner alone."""
     if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32))
+        temporary = path.with_name(f"{path.name}.new")  # a torn secret would lock everybody out
+        temporary.touch(mode=0o600)
+        temporary.write_text(secrets.token_hex(32))
+        temporary.replace(path)
     return path.read_text()
 
 
@@ -259,11 +262,14 @@ def sweep(folder: Path, spare: Iterable[Child] = ()) -> bool:
 
 
 def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens there. Raises Refused where this process may not listen anyway."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise Refused(f"cannot listen on {host}:{port}: {error.strerror}") from None
             return False
     return True
 
