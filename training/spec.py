@@ -64,7 +64,7 @@ class LRScheduler(ClassSpec):
 
 class Training(_Part):
     global_batch_size: int = Field(
-        default=32, ge=1, description="Samples in one optimizer step, all workers together"
+        default=32, ge=1, le=2**31, description="Samples in one optimizer step, all workers together"
     )
     max_epochs: int | None = Field(default=None, ge=1, description="10 where max_steps is not given either")
     max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps, instead of max_epochs")

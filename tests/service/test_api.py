@@ -250,14 +250,24 @@ def test_validating_works_without_ray(api: httpx.Client, cluster: FakeCluster) -
 
 
 def test_absurd_numbers_are_answered_too(api: httpx.Client) -> None:
-    spec = make_data(
+    largest = make_data(
+        resources={"workers": 100_000, "cpus_per_worker": 1e5}, training={"global_batch_size": 2**31}
+    )
+    larger = make_data(
         resources={"workers": 2**62, "cpus_per_worker": 1e308}, training={"global_batch_size": 2**62}
     )
-    document = api.post("/v1/jobs/validate", json=spec).json()
 
-    assert document["fits_ever"] is False
-    assert document["shares"] is None
-    assert document["resources"]["cpus"] is None
+    answered = api.post("/v1/jobs/validate", json=largest).json()
+    refused = api.post("/v1/jobs/validate", json=larger)
+
+    assert answered["fits_ever"] is False
+    assert answered["resources"]["cpus"] == 1e10
+    assert refused.status_code == 422
+    assert {error["key"] for error in refused.json()["errors"]} == {
+        "resources.workers",
+        "resources.cpus_per_worker",
+        "training.global_batch_size",
+    }
 
 
 # Looking
