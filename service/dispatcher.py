@@ -231,7 +231,7 @@ def _verdict(output: str) -> Verdict | None:
 def _no_verdict(status: Status) -> Verdict:
     said = status.message.partition("\n")[0][:200]
     message = f"the attempt's driver ended without a word and no retries are left. {said}".rstrip()
-    return {"type": "AttemptLost", "message": message, "rank": None, "retry": False}
+    return {"type": "AttemptLost", "message": message, "rank": None}
 
 
 def _tail(output: str) -> str:

@@ -59,8 +59,8 @@ def _run(order: Order) -> None:
 
 def _verdict(error: Exception) -> Verdict:
     if isinstance(error, RankFailed):
-        return {"type": error.type_name, "message": error.message, "rank": error.rank, "retry": False}
-    return {"type": type(error).__name__, "message": str(error), "rank": None, "retry": False}
+        return {"type": error.type_name, "message": error.message, "rank": error.rank}
+    return {"type": type(error).__name__, "message": str(error), "rank": None}
 
 
 if __name__ == "__main__":

@@ -81,12 +81,11 @@ def _is_lost_peer(error: BaseException) -> bool:
 
 
 class Verdict(TypedDict):
-    """Why an attempt failed. `rank`: None where it is no rank's own. `retry`: another attempt may help."""
+    """Why an attempt failed; `rank` is None where it is no failure of one rank."""
 
     type: str
     message: str
     rank: int | None
-    retry: bool
 
 
 _MARK = "syncbn-verdict "

@@ -336,7 +336,7 @@ def test_a_run_that_somebody_deleted_stops_no_job(
 
 def test_a_verdict_is_final_and_says_everything(world: World) -> None:
     job = world.running(retries=3)
-    verdict = write_verdict({"type": "ValueError", "message": "boom", "rank": 1, "retry": False})
+    verdict = write_verdict({"type": "ValueError", "message": "boom", "rank": 1})
     text = "".join(f"line {number}\n" for number in range(40))
 
     world.finish(job, phase=Phase.FAILED, text=f"{text}{verdict}\nRay says farewell\n")
@@ -354,7 +354,7 @@ def test_a_verdict_is_final_and_says_everything(world: World) -> None:
 
 def test_a_verdict_of_no_rank_names_none(world: World) -> None:
     job = world.starting()
-    verdict = write_verdict({"type": "BuildError", "message": "model: no", "rank": None, "retry": False})
+    verdict = write_verdict({"type": "BuildError", "message": "model: no", "rank": None})
 
     world.finish(job, phase=Phase.FAILED, text=verdict)
     world.round()
@@ -364,7 +364,7 @@ def test_a_verdict_of_no_rank_names_none(world: World) -> None:
 
 def test_the_tail_ends_at_the_verdict_not_where_a_job_speaks_of_one(world: World) -> None:
     job = world.running()
-    verdict = write_verdict({"type": "E", "message": "m", "rank": None, "retry": False})
+    verdict = write_verdict({"type": "E", "message": "m", "rank": None})
 
     world.finish(job, phase=Phase.FAILED, text=f"I print syncbn-verdict myself\nlast\n{verdict}\nfarewell\n")
     world.round()

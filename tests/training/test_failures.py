@@ -15,7 +15,7 @@ from training.failures import (
     write_verdict,
 )
 
-VERDICT: Verdict = {"type": "KeyError", "message": "two\nlines", "rank": 2, "retry": False}
+VERDICT: Verdict = {"type": "KeyError", "message": "two\nlines", "rank": 2}
 
 
 def failed(error: Exception) -> RankFailed:
@@ -57,7 +57,7 @@ def test_every_failure_is_a_training_error_and_survives_pickling() -> None:
 
 
 def test_the_last_verdict_of_a_log_counts_and_people_do_not_see_it() -> None:
-    other: Verdict = {"type": "E", "message": "", "rank": None, "retry": True}
+    other: Verdict = {"type": "E", "message": "", "rank": None}
     log = f"step 1\n{write_verdict(other)}\nstep 2\n{write_verdict(VERDICT)}\n"
 
     assert read_verdict(log) == VERDICT
