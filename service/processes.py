@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -60,7 +61,7 @@ def _token(path: Path) -> str:
     return path.read_text()
 
 
-class Child:
+class Child(ABC):
     """A server in a session of its own, known by its pid and the time of its creation."""
 
     key: str
@@ -71,15 +72,15 @@ class Child:
         self.log = state.folder / "logs" / f"{self.key}.log"
         self._started: subprocess.Popen[bytes] | None = None
 
-    def command(self) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def command(self) -> list[str]: ...
 
     def environment(self) -> dict[str, str]:
         return {}
 
+    @abstractmethod
     def is_ready(self) -> bool:
         """Whether it answers."""
-        raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
         """What to write down besides the process; chosen anew for each start."""
