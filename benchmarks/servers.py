@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.client import Client, ClientError
-from service.processes import MlflowServer, State
+from service.processes import State
+from service.servers import MlflowServer
 
 SECONDS_TO_START = 180.0
 

@@ -26,7 +26,8 @@ import psutil
 from pydantic import SecretStr
 
 from service.errors import Refused, ServiceError
-from service.processes import Child, MlflowServer, RayHead, State, is_free, sweep
+from service.processes import Child, State, is_free, sweep
+from service.servers import MlflowServer, RayHead
 from service.settings import Settings
 
 if TYPE_CHECKING:

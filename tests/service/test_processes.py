@@ -15,7 +15,8 @@ import pytest
 
 from service import stack
 from service.errors import Refused
-from service.processes import MARK, Child, MlflowServer, State, is_free, sweep
+from service.processes import MARK, Child, State, is_free, sweep
+from service.servers import MlflowServer
 from service.settings import Settings
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
@@ -233,7 +234,7 @@ def test_sweep_spares_a_child_and_what_is_below_it(sleeper: Sleeper, tmp_path: P
 
 
 def test_sweep_insists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.processes._end.__defaults__", (0.3,))
+    monkeypatch.setattr("service.processes.end_all.__defaults__", (0.3,))
     program = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
     )
