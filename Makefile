@@ -19,7 +19,8 @@ demo: setup  ## train the example on two workers; KEEP=1 leaves the stack up
 
 demo-fashion: setup  ## ResNet-18 on a part of Fashion-MNIST
 	PORT=$(PORT) MLFLOW_PORT=$(MLFLOW_PORT) KEEP=$(KEEP) deploy/demo.sh training/recipes/fashion_resnet18.yaml \
-		--set data.init_args.limit=1000 --set training.max_epochs=2
+		--set data.init_args.limit=1000 --set training.max_epochs=2 --set training.global_batch_size=32 \
+		--set lr_scheduler.init_args.total_iters=20
 
 demo-down: setup  ## end a stack that KEEP=1 left
 	$(BIN)/syncbn down --data-dir demo
