@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What the tests use of the system: PostgreSQL's server, Fashion-MNIST, Chromium is not needed.
-# Installed where apt-get can do it; where not, the tests that need them say so and are skipped.
+# What the tests use of the system: PostgreSQL's server and Debian's package of Fashion-MNIST.
+# Where apt-get cannot install them, the tests on PostgreSQL are skipped with that reason, and those on
+# Fashion-MNIST download it into the cache.
 set -euo pipefail
 missing=()
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
