@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,13 +25,17 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A table, what was measured for it, and what a reader has to know to read it right."""
+    """A table, what was measured for it, and what a reader has to know to read it right.
+
+    `parts` are further tables below it; what only holds parts has no columns.
+    """
 
     title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
     notes: Sequence[str] = ()
     samples: Samples = field(default_factory=dict)
+    parts: Sequence[Result] = ()
 
 
 def comparison(title: str, samples: Samples, *, reference: str, notes: Sequence[str]) -> Result:
@@ -53,25 +58,51 @@ def _ratio(value: float, reference: float) -> str:
     return f"{value / reference:.2f}" if reference >= 0.005 else "-"  # what is shown as 0.00 is no measure
 
 
+def as_text(result: Result) -> str:
+    """For a terminal: columns below each other."""
+    parts = [result.title, _aligned(result), "\n".join(f"- {note}" for note in result.notes)]
+    return "\n\n".join([*filter(None, parts), *map(as_text, result.parts)])
+
+
+def _aligned(result: Result) -> str:
+    lines = [result.columns, *result.rows] if result.columns else []
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
 def write(
     name: str, result: Result, *, command: str, machine: Mapping[str, str], folder: Path = RESULTS
 ) -> None:
     """Replaces both files of the benchmark `name`."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"command": command, "machine": machine, **vars(result)}
+    facts = {"command": command, "machine": machine, **_facts(result)}
     (folder / f"{name}.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     (folder / f"{name}.md").write_text(_markdown(result, command, machine))
 
 
+def _facts(result: Result) -> dict[str, Any]:
+    return {**vars(result), "parts": [_facts(part) for part in result.parts]}
+
+
 def _markdown(result: Result, command: str, machine: Mapping[str, str]) -> str:
     parts = [
-        f"# {result.title}",
-        "\n".join(map(_row, (result.columns, ["---"] * len(result.columns), *result.rows))),
-        "\n".join(f"- {note}" for note in result.notes),
+        *_sections(result),
         f"Command: `{command}`",
         "Machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _sections(result: Result, level: int = 1) -> Iterator[str]:
+    yield f"{'#' * level} {result.title}"
+    if result.columns:
+        yield "\n".join(map(_row, (result.columns, ["---"] * len(result.columns), *result.rows)))
+    yield "\n".join(f"- {note}" for note in result.notes)
+    for part in result.parts:
+        yield from _sections(part, level + 1)
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.machine import describe
-from benchmarks.result import comparison, write
+from benchmarks.result import Result, as_text, comparison, write
 
 SAMPLES = {"time, s": {"ours": [3.0, 1.0, 2.0], "theirs": [4.0, 4.0, 8.0]}}
 
@@ -45,6 +45,37 @@ def test_both_files_hold_the_table_the_command_and_the_machine(tmp_path: Path) -
         "- A note.\n\n"
         "Command: `python -m benchmarks times`\n\n"
         "Machine: CPU one\n"
+    )
+
+
+PARTS = Result(
+    title="All",
+    notes=["A note on all."],
+    parts=[
+        Result(title="One", columns=("name", "ms"), rows=[("longer", "1"), ("b", "22")]),
+        Result(title="Two", columns=("x",), rows=[("y",)], samples={"time": {"ours": [1.0]}}),
+    ],
+)
+
+
+def test_parts_follow_under_headings_of_their_own(tmp_path: Path) -> None:
+    write("all", PARTS, command="c", machine={"CPU": "one"}, folder=tmp_path)
+
+    assert (tmp_path / "all.md").read_text() == (
+        "# All\n\n- A note on all.\n\n"
+        "## One\n\n| name | ms |\n| --- | --- |\n| longer | 1 |\n| b | 22 |\n\n"
+        "## Two\n\n| x |\n| --- |\n| y |\n\n"
+        "Command: `c`\n\nMachine: CPU one\n"
+    )
+    assert [part["title"] for part in json.loads((tmp_path / "all.json").read_text())["parts"]] == [
+        "One",
+        "Two",
+    ]
+
+
+def test_a_terminal_gets_columns_below_each_other() -> None:
+    assert (
+        as_text(PARTS) == "All\n\n- A note on all.\n\nOne\n\nname    ms\nlonger  1\nb       22\n\nTwo\n\nx\ny"
     )
 
 
