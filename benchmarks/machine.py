@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-
-import psutil
 
 LIBRARIES = ("torch", "lightning", "ray", "mlflow")
 
@@ -17,11 +16,11 @@ def describe() -> dict[str, str]:
     return {
         "CPU": _cpu_model(),
         "cores": str(_cores()),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "load before": f"{os.getloadavg()[0]:.1f}",
         "OS": _os_name(),
         "Python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
+        **{name: version(name) for name in LIBRARIES if find_spec(name)},
     }
 
 

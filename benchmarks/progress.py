@@ -1,46 +1,44 @@
-"""What a benchmark shows while it runs: a bar, and a line for each run that is done."""
+"""What a benchmark shows on stderr while it runs: a line for each run, and a bar where rich is installed."""
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
-from rich import progress
-
-from service.cli.output import console
-
 
 class Progress:
-    """Shown on stderr while the context lasts. `total` counts runs."""
+    """Lines. Shown while the context lasts; `total` counts runs."""
 
     def __init__(self, title: str, total: int) -> None:
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            console=console(stderr=True),
-        )
         self._title, self._total = title, total
-        self._task = self._bar.add_task(title, total=total)
         self._done = 0
 
     def __enter__(self) -> Self:
-        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        pass
 
     def doing(self, what: str) -> None:
-        self._bar.update(self._task, description=f"{self._title}: {what}")
-        if not self._bar.console.is_terminal:
-            self._bar.console.print(f"{self._title}: {what}")
+        self._say(f"{self._title}: {what}")
 
     def done(self, what: str) -> None:
         """One run is done."""
         self._done += 1
-        self._bar.console.print(f"{self._title} {self._done}/{self._total}: {what}")
-        self._bar.advance(self._task)
+        self._say(f"{self._title} {self._done}/{self._total}: {what}")
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def progress(title: str, total: int) -> Progress:
+    """The best that can be shown here."""
+    if not (find_spec("rich") and find_spec("typer")):
+        return Progress(title, total)
+    from benchmarks.bar import Bar
+
+    return Bar(title, total)

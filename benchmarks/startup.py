@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.progress import Progress
+from benchmarks.progress import progress
 from benchmarks.result import Options, Result, comparison
 from benchmarks.servers import Stack, embedded_stack
 from service.client import Client
@@ -57,18 +57,18 @@ def measure(options: Options) -> Result:
     warm_ups = 0 if options.quick else 1
     runs = (warm_ups + options.repeats) * len(contestants)
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with Progress("startup", runs) as progress:
-        progress.doing("starting the stack")
+    with progress("startup", runs) as shown:
+        shown.doing("starting the stack")
         with embedded_stack() as stack:
             for repeat, (name, run) in product(range(-warm_ups, options.repeats), contestants.items()):
-                progress.doing(name)
+                shown.doing(name)
                 times = run(stack)
-                progress.done(f"{name}{' (warm-up)' if repeat < 0 else ''}: {times}")
+                shown.done(f"{name}{' (warm-up)' if repeat < 0 else ''}: {times}")
                 if repeat >= 0:
                     samples["submit to first step, s"][name].append(times.first_step)
                     samples["submit to end, s"][name].append(times.end)
                 time.sleep(REST_SECONDS)
-            progress.doing("ending the stack")
+            shown.doing("ending the stack")
     return comparison("Start-up of a small job", samples, reference="bare Ray", notes=NOTES)
 
 

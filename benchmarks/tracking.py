@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from mlflow import MlflowClient
 
-from benchmarks.progress import Progress
+from benchmarks.progress import progress
 from benchmarks.result import Options, Result, comparison
 from benchmarks.servers import mlflow_server
 from training.batches import share_loader
@@ -81,18 +81,18 @@ class Pace(pl.Callback):
 def measure(options: Options) -> Result:
     seconds = QUICK_SECONDS if options.quick else SECONDS
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with Progress("tracking", 3 * options.repeats) as progress:
-        progress.doing("starting MLflow")
+    with progress("tracking", 3 * options.repeats) as shown:
+        shown.doing("starting MLflow")
         with mlflow_server() as uri, _one_rank(), _quiet():
             trackers = _trackers(uri)
             _train(NullTracker(), QUICK_SECONDS)  # the first training of a process is slower
             for _, (name, tracker) in product(range(options.repeats), trackers.items()):
-                progress.doing(name)
+                shown.doing(name)
                 pace, wait = _train(tracker(), seconds)
-                progress.done(f"{name}: {pace:.1f} steps/s, {wait:.2f} s at the end")
+                shown.done(f"{name}: {pace:.1f} steps/s, {wait:.2f} s at the end")
                 samples["steps per second"][name].append(pace)
                 samples["wait at the end, s"][name].append(wait)
-            progress.doing("ending MLflow")
+            shown.doing("ending MLflow")
     notes = [note.format(seconds=seconds) for note in NOTES]
     return comparison("Tracking every step in MLflow", samples, reference=NONE, notes=notes)
 
