@@ -9,7 +9,7 @@ MLFLOW_PORT ?= 5000
 setup: $(VENV)/.ready  ## everything that the other targets need, into .venv
 
 # constraints.txt names torch's CPU build; without it pip takes gigabytes of CUDA.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt sync_bn/_kernels.cpp
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

@@ -1,10 +1,12 @@
 """The arithmetic of batch normalisation over a batch cut into parts: pure tensor functions, no collective.
 
-Shapes: x, y and their gradients are (N, C, ...); everything else is per channel, (C,), unless said otherwise.
-n is the number of values per channel, N times the dimensions after C.
+Shapes: x, y, z, the residual and their gradients are (N, C, ...); everything else is per channel, (C,),
+unless said otherwise. n is the number of values per channel: N times the dimensions after C, or the sum of
+the weights of these values. Per-channel numbers are float64: they are few, and sums about zero, which are
+what adds up over ranks, lose (mean/std)² of the precision that they are computed in.
 
-Per-channel numbers are float64 throughout. They are few, so it costs nothing, and squared sums about zero,
-which are what adds up over ranks, lose (mean/std)² of the precision that they are computed in.
+`local_sums`, `normalise`, `local_gradient_sums` and `input_gradient` are the four passes over the data. Here
+they are what any device runs and torch.compile fuses; `_native` has the same four for a CPU.
 
 Source: Ioffe & Szegedy, "Batch Normalization", 2015, Algorithm 1 and the gradients of section 3.
 """
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_BLOCK_ELEMENTS = 2**18  # 1 MiB in float32: within the second-level cache of one core
+from sync_bn._activation import Activation
 
 
 class Moments(NamedTuple):
@@ -26,130 +28,145 @@ class Moments(NamedTuple):
     n: Tensor
 
 
-def local_sums(x: Tensor) -> Tensor:
-    """[Σx, Σx², n]: 2C+1 float64 numbers that add up over blocks and ranks; zeros for an empty x.
+class Scaling(NamedTuple):
+    """y = (x - shift)·scale + offset, in the dtype that is computed in: `shift` is the rounded mean."""
 
-    In each block, with its rounded mean as shift, d = x - shift, s = Σd and q = Σd²::
+    shift: Tensor
+    scale: Tensor
+    offset: Tensor
 
-        mean = shift + s/n        Σx  = n·mean
-        M₂   = q - s²/n           Σx² = M₂ + n·mean²
 
-    The two sums over d cancel nothing, whatever the mean; the rest is float64. They are `sum` and no fused
-    reduction, because `sum` adds pairwise: a running float32 sum of 1e5 squares is wrong by 1e-4.
+class LocalGradients(NamedTuple):
+    """Σdy (C,), Σdy·(x - shift) (C,), and dy: what is left of dz where it has come through the activation.
+
+    It has not come through `activation_left` yet, which is not None where dy is still dz.
     """
-    sums = torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
-    blocks = _blocks(x)
-    # One piece of memory for all blocks, which stays in the cache.
-    scratch = torch.empty_like(blocks[0][0], dtype=_computed_in(x)) if blocks else x
-    for (block,) in blocks:
-        sums += _sums_written_over(scratch[: len(block)].copy_(block))
-    return sums
+
+    dy_sum: Tensor
+    dy_d: Tensor
+    dy: Tensor
+    activation_left: Activation | None
 
 
-def _sums_written_over(x: Tensor) -> Tensor:
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    n = x.numel() // x.shape[1]
-    shift = x.mean(dims)
-    d = x.sub_(_per_channel(shift, x))
-    s, q = d.sum(dims).double(), d.square_().sum(dims).double()
-    mean = shift.double() + s / n
-    m2 = q - s * s / n
-    return torch.cat([n * mean, m2 + n * mean * mean, mean.new_full((1,), n)])
+class InputGradient(NamedTuple):
+    """dx = of_dy·dy + w·(of_x·(x - shift) + constant), in the dtype that is computed in."""
+
+    of_dy: Tensor
+    of_x: Tensor
+    constant: Tensor
+
+
+def sums_about_zero(shift: Tensor, s: Tensor, q: Tensor, n: Tensor | float) -> Tensor:
+    """[Σx, Σx², n], 2C+1 float64 numbers, of s = Σ(x - shift), q = Σ(x - shift)², all (C,).
+
+    Sums over x minus about its mean cancel nothing, whatever the mean; the rest is float64.
+    """
+    shift, s, q = shift.double(), s.double(), q.double()
+    total = shift * n
+    return torch.cat([s + total, q + shift * (2 * s + total), shift.new_ones(1) * n])
 
 
 def global_moments(sums: Tensor) -> Moments:
     """The moments that belong to the ranks' added `local_sums`: mean = Σx/n, var = Σx²/n - mean².
 
-    Where no rank has a value, everything is 0.
+    Where no rank has a value, everything is 0. Weights that add up to less than 1 are refused by the layer.
     """
-    channels = sums.numel() // 2
-    total, total_of_squares, n = sums[:channels], sums[channels : 2 * channels], sums[-1]
-    divisor = n.clamp(min=1)
-    mean = total / divisor
+    n = sums[-1]
+    mean, mean_of_squares = (sums[:-1] / n.clamp(min=1)).chunk(2)
     # Rounding may carry the variance of a constant channel below 0.
-    return Moments(mean, (total_of_squares / divisor - mean * mean).clamp(min=0), n)
+    return Moments(mean, (mean_of_squares - mean * mean).clamp(min=0), n)
 
 
-def normalise(x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """y = (x - mean)·invstd·weight + bias, of x's dtype and memory format."""
+def scaling(x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Scaling:
+    """Those of y = (x - mean)·invstd·weight + bias; `offset` makes up for the rounding of the mean."""
+    dtype = computed_in(x)
+    shift = mean.to(dtype)
     scale = invstd if weight is None else invstd * weight
-    offset = -mean * scale if bias is None else bias - mean * scale
-    return _scaled(x, scale, offset)
+    offset = (shift - mean) * scale
+    if bias is not None:
+        offset = offset + bias
+    return Scaling(shift, scale.to(dtype), offset.to(dtype))
 
 
-def local_gradient_sums(dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
-    """[Σdy, Σdy·x̂]: 2C float64 numbers that add up over blocks and ranks; zeros for an empty x.
+def gradient_coefficients(
+    x: Tensor, moments: Moments, invstd: Tensor, weight: Tensor | None, shift: Tensor, sums: Tensor
+) -> InputGradient:
+    """Those of dx = weight·invstd·(dy - w/n·(Σdy + x̂·Σdy·x̂)), with the ranks' added [Σdy, Σdy·x̂] (2C,)."""
+    dtype = computed_in(x)
+    mean, _, n = moments
+    mean_dy, mean_dy_xhat = (sums / n.clamp(min=1)).chunk(2)
+    of_dy = invstd if weight is None else invstd * weight
+    slope = of_dy * invstd * mean_dy_xhat
+    constant = slope * (mean - shift) - of_dy * mean_dy
+    return InputGradient(of_dy.to(dtype), -slope.to(dtype), constant.to(dtype))
 
-    They are this rank's gradients of bias and weight. x̂ = (x - mean)·invstd, and with a shift that is the
-    rounded mean, and d = x - shift: Σdy·x̂ = (Σdy·d - (mean - shift)·Σdy)·invstd.
+
+def parameter_gradients(local: LocalGradients, shift: Tensor, moments: Moments, invstd: Tensor) -> Tensor:
+    """[Σdy, Σdy·x̂], (2C,) float64: this rank's gradients of bias and weight, and what adds up over ranks."""
+    dy_sum, dy_d = local.dy_sum.double(), local.dy_d.double()
+    return torch.cat([dy_sum, (dy_d - (moments.mean - shift) * dy_sum) * invstd])
+
+
+def local_sums(x: Tensor, w: Tensor | None = None) -> Tensor:
+    """[Σwx, Σwx², Σw]: 2C+1 float64 numbers that add up over ranks; zeros for an empty x.
+
+    w: the weights of the values, (N, 1, ...) to be broadcast over x; 1 where it is None.
     """
-    shift = mean.to(_computed_in(x))
-    dy_sum, dy_d = torch.zeros_like(mean), torch.zeros_like(mean)
-    for dy_block, x_block in _blocks(dy, x):
-        block_dy_sum, block_dy_d = _centred_reduction(dy_block, x_block, shift)
-        dy_sum += block_dy_sum
-        dy_d += block_dy_d
-    return torch.cat([dy_sum, (dy_d - (mean - shift) * dy_sum) * invstd])
+    if x.numel() == 0:
+        return torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
+    wide, dims = x.to(computed_in(x)), _all_but_channels(x)
+    shift = wide.mean(dims)
+    d = wide - per_channel(shift, x)
+    if w is None:
+        return sums_about_zero(shift, d.sum(dims), (d * d).sum(dims), x.numel() // x.shape[1])
+    wd = w * d
+    n = w.double().sum() * (d[:, 0].numel() / w.numel())
+    return sums_about_zero(shift, wd.sum(dims), (wd * d).sum(dims), n)
+
+
+def normalise(x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None) -> Tensor:
+    """z = activation(y + residual), of x's dtype and memory format."""
+    y = _scaled(x, by) if residual is None else _scaled(x, by) + residual
+    return y if activation is None else activation(y)
+
+
+def local_gradient_sums(
+    dz: Tensor, x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None
+) -> LocalGradients:
+    dy = dz
+    if activation is not None:
+        y = _scaled(x, by) if residual is None else _scaled(x, by) + residual
+        dy = activation.gradient(dz, y)
+    wide, dims = dy.to(computed_in(x)), _all_but_channels(x)
+    return LocalGradients(wide.sum(dims), (wide * (x - per_channel(by.shift, x))).sum(dims), dy, None)
 
 
 def input_gradient(
-    dy: Tensor, x: Tensor, moments: Moments, invstd: Tensor, weight: Tensor | None, sums: Tensor
+    local: LocalGradients, x: Tensor, by: Scaling, of: InputGradient, w: Tensor | None
 ) -> Tensor:
-    """dx = weight·invstd·(dy - Σdy/n - x̂·Σdy·x̂/n), of x's dtype and memory format.
-
-    `sums` are the ranks' added `local_gradient_sums`. It is computed as a·dy + b·x + c, with
-    a = weight·invstd, b = -a·invstd·Σdy·x̂/n and c = -a·Σdy/n - b·mean.
-    """
-    mean, _, n = moments
-    mean_dy, mean_dy_xhat = (sums / n.clamp(min=1)).chunk(2)
-    a = invstd if weight is None else invstd * weight
-    b = -a * invstd * mean_dy_xhat
-    c = -a * mean_dy - b * mean
-    wide = x.to(_computed_in(x))
-    return _scaled(wide, b, c).addcmul_(dy.to(wide.dtype), _per_channel(a, wide)).to(x.dtype)
+    """dx, of x's dtype and memory format; w as in `local_sums`."""
+    d = x.to(computed_in(x))
+    dx = _scaled(d, Scaling(by.shift, of.of_x, of.constant))
+    if w is not None:
+        dx = dx * w
+    return torch.addcmul(dx, local.dy.to(d.dtype), per_channel(of.of_dy, d)).to(x.dtype)
 
 
-def _scaled(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """x·scale + offset. batch_norm in evaluation is this in one pass, for half precision too.
-
-    Where the mean is large the two terms cancel; the error is that of rounding x once more.
-    """
-    dtype = _computed_in(x)
-    zero, one = torch.zeros_like(scale, dtype=dtype), torch.ones_like(scale, dtype=dtype)
-    return F.batch_norm(x, zero, one, scale.to(dtype), offset.to(dtype), training=False, eps=0.0)
-
-
-def _centred_reduction(dy: Tensor, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Σdy and Σdy·(x - shift).
-
-    It is the gradient of batch_norm in evaluation with a variance of 1, asked for bias and weight alone: one
-    pass that is fused in torch, in half the time of the same written as sums.
-    """
-    one, mask = torch.ones_like(shift), [False, True, True]
-    _, dy_d, dy_sum = torch.ops.aten.native_batch_norm_backward(
-        dy, x, one, shift, one, None, None, False, 0.0, mask
-    )
-    return dy_sum, dy_d
-
-
-def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """The tensors' samples in blocks that fit a CPU's cache, or all at once elsewhere; none if x is empty.
-
-    Several passes over a block cost little more than one, and temporaries are small: fresh memory of the
-    size of the input takes longer to get from the system than to fill.
-    """
-    x = tensors[0]
-    if x.numel() == 0:
-        return []
-    samples = max(1, _BLOCK_ELEMENTS * len(x) // x.numel()) if x.device.type == "cpu" else len(x)
-    return list(zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True))
-
-
-def _computed_in(x: Tensor) -> torch.dtype:
+def computed_in(x: Tensor) -> torch.dtype:
     """float32 for half precision; float32 and float64 as they are."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """(C,) as (1, C, 1, ...) of x's dtype, to be broadcast over x."""
-    return values.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """(C,) as (1, C, 1, ...), to be broadcast over x."""
+    return values.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def _scaled(x: Tensor, by: Scaling) -> Tensor:
+    """batch_norm in evaluation is this in one pass, and keeps x's dtype and memory format."""
+    one = torch.ones_like(by.scale)
+    return F.batch_norm(x, by.shift, one, by.scale, by.offset, training=False, eps=0.0)
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [dim for dim in range(x.dim()) if dim != 1]

@@ -1,75 +1,215 @@
-"""The autograd function: where the ranks meet. One collective forward, one backward."""
+"""The autograd functions: where the ranks meet. One collective forward, one backward.
 
-from typing import Any
+Derivatives of the backward come from the definition of the layer, written in differentiable operations.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from sync_bn import _arithmetic, _native
+from sync_bn._activation import Activation
 from sync_bn._arithmetic import (
+    InputGradient,
+    LocalGradients,
     Moments,
+    Scaling,
     global_moments,
-    input_gradient,
-    local_gradient_sums,
-    local_sums,
-    normalise,
+    gradient_coefficients,
+    parameter_gradients,
+    per_channel,
+    scaling,
 )
 
 
-def batch_norm_over_ranks(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Moments]:
-    """x normalised over the samples of all ranks of the group, and the moments that it was normalised by.
+class Tensors(NamedTuple):
+    """What goes into the layer; all but x may be None.
 
-    x: (N, C, ...), any floating dtype, N may be 0; weight, bias: (C,) or None. The result is like x; the
-    moments are not differentiable. Every rank of the group calls it, and calls backward of its result; both
-    block until all have. Gradients of weight and bias are this rank's sums: whoever averages or adds up
-    parameter gradients over ranks does the same with these.
+    x: (N, C, ...), any floating dtype, N may be 0; weight, bias: (C,); residual: like x, added before the
+    activation; w: the weights of the values in the statistics, (N, 1, ...), to be broadcast over x.
     """
-    y, *moments = _BatchNormOverRanks.apply(x, weight, bias, eps, group)  # type: ignore[no-untyped-call]
-    return y, Moments(*moments)
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None = None
+    w: Tensor | None = None
 
 
-class _BatchNormOverRanks(torch.autograd.Function):
+class Call(NamedTuple):
+    """How the layer is called. `meet` is called with "forward" or "backward" before each collective."""
+
+    eps: float
+    activation: Activation | None
+    synchronized: bool
+    group: dist.ProcessGroup | None
+    meet: Callable[[str], None] | None
+
+
+class Normalised(NamedTuple):
+    """z, the moments that it was normalised by, and the sums of this rank alone. Only z is differentiable."""
+
+    z: Tensor
+    moments: Moments
+    local_sums: Tensor
+
+
+def batch_norm_over_ranks(tensors: Tensors, call: Call) -> Normalised:
+    """activation(batch_norm(x) + residual), normalised over the samples of all ranks of the group.
+
+    Every rank of the group calls it, and calls backward of its result; both block until all have. Gradients
+    of weight and bias are this rank's sums: whoever averages or adds up parameter gradients over ranks does
+    the same with these. Of its second derivatives all ranks ask too, or none.
+    """
+    z, mean, var, n, local = _Forward.apply(*tensors, call)  # type: ignore[no-untyped-call]
+    return Normalised(z, Moments(mean, var, n), local)
+
+
+class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        eps: float,
-        group: dist.ProcessGroup | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        sums = local_sums(x)
+        residual: Tensor | None,
+        w: Tensor | None,
+        call: Call,
+    ) -> tuple[Tensor, ...]:
+        passes = _passes(x, w, call)
+        ctx.set_materialize_grads(False)
+        local = passes.local_sums(x, w)
         # Nobody can normalise before the moments of the whole batch are known. Every rank gets here, an
         # empty one with zeros, and always with 2C+1 float64 numbers, whatever the dtype of its input.
-        dist.all_reduce(sums, group=group)
-        moments = global_moments(sums)
-        invstd = (moments.var + eps).rsqrt()
-        y = normalise(x, moments.mean, invstd, weight, bias)
-        ctx.save_for_backward(x, weight, invstd, *moments)
-        ctx.group = group
-        ctx.mark_non_differentiable(*moments)
-        return y, *moments
+        moments = global_moments(_added_over_ranks(local, call, "forward"))
+        invstd = (moments.var + call.eps).rsqrt()
+        by = scaling(x, moments.mean, invstd, weight, bias)
+        z = passes.normalise(x, by, residual, call.activation)
+        ctx.save_for_backward(x, weight, bias, residual, w, *moments, invstd, *by)
+        ctx.call = call
+        ctx.mark_non_differentiable(*moments, local)
+        return z, *moments, local
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, invstd, *rest = ctx.saved_tensors
-        moments = Moments(*rest)
-        local = local_gradient_sums(dy, x, moments.mean, invstd)
-        # Each sample moved the mean and the variance of all, so its gradient needs everyone's dy. Every rank
-        # gets here, an empty one with zeros, and one whose own input needs no gradient too: its peers' may.
+    def backward(ctx: Any, dz: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad
+        dz = torch.zeros_like(ctx.saved_tensors[0]) if dz is None else dz
+        if torch.compiler.is_compiling():
+            return *_gradients(dz, ctx.saved_tensors, ctx.call, needed), None, None
+        gradients = _Backward.apply(dz, *ctx.saved_tensors, ctx.call, needed)  # type: ignore[no-untyped-call]
+        return *gradients, None, None
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dz: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
+        *saved, call, needed = args
+        ctx.save_for_backward(dz, *saved[: len(Tensors._fields)])
+        ctx.call = call
+        return _gradients(dz, saved, call, needed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        dz, *tensors = ctx.saved_tensors
+        second = _second_derivatives(dz, Tensors(*tensors), ctx.call, gradients)
+        return *second, *[None] * (len(ctx.needs_input_grad) - len(second))
+
+
+def _gradients(
+    dz: Tensor, saved: Sequence[Any], call: Call, needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight, bias and the residual; None where not needed."""
+    x, weight, bias, residual, w, mean, var, n, invstd, *rest = saved
+    moments, by = Moments(mean, var, n), Scaling(*rest)
+    passes = _passes(x, w, call)
+    local: LocalGradients = passes.local_gradient_sums(dz, x, by, residual, call.activation)
+    own = parameter_gradients(local, by.shift, moments, invstd)
+    # Each sample moved the mean and the variance of all, so its gradient needs everyone's dy. Every rank
+    # gets here, an empty one with zeros, and one whose own input needs no gradient too: its peers' may.
+    total = _added_over_ranks(own, call, "backward")
+    dx_needed, weight_needed, bias_needed, residual_needed, *_ = needed
+    grad_bias, grad_weight = own.chunk(2)
+    dx = None
+    if dx_needed:
+        of: InputGradient = gradient_coefficients(x, moments, invstd, weight, by.shift, total)
+        dx = passes.input_gradient(local, x, by, of, w)
+    return (
+        dx,
+        grad_weight.to(weight.dtype) if weight is not None and weight_needed else None,
+        grad_bias.to(bias.dtype) if bias is not None and bias_needed else None,
+        local.dy.to(residual.dtype) if residual is not None and residual_needed else None,
+    )
+
+
+def _added_over_ranks(sums: Tensor, call: Call, phase: str) -> Tensor:
+    if not call.synchronized:
+        return sums
+    if call.meet is not None:
+        call.meet(phase)
+    total = sums.clone()
+    dist.all_reduce(total, group=call.group)
+    return total
+
+
+def _passes(x: Tensor, w: Tensor | None, call: Call) -> Any:
+    """Whoever has the four passes over the data: loops for a CPU, where they handle x, or `_arithmetic`."""
+    native = not torch.compiler.is_compiling() and w is None
+    return (_native.passes(x, call.activation) if native else None) or _arithmetic
+
+
+def _second_derivatives(
+    dz: Tensor, tensors: Tensors, call: Call, gradients: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of dz, x, weight, bias and residual, from those of the first four gradients.
+
+    On every rank the same graph with the same collectives, whatever it needs itself: what nobody asked for
+    counts as zero.
+    """
+    with torch.enable_grad():
+        x, weight, bias, residual, w = (t if t is None else t.detach() for t in tensors)
+        assert x is not None
+        inputs = [t.requires_grad_() for t in (x, weight, bias, residual) if t is not None]
+        dz = dz.detach().requires_grad_()
+        z = _definition(Tensors(x, weight, bias, residual, w), call)
+        first = torch.autograd.grad(z, inputs, dz, create_graph=True)
+        of_first = [g for g, t in zip(gradients, (x, weight, bias, residual), strict=True) if t is not None]
+        of_first = [torch.zeros_like(f) if g is None else g for f, g in zip(first, of_first, strict=True)]
+        second = torch.autograd.grad(first, [dz, *inputs], of_first, allow_unused=True)
+    found = iter(second[1:])
+    return second[0], *(None if t is None else next(found) for t in (x, weight, bias, residual))
+
+
+def _definition(tensors: Tensors, call: Call) -> Tensor:
+    """z in differentiable operations, in float64."""
+    x, weight, bias, residual, w = tensors
+    wide = x.double()
+    w = torch.ones_like(wide[:, :1]) if w is None else w.double()
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    n = w.expand_as(wide[:, :1]).sum().reshape(1)
+    sums = torch.cat([(w * wide).sum(dims), (w * wide * wide).sum(dims), n])
+    if call.synchronized:
+        sums = cast(Tensor, _SumOverRanks.apply(sums, call.group))  # type: ignore[no-untyped-call]
+    mean, var, _ = global_moments(sums)
+    y = (wide - per_channel(mean, x)) * per_channel((var + call.eps).rsqrt(), x)
+    y = y if weight is None else y * per_channel(weight, x)
+    y = y if bias is None else y + per_channel(bias, x)
+    y = y if residual is None else y + residual
+    return (y if call.activation is None else call.activation(y)).to(x.dtype)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Adds a tensor up over ranks. It is worth to each what it is worth to all: its gradient adds up too."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
         total = local.clone()
-        dist.all_reduce(total, group=ctx.group)
-        dx_needed, weight_needed, bias_needed, *_unused = ctx.needs_input_grad
-        dx = input_gradient(dy, x, moments, invstd, weight, total) if dx_needed else None
-        grad_bias, grad_weight = local.chunk(2)
-        return (
-            dx,
-            grad_weight.to(weight.dtype) if weight_needed else None,
-            grad_bias.to(weight.dtype) if bias_needed else None,
-            None,
-            None,
-        )
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _SumOverRanks.apply(gradient, ctx.group), None  # type: ignore[no-untyped-call]

@@ -1,16 +1,26 @@
 """SyncBatchNorm: the module with its buffers, its checks and its process group."""
 
 from copy import deepcopy
-from typing import Any, Self
+from functools import partial
+from typing import Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sync_bn import _handshake
+from sync_bn._activation import activation_named
 from sync_bn._arithmetic import Moments
 from sync_bn._class_swap import convert
-from sync_bn._function import batch_norm_over_ranks
+from sync_bn._function import Call, Tensors, batch_norm_over_ranks
+
+
+class Observer(Protocol):
+    """Is told of the statistics of each training step of a layer."""
+
+    def record(self, layer: "SyncBatchNorm", moments: Moments, local_sums: Tensor) -> None:
+        """`moments` are of all ranks, `local_sums` [Σx, Σx², n] of this one; running ones are the old."""
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -28,23 +38,34 @@ class SyncBatchNorm(_BatchNorm):
     ranks and be 0. If it is 0 on all ranks nothing is updated.
 
     In training every rank of the group must call forward, and backward of the result, as often and in the
-    same order: each blocks in one all-reduce. Nothing else is exchanged:
+    same order: each blocks in one all-reduce. In the first steps the ranks make sure of that and raise
+    `DesynchronizedError` if not: see `check_ranks`. Nothing else is exchanged:
 
     - in evaluation the running statistics are used. With `track_running_stats=False` there are none, and
       evaluation normalises by this rank's own batch, as `torch.nn.SyncBatchNorm` does;
     - without an initialised torch.distributed, or with one rank in the group, it is plain BatchNorm.
 
+    activation: None, "relu", "leaky_relu" (slope 0.01) or "silu", applied to the result without a tensor in
+    between: what the backward needs of it is computed again.
+
     `process_group=None` is the default group. A deep copy keeps the group; pickling drops it, because a
-    group is of one process: the loaded layer has the default group. Second derivatives are not implemented.
+    group is of one process: the loaded layer has the default group.
+
+    Within a backward pass a forward is taken for the recomputation of a checkpointed one, which has updated
+    the running statistics already. Second derivatives are those of the layer's definition in float64.
 
     Raises ValueError for an input that is not (N, num_features, ...), on a rank outside the group, and on
     every rank if the global batch has one value per channel, whose variance is not defined.
     """
 
     process_group: dist.ProcessGroup | None
+    activation: str | None = None
     _original_class: type[_BatchNorm] | None = None
     _original_process_group: dist.ProcessGroup | None = None
+    _layer_name: str | None = None
     _last_input_dim: int = 4
+    _steps_checked: int = 0
+    _observer: Observer | None = None
 
     def __init__(
         self,
@@ -56,9 +77,17 @@ class SyncBatchNorm(_BatchNorm):
         process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if not bias:  # an argument of torch's layers from 2.13 on
+            self.register_parameter("bias", None)
+        activation_named(activation)
         self.process_group = process_group
+        if activation is not None:
+            self.activation = activation
 
     @classmethod
     def convert_sync_batchnorm(
@@ -67,16 +96,74 @@ class SyncBatchNorm(_BatchNorm):
         """See `sync_bn.convert_sync_batchnorm`."""
         return convert(module, cls, process_group)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """activation(batch_norm(input) + residual), like input.
+
+        residual: of input's shape, or None.
+        sample_weight: (N,) or (N, ...) without the channels, of any dtype; how often a sample, or a position
+        of it, counts in the statistics of training: a mask (True counts) where a batch is padded. None
+        counts all once. All of the output is normalised; no gradient flows into the weights. They have to
+        add up to more than 1 over all ranks, or to 0, which updates nothing.
+        """
         self._check_input_dim(input)
-        self._last_input_dim = input.dim()
-        if not self.training or self._world_size() == 1:
+        self._check_extras(input, residual, sample_weight)
+        if self._last_input_dim != input.dim():
+            self._last_input_dim = input.dim()
+        plain = self._is_plain()
+        if self.training:
+            if not plain or self._observer or self.activation or not (residual is sample_weight is None):
+                return self._normalised(input, residual, sample_weight, synchronized=not plain)
             return super().forward(input)
-        y, moments = batch_norm_over_ranks(input, self.weight, self.bias, self.eps, self.process_group)
-        self._check_global_count(input, moments.n)
-        if self.track_running_stats:
-            self._update_running_statistics(moments)
-        return y
+        if self.running_mean is None and sample_weight is not None:
+            return self._normalised(input, residual, sample_weight, synchronized=False)
+        y = super().forward(input)
+        y = y if residual is None else y + residual
+        activation = activation_named(self.activation)
+        return y if activation is None else activation(y)
+
+    def extra_repr(self) -> str:
+        arguments: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{arguments}, activation={self.activation}" if self.activation else arguments
+
+    def _is_plain(self) -> bool:
+        """Whether there is nobody to share statistics with."""
+        return self._world_size() == 1
+
+    def _normalised(
+        self, input: Tensor, residual: Tensor | None, sample_weight: Tensor | None, *, synchronized: bool
+    ) -> Tensor:
+        weights = None if sample_weight is None else _over_channels(sample_weight, input)
+        tensors = Tensors(input, self.weight, self.bias, residual, weights)
+        compiling = torch.compiler.is_compiling()
+        recomputed = not compiling and torch._C._current_graph_task_id() != -1
+        meet = None
+        if synchronized and not compiling and self._steps_checked < _handshake.policy.steps:
+            meet = partial(_handshake.meet, self.process_group, self._description(tensors))
+        call = Call(self.eps, activation_named(self.activation), synchronized, self.process_group, meet)
+        z, moments, local_sums = batch_norm_over_ranks(tensors, call)
+        self._check_global_count(input, moments.n, weighted=weights is not None)
+        if self.training and not recomputed:
+            if meet is not None:
+                self._steps_checked += 1
+            if self._observer is not None:
+                self._observer.record(self, moments, local_sums)
+            if self.track_running_stats:
+                self._update_running_statistics(moments)
+        return z
+
+    def _description(self, tensors: Tensors) -> str:
+        """What the ranks compare: see `check_ranks`."""
+        differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        return (
+            f"{self._called()}, input of {str(tensors.x.dtype).removeprefix('torch.')}, "
+            f"{'gradients' if differentiable else 'no gradients'} needed"
+        )
+
+    def _called(self) -> str:
+        called = f"SyncBatchNorm({self.num_features})"
+        return f"{self._layer_name} ({called})" if self._layer_name else called
 
     def _world_size(self) -> int:
         if not (dist.is_available() and dist.is_initialized()):
@@ -84,27 +171,50 @@ class SyncBatchNorm(_BatchNorm):
         world_size = dist.get_world_size(self.process_group)
         if world_size < 1:
             raise ValueError(
-                f"SyncBatchNorm({self.num_features}) runs on rank {dist.get_rank()}, which is not in its "
-                "process_group. Give each rank a group that it is a member of."
+                f"{self._called()} runs on rank {dist.get_rank()}, which is not in its process_group. "
+                "Give each rank a group that it is a member of."
             )
         return world_size
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2 or input.shape[1] != self.num_features:
+        shape = tuple(input.shape)
+        if len(shape) < 2 or shape[1] != self.num_features:
             raise ValueError(
-                f"SyncBatchNorm({self.num_features}) got an input of shape {tuple(input.shape)}; "
+                f"{self._called()} got an input of shape {shape}; "
                 f"expected (N, {self.num_features}, ...): samples, channels, any further dimensions."
             )
 
-    def _check_global_count(self, input: Tensor, n: Tensor) -> None:
-        # Reading the count waits for the device. If it is 1 in all, every rank has at most 1 itself, so every
-        # rank looks and all raise alike; ranks with more never wait.
-        if input.numel() <= self.num_features and n == 1:
+    def _check_extras(self, input: Tensor, residual: Tensor | None, sample_weight: Tensor | None) -> None:
+        shape = tuple(input.shape)
+        if residual is not None and residual.shape != input.shape:
             raise ValueError(
-                f"SyncBatchNorm({self.num_features}) needs more than 1 value per channel in training, but "
-                f"the batches of all {self._world_size()} ranks together have 1; this rank's has the shape "
-                f"{tuple(input.shape)}. Use a larger global batch, or eval()."
+                f"{self._called()} got a residual of shape {tuple(residual.shape)}; "
+                f"expected the input's, {shape}."
             )
+        expected = shape[:1], (shape[0], *shape[2:])
+        if sample_weight is not None and sample_weight.shape not in expected:
+            raise ValueError(
+                f"{self._called()} got a sample_weight of shape {tuple(sample_weight.shape)}; expected "
+                f"{expected[0]}, a weight for each sample, or {expected[1]}, one for each position."
+            )
+
+    def _check_global_count(self, input: Tensor, n: Tensor, *, weighted: bool) -> None:
+        # If there is one value in all, no rank has more. Those with more need not look, so in most models
+        # nobody does; and looking does not wait for the device, which raises by itself.
+        if input.numel() > self.num_features and not weighted:
+            return
+        message = (
+            f"{self._called()} needs more than 1 value per channel in training, but the batches of all "
+            f"{self._world_size()} ranks together have 1 or less; this rank's has the shape "
+            f"{tuple(input.shape)}. Use a larger global batch, or eval()."
+        )
+        if torch.compiler.is_compiling():
+            torch._assert_async((n == 0) | (n > 1), message)
+            return
+        try:
+            torch._assert_async((n == 0) | (n > 1), message)
+        except RuntimeError:
+            raise ValueError(message) from None
 
     @torch.no_grad()
     def _update_running_statistics(self, moments: Moments) -> None:
@@ -115,15 +225,17 @@ class SyncBatchNorm(_BatchNorm):
         any_values = n > 0
         self.num_batches_tracked.add_(any_values)
         momentum = 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        share = any_values * momentum
         unbiased_var = var * (n / (n - 1).clamp(min=1))
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
             assert running is not None
-            old = running.double()
-            running.copy_(torch.where(any_values, torch.lerp(old, new, momentum), old))
+            running.copy_(running.double().lerp(new, share.double()))
 
     def __getstate__(self) -> dict[str, Any]:
-        groups = {"process_group", "_original_process_group"} & self.__dict__.keys()
-        return {**self.__dict__, **dict.fromkeys(groups)}
+        of_this_process = {"process_group", "_original_process_group", "_observer"} & self.__dict__.keys()
+        state = {**self.__dict__, **dict.fromkeys(of_this_process)}
+        state.pop("_steps_checked", None)
+        return state
 
     def __copy__(self) -> Self:
         copy = type(self).__new__(type(self))
@@ -131,9 +243,17 @@ class SyncBatchNorm(_BatchNorm):
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A group cannot be copied, and need not: the copy meets the same ranks.
+        # A group cannot be copied, and need not: the copy meets the same ranks. Nobody observes the copy.
         memo.update({id(group): group for group in (self.process_group, self._original_process_group)})
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
-        copy.__dict__.update(deepcopy(self.__dict__, memo))
+        state = {name: value for name, value in self.__dict__.items() if name != "_observer"}
+        copy.__dict__.update(deepcopy(state, memo))
         return copy
+
+
+def _over_channels(sample_weight: Tensor, input: Tensor) -> Tensor:
+    """(N,) or (N, ...) as (N, 1, ...) of the dtype that is computed in."""
+    spatial = sample_weight.shape[1:] if sample_weight.dim() > 1 else [1] * (input.dim() - 2)
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    return sample_weight.detach().to(dtype).reshape(len(input), 1, *spatial)

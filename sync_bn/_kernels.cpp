@@ -1,0 +1,344 @@
+// The four passes over the data on a CPU. Each reads its inputs once, in the order of memory.
+//
+// A tensor (N, C, ...) is here outer x channels x inner values: contiguous is (N, C, S), channels_last is
+// (N*S, C, 1). Values are float or bfloat16 and are computed with as float; coefficients are float, one per
+// channel. inner is at least LANES, or it is 1 and channels is at least LANES: whoever calls has to see to it.
+//
+// Sums are of float over at most CHUNK values, and of double over these. No result depends on the number of
+// threads, which are OpenMP's: GOMP_parallel is not linked but found in the process, so they are torch's own.
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr long LANES = 16;       // a vector: one cache line of float
+constexpr long CHUNK = 2048;     // values of a channel that are added up in float, over all lanes
+constexpr long ROWS_AT_ONCE = 16;  // the same where a lane is a channel
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+struct BFloat16 { uint16_t bits; };
+struct Two { Floats first, second; };
+struct Shape { long outer, channels, inner; };
+
+// Code is compiled once for each instruction set, and the best one is taken when the library is loaded.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EVERY_CPU __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EVERY_CPU
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+INLINE Floats all(float value) { return Floats{} + value; }
+INLINE long least(long a, long b) { return a < b ? a : b; }
+
+INLINE Floats load(const float* p) { Floats v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+
+INLINE Floats load(const BFloat16* p) {
+  Halves upper;
+  memcpy(&upper, p, sizeof upper);
+  return (Floats)(__builtin_convertvector(upper, Words) << 16);
+}
+
+INLINE void store(BFloat16* p, Floats v) {
+  Words bits = (Words)v, quiet_nan = Words{} + 0x7fc0;
+  Words to_nearest_even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  Halves upper = __builtin_convertvector(v == v ? to_nearest_even : quiet_nan, Halves);
+  memcpy(p, &upper, sizeof upper);
+}
+
+INLINE double total(Floats v) {
+  for (int width = LANES / 2; width; width /= 2)
+    for (int i = 0; i < width; i++) v[i] += v[i + width];
+  return v[0];
+}
+
+// True in the last `count` lanes. The rest of a row is read as the last LANES values of it.
+INLINE Ints last_lanes(long count) {
+  Ints lane;
+  for (int i = 0; i < LANES; i++) lane[i] = i;
+  return lane >= Ints{} + (int)(LANES - count);
+}
+
+INLINE Two only(Ints lanes, Two v) { return {lanes ? v.first : Floats{}, lanes ? v.second : Floats{}}; }
+
+// Calls f(position, coefficients) for all values of the rows [begin, end): a row is (o, c) or, with inner = 1,
+// one o and all its channels. Some values may come twice.
+template <int K, class F>
+INLINE void each(Shape s, long begin, long end, const float* const (&coefficients)[K], F f) {
+  Floats k[K];
+  for (long row = begin; row < end; row++) {
+    if (s.inner > 1) {
+      for (int j = 0; j < K; j++) k[j] = all(coefficients[j][row % s.channels]);
+      long at = row * s.inner, last = at + s.inner - LANES;
+      for (; at < last; at += LANES) f(at, k);
+      f(last, k);
+    } else {
+      for (long c = 0; c < s.channels; c += LANES) {
+        long from = least(c, s.channels - LANES);
+        for (int j = 0; j < K; j++) k[j] = load(coefficients[j] + from);
+        f(row * s.channels + from, k);
+      }
+    }
+  }
+}
+
+// Adds up the two vectors of f(position, coefficients) for the channels [begin, end) of an (N, C, S).
+template <int K, class F>
+INLINE void sum_rows(Shape s, long begin, long end, const float* const (&coefficients)[K], double* sums, F f) {
+  Ints rest = last_lanes(s.inner % LANES);
+  for (long c = begin; c < end; c++) {
+    Floats k[K];
+    for (int j = 0; j < K; j++) k[j] = all(coefficients[j][c]);
+    double first = 0, second = 0;
+    Two even = {}, odd = {};  // two chains of additions, because each waits for its last one
+    long held = 0;
+    auto add = [](Two& sum, Two v) { sum.first += v.first; sum.second += v.second; };
+    auto fold = [&] {
+      first += total(even.first + odd.first);
+      second += total(even.second + odd.second);
+      even = odd = Two{};
+      held = 0;
+    };
+    for (long o = 0; o < s.outer; o++) {
+      long at = (o * s.channels + c) * s.inner, end_of_row = at + s.inner;
+      for (; at + 2 * LANES <= end_of_row; at += 2 * LANES) {
+        add(even, f(at, k));
+        add(odd, f(at + LANES, k));
+        if ((held += 2 * LANES) >= CHUNK) fold();
+      }
+      if (at + LANES <= end_of_row) { add(even, f(at, k)); at += LANES; held += LANES; }
+      if (at < end_of_row) { add(odd, only(rest, f(end_of_row - LANES, k))); held += LANES; }
+    }
+    fold();
+    sums[c] = first;
+    sums[s.channels + c] = second;
+  }
+}
+
+// The same over the rows [begin, end) of an (N*S, C, 1), for all channels.
+template <int K, class F>
+INLINE void sum_columns(Shape s, long begin, long end, const float* const (&coefficients)[K], double* sums, F f) {
+  memset(sums, 0, 2 * s.channels * sizeof(double));
+  for (long top = begin; top < end; top += ROWS_AT_ONCE) {
+    long bottom = least(top + ROWS_AT_ONCE, end);
+    for (long c = 0; c < s.channels; c += LANES) {
+      long from = least(c, s.channels - LANES);
+      Floats k[K];
+      for (int j = 0; j < K; j++) k[j] = load(coefficients[j] + from);
+      Two sum = {};
+      for (long row = top; row < bottom; row++) {
+        Two v = f(row * s.channels + from, k);
+        sum.first += v.first;
+        sum.second += v.second;
+      }
+      sum = only(last_lanes(LANES - (c - from)), sum);
+      for (int i = 0; i < LANES; i++) {
+        sums[from + i] += sum.first[i];
+        sums[s.channels + from + i] += sum.second[i];
+      }
+    }
+  }
+}
+
+template <int K, class F>
+INLINE void sum(Shape s, long begin, long end, const float* const (&coefficients)[K], double* sums, F f) {
+  if (s.inner > 1) sum_rows(s, begin, end, coefficients, sums, f);
+  else sum_columns(s, begin, end, coefficients, sums, f);
+}
+
+// shift = about the mean: that of the first sample, or of some rows from all over the batch.
+template <class T>
+INLINE void first_means(const T* x, Shape s, long begin, long end, float* shift) {
+  if (s.inner > 1) {
+    for (long c = begin; c < end; c++) {
+      const T* row = x + c * s.inner;
+      Floats sum = {};
+      long i = 0;
+      for (; i + LANES <= s.inner; i += LANES) sum += load(row + i);
+      shift[c] = (float)(total(sum) / i);
+    }
+  } else {
+    long rows = least(ROWS_AT_ONCE, s.outer);
+    for (long c = 0; c < s.channels; c += LANES) {
+      long from = least(c, s.channels - LANES);
+      Floats sum = {};
+      for (long i = 0; i < rows; i++) sum += load(x + i * s.outer / rows * s.channels + from);
+      store(shift + from, sum / (float)rows);
+    }
+  }
+}
+
+// sums = [sum of x, sum of x*x], by way of the sums of d = x - shift and d*d, which cancel nothing.
+template <class T>
+INLINE void sums_about_zero(const T* x, Shape s, long begin, long end, const float* shift, double* sums) {
+  sum(s, begin, end, {shift}, sums, [&](long at, const Floats* k) {
+    Floats d = load(x + at) - k[0];
+    return Two{d, d * d};
+  });
+  bool rows = s.inner > 1;
+  double n = rows ? s.outer * s.inner : end - begin;
+  for (long c = rows ? begin : 0; c < (rows ? end : s.channels); c++) {
+    double of_d = sums[c], of_shift = n * shift[c];
+    sums[c] = of_d + of_shift;
+    sums[s.channels + c] += shift[c] * (2 * of_d + of_shift);
+  }
+}
+
+// What comes before the activation. Forward and backward have to agree on its sign, so both take it from here.
+INLINE Floats scaled(Floats x, const Floats* k) { return (x - k[0]) * k[1] + k[2]; }
+
+struct Coefficients { const float *shift, *scale, *offset; float slope; };
+
+// z = activation((x - shift)*scale + offset + residual); activation(y) = y > 0 ? y : slope*y
+template <bool RESIDUAL, class T>
+INLINE void normalise(const T* x, const T* residual, T* z, Shape s, long begin, long end, Coefficients c) {
+  Floats slope = all(c.slope);
+  each(s, begin, end, {c.shift, c.scale, c.offset}, [&](long at, const Floats* k) {
+    Floats y = scaled(load(x + at), k);
+    if (RESIDUAL) y += load(residual + at);
+    store(z + at, y > 0 ? y : slope * y);
+  });
+}
+
+// sums = [sum of dy, sum of dy*(x - shift)], dy = dz*activation'; with a residual, dy is its gradient and kept.
+template <bool ACTIVATION, bool RESIDUAL, class T>
+INLINE void gradient_sums(const T* dz, const T* x, const T* residual, T* dy, Shape s, long begin, long end,
+                          Coefficients c, double* sums) {
+  Floats slope = all(c.slope);
+  sum(s, begin, end, {c.shift, c.scale, c.offset}, sums, [&](long at, const Floats* k) {
+    Floats value = load(x + at), g = load(dz + at);
+    if (ACTIVATION) {
+      Floats y = scaled(value, k);
+      if (RESIDUAL) y += load(residual + at);
+      g = y > 0 ? g : slope * g;
+      if (RESIDUAL) store(dy + at, g);
+    }
+    return Two{g, g * (value - k[0])};
+  });
+}
+
+// dx = a*dy + b*(x - shift) + c
+template <bool ACTIVATION, class T>
+INLINE void input_gradient(const T* dz, const T* x, T* dx, Shape s, long begin, long end, Coefficients c,
+                           const float* of_dy, const float* of_x, const float* constant) {
+  Floats slope = all(c.slope);
+  each(s, begin, end, {c.shift, c.scale, c.offset, of_dy, of_x, constant}, [&](long at, const Floats* k) {
+    Floats value = load(x + at), g = load(dz + at);
+    if (ACTIVATION) g = scaled(value, k) > 0 ? g : slope * g;
+    store(dx + at, k[3] * g + (k[4] * (value - k[0]) + k[5]));
+  });
+}
+
+// What one thread does of a pass, compiled for every CPU; `half` says which type the pointers are of.
+
+FOR_EVERY_CPU void first_means_of(bool half, const void* x, Shape s, long begin, long end, float* shift) {
+  if (half) first_means((const BFloat16*)x, s, begin, end, shift);
+  else first_means((const float*)x, s, begin, end, shift);
+}
+
+FOR_EVERY_CPU void sums_of(bool half, const void* x, Shape s, long begin, long end, const float* shift,
+                                   double* sums) {
+  if (half) sums_about_zero((const BFloat16*)x, s, begin, end, shift, sums);
+  else sums_about_zero((const float*)x, s, begin, end, shift, sums);
+}
+
+template <class T>
+INLINE void normalise_as(const void* x, const void* residual, void* z, Shape s, long begin, long end,
+                         Coefficients c) {
+  if (residual) normalise<true>((const T*)x, (const T*)residual, (T*)z, s, begin, end, c);
+  else normalise<false>((const T*)x, (const T*)nullptr, (T*)z, s, begin, end, c);
+}
+
+FOR_EVERY_CPU void normalise_of(bool half, const void* x, const void* residual, void* z, Shape s, long begin,
+                                long end, Coefficients c) {
+  if (half) normalise_as<BFloat16>(x, residual, z, s, begin, end, c);
+  else normalise_as<float>(x, residual, z, s, begin, end, c);
+}
+
+template <class T>
+INLINE void gradient_sums_as(const void* dz, const void* x, const void* residual, void* dy, Shape s, long begin,
+                             long end, Coefficients c, double* sums) {
+  const T *g = (const T*)dz, *values = (const T*)x, *r = (const T*)residual;
+  if (r) gradient_sums<true, true>(g, values, r, (T*)dy, s, begin, end, c, sums);
+  else if (c.slope != 1) gradient_sums<true, false>(g, values, r, (T*)dy, s, begin, end, c, sums);
+  else gradient_sums<false, false>(g, values, r, (T*)dy, s, begin, end, c, sums);
+}
+
+FOR_EVERY_CPU void gradient_sums_of(bool half, const void* dz, const void* x, const void* residual, void* dy,
+                                    Shape s, long begin, long end, Coefficients c, double* sums) {
+  if (half) gradient_sums_as<BFloat16>(dz, x, residual, dy, s, begin, end, c, sums);
+  else gradient_sums_as<float>(dz, x, residual, dy, s, begin, end, c, sums);
+}
+
+template <class T>
+INLINE void input_gradient_as(const void* dz, const void* x, void* dx, Shape s, long begin, long end,
+                              Coefficients c, const float* of_dy, const float* of_x, const float* constant) {
+  const T *g = (const T*)dz, *values = (const T*)x;
+  if (c.slope != 1) input_gradient<true>(g, values, (T*)dx, s, begin, end, c, of_dy, of_x, constant);
+  else input_gradient<false>(g, values, (T*)dx, s, begin, end, c, of_dy, of_x, constant);
+}
+
+FOR_EVERY_CPU void input_gradient_of(bool half, const void* dz, const void* x, void* dx, Shape s, long begin,
+                                     long end, Coefficients c, const float* of_dy, const float* of_x,
+                                     const float* constant) {
+  if (half) input_gradient_as<BFloat16>(dz, x, dx, s, begin, end, c, of_dy, of_x, constant);
+  else input_gradient_as<float>(dz, x, dx, s, begin, end, c, of_dy, of_x, constant);
+}
+
+template <class F>
+void in_threads(long count, long at_once, F part) {
+#pragma omp parallel for schedule(static)
+  for (long begin = 0; begin < count; begin += at_once) part(begin, least(begin + at_once, count));
+}
+
+// A map goes by rows, about 64 KiB of float at once.
+template <class F>
+void map_in_threads(Shape s, F part) {
+  bool rows = s.inner > 1;
+  in_threads(rows ? s.outer * s.channels : s.outer, 1 + 16384 / (rows ? s.inner : s.channels), part);
+}
+
+// A reduction of an (N, C, S) goes by channels; one of an (N*S, C, 1) by blocks of rows with sums of their own.
+template <class F>
+void sum_in_threads(Shape s, long block, double* sums, F part) {
+  if (s.inner > 1) in_threads(s.channels, 4, [&](long b, long e) { part(b, e, sums); });
+  else in_threads(s.outer, block, [&](long b, long e) { part(b, e, sums + b / block * 2 * s.channels); });
+}
+
+}  // namespace
+
+extern "C" {
+
+void sync_bn_sums(bool half, const void* x, Shape s, long block, float* shift, double* sums) {
+  if (s.inner == 1) first_means_of(half, x, s, 0, 0, shift);
+  sum_in_threads(s, block, sums, [&](long begin, long end, double* to) {
+    if (s.inner > 1) first_means_of(half, x, s, begin, end, shift);
+    sums_of(half, x, s, begin, end, shift, to);
+  });
+}
+
+void sync_bn_normalise(bool half, const void* x, const void* residual, void* z, Shape s, Coefficients c) {
+  map_in_threads(s, [&](long begin, long end) { normalise_of(half, x, residual, z, s, begin, end, c); });
+}
+
+void sync_bn_gradient_sums(bool half, const void* dz, const void* x, const void* residual, void* dy, Shape s,
+                           long block, Coefficients c, double* sums) {
+  sum_in_threads(s, block, sums, [&](long begin, long end, double* to) {
+    gradient_sums_of(half, dz, x, residual, dy, s, begin, end, c, to);
+  });
+}
+
+void sync_bn_input_gradient(bool half, const void* dz, const void* x, void* dx, Shape s, Coefficients c,
+                            const float* of_dy, const float* of_x, const float* constant) {
+  map_in_threads(s, [&](long begin, long end) {
+    input_gradient_of(half, dz, x, dx, s, begin, end, c, of_dy, of_x, constant);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,175 @@
+"""The four passes of `_arithmetic`, each as a loop over the memory of a CPU: `_kernels.cpp`, by ctypes.
+
+The library is built where the package is installed with a C++ compiler at hand. Where it is not there, or for
+a tensor that it does not handle, `_arithmetic` does the same.
+"""
+
+import ctypes
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from sync_bn._activation import Activation
+from sync_bn._arithmetic import InputGradient, LocalGradients, Scaling
+
+_LANES = 16
+_BLOCK_VALUES = 2**16  # of an (N·S, C) are summed by one thread at a time
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_long) for name in ("outer", "channels", "inner")]
+
+
+class _Coefficients(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("shift", "scale", "offset")),
+        ("slope", ctypes.c_float),
+    ]
+
+
+def _load() -> ctypes.CDLL | None:
+    spec = find_spec("sync_bn._kernels")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError:  # built for another machine, or a torch without GNU's OpenMP
+        return None
+    pointer, half = ctypes.c_void_p, ctypes.c_bool
+    library.sync_bn_sums.argtypes = [half, pointer, _Shape, ctypes.c_long, pointer, pointer]
+    library.sync_bn_normalise.argtypes = [half, *[pointer] * 3, _Shape, _Coefficients]
+    library.sync_bn_gradient_sums.argtypes = [
+        half, *[pointer] * 4, _Shape, ctypes.c_long, _Coefficients, pointer
+    ]  # fmt: skip
+    library.sync_bn_input_gradient.argtypes = [half, *[pointer] * 3, _Shape, _Coefficients, *[pointer] * 3]
+    for function in ("sums", "normalise", "gradient_sums", "input_gradient"):
+        getattr(library, f"sync_bn_{function}").restype = None
+    return library
+
+
+_LIBRARY = _load()
+
+
+def is_built() -> bool:
+    return _LIBRARY is not None
+
+
+class Passes:
+    """The four passes for tensors that lie in memory as `x` does."""
+
+    def __init__(self, x: Tensor, shape: _Shape) -> None:
+        self._shape = shape
+        self._half = x.dtype == torch.bfloat16
+
+    def local_sums(self, x: Tensor, w: None) -> Tensor:  # noqa: ARG002
+        channels = int(self._shape.channels)
+        shift = torch.empty(channels)
+        block, sums = self._room_for_sums()
+        _library().sync_bn_sums(
+            self._half, x.data_ptr(), self._shape, block, shift.data_ptr(), sums.data_ptr()
+        )
+        return torch.cat([_added(sums), sums.new_full((1,), x.numel() // channels)])
+
+    def normalise(
+        self, x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None
+    ) -> Tensor:
+        z = torch.empty_like(x)
+        residual = None if residual is None else _like(x, residual)
+        _library().sync_bn_normalise(
+            self._half,
+            *(x.data_ptr(), _pointer(residual), z.data_ptr()),
+            *(self._shape, _coefficients(by, activation)),
+        )
+        return z
+
+    def local_gradient_sums(
+        self, dz: Tensor, x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None
+    ) -> LocalGradients:
+        """With a residual dy is written, because it is the residual's gradient; else it stays dz."""
+        dz, residual = _like(x, dz), None if residual is None or activation is None else _like(x, residual)
+        dy = dz if residual is None else torch.empty_like(x)
+        block, sums = self._room_for_sums()
+        _library().sync_bn_gradient_sums(
+            self._half,
+            *(dz.data_ptr(), x.data_ptr(), _pointer(residual), dy.data_ptr()),
+            *(self._shape, block, _coefficients(by, activation), sums.data_ptr()),
+        )
+        dy_sum, dy_d = _added(sums).chunk(2)
+        return LocalGradients(dy_sum, dy_d, dy, activation if residual is None else None)
+
+    def input_gradient(
+        self,
+        local: LocalGradients,
+        x: Tensor,
+        by: Scaling,
+        of: InputGradient,
+        w: None,  # noqa: ARG002
+    ) -> Tensor:
+        dx = torch.empty_like(x)
+        _library().sync_bn_input_gradient(
+            self._half,
+            *(local.dy.data_ptr(), x.data_ptr(), dx.data_ptr()),
+            *(self._shape, _coefficients(by, local.activation_left)),
+            *(coefficient.data_ptr() for coefficient in of),
+        )
+        return dx
+
+    def _room_for_sums(self) -> tuple[int, Tensor]:
+        """Rows that are summed as one block, and room for the two sums of each: an (N, C, S) is one block."""
+        outer, channels, inner = self._shape.outer, self._shape.channels, self._shape.inner
+        block = max(_LANES, _BLOCK_VALUES // channels)
+        blocks = 1 if inner > 1 else -(-outer // block)
+        return block, torch.empty(blocks, 2 * channels, dtype=torch.float64)
+
+
+def passes(x: Tensor, activation: Activation | None) -> Passes | None:
+    """None for what is not handled: other types, other devices, odd strides, rows of a few values."""
+    if (
+        _LIBRARY is None
+        or type(x) is not Tensor
+        or x.device.type != "cpu"
+        or x.dtype not in (torch.float32, torch.bfloat16)
+        or (activation is not None and activation.slope is None)
+    ):
+        return None
+    shape = _shape(x)
+    return None if shape is None else Passes(x, shape)
+
+
+def _shape(x: Tensor) -> _Shape | None:
+    samples, channels = x.shape[:2]
+    if x.numel() == 0:
+        return None
+    inner = x.numel() // (samples * channels)
+    if inner >= _LANES and x.is_contiguous():
+        return _Shape(samples, channels, inner)
+    rows = x if x.dim() == 2 else x.movedim(1, -1)
+    if channels >= _LANES and rows.is_contiguous():
+        return _Shape(samples * inner, channels, 1)
+    return None
+
+
+def _added(sums: Tensor) -> Tensor:
+    return sums[0] if sums.shape[0] == 1 else sums.sum(0)
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """`other` with the dtype and the strides of x, as it is where it has them."""
+    if other.dtype == x.dtype and other.stride() == x.stride():
+        return other
+    return torch.empty_like(x).copy_(other)
+
+
+def _coefficients(by: Scaling, activation: Activation | None) -> _Coefficients:
+    slope = 1.0 if activation is None else activation.slope
+    return _Coefficients(*(tensor.data_ptr() for tensor in by), slope)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _library() -> ctypes.CDLL:
+    assert _LIBRARY is not None
+    return _LIBRARY
