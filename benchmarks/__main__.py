@@ -9,64 +9,76 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
 from benchmarks import machine
-from benchmarks.result import Options, Result, write
-from service.cli.output import console, table
+from benchmarks.result import Options, Result, as_text, write
 
 BENCHMARKS = {
     "startup": "from a job's submission to its first step and its end, against bare Ray",
     "tracking": "steps per second with every step's metrics in MLflow",
+    "sync_bn": "the layer's time, memory and communication, against torch's and other schemes",
 }
 """Each is a module of this package with `measure(Options) -> Result`."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    asked = _parser().parse_args(arguments)
-    options = Options(repeats=asked.repeats or (1 if asked.quick else 3), quick=asked.quick)
+    asked = parser("python -m benchmarks", BENCHMARKS).parse_args(arguments)
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
     for name in asked.names or BENCHMARKS:
-        facts = machine.describe()
-        result: Result = import_module(f"benchmarks.{name}").measure(options)
-        _print(result)
-        if not options.quick:
-            write(name, result, command=command, machine=facts)
+        report(name, import_module(f"benchmarks.{name}").measure, options_of(asked), command)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    known = "\n".join(f"  {name:10}{what}" for name, what in BENCHMARKS.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=f"Measures; all benchmarks, or those named:\n{known}",
+def parser(program: str, benchmarks: Mapping[str, str]) -> argparse.ArgumentParser:
+    """For any of `benchmarks`, phrases by name."""
+
+    def known(name: str) -> str:
+        if name not in benchmarks:
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(benchmarks)}, got {name}")
+        return name
+
+    width = max(map(len, benchmarks)) + 2
+    phrases = "\n".join(f"  {name:{width}}{what}" for name, what in benchmarks.items())
+    made = argparse.ArgumentParser(
+        prog=program,
+        description=f"Measures; all benchmarks, or those named:\n{phrases}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", type=_known, help="a benchmark")
-    parser.add_argument("--repeats", type=_positive, help="runs of each contestant (3; 1 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="show that it works; writes no files")
-    return parser
+    made.add_argument("names", nargs="*", metavar="NAME", type=known, help="a benchmark")
+    made.add_argument("--repeats", type=_positive, help="runs of each contestant (3; 1 with --quick)")
+    made.add_argument("--quick", action="store_true", help="show that it works; writes no files")
+    return made
 
 
-def _known(name: str) -> str:
-    if name not in BENCHMARKS:
-        raise argparse.ArgumentTypeError(f"expected one of {', '.join(BENCHMARKS)}, got {name}")
-    return name
+def options_of(asked: argparse.Namespace) -> Options:
+    return Options(repeats=asked.repeats or (1 if asked.quick else 3), quick=asked.quick)
+
+
+def report(name: str, measure: Callable[[Options], Result], options: Options, command: str) -> None:
+    """Measures and prints; writes the files of `name` unless it is quick."""
+    facts = machine.describe()
+    result = measure(options)
+    print(f"\n{as_text(result)}")
+    if not options.quick:
+        write(name, result, command=command, machine=facts)
+
+
+def run(program: Callable[[Sequence[str]], int]) -> None:
+    """Ends with the program's exit code; SIGINT and SIGTERM end it and what it started."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        sys.exit(program(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text}")
     return int(text)
-
-
-def _print(result: Result) -> None:
-    out = console()
-    out.print(f"\n{result.title}\n")
-    out.print(table(result.columns, result.rows))
-    for note in result.notes:
-        out.print(f"- {note}")
 
 
 def _interrupt(_number: int, _frame: object) -> None:
@@ -77,9 +89,4 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 if __name__ == "__main__":
-    for _number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(_number, _interrupt)
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

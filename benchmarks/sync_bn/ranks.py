@@ -1,0 +1,125 @@
+"""Two ranks: forward and backward among other ways to synchronize, after all have shown the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from benchmarks.result import Options, Result
+from benchmarks.sync_bn.cases import Case, every_format
+from benchmarks.sync_bn.contest import Contest, Milliseconds
+from benchmarks.sync_bn.peers import AutogradSyncBatchNorm, PackedSyncBatchNorm, UnpackedSyncBatchNorm
+from benchmarks.sync_bn.pools import RanksOf
+from benchmarks.sync_bn.timing import Step, interleaved, training_step, wall_clock
+from sync_bn import SyncBatchNorm
+
+WORLD_SIZE = 2
+ROUNDS_A_REPEAT = 4
+SHAPES = ((64, 112), (256, 56), (128, 28), (1024, 14), (2048, 7))
+BATCHES = (2, 4, 16)
+TINY, TINY_BATCHES = ((32, 6),), (2,)
+TOLERANCE = 1e-4
+GOAL = 0.6
+OURS = "SyncBatchNorm"
+PEERS: dict[str, type[nn.BatchNorm2d]] = {
+    "autograd": AutogradSyncBatchNorm,
+    "packed": PackedSyncBatchNorm,
+    "two collectives": UnpackedSyncBatchNorm,
+}
+CONTESTANTS: dict[str, type[nn.Module]] = {OURS: SyncBatchNorm, **PEERS}
+CONTEST = Contest(
+    title="Two ranks, against other schemes",
+    ours=OURS,
+    peers=tuple(PEERS),
+    goals=dict.fromkeys(PEERS, GOAL),
+)
+NOTES = (
+    f"{WORLD_SIZE} processes of one thread each, joined by gloo; float32, the batch is that of each. A step "
+    "as in the local work of one rank. It begins behind a barrier, which is not timed, and takes as long "
+    "as the slower rank's. Medians of {rounds} rounds, in each of which every contestant runs once.",
+    "autograd: one differentiable all-reduce of means and means of squares, the rest in plain autograd. "
+    "packed: an autograd function with one all-reduce each way, of sums, sums of squares and the count, in "
+    "plain torch operations (fairscale's scheme). two collectives: the same with one for each sum. All are "
+    "in benchmarks/sync_bn/peers.py.",
+)
+
+
+class Compared(NamedTuple):
+    milliseconds: Milliseconds
+    difference: float
+
+
+class Disagreement(RuntimeError):
+    """Contestants give different results: their times are not of the same work."""
+
+
+def measure(options: Options, ranks_of: RanksOf) -> Result:
+    rounds = ROUNDS_A_REPEAT * options.repeats
+    shapes, batches = (TINY, TINY_BATCHES) if options.quick else (SHAPES, BATCHES)
+    differences: list[float] = []
+
+    def milliseconds_of(case: Case) -> Milliseconds:
+        compared = ranks_of(WORLD_SIZE).run(compare, case, rounds)
+        differences.extend(rank.difference for rank in compared)
+        return slowest([rank.milliseconds for rank in compared])
+
+    cases = [case for batch in batches for case in every_format(shapes, batch, dtypes=(torch.float32,))]
+    timed = CONTEST.hold(cases, milliseconds_of, lambda case: f"{case.format}, batch {case.batch}")
+    agreed = (
+        "Before they are timed, all give the same output, gradients and running statistics on each input, "
+        f"to {TOLERANCE:g} of the largest value; the largest difference was {max(differences):.1e}."
+    )
+    return CONTEST.table(timed, [*(note.format(rounds=rounds) for note in NOTES), agreed])
+
+
+def slowest(ranks: Sequence[Milliseconds]) -> Milliseconds:
+    """Of each round, the time of the rank that took longest."""
+    return {
+        name: [max(times) for times in zip(*(rank[name] for rank in ranks), strict=True)] for name in ranks[0]
+    }
+
+
+def compare(rank: int, case: Case, rounds: int) -> Compared:
+    x, dy = case.tensor(seed=2 * rank).requires_grad_(), case.tensor(seed=2 * rank + 1)
+    layers = {name: _layer(kind, case.channels) for name, kind in CONTESTANTS.items()}
+    difference = largest_difference({name: _results(layer, x, dy) for name, layer in layers.items()})
+    steps = {name: training_step(layer, x, dy) for name, layer in layers.items()}
+    return Compared(interleaved(steps, rounds, _behind_a_barrier), difference)
+
+
+def _layer(kind: type[nn.Module], channels: int) -> nn.Module:
+    layer = kind(channels)
+    with torch.no_grad():
+        layer.get_parameter("weight").copy_(torch.linspace(0.5, 1.5, channels))
+        layer.get_parameter("bias").copy_(torch.linspace(-1, 1, channels))
+    return layer
+
+
+def _results(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    y = layer(x)
+    dx, dweight, dbias = torch.autograd.grad(y, (x, *layer.parameters()), dy)
+    return {"output": y.detach(), "dx": dx, "dweight": dweight, "dbias": dbias, **dict(layer.named_buffers())}
+
+
+def largest_difference(results: Mapping[str, Mapping[str, Tensor]]) -> float:
+    """To ours, in parts of the largest value. Raises Disagreement above the tolerance, and for what is not
+    finite."""
+    largest = 0.0
+    for peer, values in results.items():
+        for name, expected in results[OURS].items():
+            difference = float((values[name] - expected).abs().max() / expected.abs().max())
+            if not difference <= TOLERANCE:
+                raise Disagreement(
+                    f"{peer} and {OURS} differ in {name}: {difference:.1e} of the largest value"
+                )
+            largest = max(largest, difference)
+    return largest
+
+
+def _behind_a_barrier(step: Step) -> float:
+    dist.barrier()
+    return wall_clock(step)
