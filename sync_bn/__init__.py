@@ -1,6 +1,17 @@
 """Batch normalisation over the global batch, on any device."""
 
+from sync_bn._handshake import DesynchronizedError, check_ranks
 from sync_bn.convert import convert_sync_batchnorm, revert_sync_batchnorm
+from sync_bn.diagnostics import observe
 from sync_bn.layer import SyncBatchNorm
+from sync_bn.precise import precise_bn
 
-__all__ = ["SyncBatchNorm", "convert_sync_batchnorm", "revert_sync_batchnorm"]
+__all__ = [
+    "DesynchronizedError",
+    "SyncBatchNorm",
+    "check_ranks",
+    "convert_sync_batchnorm",
+    "observe",
+    "precise_bn",
+    "revert_sync_batchnorm",
+]

@@ -1,0 +1,124 @@
+"""Population statistics in place of running ones: `precise_bn(model, loader)`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sync_bn._arithmetic import Moments, global_moments
+from sync_bn.layer import SyncBatchNorm
+
+
+def precise_bn(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    forward: Callable[[nn.Module, Any], object] | None = None,
+) -> nn.Module:
+    """Sets the running statistics of every `SyncBatchNorm` to those of all data; returns `model`.
+
+    Running statistics are an average over past steps, of weights that have changed since. Here the model
+    stays as it is, the batches of all ranks go through it once, with dropout and the like in evaluation and
+    the layers normalising by their batch, and the mean and the unbiased variance are of all values that came
+    by (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3; Ioffe & Szegedy 2015, Algorithm 2).
+    All ranks of a layer's group end with the same bits. Training flags and `num_batches_tracked` stay.
+
+    loader: this rank's batches. Ranks may have different numbers of them, but each has one or more: who runs
+        out takes part with no samples until the last has finished.
+    forward: how a batch goes through the model; by default `model(batch)`, or `model(batch[0])` for a tuple
+        or list.
+
+    Every rank calls it; blocks until all have finished. Raises ValueError, and on every rank, if there is
+    nothing to set or a rank has no batch; after any error the statistics are as before.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, SyncBatchNorm) and layer.running_mean is not None and layer._observer is None
+    ]
+    if not layers:
+        raise ValueError("There is no SyncBatchNorm with running statistics in the model, or it is observed.")
+    population = _Population(layers)
+    with torch.no_grad(), _normalising_by_batches(model, layers, population):
+        for batch in _as_many_on_every_rank(loader, _device(layers)):
+            (forward or _forward)(model, batch)
+    population.write()
+    return model
+
+
+class _Population:
+    """Adds up what the layers normalise by: the same numbers in the same order on every rank."""
+
+    def __init__(self, layers: list[SyncBatchNorm]) -> None:
+        self._sums: dict[SyncBatchNorm, Tensor | float] = dict.fromkeys(layers, 0.0)
+
+    def record(self, layer: SyncBatchNorm, moments: Moments, local_sums: Tensor) -> None:  # noqa: ARG002
+        mean, var, n = moments
+        self._sums[layer] += torch.cat([n * mean, n * (var + mean * mean), n.reshape(1)])
+
+    def write(self) -> None:
+        for layer, sums in self._sums.items():
+            if isinstance(sums, Tensor):  # a layer that no batch came to keeps what it has
+                mean, var, n = global_moments(sums)
+                assert layer.running_mean is not None
+                assert layer.running_var is not None
+                layer.running_mean.copy_(mean)
+                layer.running_var.copy_(var * n / (n - 1).clamp(min=1))
+
+
+@contextmanager
+def _normalising_by_batches(
+    model: nn.Module, layers: list[SyncBatchNorm], population: _Population
+) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    buffers = {buffer: buffer.clone() for layer in layers for buffer in layer.buffers(recurse=False)}
+    model.eval()
+    for layer in layers:
+        layer.training = True
+        layer._observer = population
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer._observer
+        for buffer, value in buffers.items():
+            buffer.copy_(value)
+        for module, flag in training.items():
+            module.training = flag
+
+
+def _as_many_on_every_rank(loader: Iterable[Any], device: torch.device) -> Iterator[Any]:
+    """This rank's batches, then its last one without samples until every rank has had all of its own."""
+    batches = iter(loader)
+    last: Any = None
+    while True:
+        batch = next(batches, None)
+        if _highest_over_ranks(batch is None and last is None, device):
+            raise ValueError(
+                "A rank has no batch at all. Give each rank one or more, if need be an empty one."
+            )
+        if not _highest_over_ranks(batch is not None, device):
+            return
+        last = batch if batch is not None else pytree.tree_map_only(Tensor, lambda t: t[:0], last)
+        yield last
+
+
+def _highest_over_ranks(flag: bool, device: torch.device) -> bool:
+    value = torch.tensor(float(flag), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def _device(layers: list[SyncBatchNorm]) -> torch.device:
+    running_mean = layers[0].running_mean
+    assert running_mean is not None
+    return running_mean.device
+
+
+def _forward(model: nn.Module, batch: Any) -> object:
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
