@@ -31,12 +31,13 @@ def test_rows_have_medians_and_their_ratio_and_each_group_a_geometric_mean() -> 
 
 
 def test_a_goal_is_said_to_be_met_by_as_many_as_meet_it() -> None:
-    result = CONTEST.table([timed("small", "A", 1.0, 4.0), timed("small", "B", 3.0, 2.0)], ["A note."])
+    groups = {"A": 1.0, "B": 0.5, "C": 6.0}
+    result = CONTEST.table([timed("small", group, ours, 4.0) for group, ours in groups.items()], ["A note."])
 
     assert result.notes == [
         "A note.",
-        "Goal: at most 0.5 × they. Met by 1 of 2 geometric means, of which the highest is 1.50, and by 1 "
-        "of 2 inputs.",
+        "Goal: at most 0.5 × they. Met by 2 of 3 geometric means, of which the highest is 1.50, and by 2 "
+        "of 3 inputs.",
     ]
 
 
