@@ -29,21 +29,24 @@ class Moments(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """y = (x - shift)·scale + offset, in the dtype that is computed in: `shift` is the rounded mean."""
+    """y = (x - shift)·scale + offset, in the dtype that is computed in.
+
+    `shift` is the mean, rounded, and `rest` what it lacks: mean - shift, in float64.
+    """
 
     shift: Tensor
     scale: Tensor
     offset: Tensor
+    rest: Tensor
 
 
 class LocalGradients(NamedTuple):
-    """Σdy (C,), Σdy·(x - shift) (C,), and dy: what is left of dz where it has come through the activation.
+    """[Σdy, Σdy·(x - shift)] (2C,) float64, and dy: what is left of dz behind the activation.
 
     It has not come through `activation_left` yet, which is not None where dy is still dz.
     """
 
-    dy_sum: Tensor
-    dy_d: Tensor
+    sums: Tensor
     dy: Tensor
     activation_left: Activation | None
 
@@ -74,37 +77,35 @@ def global_moments(sums: Tensor) -> Moments:
     n = sums[-1]
     mean, mean_of_squares = (sums[:-1] / n.clamp(min=1)).chunk(2)
     # Rounding may carry the variance of a constant channel below 0.
-    return Moments(mean, (mean_of_squares - mean * mean).clamp(min=0), n)
+    return Moments(mean, torch.addcmul(mean_of_squares, mean, mean, value=-1).clamp(min=0), n)
 
 
 def scaling(x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Scaling:
-    """Those of y = (x - mean)·invstd·weight + bias; `offset` makes up for the rounding of the mean."""
+    """Those of y = (x - mean)·invstd·weight + bias."""
     dtype = computed_in(x)
     shift = mean.to(dtype)
+    rest = mean - shift
     scale = invstd if weight is None else invstd * weight
-    offset = (shift - mean) * scale
-    if bias is not None:
-        offset = offset + bias
-    return Scaling(shift, scale.to(dtype), offset.to(dtype))
+    offset = -rest * scale if bias is None else bias - rest * scale
+    return Scaling(shift, scale.to(dtype), offset.to(dtype), rest)
 
 
 def gradient_coefficients(
-    x: Tensor, moments: Moments, invstd: Tensor, weight: Tensor | None, shift: Tensor, sums: Tensor
+    x: Tensor, n: Tensor, invstd: Tensor, weight: Tensor | None, by: Scaling, sums: Tensor
 ) -> InputGradient:
     """Those of dx = weight·invstd·(dy - w/n·(Σdy + x̂·Σdy·x̂)), with the ranks' added [Σdy, Σdy·x̂] (2C,)."""
     dtype = computed_in(x)
-    mean, _, n = moments
     mean_dy, mean_dy_xhat = (sums / n.clamp(min=1)).chunk(2)
     of_dy = invstd if weight is None else invstd * weight
     slope = of_dy * invstd * mean_dy_xhat
-    constant = slope * (mean - shift) - of_dy * mean_dy
+    constant = slope * by.rest - of_dy * mean_dy
     return InputGradient(of_dy.to(dtype), -slope.to(dtype), constant.to(dtype))
 
 
-def parameter_gradients(local: LocalGradients, shift: Tensor, moments: Moments, invstd: Tensor) -> Tensor:
-    """[Σdy, Σdy·x̂], (2C,) float64: this rank's gradients of bias and weight, and what adds up over ranks."""
-    dy_sum, dy_d = local.dy_sum.double(), local.dy_d.double()
-    return torch.cat([dy_sum, (dy_d - (moments.mean - shift) * dy_sum) * invstd])
+def parameter_gradients(sums: Tensor, by: Scaling, invstd: Tensor) -> Tensor:
+    """[Σdy, Σdy·x̂] of [Σdy, Σdy·(x - shift)]: this rank's gradients of bias and weight, (2C,) float64."""
+    dy_sum, dy_d = sums.chunk(2)
+    return torch.cat([dy_sum, (dy_d - by.rest * dy_sum) * invstd])
 
 
 def local_sums(x: Tensor, w: Tensor | None = None) -> Tensor:
@@ -138,7 +139,8 @@ def local_gradient_sums(
         y = _scaled(x, by) if residual is None else _scaled(x, by) + residual
         dy = activation.gradient(dz, y)
     wide, dims = dy.to(computed_in(x)), _all_but_channels(x)
-    return LocalGradients(wide.sum(dims), (wide * (x - per_channel(by.shift, x))).sum(dims), dy, None)
+    dy_sum, dy_d = wide.sum(dims), (wide * (x - per_channel(by.shift, x))).sum(dims)
+    return LocalGradients(torch.cat([dy_sum, dy_d]).double(), dy, None)
 
 
 def input_gradient(
@@ -146,7 +148,7 @@ def input_gradient(
 ) -> Tensor:
     """dx, of x's dtype and memory format; w as in `local_sums`."""
     d = x.to(computed_in(x))
-    dx = _scaled(d, Scaling(by.shift, of.of_x, of.constant))
+    dx = _scaled(d, by._replace(scale=of.of_x, offset=of.constant))
     if w is not None:
         dx = dx * w
     return torch.addcmul(dx, local.dy.to(d.dtype), per_channel(of.of_dy, d)).to(x.dtype)

@@ -88,7 +88,7 @@ class _Forward(torch.autograd.Function):
         invstd = (moments.var + call.eps).rsqrt()
         by = scaling(x, moments.mean, invstd, weight, bias)
         z = passes.normalise(x, by, residual, call.activation)
-        ctx.save_for_backward(x, weight, bias, residual, w, *moments, invstd, *by)
+        ctx.save_for_backward(x, weight, bias, residual, w, moments.n, invstd, *by)
         ctx.call = call
         ctx.mark_non_differentiable(*moments, local)
         return z, *moments, local
@@ -122,11 +122,11 @@ def _gradients(
     dz: Tensor, saved: Sequence[Any], call: Call, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and the residual; None where not needed."""
-    x, weight, bias, residual, w, mean, var, n, invstd, *rest = saved
-    moments, by = Moments(mean, var, n), Scaling(*rest)
+    x, weight, bias, residual, w, n, invstd, *scaled = saved
+    by = Scaling(*scaled)
     passes = _passes(x, w, call)
     local: LocalGradients = passes.local_gradient_sums(dz, x, by, residual, call.activation)
-    own = parameter_gradients(local, by.shift, moments, invstd)
+    own = parameter_gradients(local.sums, by, invstd)
     # Each sample moved the mean and the variance of all, so its gradient needs everyone's dy. Every rank
     # gets here, an empty one with zeros, and one whose own input needs no gradient too: its peers' may.
     total = _added_over_ranks(own, call, "backward")
@@ -134,7 +134,7 @@ def _gradients(
     grad_bias, grad_weight = own.chunk(2)
     dx = None
     if dx_needed:
-        of: InputGradient = gradient_coefficients(x, moments, invstd, weight, by.shift, total)
+        of: InputGradient = gradient_coefficients(x, n, invstd, weight, by, total)
         dx = passes.input_gradient(local, x, by, of, w)
     return (
         dx,

@@ -174,7 +174,7 @@ INLINE void first_means(const T* x, Shape s, long begin, long end, float* shift)
   }
 }
 
-// sums = [sum of x, sum of x*x], by way of the sums of d = x - shift and d*d, which cancel nothing.
+// sums = [sum of x, sum of x*x, n], by way of the sums of d = x - shift and d*d, which cancel nothing.
 template <class T>
 INLINE void sums_about_zero(const T* x, Shape s, long begin, long end, const float* shift, double* sums) {
   sum(s, begin, end, {shift}, sums, [&](long at, const Floats* k) {
@@ -188,6 +188,7 @@ INLINE void sums_about_zero(const T* x, Shape s, long begin, long end, const flo
     sums[c] = of_d + of_shift;
     sums[s.channels + c] += shift[c] * (2 * of_d + of_shift);
   }
+  if (begin == 0 || !rows) sums[2 * s.channels] = n;
 }
 
 // What comes before the activation. Forward and backward have to agree on its sign, so both take it from here.
@@ -306,9 +307,9 @@ void map_in_threads(Shape s, F part) {
 
 // A reduction of an (N, C, S) goes by channels; one of an (N*S, C, 1) by blocks of rows with sums of their own.
 template <class F>
-void sum_in_threads(Shape s, long block, double* sums, F part) {
+void sum_in_threads(Shape s, long block, double* sums, long size, F part) {
   if (s.inner > 1) in_threads(s.channels, 4, [&](long b, long e) { part(b, e, sums); });
-  else in_threads(s.outer, block, [&](long b, long e) { part(b, e, sums + b / block * 2 * s.channels); });
+  else in_threads(s.outer, block, [&](long b, long e) { part(b, e, sums + b / block * size); });
 }
 
 }  // namespace
@@ -317,7 +318,7 @@ extern "C" {
 
 void sync_bn_sums(bool half, const void* x, Shape s, long block, float* shift, double* sums) {
   if (s.inner == 1) first_means_of(half, x, s, 0, 0, shift);
-  sum_in_threads(s, block, sums, [&](long begin, long end, double* to) {
+  sum_in_threads(s, block, sums, 2 * s.channels + 1, [&](long begin, long end, double* to) {
     if (s.inner > 1) first_means_of(half, x, s, begin, end, shift);
     sums_of(half, x, s, begin, end, shift, to);
   });
@@ -329,7 +330,7 @@ void sync_bn_normalise(bool half, const void* x, const void* residual, void* z, 
 
 void sync_bn_gradient_sums(bool half, const void* dz, const void* x, const void* residual, void* dy, Shape s,
                            long block, Coefficients c, double* sums) {
-  sum_in_threads(s, block, sums, [&](long begin, long end, double* to) {
+  sum_in_threads(s, block, sums, 2 * s.channels, [&](long begin, long end, double* to) {
     gradient_sums_of(half, dz, x, residual, dy, s, begin, end, c, to);
   });
 }

@@ -65,11 +65,11 @@ class Passes:
     def local_sums(self, x: Tensor, w: None) -> Tensor:  # noqa: ARG002
         channels = int(self._shape.channels)
         shift = torch.empty(channels)
-        block, sums = self._room_for_sums()
+        block, sums = self._room_for_sums(2 * channels + 1)
         _library().sync_bn_sums(
             self._half, x.data_ptr(), self._shape, block, shift.data_ptr(), sums.data_ptr()
         )
-        return torch.cat([_added(sums), sums.new_full((1,), x.numel() // channels)])
+        return _added(sums)
 
     def normalise(
         self, x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None
@@ -89,14 +89,13 @@ class Passes:
         """With a residual dy is written, because it is the residual's gradient; else it stays dz."""
         dz, residual = _like(x, dz), None if residual is None or activation is None else _like(x, residual)
         dy = dz if residual is None else torch.empty_like(x)
-        block, sums = self._room_for_sums()
+        block, sums = self._room_for_sums(2 * int(self._shape.channels))
         _library().sync_bn_gradient_sums(
             self._half,
             *(dz.data_ptr(), x.data_ptr(), _pointer(residual), dy.data_ptr()),
             *(self._shape, block, _coefficients(by, activation), sums.data_ptr()),
         )
-        dy_sum, dy_d = _added(sums).chunk(2)
-        return LocalGradients(dy_sum, dy_d, dy, activation if residual is None else None)
+        return LocalGradients(_added(sums), dy, activation if residual is None else None)
 
     def input_gradient(
         self,
@@ -115,12 +114,12 @@ class Passes:
         )
         return dx
 
-    def _room_for_sums(self) -> tuple[int, Tensor]:
-        """Rows that are summed as one block, and room for the two sums of each: an (N, C, S) is one block."""
+    def _room_for_sums(self, size: int) -> tuple[int, Tensor]:
+        """Rows that are summed as one block, and room for the sums of each: an (N, C, S) is one block."""
         outer, channels, inner = self._shape.outer, self._shape.channels, self._shape.inner
         block = max(_LANES, _BLOCK_VALUES // channels)
         blocks = 1 if inner > 1 else -(-outer // block)
-        return block, torch.empty(blocks, 2 * channels, dtype=torch.float64)
+        return block, torch.empty(blocks, size, dtype=torch.float64)
 
 
 def passes(x: Tensor, activation: Activation | None) -> Passes | None:
@@ -163,7 +162,7 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
 
 def _coefficients(by: Scaling, activation: Activation | None) -> _Coefficients:
     slope = 1.0 if activation is None else activation.slope
-    return _Coefficients(*(tensor.data_ptr() for tensor in by), slope)
+    return _Coefficients(by.shift.data_ptr(), by.scale.data_ptr(), by.offset.data_ptr(), slope)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
