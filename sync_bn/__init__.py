@@ -3,6 +3,7 @@
 from sync_bn._handshake import DesynchronizedError, check_ranks
 from sync_bn.convert import convert_sync_batchnorm, revert_sync_batchnorm
 from sync_bn.diagnostics import observe
+from sync_bn.groups import process_group_of
 from sync_bn.layer import SyncBatchNorm
 from sync_bn.precise import precise_bn
 
@@ -13,5 +14,6 @@ __all__ = [
     "convert_sync_batchnorm",
     "observe",
     "precise_bn",
+    "process_group_of",
     "revert_sync_batchnorm",
 ]

@@ -205,5 +205,14 @@ def test_package_imports_torch_alone() -> None:
     assert result.stderr.strip().splitlines()[-1:] in ([], [""]), result.stderr
 
 
-def test_public_names_are_these_three() -> None:
-    assert sync_bn.__all__ == ["SyncBatchNorm", "convert_sync_batchnorm", "revert_sync_batchnorm"]
+def test_public_names_are_these() -> None:
+    assert sync_bn.__all__ == [
+        "DesynchronizedError",
+        "SyncBatchNorm",
+        "check_ranks",
+        "convert_sync_batchnorm",
+        "observe",
+        "precise_bn",
+        "process_group_of",
+        "revert_sync_batchnorm",
+    ]
