@@ -7,10 +7,13 @@ from collections.abc import Callable
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from sync_bn import revert_sync_batchnorm
+from sync_bn import process_group_of, revert_sync_batchnorm
 from training.failures import BuildError
 from training.spec import Norm
+
+_PLAIN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
@@ -19,12 +22,39 @@ def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
     sync_batch_norm and keep leave the model alone: the trainer's plug-in converts for fitting only.
     """
     if norm.kind == "batch_norm":
-        return revert_sync_batchnorm(model)
+        return _reverted(model)
     if norm.kind == "group_norm":
-        return _replaced(model, _group_count)
+        return _replaced(_only_batch_norm(_reverted(model)), _group_count)
     if norm.kind == "layer_norm":
-        return _replaced(model, lambda _channels: 1)
+        return _replaced(_only_batch_norm(_reverted(model)), lambda _channels: 1)
     return model
+
+
+def _reverted(model: nn.Module) -> nn.Module:
+    try:
+        return revert_sync_batchnorm(model)
+    except TypeError as error:
+        raise BuildError("norm.kind", str(error)) from None
+
+
+def _only_batch_norm(model: nn.Module) -> nn.Module:
+    """The model, if its BatchNorm layers are that alone: what else one does would be gone without a word."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and (more := _more_than_batch_norm(layer)):
+            where = f"layer {name!r}" if name else "the model"
+            raise BuildError("norm.kind", f"{where} is a {type(layer).__qualname__}, {more}")
+    return model
+
+
+def _more_than_batch_norm(layer: _BatchNorm) -> str:
+    if isinstance(layer, LazyModuleMixin):
+        return "which does not know its number of features; construct it with the number"
+    if type(layer).forward not in _PLAIN_FORWARDS:
+        return (
+            "whose forward is its own; put a plain nn.BatchNorm there and a module for the rest beside it, "
+            "or use norm.kind: keep"
+        )
+    return ""
 
 
 def _group_count(channels: int) -> int:
@@ -59,17 +89,7 @@ def process_group(norm: Norm, node_rank: int) -> dist.ProcessGroup | None:
 
     Collective: every rank calls it. `node_rank` tells the ranks of one node from those of another.
     """
-    world_size = dist.get_world_size()
-    if norm.group == "world":
-        return None
-    if norm.group == "node":
-        nodes: list[int] = [0] * world_size
-        dist.all_gather_object(nodes, node_rank)
-        members = [[rank for rank in range(world_size) if nodes[rank] == node] for node in sorted(set(nodes))]
-    else:
-        if world_size % norm.group:
-            raise BuildError("norm.group", f"{world_size} workers cannot be cut into groups of {norm.group}")
-        members = [list(range(at, at + norm.group)) for at in range(0, world_size, norm.group)]
-    group: dist.ProcessGroup
-    group, _ = dist.new_subgroups_by_enumeration(members)  # type: ignore[no-untyped-call]
-    return group
+    try:
+        return process_group_of(norm.group, node=node_rank)
+    except ValueError as error:
+        raise BuildError("norm.group", str(error)) from None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from sync_bn import SyncBatchNorm, convert_sync_batchnorm
 from tests.training.worlds import Worlds
@@ -52,6 +52,12 @@ def test_every_batch_norm_is_replaced_by_a_layer_with_its_parameters(kind: str) 
     assert [layer.num_groups for layer in new] == ([32, 32, 1] if kind == "group_norm" else [1, 1, 1])
 
 
+@pytest.mark.parametrize("kind", ["group_norm", "layer_norm"])
+def test_torchs_own_synchronized_layer_is_replaced_too(kind: str) -> None:
+    model = apply_norm(nn.SyncBatchNorm(8), Norm.model_validate({"kind": kind}))
+    assert isinstance(model, nn.GroupNorm)
+
+
 @pytest.mark.parametrize(
     ("channels", "groups"),
     [(1, 1), (2, 1), (3, 1), (12, 2), (32, 16), (48, 8), (64, 32), (96, 16), (512, 32)],
@@ -89,6 +95,40 @@ def test_a_layer_that_stands_in_several_places_stays_one_layer(kind: str) -> Non
     assert model[0] is model[1] is model[2][0]
 
 
+class FusedActivation(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+class Activated(SyncBatchNorm):
+    activation: str | None = "relu"
+
+
+@pytest.mark.parametrize(
+    ("layer", "kinds", "complaint"),
+    [
+        (Activated(8), ["batch_norm", "group_norm", "layer_norm"], r"'0\.1' has activation='relu'"),
+        (
+            FusedActivation(8),
+            ["group_norm", "layer_norm"],
+            r"layer '0\.1' is a FusedActivation, whose forward is its own",
+        ),
+        (
+            nn.LazyBatchNorm2d(),
+            ["group_norm", "layer_norm"],
+            r"layer '0\.1' is a LazyBatchNorm2d, which does not know",
+        ),
+    ],
+)
+def test_a_layer_that_would_lose_something_is_refused_by_name(
+    layer: nn.Module, kinds: list[str], complaint: str
+) -> None:
+    for kind in kinds:
+        model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(8), layer))
+        with pytest.raises(BuildError, match=rf"^norm\.kind: {complaint}"):
+            apply_norm(model, Norm.model_validate({"kind": kind}))
+
+
 def members(rank: int, norm: Norm, nodes: list[int]) -> list[int]:
     """The ranks whose numbers arrive in this rank's group."""
     seen = torch.zeros(dist.get_world_size())
@@ -122,6 +162,7 @@ def refusal(_rank: int, norm: Norm) -> str:
 
 
 def test_workers_that_cannot_be_cut_into_groups_are_refused_on_every_rank(worlds: Worlds) -> None:
-    expected = "norm.group: 3 workers cannot be cut into groups of 2"
-
-    assert worlds.run(3, refusal, Norm(group=2)) == [expected] * 3
+    for message in worlds.run(3, refusal, Norm(group=2)):
+        assert message.startswith(
+            "norm.group: 3 ranks cannot be cut into groups of 2; take a number that divides 3"
+        )
