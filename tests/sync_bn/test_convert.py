@@ -1,7 +1,11 @@
+"""What conversion keeps and what it refuses; the way back is in test_revert."""
+
 import copy
+import pickle
 import subprocess
 import sys
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Self, cast
 
 import pytest
 import torch
@@ -11,12 +15,10 @@ from torch.nn.utils import parametrize
 
 import sync_bn
 from sync_bn import SyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
+from tests.sync_bn.conftest import RanksOf
 
 A_GROUP, ANOTHER_GROUP = (cast(torch.distributed.ProcessGroup, object()) for _ in range(2))
-
-
-class Renamed(nn.BatchNorm2d):
-    """A subclass that computes what its parent does."""
+Model = Callable[[nn.Module], nn.Module]
 
 
 class FusedActivation(nn.BatchNorm2d):
@@ -24,9 +26,26 @@ class FusedActivation(nn.BatchNorm2d):
         return super().forward(input).relu()
 
 
-class NoShapeCheck(_BatchNorm):
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
+class Frozen(nn.BatchNorm2d):
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and False)
+
+
+class NotesAnActivation(nn.BatchNorm2d):
+    """For someone else to read; the layer itself has none."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.activation = "relu"
+
+
+class Activated(SyncBatchNorm):
+    activation: str | None = None
+
+
+class LazyInItsOwnWay(nn.LazyBatchNorm2d):
+    def initialize_parameters(self, input: Tensor) -> None:
+        super().initialize_parameters(input[:, 1:])
 
 
 class Doubled(nn.Module):
@@ -34,58 +53,16 @@ class Doubled(nn.Module):
         return 2 * x
 
 
-def everything_about(module: nn.Module) -> dict[str, Any]:
-    """What a module consists of: its class, and the very objects in its dictionary, containers by content."""
-    contents = {
-        name: dict(value) if isinstance(value, dict) else value for name, value in module.__dict__.items()
-    }
-    return {"class": type(module), **contents}
-
-
-def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
-    def identical(a: Any, b: Any) -> bool:
-        if isinstance(a, dict):
-            return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
-        return a is b or (not isinstance(a, Tensor) and bool(a == b))
-
-    return identical(left, right)
-
-
-CLASSES = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, Renamed, NoShapeCheck]
-
-
-@pytest.mark.parametrize("batch_norm", CLASSES)
-def test_conversion_and_back_leaves_the_module_exactly_as_it_was(batch_norm: type[_BatchNorm]) -> None:
-    module = batch_norm(3, eps=1e-3, momentum=None)
-    module.register_forward_hook(lambda *_: None)
-    module.weight.requires_grad = False
-    module.note = "mine"  # type: ignore[assignment]
-    module.eval()
-    before = everything_about(module)
-
-    assert convert_sync_batchnorm(module) is module
-    assert type(module) is SyncBatchNorm
-    assert module.weight is before["_parameters"]["weight"]
-    assert not module.training
-    assert revert_sync_batchnorm(module) is module
-
-    assert same(everything_about(module), before)
-
-
 def test_only_batch_normalisations_are_touched() -> None:
-    others = [nn.InstanceNorm2d(3, affine=True), nn.GroupNorm(1, 3), nn.LayerNorm(3), nn.Conv2d(3, 3, 1)]
+    others = [nn.InstanceNorm2d(3, affine=True), nn.GroupNorm(1, 3), nn.LayerNorm(3), nn.LazyInstanceNorm2d()]
+    kinds = [type(module) for module in others]
     model = nn.Sequential(*others, nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm1d(3)))
 
     convert_sync_batchnorm(model)
 
-    kinds = [type(module) for module in model.modules() if isinstance(module, SyncBatchNorm)]
-    assert kinds == [SyncBatchNorm, SyncBatchNorm]
-    assert [type(module) for module in others] == [
-        nn.InstanceNorm2d,
-        nn.GroupNorm,
-        nn.LayerNorm,
-        nn.Conv2d,
-    ]
+    found = [type(module) for module in model.modules() if isinstance(module, SyncBatchNorm)]
+    assert found == [SyncBatchNorm, SyncBatchNorm]
+    assert [type(module) for module in others] == kinds
 
 
 def test_shared_layer_stays_shared_and_the_optimizer_keeps_its_parameters() -> None:
@@ -101,15 +78,39 @@ def test_shared_layer_stays_shared_and_the_optimizer_keeps_its_parameters() -> N
     assert model["a"] is shared
 
 
-def test_hooks_still_fire() -> None:
+def hook_everything(layer: Any, calls: list[str]) -> None:
+    def hook(name: str) -> Callable[..., None]:
+        return lambda *_: calls.append(name)
+
+    layer.register_forward_pre_hook(hook("before forward"))
+    layer.register_forward_hook(hook("after forward"))
+    layer.register_full_backward_pre_hook(hook("before backward"))
+    layer.register_full_backward_hook(hook("after backward"))
+    layer.register_state_dict_pre_hook(hook("before state_dict"))
+    layer.register_state_dict_post_hook(hook("after state_dict"))
+    layer.register_load_state_dict_pre_hook(hook("before load_state_dict"))
+    layer.register_load_state_dict_post_hook(hook("after load_state_dict"))
+
+
+def hooks_that_fire(rank: int) -> list[list[str]]:
+    """On the layer as it is, converted, and reverted."""
     calls: list[str] = []
     layer = nn.BatchNorm1d(3)
-    layer.register_forward_pre_hook(lambda *_: calls.append("before"))
-    layer.register_forward_hook(lambda *_: calls.append("after"))
+    hook_everything(layer, calls)
+    found = []
+    for change in (lambda module: module, convert_sync_batchnorm, revert_sync_batchnorm):
+        change(layer)
+        torch.autograd.backward(layer(torch.randn(4 + rank, 3, requires_grad=True)).sum())
+        layer.load_state_dict(layer.state_dict())
+        found.append(calls.copy())
+        calls.clear()
+    return found
 
-    convert_sync_batchnorm(layer)(torch.randn(4, 3))
 
-    assert calls == ["before", "after"]
+def test_hooks_of_every_kind_still_fire(ranks_of: RanksOf) -> None:
+    for plain, converted, reverted in ranks_of(2).run(hooks_that_fire):
+        assert len(plain) == 8
+        assert plain == converted == reverted
 
 
 def test_parametrization_survives_both_ways_and_may_be_removed_in_between() -> None:
@@ -130,30 +131,56 @@ def test_parametrization_survives_both_ways_and_may_be_removed_in_between() -> N
     torch.testing.assert_close(layer(x), expected)
 
 
-@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: nn.Sequential(nn.BatchNorm2d(3), m)])
-def test_layer_with_its_own_forward_is_refused_by_name_and_nothing_is_changed(wrap: Any) -> None:
-    model = wrap(FusedActivation(3))
-    kinds = [type(module) for module in model.modules()]
+def test_parametrization_made_after_conversion_survives_the_way_back() -> None:
+    x = torch.randn(4, 3)
+    layer = cast(nn.BatchNorm1d, convert_sync_batchnorm(nn.BatchNorm1d(3)))
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    expected = layer(x)
 
-    with pytest.raises(TypeError, match=r"('1'|the module itself) \(.*FusedActivation\) has a forward"):
+    revert_sync_batchnorm(layer)
+
+    assert type(layer).__bases__ == (nn.BatchNorm1d,)
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "complaint"),
+    [
+        (FusedActivation(3), r"FusedActivation\) has its own forward, which SyncBatchNorm would"),
+        (Frozen(3), r"Frozen\) has its own train, which SyncBatchNorm would"),
+        (LazyInItsOwnWay(), r"LazyInItsOwnWay\) has its own initialize_parameters"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("wrap", "name"),
+    [
+        (lambda m: m, "the module itself"),
+        (lambda m: nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(m)), "'1.0'"),
+    ],
+)
+def test_layer_that_does_more_is_refused_by_name_and_nothing_is_changed(
+    layer: nn.Module, complaint: str, wrap: Model, name: str
+) -> None:
+    model = wrap(layer)
+    before = [(type(module), set(module.__dict__)) for module in model.modules()]
+
+    with pytest.raises(TypeError, match=rf"^{name} \(tests.*{complaint}") as caught:
         convert_sync_batchnorm(model)
 
-    assert [type(module) for module in model.modules()] == kinds
+    assert "Put a plain nn.BatchNorm there" in str(caught.value)
+    assert [(type(module), set(module.__dict__)) for module in model.modules()] == before
 
 
 def test_forward_replaced_on_the_instance_is_refused() -> None:
     layer = nn.BatchNorm1d(3)
     layer.forward = lambda input: input  # type: ignore[method-assign]
-    with pytest.raises(TypeError, match="has a forward of its own"):
+    with pytest.raises(TypeError, match="has its own forward"):
         convert_sync_batchnorm(layer)
 
 
-def test_lazy_layer_is_refused_until_it_has_seen_a_batch() -> None:
-    model = nn.Sequential(nn.LazyBatchNorm1d())
-    with pytest.raises(ValueError, match=r"'0' \(LazyBatchNorm1d\).*[\s\S]*Run one batch"):
-        convert_sync_batchnorm(model)
-    model(torch.randn(4, 3))
-    assert type(convert_sync_batchnorm(model)[0]) is SyncBatchNorm  # type: ignore[index]
+def test_attribute_that_our_layer_would_take_for_its_own_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"'bn' .*has an attribute activation, which.*[\s\S]*Rename it"):
+        Activated.convert_sync_batchnorm(nn.ModuleDict({"bn": NotesAnActivation(3)}))
 
 
 def test_groups_are_given_kept_and_restored() -> None:
@@ -168,29 +195,41 @@ def test_groups_are_given_kept_and_restored() -> None:
     assert reverted.process_group is A_GROUP
 
 
-@pytest.mark.parametrize(
-    ("shape", "kind"),
-    [
-        (None, nn.BatchNorm2d),
-        ((2, 3), nn.BatchNorm1d),
-        ((2, 3, 4), nn.BatchNorm1d),
-        ((2, 3, 4, 4), nn.BatchNorm2d),
-        ((2, 3, 2, 2, 2), nn.BatchNorm3d),
-    ],
-)
-def test_layer_constructed_as_ours_becomes_the_class_for_the_inputs_it_has_seen(
-    shape: tuple[int, ...] | None, kind: type[_BatchNorm]
-) -> None:
-    layer = SyncBatchNorm(3)
-    if shape is not None:
-        layer(torch.randn(shape))
-    expected = copy.deepcopy(layer.state_dict())
+def names_in(model: nn.Module) -> list[str | None]:
+    return [layer.__dict__.get("_layer_name") for layer in model.modules() if isinstance(layer, _BatchNorm)]
 
-    reverted = revert_sync_batchnorm(layer)
 
-    assert type(reverted) is kind
-    assert reverted.__dict__.keys() == kind(3).__dict__.keys()
-    torch.testing.assert_close(reverted.state_dict(), expected)
+def test_each_layer_learns_its_first_name_and_revert_takes_it_away() -> None:
+    shared = nn.BatchNorm1d(3)
+    part = nn.Sequential(nn.BatchNorm1d(3), shared)
+    model = nn.ModuleDict({"a": shared, "b": part})
+
+    convert_sync_batchnorm(part)
+    assert names_in(part) == ["0", "1"]
+    convert_sync_batchnorm(model)
+    assert names_in(model) == ["a", "b.0"]
+    assert not any("_layer_name" in key for key in model.state_dict())
+    assert names_in(pickle.loads(pickle.dumps(model))) == names_in(copy.deepcopy(model)) == ["a", "b.0"]
+    revert_sync_batchnorm(model)
+    assert names_in(model) == [None, None]
+
+
+def test_layer_converted_alone_is_called_by_its_class_unless_it_has_a_name() -> None:
+    alone = convert_sync_batchnorm(nn.BatchNorm1d(3))
+    named = convert_sync_batchnorm(nn.Sequential(SyncBatchNorm(3)))
+
+    assert names_in(alone) == ["SyncBatchNorm"]
+    convert_sync_batchnorm(cast(nn.Sequential, named)[0])
+    assert names_in(named) == ["0"]
+
+
+def test_layer_that_cannot_know_its_number_of_features_is_refused() -> None:
+    layer = nn.LazyBatchNorm1d(affine=False, track_running_stats=False)
+    layer(torch.randn(4, 3))
+    with pytest.raises(
+        ValueError, match=r"'0' \(.*BatchNorm1d\) has num_features=0.*[\s\S]*Set its num_features"
+    ):
+        convert_sync_batchnorm(nn.Sequential(layer))
 
 
 def test_class_method_does_the_same_as_torchs() -> None:
