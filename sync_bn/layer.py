@@ -222,14 +222,16 @@ class SyncBatchNorm(_BatchNorm):
         assert self.num_batches_tracked is not None
         mean, var, n = moments
         # Decided on the device, because the host does not know whether all ranks were empty.
-        any_values = n > 0
-        self.num_batches_tracked.add_(any_values)
-        momentum = 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        any_values = (n > 0).double()
+        self.num_batches_tracked.add_(any_values.to(torch.long))
+        momentum: Tensor | float | None = self.momentum
+        if momentum is None:
+            momentum = 1 / self.num_batches_tracked.double().clamp(min=1)
         share = any_values * momentum
         unbiased_var = var * (n / (n - 1).clamp(min=1))
         for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
             assert running is not None
-            running.copy_(running.double().lerp(new, share.double()))
+            running.copy_(running.double().lerp(new, share))
 
     def __getstate__(self) -> dict[str, Any]:
         of_this_process = {"process_group", "_original_process_group", "_observer"} & self.__dict__.keys()
