@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from sync_bn import process_group_of, revert_sync_batchnorm
+from sync_bn import SyncBatchNorm, process_group_of, revert_sync_batchnorm
 from training.failures import BuildError
 from training.spec import Norm
 
@@ -21,20 +21,26 @@ def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
 
     sync_batch_norm and keep leave the model alone: the trainer's plug-in converts for fitting only.
     """
+    _refuse_fused_activations(model)
     if norm.kind == "batch_norm":
-        return _reverted(model)
+        return revert_sync_batchnorm(model)
     if norm.kind == "group_norm":
-        return _replaced(_only_batch_norm(_reverted(model)), _group_count)
+        return _replaced(_only_batch_norm(revert_sync_batchnorm(model)), _group_count)
     if norm.kind == "layer_norm":
-        return _replaced(_only_batch_norm(_reverted(model)), lambda _channels: 1)
+        return _replaced(_only_batch_norm(revert_sync_batchnorm(model)), lambda _channels: 1)
     return model
 
 
-def _reverted(model: nn.Module) -> nn.Module:
-    try:
-        return revert_sync_batchnorm(model)
-    except TypeError as error:
-        raise BuildError("norm.kind", str(error)) from None
+def _refuse_fused_activations(model: nn.Module) -> None:
+    """Now, and not after the training: the model that comes out of it has plain BatchNorm."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, SyncBatchNorm) and layer.activation is not None:
+            where = f"layer {name!r}" if name else "the model"
+            raise BuildError(
+                "model.class_path",
+                f"{where} has activation={layer.activation!r}, which the exported nn.BatchNorm would not have; "
+                "construct it without, and put a module for it (nn.ReLU for 'relu') after it",
+            )
 
 
 def _only_batch_norm(model: nn.Module) -> nn.Module:
