@@ -38,8 +38,8 @@ def _refuse_fused_activations(model: nn.Module) -> None:
             where = f"layer {name!r}" if name else "the model"
             raise BuildError(
                 "model.class_path",
-                f"{where} has activation={layer.activation!r}, which the exported nn.BatchNorm would not have; "
-                "construct it without, and put a module for it (nn.ReLU for 'relu') after it",
+                f"{where} has activation={layer.activation!r}, which the exported nn.BatchNorm would not "
+                "have; construct it without, and put a module for it (nn.ReLU for 'relu') after it",
             )
 
 
