@@ -15,6 +15,9 @@ from sync_bn._arithmetic import Moments
 from sync_bn._class_swap import convert
 from sync_bn._function import Call, Tensors, batch_norm_over_ranks
 
+# What Module.compile leaves on a module. It calls that very module, so no copy may have it.
+_COMPILED = "_compiled_call_impl"
+
 
 class Observer(Protocol):
     """Is told of the statistics of each training step of a layer."""
@@ -236,12 +239,13 @@ class SyncBatchNorm(_BatchNorm):
     def __getstate__(self) -> dict[str, Any]:
         of_this_process = {"process_group", "_original_process_group", "_observer"} & self.__dict__.keys()
         state = {**self.__dict__, **dict.fromkeys(of_this_process)}
-        state.pop("_steps_checked", None)
+        for name in ("_steps_checked", _COMPILED):
+            state.pop(name, None)
         return state
 
     def __copy__(self) -> Self:
         copy = type(self).__new__(type(self))
-        copy.__dict__.update(self.__dict__)
+        copy.__dict__.update({name: value for name, value in self.__dict__.items() if name != _COMPILED})
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -249,7 +253,7 @@ class SyncBatchNorm(_BatchNorm):
         memo.update({id(group): group for group in (self.process_group, self._original_process_group)})
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
-        state = {name: value for name, value in self.__dict__.items() if name != "_observer"}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_observer", _COMPILED)}
         copy.__dict__.update(deepcopy(state, memo))
         return copy
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -222,6 +223,20 @@ def test_pickle_forgets_the_group_until_it_is_given_again_and_a_deep_copy_keeps_
     original = [type(layer) for layer in revert_sync_batchnorm(loaded).modules()]
     assert original == [nn.Sequential, nn.SyncBatchNorm, nn.BatchNorm1d, nn.LazyBatchNorm1d]
     assert loaded[0].process_group is None
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copy_of_a_compiled_layer_is_a_layer_of_its_own(
+    duplicate: Callable[[nn.Module], SyncBatchNorm],
+) -> None:
+    layer = SyncBatchNorm(3)
+    layer.compile(backend="eager")
+    layer(torch.randn(4, 3))
+
+    other = duplicate(layer)
+    other.weight = nn.Parameter(torch.zeros(3))
+
+    assert (other(torch.randn(4, 3)) == 0).all()
 
 
 def test_saved_model_reverts_to_its_classes_where_it_is_loaded() -> None:
