@@ -114,6 +114,7 @@ INLINE void sum_rows(Shape s, long begin, long end, const float* const (&coeffic
       }
       if (at + LANES <= end_of_row) { add(even, f(at, k)); at += LANES; held += LANES; }
       if (at < end_of_row) { add(odd, only(rest, f(end_of_row - LANES, k))); held += LANES; }
+      if (held >= CHUNK) fold();  // rows too short for the loop above add up, too
     }
     fold();
     sums[c] = first;
@@ -152,7 +153,7 @@ INLINE void sum(Shape s, long begin, long end, const float* const (&coefficients
   else sum_columns(s, begin, end, coefficients, sums, f);
 }
 
-// shift = about the mean: that of the first sample, or of some rows from all over the batch.
+// shift = about the mean, at first: that of the first sample, or of some rows from all over the batch.
 template <class T>
 INLINE void first_means(const T* x, Shape s, long begin, long end, float* shift) {
   if (s.inner > 1) {
@@ -191,19 +192,40 @@ INLINE void sums_about_zero(const T* x, Shape s, long begin, long end, const flo
   if (begin == 0 || !rows) sums[2 * s.channels] = n;
 }
 
+// Moves the shift of channel c to the mean where it turned out so far from it that d*d has lost digits: where the
+// values that it was taken from are unlike the rest, as in a blank first sample. Whoever moves it adds up again.
+INLINE bool moved_to_mean(Shape s, long blocks, const double* sums, long c, float* shift) {
+  double n = s.outer * s.inner, sum = 0, squares = 0;
+  for (const double* of = sums + c; blocks--; of += 2 * s.channels + 1) {
+    sum += of[0];
+    squares += of[s.channels];
+  }
+  double mean = sum / n, off = mean - shift[c], variance = squares / n - mean * mean;
+  bool far = off * off > 16 * variance + 1e-12 * mean * mean;  // the latter is rounding of the shift
+  if (far) shift[c] = (float)mean;
+  return far;
+}
+
 // What comes before the activation. Forward and backward have to agree on its sign, so both take it from here.
 INLINE Floats scaled(Floats x, const Floats* k) { return (x - k[0]) * k[1] + k[2]; }
 
 struct Coefficients { const float *shift, *scale, *offset; float slope; };
 
-// z = activation((x - shift)*scale + offset + residual); activation(y) = y > 0 ? y : slope*y
+// v where y is above 0 and slope*v elsewhere: the activation of y if v is y, its gradient if v is that of z. A slope
+// of 0 makes 0 of whatever is infinite or not a number below, as torch's relu does.
+INLINE Floats through(Floats v, Floats y, Floats slope) {
+  Floats below = slope == 0 ? Floats{} : slope * v;
+  return y <= 0 ? below : v;
+}
+
+// z = activation((x - shift)*scale + offset + residual)
 template <bool RESIDUAL, class T>
 INLINE void normalise(const T* x, const T* residual, T* z, Shape s, long begin, long end, Coefficients c) {
   Floats slope = all(c.slope);
   each(s, begin, end, {c.shift, c.scale, c.offset}, [&](long at, const Floats* k) {
     Floats y = scaled(load(x + at), k);
     if (RESIDUAL) y += load(residual + at);
-    store(z + at, y > 0 ? y : slope * y);
+    store(z + at, through(y, y, slope));
   });
 }
 
@@ -217,7 +239,7 @@ INLINE void gradient_sums(const T* dz, const T* x, const T* residual, T* dy, Sha
     if (ACTIVATION) {
       Floats y = scaled(value, k);
       if (RESIDUAL) y += load(residual + at);
-      g = y > 0 ? g : slope * g;
+      g = through(g, y, slope);
       if (RESIDUAL) store(dy + at, g);
     }
     return Two{g, g * (value - k[0])};
@@ -231,7 +253,7 @@ INLINE void input_gradient(const T* dz, const T* x, T* dx, Shape s, long begin, 
   Floats slope = all(c.slope);
   each(s, begin, end, {c.shift, c.scale, c.offset, of_dy, of_x, constant}, [&](long at, const Floats* k) {
     Floats value = load(x + at), g = load(dz + at);
-    if (ACTIVATION) g = scaled(value, k) > 0 ? g : slope * g;
+    if (ACTIVATION) g = through(g, scaled(value, k), slope);
     store(dx + at, k[3] * g + (k[4] * (value - k[0]) + k[5]));
   });
 }
@@ -317,11 +339,18 @@ void sum_in_threads(Shape s, long block, double* sums, long size, F part) {
 extern "C" {
 
 void sync_bn_sums(bool half, const void* x, Shape s, long block, float* shift, double* sums) {
-  if (s.inner == 1) first_means_of(half, x, s, 0, 0, shift);
-  sum_in_threads(s, block, sums, 2 * s.channels + 1, [&](long begin, long end, double* to) {
-    if (s.inner > 1) first_means_of(half, x, s, begin, end, shift);
+  bool rows = s.inner > 1, again = false;
+  long blocks = (s.outer + block - 1) / block, size = 2 * s.channels + 1;
+  if (!rows) first_means_of(half, x, s, 0, 0, shift);
+  auto part = [&](long begin, long end, double* to) {
+    if (rows) first_means_of(half, x, s, begin, end, shift);
     sums_of(half, x, s, begin, end, shift, to);
-  });
+    for (long c = begin; rows && c < end; c++)
+      if (moved_to_mean(s, 1, sums, c, shift)) sums_of(half, x, s, c, c + 1, shift, sums);
+  };
+  sum_in_threads(s, block, sums, size, part);
+  for (long c = 0; !rows && c < s.channels; c++) again |= moved_to_mean(s, blocks, sums, c, shift);
+  if (again) sum_in_threads(s, block, sums, size, part);
 }
 
 void sync_bn_normalise(bool half, const void* x, const void* residual, void* z, Shape s, Coefficients c) {
