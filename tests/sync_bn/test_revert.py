@@ -234,9 +234,9 @@ def test_copy_of_a_compiled_layer_is_a_layer_of_its_own(
     layer(torch.randn(4, 3))
 
     other = duplicate(layer)
-    other.weight = nn.Parameter(torch.zeros(3))
+    other.eps = 1e12
 
-    assert (other(torch.randn(4, 3)) == 0).all()
+    assert other(torch.randn(4, 3)).abs().max() < 1e-3
 
 
 def test_saved_model_reverts_to_its_classes_where_it_is_loaded() -> None:
