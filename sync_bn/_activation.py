@@ -22,9 +22,10 @@ class Activation(NamedTuple):
     def gradient(self, dz: Tensor, y: Tensor) -> Tensor:
         """dz·activation'(y)"""
         if self.slope is None:
-            dy: Tensor = torch.ops.aten.silu_backward(dz, y)
+            dy: Tensor = torch.ops.aten.silu_backward(dz.to(y.dtype), y)
             return dy
-        return torch.where(y > 0, dz, dz * self.slope)
+        # A slope of 0 makes 0 of infinite and undefined gradients too, as torch's relu does.
+        return dz.masked_fill(y <= 0, 0) if self.slope == 0 else torch.where(y > 0, dz, dz * self.slope)
 
 
 def activation_named(name: str | None) -> Activation | None:
