@@ -31,32 +31,26 @@ class Moments(NamedTuple):
 class Scaling(NamedTuple):
     """y = (x - shift)·scale + offset, in the dtype that is computed in.
 
-    `shift` is the mean, rounded, and `rest` what it lacks: mean - shift, in float64.
+    `shift` is the mean, rounded; `rest`, what it lacks, mean - shift, and `invstd`, 1/sqrt(var + eps), are
+    float64.
     """
 
     shift: Tensor
     scale: Tensor
     offset: Tensor
     rest: Tensor
+    invstd: Tensor
 
 
 class LocalGradients(NamedTuple):
-    """[Σdy, Σdy·(x - shift)] (2C,) float64, and dy: what is left of dz behind the activation.
+    """[Σdy, Σdy·x̂] (2C,) float64, this rank's gradients of bias and weight, and dy: dz behind the activation.
 
-    It has not come through `activation_left` yet, which is not None where dy is still dz.
+    dy is still dz, and has to come through `activation_left`, where that is not None.
     """
 
     sums: Tensor
     dy: Tensor
     activation_left: Activation | None
-
-
-class InputGradient(NamedTuple):
-    """dx = of_dy·dy + w·(of_x·(x - shift) + constant), in the dtype that is computed in."""
-
-    of_dy: Tensor
-    of_x: Tensor
-    constant: Tensor
 
 
 def sums_about_zero(shift: Tensor, s: Tensor, q: Tensor, n: Tensor | float) -> Tensor:
@@ -80,32 +74,15 @@ def global_moments(sums: Tensor) -> Moments:
     return Moments(mean, torch.addcmul(mean_of_squares, mean, mean, value=-1).clamp(min=0), n)
 
 
-def scaling(x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Scaling:
-    """Those of y = (x - mean)·invstd·weight + bias."""
+def scaling(x: Tensor, moments: Moments, eps: float, weight: Tensor | None, bias: Tensor | None) -> Scaling:
+    """The coefficients of y = (x - mean)/sqrt(var + eps)·weight + bias."""
     dtype = computed_in(x)
-    shift = mean.to(dtype)
-    rest = mean - shift
+    invstd = (moments.var + eps).rsqrt()
+    shift = moments.mean.to(dtype)
+    rest = moments.mean - shift
     scale = invstd if weight is None else invstd * weight
     offset = -rest * scale if bias is None else bias - rest * scale
-    return Scaling(shift, scale.to(dtype), offset.to(dtype), rest)
-
-
-def gradient_coefficients(
-    x: Tensor, n: Tensor, invstd: Tensor, weight: Tensor | None, by: Scaling, sums: Tensor
-) -> InputGradient:
-    """Those of dx = weight·invstd·(dy - w/n·(Σdy + x̂·Σdy·x̂)), with the ranks' added [Σdy, Σdy·x̂] (2C,)."""
-    dtype = computed_in(x)
-    mean_dy, mean_dy_xhat = (sums / n.clamp(min=1)).chunk(2)
-    of_dy = invstd if weight is None else invstd * weight
-    slope = of_dy * invstd * mean_dy_xhat
-    constant = slope * by.rest - of_dy * mean_dy
-    return InputGradient(of_dy.to(dtype), -slope.to(dtype), constant.to(dtype))
-
-
-def parameter_gradients(sums: Tensor, by: Scaling, invstd: Tensor) -> Tensor:
-    """[Σdy, Σdy·x̂] of [Σdy, Σdy·(x - shift)]: this rank's gradients of bias and weight, (2C,) float64."""
-    dy_sum, dy_d = sums.chunk(2)
-    return torch.cat([dy_sum, (dy_d - by.rest * dy_sum) * invstd])
+    return Scaling(shift, scale.to(dtype), offset.to(dtype), rest, invstd)
 
 
 def local_sums(x: Tensor, w: Tensor | None = None) -> Tensor:
@@ -125,33 +102,72 @@ def local_sums(x: Tensor, w: Tensor | None = None) -> Tensor:
     return sums_about_zero(shift, wd.sum(dims), (wd * d).sum(dims), n)
 
 
-def normalise(x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None) -> Tensor:
-    """z = activation(y + residual), of x's dtype and memory format."""
-    y = _scaled(x, by) if residual is None else _scaled(x, by) + residual
-    return y if activation is None else activation(y)
+def normalise(
+    x: Tensor,
+    sums: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: Activation | None,
+) -> tuple[Tensor, Moments, Scaling]:
+    """z = activation(y + residual), of x's dtype and memory format, with the ranks' added `local_sums`."""
+    moments = global_moments(sums)
+    by = scaling(x, moments, eps, weight, bias)
+    y = _before_activation(x, by, residual)
+    return y if activation is None else activation(y), moments, by
 
 
 def local_gradient_sums(
     dz: Tensor, x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None
 ) -> LocalGradients:
-    dy = dz
-    if activation is not None:
-        y = _scaled(x, by) if residual is None else _scaled(x, by) + residual
-        dy = activation.gradient(dz, y)
+    """Σdy·x̂ = (Σdy·(x - shift) - rest·Σdy)·invstd, and all zeros for an empty x."""
+    dy = dz if activation is None else activation.gradient(dz, _before_activation(x, by, residual))
     wide, dims = dy.to(computed_in(x)), _all_but_channels(x)
-    dy_sum, dy_d = wide.sum(dims), (wide * (x - per_channel(by.shift, x))).sum(dims)
-    return LocalGradients(torch.cat([dy_sum, dy_d]).double(), dy, None)
+    dy_sum = wide.sum(dims).double()
+    dy_d = (wide * (x - per_channel(by.shift, x))).sum(dims).double()
+    return LocalGradients(torch.cat([dy_sum, (dy_d - by.rest * dy_sum) * by.invstd]), dy, None)
 
 
 def input_gradient(
-    local: LocalGradients, x: Tensor, by: Scaling, of: InputGradient, w: Tensor | None
+    local: LocalGradients,
+    x: Tensor,
+    by: Scaling,
+    n: Tensor,
+    weight: Tensor | None,
+    sums: Tensor,
+    w: Tensor | None,
 ) -> Tensor:
-    """dx, of x's dtype and memory format; w as in `local_sums`."""
-    d = x.to(computed_in(x))
-    dx = _scaled(d, by._replace(scale=of.of_x, offset=of.constant))
+    """dx = weight·invstd·(dy - w/n·(Σdy + x̂·Σdy·x̂)), of x's dtype and memory format.
+
+    `sums` are the ranks' added [Σdy, Σdy·x̂]; w as in `local_sums`. It is computed as
+    a·dy + w·(b·(x - shift) + c), with a = weight·invstd, b = -a·invstd·Σdy·x̂/n and c = -b·rest - a·Σdy/n.
+    """
+    mean_dy, mean_dy_xhat = (sums / n.clamp(min=1)).chunk(2)
+    a = by.invstd if weight is None else by.invstd * weight
+    b = -a * by.invstd * mean_dy_xhat
+    c = -b * by.rest - a * mean_dy
+    wide = x.to(computed_in(x))
+    dx = _scaled(wide, by.shift, b.to(wide.dtype), c.to(wide.dtype))
     if w is not None:
         dx = dx * w
-    return torch.addcmul(dx, local.dy.to(d.dtype), per_channel(of.of_dy, d)).to(x.dtype)
+    return torch.addcmul(dx, local.dy.to(wide.dtype), per_channel(a.to(wide.dtype), x)).to(x.dtype)
+
+
+def update_running_statistics(
+    running_mean: Tensor, running_var: Tensor, batches: Tensor, momentum: float | None, moments: Moments
+) -> None:
+    """running = (1 - momentum)·running + momentum·new, with the unbiased variance; None averages all batches.
+
+    Nothing changes if there was no value in all. That is decided on the device: the host does not know.
+    """
+    mean, var, n = moments
+    any_values = (n > 0).double()
+    batches.add_(any_values.to(batches.dtype))
+    share = any_values * (1 / batches.double().clamp(min=1) if momentum is None else momentum)
+    unbiased_var = var * (n / (n - 1).clamp(min=1))
+    running_mean.copy_(running_mean.double().lerp(mean, share))
+    running_var.copy_(running_var.double().lerp(unbiased_var, share))
 
 
 def computed_in(x: Tensor) -> torch.dtype:
@@ -164,10 +180,14 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x.dim() - 2))
 
 
-def _scaled(x: Tensor, by: Scaling) -> Tensor:
+def _before_activation(x: Tensor, by: Scaling, residual: Tensor | None) -> Tensor:
+    y = _scaled(x, by.shift, by.scale, by.offset)
+    return y if residual is None else y + residual
+
+
+def _scaled(x: Tensor, shift: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     """batch_norm in evaluation is this in one pass, and keeps x's dtype and memory format."""
-    one = torch.ones_like(by.scale)
-    return F.batch_norm(x, by.shift, one, by.scale, by.offset, training=False, eps=0.0)
+    return F.batch_norm(x, shift, torch.ones_like(scale), scale, offset, training=False, eps=0.0)
 
 
 def _all_but_channels(x: Tensor) -> list[int]:

@@ -12,17 +12,7 @@ from torch import Tensor
 
 from sync_bn import _arithmetic, _native
 from sync_bn._activation import Activation
-from sync_bn._arithmetic import (
-    InputGradient,
-    LocalGradients,
-    Moments,
-    Scaling,
-    global_moments,
-    gradient_coefficients,
-    parameter_gradients,
-    per_channel,
-    scaling,
-)
+from sync_bn._arithmetic import LocalGradients, Moments, Scaling, global_moments, per_channel
 
 
 class Tensors(NamedTuple):
@@ -84,11 +74,9 @@ class _Forward(torch.autograd.Function):
         local = passes.local_sums(x, w)
         # Nobody can normalise before the moments of the whole batch are known. Every rank gets here, an
         # empty one with zeros, and always with 2C+1 float64 numbers, whatever the dtype of its input.
-        moments = global_moments(_added_over_ranks(local, call, "forward"))
-        invstd = (moments.var + call.eps).rsqrt()
-        by = scaling(x, moments.mean, invstd, weight, bias)
-        z = passes.normalise(x, by, residual, call.activation)
-        ctx.save_for_backward(x, weight, bias, residual, w, moments.n, invstd, *by)
+        total = _added_over_ranks(local, call, "forward")
+        z, moments, by = passes.normalise(x, total, call.eps, weight, bias, residual, call.activation)
+        ctx.save_for_backward(x, weight, bias, residual, w, moments.n, *by)
         ctx.call = call
         ctx.mark_non_differentiable(*moments, local)
         return z, *moments, local
@@ -97,7 +85,8 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, dz: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad
         dz = torch.zeros_like(ctx.saved_tensors[0]) if dz is None else dz
-        if torch.compiler.is_compiling():
+        # Grad mode is on where the gradients are to be differentiated themselves.
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return *_gradients(dz, ctx.saved_tensors, ctx.call, needed), None, None
         gradients = _Backward.apply(dz, *ctx.saved_tensors, ctx.call, needed)  # type: ignore[no-untyped-call]
         return *gradients, None, None
@@ -122,20 +111,16 @@ def _gradients(
     dz: Tensor, saved: Sequence[Any], call: Call, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and the residual; None where not needed."""
-    x, weight, bias, residual, w, n, invstd, *scaled = saved
-    by = Scaling(*scaled)
+    x, weight, bias, residual, w, n, *by_ = saved
+    by = Scaling(*by_)
     passes = _passes(x, w, call)
     local: LocalGradients = passes.local_gradient_sums(dz, x, by, residual, call.activation)
-    own = parameter_gradients(local.sums, by, invstd)
     # Each sample moved the mean and the variance of all, so its gradient needs everyone's dy. Every rank
     # gets here, an empty one with zeros, and one whose own input needs no gradient too: its peers' may.
-    total = _added_over_ranks(own, call, "backward")
+    total = _added_over_ranks(local.sums, call, "backward")
     dx_needed, weight_needed, bias_needed, residual_needed, *_ = needed
-    grad_bias, grad_weight = own.chunk(2)
-    dx = None
-    if dx_needed:
-        of: InputGradient = gradient_coefficients(x, n, invstd, weight, by, total)
-        dx = passes.input_gradient(local, x, by, of, w)
+    dx = passes.input_gradient(local, x, by, n, weight, total, w) if dx_needed else None
+    grad_bias, grad_weight = local.sums.chunk(2)
     return (
         dx,
         grad_weight.to(weight.dtype) if weight is not None and weight_needed else None,

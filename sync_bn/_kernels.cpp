@@ -31,7 +31,9 @@ struct Shape { long outer, channels, inner; };
 #else
 #define FOR_EVERY_CPU
 #endif
-#define INLINE inline __attribute__((always_inline))
+// What is not inlined into a function for every CPU would be compiled for the least of them.
+#define ALWAYS __attribute__((always_inline))
+#define INLINE inline ALWAYS
 
 INLINE Floats all(float value) { return Floats{} + value; }
 INLINE long least(long a, long b) { return a < b ? a : b; }
@@ -98,8 +100,8 @@ INLINE void sum_rows(Shape s, long begin, long end, const float* const (&coeffic
     double first = 0, second = 0;
     Two even = {}, odd = {};  // two chains of additions, because each waits for its last one
     long held = 0;
-    auto add = [](Two& sum, Two v) { sum.first += v.first; sum.second += v.second; };
-    auto fold = [&] {
+    auto add = [](Two& sum, Two v) ALWAYS { sum.first += v.first; sum.second += v.second; };
+    auto fold = [&]() ALWAYS {
       first += total(even.first + odd.first);
       second += total(even.second + odd.second);
       even = odd = Two{};
@@ -178,7 +180,7 @@ INLINE void first_means(const T* x, Shape s, long begin, long end, float* shift)
 // sums = [sum of x, sum of x*x, n], by way of the sums of d = x - shift and d*d, which cancel nothing.
 template <class T>
 INLINE void sums_about_zero(const T* x, Shape s, long begin, long end, const float* shift, double* sums) {
-  sum(s, begin, end, {shift}, sums, [&](long at, const Floats* k) {
+  sum(s, begin, end, {shift}, sums, [&](long at, const Floats* k) ALWAYS {
     Floats d = load(x + at) - k[0];
     return Two{d, d * d};
   });
@@ -222,19 +224,19 @@ INLINE Floats through(Floats v, Floats y, Floats slope) {
 template <bool RESIDUAL, class T>
 INLINE void normalise(const T* x, const T* residual, T* z, Shape s, long begin, long end, Coefficients c) {
   Floats slope = all(c.slope);
-  each(s, begin, end, {c.shift, c.scale, c.offset}, [&](long at, const Floats* k) {
+  each(s, begin, end, {c.shift, c.scale, c.offset}, [&](long at, const Floats* k) ALWAYS {
     Floats y = scaled(load(x + at), k);
     if (RESIDUAL) y += load(residual + at);
     store(z + at, through(y, y, slope));
   });
 }
 
-// sums = [sum of dy, sum of dy*(x - shift)], dy = dz*activation'; with a residual, dy is its gradient and kept.
+// sums = [sum of dy, sum of dy*xhat], dy = dz*activation'; with a residual, dy is its gradient and kept.
 template <bool ACTIVATION, bool RESIDUAL, class T>
 INLINE void gradient_sums(const T* dz, const T* x, const T* residual, T* dy, Shape s, long begin, long end,
-                          Coefficients c, double* sums) {
+                          Coefficients c, const double* rest, const double* invstd, double* sums) {
   Floats slope = all(c.slope);
-  sum(s, begin, end, {c.shift, c.scale, c.offset}, sums, [&](long at, const Floats* k) {
+  sum(s, begin, end, {c.shift, c.scale, c.offset}, sums, [&](long at, const Floats* k) ALWAYS {
     Floats value = load(x + at), g = load(dz + at);
     if (ACTIVATION) {
       Floats y = scaled(value, k);
@@ -244,6 +246,9 @@ INLINE void gradient_sums(const T* dz, const T* x, const T* residual, T* dy, Sha
     }
     return Two{g, g * (value - k[0])};
   });
+  bool rows = s.inner > 1;
+  for (long i = rows ? begin : 0; i < (rows ? end : s.channels); i++)
+    sums[s.channels + i] = (sums[s.channels + i] - rest[i] * sums[i]) * invstd[i];
 }
 
 // dx = a*dy + b*(x - shift) + c
@@ -251,7 +256,7 @@ template <bool ACTIVATION, class T>
 INLINE void input_gradient(const T* dz, const T* x, T* dx, Shape s, long begin, long end, Coefficients c,
                            const float* of_dy, const float* of_x, const float* constant) {
   Floats slope = all(c.slope);
-  each(s, begin, end, {c.shift, c.scale, c.offset, of_dy, of_x, constant}, [&](long at, const Floats* k) {
+  each(s, begin, end, {c.shift, c.scale, c.offset, of_dy, of_x, constant}, [&](long at, const Floats* k) ALWAYS {
     Floats value = load(x + at), g = load(dz + at);
     if (ACTIVATION) g = through(g, scaled(value, k), slope);
     store(dx + at, k[3] * g + (k[4] * (value - k[0]) + k[5]));
@@ -286,17 +291,18 @@ FOR_EVERY_CPU void normalise_of(bool half, const void* x, const void* residual, 
 
 template <class T>
 INLINE void gradient_sums_as(const void* dz, const void* x, const void* residual, void* dy, Shape s, long begin,
-                             long end, Coefficients c, double* sums) {
+                             long end, Coefficients c, const double* rest, const double* invstd, double* sums) {
   const T *g = (const T*)dz, *values = (const T*)x, *r = (const T*)residual;
-  if (r) gradient_sums<true, true>(g, values, r, (T*)dy, s, begin, end, c, sums);
-  else if (c.slope != 1) gradient_sums<true, false>(g, values, r, (T*)dy, s, begin, end, c, sums);
-  else gradient_sums<false, false>(g, values, r, (T*)dy, s, begin, end, c, sums);
+  if (r) gradient_sums<true, true>(g, values, r, (T*)dy, s, begin, end, c, rest, invstd, sums);
+  else if (c.slope != 1) gradient_sums<true, false>(g, values, r, (T*)dy, s, begin, end, c, rest, invstd, sums);
+  else gradient_sums<false, false>(g, values, r, (T*)dy, s, begin, end, c, rest, invstd, sums);
 }
 
 FOR_EVERY_CPU void gradient_sums_of(bool half, const void* dz, const void* x, const void* residual, void* dy,
-                                    Shape s, long begin, long end, Coefficients c, double* sums) {
-  if (half) gradient_sums_as<BFloat16>(dz, x, residual, dy, s, begin, end, c, sums);
-  else gradient_sums_as<float>(dz, x, residual, dy, s, begin, end, c, sums);
+                                    Shape s, long begin, long end, Coefficients c, const double* rest,
+                                    const double* invstd, double* sums) {
+  if (half) gradient_sums_as<BFloat16>(dz, x, residual, dy, s, begin, end, c, rest, invstd, sums);
+  else gradient_sums_as<float>(dz, x, residual, dy, s, begin, end, c, rest, invstd, sums);
 }
 
 template <class T>
@@ -353,22 +359,66 @@ void sync_bn_sums(bool half, const void* x, Shape s, long block, float* shift, d
   if (again) sum_in_threads(s, block, sums, size, part);
 }
 
-void sync_bn_normalise(bool half, const void* x, const void* residual, void* z, Shape s, Coefficients c) {
-  map_in_threads(s, [&](long begin, long end) { normalise_of(half, x, residual, z, s, begin, end, c); });
+// doubles = mean | variance | mean - shift | 1/sqrt(variance + eps); floats = shift | scale | offset; each (C,)
+void sync_bn_normalise(bool half, const void* x, const void* residual, void* z, Shape s, float slope,
+                       const double* sums, double eps, const float* weight, const float* bias, double* doubles,
+                       float* floats) {
+  long channels = s.channels;
+  double n = sums[2 * channels] < 1 ? 1 : sums[2 * channels];
+  for (long c = 0; c < channels; c++) {
+    double mean = sums[c] / n, variance = sums[channels + c] / n - mean * mean;
+    variance = variance < 0 ? 0 : variance;
+    double invstd = 1 / __builtin_sqrt(variance + eps), scale = weight ? invstd * weight[c] : invstd;
+    float shift = (float)mean;
+    double rest = mean - shift;
+    doubles[c] = mean;
+    doubles[channels + c] = variance;
+    doubles[2 * channels + c] = rest;
+    doubles[3 * channels + c] = invstd;
+    floats[c] = shift;
+    floats[channels + c] = (float)scale;
+    floats[2 * channels + c] = (float)((bias ? bias[c] : 0) - rest * scale);
+  }
+  Coefficients by = {floats, floats + channels, floats + 2 * channels, slope};
+  map_in_threads(s, [&](long begin, long end) { normalise_of(half, x, residual, z, s, begin, end, by); });
 }
 
 void sync_bn_gradient_sums(bool half, const void* dz, const void* x, const void* residual, void* dy, Shape s,
-                           long block, Coefficients c, double* sums) {
+                           long block, Coefficients by, const double* rest, const double* invstd, double* sums) {
   sum_in_threads(s, block, sums, 2 * s.channels, [&](long begin, long end, double* to) {
-    gradient_sums_of(half, dz, x, residual, dy, s, begin, end, c, to);
+    gradient_sums_of(half, dz, x, residual, dy, s, begin, end, by, rest, invstd, to);
   });
 }
 
-void sync_bn_input_gradient(bool half, const void* dz, const void* x, void* dx, Shape s, Coefficients c,
-                            const float* of_dy, const float* of_x, const float* constant) {
+// `coefficients` is room for 3*C
+void sync_bn_input_gradient(bool half, const void* dz, const void* x, void* dx, Shape s, Coefficients by,
+                            const double* rest, const double* invstd, const double* count, const float* weight,
+                            const double* sums, float* coefficients) {
+  long channels = s.channels;
+  double n = *count < 1 ? 1 : *count;
+  float *of_dy = coefficients, *of_x = of_dy + channels, *constant = of_x + channels;
+  for (long c = 0; c < channels; c++) {
+    double a = weight ? invstd[c] * weight[c] : invstd[c], b = a * invstd[c] * sums[channels + c] / n;
+    of_dy[c] = (float)a;
+    of_x[c] = (float)-b;
+    constant[c] = (float)(b * rest[c] - a * sums[c] / n);
+  }
   map_in_threads(s, [&](long begin, long end) {
-    input_gradient_of(half, dz, x, dx, s, begin, end, c, of_dy, of_x, constant);
+    input_gradient_of(half, dz, x, dx, s, begin, end, by, of_dy, of_x, constant);
   });
+}
+
+// momentum < 0: the average of all batches
+void sync_bn_update(long channels, const double* mean, const double* variance, const double* count,
+                    double momentum, int64_t* batches, float* running_mean, float* running_var) {
+  if (!(*count > 0)) return;
+  *batches += 1;
+  double share = momentum < 0 ? 1.0 / *batches : momentum;
+  double unbiased = *count > 2 ? *count / (*count - 1) : *count;
+  for (long c = 0; c < channels; c++) {
+    running_mean[c] = (float)((1 - share) * running_mean[c] + share * mean[c]);
+    running_var[c] = (float)((1 - share) * running_var[c] + share * unbiased * variance[c]);
+  }
 }
 
 }  // extern "C"

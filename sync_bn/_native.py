@@ -6,12 +6,13 @@ a tensor that it does not handle, `_arithmetic` does the same.
 
 import ctypes
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sync_bn._activation import Activation
-from sync_bn._arithmetic import InputGradient, LocalGradients, Scaling
+from sync_bn._arithmetic import LocalGradients, Moments, Scaling
 
 _LANES = 16
 _BLOCK_VALUES = 2**16  # of an (N·S, C) are summed by one thread at a time
@@ -36,15 +37,22 @@ def _load() -> ctypes.CDLL | None:
         library = ctypes.CDLL(spec.origin)
     except OSError:  # built for another machine, or a torch without GNU's OpenMP
         return None
-    pointer, half = ctypes.c_void_p, ctypes.c_bool
-    library.sync_bn_sums.argtypes = [half, pointer, _Shape, ctypes.c_long, pointer, pointer]
-    library.sync_bn_normalise.argtypes = [half, *[pointer] * 3, _Shape, _Coefficients]
-    library.sync_bn_gradient_sums.argtypes = [
-        half, *[pointer] * 4, _Shape, ctypes.c_long, _Coefficients, pointer
-    ]  # fmt: skip
-    library.sync_bn_input_gradient.argtypes = [half, *[pointer] * 3, _Shape, _Coefficients, *[pointer] * 3]
-    for function in ("sums", "normalise", "gradient_sums", "input_gradient"):
-        getattr(library, f"sync_bn_{function}").restype = None
+    pointer, half, size, real = ctypes.c_void_p, ctypes.c_bool, ctypes.c_long, ctypes.c_double
+    pointers = [pointer] * 9
+    arguments: dict[str, list[Any]] = {
+        "sums": [half, pointer, _Shape, size, *pointers[:2]],
+        "normalise": [
+            *(half, *pointers[:3], _Shape, ctypes.c_float),
+            *(pointer, real, *pointers[:4]),
+        ],
+        "gradient_sums": [half, *pointers[:4], _Shape, size, _Coefficients, *pointers[:3]],
+        "input_gradient": [half, *pointers[:3], _Shape, _Coefficients, *pointers[:6]],
+        "update": [size, *pointers[:3], real, *pointers[:3]],
+    }
+    for name, types in arguments.items():
+        function = library[f"sync_bn_{name}"]
+        function.argtypes, function.restype = types, None
+        setattr(library, f"sync_bn_{name}", function)
     return library
 
 
@@ -72,28 +80,41 @@ class Passes:
         return _added(sums)
 
     def normalise(
-        self, x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None
-    ) -> Tensor:
+        self,
+        x: Tensor,
+        sums: Tensor,
+        eps: float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: Activation | None,
+    ) -> tuple[Tensor, Moments, Scaling]:
         z = torch.empty_like(x)
+        weight, bias = _floats(weight), _floats(bias)
         residual = None if residual is None else _like(x, residual)
+        doubles = torch.empty(4, int(self._shape.channels), dtype=torch.float64)
+        floats = torch.empty(3, int(self._shape.channels))
         _library().sync_bn_normalise(
             self._half,
-            *(x.data_ptr(), _pointer(residual), z.data_ptr()),
-            *(self._shape, _coefficients(by, activation)),
+            *(x.data_ptr(), _pointer(residual), z.data_ptr(), self._shape, _slope(activation)),
+            *(sums.data_ptr(), eps, _pointer(weight), _pointer(bias), doubles.data_ptr(), floats.data_ptr()),
         )
-        return z
+        mean, var, rest, invstd = doubles.unbind()
+        shift, scale, offset = floats.unbind()
+        return z, Moments(mean, var, sums[-1]), Scaling(shift, scale, offset, rest, invstd)
 
     def local_gradient_sums(
         self, dz: Tensor, x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None
     ) -> LocalGradients:
         """With a residual dy is written, because it is the residual's gradient; else it stays dz."""
-        dz, residual = _like(x, dz), None if residual is None or activation is None else _like(x, residual)
+        dz = _like(x, dz)
+        residual = None if residual is None or activation is None else _like(x, residual)
         dy = dz if residual is None else torch.empty_like(x)
         block, sums = self._room_for_sums(2 * int(self._shape.channels))
         _library().sync_bn_gradient_sums(
             self._half,
-            *(dz.data_ptr(), x.data_ptr(), _pointer(residual), dy.data_ptr()),
-            *(self._shape, block, _coefficients(by, activation), sums.data_ptr()),
+            *(dz.data_ptr(), x.data_ptr(), _pointer(residual), dy.data_ptr(), self._shape, block),
+            *(_coefficients(by, activation), by.rest.data_ptr(), by.invstd.data_ptr(), sums.data_ptr()),
         )
         return LocalGradients(_added(sums), dy, activation if residual is None else None)
 
@@ -102,15 +123,18 @@ class Passes:
         local: LocalGradients,
         x: Tensor,
         by: Scaling,
-        of: InputGradient,
+        n: Tensor,
+        weight: Tensor | None,
+        sums: Tensor,
         w: None,  # noqa: ARG002
     ) -> Tensor:
-        dx = torch.empty_like(x)
+        dx, weight = torch.empty_like(x), _floats(weight)
+        room = torch.empty(3 * int(self._shape.channels))
         _library().sync_bn_input_gradient(
             self._half,
-            *(local.dy.data_ptr(), x.data_ptr(), dx.data_ptr()),
-            *(self._shape, _coefficients(by, local.activation_left)),
-            *(coefficient.data_ptr() for coefficient in of),
+            *(local.dy.data_ptr(), x.data_ptr(), dx.data_ptr(), self._shape),
+            *(_coefficients(by, local.activation_left), by.rest.data_ptr(), by.invstd.data_ptr()),
+            *(n.data_ptr(), _pointer(weight), sums.data_ptr(), room.data_ptr()),
         )
         return dx
 
@@ -134,6 +158,27 @@ def passes(x: Tensor, activation: Activation | None) -> Passes | None:
         return None
     shape = _shape(x)
     return None if shape is None else Passes(x, shape)
+
+
+def update_running_statistics(
+    running_mean: Tensor, running_var: Tensor, batches: Tensor, momentum: float | None, moments: Moments
+) -> bool:
+    """As in `_arithmetic`; False if the buffers are not float32 on the CPU, and nothing was done."""
+    buffers = running_mean, running_var, batches
+    dtypes = torch.float32, torch.float32, torch.int64
+    if _LIBRARY is None or not all(
+        type(buffer) is Tensor and buffer.is_cpu and buffer.is_contiguous() and buffer.dtype == dtype
+        for buffer, dtype in zip(buffers, dtypes, strict=True)
+    ):
+        return False
+    _LIBRARY.sync_bn_update(
+        running_mean.numel(),
+        *(tensor.data_ptr() for tensor in moments),
+        -1.0 if momentum is None else momentum,
+        *(batches.data_ptr(), running_mean.data_ptr(), running_var.data_ptr()),
+    )
+    torch.autograd.graph.increment_version(buffers)
+    return True
 
 
 def _shape(x: Tensor) -> _Shape | None:
@@ -160,9 +205,19 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(other)
 
 
+def _floats(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.float().contiguous()
+
+
+def _slope(activation: Activation | None) -> float:
+    if activation is None:
+        return 1.0
+    assert activation.slope is not None
+    return activation.slope
+
+
 def _coefficients(by: Scaling, activation: Activation | None) -> _Coefficients:
-    slope = 1.0 if activation is None else activation.slope
-    return _Coefficients(by.shift.data_ptr(), by.scale.data_ptr(), by.offset.data_ptr(), slope)
+    return _Coefficients(by.shift.data_ptr(), by.scale.data_ptr(), by.offset.data_ptr(), _slope(activation))
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

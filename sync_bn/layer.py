@@ -2,14 +2,14 @@
 
 from copy import deepcopy
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sync_bn import _handshake
+from sync_bn import _arithmetic, _handshake, _native
 from sync_bn._activation import activation_named
 from sync_bn._arithmetic import Moments
 from sync_bn._class_swap import convert
@@ -221,20 +221,12 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update_running_statistics(self, moments: Moments) -> None:
-        """running = (1 - momentum)·running + momentum·new; momentum=None is the average of all batches."""
-        assert self.num_batches_tracked is not None
-        mean, var, n = moments
-        # Decided on the device, because the host does not know whether all ranks were empty.
-        any_values = (n > 0).double()
-        self.num_batches_tracked.add_(any_values.to(torch.long))
-        momentum: Tensor | float | None = self.momentum
-        if momentum is None:
-            momentum = 1 / self.num_batches_tracked.double().clamp(min=1)
-        share = any_values * momentum
-        unbiased_var = var * (n / (n - 1).clamp(min=1))
-        for running, new in ((self.running_mean, mean), (self.running_var, unbiased_var)):
-            assert running is not None
-            running.copy_(running.double().lerp(new, share))
+        buffers = self.running_mean, self.running_var, self.num_batches_tracked
+        mean, var, batches = cast(tuple[Tensor, Tensor, Tensor], buffers)
+        if torch.compiler.is_compiling() or not _native.update_running_statistics(
+            mean, var, batches, self.momentum, moments
+        ):
+            _arithmetic.update_running_statistics(mean, var, batches, self.momentum, moments)
 
     def __getstate__(self) -> dict[str, Any]:
         of_this_process = {"process_group", "_original_process_group", "_observer"} & self.__dict__.keys()
