@@ -17,6 +17,9 @@ from training.tracking import History
 
 log = logging.getLogger(__name__)
 
+CURVES = ("train_", "val_", "test_")
+"""How the names of the metrics begin that have a place in the figure of curves."""
+
 
 def exportable(module: nn.Module) -> nn.Module:
     """A copy on the CPU in evaluation mode, with plain BatchNorm, that unpickles without this project.
@@ -80,8 +83,8 @@ def _panels(history: Mapping[str, Any]) -> dict[str, list[str]]:
     """train_loss, val_loss and test_loss share the panel `loss`; and so for every metric."""
     panels: dict[str, list[str]] = {}
     for name in sorted(history, key=lambda name: (not name.endswith("loss"), name)):
-        stage, _, metric = name.partition("_")
-        if stage in {"train", "val", "test"} and metric:
+        _, _, metric = name.partition("_")
+        if name.startswith(CURVES) and metric:
             panels.setdefault(metric, []).append(name)
     return panels
 

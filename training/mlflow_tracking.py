@@ -73,10 +73,12 @@ class MlflowTracker:
     def progress(self, progress: Progress) -> None:
         self._progress = progress
 
-    def history(self) -> History:
+    def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
         self._drain()
-        names = [
-            name for name in self._client.get_run(self.run_id).data.metrics if not name.startswith("system/")
+        names = [  # each costs a request
+            name
+            for name in self._client.get_run(self.run_id).data.metrics
+            if name.startswith(prefixes) and not name.startswith("system/")
         ]
         return {
             name: sorted(

@@ -40,8 +40,8 @@ class Tracker(Protocol):
     def progress(self, progress: Progress) -> None:
         """Replaces what is known of where the run stands."""
 
-    def history(self) -> History:
-        """Every metric of the whole run so far, those of earlier attempts included."""
+    def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
+        """The metrics of the whole run so far whose names begin so, those of earlier attempts included."""
 
     def artifact(self, path: Path) -> None:
         """Keeps a file under its name."""
@@ -60,7 +60,7 @@ class NullTracker:
 
     def progress(self, progress: Progress) -> None: ...
 
-    def history(self) -> History:
+    def history(self, prefixes: tuple[str, ...] = ("",)) -> History:  # noqa: ARG002
         return {}
 
     def artifact(self, path: Path) -> None: ...
@@ -104,11 +104,11 @@ class JsonLines(NullTracker):
             self.written = self._pending["step"]
             self._pending = {}
 
-    def history(self) -> History:
+    def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
         history: History = {}
         for row in [*(row for start, row in _rows(self.path) if start < self._end), self._pending]:
             for name, value in row.items():
-                if name not in {"step", "epoch"}:
+                if name not in {"step", "epoch"} and name.startswith(prefixes):
                     history.setdefault(name, []).append((row["step"], value))
         return history
 
@@ -144,8 +144,8 @@ class Fanout:
         for tracker in self.trackers:
             tracker.progress(progress)
 
-    def history(self) -> History:
-        histories: Iterable[History] = (tracker.history() for tracker in self.trackers)
+    def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
+        histories: Iterable[History] = (tracker.history(prefixes) for tracker in self.trackers)
         return next((history for history in histories if history), {})
 
     def artifact(self, path: Path) -> None:

@@ -210,14 +210,14 @@ class Attempt:
         """The model and the figure; rank 0 only."""
         if self.rank != 0:
             return
-        from training.export import draw_curves, example_input, exportable, save
+        from training.export import CURVES, draw_curves, example_input, exportable, save
 
         self._say("saving the model")
         model = exportable(module)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self.destination.output or temporary)
             save(model, folder / "model.pt")
-            draw_curves(tracker.history(), folder / "curves.png")
+            draw_curves(tracker.history(CURVES), folder / "curves.png")
             tracker.artifact(folder / "curves.png")
         tracker.model(model, example_input(next(iter(loader))))
 

@@ -133,7 +133,7 @@ def test_a_second_attempt_of_a_run_writes_no_step_twice(
     for step in range(5, 11):  # its checkpoint was of step 4
         second.log(step, 1, {"train_loss": float(step)})
     second.log(8, 1, {"val_loss": 8.0})
-    history = second.history()
+    history, of_validation = second.history(), second.history(("val_", "test_"))
     second.close()
 
     assert points(client, run_id, "train_loss") == [(step, float(step)) for step in range(1, 11)]
@@ -141,6 +141,7 @@ def test_a_second_attempt_of_a_run_writes_no_step_twice(
         "train_loss": [(step, float(step)) for step in range(1, 11)],
         "val_loss": [(4, 4.0), (8, 8.0)],
     }
+    assert of_validation == {"val_loss": [(4, 4.0), (8, 8.0)]}
     assert client.get_run(run_id).data.params == {"resources.workers": "2", "new": "1"}
 
 

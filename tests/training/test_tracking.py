@@ -37,6 +37,7 @@ def test_a_step_can_be_read_as_soon_as_the_next_one_begins(tmp_path: Path) -> No
 
     assert [row["step"] for row in lines(tracker.path)] == [1]
     assert tracker.history() == {"train_loss": [(1, 2.0), (2, 1.0)]}
+    assert tracker.history(("val_", "norm/")) == {}
     tracker.close()
 
 
@@ -123,8 +124,8 @@ class Recorder(NullTracker):
     def progress(self, _progress: Progress) -> None:
         self.calls.append("progress")
 
-    def history(self) -> History:
-        return self._history
+    def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
+        return {name: points for name, points in self._history.items() if name.startswith(prefixes)}
 
     def artifact(self, path: Path) -> None:
         self.calls.append(path.name)
@@ -152,6 +153,7 @@ def test_a_fanout_hands_everything_to_all() -> None:
         ["log", "progress", "figure.png", "model 3", "close"]
     ] * 2
     assert fanout.history() == {"a": [(1, 2.0)]}
+    assert fanout.history(("b", "c")) == {}
     assert Fanout([]).history() == {}
 
 
