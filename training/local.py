@@ -13,12 +13,12 @@ from pathlib import Path
 from training.failures import BuildError, RankFailed, TrainingError
 from training.spec import Spec
 
-RESULTS = ("metrics.jsonl", "model.pt", "curves.png")
+RESULTS = ("metrics.jsonl", "model.pt", "curves.png", "norm_noise.png")
 OUR_PACKAGES = ("sync_bn", "training", "service")
 
 
 def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
-    """Runs `spec` and writes `output`/metrics.jsonl, model.pt, curves.png; blocks until the end.
+    """Runs `spec` and writes `output`/metrics.jsonl, model.pt and figures; blocks until the end.
 
     `code`: a folder whose modules class paths may name. With MLFLOW_TRACKING_URI set, the run is tracked
     there too. Prints what happens; returns the exit code: 0, 1 when the training failed, 2 when it could not
@@ -34,7 +34,7 @@ def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
         return _complain(error, 2)
     except TrainingError as error:
         return _complain(error, 1)
-    _say(f"done: {', '.join(str(output / name) for name in RESULTS)}")
+    _say(f"done: {', '.join(str(output / name) for name in RESULTS if (output / name).exists())}")
     return 0
 
 

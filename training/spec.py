@@ -52,6 +52,12 @@ class Norm(_Part):
     group: Literal["world", "node"] | Annotated[int, Field(ge=1)] = Field(
         default="world", description="Which workers share statistics: all, those of a node, or k neighbours"
     )
+    observe_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="For sync_batch_norm: at every so many optimizer steps, log for each layer how far the "
+        "statistics of worker 0 and the running ones lie from those of the group; null: never",
+    )
 
 
 class Optimizer(ClassSpec):
@@ -173,6 +179,11 @@ class Spec(_Part):
                 "norm.group",
                 f"{self.resources.min_workers} workers cannot be cut into groups of {self.norm.group}; "
                 "choose a divisor of resources.workers",
+            )
+        if self.norm.observe_every is not None and self.norm.kind != "sync_batch_norm":
+            raise _at(
+                "norm.observe_every",
+                f"only sync_batch_norm is observed, and norm.kind is {self.norm.kind}; leave this key out",
             )
         if self.training.precision == "16-mixed" and not self.resources.gpus_per_worker:
             raise _at("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")

@@ -55,6 +55,7 @@ class Attempt:
         from lightning.pytorch import seed_everything
 
         from training.module import Supervised, as_lightning_module
+        from training.norm_report import norm_report
         from training.norms import apply_norm
 
         seed_everything(self.spec.training.seed, verbose=False)
@@ -64,7 +65,8 @@ class Attempt:
         if isinstance(module, Supervised):
             self.spec = module.spec  # with the optimizer that it has by default
         with self._tracker() as tracker:
-            trainer = self._trainer(tracker)
+            report = norm_report(self.spec.norm, self.rank, tracker)
+            trainer = self._trainer(tracker, report)
             self._say(f"{type(model).__name__} on {self.world_size} workers: training")
             module.log = partial(module.log, sync_dist=True)  # type: ignore[method-assign]
             train_loader = self._loaders(data, "train")[0]
@@ -78,7 +80,7 @@ class Attempt:
             if tests := self._loaders(data, "test"):
                 trainer.test(module, dataloaders=tests, verbose=False)
             del module.log
-            self._deliver(module, train_loader, tracker)
+            self._deliver(module, train_loader, tracker, report)
 
     def _data(self) -> Any:
         from lightning.pytorch import LightningDataModule
@@ -122,7 +124,7 @@ class Attempt:
             for loader in loaders_of(getattr(data, f"{stage}_dataloader")(), f"data.{stage}_dataloader")
         ]
 
-    def _trainer(self, tracker: Any) -> Any:
+    def _trainer(self, tracker: Any, norm_report: Any) -> Any:
         import lightning.pytorch as pl
         from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
@@ -147,7 +149,7 @@ class Attempt:
             precision=settings.precision,
             max_epochs=settings.max_epochs or -1,
             max_steps=settings.max_steps or -1,
-            callbacks=[GlobalLoss(tracker), Report(tracker), EpochCheckpoint()],
+            callbacks=[norm_report, GlobalLoss(tracker), Report(tracker), EpochCheckpoint()],
             logger=LightningLogger(tracker),
             log_every_n_steps=1,
             num_sanity_val_steps=0,
@@ -206,8 +208,8 @@ class Attempt:
             register_as=self.spec.tracking.register_as,
         )
 
-    def _deliver(self, module: Any, loader: Any, tracker: Any) -> None:
-        """The model and the figure; rank 0 only."""
+    def _deliver(self, module: Any, loader: Any, tracker: Any, norm_report: Any) -> None:
+        """The model and the figures; rank 0 only."""
         if self.rank != 0:
             return
         from training.export import CURVES, draw_curves, example_input, exportable, save
@@ -218,7 +220,8 @@ class Attempt:
             folder = Path(self.destination.output or temporary)
             save(model, folder / "model.pt")
             draw_curves(tracker.history(CURVES), folder / "curves.png")
-            tracker.artifact(folder / "curves.png")
+            for figure in [folder / "curves.png", *norm_report.draw(folder)]:
+                tracker.artifact(figure)
         tracker.model(model, example_input(next(iter(loader))))
 
     def _say(self, text: str) -> None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +22,10 @@ from training.batches import share_loader
 from training.failures import NonFiniteLoss
 from training.global_loss import GlobalLoss
 from training.module import Supervised, as_lightning_module
+from training.norm_report import Unobserved, norm_report
 from training.reporting import LightningLogger, Report
 from training.spec import Spec, parse_spec
-from training.tracking import History, NullTracker, Progress
+from training.tracking import Fanout, History, JsonLines, NullTracker, Progress, Tracker
 
 FEATURES, LENGTH, CLASSES = 3, 4, 3
 
@@ -63,12 +65,13 @@ class Fitted:
     error: str | None
 
 
-def make_spec(*, lr: float = 0.1, **training: Any) -> Spec:
+def make_spec(*, lr: float = 0.1, observe_every: int | None = None, **training: Any) -> Spec:
     """Global batches of 7 in float64."""
     return parse_spec(
         {
             "model": {"class_path": "tests.training.fitting.Small"},
             "data": {"class_path": "tests.training.fitting.samples"},
+            "norm": {"observe_every": observe_every},
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": lr, "momentum": 0.9}},
             "training": {"global_batch_size": 7, "precision": "64-true", "max_epochs": 3} | training,
         }
@@ -166,14 +169,23 @@ def fit(
     *,
     train: TensorDataset | None = None,
     shuffle: bool = True,
+    batches_per_step: int = 1,
+    folder: Path | None = None,
+    resume: bool = False,
 ) -> Fitted:
-    """22 samples to train on, so that the last batch of 7 has one; 9 to validate and 2 to test on."""
+    """22 samples to train on, so that the last batch of 7 has one; 9 to validate and 2 to test on.
+
+    Into `folder` go files of results and, in the end, a checkpoint, which `resume` goes on from.
+    """
     warnings.simplefilter("ignore")  # Lightning's advice
     seed_everything(spec.training.seed, verbose=False)
     model = make_model()
     module = model if isinstance(model, LightningModule) else as_lightning_module(model, spec)
-    tracker = Recorder()
-    trainer = _trainer(spec, tracker)
+    recorder = Recorder()
+    files = [JsonLines(folder / "metrics.jsonl")] if folder and rank == 0 else []
+    tracker = Fanout([recorder, *files])
+    report = norm_report(spec.norm, rank, tracker)
+    trainer = _trainer(spec, tracker, report, batches_per_step)
     share = partial(
         share_loader,
         batch_size=spec.training.global_batch_size,
@@ -187,13 +199,19 @@ def fit(
             module,
             share(DataLoader(_as(spec, train or samples(22, 1)), shuffle=shuffle)),
             share(DataLoader(_as(spec, samples(9, 2)))),
+            ckpt_path=folder / "last.ckpt" if folder and resume else None,
+            weights_only=False,
         )
         if isinstance(module, Supervised):
             trainer.test(module, share(DataLoader(_as(spec, samples(2, 3)))), verbose=False)
     except NonFiniteLoss as caught:
         error = str(caught)
+    if folder:
+        trainer.save_checkpoint(folder / "last.ckpt")
+        report.draw(folder)
+    tracker.close()
     state = {name: value.clone() for name, value in module.state_dict().items()}
-    return Fitted(history=tracker.found, state=state, progress=tracker.last, error=error)
+    return Fitted(history=recorder.found, state=state, progress=recorder.last, error=error)
 
 
 def _as(spec: Spec, data: TensorDataset) -> TensorDataset:
@@ -201,7 +219,7 @@ def _as(spec: Spec, data: TensorDataset) -> TensorDataset:
     return TensorDataset(x if spec.training.precision == "64-true" else x.float(), y)
 
 
-def _trainer(spec: Spec, tracker: Recorder) -> Trainer:
+def _trainer(spec: Spec, tracker: Tracker, report: Unobserved, batches_per_step: int) -> Trainer:
     return Trainer(
         accelerator="cpu",
         devices=1,
@@ -211,7 +229,8 @@ def _trainer(spec: Spec, tracker: Recorder) -> Trainer:
         precision=spec.training.precision,
         max_epochs=spec.training.max_epochs or -1,
         max_steps=spec.training.max_steps or -1,
-        callbacks=[GlobalLoss(tracker), Report(tracker)],
+        accumulate_grad_batches=batches_per_step,
+        callbacks=[report, GlobalLoss(tracker), Report(tracker)],
         logger=LightningLogger(tracker),
         log_every_n_steps=1,
         num_sanity_val_steps=0,

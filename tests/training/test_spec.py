@@ -36,7 +36,7 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
         "name": "MLP",
         "model": {"class_path": "training.models.MLP", "init_args": {}},
         "data": {"class_path": "training.data.Digits", "init_args": {}},
-        "norm": {"kind": "sync_batch_norm", "group": "world"},
+        "norm": {"kind": "sync_batch_norm", "group": "world", "observe_every": None},
         "loss": {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {}},
         "metrics": {
             "accuracy": {
@@ -143,6 +143,8 @@ def test_an_unknown_key_names_the_nearest(keys: dict[str, Any], key: str, hint: 
         ({"model": {"class_path": "MLP"}}, "model.class_path", "a dotted path such as package.module.Class"),
         ({"model": "training.models.MLP"}, "model", "got 'training.models.MLP'"),
         ({"norm": {"group": 0}}, "norm.group", "got 0"),
+        ({"norm": {"observe_every": 0}}, "norm.observe_every", "greater than or equal to 1; got 0"),
+        ({"norm": {"observe_every": "often"}}, "norm.observe_every", "valid integer; got 'often'"),
         ({"labels": {"team": 3}}, "labels.team", "valid string; got 3"),
         ({"code": "abc"}, "code", "got 'abc'"),
         ({"data": {"class_path": "x" * 600}}, "data.class_path", "..."),
@@ -166,6 +168,14 @@ def test_a_wrong_value_is_refused_at_its_key_with_what_was_given(
         ),
         ({"norm": {"group": 2}, "resources": {"workers": 3}}, "norm.group", "choose a divisor"),
         ({"training": {"precision": "16-mixed"}}, "training.precision", "needs a GPU"),
+        *(
+            (
+                {"norm": {"kind": kind, "observe_every": 20}},
+                "norm.observe_every",
+                f"only sync_batch_norm is observed, and norm.kind is {kind}; leave this key out",
+            )
+            for kind in ("batch_norm", "group_norm", "layer_norm", "keep")
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(keys: dict[str, Any], key: str, message: str) -> None:
@@ -282,6 +292,14 @@ def test_json_schema_is_complete_and_always_the_same() -> None:
     assert references(schema) == {f"#/$defs/{name}" for name in schema["$defs"]}
     for name, part in schema["$defs"].items():
         assert part["additionalProperties"] is False, name
+
+
+def test_synchronized_layers_are_observed_where_the_spec_asks_for_it_and_the_schema_says_so() -> None:
+    assert make_spec().norm.observe_every is None
+    assert make_spec(norm={"observe_every": 20}).norm.observe_every == 20
+    key = Spec.model_json_schema()["$defs"]["Norm"]["properties"]["observe_every"]
+    assert key["anyOf"] == [{"minimum": 1, "type": "integer"}, {"type": "null"}]
+    assert key["default"] is None
 
 
 def test_json_schema_tells_a_spec_from_what_is_none() -> None:
