@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sync_bn import _arithmetic, _handshake, _native
@@ -118,13 +119,19 @@ class SyncBatchNorm(_BatchNorm):
         if self.training:
             if not plain or self._observer or self.activation or not (residual is sample_weight is None):
                 return self._normalised(input, residual, sample_weight, synchronized=not plain)
-            return super().forward(input)
+            return self._plain_again(input) if _is_recomputation() else super().forward(input)
         if self.running_mean is None and sample_weight is not None:
             return self._normalised(input, residual, sample_weight, synchronized=False)
         y = super().forward(input)
-        y = y if residual is None else y + residual
+        y = y if residual is None else (y + residual).to(input.dtype)
         activation = activation_named(self.activation)
         return y if activation is None else activation(y)
+
+    def _plain_again(self, input: Tensor) -> Tensor:
+        """Plain BatchNorm as the forward that it recomputes, but for the running statistics."""
+        tracked = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+        mean, var = (None if running is None else running.clone() for running in tracked)
+        return F.batch_norm(input, mean, var, self.weight, self.bias, training=True, eps=self.eps)
 
     def extra_repr(self) -> str:
         arguments: str = super().extra_repr()  # type: ignore[no-untyped-call]
@@ -139,15 +146,14 @@ class SyncBatchNorm(_BatchNorm):
     ) -> Tensor:
         weights = None if sample_weight is None else _over_channels(sample_weight, input)
         tensors = Tensors(input, self.weight, self.bias, residual, weights)
-        compiling = torch.compiler.is_compiling()
-        recomputed = not compiling and torch._C._current_graph_task_id() != -1
         meet = None
-        if synchronized and not compiling and self._steps_checked < _handshake.policy.steps:
+        checked = self._steps_checked >= _handshake.policy.steps or torch.compiler.is_compiling()
+        if synchronized and not checked:
             meet = partial(_handshake.meet, self.process_group, self._description(tensors))
         call = Call(self.eps, activation_named(self.activation), synchronized, self.process_group, meet)
         z, moments, local_sums = batch_norm_over_ranks(tensors, call)
         self._check_global_count(input, moments.n, weighted=weights is not None)
-        if self.training and not recomputed:
+        if self.training and not _is_recomputation():
             if meet is not None:
                 self._steps_checked += 1
             if self._observer is not None:
@@ -248,6 +254,11 @@ class SyncBatchNorm(_BatchNorm):
         state = {k: v for k, v in self.__dict__.items() if k not in ("_observer", _COMPILED)}
         copy.__dict__.update(deepcopy(state, memo))
         return copy
+
+
+def _is_recomputation() -> bool:
+    """Whether a backward pass is running, in which a checkpointed forward is done again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _over_channels(sample_weight: Tensor, input: Tensor) -> Tensor:
