@@ -93,12 +93,15 @@ def local_sums(x: Tensor, w: Tensor | None = None) -> Tensor:
     if x.numel() == 0:
         return torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
     wide, dims = x.to(computed_in(x)), _all_but_channels(x)
-    shift = wide.mean(dims)
-    d = wide - per_channel(shift, x)
     if w is None:
+        shift = wide.mean(dims)
+        d = wide - per_channel(shift, x)
         return sums_about_zero(shift, d.sum(dims), (d * d).sum(dims), x.numel() // x.shape[1])
+    n = w.double().sum() * (wide[:, 0].numel() / w.numel())
+    # The mean of what counts: zeros that do not, where a batch is padded, would move it far away.
+    shift = (w * wide).sum(dims) / torch.where(n == 0, 1, n).to(wide.dtype)
+    d = wide - per_channel(shift, x)
     wd = w * d
-    n = w.double().sum() * (d[:, 0].numel() / w.numel())
     return sums_about_zero(shift, wd.sum(dims), (wd * d).sum(dims), n)
 
 
@@ -115,7 +118,8 @@ def normalise(
     moments = global_moments(sums)
     by = scaling(x, moments, eps, weight, bias)
     y = _before_activation(x, by, residual)
-    return y if activation is None else activation(y), moments, by
+    z = y if activation is None else activation(y)
+    return z.to(x.dtype), moments, by
 
 
 def local_gradient_sums(
