@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sync_bn import _arithmetic, _native
 from sync_bn._activation import Activation
@@ -76,6 +77,9 @@ class _Forward(torch.autograd.Function):
         # empty one with zeros, and always with 2C+1 float64 numbers, whatever the dtype of its input.
         total = _added_over_ranks(local, call, "forward")
         z, moments, by = passes.normalise(x, total, call.eps, weight, bias, residual, call.activation)
+        if residual is not None and call.activation is None:
+            # No derivative depends on its values: one zero stands in, and the residual is not kept alive.
+            residual = residual.new_zeros(()).expand_as(residual)
         ctx.save_for_backward(x, weight, bias, residual, w, moments.n, *by)
         ctx.call = call
         ctx.mark_non_differentiable(*moments, local)
@@ -101,6 +105,7 @@ class _Backward(torch.autograd.Function):
         return _gradients(dz, saved, call, needed)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         dz, *tensors = ctx.saved_tensors
         second = _second_derivatives(dz, Tensors(*tensors), ctx.call, gradients)
