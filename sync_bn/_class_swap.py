@@ -6,15 +6,15 @@ anyone stored on it survive, because nothing touches them. What the way back nee
 
 import inspect
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.nn.utils import parametrize
+
+from sync_bn._lazy import known_features, lazy_class
 
 _CLASS_BY_INPUT_DIM = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 _KEPT_ON_THE_MODULE = {"process_group", "_original_class", "_original_process_group", "_layer_name"}
@@ -43,7 +43,7 @@ def revert(module: nn.Module, target: type[_BatchNorm]) -> nn.Module:
     """Give every `target` in `module` the class it had before; all of them or, with an error, none."""
     found = list(_layers(module, target))
     for name, layer in found:
-        _refuse_a_fused_activation(layer, name)
+        _refuse_what_no_class_has(layer, name)
     for _, layer in found:
         _revert_one(layer)
     return module
@@ -64,9 +64,9 @@ def _convert_one(
             state["_original_process_group"] = state["process_group"]
         state.setdefault("process_group", None)
         kind: Any = target
-        _set_class(module, _lazy_class(kind) if isinstance(module, LazyModuleMixin) else kind)
+        _set_class(module, lazy_class(kind) if isinstance(module, LazyModuleMixin) else kind)
         # torch leaves a 0 on a lazy layer that got its tensors from a state_dict.
-        module.num_features = module.num_features or _known_features(module) or 0
+        module.num_features = module.num_features or known_features(module) or 0
     if process_group is not None:
         state["process_group"] = process_group
 
@@ -116,7 +116,7 @@ def _refuse_what_would_be_lost(module: _BatchNorm, name: str, target: type[_Batc
             f"{who} has an attribute {' and '.join(sorted(taken))}, which {target.__name__} would take for "
             "its own. Rename it, or convert the parts of the model around the layer."
         )
-    unknown = module.num_features == 0 and _known_features(module) is None
+    unknown = module.num_features == 0 and known_features(module) is None
     if unknown and not isinstance(module, LazyModuleMixin):
         raise ValueError(
             f"{who} has num_features=0 and no parameter or buffer that tells their number. "
@@ -124,13 +124,18 @@ def _refuse_what_would_be_lost(module: _BatchNorm, name: str, target: type[_Batc
         )
 
 
-def _refuse_a_fused_activation(module: _BatchNorm, name: str) -> None:
+def _refuse_what_no_class_has(module: _BatchNorm, name: str) -> None:
     activation = getattr(module, "activation", None)
     if activation is not None:
         raise TypeError(
             f"{_quoted(name)} has activation={activation!r}, which no torch class has: reverted, the layer "
             "would silently lose it. Construct it without activation, and put a module for it "
             "(nn.ReLU for 'relu') after it."
+        )
+    if any(kind.__module__.startswith("torch.distributed.") for kind in type(module).__mro__):
+        raise TypeError(
+            f"{_quoted(name)} ({type(module).__name__}) is sharded by itself, and reverted it would silently "
+            "be so no more. Revert a model of its own, and load the full state_dict into it."
         )
 
 
@@ -153,49 +158,3 @@ def _own_attributes(kind: type[nn.Module]) -> set[str]:
         return {name for c in classes for name in inspect.get_annotations(c)}
 
     return _KEPT_ON_THE_MODULE | annotated(torchs=False) - annotated(torchs=True)
-
-
-class _Lazy(_LazyNormBase):
-    """Mixed into a target: it learns its number of features from the first batch, then is the target alone.
-
-    torch looks up `forward` before the hook that changes the class, so the first batch is normalised by the
-    class that the layer has until then: already that must synchronize.
-    """
-
-    def initialize_parameters(self, input: Tensor, *_: Any, **__: Any) -> None:
-        if input.dim() < 2:
-            raise ValueError(
-                f"{self._layer_name} got an input of shape {tuple(input.shape)}; "
-                "expected (N, C, ...): samples, channels, any further dimensions."
-            )
-        super().initialize_parameters(input)
-        # torch sets it only if there was a tensor to make; there is none without affine and statistics, nor
-        # after load_state_dict.
-        self.num_features = _known_features(self) or input.shape[1]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # An uninitialized buffer refuses to be copied, unlike an uninitialized parameter.
-        for buffer in self._buffers.values():
-            if buffer is not None and is_lazy(buffer):
-                new_buffer: Any = UninitializedBuffer  # whose signature torch does not declare
-                memo[id(buffer)] = new_buffer(device=buffer.device, dtype=buffer.dtype)
-        return super().__deepcopy__(memo)  # type: ignore[misc]
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class has no name to be found by.
-        return _new_lazy, (self.cls_to_become,), self.__getstate__()  # type: ignore[no-untyped-call]
-
-
-@cache
-def _lazy_class(target: Any) -> Any:
-    return type(f"Lazy{target.__name__}", (_Lazy, target), {"cls_to_become": target})
-
-
-def _new_lazy(target: Any) -> _BatchNorm:
-    layer: _BatchNorm = _lazy_class(target).__new__(_lazy_class(target))
-    return layer
-
-
-def _known_features(module: _BatchNorm | _LazyNormBase) -> int | None:
-    known = (t for t in (module.running_mean, module.weight) if t is not None and not is_lazy(t))
-    return next((len(tensor) for tensor in known), None)

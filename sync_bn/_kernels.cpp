@@ -357,6 +357,9 @@ void sum_in_threads(Shape s, long block, double* sums, long size, F part) {
 
 extern "C" {
 
+// To be counted on whenever a signature below changes: whoever calls looks at it first.
+long sync_bn_interface() { return 1; }
+
 void sync_bn_sums(bool half, const void* x, Shape s, long block, float* shift, double* sums) {
   bool rows = s.inner > 1, again = false;
   long blocks = (s.outer + block - 1) / block, size = 2 * s.channels + 1;

@@ -14,6 +14,7 @@ from torch import Tensor
 from sync_bn._activation import Activation
 from sync_bn._arithmetic import LocalGradients, Moments, Scaling
 
+_INTERFACE = 1
 _LANES = 16
 _BLOCK_VALUES = 2**16  # of an (N·S, C) are summed by one thread at a time
 
@@ -35,7 +36,9 @@ def _load() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(spec.origin)
-    except OSError:  # built for another machine, or a torch without GNU's OpenMP
+        if library.sync_bn_interface() != _INTERFACE:
+            return None
+    except (OSError, AttributeError):  # built for another machine or version, or a torch without GNU's OpenMP
         return None
     pointer, half, size, real = ctypes.c_void_p, ctypes.c_bool, ctypes.c_long, ctypes.c_double
     pointers = [pointer] * 9

@@ -15,3 +15,12 @@ def test_plugin_converts_and_reverts_the_model() -> None:
 
     assert type(plugin.apply(model)[1]) is SyncBatchNorm  # type: ignore[index]
     assert type(plugin.revert(model)[1]) is nn.BatchNorm2d  # type: ignore[index]
+
+
+def test_plugin_leaves_alone_what_it_has_not_converted() -> None:
+    model = nn.Sequential(SyncBatchNorm(3, activation="relu"), nn.BatchNorm2d(3))
+    plugin = SyncBatchNormPlugin()
+
+    plugin.revert(plugin.apply(model))
+
+    assert [type(layer) for layer in model] == [SyncBatchNorm, nn.BatchNorm2d]

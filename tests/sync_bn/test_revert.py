@@ -9,9 +9,12 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sync_bn import SyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
+from tests.sync_bn.conftest import RanksOf
 
 A_GROUP, ANOTHER_GROUP = (cast(torch.distributed.ProcessGroup, object()) for _ in range(2))
 
@@ -251,3 +254,19 @@ def test_saved_model_reverts_to_its_classes_where_it_is_loaded() -> None:
 
     assert [type(layer) for layer in loaded.children()] == [Renamed, nn.BatchNorm2d]
     torch.testing.assert_close(loaded(x), revert_sync_batchnorm(model)(x), rtol=0, atol=0)
+
+
+def error_of_reverting_a_sharded_layer(rank: int) -> str:
+    mesh = init_device_mesh("cpu", (2,))
+    model = nn.Sequential(convert_sync_batchnorm(nn.BatchNorm1d(4)))
+    fully_shard(model[0], mesh=mesh)
+    try:
+        revert_sync_batchnorm(model)
+    except TypeError as error:
+        return str(error)
+    return f"no error on rank {rank}"
+
+
+def test_layer_that_is_sharded_by_itself_is_refused(ranks_of: RanksOf) -> None:
+    for message in ranks_of(2).run(error_of_reverting_a_sharded_layer):
+        assert "'0' (FSDPSyncBatchNorm) is sharded by itself" in message
