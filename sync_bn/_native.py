@@ -75,7 +75,7 @@ class Passes:
 
     def local_sums(self, x: Tensor, w: None) -> Tensor:  # noqa: ARG002
         channels = int(self._shape.channels)
-        shift = torch.empty(channels)
+        shift = _room(channels, dtype=torch.float32)
         block, sums = self._room_for_sums(2 * channels + 1)
         _library().sync_bn_sums(
             self._half, x.data_ptr(), self._shape, block, shift.data_ptr(), sums.data_ptr()
@@ -95,8 +95,8 @@ class Passes:
         z = torch.empty_like(x)
         weight, bias = _floats(weight), _floats(bias)
         residual = None if residual is None else _like(x, residual)
-        doubles = torch.empty(4, int(self._shape.channels), dtype=torch.float64)
-        floats = torch.empty(3, int(self._shape.channels))
+        channels = int(self._shape.channels)
+        doubles, floats = _room(4, channels), _room(3, channels, dtype=torch.float32)
         _library().sync_bn_normalise(
             self._half,
             *(x.data_ptr(), _pointer(residual), z.data_ptr(), self._shape, _slope(activation)),
@@ -132,7 +132,7 @@ class Passes:
         w: None,  # noqa: ARG002
     ) -> Tensor:
         dx, weight = torch.empty_like(x), _floats(weight)
-        room = torch.empty(3 * int(self._shape.channels))
+        room = _room(3 * int(self._shape.channels), dtype=torch.float32)
         _library().sync_bn_input_gradient(
             self._half,
             *(local.dy.data_ptr(), x.data_ptr(), dx.data_ptr(), self._shape),
@@ -146,7 +146,7 @@ class Passes:
         outer, channels, inner = self._shape.outer, self._shape.channels, self._shape.inner
         block = max(_LANES, _BLOCK_VALUES // channels)
         blocks = 1 if inner > 1 else -(-outer // block)
-        return block, torch.empty(blocks, size, dtype=torch.float64)
+        return block, _room(blocks, size)
 
 
 def passes(x: Tensor, activation: Activation | None) -> Passes | None:
@@ -195,6 +195,11 @@ def _shape(x: Tensor) -> _Shape | None:
     if channels >= _LANES and rows.is_contiguous():
         return _Shape(samples * inner, channels, 1)
     return None
+
+
+def _room(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Memory for numbers of C++, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _added(sums: Tensor) -> Tensor:
