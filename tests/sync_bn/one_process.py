@@ -3,17 +3,20 @@
 x and dy are (N, C, ...) tensors, one for each rank where there are several.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sync_bn import convert_sync_batchnorm
+from sync_bn import SyncBatchNorm, _arithmetic, _native, convert_sync_batchnorm
 
+Passes = Literal["native", "torch"]
 BATCH_NORM_OF_DIM = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -25,6 +28,30 @@ class Step:
     input_gradient: Tensor
     parameter_gradients: list[Tensor]
     buffers: dict[str, Tensor]
+
+
+@contextmanager
+def passes_of(which: Passes) -> Iterator[None]:
+    """The passes over the data are the loops for the CPU, as far as they are built, or torch's operations."""
+    with patch.object(_native, "_LIBRARY", _native._LIBRARY if which == "native" else None):
+        yield
+
+
+class OwnPasses(SyncBatchNorm):
+    """Goes its own way through the data in one process too, where it would leave it to torch's layer."""
+
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        self._check_extras(input, residual, sample_weight)
+        return self._normalised(input, residual, sample_weight, synchronized=False)
+
+
+def variance_error(x: Tensor, sums: Tensor | None = None) -> float:
+    """Of the variance from x's sums, or from these, relative to x's variance in float64; worst channel."""
+    sums = (_native.passes(x, None) or _arithmetic).local_sums(x, None) if sums is None else sums
+    expected = x.double().var([dim for dim in range(x.dim()) if dim != 1], correction=0)
+    return ((_arithmetic.global_moments(sums).var - expected) / expected).abs().max().item()
 
 
 def batch_norm(dim: int, channels: int, **options: Any) -> _BatchNorm:
@@ -49,11 +76,15 @@ def step(layer: nn.Module, x: Tensor, dy: Tensor) -> Step:
 
 
 def steps_in_rank(
-    rank: int, layer: nn.Module, batches: Sequence[tuple[list[Tensor], list[Tensor]]]
+    rank: int,
+    layer: nn.Module,
+    batches: Sequence[tuple[list[Tensor], list[Tensor]]],
+    passes: Passes = "native",
 ) -> list[Step]:
     """Runs in a rank: one step after the other, each with its part of (all ranks' x, all ranks' dy)."""
     layer = convert_sync_batchnorm(layer)
-    return [step(layer, xs[rank], dys[rank]) for xs, dys in batches]
+    with passes_of(passes):
+        return [step(layer, xs[rank], dys[rank]) for xs, dys in batches]
 
 
 def reference_steps(
