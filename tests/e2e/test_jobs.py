@@ -22,7 +22,7 @@ RECIPE = Path("training/recipes/digits.yaml")
 
 
 def test_the_example_learns_and_leaves_everything_in_mlflow(stack: Stack) -> None:
-    done = stack.cli("submit", str(RECIPE), "--follow", "--json")
+    done = stack.cli("submit", str(RECIPE), "--set", "norm.observe_every=20", "--follow", "--json")
 
     assert done.returncode == 0, done.stderr
     job = json.loads(done.stdout)
@@ -34,10 +34,11 @@ def test_the_example_learns_and_leaves_everything_in_mlflow(stack: Stack) -> Non
     assert run["info"]["status"] == "FINISHED"
     metrics = {metric["key"] for metric in run["data"]["metrics"]}
     assert {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss"} <= metrics
+    assert {f"norm/features.{layer}/mean_noise" for layer in (1, 4)} <= metrics
     assert any(name.startswith("system/") for name in metrics)
     params = {param["key"]: param["value"] for param in run["data"]["params"]}
     assert params["training.global_batch_size"] == "64"
-    assert _files(stack, run_id) >= {"curves.png", "logs"}
+    assert _files(stack, run_id) >= {"curves.png", "norm_noise.png", "logs"}
     with stack.client() as client:
         steps = Counter(point.step for point in client.metrics(job["id"], ["train_loss"]))
         assert steps == Counter(range(1, 301))

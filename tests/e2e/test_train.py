@@ -48,14 +48,16 @@ def test_float32_curves_agree_over_the_first_fifty_steps(tmp_path: Path) -> None
     small = ["model.init_args.width=8", "data.init_args.limit=6400", "training.global_batch_size=128"]
     length = ["training.max_epochs=null", "training.max_steps=50", "resources.cpus_per_worker=1"]
     for workers in (1, 2):
-        changes = [*small, *length, f"resources.workers={workers}"]
+        changes = [*small, *length, f"resources.workers={workers}", "norm.observe_every=20"]
         done = _syncbn(
             "train", str(recipe), *_sets(changes), "--output", str(tmp_path / str(workers)), cwd=Path.cwd()
         )
         assert done.returncode == 0, done.stderr
+        assert f"{tmp_path / str(workers) / 'norm_noise.png'}" in done.stdout
 
     alone, shared = (_rows(tmp_path / str(workers)) for workers in (1, 2))
     assert len(alone) == len(shared) == 50
+    assert [row["step"] for row in shared if "norm/bn1/var_noise" in row] == [20, 40]
     assert max(abs(a["train_loss"] / b["train_loss"] - 1) for a, b in zip(alone, shared, strict=True)) < 1e-4
 
 
