@@ -1,128 +1,165 @@
+"""Sums that add up over parts of a batch, the moments they belong to, and the running statistics."""
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sync_bn._arithmetic import (
-    Moments,
-    global_moments,
-    input_gradient,
-    local_gradient_sums,
-    local_sums,
-    normalise,
-)
+from sync_bn import _arithmetic, _native
+from sync_bn._arithmetic import Moments, global_moments, local_sums
 from tests.sync_bn import layouts
+from tests.sync_bn.one_process import Passes, passes_of, variance_error
 
-DIMS = (0, 2, 3)
-
-
-def moments_of_parts(x: Tensor, cut: list[int]) -> Moments:
-    sums = torch.stack([local_sums(part) for part in torch.split(x, cut)]).sum(0)
-    return global_moments(sums)
+BY_EITHER = pytest.mark.parametrize("passes", ["native", "torch"])
 
 
-def variance_error(x: Tensor, moments: Moments) -> float:
-    expected = x.double().var(DIMS, correction=0)
-    return ((moments.var - expected) / expected).abs().max().item()
+def sums_of_parts(x: Tensor, cut: list[int], passes: Passes) -> Tensor:
+    with passes_of(passes):
+        sums = [
+            (_native.passes(part, None) or _arithmetic).local_sums(part, None) for part in torch.split(x, cut)
+        ]
+    return torch.stack(sums).sum(0)
 
 
+@BY_EITHER
 @pytest.mark.parametrize("layout", layouts.ALL)
-@pytest.mark.parametrize("mean_in_std", [0, 1, 1e2, 1e3, 1e4])
-@pytest.mark.parametrize("std", [1e-6, 1e-3, 1.0, 1e3])
-def test_variance_of_float32_is_right_to_1e_5_however_large_the_mean(
-    std: float, mean_in_std: float, layout: layouts.Layout
-) -> None:
+def test_sums_of_parts_add_up_to_the_moments_of_the_whole(layout: layouts.Layout, passes: Passes) -> None:
     torch.manual_seed(0)
-    x = layout(torch.randn(12, 3, 20, 20) * std + mean_in_std * std)
+    x = layout(torch.randn(12, 17, 5, 7) + 3)
 
-    moments = moments_of_parts(x, [5, 0, 1, 6])
+    mean, var, n = global_moments(sums_of_parts(x, [5, 0, 1, 6], passes))
 
-    assert variance_error(x, moments) < 1e-5
-    assert moments.n == 12 * 20 * 20
-    torch.testing.assert_close(moments.mean, x.double().mean(DIMS), rtol=1e-7, atol=1e-6 * std)
+    assert n == 12 * 5 * 7
+    torch.testing.assert_close(mean, x.double().mean((0, 2, 3)), rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(var, x.double().var((0, 2, 3), correction=0), rtol=1e-6, atol=0)
 
 
+@BY_EITHER
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 def test_variance_stays_right_over_many_values_and_between_parts_that_differ_much(
-    layout: layouts.Layout,
+    layout: layouts.Layout, passes: Passes
 ) -> None:
     torch.manual_seed(0)
-    x = torch.randn(8, 2, 256, 256)
+    x = torch.randn(8, 16, 128, 128)
     x[0] += 1000
 
-    assert variance_error(x, moments_of_parts(layout(x), [8])) < 1e-5
-    assert variance_error(x, moments_of_parts(layout(x), [1, 7])) < 1e-5
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_statistics_of_other_dtypes_are_those_of_the_stored_values(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    x = (torch.randn(70, 2, 32, 32) + 3).to(dtype)
-
-    moments = moments_of_parts(x, [30, 40])
-
-    assert variance_error(x, moments) < (1e-13 if dtype == torch.float64 else 1e-6)
-    assert moments.n == 71680  # more than float16 can hold
+    assert variance_error(x, sums_of_parts(layout(x), [8], passes)) < 1e-5
+    assert variance_error(x, sums_of_parts(layout(x), [1, 7], passes)) < 1e-5
 
 
 def test_sums_are_2c_plus_1_float64_numbers_whatever_the_input() -> None:
-    for dtype in (torch.float16, torch.float32, torch.float64):
-        for shape in ((0, 5), (3, 5), (2, 5, 4, 4), (2, 5, 0)):
-            sums = local_sums(torch.zeros(shape, dtype=dtype))
-            assert (sums.dtype, sums.shape) == (torch.float64, (11,))
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for shape in ((0, 17), (3, 17), (2, 17, 4, 4), (2, 17, 0)):
+            x, weights = torch.zeros(shape, dtype=dtype), torch.ones(shape[0], *[1] * (len(shape) - 1))
+            for sums in (local_sums(x), local_sums(x, weights), sums_of_parts(x, [shape[0]], "native")):
+                assert (sums.dtype, sums.shape) == (torch.float64, (35,))
 
 
-def test_constant_channel_has_variance_zero() -> None:
-    moments = moments_of_parts(torch.full((9, 2, 3, 3), 12345.678), [4, 5])
+@BY_EITHER
+def test_number_of_values_is_more_than_half_precision_can_count(passes: Passes) -> None:
+    x = torch.ones(70_000, 16)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert global_moments(sums_of_parts(x.to(dtype), [30_000, 40_000], passes)).n == 70_000
+
+
+@BY_EITHER
+@pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
+def test_constant_channel_has_variance_0(layout: layouts.Layout, passes: Passes) -> None:
+    x = layout(torch.full((9, 17, 5, 5), 12345.678))
+
+    moments = global_moments(sums_of_parts(x, [4, 5], passes))
 
     assert moments.var.min() >= 0
     assert moments.var.max() < 1e-6
+    torch.testing.assert_close(moments.mean, x[0, :, 0, 0].double(), rtol=1e-7, atol=0)
 
 
-def test_not_a_number_and_infinity_reach_the_moments() -> None:
-    x = torch.randn(4, 2, 3, 3)
-    x[0, 0, 0, 0] = torch.nan
-    x[1, 1, 0, 0] = torch.inf
-
-    moments = moments_of_parts(x, [1, 3])
-
-    assert moments.var.isnan().all()
-    assert not moments.mean.isfinite().any()
-
-
-@pytest.mark.parametrize("mean_in_std", [0, 1e3])
-@pytest.mark.parametrize("layout_dy", layouts.ALL)
-@pytest.mark.parametrize("layout_x", layouts.ALL)
-def test_forward_and_backward_of_float32_agree_with_float64_in_every_layout(
-    layout_x: layouts.Layout, layout_dy: layouts.Layout, mean_in_std: float
-) -> None:
-    torch.manual_seed(0)
-    x, dy = layout_x(torch.randn(6, 3, 5, 7) + mean_in_std), layout_dy(torch.randn(6, 3, 5, 7))
-    weight, bias = torch.tensor([0.5, 1, 2]), torch.tensor([-1.0, 0, 3])
-    exact_x = x.double().requires_grad_()
-    exact_weight = weight.double().requires_grad_()
-    exact = torch.nn.functional.batch_norm(exact_x, None, None, exact_weight, bias.double(), training=True)
-    exact_dx, exact_dweight = torch.autograd.grad(exact, (exact_x, exact_weight), dy.double())
-
-    moments = moments_of_parts(x, [6])
-    invstd = (moments.var + 1e-5).rsqrt()
-    y = normalise(x, moments.mean, invstd, weight, bias)
-    sums = local_gradient_sums(dy, x, moments.mean, invstd)
-    dx = input_gradient(dy, x, moments, invstd, weight, sums)
-
-    # The error of one more rounding of x, as large as its mean is.
-    tolerance = 1e-6 * (1 + mean_in_std)
-    torch.testing.assert_close(y.double(), exact.detach(), rtol=1e-5, atol=tolerance)
-    torch.testing.assert_close(dx.double(), exact_dx, rtol=1e-5, atol=tolerance)
-    torch.testing.assert_close(sums[:3], dy.double().sum(DIMS), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(sums[3:], exact_dweight, rtol=1e-5, atol=1e-4)
-
-
+@BY_EITHER
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
-def test_output_and_input_gradient_lie_in_memory_as_the_input(layout: layouts.Layout) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        x = layout(torch.randn(6, 3, 5, 7)).to(dtype)
-        moments = moments_of_parts(x, [6])
-        y = normalise(x, moments.mean, moments.var, None, None)
-        dx = input_gradient(x.contiguous(), x, moments, moments.var, None, torch.ones(6).double())
-        assert y.stride() == dx.stride() == x.stride()
-        assert y.dtype == dx.dtype == dtype
+def test_not_a_number_and_infinity_reach_the_moments_of_their_channels_alone(
+    layout: layouts.Layout, passes: Passes
+) -> None:
+    x = layout(torch.randn(4, 17, 5, 5))
+    x[0, 0, 0, 0] = torch.nan
+    x[1, 1, 4, 4] = torch.inf
+    x[3, 16, 4, 4] = -torch.inf
+
+    mean, var, _ = global_moments(sums_of_parts(x, [1, 3], passes))
+
+    touched = [0, 1, 16]
+    assert var[touched].isnan().all()
+    assert not mean[touched].isfinite().any()
+    assert var[2:16].isfinite().all()
+    assert mean[2:16].isfinite().all()
+
+
+def test_weighted_sums_are_those_of_repeated_values() -> None:
+    torch.manual_seed(0)
+    x, times = torch.randn(5, 3, 4, dtype=torch.float64), torch.tensor([2, 0, 1, 3, 1])
+
+    weighted = local_sums(x, times.double().reshape(5, 1, 1))
+
+    torch.testing.assert_close(
+        weighted, local_sums(x.repeat_interleave(times, dim=0)), rtol=1e-13, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("layout", layouts.ALL)
+def test_values_without_weight_do_not_cost_the_variance_its_digits(layout: layouts.Layout) -> None:
+    torch.manual_seed(0)
+    real, nothing = torch.randn(4, 16, 9, 9) + 1e4, torch.zeros(4, 16, 9, 9)
+    weights = torch.cat([torch.ones(4, 1, 9, 9), torch.zeros(4, 1, 9, 9)])
+
+    assert variance_error(real, local_sums(layout(torch.cat([real, nothing])), weights)) < 1e-5
+
+
+@BY_EITHER
+@pytest.mark.parametrize("momentum", [0.1, 1.0, 0.0, None])
+def test_running_statistics_follow_torchs_layer(momentum: float | None, passes: Passes) -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.BatchNorm1d(3, momentum=momentum) for _ in range(2))
+    batches = [torch.randn(n, 3) for n in (2, 7, 4)]
+
+    for x in batches:
+        theirs(x)
+        update(
+            ours,
+            Moments(x.double().mean(0), x.double().var(0, correction=0), torch.tensor(len(x)).double()),
+            passes,
+        )
+
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-6, atol=1e-6)
+
+
+@BY_EITHER
+@pytest.mark.parametrize("momentum", [0.1, 1.0, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_batch_without_a_value_updates_nothing(
+    dtype: torch.dtype, momentum: float | None, passes: Passes
+) -> None:
+    layer = nn.BatchNorm1d(3, momentum=momentum, dtype=dtype)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+
+    update(layer, global_moments(torch.zeros(7, dtype=torch.float64)), passes)
+
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("n", [1.5, 2.0, 2.5, 1e9])
+def test_loops_and_torch_update_alike_for_any_number_of_values(n: float) -> None:
+    native, of_torch = (nn.BatchNorm1d(3, momentum=0.3) for _ in range(2))
+    moments = Moments(torch.randn(3).double(), torch.rand(3).double(), torch.tensor(n).double())
+
+    update(native, moments, "native")
+    update(of_torch, moments, "torch")
+
+    torch.testing.assert_close(native.state_dict(), of_torch.state_dict(), rtol=1e-6, atol=1e-7)
+
+
+def update(layer: nn.BatchNorm1d, moments: Moments, passes: Passes) -> None:
+    mean, var, batches = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    assert mean is not None
+    assert var is not None
+    assert batches is not None
+    with passes_of(passes):
+        if not _native.update_running_statistics(mean, var, batches, layer.momentum, moments):
+            _arithmetic.update_running_statistics(mean, var, batches, layer.momentum, moments)
