@@ -8,7 +8,13 @@ from torch import Tensor
 
 from tests.sync_bn import layouts
 from tests.sync_bn.conftest import RanksOf
-from tests.sync_bn.one_process import assert_as_one_process, batch_norm, reference_steps, steps_in_rank
+from tests.sync_bn.one_process import (
+    Passes,
+    assert_as_one_process,
+    batch_norm,
+    reference_steps,
+    steps_in_rank,
+)
 
 # The package promises tests that need torch and pytest alone; the other files hold examples of the same.
 pytest.importorskip("hypothesis")
@@ -61,3 +67,37 @@ def test_any_cut_of_any_batch_gives_what_one_process_computes(
 
     for steps, reference in zip(zip(*by_rank, strict=True), reference_steps(layer, batches), strict=True):
         assert_as_one_process(steps, reference, rtol=1e-6, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cut=CUTS,
+    channels=st.sampled_from([1, 2, 3, 15, 16, 17, 31, 33, 48, 65]),
+    rest=st.sampled_from([[], [1], [5], [15], [16], [47], [4, 4], [3, 11], [9, 2], [2, 3, 3]]),
+    options=OPTIONS,
+    layout=st.sampled_from(layouts.ALL),
+    passes=st.sampled_from(["native", "torch"]),
+    seed=st.integers(0, 2**31),
+)
+def test_any_cut_of_float32_gives_what_one_process_computes_through_either_passes(
+    ranks_of: RanksOf,
+    cut: list[int],
+    channels: int,
+    rest: list[int],
+    options: dict[str, Any],
+    layout: layouts.Layout,
+    passes: Passes,
+    seed: int,
+) -> None:
+    assume(sum(cut) * torch.Size(rest).numel() > 1)
+    torch.manual_seed(seed)
+    layer = batch_norm(2 + len(rest), channels, **options)
+    shape = (sum(cut), channels, *rest)
+    # Values above and below in turn, so that no variance is about zero, where rounding is all there is.
+    sign = 1 - 2 * (torch.arange(sum(cut) * torch.Size(rest).numel()) % 2).view(sum(cut), 1, *rest)
+    x, dy = 3 * sign + 0.5 * torch.randn(shape) + 5, torch.randn(shape)
+    batch = [layout(part) for part in torch.split(x, cut)], [layout(part) for part in torch.split(dy, cut)]
+
+    steps = [s for (s,) in ranks_of(len(cut)).run(steps_in_rank, layer, [batch], passes)]
+
+    assert_as_one_process(steps, reference_steps(layer, [batch])[0], rtol=1e-5, atol=1e-5)
