@@ -28,6 +28,7 @@ class Step:
     input_gradient: Tensor
     parameter_gradients: list[Tensor]
     buffers: dict[str, Tensor]
+    residual_gradient: Tensor | None = None
 
 
 @contextmanager
@@ -62,16 +63,24 @@ def batch_norm(dim: int, channels: int, **options: Any) -> _BatchNorm:
     return layer
 
 
-def step(layer: nn.Module, x: Tensor, dy: Tensor) -> Step:
-    x = x.detach().requires_grad_()
-    y = layer(x)
-    input_gradient, *parameter_gradients = torch.autograd.grad(y, (x, *layer.parameters()), dy)
-    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+def step(
+    layer: nn.Module,
+    x: Tensor,
+    dy: Tensor,
+    residual: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Step:
+    x, parameters = x.detach().requires_grad_(), list(layer.parameters())
+    residuals = [] if residual is None else [residual.detach().requires_grad_()]
+    extras = {"residual": residuals[0] if residuals else None, "sample_weight": sample_weight}
+    y = layer(x, **{name: extra for name, extra in extras.items() if extra is not None})
+    input_gradient, *others = torch.autograd.grad(y, (x, *parameters, *residuals), dy)
     return Step(
         output=y.detach(),
         input_gradient=input_gradient,
-        parameter_gradients=parameter_gradients,
-        buffers=buffers,
+        parameter_gradients=list(others[: len(parameters)]),
+        buffers={name: buffer.clone() for name, buffer in layer.named_buffers()},
+        residual_gradient=others[-1] if residuals else None,
     )
 
 
@@ -105,6 +114,9 @@ def assert_as_one_process(steps: Sequence[Step], reference: Step, **tolerance: A
     for index, expected in enumerate(reference.parameter_gradients):
         added_up = torch.stack([s.parameter_gradients[index].double() for s in steps]).sum(0)
         assert_close(added_up, expected)
+    if reference.residual_gradient is not None:
+        residual_gradients = [s.residual_gradient for s in steps if s.residual_gradient is not None]
+        assert_close(torch.cat(residual_gradients), reference.residual_gradient)
     for s in steps:
         assert s.buffers.keys() == reference.buffers.keys()
         for name, expected in reference.buffers.items():
