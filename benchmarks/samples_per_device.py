@@ -28,9 +28,9 @@ LEARNING_RATE, MOMENTUM = 0.1, 0.9
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "samples_per_device.png"
 ALONE, SYNCHRONIZED = "BatchNorm", "SyncBatchNorm"
 NOTES = (
-    "ConvNet(widths=(16, 32)) on the digits of scikit-learn (1,257 to train on, 360 to test); SGD, learning "
-    f"rate {LEARNING_RATE}, momentum {MOMENTUM}, {{epochs}} epochs of global batches of {GLOBAL_BATCH}, in "
-    "float32. Devices are processes joined by gloo, with DistributedDataParallel.",
+    "ConvNet(widths=(16, 32)) on the digits of scikit-learn (1,257 to train on, 360 to test), in float64; SGD, "
+    f"learning rate {LEARNING_RATE} falling to 0 as a cosine, momentum {MOMENTUM}, {{epochs}} epochs of global "
+    f"batches of {GLOBAL_BATCH}. Devices are processes joined by gloo, with DistributedDataParallel.",
     "Test error in evaluation, by running statistics, of the first device's model; medians of {seeds} seeds, "
     "and the least and most of them. Initial weights and the order of samples depend on the seed alone.",
 )
@@ -88,25 +88,30 @@ def _test_error(rank: int, case: Case) -> float:
     data = Digits()
     data.setup()
     torch.manual_seed(case.seed)
-    model: nn.Module = ConvNet(widths=(16, 32))
+    model: nn.Module = ConvNet(widths=(16, 32)).double()
     if case.norm == SYNCHRONIZED:
         model = convert_sync_batchnorm(model, group)
     parallel = DistributedDataParallel(model, process_group=group)
     optimizer = torch.optim.SGD(parallel.parameters(), LEARNING_RATE, MOMENTUM)
     (x, y), test = _tensors(data.train), _tensors(data.test)
+    steps = len(x) // GLOBAL_BATCH
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, case.epochs * steps)
     for epoch in range(case.epochs):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1000 * case.seed + epoch))
-        for batch in torch.split(order, GLOBAL_BATCH)[: len(x) // GLOBAL_BATCH]:
+        for batch in torch.split(order, GLOBAL_BATCH)[:steps]:
             mine = batch[rank :: case.devices]
             optimizer.zero_grad()
             torch.autograd.backward(nn.functional.cross_entropy(parallel(x[mine]), y[mine]))
             optimizer.step()
+            schedule.step()
     return _error(model.eval(), *test)
 
 
 def _tensors(part: Dataset[Any]) -> tuple[Tensor, ...]:
+    """Images in float64, and labels."""
     assert isinstance(part, TensorDataset)
-    return part.tensors
+    images, labels = part.tensors
+    return images.double(), labels
 
 
 @torch.no_grad()
