@@ -63,6 +63,16 @@ def batch_norm(dim: int, channels: int, **options: Any) -> _BatchNorm:
     return layer
 
 
+def weighted_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, w: Tensor) -> Tensor:
+    """The definition with weights w, (N, 1, ...) to be broadcast over x, in differentiable operations."""
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    share = w / w.expand_as(x[:, :1]).sum()
+    mean = (share * x).sum(dims, keepdim=True)
+    var = (share * (x - mean) ** 2).sum(dims, keepdim=True)
+    weight, bias = (parameter.view(1, -1, *[1] * (x.dim() - 2)) for parameter in (weight, bias))
+    return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+
 def step(
     layer: nn.Module,
     x: Tensor,

@@ -15,6 +15,7 @@ from tests.sync_bn.one_process import (
     batch_norm,
     reference_steps,
     step,
+    weighted_batch_norm,
 )
 
 CUTS = pytest.mark.parametrize("cut", [[5], [2, 3], [0, 5], [1, 3, 1]], ids=str)
@@ -94,15 +95,6 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> 
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def definition(x: Tensor, weight: Tensor, bias: Tensor, w: Tensor) -> Tensor:
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    share = w / w.expand_as(x[:, :1]).sum()
-    mean = (share * x).sum(dims, keepdim=True)
-    var = (share * (x - mean) ** 2).sum(dims, keepdim=True)
-    weight, bias = (parameter.view(1, -1, *[1] * (x.dim() - 2)) for parameter in (weight, bias))
-    return (x - mean) / (var + 1e-5).sqrt() * weight + bias
-
-
 @CUTS
 @pytest.mark.parametrize("by", ["sample", "position"])
 @pytest.mark.parametrize("rest", [(3,), (3, 4), (3, 4, 2), (3, 2, 2, 2)], ids=str)
@@ -114,7 +106,7 @@ def test_any_weights_give_the_weighted_mean_and_variance(
     weights = 3 * torch.rand((5, *rest[1:]) if by == "position" else (5,), dtype=torch.float64)
     layer = like(batch_norm(1 + len(rest), 3).double())
     spatial = weights.shape[1:] if by == "position" else [1] * (len(rest) - 1)
-    y = definition(x, layer.weight, layer.bias, weights.view(5, 1, *spatial))
+    y = weighted_batch_norm(x, layer.weight, layer.bias, weights.view(5, 1, *spatial))
     gradients = torch.autograd.grad(y, (x, layer.weight, layer.bias), dy)
 
     steps = steps_of_ranks(ranks_of, cut, layer, x, dy, weights)
