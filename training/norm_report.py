@@ -125,7 +125,7 @@ class NormReport(Unobserved):
         while self._unread:
             observed = self._unread.pop()
             found = {observation.layer: observation for observation in observed.report.observations()}
-            if not found:  # all layers are in evaluation, or compiled
+            if not found:  # all layers are in evaluation
                 continue
             metrics = {
                 f"norm/{layer or 'model'}/{measure}": float(getattr(observation, measure))

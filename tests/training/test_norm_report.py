@@ -246,6 +246,16 @@ def test_the_last_step_of_an_epoch_and_one_before_a_batch_without_backward_are_r
     assert drive.steps == [1, 2]
 
 
+def test_of_several_calls_of_a_layer_in_a_step_the_last_counts() -> None:
+    drive = Drive(every=1)
+    drive.begin()
+    drive.layer(1e6 * torch.randn(4, 2))
+    drive.end()
+    drive.report.on_train_epoch_end()
+
+    assert drive.tracker.found["norm/layer/exploding"] == [(1, 2.0)]
+
+
 def test_batches_of_several_steps_are_observed_as_soon_as_a_step_is_due() -> None:
     drive = Drive(every=3, at=4)
     for _ in range(5):
