@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from service.errors import Refused, Unavailable
 from service.launch import Attempt, Node, Phase, Status
-from service.results import Point, Progress, Run, Summary
+from service.results import Point, Progress, Run, Summary, is_detail
 
 _ENDINGS = {"FINISHED", "FAILED", "KILLED"}
 
@@ -154,4 +154,4 @@ class FakeResults:
 
 
 def _is_wanted(name: str, wanted: set[str] | None) -> bool:
-    return not name.startswith("system/") if wanted is None else name in wanted
+    return not is_detail(name) if wanted is None else name in wanted

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from service.errors import Refused, Unavailable
-from service.results import Point, Progress, Run, Summary
+from service.results import Point, Progress, Run, Summary, is_detail
 
 JOB_TAG = "syncbn.job_id"
 PROGRESS_TAG = "syncbn.progress"  # written by the workers (training.mlflow_tracking)
@@ -62,7 +62,7 @@ class MlflowRest:
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         if names is None:
             metrics = self._call("GET", "runs/get", params={"run_id": run.run_id})["run"]["data"]
-            names = [m["key"] for m in metrics.get("metrics", []) if not m["key"].startswith("system/")]
+            names = [m["key"] for m in metrics.get("metrics", []) if not is_detail(m["key"])]
         points = [point for name in names for point in self._points(run, name)]
         return sorted(points, key=lambda point: (point.name, point.step))
 
@@ -155,7 +155,7 @@ def _summary(data: dict[str, Any]) -> Summary:
     metrics = {metric["key"]: float(metric["value"]) for metric in data.get("metrics", [])}
     return Summary(
         progress=Progress(**json.loads(tags[PROGRESS_TAG])) if PROGRESS_TAG in tags else None,
-        metrics={name: value for name, value in metrics.items() if not name.startswith("system/")},
+        metrics={name: value for name, value in metrics.items() if not is_detail(name)},
     )
 
 

@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
+def is_detail(metric: str) -> bool:
+    """Whether a metric is shown only to those who name it: one of the machine, or of a single layer."""
+    return metric.startswith(("system/", "norm/"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     experiment_id: str

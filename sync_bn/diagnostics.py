@@ -22,6 +22,8 @@ EXPLODING = 1e4
 class Observation:
     """One layer in one step, of this rank's batch and of the batch of all ranks; μ, σ² are the latter's.
 
+    σ² is the variance + eps, by which the layer divides.
+
     Noise and drift are root mean squares over channels. They are NaN where there is nothing to compare: noise
     on a rank without samples, drift in a layer without running statistics.
     """
@@ -31,13 +33,13 @@ class Observation:
     mean_noise: float
     """of (rank's mean - μ)/σ: what BatchNorm without synchronization would have been off by"""
     var_noise: float
-    """of rank's variance/σ² - 1"""
+    """of (rank's variance - variance)/σ²"""
     mean_drift: float
     """of (running mean - μ)/σ, before this step's update: what evaluation would have been off by"""
     var_drift: float
-    """of running variance/unbiased σ² - 1"""
+    """of (running variance - unbiased variance)/σ²"""
     dead: int
-    """channels with σ² below eps: they are as good as constant, and normalising does not bring them to 1"""
+    """channels with a variance below eps: they are as good as constant, and normalising does not bring them to 1"""
     exploding: int
     """channels whose root mean square is above `EXPLODING` or not finite"""
 
@@ -120,7 +122,8 @@ def observe(model: nn.Module, *, every: int = 1) -> Iterator[Report]:
 
     It takes no collective, and nothing of a layer that is not observed; observed layers compute a few numbers
     for each channel more. Each rank sees its own noise; drift, dead and exploding channels are the same on
-    all. In evaluation, in recomputations of checkpointed forwards, and within torch.compile nothing is seen.
+    all. Nothing is seen in evaluation and in recomputations of checkpointed forwards. A compiled model is
+    compiled once more for it.
 
     Raises ValueError if the model has no such layer, if one is being observed already, or if `every` is less
     than 1.
@@ -147,15 +150,19 @@ def observe(model: nn.Module, *, every: int = 1) -> Iterator[Report]:
 def _measured(layer: SyncBatchNorm, moments: Moments, local_sums: Tensor) -> Tensor:
     mean, var, n = moments
     local = global_moments(local_sums)
+    # With eps, as in the layer: a constant channel has noise and drift too.
     invstd = (var + layer.eps).rsqrt()
     nothing = torch.where(local.n > 0, 0.0, torch.nan)
-    noise = _root_mean_square((local.mean - mean) * invstd), _root_mean_square(local.var / var - 1)
+    noise = (
+        _root_mean_square((local.mean - mean) * invstd),
+        _root_mean_square((local.var - var) * invstd.square()),
+    )
     drift = noise[0] * torch.nan, noise[0] * torch.nan
     if layer.running_mean is not None and layer.running_var is not None:
         unbiased_var = var * n / (n - 1).clamp(min=1)
         drift = (
             _root_mean_square((layer.running_mean - mean) * invstd),
-            _root_mean_square(layer.running_var / unbiased_var - 1),
+            _root_mean_square((layer.running_var - unbiased_var) * invstd.square()),
         )
     dead = (var < layer.eps).sum()
     exploding = (~((mean * mean + var).sqrt() <= EXPLODING)).sum()

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from service.cli.output import clean, duration, fields, metric, sorted_metrics, state
 from service.client import Client, ClientError, Job
+from service.results import is_detail
 
 _LINE_SECONDS = 2.0
 _LINE_METRICS = 3
@@ -74,7 +75,7 @@ def progress_text(job: Job) -> str:
 def _headline(job: Job) -> list[str]:
     """The few metrics worth a place on a line: the loss, then what validation says, then the rest."""
     first = ("train_loss", "val_accuracy", "val_", "train_", "test_", "")
-    names = [name for name in job.metrics if not name.startswith("system/") and name != "learning_rate"]
+    names = [name for name in job.metrics if not is_detail(name) and name != "learning_rate"]
     names.sort(key=lambda name: next(i for i, prefix in enumerate(first) if name.startswith(prefix)))
     return names[:_LINE_METRICS]
 

@@ -12,6 +12,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from service.results import is_detail
+
 if TYPE_CHECKING:
     from service.client import Total
 
@@ -102,8 +104,8 @@ def metric_order(name: str) -> tuple[int, str]:
 
 
 def sorted_metrics(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:
-    """Names and formatted values, without the machine's own (system/...)."""
-    names = sorted((name for name in metrics if not name.startswith("system/")), key=metric_order)
+    """Names and formatted values, without details."""
+    names = sorted((name for name in metrics if not is_detail(name)), key=metric_order)
     return [(clean(name), metric(metrics[name])) for name in names]
 
 

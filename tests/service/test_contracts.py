@@ -243,9 +243,10 @@ def test_history_without_points_is_empty(subject: Subject) -> None:
     assert subject.results.history(subject.new_run()) == []
 
 
-def test_system_metrics_come_only_when_they_are_named(subject: Subject) -> None:
+def test_metrics_of_the_machine_and_of_single_layers_come_only_when_they_are_named(subject: Subject) -> None:
     run = subject.new_run()
     subject.log(run, "system/cpu_utilization_percentage", 50.0)
+    subject.log(run, "norm/bn1/mean_noise", 0.5)
     subject.log(run, "train_loss", 1.0)
 
     assert {point.name for point in subject.results.history(run)} == {"train_loss"}

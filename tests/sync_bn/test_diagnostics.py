@@ -54,11 +54,13 @@ def test_noise_is_how_far_this_ranks_statistics_lie_from_those_of_all(ranks_of: 
             assert o.mean_noise == pytest.approx(
                 root_mean_square((my_mean - mean) / (var + EPS).sqrt()), 1e-4
             )
-            assert o.var_noise == pytest.approx(root_mean_square(my_var / var - 1), 1e-4)
+            assert o.var_noise == pytest.approx(root_mean_square((my_var - var) / (var + EPS)), 1e-4)
             assert o.mean_drift == pytest.approx(
                 root_mean_square((running_mean - mean) / (var + EPS).sqrt()), 1e-4
             )
-            assert o.var_drift == pytest.approx(root_mean_square(running_var / unbiased - 1), 1e-4)
+            assert o.var_drift == pytest.approx(
+                root_mean_square((running_var - unbiased) / (var + EPS)), 1e-4
+            )
             assert (o.dead, o.exploding) == (0, 0)
             running_mean = running_mean.lerp(mean, 0.1)
             running_var = running_var.lerp(unbiased, 0.1)
@@ -75,10 +77,34 @@ def test_rank_without_samples_has_no_noise_and_the_same_drift(ranks_of: RanksOf)
     assert of_empty[0].mean_drift == of_full[0].mean_drift
 
 
-def test_dead_and_exploding_channels_are_counted_in_one_process_too() -> None:
+def test_dead_channels_are_counted_in_one_process_too() -> None:
     layer = SyncBatchNorm(4)
     x = torch.randn(8, 4)
     x[:, 0] = 5.0
+
+    with observe(layer) as report:
+        layer(x)
+
+    (observation,) = report.observations()
+    assert observation.dead == 1
+    assert observation.layer == ""
+
+
+def test_constant_channel_leaves_the_other_measures_finite() -> None:
+    layer = SyncBatchNorm(2)
+
+    with observe(layer) as report:
+        layer(torch.tensor([[5.0, 1.0], [5.0, 2.0]]))
+
+    (observation,) = report.observations()
+    assert observation.dead == 1
+    assert observation.var_noise == pytest.approx(0, abs=1e-6)
+    assert 0 < observation.var_drift < float("inf")
+
+
+def test_exploding_channels_are_counted() -> None:
+    layer = SyncBatchNorm(3)
+    x = torch.randn(8, 3)
     x[:, 1] *= 1e6
     x[0, 2] = torch.inf
 
@@ -86,9 +112,7 @@ def test_dead_and_exploding_channels_are_counted_in_one_process_too() -> None:
         layer(x)
 
     (observation,) = report.observations()
-    assert observation.dead == 1
     assert observation.exploding == 2
-    assert observation.layer == ""
 
 
 def test_nothing_stays_on_the_layers_and_results_are_the_same_observed_or_not() -> None:
