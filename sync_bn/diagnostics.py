@@ -39,7 +39,7 @@ class Observation:
     var_drift: float
     """of (running variance - unbiased variance)/σ²"""
     dead: int
-    """channels with a variance below eps: they are as good as constant, and normalising does not bring them to 1"""
+    """channels with a variance below eps: as good as constant, normalising does not bring them to 1"""
     exploding: int
     """channels whose root mean square is above `EXPLODING` or not finite"""
 
