@@ -86,18 +86,20 @@ def scaling(x: Tensor, moments: Moments, eps: float, weight: Tensor | None, bias
 
 
 def local_sums(x: Tensor, w: Tensor | None = None) -> Tensor:
-    """[Σwx, Σwx², Σw]: 2C+1 float64 numbers that add up over ranks; zeros for an empty x.
+    """[Σwx, Σwx², Σw]: 2C+1 float64 numbers that add up over ranks.
 
     w: the weights of the values, (N, 1, ...) to be broadcast over x; 1 where it is None.
+
+    An empty x has sums too, zeros that come from x: were they made from nothing, they would be the same for
+    all layers, and a compiler might let several layers share one collective, on this rank alone.
     """
-    if x.numel() == 0:
-        return torch.zeros(2 * x.shape[1] + 1, dtype=torch.float64, device=x.device)
     wide, dims = x.to(computed_in(x)), _all_but_channels(x)
+    values = x.numel() // max(x.shape[1], 1)
     if w is None:
-        shift = wide.mean(dims)
+        shift = wide.sum(dims) / max(values, 1)
         d = wide - per_channel(shift, x)
-        return sums_about_zero(shift, d.sum(dims), (d * d).sum(dims), x.numel() // x.shape[1])
-    n = w.double().sum() * (wide[:, 0].numel() / w.numel())
+        return sums_about_zero(shift, d.sum(dims), (d * d).sum(dims), values)
+    n = w.double().sum() * (values / max(w.numel(), 1))
     # The mean of what counts: zeros that do not, where a batch is padded, would move it far away.
     shift = (w * wide).sum(dims) / torch.where(n == 0, 1, n).to(wide.dtype)
     d = wide - per_channel(shift, x)
