@@ -212,16 +212,17 @@ class SyncBatchNorm(_BatchNorm):
         # nobody does; and looking does not wait for the device, which raises by itself.
         if input.numel() > self.num_features and not weighted:
             return
+        enough = (n == 0) | (n > 1)
+        if torch.compiler.is_compiling():  # with words that are known to the compiler
+            torch._assert_async(enough, "SyncBatchNorm needs more than 1 value per channel over all ranks")
+            return
         message = (
             f"{self._called()} needs more than 1 value per channel in training, but the batches of all "
             f"{self._world_size()} ranks together have 1 or less; this rank's has the shape "
             f"{tuple(input.shape)}. Use a larger global batch, or eval()."
         )
-        if torch.compiler.is_compiling():
-            torch._assert_async((n == 0) | (n > 1), message)
-            return
         try:
-            torch._assert_async((n == 0) | (n > 1), message)
+            torch._assert_async(enough, message)
         except RuntimeError:
             raise ValueError(message) from None
 
