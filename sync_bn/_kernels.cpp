@@ -15,6 +15,7 @@ namespace {
 constexpr long LANES = 16;       // a vector: one cache line of float
 constexpr long CHUNK = 2048;     // values of a channel that are added up in float, over all lanes
 constexpr long ROWS_AT_ONCE = 32;  // the same where a lane is a channel
+constexpr long ROWS_WITH_ONE_LOAD = 8;  // of the coefficients of their channels
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -87,19 +88,22 @@ INLINE Two only(Ints lanes, Two v) { return {lanes ? v.first : Floats{}, lanes ?
 template <int K, class F>
 INLINE void each(Shape s, long begin, long end, const float* const (&coefficients)[K], F f) {
   Floats k[K];
-  for (long row = begin, c = begin % s.channels; row < end; row++) {
-    if (s.inner > 1) {
+  if (s.inner > 1) {
+    for (long row = begin, c = begin % s.channels; row < end; row++) {
       for (int j = 0; j < K; j++) k[j] = all(coefficients[j][c]);
       c = c + 1 < s.channels ? c + 1 : 0;
       long at = row * s.inner, last = at + s.inner - LANES;
       for (; at < last; at += LANES) f(at, k);
       f(last, k);
-    } else {
-      for (long c = 0; c < s.channels; c += LANES) {
-        long from = least(c, s.channels - LANES);
-        for (int j = 0; j < K; j++) k[j] = load(coefficients[j] + from);
-        f(row * s.channels + from, k);
-      }
+    }
+    return;
+  }
+  for (long top = begin; top < end; top += ROWS_WITH_ONE_LOAD) {
+    long bottom = least(top + ROWS_WITH_ONE_LOAD, end);
+    for (long c = 0; c < s.channels; c += LANES) {
+      long from = least(c, s.channels - LANES);
+      for (int j = 0; j < K; j++) k[j] = load(coefficients[j] + from);
+      for (long row = top; row < bottom; row++) f(row * s.channels + from, k);
     }
   }
 }

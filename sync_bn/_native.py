@@ -15,6 +15,7 @@ from sync_bn._activation import Activation
 from sync_bn._arithmetic import LocalGradients, Moments, Scaling
 
 _INTERFACE = 1
+_CHANNELS_LAST = {2: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 _LANES = 16
 _BLOCK_VALUES = 2**16  # of an (N·S, C) are summed by one thread at a time
 
@@ -167,34 +168,44 @@ def update_running_statistics(
     running_mean: Tensor, running_var: Tensor, batches: Tensor, momentum: float | None, moments: Moments
 ) -> bool:
     """As in `_arithmetic`; False if the buffers are not float32 on the CPU, and nothing was done."""
-    buffers = running_mean, running_var, batches
-    dtypes = torch.float32, torch.float32, torch.int64
-    if _LIBRARY is None or not all(
-        type(buffer) is Tensor and buffer.is_cpu and buffer.is_contiguous() and buffer.dtype == dtype
-        for buffer, dtype in zip(buffers, dtypes, strict=True)
+    if _LIBRARY is None or not (
+        _is_plain(running_mean, torch.float32)
+        and _is_plain(running_var, torch.float32)
+        and _is_plain(batches, torch.int64)
     ):
         return False
     _LIBRARY.sync_bn_update(
         running_mean.numel(),
-        *(tensor.data_ptr() for tensor in moments),
+        *(moments.mean.data_ptr(), moments.var.data_ptr(), moments.n.data_ptr()),
         -1.0 if momentum is None else momentum,
         *(batches.data_ptr(), running_mean.data_ptr(), running_var.data_ptr()),
     )
-    torch.autograd.graph.increment_version(buffers)
+    torch.autograd.graph.increment_version((running_mean, running_var, batches))
     return True
+
+
+def _is_plain(buffer: Tensor, dtype: torch.dtype) -> bool:
+    return type(buffer) is Tensor and buffer.dtype == dtype and buffer.is_cpu and buffer.is_contiguous()
 
 
 def _shape(x: Tensor) -> _Shape | None:
     samples, channels = x.shape[:2]
-    if x.numel() == 0:
+    values = x.numel()
+    if values == 0:
         return None
-    inner = x.numel() // (samples * channels)
+    inner = values // (samples * channels)
     if inner >= _LANES and x.is_contiguous():
         return _Shape(samples, channels, inner)
-    rows = x if x.dim() == 2 else x.movedim(1, -1)
-    if channels >= _LANES and rows.is_contiguous():
+    if channels >= _LANES and _is_channels_last(x):
         return _Shape(samples * inner, channels, 1)
     return None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    memory_format = _CHANNELS_LAST.get(x.dim())
+    if memory_format is None:
+        return x.movedim(1, -1).is_contiguous()
+    return x.is_contiguous(memory_format=memory_format)
 
 
 def _room(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -214,7 +225,9 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _floats(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values.float().contiguous()
+    if values is None or (values.dtype == torch.float32 and values.is_contiguous()):
+        return values
+    return values.float().contiguous()
 
 
 def _slope(activation: Activation | None) -> float:
