@@ -101,6 +101,28 @@ def test_error_is_never_above_twice_that_of_torchs_layer(
             assert error <= 2 * of_torchs + torch.finfo(dtype).eps / 4, (std, mean_in_std, ours, of_torch)
 
 
+@BY_EITHER
+@pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
+def test_mean_of_ten_thousand_standard_deviations_costs_the_loops_no_digits(
+    layout: layouts.Layout, passes: Passes
+) -> None:
+    torch.manual_seed(0)
+    centred = torch.randn(8, 32, 9, 9)
+    x, dy = layout(centred + 1e4), layout(centred + torch.randn(8, 32, 9, 9) + 1)
+    plain = batch_norm(4, 32)
+    own = OwnPasses(32)
+    own.load_state_dict(plain.state_dict())
+    (exact,) = reference_steps(plain, [([x], [dy])])
+
+    with passes_of(passes):
+        actual = step(own, x, dy)
+
+    if passes == "native" and _native.is_built():
+        assert max(errors(actual, exact)) < 2e-6
+    for gradient, expected in zip(actual.parameter_gradients, exact.parameter_gradients, strict=True):
+        assert (gradient - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
 def step_under_autocast(
     rank: int, layers: nn.Sequential, xs: list[Tensor], dtype: torch.dtype, passes: Passes
 ) -> tuple[torch.dtype, Tensor, dict[str, Tensor]]:

@@ -145,6 +145,20 @@ def test_bfloat16_is_float32_rounded_once(
     torch.testing.assert_close(narrow(x, residual), with_residual, rtol=0, atol=0, equal_nan=True)
 
 
+@needs_library
+def test_bfloat16_is_rounded_to_the_nearest_and_halves_to_even() -> None:
+    every_bit_set = torch.tensor([2**31 - 1], dtype=torch.int32).view(torch.float32)  # not a number, too
+    halves = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.4e38, 0.1, 1e-40])
+    layer = OwnPasses(7)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.cat([halves, every_bit_set]))
+
+    y = layer(torch.randn(4, 7, 16).bfloat16())
+
+    torch.testing.assert_close(y[0, :, 0], layer.bias.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
 def rows_of_several_threads() -> Tensor:
     return torch.randn(7, 19, 41, 37)
 
