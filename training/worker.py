@@ -19,6 +19,9 @@ import ray.train
 from training.failures import BuildError, RankFailed
 from training.spec import Spec, flat, parse_spec
 
+FIRST_BATCH_SECONDS = 300.0
+"""How long workers wait for one another in the first steps: the first batch of one may come late."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
@@ -128,6 +131,7 @@ class Attempt:
         import lightning.pytorch as pl
         from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
+        from sync_bn import check_ranks
         from sync_bn.lightning import SyncBatchNormPlugin
         from training.checkpoint import EpochCheckpoint
         from training.global_loss import GlobalLoss
@@ -139,6 +143,7 @@ class Attempt:
         if synchronized:
             group = process_group(self.spec.norm, self.context.get_node_rank())
             plugins.append(SyncBatchNormPlugin(process_group=group))
+            check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
         # Synchronized over the world, buffers are equal on all ranks already; sending them costs time.
         same_buffers = synchronized and self.spec.norm.group == "world"
         trainer = pl.Trainer(
