@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from sync_bn import SyncBatchNorm
 from tests.parallel import Ranks
@@ -131,3 +133,58 @@ def test_normalising_and_what_follows_is_one_loop_that_writes_one_tensor(ranks: 
         assert call.count("cpp_fused_") == 1
         assert call.count("empty_strided_cpu(") == 1
         assert code.count(f"empty_strided_cpu(({4 + rank}, 5, 6)") == 1
+
+
+def gradients_of_one_that_needs(rank: int, needed: list[list[str]]) -> list[dict[str, Tensor]]:
+    torch._dynamo.reset()
+    results = []
+    for compiling in (False, True):
+        torch.manual_seed(rank)
+        layer = SyncBatchNorm(5, dtype=torch.float64)
+        x = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad="x" in needed[rank])
+        layer.weight.requires_grad_("weight" in needed[rank])
+        layer.bias.requires_grad_("bias" in needed[rank])
+        call = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiling else layer
+        torch.autograd.backward(call(x).square().sum())
+        tensors = {"x": x, **dict(layer.named_parameters())}
+        results.append({name: t.grad for name, t in tensors.items() if t.grad is not None})
+    return results
+
+
+def test_compiled_ranks_need_not_agree_about_what_needs_gradients(ranks: Ranks) -> None:
+    needed = [["weight", "bias", "x"], ["weight", "bias"]]
+
+    for (eager, compiled), names in zip(ranks.run(gradients_of_one_that_needs, needed), needed, strict=True):
+        assert sorted(compiled) == sorted(names)
+        torch.testing.assert_close(compiled, eager, rtol=1e-11, atol=1e-11)
+
+
+def train_checkpointed(rank: int) -> list[dict[str, Tensor]]:
+    torch._dynamo.reset()
+    results = []
+    for compiling in (False, True):
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.Linear(5, 5), SyncBatchNorm(5), nn.Tanh()).double()
+        model = DistributedDataParallel(Checkpointed(block))
+        torch.manual_seed(rank)
+        call = torch.compile(model, backend="aot_eager") if compiling else model
+        torch.autograd.backward(call(torch.randn(4 + rank, 5).double()).square().sum())
+        gradients = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
+        results.append(gradients | dict(block.named_buffers()))
+    return results
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(self.block, x, use_reentrant=False)
+        return y
+
+
+def test_compiled_with_ddp_and_checkpoints_statistics_are_updated_once(ranks: Ranks) -> None:
+    for eager, compiled in ranks.run(train_checkpointed):
+        assert compiled["1.num_batches_tracked"] == 1
+        torch.testing.assert_close(compiled, eager, rtol=1e-11, atol=1e-11)
