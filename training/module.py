@@ -105,8 +105,19 @@ class Supervised(LightningModule):
         }
 
 
-def as_lightning_module(model: object, spec: Spec) -> LightningModule:
-    """The user's LightningModule as it is, an nn.Module wrapped. Raises BuildError for anything else."""
+def checked_module(model: object, spec: Spec) -> nn.Module:
+    """The model as it is, which a LightningModule is too. Raises BuildError for anything else."""
+    if isinstance(model, nn.Module):
+        return model
+    raise BuildError(
+        "model.class_path",
+        f"{spec.model.class_path} gives a {type(model).__name__}, which is neither an nn.Module nor a "
+        "LightningModule",
+    )
+
+
+def as_lightning_module(model: nn.Module, spec: Spec) -> LightningModule:
+    """The user's LightningModule as it is, an nn.Module wrapped."""
     if isinstance(model, LightningModule):
         if spec.optimizer is not None:
             raise BuildError(
@@ -115,13 +126,7 @@ def as_lightning_module(model: object, spec: Spec) -> LightningModule:
                 "pass what it needs in model.init_args",
             )
         return model
-    if isinstance(model, nn.Module):
-        return Supervised(model, spec)
-    raise BuildError(
-        "model.class_path",
-        f"{spec.model.class_path} gives a {type(model).__name__}, which is neither an nn.Module nor a "
-        "LightningModule",
-    )
+    return Supervised(model, spec)
 
 
 def _metric(spec: Spec, name: str) -> Metric:

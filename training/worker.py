@@ -236,8 +236,9 @@ class Attempt:
 
 def _built_model(spec: Spec) -> Any:
     from training.build import construct
+    from training.module import checked_module
 
-    return construct(spec.model, "model")
+    return checked_module(construct(spec.model, "model"), spec)
 
 
 def _quiet() -> None:

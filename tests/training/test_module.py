@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from training.failures import BuildError
-from training.module import Supervised, as_lightning_module
+from training.module import Supervised, as_lightning_module, checked_module
 from training.spec import Spec, parse_spec
 
 
@@ -68,7 +68,7 @@ def test_a_lightning_module_beside_an_optimizer_is_refused() -> None:
 
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(BuildError, match=r"model.class_path: a\.Model gives a dict"):
-        as_lightning_module({}, make_spec())
+        checked_module({}, make_spec())
 
 
 @pytest.mark.parametrize(
