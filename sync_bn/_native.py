@@ -17,7 +17,7 @@ from sync_bn._arithmetic import LocalGradients, Moments, Scaling
 _INTERFACE = 1
 _CHANNELS_LAST = {2: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 _LANES = 16
-_BLOCK_VALUES = 2**16  # of an (N·S, C) are summed by one thread at a time
+_BLOCK_VALUES = 2**19  # of an (N·S, C) are summed by one thread at a time
 
 
 class _Shape(ctypes.Structure):
@@ -155,7 +155,7 @@ def passes(x: Tensor, activation: Activation | None) -> Passes | None:
     if (
         _LIBRARY is None
         or type(x) is not Tensor
-        or x.device.type != "cpu"
+        or not x.is_cpu
         or x.dtype not in (torch.float32, torch.bfloat16)
         or (activation is not None and activation.slope is None)
     ):

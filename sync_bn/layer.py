@@ -226,14 +226,14 @@ class SyncBatchNorm(_BatchNorm):
         except RuntimeError:
             raise ValueError(message) from None
 
-    @torch.no_grad()
     def _update_running_statistics(self, moments: Moments) -> None:
         buffers = self.running_mean, self.running_var, self.num_batches_tracked
         mean, var, batches = cast(tuple[Tensor, Tensor, Tensor], buffers)
         if torch.compiler.is_compiling() or not _native.update_running_statistics(
             mean, var, batches, self.momentum, moments
         ):
-            _arithmetic.update_running_statistics(mean, var, batches, self.momentum, moments)
+            with torch.no_grad():
+                _arithmetic.update_running_statistics(mean, var, batches, self.momentum, moments)
 
     def __getstate__(self) -> dict[str, Any]:
         of_this_process = {"process_group", "_original_process_group", "_observer"} & self.__dict__.keys()

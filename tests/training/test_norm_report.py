@@ -85,9 +85,9 @@ def by_hand(batches: list[Tensor], mine: int) -> dict[str, float]:
     std = (var + EPS).sqrt()
     return {
         "mean_noise": root_mean_square((my_mean - mean) / std),
-        "var_noise": root_mean_square(my_var / var - 1),
+        "var_noise": root_mean_square((my_var - var) / std**2),
         "mean_drift": root_mean_square((running_mean - mean) / std),
-        "var_drift": root_mean_square(running_var / x.var((0, 2)) - 1),
+        "var_drift": root_mean_square((running_var - x.var((0, 2))) / std**2),
         "dead": 1.0,
         "exploding": 1.0,
     }
