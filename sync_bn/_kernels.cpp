@@ -14,8 +14,8 @@ namespace {
 
 constexpr long LANES = 16;       // a vector: one cache line of float
 constexpr long CHUNK = 2048;     // values of a channel that are added up in float, over all lanes
-constexpr long ROWS_AT_ONCE = 32;  // the same where a lane is a channel
-constexpr long ROWS_WITH_ONE_LOAD = 8;  // of the coefficients of their channels
+constexpr long ROWS_AT_ONCE = 16;  // the same where a lane is a channel
+constexpr long ROWS_WITH_ONE_LOAD = 4;  // of the coefficients of their channels
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
