@@ -59,7 +59,8 @@ class SyncBatchNorm(_BatchNorm):
     the running statistics already. Second derivatives are those of the layer's definition in float64.
 
     Raises ValueError for an input that is not (N, num_features, ...), on a rank outside the group, and on
-    every rank if the global batch has one value per channel, whose variance is not defined.
+    every rank if the global batch has one value per channel, whose variance is not defined. The last is a
+    RuntimeError within torch.compile, and on a GPU an assertion of the device, for which nobody waits.
     """
 
     process_group: dist.ProcessGroup | None
