@@ -34,5 +34,6 @@ lint: setup  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy sync_bn training service tests benchmarks
 
-bench: setup  ## measure; results go to benchmarks/results
+bench: setup  ## measure, beside peers that only this installs; results go to benchmarks/results
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks

@@ -1,11 +1,14 @@
-"""Other schemes of synchronized batch normalisation that run on a CPU, written from their ideas.
+"""Other schemes of synchronized batch normalisation that run on a CPU: fairscale's own, and three from ideas.
 
 All compute in the input's dtype and expect as many samples on every rank. Shapes: x is (N, C, H, W).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -34,7 +37,7 @@ class AutogradSyncBatchNorm(nn.BatchNorm2d):
 
 
 class PackedSyncBatchNorm(nn.BatchNorm2d):
-    """Sums, sums of squares and the count in one all-reduce, two sums in one backward: fairscale's scheme."""
+    """Sums, sums of squares and the count in one all-reduce, two sums in one backward."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _synchronized(self, input, all_reduce_together)
@@ -57,6 +60,16 @@ def all_reduce_one_by_one(*parts: Tensor) -> tuple[Tensor, ...]:
     for part in parts:
         dist.all_reduce(part)
     return parts
+
+
+def fairscale_sync_batch_norm() -> type[nn.BatchNorm2d] | None:
+    """The layer of fairscale, where that is installed."""
+    if find_spec("fairscale") is None:
+        return None
+    with warnings.catch_warnings():  # about names of torch that other parts of it use
+        warnings.simplefilter("ignore")
+        layer: type[nn.BatchNorm2d] = import_module("fairscale.experimental.nn").SyncBatchNorm
+    return layer
 
 
 class _DifferentiableAllReduce(torch.autograd.Function):

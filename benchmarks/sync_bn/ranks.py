@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 from benchmarks.result import Options, Result
 from benchmarks.sync_bn.cases import Case, every_format
 from benchmarks.sync_bn.contest import Contest, Milliseconds
-from benchmarks.sync_bn.peers import AutogradSyncBatchNorm, PackedSyncBatchNorm, UnpackedSyncBatchNorm
+from benchmarks.sync_bn.peers import (
+    AutogradSyncBatchNorm,
+    PackedSyncBatchNorm,
+    UnpackedSyncBatchNorm,
+    fairscale_sync_batch_norm,
+)
 from benchmarks.sync_bn.pools import RanksOf
 from benchmarks.sync_bn.timing import Step, interleaved, training_step, wall_clock
 from sync_bn import SyncBatchNorm
@@ -25,16 +31,18 @@ TINY, TINY_BATCHES = ((32, 6),), (2,)
 TOLERANCE = 1e-4
 GOAL = 0.6
 OURS = "SyncBatchNorm"
+FAIRSCALE = fairscale_sync_batch_norm()
 PEERS: dict[str, type[nn.BatchNorm2d]] = {
     "autograd": AutogradSyncBatchNorm,
-    "packed": PackedSyncBatchNorm,
+    **({"fairscale": FAIRSCALE} if FAIRSCALE else {}),
     "two collectives": UnpackedSyncBatchNorm,
 }
-CONTESTANTS: dict[str, type[nn.Module]] = {OURS: SyncBatchNorm, **PEERS}
+PACKED = "packed"
+CONTESTANTS: dict[str, type[nn.Module]] = {OURS: SyncBatchNorm, **PEERS, PACKED: PackedSyncBatchNorm}
 CONTEST = Contest(
     title="Two ranks, against other schemes",
     ours=OURS,
-    peers=tuple(PEERS),
+    peers=(*PEERS, PACKED),
     goals=dict.fromkeys(PEERS, GOAL),
 )
 NOTES = (
@@ -42,9 +50,11 @@ NOTES = (
     "as in the local work of one rank. It begins behind a barrier, which is not timed, and takes as long "
     "as the slower rank's. Medians of {rounds} rounds, in each of which every contestant runs once.",
     "autograd: one differentiable all-reduce of means and means of squares, the rest in plain autograd. "
-    "packed: an autograd function with one all-reduce each way, of sums, sums of squares and the count, in "
-    "plain torch operations (fairscale's scheme). two collectives: the same with one for each sum. All are "
-    "in benchmarks/sync_bn/peers.py.",
+    "two collectives: an autograd function with an all-reduce for each sum, of values and of their squares, "
+    "in plain torch operations. packed: the same with one all-reduce each way; it is here to show what of "
+    "ours is not the scheme, but the loops. They are in benchmarks/sync_bn/peers.py.",
+    "fairscale: fairscale.experimental.nn.SyncBatchNorm as installed, "
+    + (f"version {version('fairscale')}." if FAIRSCALE else "which it was not: pip install fairscale."),
 )
 
 
@@ -102,7 +112,9 @@ def _layer(kind: type[nn.Module], channels: int) -> nn.Module:
 def _results(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
     y = layer(x)
     dx, dweight, dbias = torch.autograd.grad(y, (x, *layer.parameters()), dy)
-    return {"output": y.detach(), "dx": dx, "dweight": dweight, "dbias": dbias, **dict(layer.named_buffers())}
+    # Not num_batches_tracked, which fairscale leaves at 0: with momentum it has no use.
+    running = {name: layer.get_buffer(name) for name in ("running_mean", "running_var")}
+    return {"output": y.detach(), "dx": dx, "dweight": dweight, "dbias": dbias, **running}
 
 
 def largest_difference(results: Mapping[str, Mapping[str, Tensor]]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 
@@ -46,12 +47,17 @@ def wall_clock(step: Step) -> float:
 
 
 def interleaved(steps: Mapping[str, Step], rounds: int, clock: Clock = wall_clock) -> dict[str, list[float]]:
-    """Milliseconds by contestant: each once, then each again. What disturbs a round disturbs all of them."""
+    """Milliseconds by contestant: each once, then each again. What disturbs a round disturbs all of them.
+
+    Each round has an order of its own, the same on all ranks: a step finds in the caches what the one before
+    it left there, and this is to help or hinder all alike.
+    """
     for step in steps.values():
         for _ in range(WARM_UP_STEPS):
             step()
+    orders = random.Random(0)
     milliseconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
-        for name, step in steps.items():
-            milliseconds[name].append(clock(step))
+        for name in orders.sample(list(steps), len(steps)):
+            milliseconds[name].append(clock(steps[name]))
     return milliseconds

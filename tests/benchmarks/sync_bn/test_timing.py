@@ -19,7 +19,8 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def test_contestants_take_turns_after_a_warm_up() -> None:
+def _rounds_of_two(rounds: int) -> tuple[list[str], dict[str, list[float]]]:
+    """Who ran, in order, and the times, which are how many had run by then."""
     ran: list[str] = []
 
     def clock(step: Step) -> float:
@@ -27,14 +28,29 @@ def test_contestants_take_turns_after_a_warm_up() -> None:
         return float(len(ran))
 
     steps = {"a": lambda: ran.append("a"), "b": lambda: ran.append("b")}
-    milliseconds = interleaved(steps, 3, clock)
+    return ran, interleaved(steps, rounds, clock)
+
+
+def test_contestants_take_turns_after_a_warm_up() -> None:
+    ran, milliseconds = _rounds_of_two(20)
 
     warm_up = 2 * WARM_UP_STEPS
-    assert ran[warm_up:] == ["a", "b", "a", "b", "a", "b"]
-    assert milliseconds == {
-        "a": [warm_up + 1.0, warm_up + 3.0, warm_up + 5.0],
-        "b": [warm_up + 2.0, warm_up + 4.0, warm_up + 6.0],
-    }
+    rounds = [ran[i : i + 2] for i in range(warm_up, len(ran), 2)]
+    assert len(rounds) == 20
+    assert all(sorted(of_round) == ["a", "b"] for of_round in rounds)
+    for name, times in milliseconds.items():
+        assert [ran[int(time) - 1] for time in times] == [name] * 20
+
+
+def test_neither_always_follows_the_other() -> None:
+    ran, _ = _rounds_of_two(40)
+
+    first = ran[2 * WARM_UP_STEPS :: 2]
+    assert 10 < first.count("a") < 30
+
+
+def test_all_ranks_have_the_same_order() -> None:
+    assert _rounds_of_two(20)[0] == _rounds_of_two(20)[0]
 
 
 def test_a_step_trains_and_leaves_no_gradient() -> None:
