@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from sync_bn import _arithmetic, _native
 from sync_bn._activation import Activation
-from sync_bn._arithmetic import LocalGradients, Moments, Scaling, global_moments, per_channel
+from sync_bn._arithmetic import LocalGradients, Moments, global_moments, per_channel
 
 
 class Tensors(NamedTuple):
@@ -31,21 +31,29 @@ class Tensors(NamedTuple):
 
 
 class Call(NamedTuple):
-    """How the layer is called. `meet` is called with "forward" or "backward" before each collective."""
+    """How the layer is called.
+
+    `meet` is called with "forward" or "backward" before each collective. Only if `observed` are the sums of
+    this rank alone kept.
+    """
 
     eps: float
     activation: Activation | None
     synchronized: bool
     group: dist.ProcessGroup | None
     meet: Callable[[str], None] | None
+    observed: bool
 
 
 class Normalised(NamedTuple):
-    """z, the moments that it was normalised by, and the sums of this rank alone. Only z is differentiable."""
+    """z, the moments that it was normalised by, and the sums of this rank alone, if observed.
+
+    Only z is differentiable.
+    """
 
     z: Tensor
     moments: Moments
-    local_sums: Tensor
+    local_sums: Tensor | None
 
 
 def batch_norm_over_ranks(tensors: Tensors, call: Call) -> Normalised:
@@ -69,20 +77,21 @@ class _Forward(torch.autograd.Function):
         residual: Tensor | None,
         w: Tensor | None,
         call: Call,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | None, ...]:
         passes = _passes(x, w, call)
         ctx.set_materialize_grads(False)
-        local = passes.local_sums(x, w)
+        sums = passes.local_sums(x, w)
+        local = sums.clone() if call.observed else None
         # Nobody can normalise before the moments of the whole batch are known. Every rank gets here, an
         # empty one with zeros, and always with 2C+1 float64 numbers, whatever the dtype of its input.
-        total = _added_over_ranks(local, call, "forward")
+        total = _added_over_ranks(sums, call, "forward")
         z, moments, by = passes.normalise(x, total, call.eps, weight, bias, residual, call.activation)
         if residual is not None and call.activation is None:
             # No derivative depends on its values: one zero stands in, and the residual is not kept alive.
             residual = residual.new_zeros(()).expand_as(residual)
         ctx.save_for_backward(x, weight, bias, residual, w, moments.n, *by)
-        ctx.call = call
-        ctx.mark_non_differentiable(*moments, local)
+        ctx.call, ctx.passes = call, passes
+        ctx.mark_non_differentiable(*moments, *([] if local is None else [local]))
         return z, *moments, local
 
     @staticmethod
@@ -91,18 +100,20 @@ class _Forward(torch.autograd.Function):
         dz = torch.zeros_like(ctx.saved_tensors[0]) if dz is None else dz
         # Grad mode is on where the gradients are to be differentiated themselves.
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return *_gradients(dz, ctx.saved_tensors, ctx.call, needed), None, None
-        gradients = _Backward.apply(dz, *ctx.saved_tensors, ctx.call, needed)  # type: ignore[no-untyped-call]
+            return *_gradients(dz, ctx.saved_tensors, ctx.passes, ctx.call, needed), None, None
+        gradients = _Backward.apply(  # type: ignore[no-untyped-call]
+            dz, *ctx.saved_tensors, ctx.passes, ctx.call, needed
+        )
         return *gradients, None, None
 
 
 class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dz: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
-        *saved, call, needed = args
+        *saved, passes, call, needed = args
         ctx.save_for_backward(dz, *saved[: len(Tensors._fields)])
         ctx.call = call
-        return _gradients(dz, saved, call, needed)
+        return _gradients(dz, saved, passes, call, needed)
 
     @staticmethod
     @once_differentiable
@@ -113,35 +124,32 @@ class _Backward(torch.autograd.Function):
 
 
 def _gradients(
-    dz: Tensor, saved: Sequence[Any], call: Call, needed: Sequence[bool]
+    dz: Tensor, saved: Sequence[Any], passes: Any, call: Call, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and the residual; None where not needed."""
-    x, weight, bias, residual, w, n, *by_ = saved
-    by = Scaling(*by_)
-    passes = _passes(x, w, call)
+    x, weight, bias, residual, w, n, *scaling = saved
+    by = passes.Scaling(*scaling)
     local: LocalGradients = passes.local_gradient_sums(dz, x, by, residual, call.activation)
+    dx_needed, weight_needed, bias_needed, residual_needed, *_ = needed
+    grad_bias, grad_weight = local.sums.chunk(2)
+    gradients = (
+        grad_weight.to(weight.dtype, copy=True) if weight is not None and weight_needed else None,
+        grad_bias.to(bias.dtype, copy=True) if bias is not None and bias_needed else None,
+        local.dy.to(residual.dtype) if residual is not None and residual_needed else None,
+    )
     # Each sample moved the mean and the variance of all, so its gradient needs everyone's dy. Every rank
     # gets here, an empty one with zeros, and one whose own input needs no gradient too: its peers' may.
     total = _added_over_ranks(local.sums, call, "backward")
-    dx_needed, weight_needed, bias_needed, residual_needed, *_ = needed
-    dx = passes.input_gradient(local, x, by, n, weight, total, w) if dx_needed else None
-    grad_bias, grad_weight = local.sums.chunk(2)
-    return (
-        dx,
-        grad_weight.to(weight.dtype) if weight is not None and weight_needed else None,
-        grad_bias.to(bias.dtype) if bias is not None and bias_needed else None,
-        local.dy.to(residual.dtype) if residual is not None and residual_needed else None,
-    )
+    return passes.input_gradient(local, x, by, n, weight, total, w) if dx_needed else None, *gradients
 
 
 def _added_over_ranks(sums: Tensor, call: Call, phase: str) -> Tensor:
-    if not call.synchronized:
-        return sums
-    if call.meet is not None:
-        call.meet(phase)
-    total = sums.clone()
-    dist.all_reduce(total, group=call.group)
-    return total
+    """The same memory, with the sums of all ranks."""
+    if call.synchronized:
+        if call.meet is not None:
+            call.meet(phase)
+        dist.all_reduce(sums, group=call.group)
+    return sums
 
 
 def _passes(x: Tensor, w: Tensor | None, call: Call) -> Any:

@@ -8,12 +8,14 @@
 // threads, which are OpenMP's: GOMP_parallel is not linked but found in the process, so they are torch's own.
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 namespace {
 
 constexpr long LANES = 16;       // a vector: one cache line of float
 constexpr long CHUNK = 2048;     // values of a channel that are added up in float, over all lanes
+constexpr long BLOCK = 1 << 19;  // values of an (N*S, C, 1) that one thread adds up at a time
 constexpr long ROWS_AT_ONCE = 16;  // the same where a lane is a channel
 constexpr long ROWS_WITH_ONE_LOAD = 4;  // of the coefficients of their channels
 
@@ -350,23 +352,54 @@ void map_in_threads(Shape s, F part) {
   in_threads(rows ? s.outer * s.channels : s.outer, 1 + 16384 / (rows ? s.inner : s.channels), part);
 }
 
-// A reduction of an (N, C, S) goes by channels; one of an (N*S, C, 1) by blocks of rows with sums of their own.
-template <class F>
-void sum_in_threads(Shape s, long block, double* sums, long size, F part) {
-  if (s.inner > 1) in_threads(s.channels, 4, [&](long b, long e) { part(b, e, sums); });
-  else in_threads(s.outer, block, [&](long b, long e) { part(b, e, sums + b / block * size); });
+// Memory while a function runs. There is never much of it: some numbers per channel.
+template <class T>
+struct Room {
+  T* const at;
+  explicit Room(long size) : at((T*)malloc(size * sizeof(T) + 1)) { if (!at) abort(); }
+  ~Room() { free(at); }
+  Room(const Room&) = delete;
+};
+
+// A reduction of an (N, C, S) goes by channels, straight into `sums`; one of an (N*S, C, 1) by blocks of rows, each
+// with sums of its own, which then are added up in their order. check(blocks, sums of them) says whether to do it
+// again.
+template <class F, class G>
+void sum_in_threads(Shape s, double* sums, long size, F part, G again) {
+  if (s.inner > 1) return in_threads(s.channels, 4, [&](long b, long e) { part(b, e, sums); });
+  long rows = BLOCK / s.channels < LANES ? LANES : BLOCK / s.channels, blocks = (s.outer + rows - 1) / rows;
+  Room<double> room(blocks > 1 ? blocks * size : 0);
+  double* of_blocks = blocks > 1 ? room.at : sums;
+  do in_threads(s.outer, rows, [&](long b, long e) { part(b, e, of_blocks + b / rows * size); });
+  while (again(blocks, of_blocks));
+  for (long i = 0; blocks > 1 && i < size; i++) {
+    sums[i] = 0;
+    for (long block = 0; block < blocks; block++) sums[i] += of_blocks[block * size + i];
+  }
 }
+
+// What a forward pass leaves to the backward one, in one piece of memory of 6*C doubles.
+struct Kept {
+  double *mean, *variance, *rest, *invstd;
+  float *shift, *scale, *offset;
+  Kept(double* at, long channels)
+      : mean(at), variance(at + channels), rest(at + 2 * channels), invstd(at + 3 * channels),
+        shift((float*)(at + 4 * channels)), scale(shift + channels), offset(scale + channels) {}
+  Coefficients with(float slope) const { return {shift, scale, offset, slope}; }
+};
 
 }  // namespace
 
 extern "C" {
 
 // To be counted on whenever a signature below changes: whoever calls looks at it first.
-long sync_bn_interface() { return 1; }
+long sync_bn_interface() { return 2; }
 
-void sync_bn_sums(bool half, const void* x, Shape s, long block, float* shift, double* sums) {
-  bool rows = s.inner > 1, again = false;
-  long blocks = (s.outer + block - 1) / block, size = 2 * s.channels + 1;
+// sums = [sum of x, sum of x*x, n], 2*C+1
+void sync_bn_sums(bool half, const void* x, Shape s, double* sums) {
+  bool rows = s.inner > 1;
+  Room<float> room(s.channels);
+  float* shift = room.at;
   if (!rows) first_means_of(half, x, s, 0, 0, shift);
   auto part = [&](long begin, long end, double* to) {
     if (rows) first_means_of(half, x, s, begin, end, shift);
@@ -374,57 +407,61 @@ void sync_bn_sums(bool half, const void* x, Shape s, long block, float* shift, d
     for (long c = begin; rows && c < end; c++)
       if (moved_to_mean(s, 1, sums, c, shift)) sums_of(half, x, s, c, c + 1, shift, sums);
   };
-  sum_in_threads(s, block, sums, size, part);
-  for (long c = 0; !rows && c < s.channels; c++) again |= moved_to_mean(s, blocks, sums, c, shift);
-  if (again) sum_in_threads(s, block, sums, size, part);
+  bool moved = false;
+  sum_in_threads(s, sums, 2 * s.channels + 1, part, [&](long blocks, const double* of_blocks) {
+    if (moved) return false;
+    for (long c = 0; c < s.channels; c++) moved |= moved_to_mean(s, blocks, of_blocks, c, shift);
+    return moved;
+  });
 }
 
-// doubles = mean | variance | mean - shift | 1/sqrt(variance + eps); floats = shift | scale | offset; each (C,)
 void sync_bn_normalise(bool half, const void* x, const void* residual, void* z, Shape s, float slope,
-                       const double* sums, double eps, const float* weight, const float* bias, double* doubles,
-                       float* floats) {
-  long channels = s.channels;
-  double n = sums[2 * channels] < 1 ? 1 : sums[2 * channels];
-  for (long c = 0; c < channels; c++) {
-    double mean = sums[c] / n, variance = sums[channels + c] / n - mean * mean;
+                       const double* sums, double eps, const float* weight, const float* bias, double* kept) {
+  Kept k(kept, s.channels);
+  double n = sums[2 * s.channels] < 1 ? 1 : sums[2 * s.channels];
+  for (long c = 0; c < s.channels; c++) {
+    double mean = sums[c] / n, variance = sums[s.channels + c] / n - mean * mean;
     variance = variance < 0 ? 0 : variance;
     double invstd = 1 / __builtin_sqrt(variance + eps), scale = weight ? invstd * weight[c] : invstd;
     float shift = (float)mean;
     double rest = mean - shift;
-    doubles[c] = mean;
-    doubles[channels + c] = variance;
-    doubles[2 * channels + c] = rest;
-    doubles[3 * channels + c] = invstd;
-    floats[c] = shift;
-    floats[channels + c] = (float)scale;
-    floats[2 * channels + c] = (float)((bias ? bias[c] : 0) - rest * scale);
+    k.mean[c] = mean;
+    k.variance[c] = variance;
+    k.rest[c] = rest;
+    k.invstd[c] = invstd;
+    k.shift[c] = shift;
+    k.scale[c] = (float)scale;
+    k.offset[c] = (float)((bias ? bias[c] : 0) - rest * scale);
   }
-  Coefficients by = {floats, floats + channels, floats + 2 * channels, slope};
+  Coefficients by = k.with(slope);
   map_in_threads(s, [&](long begin, long end) { normalise_of(half, x, residual, z, s, begin, end, by); });
 }
 
+// sums = [sum of dy, sum of dy*xhat], 2*C
 void sync_bn_gradient_sums(bool half, const void* dz, const void* x, const void* residual, void* dy, Shape s,
-                           long block, Coefficients by, const double* rest, const double* invstd, double* sums) {
-  sum_in_threads(s, block, sums, 2 * s.channels, [&](long begin, long end, double* to) {
-    gradient_sums_of(half, dz, x, residual, dy, s, begin, end, by, rest, invstd, to);
-  });
+                           float slope, double* kept, double* sums) {
+  Kept k(kept, s.channels);
+  auto part = [&](long begin, long end, double* to) {
+    gradient_sums_of(half, dz, x, residual, dy, s, begin, end, k.with(slope), k.rest, k.invstd, to);
+  };
+  sum_in_threads(s, sums, 2 * s.channels, part, [](long, const double*) { return false; });
 }
 
-// `coefficients` is room for 3*C
-void sync_bn_input_gradient(bool half, const void* dz, const void* x, void* dx, Shape s, Coefficients by,
-                            const double* rest, const double* invstd, const double* count, const float* weight,
-                            const double* sums, float* coefficients) {
+void sync_bn_input_gradient(bool half, const void* dz, const void* x, void* dx, Shape s, float slope, double* kept,
+                            const double* count, const float* weight, const double* sums) {
   long channels = s.channels;
+  Kept k(kept, channels);
   double n = *count < 1 ? 1 : *count;
-  float *of_dy = coefficients, *of_x = of_dy + channels, *constant = of_x + channels;
+  Room<float> room(3 * channels);
+  float *of_dy = room.at, *of_x = of_dy + channels, *constant = of_x + channels;
   for (long c = 0; c < channels; c++) {
-    double a = weight ? invstd[c] * weight[c] : invstd[c], b = a * invstd[c] * sums[channels + c] / n;
+    double a = weight ? k.invstd[c] * weight[c] : k.invstd[c], b = a * k.invstd[c] * sums[channels + c] / n;
     of_dy[c] = (float)a;
     of_x[c] = (float)-b;
-    constant[c] = (float)(b * rest[c] - a * sums[c] / n);
+    constant[c] = (float)(b * k.rest[c] - a * sums[c] / n);
   }
   map_in_threads(s, [&](long begin, long end) {
-    input_gradient_of(half, dz, x, dx, s, begin, end, by, of_dy, of_x, constant);
+    input_gradient_of(half, dz, x, dx, s, begin, end, k.with(slope), of_dy, of_x, constant);
   });
 }
 

@@ -6,29 +6,21 @@ a tensor that it does not handle, `_arithmetic` does the same.
 
 import ctypes
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sync_bn._activation import Activation
-from sync_bn._arithmetic import LocalGradients, Moments, Scaling
+from sync_bn._arithmetic import LocalGradients, Moments
 
-_INTERFACE = 1
+_INTERFACE = 2
 _CHANNELS_LAST = {2: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 _LANES = 16
-_BLOCK_VALUES = 2**19  # of an (N·S, C) are summed by one thread at a time
 
 
 class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("outer", "channels", "inner")]
-
-
-class _Coefficients(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("shift", "scale", "offset")),
-        ("slope", ctypes.c_float),
-    ]
 
 
 def _load() -> ctypes.CDLL | None:
@@ -41,17 +33,13 @@ def _load() -> ctypes.CDLL | None:
             return None
     except (OSError, AttributeError):  # built for another machine or version, or a torch without GNU's OpenMP
         return None
-    pointer, half, size, real = ctypes.c_void_p, ctypes.c_bool, ctypes.c_long, ctypes.c_double
-    pointers = [pointer] * 9
+    pointer, half, real, slope = ctypes.c_void_p, ctypes.c_bool, ctypes.c_double, ctypes.c_float
     arguments: dict[str, list[Any]] = {
-        "sums": [half, pointer, _Shape, size, *pointers[:2]],
-        "normalise": [
-            *(half, *pointers[:3], _Shape, ctypes.c_float),
-            *(pointer, real, *pointers[:4]),
-        ],
-        "gradient_sums": [half, *pointers[:4], _Shape, size, _Coefficients, *pointers[:3]],
-        "input_gradient": [half, *pointers[:3], _Shape, _Coefficients, *pointers[:6]],
-        "update": [size, *pointers[:3], real, *pointers[:3]],
+        "sums": [half, pointer, _Shape, pointer],
+        "normalise": [half, *[pointer] * 3, _Shape, slope, pointer, real, *[pointer] * 3],
+        "gradient_sums": [half, *[pointer] * 4, _Shape, slope, *[pointer] * 2],
+        "input_gradient": [half, *[pointer] * 3, _Shape, slope, *[pointer] * 4],
+        "update": [ctypes.c_long, *[pointer] * 3, real, *[pointer] * 3],
     }
     for name, types in arguments.items():
         function = library[f"sync_bn_{name}"]
@@ -67,21 +55,26 @@ def is_built() -> bool:
     return _LIBRARY is not None
 
 
+class Kept(NamedTuple):
+    """What `_arithmetic.Scaling` has, and the moments, in one piece of memory as the loops use it: (6C,)."""
+
+    numbers: Tensor
+
+
 class Passes:
     """The four passes for tensors that lie in memory as `x` does."""
 
+    Scaling = Kept
+
     def __init__(self, x: Tensor, shape: _Shape) -> None:
         self._shape = shape
+        self._channels = x.shape[1]
         self._half = x.dtype == torch.bfloat16
 
     def local_sums(self, x: Tensor, w: None) -> Tensor:  # noqa: ARG002
-        channels = int(self._shape.channels)
-        shift = _room(channels, dtype=torch.float32)
-        block, sums = self._room_for_sums(2 * channels + 1)
-        _library().sync_bn_sums(
-            self._half, x.data_ptr(), self._shape, block, shift.data_ptr(), sums.data_ptr()
-        )
-        return _added(sums)
+        sums = _doubles(2 * self._channels + 1)
+        _library().sync_bn_sums(self._half, x.data_ptr(), self._shape, sums.data_ptr())
+        return sums
 
     def normalise(
         self,
@@ -92,62 +85,50 @@ class Passes:
         bias: Tensor | None,
         residual: Tensor | None,
         activation: Activation | None,
-    ) -> tuple[Tensor, Moments, Scaling]:
-        z = torch.empty_like(x)
+    ) -> tuple[Tensor, Moments, Kept]:
+        channels = self._channels
+        z, kept = torch.empty_like(x), _doubles(6 * channels)
         weight, bias = _floats(weight), _floats(bias)
         residual = None if residual is None else _like(x, residual)
-        channels = int(self._shape.channels)
-        doubles, floats = _room(4, channels), _room(3, channels, dtype=torch.float32)
         _library().sync_bn_normalise(
             self._half,
             *(x.data_ptr(), _pointer(residual), z.data_ptr(), self._shape, _slope(activation)),
-            *(sums.data_ptr(), eps, _pointer(weight), _pointer(bias), doubles.data_ptr(), floats.data_ptr()),
+            *(sums.data_ptr(), eps, _pointer(weight), _pointer(bias), kept.data_ptr()),
         )
-        mean, var, rest, invstd = doubles.unbind()
-        shift, scale, offset = floats.unbind()
-        return z, Moments(mean, var, sums[-1]), Scaling(shift, scale, offset, rest, invstd)
+        mean, var = kept.narrow(0, 0, channels), kept.narrow(0, channels, channels)
+        return z, Moments(mean, var, sums[-1]), Kept(kept)
 
     def local_gradient_sums(
-        self, dz: Tensor, x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None
+        self, dz: Tensor, x: Tensor, by: Kept, residual: Tensor | None, activation: Activation | None
     ) -> LocalGradients:
         """With a residual dy is written, because it is the residual's gradient; else it stays dz."""
-        dz = _like(x, dz)
+        dz, sums = _like(x, dz), _doubles(2 * self._channels)
         residual = None if residual is None or activation is None else _like(x, residual)
         dy = dz if residual is None else torch.empty_like(x)
-        block, sums = self._room_for_sums(2 * int(self._shape.channels))
         _library().sync_bn_gradient_sums(
             self._half,
-            *(dz.data_ptr(), x.data_ptr(), _pointer(residual), dy.data_ptr(), self._shape, block),
-            *(_coefficients(by, activation), by.rest.data_ptr(), by.invstd.data_ptr(), sums.data_ptr()),
+            *(dz.data_ptr(), x.data_ptr(), _pointer(residual), dy.data_ptr(), self._shape),
+            *(_slope(activation), by.numbers.data_ptr(), sums.data_ptr()),
         )
-        return LocalGradients(_added(sums), dy, activation if residual is None else None)
+        return LocalGradients(sums, dy, activation if residual is None else None)
 
     def input_gradient(
         self,
         local: LocalGradients,
         x: Tensor,
-        by: Scaling,
+        by: Kept,
         n: Tensor,
         weight: Tensor | None,
         sums: Tensor,
         w: None,  # noqa: ARG002
     ) -> Tensor:
         dx, weight = torch.empty_like(x), _floats(weight)
-        room = _room(3 * int(self._shape.channels), dtype=torch.float32)
         _library().sync_bn_input_gradient(
             self._half,
-            *(local.dy.data_ptr(), x.data_ptr(), dx.data_ptr(), self._shape),
-            *(_coefficients(by, local.activation_left), by.rest.data_ptr(), by.invstd.data_ptr()),
-            *(n.data_ptr(), _pointer(weight), sums.data_ptr(), room.data_ptr()),
+            *(local.dy.data_ptr(), x.data_ptr(), dx.data_ptr(), self._shape, _slope(local.activation_left)),
+            *(by.numbers.data_ptr(), n.data_ptr(), _pointer(weight), sums.data_ptr()),
         )
         return dx
-
-    def _room_for_sums(self, size: int) -> tuple[int, Tensor]:
-        """Rows that are summed as one block, and room for the sums of each: an (N, C, S) is one block."""
-        outer, channels, inner = self._shape.outer, self._shape.channels, self._shape.inner
-        block = max(_LANES, _BLOCK_VALUES // channels)
-        blocks = 1 if inner > 1 else -(-outer // block)
-        return block, _room(blocks, size)
 
 
 def passes(x: Tensor, activation: Activation | None) -> Passes | None:
@@ -208,13 +189,9 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=memory_format)
 
 
-def _room(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+def _doubles(size: int) -> Tensor:
     """Memory for numbers of C++, whatever torch's defaults are."""
-    return torch.empty(shape, dtype=dtype, device="cpu")
-
-
-def _added(sums: Tensor) -> Tensor:
-    return sums[0] if sums.shape[0] == 1 else sums.sum(0)
+    return torch.empty(size, dtype=torch.float64, device="cpu")
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:
@@ -235,10 +212,6 @@ def _slope(activation: Activation | None) -> float:
         return 1.0
     assert activation.slope is not None
     return activation.slope
-
-
-def _coefficients(by: Scaling, activation: Activation | None) -> _Coefficients:
-    return _Coefficients(by.shift.data_ptr(), by.scale.data_ptr(), by.offset.data_ptr(), _slope(activation))
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

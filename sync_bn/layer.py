@@ -113,7 +113,8 @@ class SyncBatchNorm(_BatchNorm):
         add up to more than 1 over all ranks, or to 0, which updates nothing.
         """
         self._check_input_dim(input)
-        self._check_extras(input, residual, sample_weight)
+        if not (residual is sample_weight is None):
+            self._check_extras(input, residual, sample_weight)
         if self._last_input_dim != input.dim():
             self._last_input_dim = input.dim()
         plain = self._is_plain()
@@ -151,13 +152,14 @@ class SyncBatchNorm(_BatchNorm):
         checked = self._steps_checked >= _handshake.policy.steps or torch.compiler.is_compiling()
         if synchronized and not checked:
             meet = partial(_handshake.meet, self.process_group, self._description(tensors))
-        call = Call(self.eps, activation_named(self.activation), synchronized, self.process_group, meet)
+        activation, observed = activation_named(self.activation), self._observer is not None
+        call = Call(self.eps, activation, synchronized, self.process_group, meet, observed)
         z, moments, local_sums = batch_norm_over_ranks(tensors, call)
         self._check_global_count(input, moments.n, weighted=weights is not None)
         if self.training and not _is_recomputation():
             if meet is not None:
                 self._steps_checked += 1
-            if self._observer is not None:
+            if self._observer is not None and local_sums is not None:
                 self._observer.record(self, moments, local_sums)
             if self.track_running_stats:
                 self._update_running_statistics(moments)
@@ -187,10 +189,10 @@ class SyncBatchNorm(_BatchNorm):
         return world_size
 
     def _check_input_dim(self, input: Tensor) -> None:
-        shape = tuple(input.shape)
+        shape = input.shape
         if len(shape) < 2 or shape[1] != self.num_features:
             raise ValueError(
-                f"{self._called()} got an input of shape {shape}; "
+                f"{self._called()} got an input of shape {tuple(shape)}; "
                 f"expected (N, {self.num_features}, ...): samples, channels, any further dimensions."
             )
 
