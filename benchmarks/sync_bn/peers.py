@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -62,13 +61,11 @@ def all_reduce_one_by_one(*parts: Tensor) -> tuple[Tensor, ...]:
     return parts
 
 
-def fairscale_sync_batch_norm() -> type[nn.BatchNorm2d] | None:
-    """The layer of fairscale, where that is installed."""
-    if find_spec("fairscale") is None:
-        return None
+def fairscale_sync_batch_norm(num_features: int) -> nn.Module:
+    """The layer of fairscale, which has to be installed."""
     with warnings.catch_warnings():  # about names of torch that other parts of it use
         warnings.simplefilter("ignore")
-        layer: type[nn.BatchNorm2d] = import_module("fairscale.experimental.nn").SyncBatchNorm
+        layer: nn.Module = import_module("fairscale.experimental.nn").SyncBatchNorm(num_features)
     return layer
 
 

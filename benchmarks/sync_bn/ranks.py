@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -31,14 +32,19 @@ TINY, TINY_BATCHES = ((32, 6),), (2,)
 TOLERANCE = 1e-4
 GOAL = 0.6
 OURS = "SyncBatchNorm"
-FAIRSCALE = fairscale_sync_batch_norm()
-PEERS: dict[str, type[nn.BatchNorm2d]] = {
+Kind = Callable[[int], nn.Module]
+FAIRSCALE_IS_INSTALLED = find_spec("fairscale") is not None
+PEERS: dict[str, Kind] = {
     "autograd": AutogradSyncBatchNorm,
-    **({"fairscale": FAIRSCALE} if FAIRSCALE else {}),
+    **({"fairscale": fairscale_sync_batch_norm} if FAIRSCALE_IS_INSTALLED else {}),
     "two collectives": UnpackedSyncBatchNorm,
 }
 PACKED = "packed"
-CONTESTANTS: dict[str, type[nn.Module]] = {OURS: SyncBatchNorm, **PEERS, PACKED: PackedSyncBatchNorm}
+CONTESTANTS: dict[str, Callable[[int], nn.Module]] = {
+    OURS: SyncBatchNorm,
+    **PEERS,
+    PACKED: PackedSyncBatchNorm,
+}
 CONTEST = Contest(
     title="Two ranks, against other schemes",
     ours=OURS,
@@ -54,7 +60,11 @@ NOTES = (
     "in plain torch operations. packed: the same with one all-reduce each way; it is here to show what of "
     "ours is not the scheme, but the loops. They are in benchmarks/sync_bn/peers.py.",
     "fairscale: fairscale.experimental.nn.SyncBatchNorm as installed, "
-    + (f"version {version('fairscale')}." if FAIRSCALE else "which it was not: pip install fairscale."),
+    + (
+        f"version {version('fairscale')}."
+        if FAIRSCALE_IS_INSTALLED
+        else "which it was not: pip install fairscale."
+    ),
 )
 
 
@@ -101,7 +111,7 @@ def compare(rank: int, case: Case, rounds: int) -> Compared:
     return Compared(interleaved(steps, rounds, _behind_a_barrier), difference)
 
 
-def _layer(kind: type[nn.Module], channels: int) -> nn.Module:
+def _layer(kind: Kind, channels: int) -> nn.Module:
     layer = kind(channels)
     with torch.no_grad():
         layer.get_parameter("weight").copy_(torch.linspace(0.5, 1.5, channels))
