@@ -68,6 +68,20 @@ class LRScheduler(ClassSpec):
     interval: Literal["epoch", "step"] = "epoch"
 
 
+class Checkpoint(_Part):
+    """When a run is saved on its way, and what is kept of that. Runs resume with the very next sample."""
+
+    every_steps: int | None = Field(default=None, ge=1, description="Optimizer steps; null: by time alone")
+    every_minutes: float | None = Field(default=5, gt=0, description="null: by steps alone")
+    keep_last: int = Field(default=2, ge=1, le=10_000)
+    monitor: str = Field(
+        default="val_loss",
+        min_length=1,
+        description="The metric of an epoch by which the best checkpoint is kept, too",
+    )
+    mode: Literal["min", "max"] = Field(default="min", description="Which value of `monitor` is the best")
+
+
 class Training(_Part):
     global_batch_size: int = Field(
         default=32, ge=1, le=2**31, description="Samples in one optimizer step, all workers together"
@@ -77,6 +91,25 @@ class Training(_Part):
     precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop_last: bool = Field(default=False, description="Leave out the last, short batch of each epoch")
+    accumulate_grad_batches: int = Field(
+        default=1,
+        ge=1,
+        description="Forward and backward passes that a global batch is cut into, one after the other; the "
+        "statistics of normalisation are those of each pass",
+    )
+    sampler: Literal["global", "own"] = Field(
+        default="global",
+        description="global: the order of samples follows from the seed, whatever the workers; own: the "
+        "DataModule's loaders are taken as they are, and results depend on the number of workers",
+    )
+    checkpoint: Checkpoint = Checkpoint()
+    hang_seconds: float = Field(
+        default=300,
+        gt=0,
+        le=86_400,
+        description="Workers that make no step for so long are looked into, ended, and start again from the "
+        "last checkpoint",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -173,6 +206,12 @@ class Spec(_Part):
                 "training.global_batch_size",
                 f"{batch} samples cannot be shared by {most} workers; "
                 f"give at least {most}, or lower resources.workers",
+            )
+        if batch < self.training.accumulate_grad_batches:
+            raise _at(
+                "training.accumulate_grad_batches",
+                f"{batch} samples cannot be cut into {self.training.accumulate_grad_batches} passes; give at "
+                "most training.global_batch_size",
             )
         if isinstance(self.norm.group, int) and self.resources.min_workers % self.norm.group:
             raise _at(
