@@ -7,17 +7,17 @@ Errors: `SpecError` (a `ValueError`) carries one `Problem` for each offending ke
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+
+from training.spec_errors import Problem, SpecError, located, problems_of
+
+__all__ = ["Problem", "Spec", "SpecError", "flat", "load_yaml", "override", "parse_spec", "shares"]
 
 ClassPath = Annotated[
     str,
@@ -202,60 +202,31 @@ class Spec(_Part):
     def _consistent(self) -> Self:
         most, batch = self.resources.max_workers, self.training.global_batch_size
         if batch < most:
-            raise _at(
+            raise located(
                 "training.global_batch_size",
                 f"{batch} samples cannot be shared by {most} workers; "
                 f"give at least {most}, or lower resources.workers",
             )
         if batch < self.training.accumulate_grad_batches:
-            raise _at(
+            raise located(
                 "training.accumulate_grad_batches",
                 f"{batch} samples cannot be cut into {self.training.accumulate_grad_batches} passes; give at "
                 "most training.global_batch_size",
             )
         if isinstance(self.norm.group, int) and self.resources.min_workers % self.norm.group:
-            raise _at(
+            raise located(
                 "norm.group",
                 f"{self.resources.min_workers} workers cannot be cut into groups of {self.norm.group}; "
                 "choose a divisor of resources.workers",
             )
         if self.norm.observe_every is not None and self.norm.kind != "sync_batch_norm":
-            raise _at(
+            raise located(
                 "norm.observe_every",
                 f"only sync_batch_norm is observed, and norm.kind is {self.norm.kind}; leave this key out",
             )
         if self.training.precision == "16-mixed" and not self.resources.gpus_per_worker:
-            raise _at("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")
+            raise located("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")
         return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One thing wrong with a spec: the key it stands at and what to do about it."""
-
-    key: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.message}" if self.key else self.message
-
-
-class SpecError(ValueError):
-    """The spec is not valid."""
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
-        super().__init__("; ".join(map(str, self.problems)))
-
-
-class _LocatedError(ValueError):
-    def __init__(self, key: str, message: str) -> None:
-        super().__init__(message)
-        self.key = key
-
-
-def _at(key: str, message: str) -> _LocatedError:
-    return _LocatedError(key, message)
 
 
 def parse_spec(data: object) -> Spec:
@@ -266,7 +237,7 @@ def parse_spec(data: object) -> Spec:
     try:
         return Spec.model_validate(data)
     except ValidationError as error:
-        raise SpecError(_problems(error)) from None
+        raise SpecError(problems_of(error, Spec)) from None
 
 
 def load_yaml(text: str) -> object:
@@ -318,68 +289,6 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$", re.I),
     list("-+.0123456789"),
 )
-
-
-def _problems(error: ValidationError) -> list[Problem]:
-    found: dict[str, Problem] = {}
-    for item in error.errors():
-        if item["type"] == "int_type" and isinstance(item["input"], Mapping):
-            continue  # a number or a mapping is wanted: what is wrong with the mapping stands beside this
-        cause = item.get("ctx", {}).get("error")
-        location = [part for part in item["loc"] if not _is_branch(part)]
-        key = cause.key if isinstance(cause, _LocatedError) else ".".join(map(str, location))
-        found.setdefault(key, Problem(key=key, message=_message(dict(item), location)))
-    return list(found.values())
-
-
-def _is_branch(part: int | str) -> bool:
-    """pydantic names the member of a union in the location; a user's key never looks like that."""
-    return isinstance(part, str) and (part in {"WorkerRange", "int", "str", "constrained-int"} or "[" in part)
-
-
-def _message(item: dict[str, Any], location: list[int | str]) -> str:
-    if item["type"] == "extra_forbidden":
-        return _unknown_key(location)
-    if item["type"] == "missing":
-        return "is required"
-    message = re.sub(r"^(Value error, |Input )", "", item["msg"])
-    if item["type"] == "value_error":
-        return message
-    if location and location[-1] == "workers":
-        message = "should be a number of workers, or a mapping {min: 1, max: 4}"
-    elif location and location[-1] == "class_path" and item["type"] == "string_pattern_mismatch":
-        message = "should be a dotted path such as package.module.Class"
-    return f"{message}; got {_shortened(item.get('input'))}"
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _unknown_key(location: list[int | str]) -> str:
-    known = _keys_beside(location)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-    return f"unknown key; {hint}"
-
-
-def _keys_beside(location: list[int | str]) -> list[str]:
-    model: type[BaseModel] = Spec
-    for part in location[:-1]:
-        model = _model_of(model.model_fields.get(str(part))) or model
-    return list(model.model_fields)
-
-
-def _model_of(field: FieldInfo | None) -> type[BaseModel] | None:
-    """The pydantic model inside a field's annotation, through unions and dict values."""
-    pending: list[Any] = [field.annotation] if field else []
-    while pending:
-        annotation = pending.pop()
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return annotation
-        pending.extend(typing.get_args(annotation))
-    return None
 
 
 def flat(spec: Spec) -> dict[str, str]:

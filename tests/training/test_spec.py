@@ -53,6 +53,16 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
             "precision": "32-true",
             "seed": 0,
             "drop_last": False,
+            "accumulate_grad_batches": 1,
+            "sampler": "global",
+            "checkpoint": {
+                "every_steps": None,
+                "every_minutes": 5,
+                "keep_last": 2,
+                "monitor": "val_loss",
+                "mode": "min",
+            },
+            "hang_seconds": 300,
         },
         "resources": {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0},
         "priority": 0,
@@ -61,6 +71,15 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
         "labels": {},
         "code": None,
     }
+
+
+def test_passes_that_a_global_batch_is_cut_into_cannot_be_more_than_its_samples() -> None:
+    with pytest.raises(SpecError) as caught:
+        make_spec(training={"global_batch_size": 4, "accumulate_grad_batches": 5})
+
+    (problem,) = caught.value.problems
+    assert problem.key == "training.accumulate_grad_batches"
+    assert "4 samples cannot be cut into 5 passes" in problem.message
 
 
 def test_another_optimizer_does_not_inherit_the_arguments_of_the_default_one() -> None:

@@ -1,0 +1,104 @@
+"""What is wrong with a spec, in words that name the key and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing wrong with a spec: the key it stands at and what to do about it."""
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class SpecError(ValueError):
+    """The spec is not valid."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(map(str, self.problems)))
+
+
+class LocatedError(ValueError):
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def located(key: str, message: str) -> LocatedError:
+    return LocatedError(key, message)
+
+
+def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+    found: dict[str, Problem] = {}
+    for item in error.errors():
+        if item["type"] == "int_type" and isinstance(item["input"], Mapping):
+            continue  # a number or a mapping is wanted: what is wrong with the mapping stands beside this
+        cause = item.get("ctx", {}).get("error")
+        location = [part for part in item["loc"] if not _is_branch(part)]
+        key = cause.key if isinstance(cause, LocatedError) else ".".join(map(str, location))
+        found.setdefault(key, Problem(key=key, message=_message(dict(item), location, root)))
+    return list(found.values())
+
+
+def _is_branch(part: int | str) -> bool:
+    """pydantic names the member of a union in the location; a user's key never looks like that."""
+    return isinstance(part, str) and (part in {"WorkerRange", "int", "str", "constrained-int"} or "[" in part)
+
+
+def _message(item: dict[str, Any], location: list[int | str], root: type[BaseModel]) -> str:
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(location, root)
+    if item["type"] == "missing":
+        return "is required"
+    message = re.sub(r"^(Value error, |Input )", "", item["msg"])
+    if item["type"] == "value_error":
+        return message
+    if location and location[-1] == "workers":
+        message = "should be a number of workers, or a mapping {min: 1, max: 4}"
+    elif location and location[-1] == "class_path" and item["type"] == "string_pattern_mismatch":
+        message = "should be a dotted path such as package.module.Class"
+    return f"{message}; got {_shortened(item.get('input'))}"
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _unknown_key(location: list[int | str], root: type[BaseModel]) -> str:
+    known = _keys_beside(location, root)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+    return f"unknown key; {hint}"
+
+
+def _keys_beside(location: list[int | str], root: type[BaseModel]) -> list[str]:
+    model = root
+    for part in location[:-1]:
+        model = _model_of(model.model_fields.get(str(part))) or model
+    return list(model.model_fields)
+
+
+def _model_of(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The pydantic model inside a field's annotation, through unions and dict values."""
+    pending: list[Any] = [field.annotation] if field else []
+    while pending:
+        annotation = pending.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+        pending.extend(typing.get_args(annotation))
+    return None
