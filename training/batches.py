@@ -1,7 +1,7 @@
 """Global batches and the share that each rank takes.
 
-The order of samples is a function of (seed, epoch) alone and a batch is cut in order, so the samples of a
-step are the same whatever the number of ranks.
+The order of samples is a function of (seed, epoch) alone and a batch is cut in order, into micro-batches and
+these into shares, so the samples of a step are the same whatever the number of ranks.
 """
 
 from __future__ import annotations
@@ -20,14 +20,22 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    TensorDataset,
 )
+from torch.utils.data.distributed import DistributedSampler
 
 from training.failures import BuildError
+from training.samples import Indices, SeededSamples
 from training.spec import shares
 
 
 class GlobalBatches(Sampler[list[int]]):
-    """This rank's share of each global batch, as lists of sample indices; a share may be empty."""
+    """This rank's share of each micro-batch, as `Indices` of samples; a share may be empty.
+
+    A global batch is cut in order into `accumulate_grad_batches` micro-batches, or as many as it has samples.
+    Only the last batch of an epoch may be short, so the first micro-batch of each has a multiple of
+    `accumulate_grad_batches` as its number, as Lightning expects.
+    """
 
     def __init__(
         self,
@@ -39,10 +47,14 @@ class GlobalBatches(Sampler[list[int]]):
         shuffle: bool,
         seed: int = 0,
         drop_last: bool = False,
+        accumulate_grad_batches: int = 1,
     ) -> None:
+        assert accumulate_grad_batches <= batch_size
         self.samples, self.batch_size, self.rank, self.world_size = samples, batch_size, rank, world_size
         self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.accumulate_grad_batches = accumulate_grad_batches
         self.epoch = 0
+        self._start = (0, 0)
 
     @property
     def sampler(self) -> GlobalBatches:
@@ -52,17 +64,47 @@ class GlobalBatches(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def start_at(self, epoch: int, batch: int) -> None:
+        """This epoch begins with this of its micro-batches (from 0), once; later ones with their first.
+
+        `batch` may be the length: then nothing is left of the epoch.
+        """
+        self.epoch, self._start = epoch, (epoch, batch)
+
+    @property
+    def first(self) -> int:
+        """The micro-batch that this epoch begins with."""
+        epoch, batch = self._start
+        return batch if epoch == self.epoch else 0
+
+    def count(self, start: int, stop: int) -> int:
+        """How many samples the micro-batches `start` to `stop - 1` have, of all ranks together."""
+        return self._begin(stop) - self._begin(start)
+
     def __len__(self) -> int:
-        whole, rest = divmod(self.samples, self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        whole, rest = divmod(self._drawn, self.batch_size)
+        return whole * self.accumulate_grad_batches + min(rest, self.accumulate_grad_batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self._order()
-        for step in range(len(self)):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        order, epoch, first = self._order(), self.epoch, self.first
+        self._start = (0, 0)  # once
+        for number in range(first, len(self)):
+            batch = order[self._begin(number) : self._begin(number + 1)]
             sizes = shares(len(batch), self.world_size)
             start = sum(sizes[: self.rank])
-            yield batch[start : start + sizes[self.rank]]
+            yield Indices(batch[start : start + sizes[self.rank]], epoch=epoch)
+
+    @property
+    def _drawn(self) -> int:
+        """Samples of an epoch."""
+        return self.samples - (self.samples % self.batch_size if self.drop_last else 0)
+
+    def _begin(self, number: int) -> int:
+        """Where a micro-batch begins in the order of samples."""
+        step, part = divmod(number, self.accumulate_grad_batches)
+        begin = step * self.batch_size
+        size = min(self.batch_size, self._drawn - begin)
+        return begin + sum(shares(size, self.accumulate_grad_batches)[:part])
 
     def _order(self) -> list[int]:
         if not self.shuffle:
@@ -70,6 +112,32 @@ class GlobalBatches(Sampler[list[int]]):
         # Not torch's generator: it takes 32 bits of a seed, which is no room for a seed and an epoch.
         generator = np.random.default_rng((self.seed, self.epoch))
         return cast(list[int], generator.permutation(self.samples).tolist())
+
+
+class ShareLoader(DataLoader[Any]):
+    """A DataLoader over `GlobalBatches` that Lightning can resume within an epoch.
+
+    Lightning asks for an iterator before it says which epoch it is, and processes of a loader begin with the
+    iterator; therefore nothing is drawn before the first batch is asked for. `state_dict` is saved and loaded
+    by Lightning; it says how many batches of which epoch were taken.
+    """
+
+    batch_sampler: GlobalBatches
+    _taken: tuple[int, int] | None = None
+
+    def __iter__(self) -> Any:
+        epoch, number = self.batch_sampler.epoch, self.batch_sampler.first
+        for batch in super().__iter__():
+            number += 1
+            self._taken = (epoch, number)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        epoch, batch = self._taken or (self.batch_sampler.epoch, self.batch_sampler.first)
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batch_sampler.start_at(state["epoch"], state["batch"])
 
 
 class _CollateShare:
@@ -96,10 +164,12 @@ def share_loader(
     world_size: int,
     seed: int,
     drop_last: bool = False,
-) -> DataLoader[Any]:
+    accumulate_grad_batches: int = 1,
+) -> ShareLoader:
     """A loader like `loader` (its dataset, collation, processes) that gives this rank's share of each batch.
 
-    Whether samples are shuffled is taken from `loader`; its batch size is not: the spec's is global.
+    Whether samples are shuffled is taken from `loader`; its batch size is not: the spec's is global. What its
+    dataset draws at random is a function of (seed, epoch, index): `training.samples`.
     Raises BuildError for data that cannot be cut into global batches.
     """
     dataset = loader.dataset
@@ -126,11 +196,16 @@ def share_loader(
         shuffle=_is_shuffled(loader),
         seed=seed,
         drop_last=drop_last,
+        accumulate_grad_batches=accumulate_grad_batches,
     )
-    return DataLoader(
+    if type(dataset) is not TensorDataset:  # which draws nothing
+        dataset = SeededSamples(dataset, seed)
+    return ShareLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=_CollateShare(loader.collate_fn, dataset),
+        # Its own, so that an iterator's beginning draws nothing from the generator of the model's noise.
+        generator=torch.Generator().manual_seed(seed),
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,
@@ -148,11 +223,14 @@ def _is_shuffled(loader: DataLoader[Any]) -> bool:
         return True
     if plain_batches and isinstance(sampler, SequentialSampler):
         return False
+    if plain_batches and type(sampler) is DistributedSampler:
+        return sampler.shuffle
     own = sampler if plain_batches else loader.batch_sampler
     raise BuildError(
         "data.class_path",
         f"its loader has a sampler of its own ({type(own).__name__}), whose order would depend on the number "
-        "of workers; return a DataLoader with shuffle=True or shuffle=False",
+        "of workers; return a DataLoader with shuffle=True or shuffle=False, or set training.sampler to own "
+        "and let results depend on the number of workers",
     )
 
 
