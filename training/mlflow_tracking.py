@@ -10,35 +10,48 @@ import posixpath
 import re
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from training.failures import TrainingError
+from training.spool import Point, Spool
+from training.system_metrics import SystemMetrics  # noqa: F401 (its former place)
 from training.tracking import History, Progress
 
 log = logging.getLogger(__name__)
 
 PROGRESS_TAG = "syncbn.progress"
-BATCH = 999  # metrics in one log_batch: MLflow takes 1000 entries, one is the progress tag
+TAGS = 20  # in one log_batch, beside the progress
+BATCH = 979  # metrics in one log_batch: MLflow takes 1000 entries
 PARAMS = 100  # in one log_batch
 LONGEST_PARAM = 6000  # characters
+LONGEST_TAG = 8000
 LONGEST_NAME = 250
-FLUSH_SECONDS = 1.0
-GIVE_UP_SECONDS = 120.0  # how long `close` waits for a server that is away
+SEND_SECONDS = 1.0
+GIVE_UP_SECONDS = 600.0  # how long the end of a training waits for a server that takes nothing
+HURRY_SECONDS = 10.0  # how long, where it must not wait
+REPORT_SECONDS = 15.0
+
+Answer = TypeVar("Answer")
+
+
+class NotWritten(TrainingError):
+    """MLflow did not take everything."""
 
 
 class MlflowTracker:
     """Writes to the run `run_id` of the server at `uri`.
 
-    `log` and `progress` only append to memory; a thread sends. A server that is away is asked again until it
-    answers. Steps that an earlier attempt of this run has written are not written twice. In names of metrics
-    and parameters, characters that MLflow does not take become underscores.
+    `log`, `progress` and `tags` only append to memory; a thread sends. A server that is away is asked again
+    until it answers. Points wait in the file `spool` (see training.spool), or in memory where there is none;
+    what an earlier attempt left there is sent first. Steps that an earlier attempt of this run has taken are
+    not written twice. In names, characters that MLflow does not take become underscores.
     """
 
     def __init__(
@@ -48,18 +61,22 @@ class MlflowTracker:
         *,
         params: Mapping[str, str],
         tags: Mapping[str, str],
+        spool: Path | None = None,
         register_as: str | None = None,
     ) -> None:
         self.uri, self.run_id, self.register_as = uri, run_id, register_as
-        self._params, self._tags = params, tags
-        self._points: deque[tuple[str, float, int, int]] = deque()
+        self._params = params
+        self._spool = Spool(spool)
+        self._taken = dict(self._spool.last_steps)  # the last step of each metric
+        self._written: dict[str, int] = {}  # of those, what MLflow had before
         self._progress: Progress | None = None
-        self._written: dict[str, int] = {}  # by an earlier attempt
-        self._taken: dict[str, int] = {}  # by this one
+        self._tags: dict[str, str] = {}
+        self._tags_lock = threading.Lock()
+        self.tags(tags)
         self._begun = False
         self._trouble: Exception | None = None
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._send_forever, name="mlflow-writer", daemon=True)
+        self._thread = threading.Thread(target=self._send_forever, name="mlflow-sender", daemon=True)
         self._thread.start()
 
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
@@ -68,32 +85,38 @@ class MlflowTracker:
             name = _name(given)
             if step > self._taken.get(name, 0):
                 self._taken[name] = step
-                self._points.append((name, value, now, step))
+                self._spool.append(Point(name, float(value), now, step))
 
     def progress(self, progress: Progress) -> None:
         self._progress = progress
 
+    def tags(self, tags: Mapping[str, str]) -> None:
+        with self._tags_lock:
+            self._tags |= {_name(key): value[:LONGEST_TAG] for key, value in tags.items()}
+
+    def sync(self) -> None:
+        self._spool.sync()
+
     def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
-        self._drain()
+        self._drain(GIVE_UP_SECONDS)
         names = [  # each costs a request
             name
-            for name in self._client.get_run(self.run_id).data.metrics
-            if name.startswith(prefixes) and not name.startswith("system/")
+            for name in self._patiently("to tell its metrics", lambda: _last_steps(self._run()))
+            if name.startswith(prefixes)
         ]
-        return {
-            name: sorted(
-                (point.step, point.value) for point in self._client.get_metric_history(self.run_id, name)
-            )
-            for name in names
-        }
+        return {name: self._patiently(f"to tell {name}", partial(self._points, name)) for name in names}
+
+    def _points(self, name: str) -> list[tuple[int, float]]:
+        points = self._client.get_metric_history(self.run_id, name)
+        return sorted((point.step, point.value) for point in points)
 
     def artifact(self, path: Path) -> None:
-        _patiently(lambda: self._client.log_artifact(self.run_id, str(path)))
+        self._patiently(f"to take {path.name}", lambda: self._client.log_artifact(self.run_id, str(path)))
 
     def model(self, model: nn.Module, example: Any) -> None:
         """Logs the model as MLflow's pytorch flavour; it loads with torch alone."""
         signature = _signature(model, example)
-        _patiently(lambda: self._log_model(model, signature))
+        self._patiently("to take the model", lambda: self._log_model(model, signature))
 
     def _log_model(self, model: nn.Module, signature: Any) -> None:
         import mlflow
@@ -110,77 +133,100 @@ class MlflowTracker:
                 registered_model_name=self.register_as,
             )
 
-    def close(self) -> None:
+    def close(self, *, patient: bool = True) -> None:
+        """Raises NotWritten when MLflow refuses, or takes nothing for GIVE_UP_SECONDS, or HURRY_SECONDS."""
         try:
-            self._drain()
+            self._drain(GIVE_UP_SECONDS if patient else HURRY_SECONDS)
         finally:
             self._closing.set()
             self._wake.set()
-            self._thread.join()
+            self._thread.join(HURRY_SECONDS)  # it may sit in a request that nobody answers
+            self._spool.close()
 
-    def _drain(self) -> None:
-        """Waits until the thread has sent everything; gives up when for a long time nothing gets through."""
-        left, deadline = len(self._points), time.monotonic() + GIVE_UP_SECONDS
-        while self._points or self._progress or not self._begun:
+    def _drain(self, seconds: float) -> None:
+        """Waits until the thread has sent everything; gives up when for so long nothing gets through."""
+        left, patience = len(self._spool), _Patience(seconds)
+        while len(self._spool) or self._tags or self._progress or not self._begun:
             self._wake.set()
-            if len(self._points) < left:
-                left, deadline = len(self._points), time.monotonic() + GIVE_UP_SECONDS
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"MLflow at {self.uri} has taken nothing for {GIVE_UP_SECONDS:.0f} s ({self._trouble}): "
-                    f"{len(self._points)} metric values could not be written"
-                )
+            if len(self._spool) < left:
+                left, patience = len(self._spool), _Patience(seconds)
+            if self._trouble is not None and not _may_pass(self._trouble):
+                raise self._not_written("refuses metrics")
+            if patience.is_over(f"MLflow at {self.uri}: {left} metric values are left; {self._trouble}"):
+                raise self._not_written(f"has taken nothing for {seconds:.0f} s")
             time.sleep(0.02)
+
+    def _not_written(self, why: str) -> NotWritten:
+        where = "were in memory alone and are lost"
+        if self._spool.path is not None:
+            where = f"are kept in {self._spool.path} and sent when this run goes on"
+        return NotWritten(
+            f"MLflow at {self.uri} {why} ({self._trouble}): {len(self._spool)} metric values {where}"
+        )
+
+    def _patiently(self, what: str, request: Callable[[], Answer]) -> Answer:
+        """Asks again while nobody answers; what the server refuses is raised at once."""
+        patience = _Patience(GIVE_UP_SECONDS)
+        while True:
+            try:
+                return request()
+            except Exception as error:
+                line = f"MLflow at {self.uri} {what}: {len(self._spool)} metric values are left; {error}"
+                if not _may_pass(error) or patience.is_over(line):
+                    raise
+                time.sleep(SEND_SECONDS)
 
     def _send_forever(self) -> None:
         while not self._closing.is_set():
-            self._wake.wait(FLUSH_SECONDS)
+            self._wake.wait(SEND_SECONDS)
             self._wake.clear()  # before sending: a wake that comes meanwhile counts for the next round
             try:
                 if not self._begun:  # importing mlflow takes seconds: here, not in the training thread
                     self._begin()
                     self._begun = True
-                self._send()
+                while self._send() and not self._closing.is_set():
+                    pass
             except Exception as error:  # the server is away, for whatever reason: keep, wait, try again
+                if self._trouble is None:
+                    log.warning("MLflow at %s: %s; metrics wait, and are sent again", self.uri, error)
                 self._trouble = error
-                log.warning("MLflow at %s: %s; trying again", self.uri, error)
-                time.sleep(FLUSH_SECONDS)
+                self._closing.wait(SEND_SECONDS)
+            else:
+                if self._trouble is not None:
+                    log.warning("MLflow at %s takes metrics again", self.uri)
+                self._trouble = None
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
+        """One request; returns whether there is enough left for another at once."""
         from mlflow.entities import Metric, RunTag
 
-        while self._points or self._progress:
-            points = [self._points[index] for index in range(min(BATCH, len(self._points)))]
-            progress = self._progress
-            tags = [RunTag(PROGRESS_TAG, json.dumps(dataclasses.asdict(progress)))] if progress else []
-            new = [Metric(*point) for point in points if point[3] > self._written.get(point[0], 0)]
-            self._client.log_batch(self.run_id, metrics=new, tags=tags)
-            for _ in points:  # only now: what was not acknowledged stays
-                self._points.popleft()
-            if self._progress is progress:
-                self._progress = None
-            if len(points) < BATCH:  # the rest can wait for the next second
-                return
+        batch, progress = self._spool.peek(BATCH), self._progress
+        with self._tags_lock:
+            tags = dict(islice(self._tags.items(), TAGS))
+        shown = tags | ({PROGRESS_TAG: json.dumps(dataclasses.asdict(progress))} if progress else {})
+        new = [Metric(*point) for point in batch.points if point.step > self._written.get(point.name, 0)]
+        if new or shown:
+            self._client.log_batch(self.run_id, metrics=new, tags=[RunTag(*tag) for tag in shown.items()])
+        self._spool.acknowledge(batch)  # only now: what was not acknowledged stays
+        with self._tags_lock:
+            self._tags = {key: value for key, value in self._tags.items() if tags.get(key) != value}
+        if self._progress is progress:
+            self._progress = None
+        return len(batch.points) == BATCH or len(tags) == TAGS
 
     def _begin(self) -> None:
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param
 
-        self._written = self._last_steps()
-        there = self._client.get_run(self.run_id).data.params
+        run = self._run()
+        # Points of one metric are sent in order: of those in the spool, MLflow has all up to its last step.
+        self._written = _last_steps(run)
         params = {_name(key): value[:LONGEST_PARAM] for key, value in self._params.items()}
-        new = iter([Param(key, value) for key, value in params.items() if key not in there])
+        new = iter([Param(key, value) for key, value in params.items() if key not in run.data.params])
         while some := list(islice(new, PARAMS)):
             self._client.log_batch(self.run_id, params=some)
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in self._tags.items()])
 
-    def _last_steps(self) -> dict[str, int]:
-        """The last step written of each metric, by an earlier attempt."""
-        run = self._client.get_run(self.run_id)
-        return {
-            name: max(point.step for point in self._client.get_metric_history(self.run_id, name))
-            for name in run.data.metrics
-            if not name.startswith("system/")
-        }
+    def _run(self) -> Any:
+        return self._client.get_run(self.run_id)
 
     @cached_property
     def _client(self) -> Any:
@@ -206,6 +252,13 @@ def _signature(model: nn.Module, example: Any) -> Any:
     return mlflow.models.infer_signature(example.float().cpu().numpy(), output.float().cpu().numpy())
 
 
+def _last_steps(run: Any) -> dict[str, int]:
+    """By name; what the machines measure of themselves is none of it."""
+    points = run.data.to_proto().metrics  # of each metric the point of the highest step
+    return {point.key: point.step for point in points if not point.key.startswith("system/")}
+
+
+@cache
 def _name(given: str) -> str:
     """A name that MLflow takes: some characters only, and a path that is written as short as can be."""
     name = re.sub(r"[^\w\-. :/]", "_", given)[:LONGEST_NAME]
@@ -213,60 +266,32 @@ def _name(given: str) -> str:
     return name if unique else re.sub(r"^\.|/", "_", name) or "_"
 
 
-def _patiently(write: Callable[[], object]) -> None:
-    """Writes again while nobody answers; what the server refuses is raised at once."""
-    deadline = time.monotonic() + GIVE_UP_SECONDS
-    while True:
-        try:
-            write()
-            return
-        except Exception as error:
-            if not _nobody_answered(error) or time.monotonic() > deadline:
-                raise
-            log.warning("%s; trying again", error)
-            time.sleep(FLUSH_SECONDS)
+class _Patience:
+    """So many seconds for something; on the way says what it waits for."""
+
+    def __init__(self, seconds: float) -> None:
+        now = time.monotonic()
+        self._end, self._next_line = now + seconds, now + REPORT_SECONDS
+
+    def is_over(self, waiting_for: str) -> bool:
+        now = time.monotonic()
+        if now >= self._next_line:
+            self._next_line = now + REPORT_SECONDS
+            log.warning("waiting for %s", waiting_for)
+        return now > self._end
 
 
-def _nobody_answered(error: BaseException | None) -> bool:
-    from requests.exceptions import ConnectionError, Timeout
+def _may_pass(error: BaseException | None) -> bool:
+    """Nobody answered, or somebody who cannot now: a server that starts, one without its database."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import ConnectionError, HTTPError, Timeout
 
     while error is not None:
         if isinstance(error, ConnectionError | Timeout):
             return True
+        if isinstance(error, MlflowException) and error.get_http_status_code() >= 500:
+            return True
+        if isinstance(error, HTTPError) and error.response is not None and error.response.status_code >= 500:
+            return True
         error = error.__cause__ or error.__context__
     return False
-
-
-class SystemMetrics:
-    """MLflow's monitor of this node's CPU, memory, disk, network and GPUs, for as long as the context lasts.
-
-    It starts in the background: importing mlflow takes seconds.
-    """
-
-    def __init__(self, uri: str, run_id: str) -> None:
-        self.uri, self.run_id = uri, run_id
-        self._monitor: Any = None
-        self._thread = threading.Thread(target=self._start, name="system-metrics", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def _start(self) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        try:
-            self._monitor = SystemMetricsMonitor(
-                self.run_id,
-                sampling_interval=1,
-                samples_before_logging=5,
-                resume_logging=True,
-                tracking_uri=self.uri,
-            )
-            self._monitor.start()
-        except Exception as error:  # a nicety: no reason to end a training
-            log.warning("no system metrics: %s", error)
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.join()
-        if self._monitor is not None:
-            self._monitor.finish()

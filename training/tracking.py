@@ -3,7 +3,7 @@
 Tracker           the protocol
 ├── NullTracker   takes everything, keeps nothing
 ├── JsonLines     one JSON object a step, in a file
-├── MlflowTracker batches in the background (training.mlflow_tracking)
+├── MlflowTracker by way of a spool, in the background (training.mlflow_tracking)
 └── Fanout        several at once
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,6 +41,12 @@ class Tracker(Protocol):
     def progress(self, progress: Progress) -> None:
         """Replaces what is known of where the run stands."""
 
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Replaces what is known under these names; never blocks on a network."""
+
+    def sync(self) -> None:
+        """Blocks until no crash can lose what was logged so far: called at every checkpoint."""
+
     def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
         """The metrics of the whole run so far whose names begin so, those of earlier attempts included."""
 
@@ -49,8 +56,12 @@ class Tracker(Protocol):
     def model(self, model: nn.Module, example: Any) -> None:
         """Keeps the trained model; `example` is one input batch for its signature."""
 
-    def close(self) -> None:
-        """Blocks until everything is written, or says what could not be."""
+    def close(self, *, patient: bool = True) -> None:
+        """Blocks until everything is written, or says what could not be.
+
+        Not `patient`, it waits seconds, not minutes, for a server that is away: another attempt will write
+        the rest, or something worse has happened.
+        """
 
 
 class NullTracker:
@@ -60,6 +71,10 @@ class NullTracker:
 
     def progress(self, progress: Progress) -> None: ...
 
+    def tags(self, tags: Mapping[str, str]) -> None: ...
+
+    def sync(self) -> None: ...
+
     def history(self, prefixes: tuple[str, ...] = ("",)) -> History:  # noqa: ARG002
         return {}
 
@@ -67,7 +82,7 @@ class NullTracker:
 
     def model(self, model: nn.Module, example: Any) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, patient: bool = True) -> None: ...
 
 
 class JsonLines(NullTracker):
@@ -93,16 +108,25 @@ class JsonLines(NullTracker):
             self._write()
         self._pending = {"step": step, "epoch": epoch} | self._pending | dict(metrics)
 
+    def sync(self) -> None:
+        self._put()
+        os.fsync(self._file.fileno())
+
     def _write(self) -> None:
+        if self._pending:
+            self._put()
+            self._end = self._file.tell()
+            self.written = self._pending["step"]
+            self._pending = {}
+
+    def _put(self) -> None:
+        """The pending line, over the one of the same step that may be there."""
         if self._pending:
             values = {name: value if math.isfinite(value) else None for name, value in self._pending.items()}
             self._file.seek(self._end)
             self._file.write(json.dumps(values).encode() + b"\n")
             self._file.truncate()
             self._file.flush()
-            self._end = self._file.tell()
-            self.written = self._pending["step"]
-            self._pending = {}
 
     def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
         history: History = {}
@@ -112,7 +136,7 @@ class JsonLines(NullTracker):
                     history.setdefault(name, []).append((row["step"], value))
         return history
 
-    def close(self) -> None:
+    def close(self, *, patient: bool = True) -> None:  # noqa: ARG002
         self._write()
         self._file.close()
 
@@ -144,6 +168,14 @@ class Fanout:
         for tracker in self.trackers:
             tracker.progress(progress)
 
+    def tags(self, tags: Mapping[str, str]) -> None:
+        for tracker in self.trackers:
+            tracker.tags(tags)
+
+    def sync(self) -> None:
+        for tracker in self.trackers:
+            tracker.sync()
+
     def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
         histories: Iterable[History] = (tracker.history(prefixes) for tracker in self.trackers)
         return next((history for history in histories if history), {})
@@ -156,10 +188,10 @@ class Fanout:
         for tracker in self.trackers:
             tracker.model(model, example)
 
-    def close(self) -> None:
+    def close(self, *, patient: bool = True) -> None:
         with ExitStack() as stack:  # one that fails does not keep the others open
             for tracker in self.trackers:
-                stack.callback(tracker.close)
+                stack.callback(tracker.close, patient=patient)
 
 
 class Eta:

@@ -133,7 +133,7 @@ class Recorder(NullTracker):
     def model(self, _model: nn.Module, example: Any) -> None:
         self.calls.append(f"model {example}")
 
-    def close(self) -> None:
+    def close(self, *, patient: bool = True) -> None:  # noqa: ARG002
         self.calls.append("close")
         if self._fails:
             raise TimeoutError

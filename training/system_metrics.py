@@ -1,0 +1,80 @@
+"""What the machines of a run measure of themselves, in MLflow beside the metrics of the training."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+SAMPLE_SECONDS = 1.0
+SAMPLES = 5  # one point each
+LEAVE_SECONDS = 2.0
+
+
+class SystemMetrics:
+    """CPU, memory, disk, network and GPUs of this node, for as long as the context lasts.
+
+    Each worker has its own `node_id`, the middle of the names: system/worker-0/cpu_utilization_percentage.
+    All of it happens in a thread: importing mlflow takes seconds. Entering never waits, leaving a moment at
+    most. What MLflow does not take at once is dropped: a nicety, unlike the training's own metrics.
+    """
+
+    def __init__(self, uri: str, run_id: str, node_id: str = "worker-0") -> None:
+        self.uri, self.run_id, self.node_id = uri, run_id, node_id
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.set()
+        self._thread.join(LEAVE_SECONDS)  # it may import, or wait for a server that is away; it dies with us
+
+    def _run(self) -> None:
+        try:
+            self._measure()
+        except Exception as error:
+            log.warning("no system metrics of %s: %s", self.node_id, error)
+
+    def _measure(self) -> None:
+        from mlflow import MlflowClient
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        client = MlflowClient(tracking_uri=self.uri)
+        # Its collectors alone: its own thread ends when MLflow is away once, and joining it can take minutes.
+        monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
+        step: int | None = None
+        while not self._leaving.is_set():
+            for _ in range(SAMPLES):
+                monitor.collect_metrics()
+                if self._leaving.wait(SAMPLE_SECONDS):
+                    break
+            values = monitor.aggregate_metrics()
+            for collector in monitor.monitors:
+                collector.clear_metrics()
+            try:
+                step = self._next_step(client) if step is None else step
+                self._write(client, values, step)
+                step += 1
+            except Exception as error:  # away: the next ones may get through
+                log.debug("system metrics of %s: %s", self.node_id, error)
+
+    def _write(self, client: Any, values: dict[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [Metric(f"{self._prefix}{name}", value, now, step) for name, value in values.items()]
+        client.log_batch(self.run_id, metrics=points)
+
+    def _next_step(self, client: Any) -> int:
+        """After those of an earlier attempt."""
+        points = client.get_run(self.run_id).data.to_proto().metrics
+        return 1 + max((point.step for point in points if point.key.startswith(self._prefix)), default=-1)
+
+    @property
+    def _prefix(self) -> str:
+        return f"system/{self.node_id}/"
