@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sync_bn.lightning import SyncBatchNormPlugin
 from training.batches import share_loader
 from training.failures import NonFiniteLoss
-from training.global_loss import GlobalLoss
+from training.global_loss import GlobalLoss, no_wish
 from training.module import Supervised, as_lightning_module
-from training.norm_report import Unobserved, norm_report
+from training.norm_report import norm_report
 from training.reporting import LightningLogger, Report
+from training.resume import ExactResume
 from training.spec import Spec, parse_spec
 from training.tracking import Fanout, History, JsonLines, NullTracker, Progress, Tracker
 
@@ -93,6 +94,19 @@ class Small(nn.Module):
         return output
 
 
+class Plain(nn.Module):
+    """Without layers that see other samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(FEATURES * LENGTH, 5), nn.Tanh())
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.layers((x - 100) / 2))
+        return output
+
+
 class OwnLightning(LightningModule):
     """A user's own LightningModule, with a loss by regression."""
 
@@ -136,6 +150,10 @@ def small() -> nn.Module:
     return Small()
 
 
+def plain() -> nn.Module:
+    return Plain()
+
+
 def own_lightning() -> nn.Module:
     return OwnLightning()
 
@@ -167,14 +185,18 @@ def fit(
     spec: Spec,
     make_model: Callable[[], nn.Module] = small,
     *,
-    train: TensorDataset | None = None,
+    train: Dataset[Any] | None = None,
     shuffle: bool = True,
     batches_per_step: int = 1,
     folder: Path | None = None,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    wish: Callable[[], int] = no_wish,
+    processes: int = 0,
 ) -> Fitted:
     """22 samples to train on, so that the last batch of 7 has one; 9 to validate and 2 to test on.
 
+    A step is of `batches_per_step` global batches, loaded by so many `processes`.
     Into `folder` go files of results and, in the end, a checkpoint, which `resume` goes on from.
     """
     warnings.simplefilter("ignore")  # Lightning's advice
@@ -185,20 +207,23 @@ def fit(
     files = [JsonLines(folder / "metrics.jsonl")] if folder and rank == 0 else []
     tracker = Fanout([recorder, *files])
     report = norm_report(spec.norm, rank, tracker)
-    trainer = _trainer(spec, tracker, report, batches_per_step)
+    first = [report, GlobalLoss(tracker, wish)]
+    trainer = _trainer(spec, tracker, [*first, Report(tracker), *callbacks], batches_per_step)
     share = partial(
         share_loader,
         batch_size=spec.training.global_batch_size,
+        accumulate_grad_batches=spec.training.accumulate_grad_batches,
         rank=rank,
         world_size=dist.get_world_size(),
         seed=spec.training.seed,
     )
+    load = partial(DataLoader, num_workers=processes, persistent_workers=processes > 0)
     error = None
     try:
         trainer.fit(
             module,
-            share(DataLoader(_as(spec, train or samples(22, 1)), shuffle=shuffle)),
-            share(DataLoader(_as(spec, samples(9, 2)))),
+            share(load(_as(spec, train or samples(22, 1)), shuffle=shuffle)),
+            share(load(_as(spec, samples(9, 2)))),
             ckpt_path=folder / "last.ckpt" if folder and resume else None,
             weights_only=False,
         )
@@ -214,12 +239,14 @@ def fit(
     return Fitted(history=recorder.found, state=state, progress=recorder.last, error=error)
 
 
-def _as(spec: Spec, data: TensorDataset) -> TensorDataset:
+def _as(spec: Spec, data: Dataset[Any]) -> Dataset[Any]:
+    if not isinstance(data, TensorDataset):
+        return data
     x, y = data.tensors
     return TensorDataset(x if spec.training.precision == "64-true" else x.float(), y)
 
 
-def _trainer(spec: Spec, tracker: Tracker, report: Unobserved, batches_per_step: int) -> Trainer:
+def _trainer(spec: Spec, tracker: Tracker, callbacks: list[Callback], batches_per_step: int) -> Trainer:
     return Trainer(
         accelerator="cpu",
         devices=1,
@@ -229,8 +256,8 @@ def _trainer(spec: Spec, tracker: Tracker, report: Unobserved, batches_per_step:
         precision=spec.training.precision,
         max_epochs=spec.training.max_epochs or -1,
         max_steps=spec.training.max_steps or -1,
-        accumulate_grad_batches=batches_per_step,
-        callbacks=[report, GlobalLoss(tracker), Report(tracker)],
+        accumulate_grad_batches=spec.training.accumulate_grad_batches * batches_per_step,
+        callbacks=[ExactResume(), *callbacks],
         logger=LightningLogger(tracker),
         log_every_n_steps=1,
         num_sanity_val_steps=0,
