@@ -97,7 +97,8 @@ class Checkpoints:
                 found = _verified(path)
                 break
             except Torn as fault:
-                refused.append(f"{path.name} is not used: {fault}; it is kept as {self._set_aside(path)}")
+                self._set_aside(path)
+                refused.append(f"{path.name} is not used: {fault}; it is kept as broken-{path.name}")
             except OSError as error:
                 raise OSError(
                     error.errno,
@@ -123,8 +124,13 @@ class Checkpoints:
                 _remove(draft)
                 break
             except Torn as fault:
-                aside = self._set_aside(target)
-                log.warning("checkpoint %s is written anew: %s. It is kept as %s", target.name, fault, aside)
+                if self._set_aside(target):
+                    log.warning(
+                        "checkpoint %s is written anew: %s; it is kept as broken-%s",
+                        target.name,
+                        fault,
+                        target.name,
+                    )
         _sync_folder(self.folder)
 
     def _retain(self) -> None:
@@ -147,16 +153,19 @@ class Checkpoints:
             return []
         return [path for path in self.folder.iterdir() if re.fullmatch(pattern, path.name)]
 
-    def _set_aside(self, path: Path) -> str:
+    def _set_aside(self, path: Path) -> bool:
+        """False where it is gone: another writer has newer ones and did not keep it."""
         aside = path.with_name(f"broken-{path.name}")
         _discard(aside)
-        with suppress(FileNotFoundError):
+        try:
             path.rename(aside)
-            os.utime(aside, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        os.utime(aside, follow_symlinks=False)
         by_age = sorted(self._named("broken-.*"), key=lambda broken: broken.lstat().st_mtime_ns)
         for old in by_age[:-BROKEN_KEPT]:
             _discard(old)
-        return aside.name
+        return True
 
 
 def _step_of(path: Path) -> int:

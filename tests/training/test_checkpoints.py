@@ -376,13 +376,13 @@ def test_a_step_that_is_there_but_broken_is_replaced(
 
 
 def test_two_writers_of_the_same_steps_do_no_harm(tmp_path: Path) -> None:
-    writers = [writer(tmp_path, last=240, size=10_000) for _ in range(2)]
+    writers = [writer(tmp_path, last=120, size=10_000) for _ in range(2)]
 
     errors = [one.communicate(timeout=120)[1] for one in writers]
 
     assert errors == ["", ""]
-    assert steps(tmp_path) == [237, 239]  # the best is the last of those that 3 divides
-    assert newest(Checkpoints(tmp_path)).step == 239
+    assert steps(tmp_path) == [117, 119]  # the best is the last of those that 3 divides
+    assert newest(Checkpoints(tmp_path)).step == 119
 
 
 def test_a_writer_whose_draft_was_cleared_away_puts_nothing_in_place(checkpoints: Checkpoints) -> None:
