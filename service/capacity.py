@@ -67,7 +67,7 @@ class Demand:
         resources = job.resources
         return cls(
             least=resources.min_workers,
-            most=resources.max_workers,
+            most=job.most_workers,
             step=job.worker_step,
             each=Amount.of(resources.cpus_per_worker, resources.gpus_per_worker),
         )

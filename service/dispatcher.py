@@ -10,22 +10,23 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from service.elastic import GROWS_EVERY
+from service.endings import Ending, before_launch, ending
 from service.errors import Refused, ServiceError, Unavailable
-from service.jobs import ACTIVE, Job, State
+from service.jobs import ACTIVE, Job, State, utc_now
 from service.launch import Attempt, Cluster, Phase, Status, submission_id
-from service.results import Results, Run
-from service.scheduler import Start, schedule
+from service.results import Results, Run, Summary
+from service.scheduler import Start, Wait, schedule
 from service.settings import Settings
 from service.store import Store
-from training.failures import Verdict, read_verdict, without_verdict
+from training.failures import without_verdict
 
 log = logging.getLogger(__name__)
 
-TAIL_LINES = 30
 RUN_STATUS = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "KILLED"}
 
 
@@ -53,32 +54,54 @@ class Dispatcher:
     # Admit and launch
 
     def _admit_all(self) -> None:
-        queue = self.store.queue()
-        if not queue:
+        queue, active = self.store.queue(), self.store.active()
+        elastic = [job for job in active if job.elastic]
+        if not queue and not elastic:
             return
+        now, left = utc_now(), self._seconds_left(elastic)
         try:
-            decisions = schedule(queue, self.store.active(), self.cluster.nodes())
+            decisions = schedule(queue, active, self.cluster.nodes(), now=now, seconds_left=left)
         except Unavailable as error:
             for job in queue:
                 self.store.note(job, f"waits: {error}")
             return
-        jobs = {job.id: job for job in queue}
+        waiting, running = ({job.id: job for job in jobs} for jobs in (queue, active))
         for decision in decisions:
-            job = jobs[decision.job_id]
             if isinstance(decision, Start):
-                self._start(job, decision.workers)
+                self._start(waiting[decision.job_id], decision.workers)
+            elif isinstance(decision, Wait):
+                self.store.note(waiting[decision.job_id], decision.reason)
             else:
-                self.store.note(job, decision.reason)
+                self.store.move(running[decision.job_id], State.PREEMPTING, reason=decision.reason)
 
     def _start(self, job: Job, workers: int) -> None:
+        if job.attempt and not self._is_over(job):
+            self.store.note(job, f"waits: attempt {job.attempt} has not ended yet")
+            return
         try:
             run = job.run or self._run_for(job)
         except (Unavailable, Refused) as error:
             self.store.note(job, f"waits: {error}")
             return
         reason = f"starting on {workers} worker{'s' if workers != 1 else ''}"
-        if self.store.move(job, State.STARTING, attempt=job.attempt + 1, workers=workers, reason=reason):
-            self._launch(replace(job, attempt=job.attempt + 1, workers=workers, state=State.STARTING), run)
+        grows_after = utc_now() + GROWS_EVERY
+        number = job.attempt + 1
+        if self.store.move(
+            job, State.STARTING, attempt=number, workers=workers, grows_after=grows_after, reason=reason
+        ):
+            self._launch(replace(job, attempt=number, workers=workers, state=State.STARTING), run)
+
+    def _is_over(self, job: Job) -> bool:
+        """Whether the last attempt has ended; one that has not is stopped.
+
+        Race closed: a job was paused between the row that named its attempt and the submission, and whoever
+        submitted it died before looking again. Resumed, it would run twice.
+        """
+        status = self.cluster.status(_name(job))
+        if status is None or status.ended:
+            return True
+        self.cluster.stop(_name(job))
+        return False
 
     def _run_for(self, job: Job) -> Run:
         experiment = job.spec["tracking"]["experiment"]
@@ -93,7 +116,7 @@ class Dispatcher:
         # Race closed: while we were about to submit, another dispatcher saw a cancel and nothing to stop.
         now = self.store.get(job.id)
         if now.state not in ACTIVE or now.attempt != job.attempt:
-            self.cluster.stop(submission_id(job.id, job.attempt))
+            self.cluster.stop(_name(job))
 
     def _attempt(self, job: Job, run: Run) -> Attempt:
         assert job.workers is not None
@@ -120,10 +143,11 @@ class Dispatcher:
 
     def _reconcile_all(self) -> None:
         active = self.store.active()
-        training = self._training({job.id: job.run for job in active if job.run is not None})
+        summaries = self._summaries(active)
         for job in active:
+            summary = summaries.get(job.run_id or "", Summary())
             try:
-                self._reconcile(job, job.id in training)
+                self._reconcile(job, is_training=summary.progress is not None)
             except ServiceError as error:
                 log.warning("job %s: %s", job.id, error)
                 if job.state is State.STARTING:
@@ -131,26 +155,32 @@ class Dispatcher:
             except Exception:  # a bug that one job brings out must not hold up the others
                 log.exception("job %s", job.id)
 
-    def _training(self, runs: dict[str, Run]) -> set[str]:
-        """The jobs that have made a step."""
+    def _summaries(self, jobs: Iterable[Job]) -> dict[str, Summary]:
+        """By run id, where they are known."""
         try:
-            summaries = self.results.summaries(runs.values())
+            return self.results.summaries([run for job in jobs if (run := job.run) is not None])
         except Exception as error:  # what MLflow says is for show: no job may hang on it
             log.warning("%s", error)
-            return set()
-        made = {run_id for run_id, summary in summaries.items() if summary.progress is not None}
-        return {job_id for job_id, run in runs.items() if run.run_id in made}
+            return {}
 
-    def _reconcile(self, job: Job, is_training: bool) -> None:
-        name = submission_id(job.id, job.attempt)
-        status = self.cluster.status(name)
+    def _seconds_left(self, jobs: Iterable[Job]) -> dict[str, float]:
+        """What jobs still need, by their ids, where it is known."""
+        elastic = list(jobs)
+        summaries = self._summaries(elastic) if elastic else {}
+        progress = {job.id: summaries.get(job.run_id or "", Summary()).progress for job in elastic}
+        return {
+            id: known.eta_seconds for id, known in progress.items() if known and known.eta_seconds is not None
+        }
+
+    def _reconcile(self, job: Job, *, is_training: bool) -> None:
+        status = self.cluster.status(_name(job))
         if status is not None and status.ended:
             self._ended(job, status)
-        elif job.cancel_requested_at is not None:
+        elif job.stopping:
             if status is None:
-                self.store.move(job, State.CANCELLED, reason="cancelled before it started")
+                self._come_to(job, before_launch(job))
             else:
-                self.cluster.stop(name)  # again in every round: Ray forgets a stop that comes too early
+                self.cluster.stop(_name(job))  # in every round: Ray forgets a stop that comes too early
         elif status is None:
             # Never submitted (we died before we could) or lost with the head: one id, so one launch.
             self._launch(job, job.run or self._run_for(job))
@@ -158,31 +188,17 @@ class Dispatcher:
             self.store.move(job, State.RUNNING)
 
     def _ended(self, job: Job, status: Status) -> None:
-        if status.phase is Phase.SUCCEEDED:
-            self.store.move(job, State.SUCCEEDED)
-        elif self.store.get(job.id).cancel_requested_at is not None:
-            # Race closed: another dispatcher stopped it for a cancel that is younger than our look.
-            self.store.move(job, State.CANCELLED, reason="cancelled while it ran")
-        else:
-            self._failed(job, status)
+        output = "" if status.phase is Phase.SUCCEEDED else self.cluster.logs(_name(job))
+        # Race closed: another dispatcher stopped it for a cancel that is younger than our look.
+        cancelled = self.store.get(job.id).cancel_requested_at is not None
+        self._come_to(job, ending(job, status, output, cancelled=cancelled))
 
-    def _failed(self, job: Job, status: Status) -> None:
-        output = self.cluster.logs(submission_id(job.id, job.attempt))
-        verdict = _verdict(output)
-        if verdict is None and job.failures < job.spec["retries"]:
-            self._archive_log(job)
-            lost = job.failures + 1
-            reason = (
-                f"attempt {job.attempt} was lost; retry {lost} of {job.spec['retries']} from its checkpoint"
-            )
-            self.store.move(job, State.QUEUED, failures=lost, reason=reason)
-            return
-        verdict = verdict or _no_verdict(status)
-        tail = _tail(output)
-        error = {key: verdict[key] for key in ("type", "message", "rank")} | {"log_tail": tail}
-        where = "" if verdict["rank"] is None else f" on rank {verdict['rank']}"
-        reason = f"{verdict['type']}{where}: {verdict['message']}\n\nlast lines of the log:\n{tail}"
-        self.store.move(job, State.FAILED, reason=reason, error=error)
+    def _come_to(self, job: Job, end: Ending) -> None:
+        if not end.state.ended:
+            self._archive_log(job)  # before it starts again, and before Ray forgets it
+        # Race closed: a pause or a preemption that is younger than our look. The state is no longer what we
+        # saw, nothing changes, and the next round takes the attempt's end for what it means by then.
+        self.store.move(job, end.state, reason=end.reason, error=end.error, failures=end.failures)
 
     # Finish
 
@@ -199,7 +215,7 @@ class Dispatcher:
 
     def _archive_log(self, job: Job) -> None:
         """The attempt's log becomes an artifact of its run; Ray forgets it with the head."""
-        output = self.cluster.logs(submission_id(job.id, job.attempt))
+        output = self.cluster.logs(_name(job))
         if output and job.run is not None:
             with _refusal_logged(job):
                 self.results.upload(job.run, f"logs/attempt-{job.attempt}.log", without_verdict(output))
@@ -210,6 +226,11 @@ class Dispatcher:
                 self.results.end(job.run, RUN_STATUS[job.state])
 
 
+def _name(job: Job) -> str:
+    """Of the job's latest attempt, in the cluster."""
+    return submission_id(job.id, job.attempt)
+
+
 @contextmanager
 def _refusal_logged(job: Job) -> Iterator[None]:
     """Somebody has deleted the run: to ask again would not help, and the job has to go on."""
@@ -217,24 +238,3 @@ def _refusal_logged(job: Job) -> Iterator[None]:
         yield
     except Refused as error:
         log.warning("job %s: its run takes nothing more: %s", job.id, error)
-
-
-def _verdict(output: str) -> Verdict | None:
-    """None also for what only looks like one: a log may be torn, and users' code prints what it likes."""
-    try:
-        verdict = read_verdict(output)
-    except ValueError:
-        return None
-    return verdict if isinstance(verdict, dict) and verdict.keys() >= Verdict.__required_keys__ else None
-
-
-def _no_verdict(status: Status) -> Verdict:
-    said = status.message.partition("\n")[0][:200]
-    message = f"the attempt's driver ended without a word and no retries are left. {said}".rstrip()
-    return {"type": "AttemptLost", "message": message, "rank": None}
-
-
-def _tail(output: str) -> str:
-    """The last lines before the verdict; what comes after it are Ray's farewells."""
-    said, _, _ = f"\n{output}".partition("\nsyncbn-verdict ")
-    return "\n".join(said.strip("\n").rstrip().splitlines()[-TAIL_LINES:])

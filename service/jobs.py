@@ -19,6 +19,9 @@ class State(enum.StrEnum):
     QUEUED = "queued"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    PREEMPTING = "preempting"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -28,37 +31,59 @@ class State(enum.StrEnum):
         return not TRANSITIONS[self]
 
 
+_ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
 TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.STARTING, State.CANCELLED}),
-    State.STARTING: frozenset({State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED}),
-    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED}),
+    State.QUEUED: frozenset({State.STARTING, State.PAUSED, State.CANCELLED}),
+    State.STARTING: frozenset({State.RUNNING, State.PAUSING, State.QUEUED, *_ENDS}),
+    State.RUNNING: frozenset({State.PAUSING, State.PREEMPTING, State.QUEUED, *_ENDS}),
+    State.PREEMPTING: frozenset({State.QUEUED, State.PAUSING, *_ENDS}),
+    State.PAUSING: frozenset({State.PAUSED, *_ENDS}),
+    State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
 }
 """From each state, the states that may follow it.
 
-              a. admitted            b. workers are up
-    ┌────────┐ ────────► ┌──────────┐ ────────► ┌─────────┐
-    │ queued │           │ starting │           │ running │
-    └────────┘ ◄──────── └──────────┘           └─────────┘
-        │  ▲    d. attempt lost │                │  │
-        │  └────────────────────┼────────────────┘  │
-        │ c. cancelled          │ e. the attempt's end
-        ▼                       ▼                   ▼
-     cancelled          succeeded | failed | cancelled
+      wait                        hold workers
+    ┌────────┐  a   ┌──────────┐  b   ┌─────────┐  f   ┌────────────┐
+    │ queued │ ───► │ starting │ ───► │ running │ ───► │ preempting │
+    └────────┘      └──────────┘      └─────────┘      └────────────┘
+      ▲  │  ▲            │ d               │ d               │ g
+      │  │  └────────────┴─────────────────┴─────────────────┘
+    k │  │ i             │ h               │ h               │ h
+      │  ▼               └─────────────────┼─────────────────┘
+    ┌────────┐           j                 ▼
+    │ paused │ ◄───────────────────── ┌─────────┐
+    └────────┘                        │ pausing │
+                                      └─────────┘
+    c. from those that wait: cancelled     e. from those that hold workers: succeeded | failed | cancelled
 
 a. The scheduler found room for the whole gang; the attempt's number and its workers are in the row
    before anything is launched.
 b. The attempt trains.
-c. A job that waits is cancelled in the row: there is nothing to stop.
+c. A job that waits or is paused is cancelled in the row: there is nothing to stop.
 d. A worker, driver or machine was lost and retries are left: the next attempt goes on from the last
    checkpoint.
-e. Also straight from starting: a short attempt may end between two looks at it.
+e. Also straight from starting: a short attempt may end between two looks at it. An attempt that was asked
+   to stop may come to its end first: then that is the job's.
+f. The scheduler wants it to go on with more or fewer workers. Its least share stays its own meanwhile.
+g. The attempt has saved itself and ended, or was lost: either way the next one goes on from the last
+   checkpoint, and no retry is used up.
+h. Asked to pause: the attempt is asked to save itself and to end. A preemption may become a pause.
+i. Asked to pause while it waits: it is held at once.
+j. As g. What holds workers until here is free.
+k. Asked to resume: it waits in its old place, by priority and age.
+
+What is asked of an attempt that shall stop is the same whatever the reason; its meaning is the row's state.
 """
 
-ACTIVE = frozenset({State.STARTING, State.RUNNING})
+ACTIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.PREEMPTING})
 """States in which a job holds its share of the cluster."""
+
+STOPPING = frozenset({State.PAUSING, State.PREEMPTING})
+"""States in which the attempt has been asked, or is going to be, to save itself and to end."""
 
 ENDED = frozenset(state for state in State if state.ended)
 
@@ -74,7 +99,7 @@ class Job:
     state: State
     reason: str = ""
     error: dict[str, Any] | None = None
-    """Why it failed: type, message, rank, log_tail."""
+    """Why it failed: type, message, rank, log_tail, and step where it is known."""
     priority: int = 0
     labels: dict[str, str] = field(default_factory=dict)
     spec: dict[str, Any]
@@ -88,6 +113,12 @@ class Job:
     """Attempts lost so far, to be held against `spec.retries`."""
     workers: int | None = None
     """Workers granted to the attempt; None while the job waits."""
+    wanted_workers: int | None = None
+    """What somebody asked for since, within `resources.workers`: the most that it is granted from then on."""
+    grows_after: datetime | None = None
+    """Until then the scheduler does not stop it only to give it more workers."""
+    preempted_at: datetime | None = None
+    """When the scheduler asked it to stop; None once it has started again."""
     cancel_requested_at: datetime | None = None
     experiment_id: str | None = None
     run_id: str | None = None
@@ -103,6 +134,20 @@ class Job:
     @property
     def resources(self) -> Resources:
         return Resources.model_validate(self.spec["resources"])
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the spec leaves open how many workers it gets."""
+        return self.resources.min_workers < self.resources.max_workers
+
+    @property
+    def most_workers(self) -> int:
+        return self.resources.max_workers if self.wanted_workers is None else self.wanted_workers
+
+    @property
+    def stopping(self) -> bool:
+        """Whether its attempt is to end soon, whoever wants that."""
+        return self.state in STOPPING or self.cancel_requested_at is not None
 
     @property
     def worker_step(self) -> int:

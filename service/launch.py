@@ -1,5 +1,7 @@
 """What the service asks of a cluster: start an attempt, say how it is, stop it, hand over its log.
 
+An attempt that fails, or ends because it was stopped, prints as its last word a verdict (training.failures).
+
 `service.ray_jobs.RayJobs` is the real one.
 """
 
@@ -9,6 +11,9 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+SECONDS_TO_STOP = 120
+"""So long an attempt that is stopped may take to save a checkpoint; then it is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,10 @@ class Cluster(Protocol):
         """None: the cluster does not know it (never submitted, or lost with the head)."""
 
     def stop(self, submission_id: str) -> None:
-        """Asks the attempt to end; returns at once. Harmless when it has ended or is unknown."""
+        """Asks the attempt to save itself and to end (SIGTERM to its driver); returns at once.
+
+        It is killed after `SECONDS_TO_STOP`. Harmless when it was asked already, has ended, or is unknown.
+        """
 
     def logs(self, submission_id: str) -> str:
         """All that the attempt printed so far; empty when it is unknown."""

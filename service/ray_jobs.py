@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from service.errors import Unavailable
-from service.launch import Attempt, Node, Phase, Status
+from service.launch import SECONDS_TO_STOP, Attempt, Node, Phase, Status
 
 ENTRYPOINT = "python -m training.attempt"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -29,7 +29,9 @@ class RayJobs:
     def submit(self, attempt: Attempt) -> None:
         if self.status(attempt.submission_id) is not None:
             return
-        runtime_env: dict[str, Any] = {"env_vars": dict(attempt.environment)}
+        # Ray's supervisor of the job, which stops it, shares its environment. The default is 3 seconds.
+        patience = {"RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_STOP)}
+        runtime_env: dict[str, Any] = {"env_vars": {**attempt.environment, **patience}}
         if attempt.code is not None:
             runtime_env["working_dir"] = self._upload(attempt.code)
         response = self._send(

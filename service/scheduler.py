@@ -1,18 +1,24 @@
-"""Who starts now, with how many workers, and what the others wait for. Pure.
+"""Who starts now, with how many workers, who is stopped for that, and what the others wait for. Pure.
 
 Gangs: a job starts with all of its workers or not at all. Order is strict (priority, then age): a job that
 does not fit yet holds up those behind it, or a stream of small jobs would starve it. One that could not
 fit even if the cluster were empty holds up nobody.
+
+Jobs that ask for a range of workers give way: they start with the least where others wait, and running ones
+shrink for a job of the same or a higher priority (service.elastic). What nobody waits for is shared out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 
-from service import capacity
-from service.capacity import UNITS, Amount, Demand, Machines
+from service import capacity, elastic, reasons
+from service.capacity import Demand, Machines
+from service.dealing import Deal, deal_least, deal_rest, fits, in_order
+from service.elastic import Preempt
 from service.jobs import Job, new_job
 from service.launch import Node
 from training.spec import Spec
@@ -35,20 +41,36 @@ class Wait:
     never: bool = False
 
 
-def schedule(queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node]) -> list[Start | Wait]:
-    """A decision for every job of the queue, in scheduling order. The same input gives the same answer.
+Decision = Start | Wait | Preempt
+_UNKNOWN: Mapping[str, float] = MappingProxyType({})
 
-    `active` are the jobs that hold their workers already, `nodes` the machines with all they have.
+
+def schedule(
+    queue: Sequence[Job],
+    active: Sequence[Job],
+    nodes: Sequence[Node],
+    *,
+    now: datetime,
+    seconds_left: Mapping[str, float] = _UNKNOWN,
+) -> list[Decision]:
+    """A decision for every job of the queue, in scheduling order; then who of the active is to be preempted.
+
+    `active` are the jobs that hold their workers already, `nodes` the machines with all they have,
+    `seconds_left` what is known of the time that active jobs still need, by their ids. The same input gives
+    the same answer.
     """
-    cluster, machines = capacity.empty(nodes), capacity.occupied(nodes, active)
-    decisions: list[Start | Wait] = []
-    ahead = 0
-    for job in sorted(queue, key=lambda job: (-job.priority, job.id)):
-        demand = Demand.of(job)
-        decision, machines = _decide(job, demand, machines, cluster, ahead)
-        ahead += isinstance(decision, Wait) and not decision.never
-        decisions.append(decision)
-    return decisions
+    cluster = capacity.empty(nodes)
+    preempts = elastic.resized(active)
+    active = elastic.preempted(active, [preempt.job_id for preempt in preempts], now=now)
+    deal = deal_least(queue, capacity.occupied(nodes, active), cluster)
+    room = [] if deal.blocked is None else elastic.make_room(deal.blocked, queue, active, nodes, seconds_left)
+    if deal.blocked is None or room is None:
+        deal = deal_rest(deal, queue)  # it would be of no use to the one who waits
+    elif room:
+        preempts += [Preempt(job_id=job.id, reason=f"makes room for job {deal.blocked.id}") for job in room]
+    if not any(fits(job, cluster) for job in queue):
+        preempts += elastic.grows(active, nodes, now=now, seconds_left=seconds_left)
+    return [*_told(queue, deal, cluster, makes_room=deal.blocked is not None and room is not None), *preempts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,103 +88,33 @@ def outlook(
 ) -> Outlook:
     """`schedule`'s answer for a job that does not exist yet."""
     job = new_job(spec, created_at=now)
-    (decision,) = (d for d in schedule([*queue, job], active, nodes) if d.job_id == job.id)
+    (decision,) = (d for d in schedule([*queue, job], active, nodes, now=now) if d.job_id == job.id)
     if isinstance(decision, Start):
         return Outlook(fits_now=True, fits_ever=True, workers=decision.workers, reason="")
-    least = spec.resources.min_workers
-    return Outlook(fits_now=False, fits_ever=not decision.never, workers=least, reason=decision.reason)
+    least, never = spec.resources.min_workers, isinstance(decision, Wait) and decision.never
+    return Outlook(fits_now=False, fits_ever=not never, workers=least, reason=decision.reason)
 
 
-def _decide(
-    job: Job, demand: Demand, machines: Machines, cluster: Machines, ahead: int
-) -> tuple[Start | Wait, Machines]:
-    if not demand.granted(capacity.room(cluster, demand.each)):
-        return Wait(job_id=job.id, reason=_never(demand, cluster), never=True), machines
-    workers = demand.granted(capacity.room(machines, demand.each))
-    if not workers:
-        return Wait(job_id=job.id, reason=_not_yet(demand, machines, ahead)), machines
-    if ahead:
-        return Wait(job_id=job.id, reason=f"waits behind {_count(ahead, 'job')}"), machines
-    machines, _ = capacity.place(machines, demand.each, workers)
-    return Start(job_id=job.id, workers=workers), machines
+def _told(queue: Sequence[Job], deal: Deal, cluster: Machines, *, makes_room: bool) -> list[Start | Wait]:
+    """The deal as decisions, with reasons."""
+    decisions: list[Start | Wait] = []
+    ahead = 0
+    for job in in_order(queue):
+        if workers := deal.workers.get(job.id):
+            decisions.append(Start(job_id=job.id, workers=workers))
+        elif not fits(job, cluster):
+            reason = reasons.never(Demand.of(job), cluster)
+            decisions.append(Wait(job_id=job.id, reason=reason, never=True))
+        else:
+            reason = _reason(job, deal, ahead)
+            if makes_room and job is deal.blocked:
+                reason += "; others are making room for it"
+            decisions.append(Wait(job_id=job.id, reason=reason))
+            ahead += 1
+    return decisions
 
 
-# The reasons, in words
-
-
-def _never(demand: Demand, cluster: Machines) -> str:
-    if not cluster:
-        return "no machine in the cluster yet"
-    short = _short(demand, cluster)
-    needed, there = demand.each * demand.least, capacity.total(machine.total for machine in cluster)
-    missing = [name for name in short if _of(needed, name) > _of(there, name)]
-    if missing:
-        name = missing[0]
-        fewer = "fewer workers" if demand.least > 1 else "less"
-        return (
-            f"needs {_amount(_of(needed, name), name)} ({_gang(demand, [name])}); "
-            f"the whole cluster has {_number(_of(there, name)) if _of(there, name) else 'none'}: "
-            f"ask for {fewer}, or add machines"
-        )
-    return f"needs {_gang(demand, short)}; {_split_up(demand, cluster)}: ask for less, or add machines"
-
-
-def _split_up(demand: Demand, cluster: Machines) -> str:
-    """Enough in sum, but not where it is needed."""
-    fit = capacity.room(cluster, demand.each)
-    return f"the machines have place for {fit}" if fit else "no machine is large enough for one"
-
-
-def _not_yet(demand: Demand, machines: Machines, ahead: int) -> str:
-    parts = [f"needs {_gang(demand, _short(demand, machines))}", _free(demand, machines)]
-    if ahead:
-        parts.append(f"{_count(ahead, 'job')} ahead")
-    return "; ".join(parts)
-
-
-def _free(demand: Demand, machines: Machines) -> str:
-    short = _short(demand, machines)
-    free = capacity.total(machine.free for machine in machines)
-    text = " and ".join(_amount(_of(free, name), name) for name in short) + " free"
-    needed = demand.each * demand.least
-    if all(_of(free, name) >= _of(needed, name) for name in short):
-        text += f", with place for {_count(capacity.room(machines, demand.each), 'worker')}"
-    return text
-
-
-def _short(demand: Demand, machines: Machines) -> list[str]:
-    """What there is too little of; where only both together are too much, both."""
-    asked = [name for name in ("gpu", "cpu") if _of(demand.each, name)]
-    short = [name for name in asked if not demand.granted(capacity.room(machines, _only(demand.each, name)))]
-    return short or asked
-
-
-def _gang(demand: Demand, names: Sequence[str]) -> str:
-    each = " and ".join(_amount(_of(demand.each, name), name) for name in names)
-    at_least = "at least " if demand.most > demand.least else ""
-    return f"{at_least}{_count(demand.least, 'worker')} of {each}"
-
-
-def _of(amount: Amount, name: str) -> int:
-    return amount.gpus if name == "gpu" else amount.cpus
-
-
-def _only(amount: Amount, name: str) -> Amount:
-    return replace(amount, cpus=0) if name == "gpu" else replace(amount, gpus=0)
-
-
-def _amount(units: int, name: str) -> str:
-    return f"{_number(units)} {name.upper()}{'' if units == UNITS else 's'}"
-
-
-def _number(units: int) -> str:
-    """
-    >>> _number(40_000), _number(3_333)
-    ('4', '0.3333')
-    """
-    whole, rest = divmod(units, UNITS)
-    return f"{whole}.{rest:04}".rstrip("0") if rest else str(whole)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _reason(job: Job, deal: Deal, ahead: int) -> str:
+    if fits(job, deal.machines):
+        return f"waits behind {reasons.count(ahead, 'job')}"
+    return reasons.not_yet(Demand.of(job), deal.machines, ahead)

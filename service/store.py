@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, Row, Select, case, exc, exists, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Row, Select, exc, exists, func, insert, literal, select, update
 
-from service import cursors, database
-from service.errors import Conflict, KeyReused, NotFound
+from service import cursors, database, wishes
+from service.errors import Conflict, KeyReused, NotFound, Refused
 from service.jobs import ACTIVE, ENDED, TRANSITIONS, Job, State, is_id, new_job, utc_now
 from service.tables import UtcDateTime, code_archives, job_labels, jobs
+from service.wishes import Wish
 from training.spec import Spec
 
 
@@ -29,6 +30,7 @@ class Changes(TypedDict, total=False):
     attempt: int
     failures: int
     workers: int | None
+    grows_after: datetime | None
 
 
 class Store:
@@ -126,15 +128,15 @@ class Store:
         """Moves the job from where the caller saw it. False: somebody else was first, nothing changed.
 
         Sets `started_at` the first time it runs, `finished_at` at its end, takes back its workers when it
-        goes back to the queue, and clears the reason, unless `changes` say otherwise. A job that somebody
-        asked to cancel does not go back to the queue: False.
+        goes back to the queue or is paused, notes since when it is preempted, and clears the reason, unless
+        `changes` say otherwise. A job that somebody asked to cancel goes to no state but its end: False.
         """
         assert to in TRANSITIONS[job.state], f"{job.state} may not become {to}"
         # Race closed: two schedulers, or a scheduler and a cancel, that decided on the same sight of the job.
         # The attempt is part of it: queued → starting → queued would otherwise look like no change.
         seen = [jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.attempt == job.attempt]
-        if to is State.QUEUED:
-            # Race closed: a cancel that came while a lost attempt was being put back.
+        if to in {State.QUEUED, State.PAUSED, State.PREEMPTING}:
+            # Race closed: a cancel that came while a lost or stopped attempt was being put back.
             seen.append(jobs.c.cancel_requested_at.is_(None))
         values: dict[str, Any] = {"reason": "", **_times(to), **changes, "state": to}
         values["reason"] = _storable(values["reason"])
@@ -155,24 +157,32 @@ class Store:
 
         Raises NotFound; Conflict if the job has succeeded or failed.
         """
-        self.get(job_id)
-        now = literal(utc_now(), UtcDateTime)
-        waits = jobs.c.state == State.QUEUED
-        # Race closed: the job starts, or is put back, while it is being cancelled. One statement decides by
-        # the state it finds, so there is no moment in which a cancel gets lost.
-        self._update(
-            [jobs.c.id == job_id, jobs.c.state.in_({State.QUEUED, *ACTIVE})],
-            {
-                "state": case((waits, State.CANCELLED.value), else_=jobs.c.state),
-                "reason": case((waits, "cancelled while it waited"), else_=jobs.c.reason),
-                "finished_at": case((waits, now), else_=jobs.c.finished_at),
-                "cancel_requested_at": func.coalesce(jobs.c.cancel_requested_at, now),
-            },
-        )
-        job = self.get(job_id)
-        if job.state in ENDED and job.state is not State.CANCELLED:
-            raise Conflict(f"job {job_id} has {job.state} already")
-        return job
+        return self._request(job_id, wishes.cancel())
+
+    def request_pause(self, job_id: str) -> Job:
+        """Holds a job that waits; has the dispatcher stop the attempt of one that is active. Idempotent.
+
+        Raises NotFound; Conflict if the job has ended or is being cancelled.
+        """
+        return self._request(job_id, wishes.pause())
+
+    def request_resume(self, job_id: str) -> Job:
+        """Puts a paused job back into the queue. Idempotent: one that is not paused goes on as it is.
+
+        Raises NotFound; Conflict if the job has ended, is being cancelled, or has not stopped yet.
+        """
+        return self._request(job_id, wishes.resume())
+
+    def request_resize(self, job_id: str, workers: int) -> Job:
+        """Has an elastic job go on with so many workers, and no more. Idempotent. One that runs is stopped
+        for it as soon as that many, or at least more than it has, can be had.
+
+        Raises NotFound; Refused for a number that its spec does not allow; Conflict if the job has ended or
+        is being cancelled.
+        """
+        if problem := wishes.resize_problem(self.get(job_id), workers):
+            raise Refused(f"job {job_id} cannot have {workers} workers", [problem])
+        return self._request(job_id, wishes.resize(workers))
 
     def set_run(self, job_id: str, experiment_id: str, run_id: str) -> None:
         """Links the job to its run. Only the scheduler that launches an attempt calls it: no guard."""
@@ -213,6 +223,14 @@ class Store:
 
     # Statements
 
+    def _request(self, job_id: str, wish: Wish) -> Job:
+        self.get(job_id)
+        granted = self._update([jobs.c.id == job_id, *wish.guards], wish.values)
+        job = self.get(job_id)
+        if not granted and (refusal := wish.refusal(job)):
+            raise Conflict(f"job {job_id} {refusal}")
+        return job
+
     def _insert(self, job: Job, idempotency_key: str | None) -> None:
         row = {column.name: getattr(job, column.name, None) for column in jobs.columns}
         labels = [{"job_id": job.id, "key": key, "value": value} for key, value in job.labels.items()]
@@ -243,7 +261,11 @@ class Store:
 def _times(to: State) -> dict[str, Any]:
     if to is State.RUNNING:
         return {"started_at": func.coalesce(jobs.c.started_at, literal(utc_now(), UtcDateTime))}
-    if to is State.QUEUED:
+    if to is State.STARTING:
+        return {"preempted_at": None}
+    if to is State.PREEMPTING:
+        return {"preempted_at": utc_now()}
+    if to in {State.QUEUED, State.PAUSED}:
         return {"workers": None}
     return {"finished_at": utc_now()} if to.ended else {}
 

@@ -30,7 +30,7 @@ def test_every_state_can_be_reached_and_every_job_can_end() -> None:
 
 
 def test_a_state_is_waiting_active_or_ended_and_only_one_of_these() -> None:
-    assert {State.QUEUED} | ACTIVE | ENDED == set(State)
+    assert {State.QUEUED, State.PAUSED} | ACTIVE | ENDED == set(State)
     assert {State.SUCCEEDED, State.FAILED, State.CANCELLED} == ENDED
     assert not ACTIVE & ENDED
 

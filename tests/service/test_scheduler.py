@@ -12,8 +12,10 @@ from service import capacity
 from service.capacity import Amount, Demand
 from service.jobs import Job, State, utc_now
 from service.launch import Node
-from service.scheduler import Start, Wait, outlook, schedule
+from service.scheduler import Decision, Start, Wait, outlook, schedule
 from tests.service.examples import make_job, make_spec
+
+NOW = utc_now()
 
 
 def node(cpus: float = 4, gpus: float = 0, id: str = "a") -> Node:
@@ -24,9 +26,13 @@ def active(workers: int, *, cpus: float = 1, gpus: float = 0) -> Job:
     return make_job(workers, cpus=cpus, gpus=gpus, state=State.RUNNING, granted=workers)
 
 
+def decide(queue: Sequence[Job], running: Sequence[Job], nodes: Sequence[Node]) -> list[Decision]:
+    return schedule(queue, running, nodes, now=NOW)
+
+
 def reasons(queue: Sequence[Job], running: Sequence[Job], nodes: Sequence[Node]) -> list[str]:
     """Why each job waits, in scheduling order; "" for one that starts."""
-    return [d.reason if isinstance(d, Wait) else "" for d in schedule(queue, running, nodes)]
+    return [d.reason if isinstance(d, Wait) else "" for d in decide(queue, running, nodes)]
 
 
 # Who starts
@@ -35,25 +41,25 @@ def reasons(queue: Sequence[Job], running: Sequence[Job], nodes: Sequence[Node])
 def test_a_job_that_fits_starts_with_all_its_workers() -> None:
     job = make_job(4)
 
-    assert schedule([job], [], [node(cpus=4)]) == [Start(job_id=job.id, workers=4)]
+    assert decide([job], [], [node(cpus=4)]) == [Start(job_id=job.id, workers=4)]
 
 
 def test_a_range_gets_as_many_workers_as_fit() -> None:
     job = make_job({"min": 1, "max": 8})
 
-    assert schedule([job], [active(1)], [node(cpus=4)]) == [Start(job_id=job.id, workers=3)]
+    assert decide([job], [active(1)], [node(cpus=4)]) == [Start(job_id=job.id, workers=3)]
 
 
 def test_a_range_gets_whole_groups_of_normalisation() -> None:
     job = make_job({"min": 2, "max": 8}, group=2)
 
-    assert schedule([job], [], [node(cpus=5)]) == [Start(job_id=job.id, workers=4)]
+    assert decide([job], [], [node(cpus=5)]) == [Start(job_id=job.id, workers=4)]
 
 
 def test_jobs_start_by_priority_then_by_age() -> None:
     old, urgent = make_job(3), make_job(3, priority=1)
 
-    assert schedule([old, urgent], [], [node(cpus=4)]) == [
+    assert decide([old, urgent], [], [node(cpus=4)]) == [
         Start(job_id=urgent.id, workers=3),
         Wait(job_id=old.id, reason="needs 3 workers of 1 CPU; 1 CPU free"),
     ]
@@ -90,7 +96,7 @@ def test_a_job_behind_one_that_waits_does_not_overtake_it() -> None:
 def test_a_job_that_can_never_fit_holds_up_nobody() -> None:
     hopeless, small = make_job(5), make_job(1)
 
-    decisions = schedule([hopeless, small], [], [node(cpus=4)])
+    decisions = decide([hopeless, small], [], [node(cpus=4)])
 
     assert decisions[0] == Wait(
         job_id=hopeless.id,
@@ -110,7 +116,7 @@ def test_workers_of_a_lost_machine_take_what_is_left_of_the_others() -> None:
 def test_absurd_demands_are_only_too_large() -> None:
     absurd = make_job(4096, cpus=1e5, gpus=5e-324)
 
-    assert isinstance(schedule([absurd], [], [node(gpus=1)])[0], Wait)
+    assert isinstance(decide([absurd], [], [node(gpus=1)])[0], Wait)
 
 
 # Why the others wait
@@ -220,7 +226,7 @@ queue_strategy = st.lists(
 )
 
 
-def started(queue: Sequence[Job], decisions: Sequence[Start | Wait]) -> Iterator[tuple[Job, int]]:
+def started(queue: Sequence[Job], decisions: Sequence[Decision]) -> Iterator[tuple[Job, int]]:
     by_id = {job.id: job for job in queue}
     return ((by_id[d.job_id], d.workers) for d in decisions if isinstance(d, Start))
 
@@ -238,7 +244,7 @@ def as_active(job: Job, workers: int) -> Job:
 @given(queue_strategy, nodes_strategy)
 def test_no_machine_is_ever_given_more_than_it_has(queue: list[Job], nodes: list[Node]) -> None:
     machines = capacity.empty(nodes)
-    for job, workers in started(queue, schedule(queue, [], nodes)):
+    for job, workers in started(queue, decide(queue, [], nodes)):
         machines, homeless = capacity.place(machines, Demand.of(job).each, workers)
         assert homeless == 0
 
@@ -251,8 +257,8 @@ def test_no_machine_is_ever_given_more_than_it_has(queue: list[Job], nodes: list
 def test_what_runs_already_and_what_starts_fit_together(
     before: list[Job], queue: list[Job], nodes: list[Node]
 ) -> None:
-    running = [as_active(*pair) for pair in started(before, schedule(before, [], nodes))]
-    decisions = schedule(queue, running, nodes)
+    running = [as_active(*pair) for pair in started(before, decide(before, [], nodes))]
+    decisions = decide(queue, running, nodes)
 
     total = capacity.total(Amount.of(n.cpus, n.gpus) for n in nodes)
     used = [Demand.of(job).each * workers for job, workers in started(queue, decisions)]
@@ -264,13 +270,13 @@ def test_what_runs_already_and_what_starts_fit_together(
 
 @given(queue_strategy, nodes_strategy)
 def test_a_gang_starts_whole_or_not_at_all(queue: list[Job], nodes: list[Node]) -> None:
-    for job, workers in started(queue, schedule(queue, [], nodes)):
+    for job, workers in started(queue, decide(queue, [], nodes)):
         assert job.resources.min_workers <= workers <= job.resources.max_workers
 
 
 @given(queue_strategy, nodes_strategy)
 def test_nobody_overtakes_a_job_that_could_start_some_day(queue: list[Job], nodes: list[Node]) -> None:
-    decisions = schedule(queue, [], nodes)
+    decisions = decide(queue, [], nodes)
 
     possible = [isinstance(d, Start) for d in decisions if not (isinstance(d, Wait) and d.never)]
     assert possible == sorted(possible, reverse=True)
@@ -284,9 +290,9 @@ def test_nobody_overtakes_a_job_that_could_start_some_day(queue: list[Job], node
 def test_the_first_job_that_could_start_some_day_starts_on_an_empty_cluster(
     queue: list[Job], nodes: list[Node]
 ) -> None:
-    decisions = schedule(queue, [], nodes)
+    decisions = decide(queue, [], nodes)
 
-    first = next((d for d in decisions if isinstance(d, Start) or not d.never), None)
+    first = next((d for d in decisions if not (isinstance(d, Wait) and d.never)), None)
     assert first is None or isinstance(first, Start)
 
 
@@ -294,14 +300,14 @@ def test_the_first_job_that_could_start_some_day_starts_on_an_empty_cluster(
 def test_the_order_of_the_input_does_not_matter(
     queue: list[Job], nodes: list[Node], shuffle: random.Random
 ) -> None:
-    decisions = schedule(queue, [], nodes)
+    decisions = decide(queue, [], nodes)
     shuffle.shuffle(queue)
     shuffle.shuffle(nodes)
 
-    assert schedule(queue, [], nodes) == decisions
+    assert decide(queue, [], nodes) == decisions
 
 
 @given(queue_strategy, queue_strategy, nodes_strategy)
 def test_every_job_that_waits_has_a_reason(queue: list[Job], running: list[Job], nodes: list[Node]) -> None:
-    for decision in schedule(queue, [as_active(job, job.resources.min_workers) for job in running], nodes):
+    for decision in decide(queue, [as_active(job, job.resources.min_workers) for job in running], nodes):
         assert isinstance(decision, Start) or decision.reason

@@ -1,0 +1,67 @@
+"""Hands out what is free to the jobs that wait: to each the least that it needs, then what is left. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from service import capacity
+from service.capacity import Demand, Machines
+from service.jobs import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deal:
+    """What each job gets, by its id, and what the machines have left then.
+
+    `blocked`: the first that has to wait, though the empty cluster would hold it. Nobody behind it gets any.
+    """
+
+    workers: Mapping[str, int]
+    machines: Machines
+    blocked: Job | None = None
+
+    def _with(self, job: Job, more: int) -> Deal:
+        machines, homeless = capacity.place(self.machines, Demand.of(job).each, more)
+        assert not homeless
+        workers = {**self.workers, job.id: self.workers.get(job.id, 0) + more}
+        return replace(self, workers=workers, machines=machines)
+
+
+def in_order(jobs: Iterable[Job]) -> list[Job]:
+    """By priority, then by age: ids sort as their jobs were created."""
+    return sorted(jobs, key=lambda job: (-job.priority, job.id))
+
+
+def deal_least(queue: Iterable[Job], machines: Machines, cluster: Machines) -> Deal:
+    """To each job in its turn the fewest workers that it can start with, until one of them does not fit."""
+    order = [job for job in in_order(queue) if fits(job, cluster)]
+    deal = Deal(workers={}, machines=machines)
+    # A job that was preempted has not given up its place: its least share stays its own while it starts
+    # again, whoever came meanwhile. Otherwise it would be ended for jobs that it was only to make room for.
+    for job in order:
+        if job.preempted_at is not None and fits(job, deal.machines):
+            deal = deal._with(job, Demand.of(job).least)
+    for job in order:
+        if job.id in deal.workers:
+            continue
+        if not fits(job, deal.machines):
+            return replace(deal, blocked=job)
+        deal = deal._with(job, Demand.of(job).least)
+    return deal
+
+
+def deal_rest(deal: Deal, queue: Iterable[Job]) -> Deal:
+    """To each job that has got workers, in its turn, as many more as it can have."""
+    for job in in_order(queue):
+        if has := deal.workers.get(job.id):
+            demand = Demand.of(job)
+            room = has + capacity.room(deal.machines, demand.each)
+            deal = deal._with(job, demand.granted(room) - has)
+    return deal
+
+
+def fits(job: Job, machines: Machines) -> bool:
+    """Whether its smallest gang does."""
+    demand = Demand.of(job)
+    return bool(demand.granted(capacity.room(machines, demand.each)))
