@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import pytest
 
 START_SECONDS = 120.0
 
@@ -52,19 +56,23 @@ class MlflowServer:
         """Kills it with all its processes; returns when they are gone."""
         if self._process is None:
             return
+        family = self.signal(signal.SIGKILL)
+        self._process.wait()
+        psutil.wait_procs(family, timeout=20)
+        self._process = None
+
+    def signal(self, number: signal.Signals) -> list[psutil.Process]:
+        """Sends it to all its processes, which it returns."""
+        assert self._process is not None
         try:
             root = psutil.Process(self._process.pid)
             family = [*root.children(recursive=True), root]
         except psutil.NoSuchProcess:
             family = []
         for process in family:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self._process.wait()
-        psutil.wait_procs(family, timeout=20)
-        self._process = None
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        return family
 
     def _is_healthy(self) -> bool:
         try:
@@ -72,3 +80,23 @@ class MlflowServer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator[MlflowServer]:
+    """One that answers, and the environment of a worker for its clients."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # as in a worker: the tracker itself is patient
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "NO_PROXY": "127.0.0.1",
+        }.items():
+            patch.setenv(name, value)
+        server = MlflowServer(folder)
+        try:
+            server.begin_to_start()
+            server.wait()
+            yield server
+        finally:
+            server.stop()

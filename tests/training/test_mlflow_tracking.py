@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from tests.training import tracked_run
 from tests.training.isolation import run_without_us
-from tests.training.mlflow_server import MlflowServer
+from tests.training.mlflow_server import MlflowServer, running_server
+from training import mlflow_tracking
 from training.export import exportable
-from training.mlflow_tracking import PROGRESS_TAG, MlflowTracker
+from training.mlflow_tracking import PROGRESS_TAG, MlflowTracker, NotWritten
 from training.models import ConvNet
 from training.spec import flat, parse_spec
 from training.tracking import Progress
@@ -27,21 +32,8 @@ MakeTracker = Callable[..., MlflowTracker]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # as in a worker: the tracker itself is patient
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "NO_PROXY": "127.0.0.1",
-        }.items():
-            patch.setenv(name, value)
-        server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-        try:
-            server.begin_to_start()
-            server.wait()
-            yield server
-        finally:
-            server.stop()
+    with running_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -195,3 +187,155 @@ def test_a_server_that_goes_away_in_mid_run_costs_nothing(
     assert points(client, run_id, "train_loss") == [(step, float(step)) for step in range(1, 3001)]
     assert json.loads(client.get_run(run_id).data.tags[PROGRESS_TAG])["step"] == 3000
     assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["late.txt"]
+
+
+def test_tags_arrive_whatever_their_number_and_the_last_value_counts(
+    client: MlflowClient, run_id: str, make_tracker: MakeTracker
+) -> None:
+    tracker = make_tracker(tags={"syncbn.world_size": "2"})
+    tracker.tags({f"tag {number}": "early" for number in range(50)})
+    tracker.tags({f"tag {number}": str(number) for number in range(50)} | {"long": "x" * 9000, "a,b": "odd"})
+    tracker.close()
+
+    tags = client.get_run(run_id).data.tags
+    assert tags.items() >= {f"tag {number}": str(number) for number in range(50)}.items()
+    assert (tags["syncbn.world_size"], tags["long"], tags["a_b"]) == ("2", "x" * 8000, "odd")
+
+
+def test_points_that_the_server_has_already_are_not_there_twice(
+    client: MlflowClient, run_id: str, make_tracker: MakeTracker, tmp_path: Path
+) -> None:
+    given = [(step, math.nan if step % 7 == 0 else 1 / step) for step in range(1, 1501)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_tracking, "_last_steps", lambda _run: {})  # only its own rule can help
+        for number in (1, 2):
+            tracker = make_tracker(spool=tmp_path / "spool")
+            for step, loss in given:
+                tracker.log(step, 0, {"train_loss": loss})
+            tracker.close()
+            assert len(points(client, run_id, "train_loss")) == 1500, number
+            (tmp_path / "spool.sent").unlink()  # all of it is sent again
+
+    assert str(sorted(points(client, run_id, "train_loss"))) == str(given)  # NaN equals nothing
+
+
+def test_what_a_server_that_stays_away_has_not_taken_is_sent_by_the_next_attempt(
+    server: MlflowServer,
+    client: MlflowClient,
+    run_id: str,
+    make_tracker: MakeTracker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(mlflow_tracking, "GIVE_UP_SECONDS", 1.5)
+    monkeypatch.setattr(mlflow_tracking, "REPORT_SECONDS", 0.5)
+    server.stop()
+    first = make_tracker(spool=tmp_path / "spool")
+    for step in range(1, 1201):
+        first.log(step, 0, {"train_loss": float(step)})
+    before = time.time()
+    with pytest.raises(
+        NotWritten, match=rf"1200 metric values are kept in {tmp_path / 'spool'} and sent when"
+    ):
+        first.close()
+    assert "1200 metric values are left" in caplog.text
+    without_file = make_tracker()
+    without_file.log(1, 0, {"of_no_file": 1.0})
+    with pytest.raises(NotWritten, match="1 metric values were in memory alone and are lost"):
+        without_file.close()
+
+    monkeypatch.undo()
+    server.begin_to_start()
+    second = make_tracker(spool=tmp_path / "spool")
+    for step in range(1101, 1301):
+        second.log(step, 0, {"train_loss": -1.0 if step <= 1200 else float(step)})
+    second.close()
+
+    assert points(client, run_id, "train_loss") == [(step, float(step)) for step in range(1, 1301)]
+    times = [point.timestamp for point in client.get_metric_history(run_id, "train_loss")]
+    assert max(times[:1200]) <= before * 1000 < min(times[1200:])
+
+
+def test_one_that_is_in_a_hurry_leaves_its_points_to_the_next_attempt(
+    server: MlflowServer,
+    make_tracker: MakeTracker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mlflow_tracking, "HURRY_SECONDS", 0.5)
+    server.stop()
+    try:
+        tracker = make_tracker(spool=tmp_path / "spool")
+        tracker.log(1, 0, {"train_loss": 1.0})
+        with pytest.raises(NotWritten, match="has taken nothing for 0 s"):
+            tracker.close(patient=False)
+    finally:
+        server.begin_to_start()
+        server.wait()
+    assert (tmp_path / "spool").read_text().endswith(" 1 1.0 train_loss\n")
+
+
+def test_a_run_that_somebody_has_deleted_is_not_waited_for(
+    client: MlflowClient, run_id: str, make_tracker: MakeTracker
+) -> None:
+    client.delete_run(run_id)
+    tracker = make_tracker()
+    tracker.log(1, 0, {"train_loss": 1.0})
+
+    with pytest.raises(NotWritten, match="refuses metrics"):
+        tracker.close()
+
+
+def test_a_server_that_stops_answering_is_waited_for(
+    server: MlflowServer,
+    client: MlflowClient,
+    run_id: str,
+    make_tracker: MakeTracker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    tracker = make_tracker(spool=tmp_path / "spool")
+    tracker.log(1, 0, {"train_loss": 1.0})
+    tracker.history()
+    server.signal(signal.SIGSTOP)
+    for step in range(2, 2001):  # it will find some of them twice in what it was sent
+        tracker.log(step, 0, {"train_loss": float(step)})
+    time.sleep(5)
+    server.signal(signal.SIGCONT)
+    tracker.close()
+
+    assert points(client, run_id, "train_loss") == [(step, float(step)) for step in range(1, 2001)]
+
+
+@pytest.mark.parametrize("server_is_killed_too", [False, True])
+def test_kills_at_any_moment_cost_no_point_and_double_none(
+    server: MlflowServer, client: MlflowClient, run_id: str, tmp_path: Path, server_is_killed_too: bool
+) -> None:
+    chance = random.Random(run_id)  # another one each time
+    moments = [chance.uniform(0, 5) for _ in range(5)]
+    for number, moment in enumerate(moments):
+        process, _ = tracked_run.begin(server.url, run_id, tmp_path, end=None)
+        time.sleep(moment)
+        if server_is_killed_too and number % 2 == 0:
+            server.stop()
+            time.sleep(chance.uniform(0, 1))
+            server.begin_to_start()
+        process.kill()
+        process.join()
+    saved = int((tmp_path / "checkpoint").read_text())
+    end = saved + 500
+    process, _ = tracked_run.begin(server.url, run_id, tmp_path, end=end)
+    process.join()
+
+    assert process.exitcode == 0
+    every = list(range(1, end + 1))
+    for name, steps in {
+        "train_loss": every,
+        "learning_rate": every,
+        "val_loss": [step for step in every if step % tracked_run.VALIDATE_EVERY == 0],
+    }.items():
+        there = points(client, run_id, name)
+        assert sorted(step for step, _ in there) == steps, moments
+    assert all(int(value) == step for step, value in points(client, run_id, "val_loss"))

@@ -181,10 +181,11 @@ def test_the_file_is_emptied_when_it_is_large_and_all_was_acknowledged(
         spool.acknowledge(spool.peek(99))
         assert path.stat().st_size == 0
 
-        spool.append(point(101))
+        for step in range(1, 101):  # as long as those before
+            spool.append(point(step))
         spool.sync()
     with opened(path) as spool:
-        assert taken(spool) == [point(101)]
+        assert taken(spool) == [point(step) for step in range(1, 101)]
 
 
 def test_points_that_wait_for_days_wait_in_the_file_and_not_in_memory(tmp_path: Path) -> None:
