@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sync_bn", "training", "service")
 HEAVY = {"torch", "ray", "lightning", "mlflow", "numpy", "pandas", "sklearn", "matplotlib"}
-LIGHT_PARTS_OF_TRAINING = {"training.spec", "training.failures"}
+LIGHT_PARTS_OF_TRAINING = {"training.spec", "training.spec_errors", "training.failures"}
 LONGEST_FILE = 400
 # Ray reads its switches when it is imported, so they are set before that.
 SETS_ENVIRONMENT_AT_IMPORT = {"training.run"}

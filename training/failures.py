@@ -3,14 +3,17 @@
 TrainingError
 ├── BuildError        the spec names something that cannot be built: carries the key
 ├── NonFiniteLoss     NaN or infinity: carries the step and the layer
-└── RankFailed        an exception on one rank, as the driver sees it
+├── RankFailed        an exception on one rank, as the driver sees it
+├── Hung              ranks made no step for too long: carries every rank's stack
+├── WorkersLost       workers died more often than retries allow
+└── NodesLost         the machines that are left cannot hold the workers any more
 """
 
 from __future__ import annotations
 
 import json
 import traceback
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class TrainingError(Exception):
@@ -32,24 +35,45 @@ class NonFiniteLoss(TrainingError):
     """The loss is NaN or infinite."""
 
 
+class Hung(TrainingError):
+    """Ranks made no step for too long. `rank`: who is to blame, where that is one."""
+
+    def __init__(self, rank: int | None, step: int, message: str) -> None:
+        super().__init__(rank, step, message)
+        self.rank, self.step, self.message = rank, step, message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class WorkersLost(TrainingError):
+    """Workers died more often than the spec's retries allow."""
+
+
+class NodesLost(TrainingError):
+    """The machines that are left have no place for the workers: whoever started them must choose anew."""
+
+
 class RankFailed(TrainingError):
     """An exception of the training function on one rank.
 
+    `step`: the one that was being made, from 1; 0 before the first.
     `when`: seconds since the epoch; the earliest of several ranks is the cause, the others its echo.
     `lost_peer`: the rank only noticed that another one was gone.
     """
 
     def __init__(
-        self, *, rank: int, type_name: str, message: str, trace: str, when: float, lost_peer: bool
+        self, *, rank: int, step: int, type_name: str, message: str, trace: str, when: float, lost_peer: bool
     ) -> None:
         super().__init__(f"{type_name} on rank {rank}: {message}")
-        self.rank, self.type_name, self.message = rank, type_name, message
+        self.rank, self.step, self.type_name, self.message = rank, step, type_name, message
         self.trace, self.when, self.lost_peer = trace, when, lost_peer
 
     @classmethod
-    def of(cls, error: BaseException, *, rank: int, when: float) -> RankFailed:
+    def of(cls, error: BaseException, *, rank: int, step: int, when: float) -> RankFailed:
         return cls(
             rank=rank,
+            step=step,
             type_name=type(error).__name__,
             message=str(error),
             trace="".join(traceback.format_exception(error)),
@@ -57,17 +81,23 @@ class RankFailed(TrainingError):
             lost_peer=_is_lost_peer(error),
         )
 
+    def saying(self, message: str) -> RankFailed:
+        """The same failure in other words."""
+        return RankFailed(**(self._fields() | {"message": message}))
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rank_failed, (
-            {
-                "rank": self.rank,
-                "type_name": self.type_name,
-                "message": self.message,
-                "trace": self.trace,
-                "when": self.when,
-                "lost_peer": self.lost_peer,
-            },
-        )
+        return _rank_failed, (self._fields(),)
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "rank": self.rank,
+            "step": self.step,
+            "type_name": self.type_name,
+            "message": self.message,
+            "trace": self.trace,
+            "when": self.when,
+            "lost_peer": self.lost_peer,
+        }
 
 
 def _rank_failed(fields: dict[str, Any]) -> RankFailed:
@@ -81,11 +111,12 @@ def _is_lost_peer(error: BaseException) -> bool:
 
 
 class Verdict(TypedDict):
-    """Why an attempt failed; `rank` is None where it is no failure of one rank."""
+    """Why an attempt failed; `rank` and `step` are None where it is no failure of one rank or at one step."""
 
     type: str
     message: str
     rank: int | None
+    step: NotRequired[int | None]
 
 
 _MARK = "syncbn-verdict "

@@ -28,6 +28,11 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def stopped(self) -> Path:
+        """The number of its last step, if the run ended because of such a request."""
+        return self.path / "stopped"
+
+    @property
     def hang(self) -> Path:
         """What each rank was doing when the run hung: see `training.watchdog`."""
         return self.path / "hang"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from training.failures import BuildError, RankFailed, TrainingError
+from training.folder import RunFolder
 from training.spec import Spec
 
 RESULTS = ("metrics.jsonl", "model.pt", "curves.png", "norm_noise.png")
@@ -46,8 +47,7 @@ def _run(spec: Spec, workers: int, output: Path, uri: str | None, run_id: str | 
         spec,
         workers=workers,
         destination=Destination(output=str(output), mlflow_uri=uri, run_id=run_id),
-        storage=str(output / "checkpoints"),
-        name=spec.name.replace("/", "-"),
+        folder=RunFolder(path=output / "run"),
         retries=spec.retries,
     )
 
@@ -82,7 +82,7 @@ def _fresh(output: Path) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     for name in RESULTS:
         (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    shutil.rmtree(output / "run", ignore_errors=True)
     return output.resolve()
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from training.failures import RankFailed, TrainingError
+from training.failures import Hung, NodesLost, RankFailed, TrainingError, WorkersLost
+from training.folder import RunFolder
 from training.spec import Spec
+from training.watchdog import clear, hang_report
 from training.worker import Destination, train
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -31,35 +33,60 @@ WORKER_ENVIRONMENT = {
 }
 
 
-class WorkersLost(TrainingError):
-    """Workers died more often than the spec's retries allow."""
+FINAL = frozenset({"BuildError", "NonFiniteLoss"})
+"""Exceptions that would come again."""
 
 
-def run(spec: Spec, *, workers: int, destination: Destination, storage: str, name: str, retries: int) -> None:
-    """Runs `spec` on `workers` workers; blocks until the end.
+def run(spec: Spec, *, workers: int, destination: Destination, folder: RunFolder, retries: int) -> bool:
+    """Runs `spec` on `workers` workers; blocks until the end. False: it stopped because it was asked to.
 
-    Checkpoints go to `storage`/`name`; a run of that name that was interrupted goes on from its last
-    checkpoint. Workers that die are started again, at most `retries` times.
-    Raises RankFailed for an exception of the training itself (never retried: it would come again), and
-    WorkersLost.
+    A run that has a checkpoint in `folder` goes on from that. What fails is started again from the last
+    checkpoint, at most `retries` times in all; on fewer workers where machines were lost, if the spec allows.
+
+    Raises RankFailed for an exception of the training itself that would come again (it is of a kind that
+    does, or came at the same step before), Hung, WorkersLost, and NodesLost.
     """
-    from ray.train import WorkerGroupError
+    from ray.train import ControllerError, WorkerGroupError
 
-    for failures in range(retries + 1):
+    restarts: list[str] = []
+    before: RankFailed | None = None
+    while True:
+        clear(folder.hang)
         try:
-            _trainer(spec, workers, destination, storage, name).fit()
-            return
+            _trainer(spec, workers, destination, folder, restarts).fit()
+            return not folder.stopped.exists()
+        except ControllerError as error:  # its workers were not there in time
+            print(f"the workers could not be started: {error}", flush=True)  # noqa: T201 (the log of the job)
         except WorkerGroupError as error:
-            cause = _cause(error.worker_failures)
-            if isinstance(cause, RankFailed) and not cause.lost_peer:
-                raise cause from None
-            print(f"lost a worker ({failures} of {retries} retries used): {cause}", flush=True)  # noqa: T201
-            last = cause
-    raise WorkersLost(f"workers were lost {retries + 1} times, more than retries: {retries} allows; {last}")
+            failure = _failure(error, folder)
+            if isinstance(failure, RankFailed) and not failure.lost_peer:
+                _unless_it_comes_again(failure, before)
+                before = failure
+            if len(restarts) == retries:
+                raise _out_of_retries(failure, retries) from None
+            restarts.append(str(failure).partition("\n")[0])
+            print(_restarting(failure, len(restarts), retries), flush=True)  # noqa: T201 (the log of the job)
+        if folder.stop_request.exists():
+            return False
+        workers = _still_fitting(spec, workers)
 
 
-def _trainer(spec: Spec, workers: int, destination: Destination, storage: str, name: str) -> Any:
-    from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+def request_stop(folder: RunFolder) -> None:
+    """Has the workers save the run after the step that they are making, and end."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.stop_request.touch()
+
+
+def take_back_requests(folder: RunFolder) -> None:
+    """Requests to stop that an attempt before this one has answered, or died over."""
+    folder.stop_request.unlink(missing_ok=True)
+    folder.stopped.unlink(missing_ok=True)
+
+
+def _trainer(
+    spec: Spec, workers: int, destination: Destination, folder: RunFolder, restarts: list[str]
+) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     resources = {"CPU": spec.resources.cpus_per_worker}
@@ -67,16 +94,83 @@ def _trainer(spec: Spec, workers: int, destination: Destination, storage: str, n
         resources["GPU"] = spec.resources.gpus_per_worker
     return TorchTrainer(
         train,
-        train_loop_config={"spec": spec.model_dump_json(exclude_unset=True), "destination": destination},
+        train_loop_config={
+            "spec": spec.model_dump_json(exclude_unset=True),
+            "destination": destination,
+            "folder": folder,
+            "restarts": restarts,
+        },
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=bool(spec.resources.gpus_per_worker),
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            name=name, storage_path=storage, checkpoint_config=CheckpointConfig(num_to_keep=2)
+            name=folder.path.name,
+            storage_path=str(folder.path.parent),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
+
+
+def _failure(error: Any, folder: RunFolder) -> TrainingError:
+    """What it was: an exception, ranks that hung and ended themselves, or a worker that is gone."""
+    cause = _cause(error.worker_failures)
+    hang = hang_report(folder.hang)
+    if hang is not None and not (isinstance(cause, RankFailed) and not cause.lost_peer):
+        return Hung(hang.rank, hang.step, hang.message)
+    return cause if isinstance(cause, TrainingError) else WorkersLost(_first_line(cause))
+
+
+def _unless_it_comes_again(failure: RankFailed, before: RankFailed | None) -> None:
+    if failure.type_name in FINAL:
+        raise failure from None
+    if before is not None and (before.type_name, before.step) == (failure.type_name, failure.step):
+        where = f"at step {failure.step}" if failure.step else "before the first step"
+        raise failure.saying(
+            f"{failure.message}\n(It came twice {where}, the second time from the last checkpoint on: it is "
+            "not tried again.)"
+        ) from None
+
+
+def _out_of_retries(failure: TrainingError, retries: int) -> TrainingError:
+    if isinstance(failure, RankFailed) and not failure.lost_peer:
+        return failure
+    spent = f"retries: {retries} are used up; " if retries else "retries: 0; "
+    if isinstance(failure, Hung):
+        return Hung(failure.rank, failure.step, f"{spent}{failure.message}")
+    return WorkersLost(f"workers were lost {retries + 1} times, {spent}{_first_line(failure)}")
+
+
+def _restarting(failure: TrainingError, number: int, retries: int) -> str:
+    return f"{failure}\nstarting again from the last checkpoint ({number} of {retries} retries used)"
+
+
+def _still_fitting(spec: Spec, workers: int) -> int:
+    """As many of the workers as the machines that are alive have place for."""
+    import ray
+
+    resources = spec.resources
+    fit = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            here = has.get("CPU", 0.0) / resources.cpus_per_worker
+            if resources.gpus_per_worker:
+                here = min(here, has.get("GPU", 0.0) / resources.gpus_per_worker)
+            fit += int(here + 1e-9)
+    group = spec.norm.group if isinstance(spec.norm.group, int) else 1
+    fit = min(fit, workers) // group * group
+    if fit < resources.min_workers:
+        raise NodesLost(
+            f"the machines that are left have place for {fit} workers; resources.workers asks for at least "
+            f"{resources.min_workers}"
+        )
+    return fit
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _cause(failures: dict[int, Exception]) -> Exception:

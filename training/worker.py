@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +16,24 @@ from typing import Any
 
 import ray.train
 
+from training.checkpoints import Saved
 from training.failures import BuildError, RankFailed
+from training.folder import RunFolder
 from training.spec import Spec, flat, parse_spec
+from training.watchdog import Watchdog
 
-FIRST_BATCH_SECONDS = 300.0
-"""How long workers wait for one another in the first steps: the first batch of one may come late."""
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A rank among its peers, in a process group that is there already, and what tells Lightning of it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    node_rank: int
+    environment: Callable[[], Any]
+    strategy: Callable[..., Any]
+    """A Lightning DDPStrategy, of the keyword arguments of torch's DistributedDataParallel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,57 +46,133 @@ class Destination:
 
 
 def train(config: dict[str, Any]) -> None:
-    """The training function. config: {"spec": JSON text, "destination": Destination}.
+    """The training function.
+
+    config: {"spec": JSON text, "destination": Destination, "folder": RunFolder, "restarts": why this is not
+    the first start of the attempt}.
 
     Raises RankFailed, whatever went wrong, so that the driver can unpickle it without the user's code.
     """
     rank = ray.train.get_context().get_world_rank()
+    attempt = None
     try:
-        _quiet()
-        Attempt(parse_spec(json.loads(config["spec"])), config["destination"]).run()
+        spec = parse_spec(json.loads(config["spec"]))
+        place = _place_in_ray()
+        attempt = Attempt(spec, place, config["destination"], config["folder"], config["restarts"])
+        attempt.run()
     except Exception as error:
-        raise RankFailed.of(error, rank=rank, when=time.time()) from None
+        step = attempt.step if attempt else 0
+        raise RankFailed.of(error, rank=rank, step=step, when=time.time()) from None
+
+
+def _place_in_ray() -> Place:
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    context = ray.train.get_context()
+    return Place(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        node_rank=context.get_node_rank(),
+        environment=RayLightningEnvironment,
+        strategy=RayDDPStrategy,
+    )
 
 
 class Attempt:
     """One rank's part of one attempt."""
 
-    def __init__(self, spec: Spec, destination: Destination) -> None:
-        self.spec, self.destination = spec, destination
-        self.context = ray.train.get_context()
-        self.rank: int = self.context.get_world_rank()
-        self.world_size: int = self.context.get_world_size()
+    def __init__(
+        self,
+        spec: Spec,
+        place: Place,
+        destination: Destination,
+        folder: RunFolder,
+        restarts: Sequence[str] = (),
+    ) -> None:
+        self.spec, self.place, self.destination, self.folder = spec, place, destination, folder
+        self.restarts = restarts
+        self.rank, self.world_size = place.rank, place.world_size
+        self.trainer: Any = None
+
+    @property
+    def step(self) -> int:
+        """The one that is being made, from 1; 0 before the first."""
+        return self.trainer.global_step + 1 if self.trainer and self.trainer.training else 0
 
     def run(self) -> None:
         from lightning.pytorch import seed_everything
 
+        from training.checkpoint import LIGHTNING, StopRequested
         from training.module import Supervised, as_lightning_module
         from training.norm_report import norm_report
         from training.norms import apply_norm
+        from training.trainer import make_trainer
 
+        _quiet()
         seed_everything(self.spec.training.seed, verbose=False)
         data = self._data()
         model = _built_model(self.spec)
         module = as_lightning_module(apply_norm(model, self.spec.norm), self.spec)
         if isinstance(module, Supervised):
             self.spec = module.spec  # with the optimizer that it has by default
-        with self._tracker() as tracker:
+        if self.spec.training.precision == "64-true":
+            module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
+        with self._tracker() as tracker, self._watchdog() as watchdog:
+            resumed = self._resumed()
+            train_loader = self._loaders(data, "train")[0]
             report = norm_report(self.spec.norm, self.rank, tracker)
-            trainer = self._trainer(tracker, report)
+            self.trainer = trainer = make_trainer(
+                self.spec,
+                self.place,
+                self.folder,
+                tracker=tracker,
+                norm_report=report,
+                watchdog=watchdog,
+                resumed=resumed,
+            )
             self._say(f"{type(model).__name__} on {self.world_size} workers: training")
             module.log = partial(module.log, sync_dist=True)  # type: ignore[method-assign]
-            train_loader = self._loaders(data, "train")[0]
-            trainer.fit(
-                module,
-                train_dataloaders=train_loader,
-                val_dataloaders=self._loaders(data, "val") or None,
-                ckpt_path=self._resume_from(),
-                weights_only=False,
-            )
+            try:
+                trainer.fit(
+                    module,
+                    train_dataloaders=train_loader,
+                    val_dataloaders=self._loaders(data, "val") or None,
+                    ckpt_path=str(resumed.path / LIGHTNING) if resumed else None,
+                    weights_only=False,
+                )
+            except StopRequested as stopped:
+                self._stopped(stopped.step)
+                return
             if tests := self._loaders(data, "test"):
                 trainer.test(module, dataloaders=tests, verbose=False)
             del module.log
             self._deliver(module, train_loader, tracker, report)
+
+    def _resumed(self) -> Saved | None:
+        """The checkpoint to go on from: rank 0 looks, because it moves aside what is broken."""
+        import torch.distributed as dist
+
+        from training.checkpoint import checkpoints
+
+        found = [checkpoints(self.spec, self.folder).newest() if self.rank == 0 else None]
+        dist.broadcast_object_list(found)
+        (resumed,) = found
+        if resumed is not None:
+            self._say(f"going on from the checkpoint of step {resumed.step}")
+        return resumed
+
+    def _stopped(self, step: int) -> None:
+        if self.rank == 0:
+            self.folder.stopped.write_text(str(step))
+        self._say(f"stopped as asked, saved at step {step}")
+
+    @contextmanager
+    def _watchdog(self) -> Iterator[Watchdog]:
+        with Watchdog(
+            self.folder.hang, self.rank, self.world_size, hang_seconds=self.spec.training.hang_seconds
+        ) as watchdog:
+            yield watchdog
 
     def _data(self) -> Any:
         from lightning.pytorch import LightningDataModule
@@ -96,7 +185,7 @@ class Attempt:
                 "data.class_path",
                 f"{self.spec.data.class_path} gives a {type(data).__name__}, which is no LightningDataModule",
             )
-        if self.context.get_local_rank() == 0:
+        if self.place.local_rank == 0:
             data.prepare_data()
         import torch.distributed as dist
 
@@ -123,56 +212,10 @@ class Attempt:
                 world_size=self.world_size,
                 seed=settings.seed,
                 drop_last=settings.drop_last and stage == "train",
+                accumulate_grad_batches=settings.accumulate_grad_batches if stage == "train" else 1,
             )
             for loader in loaders_of(getattr(data, f"{stage}_dataloader")(), f"data.{stage}_dataloader")
         ]
-
-    def _trainer(self, tracker: Any, norm_report: Any) -> Any:
-        import lightning.pytorch as pl
-        from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
-
-        from sync_bn import check_ranks
-        from sync_bn.lightning import SyncBatchNormPlugin
-        from training.checkpoint import EpochCheckpoint
-        from training.global_loss import GlobalLoss
-        from training.norms import process_group
-        from training.reporting import LightningLogger, Report
-
-        settings, synchronized = self.spec.training, self.spec.norm.kind == "sync_batch_norm"
-        plugins: list[Any] = [RayLightningEnvironment()]
-        if synchronized:
-            group = process_group(self.spec.norm, self.context.get_node_rank())
-            plugins.append(SyncBatchNormPlugin(process_group=group))
-            check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
-        # Synchronized over the world, buffers are equal on all ranks already; sending them costs time.
-        same_buffers = synchronized and self.spec.norm.group == "world"
-        trainer = pl.Trainer(
-            accelerator="gpu" if self.spec.resources.gpus_per_worker else "cpu",
-            devices="auto",
-            strategy=RayDDPStrategy(forward_sync_buffers=not same_buffers),
-            plugins=plugins,
-            precision=settings.precision,
-            max_epochs=settings.max_epochs or -1,
-            max_steps=settings.max_steps or -1,
-            callbacks=[norm_report, GlobalLoss(tracker), Report(tracker), EpochCheckpoint()],
-            logger=LightningLogger(tracker),
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        return prepare_trainer(trainer)
-
-    def _resume_from(self) -> str | None:
-        from training.checkpoint import FILE
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        self._say("resuming from the last checkpoint")
-        return str(Path(checkpoint.to_directory()) / FILE)
 
     @contextmanager
     def _tracker(self) -> Iterator[Any]:

@@ -1,0 +1,157 @@
+"""Attempts at a run without Ray: the same code on every rank, in a process group that is there already."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from training.folder import RunFolder
+from training.spec import parse_spec
+from training.worker import Attempt, Destination, Place
+
+STOP_AFTER = "STOP_AFTER_STEP"
+"""Environment variable: the model asks for a stop in this step, counted over the attempt."""
+
+
+class Joined(LightningEnvironment):
+    """Lightning finds the ranks of the group that there is."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    def set_world_size(self, size: int) -> None: ...
+
+    def global_rank(self) -> int:
+        return dist.get_rank()
+
+    def set_global_rank(self, rank: int) -> None: ...
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return dist.get_rank()
+
+
+class Net(nn.Module):
+    """A small network with normalisation; `noise` adds dropout."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(noise),
+            nn.Flatten(),
+            nn.Linear(8 * 16, 3),
+        )
+        self.steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+            after, _, path = os.environ.get(STOP_AFTER, "").partition(":")
+            if after and self.steps >= int(after):
+                Path(path).touch()
+        output: Tensor = self.layers(x)
+        return output
+
+
+class Data(LightningDataModule):
+    """`train` samples to train on, 11 to validate and 5 to test on, in the dtype `dtype`."""
+
+    def __init__(self, train: int = 150, dtype: str = "float64") -> None:
+        super().__init__()
+        self.train, self.dtype = train, getattr(torch, dtype)
+
+    def _loader(self, number: int, seed: int, *, shuffle: bool = False) -> DataLoader[Any]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(number, 1, 6, 6, generator=generator, dtype=torch.float64)
+        y = (x.mean((1, 2, 3)) > 0).long() + (x[:, 0, 0, 0] > 1).long()
+        return DataLoader(TensorDataset(x.to(self.dtype), y), shuffle=shuffle)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.train, 1, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(11, 2)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(5, 3)
+
+
+def spec_of(
+    *, samples: int = 150, noise: float = 0.0, precision: str = "64-true", **training: Any
+) -> dict[str, Any]:
+    """A spec as a user writes it. SGD with momentum and a schedule by steps, unless said otherwise."""
+    return {
+        "model": {"class_path": "tests.training.attempts.Net", "init_args": {"noise": noise}},
+        "data": {
+            "class_path": "tests.training.attempts.Data",
+            "init_args": {"train": samples, "dtype": "float64" if precision == "64-true" else "float32"},
+        },
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}},
+        "lr_scheduler": {
+            "class_path": "torch.optim.lr_scheduler.ExponentialLR",
+            "init_args": {"gamma": 0.9},
+        },
+        "training": {"global_batch_size": 7, "precision": precision, "max_epochs": 2} | training,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What an attempt left on this rank. `rows` are the lines of metrics.jsonl."""
+
+    rows: list[dict[str, Any]]
+    state: Mapping[str, Tensor]
+    stopped: bool
+
+    def series(self, name: str) -> dict[int, float]:
+        return {row["step"]: row[name] for row in self.rows if name in row}
+
+
+def attempt(rank: int, spec: Mapping[str, Any], folder: Path, *, stop_after: int | None = None) -> Done:
+    """One attempt at the run in `folder`, going on from its last checkpoint if there is one."""
+    place = Place(
+        rank=rank,
+        world_size=dist.get_world_size(),
+        local_rank=0 if rank == 0 else 1,
+        node_rank=rank,
+        environment=Joined,
+        strategy=DDPStrategy,
+    )
+    run = RunFolder(path=folder / "run")
+    run.path.mkdir(parents=True, exist_ok=True)
+    os.environ[STOP_AFTER] = f"{stop_after}:{run.stop_request}" if stop_after else ""
+    dist.barrier()
+    if rank == 0:
+        run.stop_request.unlink(missing_ok=True)
+        run.stopped.unlink(missing_ok=True)
+    dist.barrier()
+    own = Attempt(parse_spec(spec), place, Destination(output=str(folder)), run)
+    own.run()
+    dist.barrier()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    state = {name: value.clone() for name, value in own.trainer.lightning_module.state_dict().items()}
+    return Done(rows=rows, state=state, stopped=run.stopped.exists())

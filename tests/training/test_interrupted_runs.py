@@ -1,0 +1,105 @@
+"""Runs that are interrupted, resized, or on other numbers of workers give what one run gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.attempts import Done, attempt, spec_of
+from tests.training.worlds import Worlds
+
+STEPS = [3, 21, 22, 23]
+"""Of 44, 22 an epoch: in an epoch, before its last batch, after it, after the next epoch's first."""
+
+
+def whole(worlds: Worlds, workers: int, spec: dict[str, Any], folder: Path) -> Done:
+    return worlds.run(workers, attempt, spec, folder)[0]
+
+
+def in_parts(worlds: Worlds, sizes: list[int], stops: list[int], spec: dict[str, Any], folder: Path) -> Done:
+    """One run on the one number of workers after the other, stopped after so many steps of each."""
+    for workers, stop in zip(sizes, [*stops, None], strict=True):
+        done = worlds.run(workers, attempt, spec, folder, stop_after=stop)[0]
+        assert done.stopped == (stop is not None)
+    return done
+
+
+def assert_bitwise(actual: Done, expected: Done) -> None:
+    assert actual.rows == expected.rows
+    torch.testing.assert_close(actual.state, expected.state, rtol=0, atol=0)
+
+
+def assert_same_curve(actual: Done, expected: Done, losses: float = 1e-9, weights: float = 1e-8) -> None:
+    assert [row["step"] for row in actual.rows] == [row["step"] for row in expected.rows]
+    for got, want in zip(actual.rows, expected.rows, strict=True):
+        assert got == pytest.approx(want, rel=losses)
+    torch.testing.assert_close(actual.state, expected.state, rtol=weights, atol=weights)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_stopped_run_goes_on_as_if_it_had_not_been(worlds: Worlds, tmp_path: Path, step: int) -> None:
+    spec = spec_of(noise=0.3)
+
+    expected = whole(worlds, 2, spec, tmp_path / "whole")
+    actual = in_parts(worlds, [2, 2], [step], spec, tmp_path / "parts")
+
+    assert_bitwise(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "last"),
+    [(350, 7, 7), (2500, 50, 50), (353, 7, 3)],
+    ids=["7 on 4", "50 on 4", "a last batch of 3"],
+)
+def test_same_run_on_1_to_4_workers_in_float64(
+    worlds: Worlds, tmp_path: Path, samples: int, batch: int, last: int
+) -> None:
+    assert (samples - 1) % batch + 1 == last
+    spec = spec_of(samples=samples, global_batch_size=batch)
+
+    runs = {workers: whole(worlds, workers, spec, tmp_path / str(workers)) for workers in (1, 2, 3, 4)}
+
+    assert len(runs[1].rows) >= 100
+    for workers in (2, 3, 4):
+        assert_same_curve(runs[workers], runs[1])
+
+
+def test_run_is_resized_from_2_to_1_to_3_workers_within_epochs(worlds: Worlds, tmp_path: Path) -> None:
+    spec = spec_of(samples=353)
+
+    expected = whole(worlds, 2, spec, tmp_path / "whole")
+    actual = in_parts(worlds, [2, 1, 3], [20, 50], spec, tmp_path / "parts")
+
+    assert_same_curve(actual, expected)
+
+
+def test_losses_of_float32_agree_over_the_first_50_steps(worlds: Worlds, tmp_path: Path) -> None:
+    spec = spec_of(samples=350, precision="32-true", max_steps=50) | {"lr_scheduler": None}
+    spec["training"].pop("max_epochs")
+
+    runs = {workers: whole(worlds, workers, spec, tmp_path / str(workers)) for workers in (1, 2, 3)}
+
+    for workers in (2, 3):
+        assert runs[workers].series("train_loss") == pytest.approx(runs[1].series("train_loss"), rel=1e-4)
+
+
+def test_accumulated_batches_are_cut_and_resumed_alike(worlds: Worlds, tmp_path: Path) -> None:
+    spec = spec_of(samples=150, accumulate_grad_batches=3)
+
+    expected = whole(worlds, 1, spec, tmp_path / "whole")
+    actual = in_parts(worlds, [2, 3], [25], spec, tmp_path / "parts")
+
+    assert_same_curve(actual, expected)
+    assert [row["step"] for row in expected.rows] == list(range(1, 45))
+
+
+def test_checkpoint_is_made_every_so_many_steps(worlds: Worlds, tmp_path: Path) -> None:
+    spec = spec_of(checkpoint={"every_steps": 5, "keep_last": 3})
+
+    worlds.run(2, attempt, spec, tmp_path)
+
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert [int(name.rpartition("-")[2]) for name in kept] == [30, 35, 40]

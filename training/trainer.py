@@ -1,0 +1,75 @@
+"""The Lightning Trainer of a run: what of Lightning is used, and everything that hangs on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
+
+from sync_bn import check_ranks
+from sync_bn.lightning import SyncBatchNormPlugin
+from training.checkpoint import InMemory, Saving
+from training.checkpoints import Saved
+from training.folder import RunFolder
+from training.global_loss import GlobalLoss
+from training.heartbeat import Heartbeat
+from training.noise import NoiseWatch
+from training.norms import process_group
+from training.reporting import LightningLogger, Report
+from training.spec import Spec
+from training.tracking import Tracker
+from training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from training.worker import Place
+
+FIRST_BATCH_SECONDS = 300.0
+"""How long workers wait for one another in the first steps: the first batch of one may come late."""
+
+
+def make_trainer(
+    spec: Spec,
+    place: Place,
+    folder: RunFolder,
+    *,
+    tracker: Tracker,
+    norm_report: Any,
+    watchdog: Watchdog,
+    resumed: Saved | None,
+) -> Trainer:
+    settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
+    plugins: list[Any] = [place.environment(), InMemory()]
+    if synchronized:
+        group = process_group(spec.norm, place.node_rank)
+        plugins.append(SyncBatchNormPlugin(process_group=group))
+        check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
+    # Synchronized over the world, buffers are equal on all ranks already; sending them costs time.
+    same_buffers = synchronized and spec.norm.group == "world"
+    loss = GlobalLoss(tracker)
+    saving = Saving(
+        spec,
+        folder,
+        tracker,
+        wish_of_all=lambda: loss.wish_of_all,
+        busy=watchdog.busy,
+        resumed=resumed,
+    )
+    loss.wish = saving.wish
+    return Trainer(
+        accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
+        devices="auto",
+        strategy=place.strategy(forward_sync_buffers=not same_buffers),
+        plugins=plugins,
+        precision=settings.precision,
+        max_epochs=settings.max_epochs or -1,
+        max_steps=settings.max_steps or -1,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        callbacks=[Heartbeat(watchdog), NoiseWatch(tracker), norm_report, saving, loss, Report(tracker)],
+        logger=LightningLogger(tracker),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
