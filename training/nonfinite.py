@@ -37,6 +37,11 @@ def blame(module: LightningModule, batch: Any, batch_idx: int, *, step: int, los
     )
 
 
+def public_name(name: str) -> str:
+    """The layer's name in the user's model, without the wrapper around it."""
+    return name.removeprefix("model.") or "model"
+
+
 def _earliest(found: Finding | None) -> str | None:
     """Of what the ranks found, what came first: a synchronized layer passes a NaN on to all of them."""
     findings: list[Finding | None] = [None] * dist.get_world_size()
@@ -58,7 +63,7 @@ def _weights(module: nn.Module, step: int) -> Finding | None:
     for position, (name, parameter) in enumerate(module.named_parameters()):
         if not _finite(parameter):
             layer, _, kind = name.rpartition(".")
-            return position, f"in the {kind} of layer {_public(layer)}, {since}"
+            return position, f"in the {kind} of layer {public_name(layer)}, {since}"
     return None
 
 
@@ -97,7 +102,8 @@ def _watched(module: nn.Module) -> Iterator[list[Finding]]:
             position = next(positions)
             side = "output" if _finite(inputs) else "input"
             if side == "input" or not _finite(output):
-                found.append((position, f"in the {side} of layer {_public(name)} ({type(layer).__name__})"))
+                where = f"in the {side} of layer {public_name(name)} ({type(layer).__name__})"
+                found.append((position, where))
 
         return layer.register_forward_hook(hook)
 
@@ -108,8 +114,3 @@ def _watched(module: nn.Module) -> Iterator[list[Finding]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _public(name: str) -> str:
-    """The layer's name in the user's model, without the wrapper around it."""
-    return name.removeprefix("model.") or "model"
