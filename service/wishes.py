@@ -40,11 +40,11 @@ def cancel() -> Wish:
         guards=[jobs.c.state.not_in(ENDED)],
         values={
             "state": case((waits, State.CANCELLED.value), else_=jobs.c.state),
-            "reason": case((waits, "cancelled while it waited"), else_=jobs.c.reason),
+            "reason": case((waits, "cancelled while it waited"), else_="cancelled, stops soon"),
             "finished_at": case((waits, now), else_=jobs.c.finished_at),
             "cancel_requested_at": func.coalesce(jobs.c.cancel_requested_at, now),
         },
-        refusal=lambda job: None if job.state is State.CANCELLED else f"has {job.state} already",
+        refusal=lambda job: None if job.state is State.CANCELLED else f"{_ended(job)} already",
     )
 
 
@@ -106,5 +106,9 @@ def resize_problem(job: Job, workers: int) -> Problem | None:
 
 def _over(job: Job, so: str) -> str | None:
     if job.state.ended:
-        return f"has {job.state} already: {so}"
+        return f"{_ended(job)} already: {so}"
     return f"is being cancelled: {so}" if job.cancel_requested_at is not None else None
+
+
+def _ended(job: Job) -> str:
+    return f"was {job.state}" if job.state is State.CANCELLED else f"has {job.state}"

@@ -1,4 +1,4 @@
-"""Routes under /v1/jobs: submit, look, cancel."""
+"""Routes under /v1/jobs: submit, look."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def create_job(
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.id).path)
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
-    return _shown(job, services, {})
+    return shown(job, services, {})
 
 
 @router.post(
@@ -102,20 +102,15 @@ def list_jobs(
         cursor=cursor,
         limit=limit,
     )
-    summaries = _summaries([job for job in jobs if job.state in ACTIVE], services)
-    return JobPage(items=[_shown(job, services, summaries) for job in jobs], next_cursor=next_cursor)
+    going = [job for job in jobs if job.state in {*ACTIVE, State.PAUSED}]
+    summaries = _summaries(going, services)
+    return JobPage(items=[shown(job, services, summaries) for job in jobs], next_cursor=next_cursor)
 
 
 @router.get("/{job_id}", responses=documented(404, 503), summary="Show a job")
 def get_job(services: Services, job_id: str) -> JobDocument:
     job = services.store.get(job_id)
-    return _shown(job, services, _summaries([job], services))
-
-
-@router.post("/{job_id}/cancel", status_code=202, responses=documented(404, 409, 503), summary="Cancel a job")
-def cancel_job(services: Services, job_id: str) -> JobDocument:
-    """A job that waits is cancelled at once; one that runs is stopped soon. Idempotent."""
-    return _shown(services.store.request_cancel(job_id), services, {})
+    return shown(job, services, _summaries([job], services))
 
 
 @router.get("/{job_id}/metrics", responses=documented(404, 503), summary="Every point of a job's metrics")
@@ -143,7 +138,7 @@ def _summaries(jobs: Iterable[Job], services: Context) -> dict[str, Summary]:
         return {}
 
 
-def _shown(job: Job, services: Context, summaries: dict[str, Summary]) -> JobDocument:
+def shown(job: Job, services: Context, summaries: dict[str, Summary]) -> JobDocument:
     run = job.run
     if run is None:
         return JobDocument.of(job, None, None)

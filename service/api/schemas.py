@@ -44,7 +44,7 @@ class JobDocument(Document):
     name: str = Field(examples=["fashion-resnet18"])
     state: State
     reason: str = Field(
-        description="Why it waits, or why it ended", examples=["needs 4 workers of 1 GPU; 3 GPUs free"]
+        description="Why it waits, is stopped, or ended", examples=["needs 4 workers of 1 GPU; 3 GPUs free"]
     )
     priority: int
     labels: dict[str, str]
@@ -54,9 +54,12 @@ class JobDocument(Document):
     finished_at: datetime | None
     attempt: int = Field(description="Number of the latest launch; 0 before the first")
     workers: int | None = Field(description="Granted to the attempt; null while it waits")
-    error: dict[str, Any] | None = Field(description="Why it failed: type, message, rank, log_tail")
+    error: dict[str, Any] | None = Field(
+        description="Why it failed: type, message, rank, log_tail, and step where it is known"
+    )
     progress: ProgressDocument | None = Field(
-        description="null before the first step, and while MLflow is away; in lists, for running jobs only"
+        description="null before the first step, and while MLflow is away; in lists, for active and paused "
+        "jobs only"
     )
     metrics: Mapping[str, float | None] = Field(
         description="Latest value of each; empty where progress is null"
@@ -79,6 +82,12 @@ class JobDocument(Document):
 
 
 _FROM_JOB = [name for name in JobDocument.model_fields if name not in {"progress", "metrics", "mlflow"}]
+
+
+class ResizeRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    workers: int = Field(ge=1, description="Within the range of the job's resources.workers", examples=[2])
 
 
 class JobPage(Document):

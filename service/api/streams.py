@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api.context import Context, Services
 from service.api.problems import documented
 from service.errors import Refused, Unavailable
-from service.jobs import Job
+from service.jobs import ACTIVE, Job
 from service.launch import submission_id
 from training.spec import Problem
 
@@ -99,9 +99,9 @@ def _tail(text: str, lines: int | None) -> str:
 
 
 def _attempt_log(job: Job, number: int, services: Context) -> str:
-    """From Ray while the attempt runs, from MLflow once it was archived there."""
+    """From Ray while the attempt runs, from MLflow once it was archived there: a pause may last for days."""
     cluster_id = submission_id(job.id, number)
-    if number == job.attempt and not job.state.ended:
+    if number == job.attempt and job.state in ACTIVE:
         return services.cluster.logs(cluster_id)
     try:
         archived = services.results.download(job.run, f"logs/attempt-{number}.log") if job.run else None

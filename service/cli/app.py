@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import cluster, jobs, results, submit, train, up
+from service.cli import cluster, control, jobs, results, submit, train, up
 from service.cli.options import DEFAULT_URL, Connection
 
 _EPILOG = (
@@ -62,7 +62,10 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Run jobs": {
         "submit": submit.submit,
         "validate": submit.validate,
-        "cancel": jobs.cancel,
+        "cancel": control.cancel,
+        "pause": control.pause,
+        "resume": control.resume,
+        "resize": control.resize,
         "wait": jobs.wait,
         "train": train.train,
     },

@@ -1,4 +1,4 @@
-"""`list`, `show`, `wait`, `cancel`: jobs as they stand."""
+"""`list`, `show`, `wait`: jobs as they stand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.cli.options import AsJson, JobId
-from service.cli.session import exit_code, exit_with_state, problem_document, report, session
+from service.cli.session import exit_with_state, session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -107,7 +107,7 @@ def _print_job(job: Job) -> None:
         ("created", _moment(job.created_at)),
         ("started", _moment(job.started_at)),
         ("finished", _moment(job.finished_at)),
-        ("took" if job.ended else "running for", _took(job)),
+        ("took" if job.ended else "since its start", _took(job)),
         ("attempt", str(job.attempt) if job.attempt else None),
         ("workers", str(job.workers) if job.workers else None),
         ("priority", str(job.priority)),
@@ -118,12 +118,6 @@ def _print_job(job: Job) -> None:
     ]
     screen.print(output.fields(rows))
     display.print_failure(job, screen)
-
-
-def _ending(job: Job) -> RenderableType:
-    from service.cli.output import state
-
-    return state(job.state) if job.ended else f"{job.state}, stops soon"
 
 
 def _moment(time: datetime | None) -> str:
@@ -156,33 +150,3 @@ def wait(
 
         display.print_summary(job, output.console())
     exit_with_state(job)
-
-
-def cancel(
-    ctx: typer.Context,
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Which jobs.")],
-    as_json: AsJson = False,
-) -> None:
-    """Cancel jobs.
-
-    All are tried; the exit code is that of the first that could not be cancelled.
-    """
-    from service.cli import output
-    from service.client import RequestError
-
-    jobs: list[Job] = []
-    errors: list[RequestError] = []
-    with session(ctx, as_json=as_json) as client:
-        for job_id in job_ids:
-            try:
-                jobs.append(client.cancel(job_id))
-            except RequestError as error:
-                errors.append(error)
-                report(problem_document(error) or {}, as_json=as_json)
-    if as_json:
-        output.print_json([job.to_json() for job in jobs])
-    else:
-        rows: list[list[RenderableType]] = [[job.id, _ending(job)] for job in jobs]
-        output.console().print(output.table(["ID", "STATE"], rows))
-    if errors:
-        raise typer.Exit(exit_code(errors[0]))

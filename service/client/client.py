@@ -100,6 +100,28 @@ class Client:
         """Asks the job to end. Returns at once; the job may still be stopping."""
         return self._server.ask(Job, "POST", f"{_path(job_id)}/cancel")
 
+    def pause(self, job_id: str) -> Job:
+        """Asks the job to save itself and to give its workers back. Returns at once: it may still be pausing.
+
+        Raises RequestError if it has ended or is being cancelled.
+        """
+        return self._server.ask(Job, "POST", f"{_path(job_id)}/pause")
+
+    def resume(self, job_id: str) -> Job:
+        """Puts a paused job back into the queue; it goes on where it stopped. One that runs is left alone.
+
+        Raises RequestError if it has ended, is being cancelled, or is still pausing.
+        """
+        return self._server.ask(Job, "POST", f"{_path(job_id)}/resume")
+
+    def resize(self, job_id: str, workers: int) -> Job:
+        """Asks for so many workers, within the range of the job's spec; the result stays the same.
+
+        Returns at once: the job is stopped, and goes on with them, as soon as the cluster has room.
+        Raises RequestError for a number out of that range, and if the job has ended.
+        """
+        return self._server.ask(Job, "POST", f"{_path(job_id)}/resize", json={"workers": workers})
+
     def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5) -> Job:
         """Blocks until the job has ended, in whatever state. Raises WaitTimeout after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout

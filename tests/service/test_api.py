@@ -397,6 +397,85 @@ def test_cancelling_is_idempotent_and_too_late_is_a_conflict(
     assert "succeeded already" in document["detail"]
 
 
+# Pausing and resizing
+
+
+def test_a_job_is_paused_and_resumed_and_both_may_be_asked_twice(
+    api: httpx.Client, running: Job, sqlite_store: Store
+) -> None:
+    for _ in range(2):
+        response = api.post(f"/v1/jobs/{running.id}/pause")
+        assert (response.status_code, response.json()["state"]) == (202, "pausing")
+    document = problem(api.post(f"/v1/jobs/{running.id}/resume"), 409)
+    assert "is still pausing" in document["detail"]
+    assert "resume it again once it is paused" in document["detail"]
+
+    sqlite_store.move(sqlite_store.get(running.id), State.PAUSED, reason="paused at step 7")
+    shown = api.get(f"/v1/jobs/{running.id}").json()
+    assert (shown["state"], shown["reason"], shown["workers"]) == ("paused", "paused at step 7", None)
+    for _ in range(2):
+        response = api.post(f"/v1/jobs/{running.id}/resume")
+        assert (response.status_code, response.json()["state"]) == (202, "queued")
+
+
+def test_a_paused_job_keeps_its_progress_in_lists(
+    api: httpx.Client, running: Job, results: FakeResults, sqlite_store: Store
+) -> None:
+    results.progress[run_of(running).run_id] = Progress(step=7, total_steps=9, epoch=1, eta_seconds=2.0)
+    sqlite_store.request_pause(running.id)
+    sqlite_store.move(sqlite_store.get(running.id), State.PAUSED)
+
+    (item,) = api.get("/v1/jobs?state=paused").json()["items"]
+
+    assert item["progress"]["step"] == 7
+
+
+@pytest.mark.parametrize("action", ["pause", "resume"])
+def test_what_has_ended_or_is_being_cancelled_cannot_be_paused_or_resumed(
+    api: httpx.Client, running: Job, sqlite_store: Store, action: str
+) -> None:
+    api.post(f"/v1/jobs/{running.id}/cancel")
+    document = problem(api.post(f"/v1/jobs/{running.id}/{action}"), 409)
+    assert f"is being cancelled: there is nothing to {action}" in document["detail"]
+
+    sqlite_store.move(sqlite_store.get(running.id), State.CANCELLED)
+    document = problem(api.post(f"/v1/jobs/{running.id}/{action}"), 409)
+    assert f"was cancelled already: there is nothing to {action}" in document["detail"]
+    problem(api.post(f"/v1/jobs/{UNKNOWN}/{action}"), 404)
+
+
+def test_an_elastic_job_is_resized_within_its_range(api: httpx.Client, sqlite_store: Store) -> None:
+    elastic = make_data(resources={"workers": {"min": 2, "max": 6}}, norm={"group": 2})
+    job_id = api.post("/v1/jobs", json=elastic).json()["id"]
+
+    assert api.post(f"/v1/jobs/{job_id}/resize", json={"workers": 4}).status_code == 202
+    assert sqlite_store.get(job_id).wanted_workers == 4
+
+    for workers, said in ((1, "2 to 6"), (8, "2 to 6"), (3, "groups of 2")):
+        document = problem(api.post(f"/v1/jobs/{job_id}/resize", json={"workers": workers}), 422)
+        assert keys(document) == ["workers"]
+        assert said in document["errors"][0]["message"]
+    assert sqlite_store.get(job_id).wanted_workers == 4
+
+
+@pytest.mark.parametrize("body", [{}, {"workers": 0}, {"workers": "2"}, {"workers": 2, "more": 1}, []])
+def test_a_bad_resize_is_refused_by_its_key(api: httpx.Client, running: Job, body: object) -> None:
+    problem(api.post(f"/v1/jobs/{running.id}/resize", json=body), 422)
+
+
+def test_only_a_job_that_is_elastic_and_goes_on_can_be_resized(
+    api: httpx.Client, running: Job, sqlite_store: Store
+) -> None:
+    document = problem(api.post(f"/v1/jobs/{running.id}/resize", json={"workers": 1}), 422)
+    assert "{min: ..., max: ...}" in document["errors"][0]["message"]
+
+    elastic = make_data(resources={"workers": {"min": 1, "max": 4}})
+    job_id = api.post("/v1/jobs", json=elastic).json()["id"]
+    sqlite_store.request_cancel(job_id)
+    document = problem(api.post(f"/v1/jobs/{job_id}/resize", json={"workers": 2}), 409)
+    assert "was cancelled already" in document["detail"]
+
+
 # Code
 
 

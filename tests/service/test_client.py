@@ -365,3 +365,26 @@ def test_the_key_opens_a_server_that_asks_for_one(live_server: LiveServer[Faulty
             stranger.submit(SPEC)
 
     assert refused.value.status == 401
+
+
+# Pausing and resizing
+
+
+def test_a_job_is_paused_resumed_and_resized(service: Service, client: Client) -> None:
+    job = client.submit({**SPEC, "resources": {"workers": {"min": 1, "max": 4}}})
+
+    assert client.pause(job.id).state == "paused"
+    assert client.pause(job.id).state == "paused"
+    assert client.resume(job.id).state == "queued"
+    assert client.resume(job.id).state == "queued"
+    client.resize(job.id, 2)
+
+    assert service.store.get(job.id).wanted_workers == 2
+
+
+def test_a_resume_whose_answer_is_lost_is_asked_again(service: Service, client: Client) -> None:
+    job = client.submit(SPEC)
+    client.pause(job.id)
+    service.faults.lose_answers = 1
+
+    assert client.resume(job.id).state == "queued"

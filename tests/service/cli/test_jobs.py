@@ -88,28 +88,3 @@ def test_wait_that_runs_out_of_time_exits_124(syncbn: Syncbn, client: Client) ->
 
     assert (result.exit_code, result.stdout) == (124, "")
     assert "still queued after 0.1 s" in result.stderr
-
-
-def test_cancel_tries_every_job(syncbn: Syncbn, client: Client) -> None:
-    first, last = client.submit(SPEC).id, client.submit(SPEC).id
-
-    result = syncbn("cancel", first, "j-unknown", last)
-
-    assert result.exit_code == 4
-    assert "no job 'j-unknown'" in result.stderr
-    assert {job.state for job in client.jobs()} == {"cancelled"}
-    assert [line.split() for line in result.stdout.splitlines()[1:]] == [
-        [first, "cancelled"],
-        [last, "cancelled"],
-    ]
-
-
-def test_a_job_that_has_ended_cannot_be_cancelled(syncbn: Syncbn, service: Service, client: Client) -> None:
-    job = client.submit(SPEC)
-    service.start_job(job.id)
-    service.end_job(job.id, State.SUCCEEDED)
-
-    result = syncbn("cancel", job.id, "--json")
-
-    assert (result.exit_code, json.loads(result.stdout)) == (2, [])
-    assert json.loads(result.stderr)["status"] == 409
