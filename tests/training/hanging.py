@@ -1,0 +1,237 @@
+"""A rank that trains under a watchdog and meets with something: `python -m tests.training.hanging WHAT ...`.
+
+As under Ray Train, the thread that trains is not the main one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training.hang_folder import HangFolder, last_place
+from training.watchdog import Watchdog
+
+HANG_SECONDS = 2.0
+LONG = 2.2 * HANG_SECONDS
+BAD_STEP, LAST_STEP = 3, 5
+
+
+class Run:
+    """`world_size` processes in one process group; killed at the end, if they are still there."""
+
+    def __init__(self, what: str, folder: Path, world_size: int) -> None:
+        store = folder / "store"
+        self.hang_folder = folder / "hang"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for rank in range(world_size):
+            command = [sys.executable, "-m", __name__, what, folder, store, rank, world_size]
+            self.processes.append(
+                subprocess.Popen(
+                    [str(part) for part in command],
+                    env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+                    process_group=self.group if self.processes else 0,
+                    stdout=subprocess.DEVNULL,
+                )
+            )
+
+    @property
+    def group(self) -> int:
+        return self.processes[0].pid
+
+    def exit_codes(self) -> list[int]:
+        """Blocks until all have ended."""
+        return [process.wait() for process in self.processes]
+
+    def wait_until_nothing_is_left(self) -> None:
+        """Helpers of the ranks included."""
+        with suppress(ProcessLookupError):
+            while True:
+                os.killpg(self.group, 0)
+                time.sleep(0.05)
+
+    def wait_for(self, mark: str) -> None:
+        while not (self.hang_folder.parent / mark).exists():
+            assert all(process.poll() is None for process in self.processes)
+            time.sleep(0.05)
+
+
+@contextmanager
+def running(what: str, folder: Path, world_size: int = 2) -> Iterator[Run]:
+    run = Run(what, folder, world_size)
+    try:
+        yield run
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.group, signal.SIGKILL)
+        for process in run.processes:
+            process.wait()
+
+
+def sleep_for_ever(_step: int) -> None:
+    time.sleep(1e6)
+
+
+def spin(_step: int) -> None:
+    re.match(r"(a+)+$", "a" * 100 + "b")
+
+
+def stop(_step: int) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def other_collective(_step: int) -> None:
+    dist.barrier()
+
+
+def fail(_step: int) -> None:
+    raise ValueError("of the user")
+
+
+ON_LAST_RANK: dict[str, Callable[[int], None]] = {
+    "sleeps": sleep_for_ever,
+    "spins": spin,
+    "is stopped": stop,
+    "skips": other_collective,
+    "fails": fail,
+}
+
+
+def train(what: str, folder: Path, rank: int, world_size: int) -> None:
+    hang = folder / "hang"
+    with Watchdog(hang, rank, world_size, HANG_SECONDS, first_step_seconds=HANG_SECONDS) as watchdog:
+        for step in range(1, LAST_STEP + 1):
+            watchdog.progress(step, f"train batch {step}")
+            if step == BAD_STEP and rank == world_size - 1 and what in ON_LAST_RANK:
+                wait_until_written(hang, rank, step)
+                ON_LAST_RANK[what](step)
+            if what == "leaves" and step == BAD_STEP and rank == 1:
+                break
+            average(torch.ones(2))
+            watchdog.warmed_up()
+            if what == "is slow" and step == BAD_STEP:
+                be_slow(watchdog, rank)
+            if what == "is paused" and step == BAD_STEP:
+                (folder / "may-be-paused").touch()
+                for _ in range(30):
+                    watchdog.progress(step, "validation")
+                    time.sleep(0.1)
+    if what == "leaves":
+        signal.pause()  # a worker's process outlives its training
+
+
+def wait_until_written(hang: Path, rank: int, step: int) -> None:
+    """A process that is stuck in C or stopped cannot say later where it is."""
+    while (place := last_place(HangFolder(hang).sign_of_life(rank))) is None or place.step < step:
+        time.sleep(0.05)
+
+
+def be_slow(watchdog: Watchdog, rank: int) -> None:
+    """Rank 0 does alone what takes long, first step by step and then at once; the other waits for it."""
+    if rank == 0:
+        for batch in range(10):
+            watchdog.progress(BAD_STEP, f"validation batch {batch}")
+            time.sleep(LONG / 10)
+        with watchdog.busy("saving a checkpoint"):
+            time.sleep(LONG)
+    dist.barrier()
+
+
+def average(x: Tensor) -> None:
+    dist.all_reduce(x)
+
+
+class Sleepy(nn.Module):
+    """One rank of two falls asleep, forward or backward, in its third step."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.where, self.seen = where, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += self.training
+        y: Tensor = self.linear(x)
+        if self.seen == BAD_STEP and dist.get_rank() == 1:
+            if self.where == "forward":
+                sleep_for_ever(self.seen)
+            if self.where == "backward":
+                y.register_hook(lambda _: sleep_for_ever(self.seen))  # type: ignore[no-untyped-call]
+        output: Tensor = self.bn(y)
+        return output
+
+
+def fit(where: str, folder: Path, rank: int, world_size: int) -> None:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.strategies import DDPStrategy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from sync_bn.lightning import SyncBatchNormPlugin
+    from tests.training.fitting import JoinedEnvironment
+    from training.heartbeat import Heartbeat
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Sleepy(where)
+
+        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+            output: Tensor = self.net(batch[0])
+            return output.square().mean()
+
+        def validation_step(self, batch: list[Tensor], _index: int) -> None:
+            self.net(batch[0])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def loader() -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.randn(2 * LAST_STEP, 3)), batch_size=2)
+
+    with Watchdog(folder / "hang", rank, world_size, HANG_SECONDS) as watchdog:
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            num_nodes=world_size,
+            strategy=DDPStrategy(),
+            plugins=[JoinedEnvironment(), SyncBatchNormPlugin()],
+            max_epochs=1,
+            callbacks=[Heartbeat(watchdog)],
+            logger=False,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Module(), loader(), loader())
+
+
+def main(what: str, folder: str, store: str, rank: str, world_size: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=Path(store).as_uri(),
+        rank=int(rank),
+        world_size=int(world_size),
+        timeout=timedelta(seconds=600),
+    )
+    work = fit if what in {"forward", "backward", "nowhere"} else train
+    threading.excepthook = lambda _: os._exit(1)
+    threading.Thread(target=work, args=(what, Path(folder), int(rank), int(world_size))).start()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
