@@ -105,7 +105,7 @@ def _on(value: Any, device: torch.device) -> Any:
 def _generators() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,  # type: ignore[no-untyped-call]
         "numpy": np.random.get_state(),
         "python": random.getstate(),
     }

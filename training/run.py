@@ -10,8 +10,9 @@ from typing import Any
 
 from training.failures import Hung, NodesLost, RankFailed, TrainingError, WorkersLost
 from training.folder import RunFolder
+from training.hang_folder import clear
+from training.hangs import hang_report
 from training.spec import Spec
-from training.watchdog import clear, hang_report
 from training.worker import Destination, train
 
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 
@@ -21,6 +21,9 @@ from training.failures import BuildError, RankFailed
 from training.folder import RunFolder
 from training.spec import Spec, flat, parse_spec
 from training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from training.tracking import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +104,26 @@ class Attempt:
         return self.trainer.global_step + 1 if self.trainer and self.trainer.training else 0
 
     def run(self) -> None:
+        from training.checkpoint import StopRequested
+
+        _quiet()
+        try:
+            with self._tracker() as tracker, self._watchdog() as watchdog:
+                self._run(tracker, watchdog)
+        except StopRequested as stopped:
+            if self.rank == 0:
+                self.folder.stopped.write_text(str(stopped.step))
+            self._say(f"stopped as asked, saved at step {stopped.step}")
+
+    def _run(self, tracker: Tracker, watchdog: Watchdog) -> None:
         from lightning.pytorch import seed_everything
 
-        from training.checkpoint import LIGHTNING, StopRequested
+        from training.checkpoint import LIGHTNING
         from training.module import Supervised, as_lightning_module
         from training.norm_report import norm_report
         from training.norms import apply_norm
         from training.trainer import make_trainer
 
-        _quiet()
         seed_everything(self.spec.training.seed, verbose=False)
         data = self._data()
         model = _built_model(self.spec)
@@ -118,36 +132,33 @@ class Attempt:
             self.spec = module.spec  # with the optimizer that it has by default
         if self.spec.training.precision == "64-true":
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
-        with self._tracker() as tracker, self._watchdog() as watchdog:
-            resumed = self._resumed()
-            train_loader = self._loaders(data, "train")[0]
-            report = norm_report(self.spec.norm, self.rank, tracker)
-            self.trainer = trainer = make_trainer(
-                self.spec,
-                self.place,
-                self.folder,
-                tracker=tracker,
-                norm_report=report,
-                watchdog=watchdog,
-                resumed=resumed,
-            )
-            self._say(f"{type(model).__name__} on {self.world_size} workers: training")
-            module.log = partial(module.log, sync_dist=True)  # type: ignore[method-assign]
-            try:
-                trainer.fit(
-                    module,
-                    train_dataloaders=train_loader,
-                    val_dataloaders=self._loaders(data, "val") or None,
-                    ckpt_path=str(resumed.path / LIGHTNING) if resumed else None,
-                    weights_only=False,
-                )
-            except StopRequested as stopped:
-                self._stopped(stopped.step)
-                return
-            if tests := self._loaders(data, "test"):
-                trainer.test(module, dataloaders=tests, verbose=False)
-            del module.log
-            self._deliver(module, train_loader, tracker, report)
+        resumed = self._resumed()
+        train_loader = self._loaders(data, "train")[0]
+        report = norm_report(self.spec.norm, self.rank, tracker)
+        self.trainer = trainer = make_trainer(
+            self.spec,
+            self.place,
+            self.folder,
+            tracker=tracker,
+            norm_report=report,
+            watchdog=watchdog,
+            resumed=resumed,
+        )
+        self._say(f"{type(model).__name__} on {self.world_size} workers: training")
+        module.log = partial(module.log, sync_dist=True)  # type: ignore[method-assign]
+        trainer.fit(
+            module,
+            train_dataloaders=train_loader,
+            val_dataloaders=self._loaders(data, "val") or None,
+            ckpt_path=str(resumed.path / LIGHTNING) if resumed else None,
+            weights_only=False,
+        )
+        if tests := self._loaders(data, "test"):
+            trainer.test(module, dataloaders=tests, verbose=False)
+        del module.log
+        if self.rank == 0:
+            with watchdog.busy("saving the model"):
+                self._deliver(module, train_loader, tracker, report)
 
     def _resumed(self) -> Saved | None:
         """The checkpoint to go on from: rank 0 looks, because it moves aside what is broken."""
@@ -161,11 +172,6 @@ class Attempt:
         if resumed is not None:
             self._say(f"going on from the checkpoint of step {resumed.step}")
         return resumed
-
-    def _stopped(self, step: int) -> None:
-        if self.rank == 0:
-            self.folder.stopped.write_text(str(step))
-        self._say(f"stopped as asked, saved at step {step}")
 
     @contextmanager
     def _watchdog(self) -> Iterator[Watchdog]:
@@ -198,12 +204,17 @@ class Attempt:
         from lightning.pytorch.utilities.model_helpers import is_overridden
 
         from training.batches import loaders_of, share_loader
+        from training.own_loader import WARNING, own_loader
 
         if not is_overridden(f"{stage}_dataloader", data):
             if stage == "train":
                 raise BuildError("data.class_path", f"{type(data).__name__} has no train_dataloader")
             return []
         settings = self.spec.training
+        loaders = loaders_of(getattr(data, f"{stage}_dataloader")(), f"data.{stage}_dataloader")
+        if settings.sampler == "own" and stage == "train":
+            self._say(f"warning: {WARNING}")
+            return [own_loader(loader) for loader in loaders]
         return [
             share_loader(
                 loader,
@@ -214,52 +225,66 @@ class Attempt:
                 drop_last=settings.drop_last and stage == "train",
                 accumulate_grad_batches=settings.accumulate_grad_batches if stage == "train" else 1,
             )
-            for loader in loaders_of(getattr(data, f"{stage}_dataloader")(), f"data.{stage}_dataloader")
+            for loader in loaders
         ]
 
     @contextmanager
-    def _tracker(self) -> Iterator[Any]:
+    def _tracker(self) -> Iterator[Tracker]:
         """Rank 0 writes; the others have a null object."""
         from training.tracking import Fanout, JsonLines, NullTracker
 
-        if self.rank != 0:
-            yield NullTracker()
-            return
+        uri, run_id = self.destination.mlflow_uri, self.destination.run_id
         with ExitStack() as stack:
-            trackers: list[Any] = []
+            if uri and run_id:
+                from training.system_metrics import SystemMetrics
+
+                stack.enter_context(SystemMetrics(uri, run_id, f"worker-{self.rank}"))
+            if self.rank != 0:
+                yield NullTracker()
+                return
+            trackers: list[Tracker] = []
             if self.destination.output:
                 trackers.append(JsonLines(Path(self.destination.output) / "metrics.jsonl"))
-            if self.destination.mlflow_uri and self.destination.run_id:
-                trackers.append(self._mlflow(stack))
+            if uri and run_id:
+                trackers.append(self._mlflow(uri, run_id))
             tracker = Fanout(trackers)
             try:
                 yield tracker
             except BaseException:
-                # What happened is what the user must read, not that its last metrics did not get through.
+                # What happened is what the user must read, not that its last metrics did not get through;
+                # they are in the spool, and the next attempt sends them.
                 with suppress(Exception):
-                    tracker.close()
+                    tracker.close(patient=False)
                 raise
             tracker.close()
 
-    def _mlflow(self, stack: ExitStack) -> Any:
-        from training.mlflow_tracking import MlflowTracker, SystemMetrics
+    def _mlflow(self, uri: str, run_id: str) -> Tracker:
+        from training.mlflow_tracking import MlflowTracker
 
-        uri, run_id = self.destination.mlflow_uri, self.destination.run_id
-        assert uri is not None
-        assert run_id is not None
-        stack.enter_context(SystemMetrics(uri, run_id))
         return MlflowTracker(
             uri,
             run_id,
             params=flat(self.spec),
-            tags={"syncbn.world_size": str(self.world_size), "syncbn.norm": self.spec.norm.kind},
+            tags=self._tags(),
+            spool=self.folder.spool,
             register_as=self.spec.tracking.register_as,
         )
 
+    def _tags(self) -> dict[str, str]:
+        """What of a run is not in its spec, or is but changes what its curves mean."""
+        settings = self.spec.training
+        tags = {"syncbn.world_size": str(self.world_size), "syncbn.norm": self.spec.norm.kind}
+        if settings.sampler == "own":
+            tags["syncbn.sampler"] = "own: depends on the number of workers"
+        if settings.accumulate_grad_batches > 1:
+            samples = settings.global_batch_size / settings.accumulate_grad_batches
+            tags["syncbn.statistics_over"] = f"{samples:g} samples: a part of an accumulated batch"
+        if self.restarts:
+            tags["syncbn.restarts"] = "\n".join(self.restarts)
+        return tags
+
     def _deliver(self, module: Any, loader: Any, tracker: Any, norm_report: Any) -> None:
         """The model and the figures; rank 0 only."""
-        if self.rank != 0:
-            return
         from training.export import CURVES, draw_curves, example_input, exportable, save
 
         self._say("saving the model")
