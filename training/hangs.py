@@ -131,9 +131,16 @@ def _what_happened(accounts: Sequence[_Account], blamed: Sequence[_Account]) -> 
         return f"no rank made progress for {seconds:.0f} s: {'; '.join(parts)}; {why}"
     parts = [f"{ranks} {_stuck(one)}" for ranks, one in _alike(blamed, _stuck)]
     whom = "it" if len(blamed) == 1 else "them"
-    for ranks, one in _alike(others, _waiting):
-        parts.append(f"{ranks} {f'waited for {whom}' if one.waits else 'stood'} {_waiting(one)}")
-    return "; ".join(parts)
+
+    def stood(account: _Account) -> str:
+        return f"{f'waited for {whom}' if _is_ahead(account, blamed) else 'stood'} {_waiting(account)}"
+
+    return "; ".join(parts + [f"{ranks} {stood(one)}" for ranks, one in _alike(others, stood)])
+
+
+def _is_ahead(account: _Account, blamed: Sequence[_Account]) -> bool:
+    """On a GPU a rank waits wherever it reads a value, after the collective; its stack does not tell."""
+    return account.waits or account not in (_with_fewest_collectives([account, *blamed]) or [account])
 
 
 def _stuck(account: _Account) -> str:
