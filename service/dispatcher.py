@@ -113,7 +113,8 @@ class Dispatcher:
             # Race closed: two dispatchers each made the job a run. The one that moved the row names its own.
             self.store.set_run(job.id, run.experiment_id, run.run_id)
         self.cluster.submit(self._attempt(job, run))
-        # Race closed: while we were about to submit, another dispatcher saw a cancel and nothing to stop.
+        # Race closed: while we were about to submit, another dispatcher saw a cancel or a pause, and nothing
+        # to stop.
         now = self.store.get(job.id)
         if now.state not in ACTIVE or now.attempt != job.attempt:
             self.cluster.stop(_name(job))
@@ -188,7 +189,7 @@ class Dispatcher:
             self.store.move(job, State.RUNNING)
 
     def _ended(self, job: Job, status: Status) -> None:
-        output = "" if status.phase is Phase.SUCCEEDED else self.cluster.logs(_name(job))
+        output = self.cluster.logs(_name(job))
         # Race closed: another dispatcher stopped it for a cancel that is younger than our look.
         cancelled = self.store.get(job.id).cancel_requested_at is not None
         self._come_to(job, ending(job, status, output, cancelled=cancelled))

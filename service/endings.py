@@ -36,7 +36,7 @@ def ending(job: Job, status: Status, output: str, *, cancelled: bool) -> Ending:
     """`output` is all that the attempt printed. `cancelled`: somebody has asked for that by now."""
     verdict = _verdict(output)
     kind = verdict.get("type")
-    if status.phase is Phase.SUCCEEDED or kind == SUCCEEDED:
+    if kind == SUCCEEDED or (status.phase is Phase.SUCCEEDED and kind != STOPPED):
         return Ending(state=State.SUCCEEDED, failures=job.failures)
     if cancelled:
         return Ending(state=State.CANCELLED, reason="cancelled while it ran", failures=job.failures)

@@ -624,11 +624,18 @@ def dies(world: World, *, before: str) -> None:
 class Story:
     """What becomes of a job's attempts, and what must have become of the job in the end."""
 
-    def __init__(self, *ends: Phase, state: State, cancel: bool = False) -> None:
-        self.ends, self.state, self.cancel = ends, state, cancel
+    def __init__(
+        self, *ends: Phase, state: State, lost: int = 0, wish: Callable[[Store, str], object] | None = None
+    ) -> None:
+        self.ends, self.state, self.lost, self.wish = ends, state, lost, wish
+
+    def begin(self, world: World) -> Job:
+        return world.create(retries=1, resources={"workers": {"min": 1, "max": 3}})
 
     def go_on(self, world: World, job: Job) -> None:
         """A moment passes in the cluster; the newest attempt trains, or ends if it did."""
+        if world.look(job).state is State.PAUSED:
+            world.store.request_resume(job.id)
         if not world.cluster.attempts:
             return
         number = max(attempt.number for attempt in world.cluster.attempts.values())
@@ -638,8 +645,8 @@ class Story:
             world.cluster.set_phase(name, Phase.RUNNING)
             order = json.loads(world.cluster.attempts[name].environment["SYNCBN_ATTEMPT"])
             world.results.progress[order["run_id"]] = STEP
-        elif phase is Phase.RUNNING and self.cancel:
-            world.store.request_cancel(job.id)
+        elif phase is Phase.RUNNING and number == 1 and self.wish:
+            self.wish(world.store, job.id)
         elif phase is Phase.RUNNING:
             world.finish(job, number, self.ends[number - 1])
 
@@ -653,7 +660,7 @@ class Story:
     def check(self, world: World, job: Job) -> None:
         end = world.look(job)
         ended = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "KILLED"}
-        assert (end.state, end.attempt) == (self.state, len(self.ends))
+        assert (end.state, end.attempt, end.failures) == (self.state, len(self.ends), self.lost)
         assert list(world.cluster.attempts) == [f"{job.id}-{n}" for n in range(1, len(self.ends) + 1)]
         assert end.archived_at is not None
         assert end.run is not None
@@ -664,15 +671,24 @@ class Story:
 
 STORIES = {
     "succeeds": Story(Phase.SUCCEEDED, state=State.SUCCEEDED),
-    "is lost and succeeds": Story(Phase.FAILED, Phase.SUCCEEDED, state=State.SUCCEEDED),
-    "is lost for good": Story(Phase.FAILED, Phase.STOPPED, state=State.FAILED),
-    "is cancelled": Story(Phase.STOPPED, state=State.CANCELLED, cancel=True),
+    "is lost and succeeds": Story(Phase.FAILED, Phase.SUCCEEDED, state=State.SUCCEEDED, lost=1),
+    "is lost for good": Story(Phase.FAILED, Phase.STOPPED, state=State.FAILED, lost=1),
+    "is cancelled": Story(Phase.STOPPED, state=State.CANCELLED, wish=Store.request_cancel),
+    "is paused and resumed": Story(
+        Phase.STOPPED, Phase.SUCCEEDED, state=State.SUCCEEDED, wish=Store.request_pause
+    ),
+    "is preempted": Story(
+        Phase.STOPPED,
+        Phase.SUCCEEDED,
+        state=State.SUCCEEDED,
+        wish=lambda store, job_id: store.request_resize(job_id, 1),
+    ),
 }
 
 
 def calls_in(store: Store, story: Story) -> int:
     world = World(store)
-    job = world.create(retries=1)
+    job = story.begin(world)
     tap = Tap("never", die)
     dispatcher = tapped(world, tap)
     story.play(world, job, dispatcher)
@@ -686,7 +702,7 @@ def test_a_dispatcher_killed_before_any_call_brings_the_job_to_its_one_end(
 ) -> None:
     for moment in range(calls_in(sqlite_store, story)):
         world = World(sqlite_store)
-        job = world.create(retries=1)
+        job = story.begin(world)
 
         with pytest.raises(Killed):
             story.play(world, job, tapped(world, Tap(moment, die)))
@@ -701,7 +717,7 @@ def test_two_dispatchers_that_meet_at_any_call_bring_the_job_to_its_one_end(
 ) -> None:
     for moment in range(calls_in(sqlite_store, story)):
         world = World(sqlite_store)
-        job = world.create(retries=1)
+        job = story.begin(world)
 
         story.play(world, job, tapped(world, Tap(moment, world.round)))
 
@@ -712,7 +728,7 @@ def test_a_cancel_at_any_call_leaves_nothing_running(sqlite_store: Store) -> Non
     story = STORIES["is lost and succeeds"]
     for moment in range(calls_in(sqlite_store, story)):
         world = World(sqlite_store)
-        job = world.create(retries=1)
+        job = story.begin(world)
 
         story.play(world, job, tapped(world, Tap(moment, partial(cancel_behind_its_back, world, job))))
 
