@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,6 +38,50 @@ class Net(nn.Module):
                 hidden = hidden * float("nan")
         output: Tensor = self.head(hidden)
         return output
+
+
+class Struck(nn.Module):
+    """Kills a process at some steps, each once: of these ranks their own, or the driver of the attempt.
+
+    strikes: by step, counted from 1 over the whole run, "0", "1", "driver", or "sleep" on rank 1.
+    """
+
+    def __init__(self, folder: str, strikes: dict[str, str]) -> None:
+        super().__init__()
+        self.folder, self.strikes = Path(folder), strikes
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+        )
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+            self._strike(str(int(self.steps)))
+        output: Tensor = self.net(x)
+        return output
+
+    def _strike(self, step: str) -> None:
+        rank, whom = dist.get_rank(), self.strikes.get(step)
+        responsible = {"0": 0, "driver": 0, "1": 1, "sleep": 1}
+        done = self.folder / f"{step}-{whom}"
+        if whom is None or rank != responsible[whom] or done.exists():
+            return
+        done.touch()
+        if whom == "sleep":
+            time.sleep(10_000)
+        os.kill(_driver(self.folder) if whom == "driver" else os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+
+def _driver(folder: Path) -> int:
+    """The process of the attempt whose spec names this folder."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "training.attempt" in process.cmdline() and str(folder) in str(process.environ()):
+                return process.pid
+    raise AssertionError("no driver")
 
 
 class Regression(LightningModule):

@@ -1,0 +1,121 @@
+"""Jobs whose processes are killed, stopped and hung on a real Ray: they end as if nothing had happened."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.client import Job
+from tests.e2e.stack import Stack, digits
+
+pytestmark = pytest.mark.ray
+
+STEPS = 120
+KILLS = int(os.environ.get("SYNCBN_TEST_KILLS", "2"))
+"""Of each process; with 10 the tests take some minutes more."""
+
+
+def struck(folder: Path, strikes: dict[int, str], **changes: Any) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    arguments = {"folder": str(folder), "strikes": {str(step): whom for step, whom in strikes.items()}}
+    training = {
+        "global_batch_size": 61,
+        "max_steps": STEPS,
+        "precision": "64-true",
+        "checkpoint": {"every_steps": 7},
+    }
+    return digits(
+        model={"class_path": "mine.nets.Struck", "init_args": arguments},
+        training=training | changes.pop("training", {}),
+        resources={"workers": 2, "cpus_per_worker": 0.5},
+        retries=KILLS + 1,
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return succeeded(stack, submitted(stack, struck(tmp_path_factory.mktemp("undisturbed"), {})))
+
+
+@pytest.mark.parametrize("whom", ["0", "1", "driver"])
+def test_kills_at_random_steps_change_no_bit(
+    stack: Stack, undisturbed: Job, tmp_path: Path, whom: str
+) -> None:
+    steps = random.Random(f"{whom} of {KILLS}").sample(range(2, STEPS), KILLS)
+    strikes = dict.fromkeys(steps, whom)
+
+    job = succeeded(stack, submitted(stack, struck(tmp_path / "struck", strikes)))
+
+    assert len(list((tmp_path / "struck").iterdir())) == KILLS
+    assert job.attempt == (1 + KILLS if whom == "driver" else 1)
+    assert points(stack, job) == points(stack, undisturbed)
+    assert weights(stack, job) == weights(stack, undisturbed)
+
+
+def submitted(stack: Stack, spec: Mapping[str, Any]) -> Job:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as files:
+        files.writestr("mine/__init__.py", "")
+        files.write(Path(__file__).parent / "user_nets.py", "mine/nets.py")
+    with stack.client() as client:
+        return client.submit({**spec, "code": client.upload_code(archive.getvalue())})
+
+
+def succeeded(stack: Stack, job: Job) -> Job:
+    with stack.client() as client:
+        done = client.wait(job.id, timeout=900)
+        assert done.state == "succeeded", f"{done.reason}\n{client.logs(job.id)}"
+        return done
+
+
+def points(stack: Stack, job: Job) -> list[tuple[str, int, float | None]]:
+    """Every metric of every step; MLflow itself is asked, because it would keep what is there twice."""
+    assert job.mlflow is not None
+    names = [
+        m["key"] for m in stack.mlflow_get("runs/get", run_id=job.mlflow.run_id)["run"]["data"]["metrics"]
+    ]
+    found = [
+        (point["key"], point["step"], point["value"])
+        for name in names
+        if not name.startswith("system/")
+        for point in stack.mlflow_get(
+            "metrics/get-history", run_id=job.mlflow.run_id, metric_key=name, max_results="25000"
+        )["metrics"]
+    ]
+    counted = Counter(found)
+    assert set(counted.values()) == {1}
+    assert [step for name, step, _ in sorted(found) if name == "train_loss"] == list(range(1, STEPS + 1))
+    return sorted(found)
+
+
+def weights(stack: Stack, job: Job) -> str:
+    """A digest of the bits of the model in MLflow, its parameters and buffers."""
+    assert job.mlflow is not None
+    script = """
+import hashlib, sys, mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+state = mlflow.pytorch.load_model(f"runs:/{sys.argv[2]}/model").state_dict()
+digest = hashlib.sha256()
+for name, value in sorted(state.items()):
+    digest.update(name.encode() + value.numpy().tobytes())
+print(len(state), digest.hexdigest())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, stack.mlflow, job.mlflow.run_id],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
