@@ -21,7 +21,6 @@ from torch import nn
 
 from training.failures import TrainingError
 from training.spool import Point, Spool
-from training.system_metrics import SystemMetrics  # noqa: F401 (its former place)
 from training.tracking import History, Progress
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ class SystemMetrics:
     most. What MLflow does not take at once is dropped: a nicety, unlike the training's own metrics.
     """
 
-    def __init__(self, uri: str, run_id: str, node_id: str = "worker-0") -> None:
+    def __init__(self, uri: str, run_id: str, node_id: str) -> None:
         self.uri, self.run_id, self.node_id = uri, run_id, node_id
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)

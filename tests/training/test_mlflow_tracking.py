@@ -316,7 +316,7 @@ def test_kills_at_any_moment_cost_no_point_and_double_none(
     chance = random.Random(run_id)  # another one each time
     moments = [chance.uniform(0, 5) for _ in range(5)]
     for number, moment in enumerate(moments):
-        process, _ = tracked_run.begin(server.url, run_id, tmp_path, end=None)
+        process, _ = tracked_run.begin(server.url, run_id, tmp_path, more=None)
         time.sleep(moment)
         if server_is_killed_too and number % 2 == 0:
             server.stop()
@@ -324,13 +324,11 @@ def test_kills_at_any_moment_cost_no_point_and_double_none(
             server.begin_to_start()
         process.kill()
         process.join()
-    saved = int((tmp_path / "checkpoint").read_text())
-    end = saved + 500
-    process, _ = tracked_run.begin(server.url, run_id, tmp_path, end=end)
+    process, saved = tracked_run.begin(server.url, run_id, tmp_path, more=1000)
     process.join()
 
     assert process.exitcode == 0
-    every = list(range(1, end + 1))
+    every = list(range(1, saved + 1001))
     for name, steps in {
         "train_loss": every,
         "learning_rate": every,

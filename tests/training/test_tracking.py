@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,28 @@ def test_a_step_can_be_read_as_soon_as_the_next_one_begins(tmp_path: Path) -> No
     assert tracker.history() == {"train_loss": [(1, 2.0), (2, 1.0)]}
     assert tracker.history(("val_", "norm/")) == {}
     tracker.close()
+
+
+def test_what_was_logged_before_a_sync_is_in_the_file_whenever_the_process_ends(tmp_path: Path) -> None:
+    tracker = JsonLines(tmp_path / "metrics.jsonl")
+    tracker.sync()
+    tracker.log(1, 0, {"train_loss": 2.0})
+    tracker.log(2, 0, {"train_loss": 1.0})
+    tracker.sync()
+    assert lines(tracker.path)[1] == {"step": 2, "epoch": 0, "train_loss": 1.0}
+    resumed = JsonLines(shutil.copy(tracker.path, tmp_path / "killed.jsonl"))
+
+    for one in (tracker, resumed):
+        one.log(2, 0, {"val_loss": 1.5})
+        one.log(3, 0, {"train_loss": 0.5})
+        assert one.history() == {"train_loss": [(1, 2.0), (2, 1.0), (3, 0.5)], "val_loss": [(2, 1.5)]}
+        one.close()
+
+    assert tracker.path.read_bytes() == resumed.path.read_bytes()
+    assert lines(tracker.path)[1:] == [
+        {"step": 2, "epoch": 0, "train_loss": 1.0, "val_loss": 1.5},
+        {"step": 3, "epoch": 0, "train_loss": 0.5},
+    ]
 
 
 def test_a_resumed_run_does_not_repeat_steps(tmp_path: Path) -> None:
@@ -124,6 +148,12 @@ class Recorder(NullTracker):
     def progress(self, _progress: Progress) -> None:
         self.calls.append("progress")
 
+    def tags(self, tags: Mapping[str, str]) -> None:
+        self.calls += tags
+
+    def sync(self) -> None:
+        self.calls.append("sync")
+
     def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
         return {name: points for name, points in self._history.items() if name.startswith(prefixes)}
 
@@ -133,8 +163,8 @@ class Recorder(NullTracker):
     def model(self, _model: nn.Module, example: Any) -> None:
         self.calls.append(f"model {example}")
 
-    def close(self, *, patient: bool = True) -> None:  # noqa: ARG002
-        self.calls.append("close")
+    def close(self, *, patient: bool = True) -> None:
+        self.calls.append("close" if patient else "close in a hurry")
         if self._fails:
             raise TimeoutError
 
@@ -145,12 +175,14 @@ def test_a_fanout_hands_everything_to_all() -> None:
 
     fanout.log(1, 0, {})
     fanout.progress(Progress(step=1, total_steps=2, epoch=0, eta_seconds=None))
+    fanout.tags({"tag": "value"})
+    fanout.sync()
     fanout.artifact(Path("figure.png"))
     fanout.model(nn.Identity(), 3)
-    fanout.close()
+    fanout.close(patient=False)
 
     assert [tracker.calls for tracker in trackers] == [
-        ["log", "progress", "figure.png", "model 3", "close"]
+        ["log", "progress", "tag", "sync", "figure.png", "model 3", "close in a hurry"]
     ] * 2
     assert fanout.history() == {"a": [(1, 2.0)]}
     assert fanout.history(("b", "c")) == {}

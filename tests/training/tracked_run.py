@@ -9,26 +9,27 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 VALIDATE_EVERY = 10
-SAVE_EVERY = 50
+SAVE_EVERY = 500
 
 
-def begin(uri: str, run_id: str, folder: Path, end: int | None) -> tuple[BaseProcess, int]:
-    """The process, when it has taken up its checkpoint, and the step of that; it ends after step `end`."""
+def begin(uri: str, run_id: str, folder: Path, *, more: int | None) -> tuple[BaseProcess, int]:
+    """The process, when it has taken up its checkpoint, and the step of that; it ends `more` steps later."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_train, args=(uri, run_id, folder, end, there))
+    process = context.Process(target=_train, args=(uri, run_id, folder, more, there))
     process.start()
     there.close()
     return process, here.recv()
 
 
-def _train(uri: str, run_id: str, folder: Path, end: int | None, began: object) -> None:
+def _train(uri: str, run_id: str, folder: Path, more: int | None, began: object) -> None:
     from training.mlflow_tracking import MlflowTracker
 
     tracker = MlflowTracker(uri, run_id, params={"seed": "0"}, tags={}, spool=folder / "spool")
     checkpoint = folder / "checkpoint"
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
     began.send(step)  # type: ignore[attr-defined]
+    end = None if more is None else step + more
     while step != end:
         step += 1
         # No two attempts compute the very same.
