@@ -50,7 +50,7 @@ def test_what_was_logged_before_a_sync_is_in_the_file_whenever_the_process_ends(
     tracker.log(2, 0, {"train_loss": 1.0})
     tracker.sync()
     assert lines(tracker.path)[1] == {"step": 2, "epoch": 0, "train_loss": 1.0}
-    resumed = JsonLines(shutil.copy(tracker.path, tmp_path / "killed.jsonl"))
+    resumed = JsonLines(Path(shutil.copy(tracker.path, tmp_path / "killed.jsonl")))
 
     for one in (tracker, resumed):
         one.log(2, 0, {"val_loss": 1.5})
