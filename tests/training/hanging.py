@@ -125,10 +125,7 @@ def train(what: str, folder: Path, rank: int, world_size: int) -> None:
             if what == "is slow" and step == BAD_STEP:
                 be_slow(watchdog, rank)
             if what == "is paused" and step == BAD_STEP:
-                (folder / "may-be-paused").touch()
-                for _ in range(30):
-                    watchdog.progress(step, "validation")
-                    time.sleep(0.1)
+                be_paused(folder)
     if what == "leaves":
         signal.pause()  # a worker's process outlives its training
 
@@ -148,6 +145,14 @@ def be_slow(watchdog: Watchdog, rank: int) -> None:
         with watchdog.busy("saving a checkpoint"):
             time.sleep(LONG)
     dist.barrier()
+
+
+def be_paused(folder: Path) -> None:
+    """In the midst of something that takes a while, in many short sleeps: a pause ends one of them only."""
+    for nap in range(12):
+        time.sleep(0.05)
+        if nap == 5:
+            (folder / "may-be-paused").touch()
 
 
 def average(x: Tensor) -> None:
