@@ -19,7 +19,7 @@ LONGEST_FILE = 400
 # Ray reads its switches when it is imported, so they are set before that.
 SETS_ENVIRONMENT_AT_IMPORT = {"training.run"}
 # What runs here is the training itself, or the whole stack.
-STARTS_TRAINING = {"service.cli.train", "service.cli.up"}
+STARTS_TRAINING = {"service.cli.train", "service.cli.up", "service.cli.verify"}
 
 
 class Import(NamedTuple):

@@ -27,9 +27,9 @@ def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
     """
     try:
         workers = _workers_that_fit(spec)
-        folder = _code_folder(code)
-        output = _fresh(output)
-        with _ray(folder), _mlflow_run(spec) as (uri, run_id):
+        folder = code_folder(code)
+        output = fresh(output)
+        with local_ray(folder), _mlflow_run(spec) as (uri, run_id):
             _run(spec, workers, output, uri, run_id)
     except BuildError as error:
         return _complain(error, 2)
@@ -66,7 +66,7 @@ def _workers_that_fit(spec: Spec) -> int:
     return min(fit, resources.max_workers)
 
 
-def _code_folder(code: Path | None) -> Path | None:
+def code_folder(code: Path | None) -> Path | None:
     if code is None:
         return None
     if not code.is_dir():
@@ -77,7 +77,7 @@ def _code_folder(code: Path | None) -> Path | None:
     return code.resolve()
 
 
-def _fresh(output: Path) -> Path:
+def fresh(output: Path) -> Path:
     """The output folder without what an earlier run left in it."""
     output.mkdir(parents=True, exist_ok=True)
     for name in RESULTS:
@@ -87,7 +87,7 @@ def _fresh(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _ray(code: Path | None) -> Iterator[None]:
+def local_ray(code: Path | None) -> Iterator[None]:
     """A Ray of our own on loopback, ended with the context."""
     # Ray listens on all interfaces, whatever it is told: it must ask for a token.
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))

@@ -41,11 +41,15 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where an attempt's results go. `output`: a folder; `mlflow_uri` and `run_id`: a run that exists."""
+    """Where an attempt's results go. `output`: a folder; `mlflow_uri` and `run_id`: a run that exists.
+
+    `curves_only`: neither validate nor test nor keep the model.
+    """
 
     output: str | None = None
     mlflow_uri: str | None = None
     run_id: str | None = None
+    curves_only: bool = False
 
 
 def train(config: dict[str, Any]) -> None:
@@ -149,10 +153,12 @@ class Attempt:
         trainer.fit(
             module,
             train_dataloaders=train_loader,
-            val_dataloaders=self._loaders(data, "val") or None,
+            val_dataloaders=(not self.destination.curves_only and self._loaders(data, "val")) or None,
             ckpt_path=str(resumed.path / LIGHTNING) if resumed else None,
             weights_only=False,
         )
+        if self.destination.curves_only:
+            return
         if tests := self._loaders(data, "test"):
             trainer.test(module, dataloaders=tests, verbose=False)
         del module.log

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import cluster, control, jobs, results, submit, train, up
+from service.cli import cluster, control, jobs, results, submit, train, up, verify
 from service.cli.options import DEFAULT_URL, Connection
 
 _EPILOG = (
@@ -68,6 +68,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "resize": control.resize,
         "wait": jobs.wait,
         "train": train.train,
+        "verify": verify.verify,
     },
     "See jobs": {
         "list": jobs.list_jobs,
