@@ -99,9 +99,9 @@ def empty(nodes: Iterable[Node]) -> Machines:
 def occupied(nodes: Iterable[Node], active: Iterable[Job]) -> Machines:
     """The machines with the active jobs' workers on them, the largest workers placed first.
 
-    Where the workers really are is Ray's affair, so this is an estimate. Each worker that fits nowhere (a
-    machine was lost, or Ray packed them better) takes what it can of one of the roomiest machines: rather
-    a job that waits a little longer than one that is started without room.
+    Where the workers really are is Ray's affair, so this is an estimate. Workers that fit nowhere (a machine
+    was lost, or Ray packed them better) take what is free in pieces, so that never more is left in all than
+    there really is: rather a job that waits a little longer than one that is started without room.
     """
     machines = empty(nodes)
     gangs = [(Demand.of(job), job) for job in active]
@@ -136,10 +136,11 @@ def _tightness(machine: Machine) -> tuple[int, int, str]:
 
 
 def _used_up(machines: Machines, each: Amount, homeless: int) -> Machines:
-    roomiest = sorted(machines, key=lambda m: (m.free.gpus, m.free.cpus, m.id), reverse=True)[:homeless]
-    lost = {machine.id for machine in roomiest}
-    return tuple(replace(m, free=_less(m.free, each)) if m.id in lost else m for m in machines)
-
-
-def _less(free: Amount, each: Amount) -> Amount:
-    return Amount(cpus=max(free.cpus - each.cpus, 0), gpus=max(free.gpus - each.gpus, 0))
+    """Books so many workers wherever anything is free, the roomiest machines first, in pieces if need be."""
+    left = each * homeless
+    after = {machine.id: machine for machine in machines}
+    for machine in sorted(machines, key=_tightness, reverse=True):
+        piece = Amount(cpus=min(machine.free.cpus, left.cpus), gpus=min(machine.free.gpus, left.gpus))
+        after[machine.id] = replace(machine, free=machine.free - piece)
+        left -= piece
+    return tuple(after.values())

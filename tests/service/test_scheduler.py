@@ -113,6 +113,15 @@ def test_workers_of_a_lost_machine_take_what_is_left_of_the_others() -> None:
     ]
 
 
+def test_workers_that_the_estimate_finds_no_place_for_are_booked_in_full() -> None:
+    nodes = [node(cpus=3, id="a"), node(cpus=3, id="b")]
+    running = [active(1, cpus=2), active(1, cpus=2), active(1, cpus=2)]
+
+    machines = capacity.occupied(nodes, running)
+
+    assert capacity.total(machine.free for machine in machines) == Amount()
+
+
 def test_absurd_demands_are_only_too_large() -> None:
     absurd = make_job(4096, cpus=1e5, gpus=5e-324)
 

@@ -135,6 +135,17 @@ def test_an_ended_jobs_log_is_its_archived_attempts_in_order(
     assert api.get(f"/v1/jobs/{job.id}/logs").text == "first\n==> attempt 2 <==\nsecond\n"
 
 
+def test_a_paused_jobs_log_is_the_archived_one(
+    api: httpx.Client, job: Job, sqlite_store: Store, results: FakeResults
+) -> None:
+    launch(sqlite_store, job)
+    sqlite_store.request_pause(job.id)
+    assert sqlite_store.move(sqlite_store.get(job.id), State.PAUSED)
+    archive(sqlite_store, results, job, "kept, though Ray has forgotten it\n")
+
+    assert api.get(f"/v1/jobs/{job.id}/logs").text == "kept, though Ray has forgotten it\n"
+
+
 def test_what_is_not_archived_yet_comes_from_the_cluster(
     api: httpx.Client, job: Job, sqlite_store: Store, cluster: FakeCluster, results: FakeResults
 ) -> None:
