@@ -100,9 +100,9 @@ class GlobalBatches(Sampler[list[int]]):
         return self.samples - (self.samples % self.batch_size if self.drop_last else 0)
 
     def _begin(self, number: int) -> int:
-        """Where a micro-batch begins in the order of samples."""
+        """Where a micro-batch begins in the order of samples; the one after the last: where they end."""
         step, part = divmod(number, self.accumulate_grad_batches)
-        begin = step * self.batch_size
+        begin = min(step * self.batch_size, self._drawn)
         size = min(self.batch_size, self._drawn - begin)
         return begin + sum(shares(size, self.accumulate_grad_batches)[:part])
 

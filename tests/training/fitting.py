@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from training.failures import NonFiniteLoss
 from training.global_loss import GlobalLoss, no_wish
 from training.module import Supervised, as_lightning_module
 from training.norm_report import norm_report
+from training.own_loader import OwnLoader
 from training.reporting import LightningLogger, Report
 from training.resume import ExactResume
 from training.spec import Spec, parse_spec
@@ -186,10 +188,12 @@ def fit(
     make_model: Callable[[], nn.Module] = small,
     *,
     train: Dataset[Any] | None = None,
+    loader: OwnLoader | None = None,
     shuffle: bool = True,
     batches_per_step: int = 1,
     folder: Path | None = None,
     resume: bool = False,
+    ckpt_path: Path | None = None,
     callbacks: Sequence[Callback] = (),
     wish: Callable[[], int] = no_wish,
     processes: int = 0,
@@ -197,7 +201,8 @@ def fit(
     """22 samples to train on, so that the last batch of 7 has one; 9 to validate and 2 to test on.
 
     A step is of `batches_per_step` global batches, loaded by so many `processes`.
-    Into `folder` go files of results and, in the end, a checkpoint, which `resume` goes on from.
+    Into `folder` go files of results and, in the end, a checkpoint, which `resume` goes on from; any other is
+    gone on from by `ckpt_path`.
     """
     warnings.simplefilter("ignore")  # Lightning's advice
     seed_everything(spec.training.seed, verbose=False)
@@ -217,14 +222,21 @@ def fit(
         world_size=dist.get_world_size(),
         seed=spec.training.seed,
     )
-    load = partial(DataLoader, num_workers=processes, persistent_workers=processes > 0)
+    if processes:
+        current_process().daemon = False  # so that it may have children; they end with it
+    load = partial(
+        DataLoader,
+        num_workers=processes,
+        persistent_workers=processes > 0,
+        multiprocessing_context="fork" if processes else None,
+    )
     error = None
     try:
         trainer.fit(
             module,
-            share(load(_as(spec, train or samples(22, 1)), shuffle=shuffle)),
+            loader or share(load(_as(spec, train or samples(22, 1)), shuffle=shuffle)),
             share(load(_as(spec, samples(9, 2)))),
-            ckpt_path=folder / "last.ckpt" if folder and resume else None,
+            ckpt_path=folder / "last.ckpt" if folder and resume else ckpt_path,
             weights_only=False,
         )
         if isinstance(module, Supervised):

@@ -21,9 +21,11 @@ from torch.utils.data import (
     TensorDataset,
     WeightedRandomSampler,
 )
+from torch.utils.data.distributed import DistributedSampler
 
-from training.batches import GlobalBatches, loaders_of, share_loader
+from training.batches import GlobalBatches, ShareLoader, loaders_of, share_loader
 from training.failures import BuildError
+from training.spec import shares
 
 
 def batches(
@@ -75,6 +77,153 @@ def test_an_epoch_has_every_sample_once_but_for_the_short_batch_that_is_dropped(
     assert all(len(batch) == batch_size for batch in epoch[:-1])
 
 
+@given(
+    samples=st.integers(1, 60),
+    batch_size=st.integers(1, 25),
+    data=st.data(),
+    world_size=st.integers(1, 5),
+    drop_last=st.booleans(),
+)
+def test_micro_batches_of_all_ranks_in_order_are_the_global_batches(
+    samples: int, batch_size: int, data: st.DataObject, world_size: int, drop_last: bool
+) -> None:
+    passes = data.draw(st.integers(1, batch_size))
+    whole = batches(samples, batch_size, drop_last=drop_last)
+
+    shared = [
+        batches(
+            samples,
+            batch_size,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+            accumulate_grad_batches=passes,
+        )
+        for rank in range(world_size)
+    ]
+
+    parts = [list(chain(*micro)) for micro in zip(*shared, strict=True)]
+    grouped = [parts[at : at + passes] for at in range(0, len(parts), passes)]
+    assert [list(chain(*group)) for group in grouped] == whole
+    for group, batch in zip(grouped, whole, strict=True):
+        assert [len(part) for part in group] == [n for n in shares(len(batch), passes) if n]
+
+
+@pytest.mark.parametrize(
+    ("samples", "sizes"),
+    [(9, [3, 2, 2, 1, 1]), (14, [3, 2, 2, 3, 2, 2]), (10, [3, 2, 2, 1, 1, 1]), (4, [2, 1, 1]), (1, [1])],
+)
+def test_the_samples_of_micro_batches_are_counted(samples: int, sizes: list[int]) -> None:
+    sampler = GlobalBatches(
+        samples, batch_size=7, rank=1, world_size=2, shuffle=True, accumulate_grad_batches=3
+    )
+
+    assert [sampler.count(at, at + 1) for at in range(len(sampler))] == sizes
+    assert sampler.count(0, len(sampler)) == samples
+
+
+@given(
+    samples=st.integers(1, 60),
+    batch_size=st.integers(2, 25),
+    passes=st.integers(1, 2),
+    epoch=st.integers(0, 3),
+    data=st.data(),
+)
+def test_an_epoch_that_is_begun_at_a_batch_goes_on_as_the_whole_one_and_the_next_is_whole(
+    samples: int, batch_size: int, passes: int, epoch: int, data: st.DataObject
+) -> None:
+    whole, following = (
+        batches(samples, batch_size, epoch=at, accumulate_grad_batches=passes) for at in (epoch, epoch + 1)
+    )
+    start = data.draw(st.integers(0, len(whole)))
+    sampler = GlobalBatches(
+        samples, batch_size=batch_size, rank=0, world_size=1, shuffle=True, accumulate_grad_batches=passes
+    )
+
+    sampler.start_at(epoch, start)
+    sampler.set_epoch(epoch)
+    resumed = list(sampler)
+    again = list(sampler)
+    sampler.set_epoch(epoch + 1)
+
+    assert resumed == whole[start:]
+    assert again == whole
+    assert list(sampler) == following
+    assert len(sampler) == len(whole)
+
+
+def test_a_start_in_another_epoch_than_the_one_that_begins_is_no_start() -> None:
+    sampler = GlobalBatches(5, batch_size=2, rank=0, world_size=1, shuffle=False)
+
+    sampler.start_at(3, 2)
+    sampler.set_epoch(4)
+
+    assert list(sampler) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_nothing_is_drawn_before_the_first_batch_is_asked_for(processes: int) -> None:
+    """Lightning asks for the iterator first and says the epoch then."""
+    loader = share(
+        DataLoader(numbered(64), shuffle=True, num_workers=processes), rank=0, world_size=1, batch_size=64
+    )
+    expected = batches(64, 64, epoch=5)
+
+    iterator = iter(loader)
+    loader.batch_sampler.set_epoch(5)
+
+    _, labels = next(iterator)
+    assert [labels.tolist()] == expected
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_the_state_of_a_loader_tells_what_was_taken_and_not_what_was_fetched_ahead(processes: int) -> None:
+    def make() -> ShareLoader:
+        return share(
+            DataLoader(numbered(20), shuffle=True, num_workers=processes), rank=0, world_size=1, batch_size=3
+        )
+
+    first, second = make(), make()
+    first.batch_sampler.set_epoch(2)
+    iterator = iter(first)
+    for _ in range(2):
+        next(iterator)
+
+    state = first.state_dict()
+    second.load_state_dict(state)
+
+    assert state == {"epoch": 2, "batch": 2}
+    assert second.state_dict() == state
+    rest = [labels.tolist() for _, labels in iterator]
+    assert [labels.tolist() for _, labels in second] == rest
+    assert first.state_dict() == {"epoch": 2, "batch": 7}
+
+
+def test_the_generator_of_the_models_noise_is_not_drawn_from() -> None:
+    loader = share(DataLoader(numbered(20), shuffle=True), rank=0, world_size=1)
+    before = torch.get_rng_state()
+
+    list(loader)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_distributed_sampler_is_replaced_by_an_order_that_knows_no_workers(shuffle: bool) -> None:
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        numbered(8), num_replicas=2, rank=1, shuffle=shuffle
+    )
+
+    ((_, labels),) = share(DataLoader(numbered(8), sampler=sampler), rank=0, world_size=1, batch_size=8)
+
+    assert [labels.tolist()] == batches(8, 8, shuffle=shuffle)
+
+
+def test_a_sampler_of_its_own_is_refused_with_both_ways_out() -> None:
+    with pytest.raises(BuildError, match=r"shuffle=True or shuffle=False, or set training\.sampler to own"):
+        share(DataLoader(numbered(5), sampler=Odd()), rank=0, world_size=1)
+
+
 def test_the_order_is_one_of_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
         (batch,) = batches(100, 100, seed=seed, epoch=epoch)
@@ -90,7 +239,7 @@ def test_without_shuffling_samples_come_in_their_order() -> None:
     assert batches(5, 2, shuffle=False, epoch=3) == [[0, 1], [2, 3], [4]]
 
 
-def share(loader: DataLoader[Any], rank: int, world_size: int, batch_size: int = 4) -> DataLoader[Any]:
+def share(loader: DataLoader[Any], rank: int, world_size: int, batch_size: int = 4) -> ShareLoader:
     return share_loader(loader, batch_size=batch_size, rank=rank, world_size=world_size, seed=0)
 
 
