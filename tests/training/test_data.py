@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from training.batches import share_loader
 from training.data import Digits, FashionMNIST
@@ -131,6 +131,43 @@ def test_limit_keeps_the_first_samples_of_each_split(tmp_path: Path) -> None:
     data = ready(FashionMNIST(root=str(write(tmp_path / "files", zipped=True)), limit=3))
 
     assert [len(tensors(split)[0]) for split in (data.train, data.val, data.test)] == [3, 2, 3]
+
+
+def test_augmentation_moves_and_flips_what_is_trained_on_and_nothing_else(tmp_path: Path) -> None:
+    root = str(write(tmp_path / "files", zipped=True))
+    plain, augmented = (ready(FashionMNIST(root=root, augment=augment)) for augment in (False, True))
+    image = torch.arange(28.0 * 28).reshape(1, 28, 28) + 1
+    augmented.train.samples = TensorDataset(image[None], torch.tensor([3]))  # type: ignore[attr-defined]
+    padded = torch.full((32, 32), -0.2860 / 0.3530)
+    padded[2:30, 2:30] = image[0]
+    moved = [padded[top : top + 28, left : left + 28] for top in range(5) for left in range(5)]
+    expected = {each.numpy().tobytes() for crop in moved for each in (crop, crop.flip(1).contiguous())}
+
+    found = [augmented.train[0] for _ in range(600)]
+
+    assert {x[0].contiguous().numpy().tobytes() for x, _ in found} == expected
+    assert all(label == 3 for _, label in found)
+    for before, after in ((plain.val, augmented.val), (plain.test, augmented.test)):
+        assert torch.equal(tensors(before)[0], tensors(after)[0])
+
+
+def test_augmented_images_are_others_in_another_epoch_and_the_same_on_any_number_of_ranks(
+    tmp_path: Path,
+) -> None:
+    data = ready(FashionMNIST(root=str(write(tmp_path / "files", zipped=True)), augment=True))
+
+    def images(epoch: int, world_size: int) -> Tensor:
+        found = []
+        for rank in range(world_size):
+            loader = share_loader(
+                DataLoader(data.train), batch_size=22, rank=rank, world_size=world_size, seed=0
+            )
+            loader.batch_sampler.set_epoch(epoch)
+            found += [x for x, _ in loader]
+        return torch.cat(found)
+
+    assert torch.equal(images(1, 1), images(1, 3))
+    assert not torch.equal(images(1, 1), images(0, 1))
 
 
 def test_the_folder_of_debians_package_is_found(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
 
 from training.data.splits import Splits
+from training.samples import sample_generator
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -31,15 +33,18 @@ class FashionMNIST(Splits):
     55,000 to train on, the last 5,000 of the training file to validate, 10,000 to test. `root`: a folder with
     the IDX files, gzipped or not; without it Debian's package dataset-fashion-mnist is looked for, then
     the cache, then the files are downloaded into the cache. `limit` keeps the first so many of each split.
+    `augment`: each time an image is trained on, it is moved by up to 2 pixels and flipped every other time.
 
     Raises FileNotFoundError naming all three ways when none leads to the data; ValueError on a broken file.
     """
 
     MEAN, STD = 0.2860, 0.3530
 
-    def __init__(self, root: str | None = None, limit: int | None = None, url: str = URL) -> None:
+    def __init__(
+        self, root: str | None = None, limit: int | None = None, url: str = URL, *, augment: bool = False
+    ) -> None:
         super().__init__()
-        self.root, self.limit, self.url = root, limit, url
+        self.root, self.limit, self.url, self.augment = root, limit, url, augment
 
     def prepare_data(self) -> None:
         """Downloads what is missing, once per node."""
@@ -50,7 +55,8 @@ class FashionMNIST(Splits):
         images, labels = _split(folder, "train")
         held_out = max(1, len(images) // 12)
         test_images, test_labels = _split(folder, "t10k")
-        self.train = self._dataset(images[:-held_out], labels[:-held_out])
+        train = self._dataset(images[:-held_out], labels[:-held_out])
+        self.train = Augmented(train, black=-self.MEAN / self.STD) if self.augment else train
         self.val = self._dataset(images[-held_out:], labels[-held_out:])
         self.test = self._dataset(test_images, test_labels)
 
@@ -70,6 +76,28 @@ class FashionMNIST(Splits):
             if _complete(folder):
                 return folder
         return _download(self.url, cache_folder())
+
+
+class Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Images moved by up to PADDING pixels each way, filled up with `black`, and half of them flipped."""
+
+    PADDING = 2
+
+    def __init__(self, samples: TensorDataset, black: float) -> None:
+        self.samples, self.black = samples, black
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = self.samples[index]
+        generator = sample_generator()
+        top, left = torch.randint(2 * self.PADDING + 1, (2,), generator=generator).tolist()
+        flipped = bool(torch.rand((), generator=generator) < 0.5)
+        height, width = image.shape[-2:]
+        padded = nn.functional.pad(image, [self.PADDING] * 4, value=self.black)
+        moved = padded[..., top : top + height, left : left + width]
+        return (moved.flip(-1) if flipped else moved), label
 
 
 def cache_folder() -> Path:
