@@ -74,8 +74,8 @@ class GlobalLoss(Callback):
         here = loss.detach().double() * passes / _loss_scale(trainer)
         wish = self.wish() if self._is_last else 0
         # Not multiplied on a rank without samples: its mean is NaN.
-        mine = [here * self.samples if self.samples else 0.0, self.samples, wish >= 1, wish >= 2]
-        sums = torch.stack([torch.as_tensor(value, dtype=here.dtype, device=here.device) for value in mine])
+        lost = here * self.samples if self.samples else torch.zeros_like(here)
+        sums = torch.stack([lost, *here.new_tensor([self.samples, wish >= 1, wish >= 2])])
         dist.all_reduce(sums)
         total, count, save, stop = sums.tolist()
         self.wish_of_all = 2 if stop else 1 if save else 0
