@@ -5,6 +5,7 @@ TrainingError
 ├── NonFiniteLoss     NaN or infinity: carries the step and the layer
 ├── RankFailed        an exception on one rank, as the driver sees it
 ├── Hung              ranks made no step for too long: carries every rank's stack
+├── NotWritten        MLflow took nothing for too long (training.mlflow_tracking)
 ├── WorkersLost       workers died more often than retries allow
 └── NodesLost         the machines that are left cannot hold the workers any more
 """

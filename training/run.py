@@ -72,18 +72,6 @@ def run(spec: Spec, *, workers: int, destination: Destination, folder: RunFolder
         workers = _still_fitting(spec, workers)
 
 
-def request_stop(folder: RunFolder) -> None:
-    """Has the workers save the run after the step that they are making, and end."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.stop_request.touch()
-
-
-def take_back_requests(folder: RunFolder) -> None:
-    """Requests to stop that an attempt before this one has answered, or died over."""
-    folder.stop_request.unlink(missing_ok=True)
-    folder.stopped.unlink(missing_ok=True)
-
-
 def _trainer(
     spec: Spec, workers: int, destination: Destination, folder: RunFolder, restarts: list[str]
 ) -> Any:

@@ -129,7 +129,8 @@ class Attempt:
         from training.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
-        data = self._data()
+        with watchdog.busy("preparing the data"):
+            data = self._data()
         model = _built_model(self.spec)
         module = as_lightning_module(apply_norm(model, self.spec.norm), self.spec)
         if isinstance(module, Supervised):

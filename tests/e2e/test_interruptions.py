@@ -7,9 +7,10 @@ import os
 import random
 import subprocess
 import sys
+import time
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ KILLS = int(os.environ.get("SYNCBN_TEST_KILLS", "2"))
 """Of each process; with 10 the tests take some minutes more."""
 
 
-def struck(folder: Path, strikes: dict[int, str], **changes: Any) -> dict[str, Any]:
+def struck(folder: Path, strikes: dict[int, str], *, pace: float = 0.0, **changes: Any) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
-    arguments = {"folder": str(folder), "strikes": {str(step): whom for step, whom in strikes.items()}}
+    by_step = {str(step): whom for step, whom in strikes.items()}
+    arguments = {"folder": str(folder), "strikes": by_step, "pace": pace}
     training = {
         "global_batch_size": 61,
         "max_steps": STEPS,
@@ -37,9 +39,7 @@ def struck(folder: Path, strikes: dict[int, str], **changes: Any) -> dict[str, A
     return digits(
         model={"class_path": "mine.nets.Struck", "init_args": arguments},
         training=training | changes.pop("training", {}),
-        resources={"workers": 2, "cpus_per_worker": 0.5},
-        retries=KILLS + 1,
-        **changes,
+        **{"resources": {"workers": 2, "cpus_per_worker": 0.5}, "retries": KILLS + 1} | changes,
     )
 
 
@@ -58,9 +58,81 @@ def test_kills_at_random_steps_change_no_bit(
     job = succeeded(stack, submitted(stack, struck(tmp_path / "struck", strikes)))
 
     assert len(list((tmp_path / "struck").iterdir())) == KILLS
-    assert job.attempt == (1 + KILLS if whom == "driver" else 1)
+    assert job.attempt == (1 + KILLS if whom == "driver" else 1), job.reason
     assert points(stack, job) == points(stack, undisturbed)
     assert weights(stack, job) == weights(stack, undisturbed)
+
+
+def test_paused_job_goes_on_as_if_it_had_not_been(stack: Stack, undisturbed: Job, tmp_path: Path) -> None:
+    job = submitted(stack, struck(tmp_path / "struck", {}, pace=0.1))
+    wait_for_step(stack, job.id, 20)
+
+    with stack.client() as client:
+        client.pause(job.id)
+        paused = await_state(stack, job.id, "paused")
+        assert "paused at step" in (paused.reason or "")
+        assert client.cluster().running == []
+        client.resume(job.id)
+    done = succeeded(stack, job)
+
+    assert done.attempt == 2
+    assert points(stack, done) == points(stack, undisturbed)
+    assert weights(stack, done) == weights(stack, undisturbed)
+
+
+def test_job_is_resized_from_2_to_1_to_3_workers(stack: Stack, undisturbed: Job, tmp_path: Path) -> None:
+    elastic = {"workers": {"min": 1, "max": 3}, "cpus_per_worker": 0.5}
+    job = submitted(stack, struck(tmp_path / "struck", {}, pace=0.2, resources=elastic))
+    with stack.client() as client:
+        for attempt, workers in enumerate((1, 3), start=2):
+            wait_for_step(stack, job.id, 20 * attempt)
+            client.resize(job.id, workers)
+            await_attempt(stack, job.id, attempt)
+    done = succeeded(stack, job)
+
+    expected = {(name, step): value for name, step, value in points(stack, undisturbed)}
+    assert {(name, step): value for name, step, value in points(stack, done)} == pytest.approx(
+        expected, rel=1e-9
+    )
+
+
+def test_rank_that_sleeps_for_ever_is_named_and_the_job_retried(stack: Stack, tmp_path: Path) -> None:
+    strikes = {40: "sleep", 80: "sleep"}
+    job = submitted(stack, struck(tmp_path / "struck", strikes, retries=1, training={"hang_seconds": 10}))
+    with stack.client() as client:
+        done = client.wait(job.id, timeout=900)
+        log = client.logs(job.id)
+
+    assert "starting again from the last checkpoint (1 of 1 retries used)" in log
+    assert "at step 40" in log
+    assert done.state == "failed"
+    assert done.error is not None
+    assert (done.error.type, done.error.rank) == ("Hung", 1)
+    assert "at step 80" in (done.reason or "")
+    assert "time.sleep(10_000)" in (done.reason or "")
+    assert "rank 0" in (done.reason or "")
+
+
+def await_state(stack: Stack, job_id: str, state: str) -> Job:
+    return until(stack, job_id, lambda job: job.state == state)
+
+
+def await_attempt(stack: Stack, job_id: str, attempt: int) -> Job:
+    return until(stack, job_id, lambda job: job.attempt == attempt and job.state == "running")
+
+
+def wait_for_step(stack: Stack, job_id: str, step: int) -> Job:
+    return until(stack, job_id, lambda job: job.progress is not None and job.progress.step >= step)
+
+
+def until(stack: Stack, job_id: str, is_so: Callable[[Job], bool]) -> Job:
+    deadline = time.monotonic() + 240
+    with stack.client() as client:
+        while not is_so(job := client.job(job_id)):
+            assert not job.ended, f"{job.reason}\n{client.logs(job_id)}"
+            assert time.monotonic() < deadline, f"{job.state}: {job.reason}\n{client.logs(job_id)}"
+            time.sleep(0.2)
+    return job
 
 
 def submitted(stack: Stack, spec: Mapping[str, Any]) -> Job:

@@ -44,11 +44,12 @@ class Struck(nn.Module):
     """Kills a process at some steps, each once: of these ranks their own, or the driver of the attempt.
 
     strikes: by step, counted from 1 over the whole run, "0", "1", "driver", or "sleep" on rank 1.
+    pace: seconds that a step takes at least.
     """
 
-    def __init__(self, folder: str, strikes: dict[str, str]) -> None:
+    def __init__(self, folder: str, strikes: dict[str, str], pace: float = 0.0) -> None:
         super().__init__()
-        self.folder, self.strikes = Path(folder), strikes
+        self.folder, self.strikes, self.pace = Path(folder), strikes, pace
         self.net = nn.Sequential(
             nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
         )
@@ -59,6 +60,7 @@ class Struck(nn.Module):
         if self.training:
             self.steps += 1
             self._strike(str(int(self.steps)))
+            time.sleep(self.pace)
         output: Tensor = self.net(x)
         return output
 

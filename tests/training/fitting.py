@@ -26,7 +26,6 @@ from training.module import Supervised, as_lightning_module
 from training.norm_report import norm_report
 from training.own_loader import OwnLoader
 from training.reporting import LightningLogger, Report
-from training.resume import ExactResume
 from training.spec import Spec, parse_spec
 from training.tracking import Fanout, History, JsonLines, NullTracker, Progress, Tracker
 
@@ -269,7 +268,7 @@ def _trainer(spec: Spec, tracker: Tracker, callbacks: list[Callback], batches_pe
         max_epochs=spec.training.max_epochs or -1,
         max_steps=spec.training.max_steps or -1,
         accumulate_grad_batches=spec.training.accumulate_grad_batches * batches_per_step,
-        callbacks=[ExactResume(), *callbacks],
+        callbacks=callbacks,
         logger=LightningLogger(tracker),
         log_every_n_steps=1,
         num_sanity_val_steps=0,

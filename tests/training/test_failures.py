@@ -6,6 +6,7 @@ import pytest
 
 from training.failures import (
     BuildError,
+    Hung,
     NonFiniteLoss,
     RankFailed,
     TrainingError,
@@ -22,7 +23,7 @@ def failed(error: Exception) -> RankFailed:
     try:
         raise error
     except Exception as caught:
-        return RankFailed.of(caught, rank=2, when=12.5)
+        return RankFailed.of(caught, rank=2, step=7, when=12.5)
 
 
 def test_a_failure_of_a_rank_travels_as_a_pickle_without_the_class_it_came_from() -> None:
@@ -33,7 +34,8 @@ def test_a_failure_of_a_rank_travels_as_a_pickle_without_the_class_it_came_from(
 
     assert isinstance(found, RankFailed)
     assert str(found) == "OfTheUser on rank 2: what happened"
-    assert (found.rank, found.type_name, found.message, found.when) == (2, "OfTheUser", "what happened", 12.5)
+    assert (found.rank, found.step, found.type_name) == (2, 7, "OfTheUser")
+    assert (found.message, found.when) == ("what happened", 12.5)
     assert "raise error" in found.trace
 
 
@@ -50,7 +52,12 @@ def test_a_rank_that_only_lost_a_peer_is_told_from_one_that_failed(error: Except
 
 
 def test_every_failure_is_a_training_error_and_survives_pickling() -> None:
-    for error in (BuildError("model.class_path", "is not there"), NonFiniteLoss("nan")):
+    for error in (
+        BuildError("model.class_path", "is not there"),
+        NonFiniteLoss("nan"),
+        Hung(1, 57, "rank 1 made no step"),
+        failed(KeyError("x")).saying("came twice"),
+    ):
         copy = pickle.loads(pickle.dumps(error))
         assert isinstance(copy, TrainingError)
         assert str(copy) == str(error)
