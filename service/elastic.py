@@ -87,7 +87,9 @@ def grows(
         return []
     for job in in_order(active):
         ready = job.grows_after is None or job.grows_after <= now
-        if ready and job.elastic and _may_stop(job) and not _nearly_done(job, seconds_left):
+        # Who asked for a number of workers gets it, if only for the last minute.
+        left_alone = not job.wanted_workers and _nearly_done(job, seconds_left)
+        if ready and job.elastic and _may_stop(job) and not left_alone:
             possible = _possible(job, active, nodes)
             # What somebody has asked for is worth a restart, however little it is.
             least = _has(job) + 1 if job.wanted_workers else REAL_GAIN * _has(job)

@@ -240,9 +240,10 @@ def _signature(model: nn.Module, example: Any) -> Any:
 
     if not isinstance(example, torch.Tensor):
         return None
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     try:
         with torch.no_grad():
-            output = model(example)
+            output = model(example.to(*kinds) if len(kinds) == 1 and example.is_floating_point() else example)
     except Exception as error:  # a LightningModule need not have a forward, nor one for such a batch
         log.warning("the model is logged without a signature: %s", error)
         return None

@@ -55,6 +55,8 @@ def make_trainer(
         resumed=resumed,
     )
     loss.wish = saving.wish
+    # `saving` puts random generators back before NoiseWatch looks whether they move, and reads what all wish
+    # before `loss` asks again.
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
@@ -64,7 +66,7 @@ def make_trainer(
         max_epochs=settings.max_epochs or -1,
         max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulate_grad_batches,
-        callbacks=[Heartbeat(watchdog), NoiseWatch(tracker), norm_report, saving, loss, Report(tracker)],
+        callbacks=[Heartbeat(watchdog), saving, NoiseWatch(tracker), norm_report, loss, Report(tracker)],
         logger=LightningLogger(tracker),
         log_every_n_steps=1,
         num_sanity_val_steps=0,
