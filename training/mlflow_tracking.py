@@ -241,9 +241,11 @@ def _signature(model: nn.Module, example: Any) -> Any:
     if not isinstance(example, torch.Tensor):
         return None
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if len(kinds) == 1 and example.is_floating_point():
+        example = example.to(kinds.pop())
     try:
         with torch.no_grad():
-            output = model(example.to(*kinds) if len(kinds) == 1 and example.is_floating_point() else example)
+            output = model(example)
     except Exception as error:  # a LightningModule need not have a forward, nor one for such a batch
         log.warning("the model is logged without a signature: %s", error)
         return None
