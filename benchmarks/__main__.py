@@ -19,6 +19,8 @@ BENCHMARKS = {
     "startup": "from a job's submission to its first step and its end, against bare Ray",
     "tracking": "steps per second with every step's metrics in MLflow",
     "sync_bn": "the layer's time, memory and communication, against torch's and other schemes",
+    "steps": "steps per second with checkpoints and tracking, against plain DDP under torchrun",
+    "recovery": "from a worker's death to the next step, against Ray Train's plain restart",
     "samples_per_device": "test error of BatchNorm and SyncBatchNorm, the same batches on 1 to 16 devices",
 }
 """Each is a module of this package with `measure(Options) -> Result`."""

@@ -1,0 +1,89 @@
+"""One rank of a training under torchrun: ours, or what one writes with DDP and torch's own BatchNorm.
+
+    torchrun --standalone --nproc-per-node 2 torchrun_rank.py ours|plain SPEC_JSON FOLDER [MLFLOW_URI RUN_ID]
+
+Both train the spec's model on the spec's data with the same global batch for `training.max_steps` steps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from training.build import construct
+from training.folder import RunFolder
+from training.spec import Spec, parse_spec
+from training.worker import Attempt, Destination, Place
+
+
+def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -> None:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    place = Place(
+        rank=rank,
+        world_size=world_size,
+        local_rank=rank,
+        node_rank=0,
+        environment=TorchElasticEnvironment,
+        strategy=DDPStrategy,
+    )
+    destination = Destination(output=str(folder), mlflow_uri=mlflow_uri, run_id=run_id, curves_only=True)
+    Attempt(spec, place, destination, RunFolder(path=folder / "run")).run()
+
+
+def plain(spec: Spec) -> None:
+    torch.manual_seed(spec.training.seed)
+    data: Any = construct(spec.data, "data")
+    data.setup("fit")
+    dataset = data.train_dataloader().dataset
+    sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=spec.training.seed)
+    share = spec.training.global_batch_size // dist.get_world_size()
+    loader = DataLoader(dataset, batch_size=share, sampler=sampler)
+    model = DistributedDataParallel(construct(spec.model, "model"))
+    assert spec.optimizer is not None
+    optimizer = construct(spec.optimizer, "optimizer", model.parameters())
+    loss_of = torch.nn.CrossEntropyLoss()
+    for images, labels in islice(_epochs(loader, sampler), spec.training.max_steps):
+        optimizer.zero_grad()
+        loss_of(model(images), labels).backward()
+        optimizer.step()
+
+
+def _epochs(loader: Any, sampler: DistributedSampler[Any]) -> Iterator[Any]:
+    epoch = 0
+    while True:
+        sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def main() -> None:
+    who, text, folder, *mlflow = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    spec = parse_spec(json.loads(text))
+    dist.init_process_group("gloo")
+    try:
+        if who == "ours":
+            ours(spec, Path(folder), *(mlflow or (None, None)))
+        else:
+            plain(spec)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
