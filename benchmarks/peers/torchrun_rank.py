@@ -30,6 +30,15 @@ from training.spec import Spec, parse_spec
 from training.worker import Attempt, Destination, Place
 
 
+class Torchrun(TorchElasticEnvironment):
+    """Lightning counts devices, of which a CPU has one however many ranks there are."""
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None: ...
+
+    def local_rank(self) -> int:
+        return 0
+
+
 def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -> None:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     place = Place(
@@ -37,7 +46,7 @@ def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -
         world_size=world_size,
         local_rank=rank,
         node_rank=0,
-        environment=TorchElasticEnvironment,
+        environment=Torchrun,
         strategy=DDPStrategy,
     )
     destination = Destination(output=str(folder), mlflow_uri=mlflow_uri, run_id=run_id, curves_only=True)
