@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,11 +124,12 @@ def spec_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What an attempt left on this rank. `rows` are the lines of metrics.jsonl."""
+    """What an attempt left on this rank. `rows` are the lines of metrics.jsonl, `said` its log."""
 
     rows: list[dict[str, Any]]
     state: Mapping[str, Tensor]
     stopped: bool
+    said: str
 
     def series(self, name: str) -> dict[int, float]:
         return {row["step"]: row[name] for row in self.rows if name in row}
@@ -150,8 +154,22 @@ def attempt(rank: int, spec: Mapping[str, Any], folder: Path, *, stop_after: int
         run.stopped.unlink(missing_ok=True)
     dist.barrier()
     own = Attempt(parse_spec(spec), place, Destination(output=str(folder)), run)
-    own.run()
+    with _heard() as said:
+        own.run()
     dist.barrier()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     state = {name: value.clone() for name, value in own.trainer.lightning_module.state_dict().items()}
-    return Done(rows=rows, state=state, stopped=run.stopped.exists())
+    return Done(rows=rows, state=state, stopped=run.stopped.exists(), said=said.getvalue())
+
+
+@contextmanager
+def _heard() -> Iterator[io.StringIO]:
+    """What is printed, and the warnings of this project."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    logging.getLogger("training").addHandler(handler)
+    try:
+        with redirect_stdout(text):
+            yield text
+    finally:
+        logging.getLogger("training").removeHandler(handler)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +107,53 @@ def test_checkpoint_is_made_every_so_many_steps(worlds: Worlds, tmp_path: Path) 
 
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert [int(name.rpartition("-")[2]) for name in kept] == [30, 35, 40]
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    return max((folder / "run" / "checkpoints").glob("step-*"))
+
+
+def test_corrupted_checkpoint_is_refused_and_the_one_before_used(worlds: Worlds, tmp_path: Path) -> None:
+    spec = spec_of(checkpoint={"every_steps": 5})
+    expected = whole(worlds, 2, spec, tmp_path / "whole")
+    stopped = worlds.run(2, attempt, spec, tmp_path / "parts", stop_after=18)[0]
+    assert stopped.stopped
+    weights = newest_checkpoint(tmp_path / "parts") / "lightning.ckpt"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+
+    actual = worlds.run(2, attempt, spec, tmp_path / "parts")[0]
+
+    assert "going on from the checkpoint of step 15" in actual.said
+    assert "step-000000018" in actual.said
+    assert_bitwise(actual, expected)
+
+
+def test_full_disk_costs_checkpoints_but_not_the_run(worlds: Worlds, tmp_path: Path) -> None:
+    spec = spec_of(checkpoint={"every_steps": 5, "keep_last": 10})
+    expected = whole(worlds, 2, spec, tmp_path / "whole")
+    size = sum(file.stat().st_size for file in newest_checkpoint(tmp_path / "whole").iterdir())
+    checkpoints = tmp_path / "full" / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+
+    with small_disk(checkpoints, int(2.5 * size)):
+        actual = whole(worlds, 2, spec, tmp_path / "full")
+        kept = sorted(path.name for path in checkpoints.iterdir())
+
+    assert "the checkpoint of step 15 could not be written" in actual.said
+    assert "the last one is of step 10" in actual.said
+    assert [int(name.rpartition("-")[2]) for name in kept] == [5, 10]
+    assert_bitwise(actual, expected)
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A file system of so many bytes, where this process may mount one."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this process may not mount a file system, and a disk cannot be filled without")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.spec import parse_spec
+from training.verify import Curve, Verification, _variant, draw
+
+
+def found(ours: float, *, precision: str = "64-true") -> Verification:
+    """Two steps on 1 and 2 workers; on 2 the synchronized loss is off by `ours`, relative."""
+    return Verification(
+        name="net",
+        precision=precision,
+        curves=[
+            Curve(kind="sync_batch_norm", workers=1, losses=[2.0, 1.0]),
+            Curve(kind="sync_batch_norm", workers=2, losses=[2.0, 1.0 + ours]),
+            Curve(kind="batch_norm", workers=1, losses=[2.0, 1.0]),
+            Curve(kind="batch_norm", workers=2, losses=[2.5, 0.5]),
+        ],
+    )
+
+
+def test_differences_are_relative_to_the_first_number_of_workers_with_the_same_normalisation() -> None:
+    verification = found(1e-3)
+
+    assert [verification.differences(curve) for curve in verification.curves] == [
+        [0, 0],
+        [0, pytest.approx(1e-3)],
+        [0, 0],
+        [0.25, 0.5],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "ours", "holds"),
+    [
+        ("64-true", 1e-10, True),
+        ("64-true", 1e-8, False),
+        ("32-true", 1e-5, True),
+        ("32-true", 1e-3, False),
+        ("bf16-mixed", 1.0, True),  # how much is rounding is not known
+    ],
+)
+def test_only_what_is_more_than_rounding_fails(precision: str, ours: float, holds: bool) -> None:
+    assert found(ours, precision=precision).holds is holds
+
+
+def test_figure_is_drawn_where_nothing_differs(tmp_path: Path) -> None:
+    draw(found(0.0), tmp_path / "verify.png")
+
+    assert (tmp_path / "verify.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_differ_in_normalisation_and_workers_alone() -> None:
+    spec = parse_spec(
+        {
+            "model": {"class_path": "training.models.MLP"},
+            "data": {"class_path": "training.data.Digits"},
+            "norm": {"kind": "sync_batch_norm", "observe_every": 5},
+            "training": {"max_epochs": 3, "seed": 7},
+            "resources": {"workers": {"min": 1, "max": 2}},
+        }
+    )
+
+    variant = _variant(spec, "batch_norm", 3, 50)
+
+    assert variant.norm.kind == "batch_norm"
+    assert variant.resources.workers == 3
+    assert variant.training.max_steps == 50
+    assert (variant.training.seed, variant.model, variant.data) == (7, spec.model, spec.data)
