@@ -73,6 +73,11 @@ class Watchdog:
         """
         self._at = (step, doing)  # a new object each time, which is how the other thread knows
 
+    @property
+    def step(self) -> int:
+        """The one that `progress` named last; 0 before."""
+        return self._at[0]
+
     def warmed_up(self) -> None:
         """From now on `hang_seconds` count: the first step is through."""
         self._limit = self.hang_seconds

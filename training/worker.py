@@ -101,19 +101,20 @@ class Attempt:
         self.restarts = restarts
         self.rank, self.world_size = place.rank, place.world_size
         self.trainer: Any = None
+        self.watchdog: Watchdog | None = None
 
     @property
     def step(self) -> int:
         """The one that is being made, from 1; 0 before the first."""
-        return self.trainer.global_step + 1 if self.trainer and self.trainer.training else 0
+        return self.watchdog.step if self.watchdog else 0
 
     def run(self) -> None:
         from training.checkpoint import StopRequested
 
         _quiet()
         try:
-            with self._tracker() as tracker, self._watchdog() as watchdog:
-                self._run(tracker, watchdog)
+            with self._tracker() as tracker, self._watching() as self.watchdog:
+                self._run(tracker, self.watchdog)
         except StopRequested as stopped:
             if self.rank == 0:
                 self.folder.stopped.write_text(str(stopped.step))
@@ -180,12 +181,9 @@ class Attempt:
             self._say(f"going on from the checkpoint of step {resumed.step}")
         return resumed
 
-    @contextmanager
-    def _watchdog(self) -> Iterator[Watchdog]:
-        with Watchdog(
-            self.folder.hang, self.rank, self.world_size, hang_seconds=self.spec.training.hang_seconds
-        ) as watchdog:
-            yield watchdog
+    def _watching(self) -> Watchdog:
+        hang_seconds = self.spec.training.hang_seconds
+        return Watchdog(self.folder.hang, self.rank, self.world_size, hang_seconds=hang_seconds)
 
     def _data(self) -> Any:
         from lightning.pytorch import LightningDataModule
