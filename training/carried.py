@@ -3,6 +3,7 @@
 Random generators are each rank's own; they are restored where there are as many ranks as before, and seeded
 anew from (seed, step, rank) otherwise. Metrics of the running epoch are saved as their sums over all ranks.
 Who restores them gives the sums to rank 0 alone and nothing to the others, so any number of ranks may go on.
+What else a module has logged in the epoch is saved by rank (training.logged).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
 
+from training.logged import Logged, half_logged, share_of
+
 SHARED_BY_ALL = (dim_zero_max, dim_zero_min, dim_zero_mean)
 """Reductions that give the same whether one rank has the value or all have it: all get it."""
 GIVEN_TO_ONE = (dim_zero_sum, dim_zero_cat)
@@ -27,15 +30,16 @@ GIVEN_TO_ONE = (dim_zero_sum, dim_zero_cat)
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """Of all ranks. generators: one for each rank; metrics: states by the metric's name in the module."""
+    """Of all ranks. generators, logged: one for each rank; metrics: states by their names in the module."""
 
     seed: int
     step: int
     generators: list[dict[str, Any]]
+    logged: list[dict[str, Logged]]
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def into(self, trainer: Trainer, module: LightningModule) -> None:
-        """Puts everything back where it was; every rank calls it."""
+        """Puts everything back where it was, but for `logged_by`; every rank calls it."""
         for name, metric in _metrics(module).items():
             if name in self.metrics:
                 _restore(metric, self.metrics[name])
@@ -44,11 +48,15 @@ class Carried:
         else:
             _seed_generators(self.seed, self.step, trainer.global_rank)
 
+    def logged_by(self, trainer: Trainer) -> dict[str, Logged]:
+        """What this rank has to go on from (training.logged.go_on)."""
+        return share_of(self.logged, trainer.global_rank, trainer.world_size)
+
 
 def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> Carried | None:
     """What there is now; every rank calls it, rank 0 gets it."""
-    generators: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(generators, _generators())
+    own: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(own, (_generators(), half_logged(trainer)))
     metrics = _metrics(module)
     # Whether a metric was updated, ranks may see differently; whether to sync it, they must agree on.
     updates = torch.tensor([metric._update_count for metric in metrics.values()], device=module.device)
@@ -60,7 +68,8 @@ def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> Carried |
     }
     if not trainer.is_global_zero:
         return None
-    return Carried(seed=seed, step=trainer.global_step, generators=generators, metrics=states)
+    generators, logged = (list(parts) for parts in zip(*own, strict=True))
+    return Carried(seed=seed, step=trainer.global_step, generators=generators, logged=logged, metrics=states)
 
 
 def load(path: Path) -> Carried:

@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from training import carried
 from training.checkpoints import Checkpoints, Saved
 from training.folder import RunFolder
+from training.logged import Logged, go_on
 from training.spec import Spec
 from training.tracking import Tracker
 
@@ -77,6 +78,7 @@ class Saving(Callback):
         self.tracker, self.wish_of_all, self.busy = tracker, wish_of_all, busy
         self.store = checkpoints(spec, folder)
         self._to_restore = carried.load(resumed.path / CARRIED) if resumed else None
+        self._half_logged: dict[str, Logged] = {}
         self._step = resumed.step if resumed else 0
         self._saved_at = time.monotonic()
 
@@ -96,6 +98,7 @@ class Saving(Callback):
     ) -> None:
         if self._to_restore is not None:
             self._to_restore.into(trainer, module)
+            self._half_logged = self._to_restore.logged_by(trainer)
             self._to_restore = None
         if trainer.global_step == self._step:
             return  # nothing to save, or within an accumulated batch
@@ -107,6 +110,14 @@ class Saving(Callback):
             self._save(trainer, module, batch_idx)
         if wanted == STOP:
             raise StopRequested(self._step)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self._half_logged:
+            go_on(trainer, self._half_logged)
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        go_on(trainer, self._half_logged)
+        self._half_logged = {}
 
     def _long_since_the_last(self, trainer: Trainer) -> bool:
         # Every rank asks, rank 0's clock decides.

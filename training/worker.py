@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +123,7 @@ class Attempt:
         from lightning.pytorch import seed_everything
 
         from training.checkpoint import LIGHTNING
+        from training.logged import log_global_means
         from training.module import Supervised, as_lightning_module
         from training.norm_report import norm_report
         from training.norms import apply_norm
@@ -151,7 +151,7 @@ class Attempt:
             resumed=resumed,
         )
         self._say(f"{type(model).__name__} on {self.world_size} workers: training")
-        module.log = partial(module.log, sync_dist=True)  # type: ignore[method-assign]
+        log_global_means(module)
         trainer.fit(
             module,
             train_dataloaders=train_loader,
@@ -319,4 +319,5 @@ def _quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

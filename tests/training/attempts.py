@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -78,6 +78,41 @@ class Net(nn.Module):
                 Path(path).touch()
         output: Tensor = self.layers(x)
         return output
+
+
+class Logs(LightningModule):
+    """A user's own module that logs in every way there is. Validation has shares without a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        x, y = batch
+        loss = nn.functional.cross_entropy(self.net(x), y)
+        self.log("plain", loss)
+        self.log("both", loss, on_epoch=True)
+        self.log("mean", loss, on_step=False, on_epoch=True)
+        self.log("counted", loss.float(), on_step=False, on_epoch=True, batch_size=len(x))
+        largest = x.amax() if len(x) else x.sum()
+        self.log("largest", largest, on_step=False, on_epoch=True, reduce_fx="max")
+        self.log("samples", float(len(x)), on_step=False, on_epoch=True, reduce_fx=torch.sum)
+        if index % 5 == 4:
+            self.log("seldom", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("end", 3.0)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
+        x, y = batch
+        self.log_dict({"val_loss": nn.functional.cross_entropy(self.net(x), y)})
+
+    def test_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:  # noqa: PT019 (no test)
+        self.log("test_size", float(len(batch[0])), reduce_fx="sum")
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
 class Data(LightningDataModule):
