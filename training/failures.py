@@ -52,7 +52,7 @@ class WorkersLost(TrainingError):
 
 
 class NodesLost(TrainingError):
-    """The machines that are left have no place for the workers: whoever started them must choose anew."""
+    """The machines that are left have no place for the workers: whoever chose how many must choose anew."""
 
 
 class RankFailed(TrainingError):

@@ -42,7 +42,7 @@ def run(spec: Spec, *, workers: int, destination: Destination, folder: RunFolder
     """Runs `spec` on `workers` workers; blocks until the end. False: it stopped because it was asked to.
 
     A run that has a checkpoint in `folder` goes on from that. What fails is started again from the last
-    checkpoint, at most `retries` times in all; on fewer workers where machines were lost, if the spec allows.
+    checkpoint, at most `retries` times in all, and only while there are machines for as many workers.
 
     Raises RankFailed for an exception of the training itself that would come again (it is of a kind that
     does, or came at the same step before), Hung, WorkersLost, and NodesLost.
@@ -69,7 +69,7 @@ def run(spec: Spec, *, workers: int, destination: Destination, folder: RunFolder
             print(_restarting(failure, len(restarts), retries), flush=True)  # noqa: T201 (the log of the job)
         if folder.stop_request.exists():
             return False
-        workers = _still_fitting(spec, workers)
+        _unless_machines_are_gone(spec, workers)
 
 
 def _trainer(
@@ -135,27 +135,21 @@ def _restarting(failure: TrainingError, number: int, retries: int) -> str:
     return f"{failure}\nstarting again from the last checkpoint ({number} of {retries} retries used)"
 
 
-def _still_fitting(spec: Spec, workers: int) -> int:
-    """As many of the workers as the machines that are alive have place for."""
+def _unless_machines_are_gone(spec: Spec, workers: int) -> None:
+    """Raises NodesLost where the machines that are alive cannot hold the workers any more."""
     import ray
 
     resources = spec.resources
-    fit = 0
+    place = 0
     for node in ray.nodes():
         if node["Alive"]:
             has = node["Resources"]
             here = has.get("CPU", 0.0) / resources.cpus_per_worker
             if resources.gpus_per_worker:
                 here = min(here, has.get("GPU", 0.0) / resources.gpus_per_worker)
-            fit += int(here + 1e-9)
-    group = spec.norm.group if isinstance(spec.norm.group, int) else 1
-    fit = min(fit, workers) // group * group
-    if fit < resources.min_workers:
-        raise NodesLost(
-            f"the machines that are left have place for {fit} workers; resources.workers asks for at least "
-            f"{resources.min_workers}"
-        )
-    return fit
+            place += int(here + 1e-9)
+    if place < workers:
+        raise NodesLost(f"of {workers} workers, the machines that are left have place for {place}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.api import cluster, code, control, health, jobs, problems, streams
+from service.api import cluster, code, control, events, health, jobs, logs, problems
 from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
 from service.launch import Cluster
@@ -31,8 +31,8 @@ def create_app(settings: Settings, store: Store, cluster_: Cluster, results: Res
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)
-    for router in (jobs.router, control.router, streams.router, code.router, cluster.router):
-        app.include_router(router, dependencies=[Depends(require_key)], responses=everywhere)
+    for routes in (jobs, control, logs, events, code, cluster):
+        app.include_router(routes.router, dependencies=[Depends(require_key)], responses=everywhere)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

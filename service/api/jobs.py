@@ -109,8 +109,7 @@ def list_jobs(
 
 @router.get("/{job_id}", responses=documented(404, 503), summary="Show a job")
 def get_job(services: Services, job_id: str) -> JobDocument:
-    job = services.store.get(job_id)
-    return shown(job, services, _summaries([job], services))
+    return describe(job_id, services)
 
 
 @router.get("/{job_id}/metrics", responses=documented(404, 503), summary="Every point of a job's metrics")
@@ -122,6 +121,12 @@ def get_metrics(
     run = services.store.get(job_id).run
     points = services.results.history(run, name) if run else []
     return PointPage(items=[PointDocument.model_validate(point) for point in points])
+
+
+def describe(job_id: str, services: Context) -> JobDocument:
+    """The job with all that MLflow knows of it."""
+    job = services.store.get(job_id)
+    return shown(job, services, _summaries([job], services))
 
 
 def _pair(label: str) -> tuple[str, str]:

@@ -54,6 +54,7 @@ class JobDocument(Document):
     finished_at: datetime | None
     attempt: int = Field(description="Number of the latest launch; 0 before the first")
     workers: int | None = Field(description="Granted to the attempt; null while it waits")
+    wanted_workers: int | None = Field(description="What a resize asked for; null: what the spec allows")
     error: dict[str, Any] | None = Field(
         description="Why it failed: type, message, rank, log_tail, and step where it is known"
     )

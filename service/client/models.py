@@ -59,6 +59,7 @@ class Job(Answer):
     finished_at: datetime | None = None
     attempt: int = 0
     workers: int | None = None
+    wanted_workers: int | None = None
     progress: Progress | None = None
     metrics: dict[str, float | None] = {}
     error: Failure | None = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from service.client import Client, Job
 from service.processes import MARK
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
+RAY = str(Path(sys.executable).with_name("ray"))
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith(("SYNCBN_", "RAY_", "MLFLOW_"))
 } | {"OMP_NUM_THREADS": "1"}
@@ -84,6 +87,37 @@ class Stack:
                 continue
         return found
 
+    @contextmanager
+    def second_node(self, cpus: int) -> Iterator[Node]:
+        """One more Ray node on this machine, as if it was another machine."""
+        head = json.loads((self.folder / "stack.json").read_text())["ray"]
+        with self.client() as client:
+            (known,) = client.cluster().nodes
+        token = (self.folder / "ray.token").read_text().strip()
+        off = {"AUTOSCALER_METRIC_PORT": "99999", "DASHBOARD_METRIC_PORT": "99999"}
+        own = {MARK: str(self.folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, **off}
+        address = f"{known.address}:{head['gcs_port']}"
+        flags = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        size = [f"--num-cpus={cpus}", f"--object-store-memory={100 * 2**20}"]
+        with (self.folder / "second-node.log").open("w") as log:
+            node = Node(
+                subprocess.Popen(
+                    [RAY, "start", f"--address={address}", "--block", "--disable-usage-stats", *flags, *size],
+                    env=ENVIRONMENT | own | {"GLOO_SOCKET_IFNAME": "lo"},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        try:
+            with self.client() as client:
+                deadline = time.monotonic() + 120
+                while len(client.cluster().nodes) < 2:
+                    assert time.monotonic() < deadline, (self.folder / "second-node.log").read_text()
+                    time.sleep(0.3)
+            yield node
+        finally:
+            node.kill()
+
     def client(self) -> Client:
         return Client(self.url)
 
@@ -103,6 +137,23 @@ class Stack:
         answer.raise_for_status()
         document: dict[str, Any] = answer.json()
         return document
+
+
+class Node:
+    """A Ray node: `ray start` and all that it started."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def kill(self) -> None:
+        """SIGKILL for all of it at once, as if the machine was switched off."""
+        if self.process.poll() is not None:
+            return
+        root = psutil.Process(self.process.pid)
+        for process in [*root.children(recursive=True), root]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
 
 
 def free_port() -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from service.client import Job
@@ -88,6 +89,27 @@ def test_job_is_resized_and_paused_and_follows_the_same_curve(
 
 def by_step(found: list[tuple[str, int, float | None]]) -> dict[tuple[str, int], float | None]:
     return {(name, step): value for name, step, value in found}
+
+
+def test_machine_that_is_gone_costs_its_workers_and_nothing_else(
+    stack: Stack, undisturbed: Job, tmp_path: Path
+) -> None:
+    """A second Ray node, which is killed with all its processes; the job has one worker on each."""
+    cpus = psutil.cpu_count()
+    assert cpus is not None
+    elastic = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": cpus}
+    with stack.second_node(cpus) as node:
+        job = submitted(stack, struck(tmp_path / "struck", {}, pace=0.2, resources=elastic))
+        running = wait_for_step(stack, job.id, 10)
+        assert running.workers == 2
+        node.kill()
+    done = succeeded(stack, job)
+
+    with stack.client() as client:
+        log = client.logs(job.id)
+    assert "of 2 workers, the machines that are left have place for 1" in log
+    assert (done.attempt, done.workers) == (2, 1)
+    assert by_step(points(stack, done)) == pytest.approx(by_step(points(stack, undisturbed)), rel=1e-9)
 
 
 def test_rank_that_sleeps_for_ever_is_named_with_its_stack(stack: Stack, tmp_path: Path) -> None:

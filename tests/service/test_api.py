@@ -98,6 +98,7 @@ def test_a_spec_becomes_a_job_with_all_its_fields(api: httpx.Client) -> None:
         "finished_at": None,
         "attempt": 0,
         "workers": None,
+        "wanted_workers": None,
         "error": None,
         "progress": None,
         "metrics": {},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from service.api import streams
+from service.api import sse
 from service.api.app import create_app
 from service.fakes import FakeCluster, FakeResults
 from service.jobs import Job, State
@@ -37,8 +38,8 @@ def api(
     results: FakeResults,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[httpx.Client]:
-    monkeypatch.setattr(streams, "POLL_S", 0.02)
-    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(sse, "POLL_S", 0.02)
+    monkeypatch.setattr(sse, "HEARTBEAT_S", 0.1)
     with stage.showing(create_app(Settings(), sqlite_store, cluster, results)) as client:
         yield client
 
@@ -279,3 +280,53 @@ def test_many_followers_do_not_hold_up_the_others(api: httpx.Client, job: Job, s
     for follower in followers:
         follower.join(timeout=20)
     assert not any(follower.is_alive() for follower in followers)
+
+
+def test_events_are_the_job_now_and_whenever_it_changes(
+    api: httpx.Client, job: Job, sqlite_store: Store
+) -> None:
+    found: list[tuple[str, str]] = []
+    with api.stream("GET", f"/v1/jobs/{job.id}/events") as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = response.iter_lines()
+        changes: list[Callable[[Store, Job], object]] = [launch, finish]
+        for line in lines:
+            name, _, value = line.partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                found.append((kind, value if kind == "end" else json.loads(value)["state"]))
+                if changes:
+                    changes.pop(0)(sqlite_store, job)
+
+    assert [found[0], *found[-2:]] == [("job", "queued"), ("job", "succeeded"), ("end", "succeeded")]
+    assert [state for _, state in found].count("queued") == 1
+
+
+def test_events_say_what_the_job_document_says(api: httpx.Client, job: Job, sqlite_store: Store) -> None:
+    launch(sqlite_store, job)
+    finish(sqlite_store, job)
+
+    (name, _, data), end = events(api.get(f"/v1/jobs/{job.id}/events").text)
+
+    assert name == "job"
+    assert json.loads(data) == api.get(f"/v1/jobs/{job.id}").json()
+    assert end == ("end", "", "succeeded")
+
+
+def test_events_taken_up_again_do_not_repeat_the_last(
+    api: httpx.Client, job: Job, sqlite_store: Store
+) -> None:
+    launch(sqlite_store, job)
+    finish(sqlite_store, job)
+    (_, version, _), _ = events(api.get(f"/v1/jobs/{job.id}/events").text)
+
+    again = api.get(f"/v1/jobs/{job.id}/events", headers={"Last-Event-ID": version})
+
+    assert [name for name, _, _ in events(again.text)] == ["end"]
+
+
+def test_events_of_no_job_are_not_found(api: httpx.Client) -> None:
+    response = api.get("/v1/jobs/nonsense/events")
+
+    assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")

@@ -7,25 +7,21 @@ place in it is `ATTEMPT:CHARACTERS`; it stays valid whatever happens to the logs
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
-import anyio
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import PlainTextResponse, StreamingResponse
-from starlette.concurrency import run_in_threadpool
+from fastapi.responses import PlainTextResponse
 
 from service.api.context import Context, Services
 from service.api.problems import documented
+from service.api.sse import event, stream
 from service.errors import Refused, Unavailable
 from service.jobs import ACTIVE, Job
 from service.launch import submission_id
 from training.spec import Problem
-
-POLL_S = 0.5
-HEARTBEAT_S = 10.0
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -63,12 +59,7 @@ def get_logs(
 ) -> Response:
     job = services.store.get(job_id)
     if follow or "text/event-stream" in accept:
-        events = _follow(job, _place(last_event_id), services)
-        return StreamingResponse(
-            events,
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+        return stream(partial(_news, job.id, services), _place(last_event_id))
     return PlainTextResponse(_tail(_whole_log(job, services), tail))
 
 
@@ -112,26 +103,7 @@ def _attempt_log(job: Job, number: int, services: Context) -> str:
     return services.cluster.logs(cluster_id) if archived is None else archived
 
 
-async def _follow(job: Job, place: Place, services: Context) -> AsyncIterator[str]:
-    """Never fails once begun: while a server is away it says so in comments and goes on trying."""
-    spoken = time.monotonic()
-    while True:
-        text, ended, silence = "", False, "still here"
-        try:
-            text, place, ended = await run_in_threadpool(_news, job.id, place, services)
-        except Unavailable as error:
-            silence = " ".join(str(error).split())
-        if not text and time.monotonic() - spoken > HEARTBEAT_S:
-            text = f": {silence}\n\n"
-        if text:
-            spoken = time.monotonic()
-            yield text
-        if ended:
-            return
-        await anyio.sleep(POLL_S)
-
-
-def _news(job_id: str, place: Place, services: Context) -> tuple[str, Place, bool]:
+def _news(job_id: str, services: Context, place: Place) -> tuple[str, Place, bool]:
     """The events since `place`, where that leaves the reader, and whether the job has ended."""
     job = services.store.get(job_id)  # before the log: once it has ended, the log that follows is whole
     events: list[str] = []
@@ -139,14 +111,14 @@ def _news(job_id: str, place: Place, services: Context) -> tuple[str, Place, boo
         over = place.attempt < job.attempt or job.state.ended
         text = _attempt_log(job, place.attempt, services)
         for line, reached in _lines(text, place, over=over):
-            events.append(_event("log", line, reached))
+            events.append(event("log", line, reached))
             place = reached
         if place.attempt == job.attempt:
             break
         place = Place(attempt=place.attempt + 1)
-        events.append(_event("log", _header(place.attempt).rstrip("\n"), place))
+        events.append(event("log", _header(place.attempt).rstrip("\n"), place))
     if job.state.ended:
-        events.append(_event("end", job.state))
+        events.append(event("end", job.state))
     return "".join(events), place, job.state.ended
 
 
@@ -159,9 +131,3 @@ def _lines(text: str, place: Place, *, over: bool) -> Iterator[tuple[str, Place]
         line = text[place.offset :] if end < 0 else text[place.offset : end]
         place = Place(attempt=place.attempt, offset=place.offset + len(line) + (end >= 0))
         yield line, place
-
-
-def _event(name: str, data: str, place: Place | None = None) -> str:
-    """A carriage return, which progress bars print, would end the line of an event: it begins another."""
-    lines = "".join(f"data: {line}\n" for line in data.rstrip("\r").split("\r"))
-    return f"event: {name}\n" + (f"id: {place}\n" if place else "") + f"{lines}\n"

@@ -1,0 +1,49 @@
+"""Route /v1/jobs/{id}/events: a job as it is now, and again whenever it has changed (server-sent events)."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+
+from service.api.context import Context, Services
+from service.api.jobs import describe
+from service.api.problems import documented
+from service.api.sse import event, stream
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Events `job` (the job, as `GET /v1/jobs/{job_id}` has it) and at last `end` (its "
+            "state)",
+            "content": {"text/event-stream": {}},
+        },
+        **documented(404, 503),
+    },
+    summary="Follow a job",
+)
+def get_events(
+    services: Services,
+    job_id: str,
+    last_event_id: Annotated[str, Header(description="Leave out what this event has said")] = "",
+) -> Response:
+    services.store.get(job_id)  # one that does not exist is said before a stream begins
+    return stream(partial(_news, job_id, services), last_event_id)
+
+
+def _news(job_id: str, services: Context, seen: str) -> tuple[str, str, bool]:
+    """An event's id is a digest of what it says: whoever comes again is told only what is different."""
+    job = describe(job_id, services)
+    data = job.model_dump_json()
+    version = hashlib.sha256(data.encode()).hexdigest()[:16]
+    events = "" if version == seen else event("job", data, version)
+    if job.state.ended:
+        events += event("end", job.state)
+    return events, version, job.state.ended
