@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from service import capacity
@@ -12,13 +12,14 @@ from service.jobs import Job
 
 @dataclass(frozen=True, kw_only=True)
 class Deal:
-    """What each job gets, by its id, and what the machines have left then.
+    """What each job gets, by its id, and what the machines have left then, of what was `free` before.
 
     `blocked`: the first that has to wait, though the empty cluster would hold it. Nobody behind it gets any.
     """
 
     workers: Mapping[str, int]
     machines: Machines
+    free: Machines
     blocked: Job | None = None
 
     def _with(self, job: Job, more: int) -> Deal:
@@ -36,7 +37,7 @@ def in_order(jobs: Iterable[Job]) -> list[Job]:
 def deal_least(queue: Iterable[Job], machines: Machines, cluster: Machines) -> Deal:
     """To each job in its turn the fewest workers that it can start with, until one of them does not fit."""
     order = [job for job in in_order(queue) if fits(job, cluster)]
-    deal = Deal(workers={}, machines=machines)
+    deal = Deal(workers={}, machines=machines, free=machines)
     # A job that was preempted has not given up its place: its least share stays its own while it starts
     # again, whoever came meanwhile. Otherwise it would be ended for jobs that it was only to make room for.
     for job in order:
@@ -51,14 +52,28 @@ def deal_least(queue: Iterable[Job], machines: Machines, cluster: Machines) -> D
     return deal
 
 
-def deal_rest(deal: Deal, queue: Iterable[Job]) -> Deal:
-    """To each job that has got workers, in its turn, as many more as it can have."""
+def deal_rest(deal: Deal, queue: Sequence[Job]) -> Deal:
+    """To each job that has got workers, in its turn, as many more as it can have.
+
+    They were dealt out bit by bit, but each gang is launched as a whole: it must fit that way too.
+    """
     for job in in_order(queue):
         if has := deal.workers.get(job.id):
             demand = Demand.of(job)
-            room = has + capacity.room(deal.machines, demand.each)
-            deal = deal._with(job, demand.granted(room) - has)
+            most = demand.granted(has + capacity.room(deal.machines, demand.each))
+            more = (deal._with(job, workers - has) for workers in range(most, has, -demand.step))
+            deal = next((larger for larger in more if _launchable(larger, queue)), deal)
     return deal
+
+
+def _launchable(deal: Deal, queue: Iterable[Job]) -> bool:
+    """Whether the gangs fit when they are placed whole, one after the other."""
+    machines = deal.free
+    for job in in_order(queue):
+        machines, homeless = capacity.place(machines, Demand.of(job).each, deal.workers.get(job.id, 0))
+        if homeless:
+            return False
+    return True
 
 
 def fits(job: Job, machines: Machines) -> bool:
