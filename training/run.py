@@ -18,6 +18,8 @@ from training.worker import Destination, train
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 # How often the controller looks at its workers; the default of 2 s delays reports and the end.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# How long it waits for its places before the driver looks which machines are left; then it waits again.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 # The watcher of spot instances is a process of its own; nothing here listens to it.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # Workers print to their log as it is; otherwise Ray Train logs every printed line a second time.
@@ -56,8 +58,8 @@ def run(spec: Spec, *, workers: int, destination: Destination, folder: RunFolder
         try:
             _trainer(spec, workers, destination, folder, restarts).fit()
             return not folder.stopped.exists()
-        except ControllerError as error:  # its workers were not there in time
-            print(f"the workers could not be started: {error}", flush=True)  # noqa: T201 (the log of the job)
+        except ControllerError as error:
+            print(f"the workers could not be started: {_last_line(error)}", flush=True)  # noqa: T201
         except WorkerGroupError as error:
             failure = _failure(error, folder)
             if isinstance(failure, RankFailed) and not failure.lost_peer:
@@ -149,11 +151,17 @@ def _unless_machines_are_gone(spec: Spec, workers: int) -> None:
                 here = min(here, has.get("GPU", 0.0) / resources.gpus_per_worker)
             place += int(here + 1e-9)
     if place < workers:
-        raise NodesLost(f"of {workers} workers, the machines that are left have place for {place}")
+        error = NodesLost(f"of {workers} workers, the machines that are left have place for {place}")
+        print(error, flush=True)  # noqa: T201 (the log of the job)
+        raise error
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rpartition("\n")[2] or type(error).__name__
 
 
 def _cause(failures: dict[int, Exception]) -> Exception:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -99,6 +101,9 @@ class Stack:
         address = f"{known.address}:{head['gcs_port']}"
         flags = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         size = [f"--num-cpus={cpus}", f"--object-store-memory={100 * 2**20}"]
+        # Of its own: two nodes in one folder take uploaded code away from each other.
+        temp_dir = tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp")
+        flags.append(f"--temp-dir={temp_dir}")
         with (self.folder / "second-node.log").open("w") as log:
             node = Node(
                 subprocess.Popen(
@@ -117,6 +122,7 @@ class Stack:
             yield node
         finally:
             node.kill()
+            shutil.rmtree(temp_dir, ignore_errors=True)
 
     def client(self) -> Client:
         return Client(self.url)
