@@ -25,6 +25,7 @@ EVERY = 10  # steps between two checkpoints, where there are any
 LONGEST_SECONDS = 600
 SCRIPT = Path(__file__).parent / "peers" / "torchrun_rank.py"
 PLAIN, OURS, SAVING, TRACKED = "plain DDP, BatchNorm", "ours", "ours, with checkpoints", "ours, in MLflow"
+UNSYNCHRONIZED = "ours, but BatchNorm"
 NOTES = (
     f"ResNet-18, {stamped.WIDTH} channels wide (0.7 million parameters), Fashion-MNIST, global batch 64, "
     "float32, SGD with momentum; processes of one thread under torchrun, joined by gloo.",
@@ -34,13 +35,14 @@ NOTES = (
     "without synchronization of BatchNorm, without metrics.",
     f"{OURS}: synchronized BatchNorm, the global loss read at each step, train_loss and learning_rate of "
     f"each in metrics.jsonl, and training accuracy. {TRACKED}: all that in an MLflow server beside it, too.",
+    f"{UNSYNCHRONIZED}: so that one sees what synchronizing costs, 40 collectives a step, and what the rest.",
     "A checkpoint's time: the median step that has one, less the median step that has none.",
 )
 
 
 def measure(options: Options) -> Result:
     steps = QUICK_STEPS if options.quick else STEPS
-    contests = [(1, PLAIN), (1, OURS), (2, PLAIN), (2, OURS), (2, SAVING), (2, TRACKED)]
+    contests = [(1, PLAIN), (1, OURS), (2, PLAIN), (2, UNSYNCHRONIZED), (2, OURS), (2, SAVING), (2, TRACKED)]
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     saves: list[float] = []
     with (
@@ -83,6 +85,7 @@ def _run(name: str, workers: int, steps: int, folder: Path, mlflow: list[str]) -
         "model": {"class_path": "benchmarks.stamped.Stamped", "init_args": {"path": str(stamps)}},
         "data": {"class_path": "training.data.FashionMNIST", "init_args": {"limit": 64 * steps}},
         "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}},
+        "norm": {"kind": "keep" if name == UNSYNCHRONIZED else "sync_batch_norm"},
         "training": {"global_batch_size": 64, "max_steps": steps, "checkpoint": checkpoint},
     }
     who = "plain" if name == PLAIN else "ours"

@@ -1,4 +1,4 @@
-"""Tracking in MLflow, in the background and by batches: one request a second, whatever the pace of steps."""
+"""Tracking in MLflow, in the background and by batches: a request every two seconds, whatever the pace."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARAMS = 100  # in one log_batch
 LONGEST_PARAM = 6000  # characters
 LONGEST_TAG = 8000
 LONGEST_NAME = 250
-SEND_SECONDS = 1.0
+SEND_SECONDS = 2.0
 GIVE_UP_SECONDS = 600.0  # how long the end of a training waits for a server that takes nothing
 HURRY_SECONDS = 10.0  # how long, where it must not wait
 REPORT_SECONDS = 15.0
