@@ -11,27 +11,22 @@ When `up` is killed they go on, and so does a job; the next `up` on the folder t
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 from pydantic import SecretStr
 
 from service.errors import Refused, ServiceError
-from service.processes import Child, State, is_free, sweep
+from service.processes import Child, State, sweep
 from service.servers import MlflowServer, RayHead
+from service.serving import check_address, running, stop_on_signals
 from service.settings import Settings
-
-if TYPE_CHECKING:
-    from service.ray_jobs import RayJobs
 
 SECONDS_TO_START = 120.0
 
@@ -41,16 +36,14 @@ def run(*, data_dir: Path, host: str, port: int, mlflow_port: int) -> int:
 
     0: ended as asked; 2: it could not start, and the reason is on stderr.
     """
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     try:
         with _stack(data_dir.resolve(), host, port, mlflow_port, stop) as children:
             while not stop.wait(1.0):
                 for child in children:
                     child.restart_if_dead()
             _say("\nending: API, jobs, Ray, MLflow")
-    except (Refused, ServiceError) as error:
+    except ServiceError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
@@ -76,7 +69,7 @@ def _stack(
 ) -> Iterator[list[Child]]:
     """Everything started, and ended in the opposite order when the context ends."""
     settings = Settings.from_env()
-    _check_address(host, port, settings)
+    check_address(host, port, settings)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder))
@@ -90,7 +83,9 @@ def _stack(
             child.take_over_or_start()
         _wait_until_ready(children, stop)
         if not stop.is_set():
-            stack.enter_context(_service(_completed(settings, state, mlflow_port), host, port, stop))
+            settings = _completed(settings, state, mlflow_port)
+            stack.enter_context(running(settings, host=host, port=port, stop=stop))
+            _say_ready(settings, host, port)
         yield children
 
 
@@ -109,69 +104,6 @@ def _completed(settings: Settings, state: State, mlflow_port: int) -> Settings:
             "storage": str(state.folder / "checkpoints"),
         }
     )
-
-
-@contextmanager
-def _service(settings: Settings, host: str, port: int, stop: threading.Event) -> Iterator[None]:
-    """The API and the dispatcher, in threads of this process."""
-    import uvicorn
-
-    from service.api.app import create_app
-    from service.dispatcher import Dispatcher
-    from service.mlflow_rest import MlflowRest
-    from service.store import Store
-
-    store = Store(settings.database_url)
-    store.migrate()
-    cluster = _cluster(settings)
-    results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
-    app = create_app(settings, store, cluster, results)
-    server = uvicorn.Server(
-        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
-    )
-    dispatcher = Dispatcher(settings, store, cluster, results)
-    threads = [
-        threading.Thread(target=server.run, name="api"),
-        threading.Thread(target=dispatcher.run, args=(stop,), name="dispatcher"),
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        _wait_for(lambda: server.started or not threads[0].is_alive(), stop)
-        if not server.started and not stop.is_set():
-            raise Refused(f"the API could not listen on {host}:{port}")
-        _say_ready(settings, host, port)
-        yield
-    finally:
-        stop.set()
-        server.should_exit = True
-        for thread in threads:
-            thread.join()
-        store.close()
-
-
-def _cluster(settings: Settings) -> RayJobs:
-    from service.ray_jobs import RayJobs
-
-    assert settings.ray_token is not None
-    return RayJobs(settings.ray_url, settings.ray_token.get_secret_value())
-
-
-def _check_address(host: str, port: int, settings: Settings) -> None:
-    if not _is_loopback(host) and settings.api_key is None:
-        raise Refused(
-            f"--host {host} is reachable from other machines and whoever reaches the API can run code here: "
-            "set SYNCBN_API_KEY first, or leave --host at 127.0.0.1"
-        )
-    if not is_free(host, port):
-        raise Refused(f"port {port} is taken: choose another with --port, or end what listens there")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @contextmanager
@@ -211,11 +143,6 @@ def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
             stop.wait(0.2)
         if not stop.is_set():
             _say(f"{child.name} is up after {time.monotonic() - begun:.0f} s")
-
-
-def _wait_for(condition: Callable[[], bool], stop: threading.Event) -> None:
-    while not condition() and not stop.wait(0.05):
-        pass
 
 
 def _say_ready(settings: Settings, host: str, port: int) -> None:

@@ -79,6 +79,8 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "The service": {
         "up": up.up,
         "down": up.down,
+        "serve": up.serve,
+        "migrate": up.migrate,
         "ready": cluster.ready,
         "queue": cluster.queue,
         "cluster": cluster.cluster,

@@ -1,4 +1,4 @@
-"""`up` and `down`: the whole service on this machine."""
+"""`up` and `down`: the whole service on this machine. `serve` and `migrate`: a part of it, in a cluster."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ def up(
     from service.stack import run
 
     raise typer.Exit(run(data_dir=data_dir, host=host, port=port, mlflow_port=mlflow_port))
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API.")] = 8000,
+) -> None:
+    """Run the API and the scheduler; database, Ray and MLflow are where SYNCBN_* variables say."""
+    from service.serving import serve
+
+    raise typer.Exit(serve(host=host, port=port))
+
+
+def migrate() -> None:
+    """Create or update the tables of the database in SYNCBN_DATABASE_URL."""
+    from service.serving import migrate
+
+    raise typer.Exit(migrate())
 
 
 def down(

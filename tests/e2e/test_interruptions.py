@@ -150,7 +150,7 @@ def submitted(stack: Stack, spec: Mapping[str, Any]) -> Job:
 
 def succeeded(stack: Stack, job: Job) -> Job:
     with stack.client() as client:
-        done = client.wait(job.id, timeout=900)
+        done = client.wait(job.id, timeout=600 + 120 * ROUNDS)
         assert done.state == "succeeded", f"{done.reason}\n{client.logs(job.id)}"
         return done
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from service import stack
+from service import serving, stack
 from service.errors import Refused
 from service.processes import MARK, Child, State, is_free, sweep
 from service.servers import MlflowServer
@@ -292,7 +292,7 @@ def test_up_refuses_a_taken_port(tmp_path: Path, taken: int) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_up_refuses_other_machines_without_a_key(tmp_path: Path, host: str) -> None:
     with pytest.raises(Refused, match=f"--host {host} .*set SYNCBN_API_KEY first"):
-        stack._check_address(host, 0, Settings())
+        serving.check_address(host, 0, Settings())
     if host == "0.0.0.0":
         done = up(tmp_path / "new", "--host", host)
         assert done.returncode == 2
@@ -302,20 +302,20 @@ def test_up_refuses_other_machines_without_a_key(tmp_path: Path, host: str) -> N
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3"])
 def test_this_machine_needs_no_key(host: str) -> None:
-    stack._check_address(host, 0, Settings())
+    serving.check_address(host, 0, Settings())
 
 
 def test_other_machines_are_served_with_a_key() -> None:
     settings = Settings.from_env({"SYNCBN_API_KEY": "secret"})
 
-    stack._check_address("0.0.0.0", 0, settings)
+    serving.check_address("0.0.0.0", 0, settings)
 
 
 def test_a_host_that_is_not_this_machine_is_not_called_a_taken_port() -> None:
     settings = Settings.from_env({"SYNCBN_API_KEY": "secret"})
 
     with pytest.raises(Refused, match=r"cannot listen on 192\.0\.2\.1:0: "):
-        stack._check_address("192.0.2.1", 0, settings)
+        serving.check_address("192.0.2.1", 0, settings)
 
 
 def test_a_folder_serves_one_up_at_a_time(tmp_path: Path) -> None:
