@@ -27,7 +27,7 @@ demo-down: setup  ## end a stack that KEEP=1 left
 
 test: setup  ## all tests, with the system packages they need
 	deploy/test-packages.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTEST='$(BIN)/python -m pytest' deploy/test.sh
 
 lint: setup  ## style and types
 	$(BIN)/ruff check .
