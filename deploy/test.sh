@@ -3,8 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 log=$(mktemp)
-# In a session of its own no Ctrl-C reaches it but ours, and it can end what it has started.
-setsid $PYTEST tests/e2e >"$log" 2>&1 &
+# Job control: in a process group of its own no Ctrl-C reaches it but ours, which it does not ignore.
+set -m
+$PYTEST tests/e2e >"$log" 2>&1 &
 stack=$!
 end() {
   kill -INT "$stack" 2>/dev/null || true
