@@ -287,7 +287,7 @@ def test_a_run_that_somebody_has_deleted_is_not_waited_for(
         tracker.close()
 
 
-def test_a_server_that_stops_answering_is_waited_for(
+def test_a_server_that_does_not_answer_for_a_minute_costs_no_point(
     server: MlflowServer,
     client: MlflowClient,
     run_id: str,
@@ -302,7 +302,7 @@ def test_a_server_that_stops_answering_is_waited_for(
     server.signal(signal.SIGSTOP)
     for step in range(2, 2001):  # it will find some of them twice in what it was sent
         tracker.log(step, 0, {"train_loss": float(step)})
-    time.sleep(5)
+        time.sleep(0.03)
     server.signal(signal.SIGCONT)
     tracker.close()
 
