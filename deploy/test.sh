@@ -3,13 +3,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 log=$(mktemp)
-# Job control: in a process group of its own no Ctrl-C reaches it but ours, which it does not ignore.
+# Job control: otherwise what runs in the background ignores an interrupt, and so does all that it starts.
 set -m
 $PYTEST tests/e2e >"$log" 2>&1 &
 stack=$!
-end() {
-  kill -INT "$stack" 2>/dev/null || true
-  wait "$stack" 2>/dev/null || true
+$PYTEST --ignore tests/e2e &
+rest=$!
+end() { # an interrupted pytest ends the stack that it has started
+  kill -INT "$stack" "$rest" 2>/dev/null || true
+  wait || true
   rm -f "$log"
 }
 trap end EXIT
@@ -17,7 +19,7 @@ trap 'exit 130' INT TERM
 
 echo "tests/e2e runs beside these; what it says follows"
 failed=0
-$PYTEST --ignore tests/e2e || failed=$?
+wait "$rest" || failed=$?
 wait "$stack" || failed=$?
 cat "$log"
 exit "$failed"

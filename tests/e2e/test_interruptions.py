@@ -119,6 +119,19 @@ def test_machine_that_is_gone_costs_its_workers_and_nothing_else(
     assert by_step(points(stack, done)) == pytest.approx(by_step(points(stack, undisturbed)), rel=1e-9)
 
 
+def test_rank_that_sleeps_for_ever_is_named_with_its_stack(stack: Stack, tmp_path: Path) -> None:
+    job = submitted(stack, struck(tmp_path / "struck", {40: "sleep"}, retries=0))
+    with stack.client() as client:
+        done = client.wait(job.id, timeout=900)
+
+    assert done.state == "failed"
+    assert done.error is not None
+    assert (done.error.type, done.error.rank) == ("Hung", 1)
+    assert "at step 40" in (done.reason or "")
+    assert "time.sleep(10_000)" in (done.reason or "")
+    assert "rank 0" in (done.reason or "")
+
+
 def wait_for_step(stack: Stack, job_id: str, step: int) -> Job:
     return until(stack, job_id, lambda job: job.progress is not None and job.progress.step >= step)
 
@@ -144,7 +157,7 @@ def submitted(stack: Stack, spec: Mapping[str, Any]) -> Job:
 
 def succeeded(stack: Stack, job: Job) -> Job:
     with stack.client() as client:
-        done = client.wait(job.id, timeout=600 + 120 * ROUNDS)
+        done = client.wait(job.id, timeout=900 + 120 * (ROUNDS - 1))
         assert done.state == "succeeded", f"{done.reason}\n{client.logs(job.id)}"
         return done
 
