@@ -91,6 +91,7 @@ def spin(_step: int) -> None:
 
 def stop(_step: int) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(1e6)  # the signal may reach this thread a little after the call has returned
 
 
 def other_collective(_step: int) -> None:
