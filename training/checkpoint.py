@@ -19,9 +19,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from training import carried
-from training.checkpoints import Checkpoints, Saved
+from training.checkpoints import Checkpoints
 from training.folder import RunFolder
 from training.logged import Logged, go_on
+from training.manifest import Saved
 from training.spec import Spec
 from training.tracking import Tracker
 

@@ -9,10 +9,10 @@ from lightning.pytorch import Trainer
 from sync_bn import check_ranks
 from sync_bn.lightning import SyncBatchNormPlugin
 from training.checkpoint import InMemory, Saving
-from training.checkpoints import Saved
 from training.folder import RunFolder
 from training.global_loss import GlobalLoss
 from training.heartbeat import Heartbeat
+from training.manifest import Saved
 from training.noise import NoiseWatch
 from training.norms import process_group
 from training.reporting import LightningLogger, Report

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 
-from training.checkpoints import Saved
 from training.failures import BuildError, RankFailed
 from training.folder import RunFolder
+from training.manifest import Saved
 from training.spec import Spec, flat, parse_spec
 from training.watchdog import Watchdog
 

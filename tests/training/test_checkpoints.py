@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoints import Checkpoints, Saved
+from training.checkpoints import Checkpoints
+from training.manifest import Saved
 
 # Saves one step after the other and says so. The KILL_AT-th thing it does to the file system is its last.
 WRITER = """
