@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 MLFLOW_PORT ?= 5000
 
-.PHONY: setup demo demo-fashion demo-down test lint bench
+.PHONY: setup demo demo-fashion demo-down secrets cluster-up cluster-smoke cluster-down test lint bench
 
 setup: $(VENV)/.ready  ## everything that the other targets need, into .venv
 
@@ -25,6 +25,24 @@ demo-fashion: setup  ## ResNet-18 on a part of Fashion-MNIST
 demo-down: setup  ## end a stack that KEEP=1 left
 	$(BIN)/syncbn down --data-dir demo
 
+# Compose 2 is `docker compose`, Compose 1 `docker-compose`; either will do.
+COMPOSE ?= $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+WORKERS ?= 2
+
+secrets: .env  ## passwords and keys for the containers; what is there stays
+.env:
+	deploy/secrets.sh
+
+cluster-up: .env  ## the whole service in containers, with WORKERS=2 for jobs
+	$(COMPOSE) up --build --detach --scale ray-worker=$(WORKERS)
+	deploy/wait-ready.sh $(COMPOSE)
+
+cluster-smoke: setup  ## prove that it works: jobs that parts of it are taken away from
+	set -a && . ./.env && COMPOSE='$(COMPOSE)' $(BIN)/python deploy/smoke.py
+
+cluster-down:  ## end it; its data stays, but for VOLUMES=1
+	$(COMPOSE) down --remove-orphans $(if $(VOLUMES),--volumes)
+
 test: setup  ## all tests, with the system packages they need
 	deploy/test-packages.sh
 	OMP_NUM_THREADS=1 PYTEST='$(BIN)/python -m pytest' deploy/test.sh
@@ -32,7 +50,7 @@ test: setup  ## all tests, with the system packages they need
 lint: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy sync_bn training service tests benchmarks
+	$(BIN)/mypy sync_bn training service deploy tests benchmarks
 
 bench: setup  ## measure, beside peers that only this installs; results go to benchmarks/results
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'

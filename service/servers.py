@@ -113,7 +113,10 @@ class MlflowServer(Child):
         ]
 
     def environment(self) -> dict[str, str]:
-        return {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        return {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of GenAI evaluations: nine processes
+        }
 
     def is_ready(self) -> bool:
         try:

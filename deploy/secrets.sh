@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Writes .env from deploy/.env.example with new secrets; leaves one that is there alone.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ -e .env ]; then
+  echo ".env is there already: nothing changed"
+  exit
+fi
+umask 077
+secret() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
+while IFS= read -r line; do
+  case $line in
+    SYNCBN_API_KEY= | RAY_AUTH_TOKEN= | POSTGRES_PASSWORD=) echo "$line$(secret)" ;;
+    *) echo "$line" ;;
+  esac
+done <deploy/.env.example >.env.new
+mv .env.new .env
+echo "new secrets are in .env; whoever has SYNCBN_API_KEY can run code on the cluster"

@@ -1,0 +1,239 @@
+"""Proves a cluster that `make cluster-up` has started: runs jobs on it, and takes parts of it away meanwhile.
+
+    make cluster-smoke     SYNCBN_URL, SYNCBN_API_KEY, MLFLOW_URL, COMPOSE from the environment
+
+One spec runs four times through the published API: undisturbed, with the container of a worker killed, and
+with those of the API and of the database restarted. All must end with the same losses, bit for bit. Prints a
+table; the exit code is 0 if every line of it is good.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from service.client import Client, Job, ServerUnreachable
+
+STEPS = 400
+SPEC: dict[str, Any] = {
+    "name": "smoke",
+    "model": {"class_path": "training.models.ConvNet", "init_args": {"widths": [16, 32]}},
+    "data": {"class_path": "training.data.Digits"},
+    "training": {"global_batch_size": 64, "max_steps": STEPS, "checkpoint": {"every_steps": 20}},
+    "resources": {"workers": 2, "cpus_per_worker": 1},
+    "retries": 5,
+    "tracking": {"experiment": "smoke"},
+}
+DISTURB_AT = 60
+SECONDS = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    what: str
+    found: str
+    good: bool
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class Smoke:
+    """`kill_worker` kills what runs one of the ranks, `restart` a service; both return when they have."""
+
+    client: Client
+    mlflow_url: str
+    kill_worker: Callable[[], object]
+    restart: Callable[[str], object]
+    checks: list[Check] = field(default_factory=list)
+
+    def run(self) -> bool:
+        """Makes all checks, those after a failed one included; whether all were good."""
+        self._check("a request without a key", self._refused_without_key)
+        first = self._job("a job on two workers")
+        if first is not None:
+            self._check("  each in a container of its own", lambda: self._addresses(first))
+            self._check("  its run in MLflow", lambda: self._run_in_mlflow(first))
+            self._check("  its model, loaded from there", lambda: self._model_in_mlflow(first))
+        killed = self._job("a worker's container is killed", self.kill_worker)
+        if killed is not None:
+            self._check("  the job goes on from a checkpoint", lambda: self._resumed(killed))
+        restarted = [
+            self._job(f"{what} is restarted", partial(self.restart, name))
+            for what, name in (("the API", "api"), ("the database", "postgres"))
+        ]
+        if first is not None:
+            for job in filter(None, [killed, *restarted]):
+                self._check(f"  losses of {job.id}", partial(self._same_losses, first, job))
+        return all(check.good for check in self.checks)
+
+    def table(self) -> Table:
+        table = Table("CHECK", "", "FOUND", "S", box=None)
+        for check in self.checks:
+            table.add_row(check.what, "ok" if check.good else "FAILED", check.found, f"{check.seconds:.0f}")
+        return table
+
+    def _check(self, what: str, look: Callable[[], str]) -> None:
+        begun, good = time.monotonic(), True
+        print(f"{what} …", flush=True)
+        try:
+            found = look()
+        except Exception as error:
+            found, good = f"{type(error).__name__}: {error}", False
+        print(f"    {found}", flush=True)
+        self.checks.append(Check(what=what, found=found, good=good, seconds=time.monotonic() - begun))
+
+    def _job(self, what: str, disturb: Callable[[], object] | None = None) -> Job | None:
+        """Submits the spec, disturbs once it trains, waits for the end; None if it was not a good one."""
+        done: list[Job] = []
+
+        def follow() -> str:
+            job = self.client.submit(SPEC)
+            if disturb is not None:
+                step = self._disturbed(job, disturb)
+            job = self.client.wait(job.id, timeout=SECONDS)
+            _expect(job.state == "succeeded", f"{job.id} {job.state}: {job.reason}")
+            done.append(job)
+            return f"{job.id} succeeded" + (f"; disturbed at step {step}" if disturb else "")
+
+        self._check(what, follow)
+        return done[0] if done else None
+
+    def _disturbed(self, job: Job, disturb: Callable[[], object]) -> int:
+        for seen in self.client.follow(job.id):
+            _expect(not seen.ended, f"{job.id} {seen.state} before it could be disturbed: {seen.reason}")
+            if seen.progress is not None and seen.progress.step >= DISTURB_AT:
+                disturb()
+                self._until_ready()
+                return seen.progress.step
+        raise AssertionError  # the last one has ended
+
+    def _until_ready(self) -> None:
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            with suppress(ServerUnreachable):
+                if self.client.ready():
+                    return
+            time.sleep(0.5)
+        raise TimeoutError(f"not ready {SECONDS:g} s after a part of it was taken away")
+
+    def _refused_without_key(self) -> str:
+        status = httpx.get(f"{self.client.url}/v1/jobs", trust_env=False).status_code
+        _expect(status == 401, f"answered with {status}")
+        return "refused"
+
+    def _addresses(self, job: Job) -> str:
+        found = re.findall(r"\(ip=([^,]+), pid=\d+\) world_rank=", self.client.logs(job.id))
+        _expect(len(set(found)) == len(found) == 2, f"addresses: {found}")
+        return " and ".join(found)
+
+    def _resumed(self, job: Job) -> str:
+        steps = re.findall(r"going on from the checkpoint of step (\d+)", self.client.logs(job.id))
+        _expect(bool(steps) and int(steps[-1]) > 0, "its log tells of no checkpoint")
+        return f"of step {steps[-1]}"
+
+    def _same_losses(self, first: Job, other: Job) -> str:
+        expected, found = (
+            [(point.step, point.value) for point in self.client.metrics(job.id, ["train_loss"])]
+            for job in (first, other)
+        )
+        _expect([step for step, _ in found] == list(range(1, STEPS + 1)), "not every step once")
+        differ = [step for (step, loss), (_, before) in zip(found, expected, strict=True) if loss != before]
+        _expect(not differ, f"differ from {first.id} at steps {differ[:5]}")
+        return f"{STEPS} steps, each once, equal to the last bit"
+
+    def _run_in_mlflow(self, job: Job) -> str:
+        with self._mlflow() as mlflow:
+            run = mlflow.get_run(_run_id(job))
+            _expect(run.info.status == "FINISHED", run.info.status)
+            names = [file.path for file in mlflow.list_artifacts(run.info.run_id)]
+            _expect("curves.png" in names, f"artifacts: {names}")
+            return f"{run.info.status}; {', '.join(names)}"
+
+    def _model_in_mlflow(self, job: Job) -> str:
+        """Loads it and tests it here: the accuracy must be the one that the run says."""
+        import torch
+        from torch.utils.data import DataLoader
+
+        from training.data import Digits
+
+        with self._mlflow():
+            from mlflow.pytorch import load_model
+
+            model = load_model(f"runs:/{_run_id(job)}/model").eval()
+        data = Digits()
+        data.setup("test")
+        images, labels = next(iter(DataLoader(data.test, batch_size=1000)))
+        with torch.no_grad():
+            accuracy = float((model(images).argmax(1) == labels).double().mean())
+        said = job.metrics["test_accuracy"]
+        _expect(said is not None and abs(accuracy - said) < 1e-6, f"accuracy {accuracy}; the run says {said}")
+        return f"test accuracy {accuracy:.4f}, as the run says"
+
+    @contextmanager
+    def _mlflow(self) -> Iterator[Any]:
+        import mlflow
+
+        mlflow.set_tracking_uri(self.mlflow_url)
+        yield mlflow.MlflowClient(self.mlflow_url)
+
+
+class Compose:
+    """The containers of a project, by Compose's command line."""
+
+    def __init__(self, command: str) -> None:
+        self.command = shlex.split(command)
+
+    def kill_worker(self) -> None:
+        container = self._run(*self.command, "ps", "-q", "ray-worker").split()[0]
+        self._run("docker", "kill", container)
+        # A restart policy takes a kill by hand for what somebody wanted: this is the new machine that comes.
+        self._run("docker", "start", container)
+
+    def restart(self, service: str) -> None:
+        self._run(*self.command, "restart", service)
+
+    def _run(self, *words: str) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        _expect(done.returncode == 0, f"{shlex.join(words)}: {done.stderr.strip()}")
+        return done.stdout
+
+
+def _expect(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise AssertionError(otherwise)
+
+
+def _run_id(job: Job) -> str:
+    _expect(job.mlflow is not None, "the job has no run")
+    assert job.mlflow is not None
+    return job.mlflow.run_id
+
+
+def main() -> int:
+    compose = Compose(os.environ.get("COMPOSE", "docker compose"))
+    url = os.environ.get("SYNCBN_URL") or f"http://127.0.0.1:{os.environ.get('PORT', '8000')}"
+    mlflow_url = os.environ.get("MLFLOW_URL") or f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
+    with Client(url, os.environ["SYNCBN_API_KEY"]) as client:
+        smoke = Smoke(
+            client=client, mlflow_url=mlflow_url, kill_worker=compose.kill_worker, restart=compose.restart
+        )
+        good = smoke.run()
+    Console(width=None if sys.stdout.isatty() else 150).print(smoke.table())
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
