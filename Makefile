@@ -4,7 +4,8 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 MLFLOW_PORT ?= 5000
 
-.PHONY: setup demo demo-fashion demo-down secrets cluster-up cluster-smoke cluster-down test lint bench
+.PHONY: setup demo demo-fashion demo-down secrets cluster-up cluster-smoke cluster-down \
+	cluster-backup cluster-restore test lint bench
 
 setup: $(VENV)/.ready  ## everything that the other targets need, into .venv
 
@@ -39,6 +40,12 @@ cluster-up: .env  ## the whole service in containers, with WORKERS=2 for jobs
 
 cluster-smoke: setup  ## prove that it works: jobs that parts of it are taken away from
 	set -a && . ./.env && COMPOSE='$(COMPOSE)' $(BIN)/python deploy/smoke.py
+
+cluster-backup: .env  ## save its data into TO=folder
+	deploy/backup.sh "$(or $(TO),$(error say where to: make cluster-backup TO=folder))" $(COMPOSE)
+
+cluster-restore:  ## put back the data in FROM=folder, into a cluster that has none
+	deploy/restore.sh "$(or $(FROM),$(error say where from: make cluster-restore FROM=folder))" $(COMPOSE)
 
 cluster-down:  ## end it; its data stays, but for VOLUMES=1
 	$(COMPOSE) down --remove-orphans $(if $(VOLUMES),--volumes)

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Saves what a running cluster keeps into a new folder:  backup.sh FOLDER COMPOSE...
+set -euo pipefail
+folder=$1
+shift
+umask 077
+mkdir -p "$folder"
+[ -z "$(ls -A "$folder")" ] || { echo "$folder is not empty: name a new one" >&2; exit 1; }
+
+# In this order whatever one part refers to is in a later one: jobs, their runs, the files of those.
+for database in syncbn mlflow; do
+  echo "database $database"
+  "$@" exec -T postgres pg_dump --username syncbn --format custom "$database" >"$folder/$database.dump"
+done
+echo "artifacts"
+"$@" exec -T mlflow tar --directory /data --create --gzip artifacts >"$folder/artifacts.tar.gz"
+echo "checkpoints"
+# A job that is training replaces files meanwhile: that is tar's exit code 1. Torn checkpoints are not used.
+"$@" exec -T ray-head tar --directory /data --create --gzip --warning=no-file-changed \
+  --warning=no-file-removed checkpoints >"$folder/checkpoints.tar.gz" || [ $? = 1 ]
+cp .env "$folder/env"
+du -sh "$folder"
