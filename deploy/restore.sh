@@ -30,4 +30,7 @@ echo "artifacts"
 "$@" run --rm --no-deps -T mlflow tar --directory /data --extract --gzip <"$folder/artifacts.tar.gz"
 echo "checkpoints"
 "$@" run --rm --no-deps -T ray-head tar --directory /data --extract --gzip <"$folder/checkpoints.tar.gz"
+# What MLflow took after its database was saved is still in the spools: they forget what they have sent, and
+# send all again. MLflow keeps one of two points that are equal.
+"$@" run --rm --no-deps -T ray-head find /data/checkpoints -name spool.sent -delete
 echo "restored; now: make cluster-up"
