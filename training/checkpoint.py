@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,12 @@ from training.manifest import Saved
 from training.spec import Spec
 from training.tracking import Tracker
 
+if TYPE_CHECKING:
+    from training.object_store import ObjectStore
+
 log = logging.getLogger(__name__)
+
+Store: TypeAlias = "Checkpoints | ObjectStore"
 
 LIGHTNING, CARRIED = "lightning.ckpt", "carried.pt"
 GO_ON, SAVE, STOP = 0, 1, 2
@@ -35,7 +40,7 @@ SECONDS_BETWEEN = 10.0
 
 
 class StopRequested(BaseException):
-    """The run has saved itself because it was asked to, and ends here; no failure. Carries the step."""
+    """The run was asked to save itself, and ends here; no failure. Carries the step that it goes on from."""
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
@@ -70,6 +75,7 @@ class Saving(Callback):
         spec: Spec,
         folder: RunFolder,
         tracker: Tracker,
+        store: Store,
         *,
         wish_of_all: Callable[[], int],
         busy: Callable[[str], AbstractContextManager[None]],
@@ -77,10 +83,11 @@ class Saving(Callback):
     ) -> None:
         self.settings, self.seed, self.folder = spec.training.checkpoint, spec.training.seed, folder
         self.tracker, self.wish_of_all, self.busy = tracker, wish_of_all, busy
-        self.store = checkpoints(spec, folder)
+        self.store = store
         self._to_restore = carried.load(resumed.path / CARRIED) if resumed else None
         self._half_logged: dict[str, Logged] = {}
         self._step = resumed.step if resumed else 0
+        self._saved = resumed.step if resumed else None  # rank 0's is kept up
         self._saved_at = time.monotonic()
 
     def wish(self) -> int:
@@ -104,13 +111,14 @@ class Saving(Callback):
         if trainer.global_step == self._step:
             return  # nothing to save, or within an accumulated batch
         self._step = trainer.global_step
+        self.store.let_go()  # all ranks have made a step together: all have read what they go on from
         wanted = self.wish_of_all()
         if wanted == GO_ON and batch_idx == 0 and self._long_since_the_last(trainer):
             wanted = SAVE
         if wanted:
             self._save(trainer, module, batch_idx)
         if wanted == STOP:
-            raise StopRequested(self._step)
+            raise StopRequested(self._saved or 0)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self._half_logged:
@@ -152,20 +160,24 @@ class Saving(Callback):
             with self.store.writing(self._step, metric=None if value is None else float(value)) as folder:
                 torch.save(lightning, folder / LIGHTNING)
                 torch.save(state, folder / CARRIED)
+            self._saved = self._step
         except (OSError, RuntimeError) as error:  # torch wraps what the disk says in a RuntimeError
-            before = self.store.newest()
-            instead = f"the last one is of step {before.step}" if before else "there is none before it"
+            last = self._saved
+            instead = "there is none before it" if last is None else f"the last one is of step {last}"
             log.warning(
-                "the checkpoint of step %d could not be written: %s. The training goes on; %s. Make room in "
-                "%s.",
-                *(self._step, error, instead, self.folder.checkpoints),
+                "the checkpoint of step %d could not be written: %s. The training goes on; %s. %s",
+                *(self._step, error, instead, self.store.way_out),
             )
 
 
-def checkpoints(spec: Spec, folder: RunFolder) -> Checkpoints:
+def checkpoints(spec: Spec, folder: RunFolder) -> Store:
     """The store of the run's checkpoints."""
     settings = spec.training.checkpoint
-    return Checkpoints(folder.checkpoints, keep_last=settings.keep_last, mode=settings.mode)
+    if folder.checkpoints_url is None:
+        return Checkpoints(folder.checkpoints, keep_last=settings.keep_last, mode=settings.mode)
+    from training.object_store import ObjectStore
+
+    return ObjectStore(folder.checkpoints_url, keep_last=settings.keep_last, mode=settings.mode)
 
 
 def _as_before_the_batch(lightning: dict[str, Any], epoch: int, batch_idx: int) -> None:

@@ -36,6 +36,11 @@ class Checkpoints:
         assert keep_last >= 1
         self.folder, self.keep_last, self.mode = folder, keep_last, mode
 
+    @property
+    def way_out(self) -> str:
+        """What to do when a checkpoint could not be written."""
+        return f"Make room in {self.folder}."
+
     @contextmanager
     def writing(self, step: int, *, metric: float | None = None) -> Iterator[Path]:
         """An empty folder for the files of a checkpoint, subfolders allowed. One process of a run calls this.
@@ -72,6 +77,13 @@ class Checkpoints:
         for left in self._named(r"\.deleting-.*"):
             _remove(left)
         return newest_whole([path.name for path in self._newest_first()], self._read, self._refuse)
+
+    def here(self, saved: Saved) -> Saved:
+        """What `newest` has found on another machine, where this one can read it."""
+        return saved
+
+    def let_go(self) -> None:
+        """What was found has been read, by all ranks of this machine."""
 
     def _read(self, name: str) -> Saved:
         try:

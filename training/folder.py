@@ -1,4 +1,7 @@
-"""Where a run keeps what it needs to go on: one folder that the driver and all workers see."""
+"""Where a run keeps what it needs to go on: one folder that the driver and all workers see.
+
+Its checkpoints, which are what is large, may be elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """`path`: on a file system that all machines of the cluster share."""
+    """`path`: on a file system that all machines of the cluster share.
+
+    `checkpoints_url`: of the run's checkpoints, if they are in object storage (s3://bucket/prefix/run).
+    """
 
     path: Path
+    checkpoints_url: str | None = None
 
     @property
     def checkpoints(self) -> Path:

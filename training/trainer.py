@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from sync_bn import check_ranks
 from sync_bn.lightning import SyncBatchNormPlugin
-from training.checkpoint import InMemory, Saving
+from training.checkpoint import InMemory, Saving, Store
 from training.folder import RunFolder
 from training.global_loss import GlobalLoss
 from training.heartbeat import Heartbeat
@@ -35,6 +35,7 @@ def make_trainer(
     tracker: Tracker,
     norm_report: Any,
     watchdog: Watchdog,
+    store: Store,
     resumed: Saved | None,
 ) -> Trainer:
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
@@ -50,6 +51,7 @@ def make_trainer(
         spec,
         folder,
         tracker,
+        store,
         wish_of_all=lambda: loss.wish_of_all,
         busy=watchdog.busy,
         resumed=resumed,

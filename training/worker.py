@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray.train
 
@@ -22,7 +22,10 @@ from training.spec import Spec, flat, parse_spec
 from training.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from training.checkpoint import Store
     from training.tracking import Tracker
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +115,14 @@ class Attempt:
 
         _quiet()
         try:
-            with self._tracker() as tracker, self._watching() as self.watchdog:
-                self._run(tracker, self.watchdog)
+            with self._tracker() as tracker, self._watching() as self.watchdog, self._store() as store:
+                self._run(tracker, self.watchdog, store)
         except StopRequested as stopped:
             if self.rank == 0:
                 self.folder.stopped.write_text(str(stopped.step))
             self._say(f"stopped as asked, saved at step {stopped.step}")
 
-    def _run(self, tracker: Tracker, watchdog: Watchdog) -> None:
+    def _run(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> None:
         from lightning.pytorch import seed_everything
 
         from training.checkpoint import LIGHTNING
@@ -138,7 +141,8 @@ class Attempt:
             self.spec = module.spec  # with the optimizer that it has by default
         if self.spec.training.precision == "64-true":
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
-        resumed = self._resumed()
+        with watchdog.busy("reading the checkpoint"):
+            resumed = self._resumed(store)
         train_loader = self._loaders(data, "train")[0]
         report = norm_report(self.spec.norm, self.rank, tracker)
         self.trainer = trainer = make_trainer(
@@ -148,6 +152,7 @@ class Attempt:
             tracker=tracker,
             norm_report=report,
             watchdog=watchdog,
+            store=store,
             resumed=resumed,
         )
         self._say(f"{type(model).__name__} on {self.world_size} workers: training")
@@ -168,18 +173,42 @@ class Attempt:
             with watchdog.busy("saving the model"):
                 self._deliver(module, train_loader, tracker, report)
 
-    def _resumed(self) -> Saved | None:
+    @contextmanager
+    def _store(self) -> Iterator[Store]:
+        from training.checkpoint import checkpoints
+
+        store = checkpoints(self.spec, self.folder)
+        try:
+            yield store
+        finally:
+            store.let_go()
+
+    def _resumed(self, store: Store) -> Saved | None:
         """The checkpoint to go on from: rank 0 looks, because it moves aside what is broken."""
         import torch.distributed as dist
 
-        from training.checkpoint import checkpoints
-
-        found = [checkpoints(self.spec, self.folder).newest() if self.rank == 0 else None]
-        dist.broadcast_object_list(found)
+        found = [store.newest() if self.rank == 0 else None]
+        dist.broadcast_object_list(found)  # every rank learns what all of them go on from
         (resumed,) = found
-        if resumed is not None:
-            self._say(f"going on from the checkpoint of step {resumed.step}")
-        return resumed
+        if resumed is None:
+            return None
+        self._say(f"going on from the checkpoint of step {resumed.step}")
+        return self._here(store, resumed)
+
+    def _here(self, store: Store, resumed: Saved) -> Saved:
+        """The same where this rank can read it: the first rank of each machine sees to that."""
+        first = self._gathered(self.place.node_rank).index(self.place.node_rank)
+        if self.rank == first != 0:
+            resumed = store.here(resumed)
+        return self._gathered(resumed)[first]
+
+    def _gathered(self, own: T) -> list[T]:
+        """Every rank's, in their order. Collective: every rank calls it, in the same place."""
+        import torch.distributed as dist
+
+        everyones: list[Any] = [None] * self.world_size
+        dist.all_gather_object(everyones, own)
+        return everyones
 
     def _watching(self) -> Watchdog:
         hang_seconds = self.spec.training.hang_seconds

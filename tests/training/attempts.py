@@ -170,7 +170,14 @@ class Done:
         return {row["step"]: row[name] for row in self.rows if name in row}
 
 
-def attempt(rank: int, spec: Mapping[str, Any], folder: Path, *, stop_after: int | None = None) -> Done:
+def attempt(
+    rank: int,
+    spec: Mapping[str, Any],
+    folder: Path,
+    *,
+    stop_after: int | None = None,
+    checkpoints_url: str | None = None,
+) -> Done:
     """One attempt at the run in `folder`, going on from its last checkpoint if there is one."""
     place = Place(
         rank=rank,
@@ -180,7 +187,7 @@ def attempt(rank: int, spec: Mapping[str, Any], folder: Path, *, stop_after: int
         environment=Joined,
         strategy=DDPStrategy,
     )
-    run = RunFolder(path=folder / "run")
+    run = RunFolder(path=folder / "run", checkpoints_url=checkpoints_url)
     run.path.mkdir(parents=True, exist_ok=True)
     os.environ[STOP_AFTER] = f"{stop_after}:{run.stop_request}" if stop_after else ""
     dist.barrier()

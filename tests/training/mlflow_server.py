@@ -21,8 +21,9 @@ START_SECONDS = 120.0
 
 
 class MlflowServer:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, artifacts: str | None = None) -> None:
         self.folder = folder
+        self.artifacts = artifacts or str(folder / "artifacts")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port: int = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -32,7 +33,7 @@ class MlflowServer:
         """Returns at once; `wait` until it answers."""
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--artifacts-destination", self.artifacts]
         environment = os.environ | {
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # it would be processes of its own
@@ -83,8 +84,11 @@ class MlflowServer:
 
 
 @contextmanager
-def running_server(folder: Path) -> Iterator[MlflowServer]:
-    """One that answers, and the environment of a worker for its clients."""
+def running_server(folder: Path, artifacts: str | None = None) -> Iterator[MlflowServer]:
+    """One that answers, and the environment of a worker for its clients.
+
+    artifacts: where it keeps them; in `folder`, if not said.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # as in a worker: the tracker itself is patient
@@ -93,7 +97,7 @@ def running_server(folder: Path) -> Iterator[MlflowServer]:
             "NO_PROXY": "127.0.0.1",
         }.items():
             patch.setenv(name, value)
-        server = MlflowServer(folder)
+        server = MlflowServer(folder, artifacts)
         try:
             server.begin_to_start()
             server.wait()

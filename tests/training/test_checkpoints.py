@@ -17,6 +17,7 @@ import pytest
 
 from training.checkpoints import Checkpoints
 from training.manifest import Saved
+from training.object_store import ObjectStore
 
 # Saves one step after the other and says so. The KILL_AT-th thing it does to the file system is its last.
 WRITER = """
@@ -60,7 +61,7 @@ def writer(
 
 
 def save(
-    checkpoints: Checkpoints, step: int, *, metric: float | None = None, text: str | None = None
+    checkpoints: Checkpoints | ObjectStore, step: int, *, metric: float | None = None, text: str | None = None
 ) -> None:
     with checkpoints.writing(step, metric=metric) as draft:
         (draft / "model.pt").write_text(text or f"model of {step}")
@@ -68,12 +69,12 @@ def save(
         (draft / "ranks" / "0.pt").write_text(f"rank 0 of {step}")
 
 
-def save_as(checkpoints: Checkpoints, step: int, write: Callable[[Path], object]) -> None:
+def save_as(checkpoints: Checkpoints | ObjectStore, step: int, write: Callable[[Path], object]) -> None:
     with checkpoints.writing(step) as draft:
         write(draft)
 
 
-def newest(checkpoints: Checkpoints) -> Saved:
+def newest(checkpoints: Checkpoints | ObjectStore) -> Saved:
     found = checkpoints.newest()
     assert found is not None
     return found
