@@ -125,6 +125,7 @@ class Dispatcher:
         order = {
             "spec": job.spec,
             "workers": job.workers,
+            "checkpoints": self.settings.checkpoints,
             "name": job.id,
             "storage": self.settings.storage,
             "retries": max(job.spec["retries"] - job.failures, 0),

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from service.errors import Refused
 from training.spec import Problem
+
+BUCKET_URL = re.compile(r"s3://[a-z0-9][a-z0-9._-]+[a-z0-9](/[\w.=+~-]+)*/?", re.ASCII)
 
 
 class Settings(BaseModel):
@@ -49,7 +61,12 @@ class Settings(BaseModel):
     storage: str = Field(
         default="checkpoints",
         validation_alias=AliasChoices("SYNCBN_STORAGE"),
-        description="Path or URL of the checkpoints, the same for every worker",
+        description="Folder of all runs on a file system that every worker shares",
+    )
+    checkpoints: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("SYNCBN_CHECKPOINTS"),
+        description="s3://BUCKET/PREFIX of the checkpoints; by default they are in the folder of their run",
     )
     max_code_bytes: int = Field(
         default=50 * 2**20,
@@ -57,6 +74,19 @@ class Settings(BaseModel):
         validation_alias=AliasChoices("SYNCBN_MAX_CODE_BYTES"),
         description="Largest uploaded archive, packed or unpacked",
     )
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _in_a_bucket(cls, url: str | None) -> str | None:
+        if url is not None and not BUCKET_URL.fullmatch(url):
+            # Not shown: it may hold a password.
+            raise PydanticCustomError(
+                "bucket_url",
+                "must be s3://BUCKET or s3://BUCKET/PREFIX and nothing else: credentials (AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY) and an endpoint (AWS_ENDPOINT_URL) belong in the environment of "
+                "Ray's nodes, a folder that all workers share in SYNCBN_STORAGE",
+            )
+        return url and url.rstrip("/")
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None) -> Self:

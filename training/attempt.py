@@ -27,6 +27,7 @@ class Order:
     workers: int
     name: str
     storage: str
+    checkpoints: str | None
     retries: int
     mlflow_uri: str
     run_id: str
@@ -34,7 +35,7 @@ class Order:
 
 def main() -> int:
     order = Order(**json.loads(os.environ.pop("SYNCBN_ATTEMPT")))
-    stopping = Stopping(RunFolder(path=Path(order.storage) / order.name))
+    stopping = Stopping(_folder(order))
     try:
         finished = _run(order, stopping)
     except Exception as error:
@@ -45,6 +46,11 @@ def main() -> int:
         kind, message = ("Succeeded", "before it could stop") if finished else ("Stopped", "as asked")
         _say({"type": kind, "message": message, "rank": None, "step": stopping.step})
     return 0 if finished else 1
+
+
+def _folder(order: Order) -> RunFolder:
+    url = order.checkpoints and f"{order.checkpoints}/{order.name}"
+    return RunFolder(path=Path(order.storage) / order.name, checkpoints_url=url)
 
 
 def _run(order: Order, stopping: Stopping) -> bool:

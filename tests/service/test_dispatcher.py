@@ -21,7 +21,7 @@ from tests.service.examples import make_spec
 from training.attempt import Order
 from training.failures import write_verdict
 
-SETTINGS = Settings(mlflow_url="http://mlflow.invalid", storage="/checkpoints")
+SETTINGS = Settings(mlflow_url="http://mlflow.invalid", storage="/runs", checkpoints="s3://checkpoints/of-us")
 STEP = Progress(step=1, total_steps=10, epoch=0, eta_seconds=None)
 T = TypeVar("T")
 
@@ -147,7 +147,8 @@ def test_the_attempt_is_ordered_in_full(world: World) -> None:
         spec=job.spec,
         workers=2,
         name=job.id,
-        storage="/checkpoints",
+        storage="/runs",
+        checkpoints="s3://checkpoints/of-us",
         retries=3,
         mlflow_uri="http://mlflow.invalid",
         run_id=world.run(job).run_id,

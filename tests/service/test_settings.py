@@ -54,6 +54,35 @@ def test_no_secret_is_shown() -> None:
     assert "hush" not in str(settings)
 
 
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://my.bucket-1/runs/of=us", "s3://bucket/runs/"])
+def test_checkpoints_may_be_in_a_bucket(url: str) -> None:
+    assert Settings().checkpoints is None
+    assert Settings.from_env({"SYNCBN_CHECKPOINTS": url}).checkpoints == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/data/checkpoints",
+        "file:///data/checkpoints",
+        "http://minio:9000/bucket",
+        "s3:bucket",
+        "s3://",
+        "s3:///prefix",
+        "s3://minio:9000/bucket",
+        "s3://key:hush@bucket/prefix",
+        "s3://bucket/prefix?endpoint_override=minio",
+        "s3://bucket//prefix",
+        "s3://bucket/a b",
+    ],
+)
+def test_what_is_no_url_of_a_bucket_is_refused_with_the_way_out(url: str) -> None:
+    with pytest.raises(Refused, match=r"SYNCBN_CHECKPOINTS: must be s3://BUCKET.*SYNCBN_STORAGE") as refused:
+        Settings.from_env({"SYNCBN_CHECKPOINTS": url})
+
+    assert "hush" not in str(refused.value)
+
+
 def test_a_bad_value_is_refused_by_the_name_of_its_variable() -> None:
     with pytest.raises(Refused, match="SYNCBN_MAX_CODE_BYTES"):
         Settings.from_env({"SYNCBN_MAX_CODE_BYTES": "much"})
