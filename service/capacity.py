@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
+from itertools import groupby
 from typing import Self
 
 from service.jobs import Job
@@ -44,6 +46,7 @@ class Amount:
         return min(_times(self.cpus, each.cpus), _times(self.gpus, each.gpus))
 
 
+@lru_cache(maxsize=1024)  # of the few amounts that jobs ask for, asked about in every round
 def _units(value: float) -> int:
     """At least one unit for anything asked; exact for any float, however large."""
     return max(round(Fraction(value) * UNITS), 1) if value > 0 else 0
@@ -104,22 +107,47 @@ def occupied(nodes: Iterable[Node], active: Iterable[Job]) -> Machines:
     there really is: rather a job that waits a little longer than one that is started without room.
     """
     machines = empty(nodes)
-    gangs = [(Demand.of(job), job) for job in active]
-    gangs.sort(key=lambda gang: (-gang[0].each.gpus, -gang[0].each.cpus, gang[1].id))
-    for demand, job in gangs:
-        workers = demand.least if job.workers is None else job.workers
-        machines, homeless = place(machines, demand.each, workers)
-        machines = _used_up(machines, demand.each, homeless)
+    gangs = sorted(map(_held, active), key=lambda gang: (-gang[0].gpus, -gang[0].cpus, gang[2]))
+    for each, alike in groupby(gangs, key=lambda gang: gang[0]):
+        sizes = [workers for _, workers, _ in alike]
+        # Gangs of equal workers are placed as one: each would go on where the one before it ended, and to
+        # look at every machine for every job takes minutes where there are a thousand of both.
+        machines, homeless = place(machines, each, sum(sizes))
+        for piece in _last(sizes, homeless):
+            machines = _used_up(machines, each, piece)
     return machines
+
+
+def _held(job: Job) -> tuple[Amount, int, str]:
+    demand = Demand.of(job)
+    return demand.each, demand.least if job.workers is None else job.workers, job.id
+
+
+def _last(sizes: Iterable[int], count: int) -> list[int]:
+    """How many of the last `count` workers belong to each gang, where there are any.
+
+    >>> _last([3, 3, 3], 4)
+    [1, 3]
+    """
+    pieces = []
+    for size in reversed(list(sizes)):
+        pieces.append(min(size, count))
+        count -= pieces[-1]
+    return [piece for piece in reversed(pieces) if piece]
 
 
 def place(machines: Machines, each: Amount, workers: int) -> tuple[Machines, int]:
     """Fills the tightest machines first, those without free GPUs before all; also how many found no place."""
     taken: dict[str, int] = {}
     for machine in sorted(machines, key=_tightness):
-        taken[machine.id] = min(machine.free.holds(each), workers)
-        workers -= taken[machine.id]
-    return tuple(replace(m, free=m.free - each * taken[m.id]) for m in machines), workers
+        if count := min(machine.free.holds(each), workers):
+            taken[machine.id] = count
+            workers -= count
+    return tuple(_less(m, each * taken[m.id]) if m.id in taken else m for m in machines), workers
+
+
+def _less(machine: Machine, amount: Amount) -> Machine:
+    return replace(machine, free=machine.free - amount)
 
 
 def room(machines: Sequence[Machine], each: Amount) -> int:

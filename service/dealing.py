@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from service import capacity
 from service.capacity import Demand, Machines
@@ -36,7 +37,7 @@ def in_order(jobs: Iterable[Job]) -> list[Job]:
 
 def deal_least(queue: Iterable[Job], machines: Machines, cluster: Machines) -> Deal:
     """To each job in its turn the fewest workers that it can start with, until one of them does not fit."""
-    order = [job for job in in_order(queue) if fits(job, cluster)]
+    order = list(filter(fitting(cluster), in_order(queue)))
     deal = Deal(workers={}, machines=machines, free=machines)
     # A job that was preempted has not given up its place: its least share stays its own while it starts
     # again, whoever came meanwhile. Otherwise it would be ended for jobs that it was only to make room for.
@@ -78,5 +79,14 @@ def _launchable(deal: Deal, queue: Iterable[Job]) -> bool:
 
 def fits(job: Job, machines: Machines) -> bool:
     """Whether its smallest gang does."""
-    demand = Demand.of(job)
+    return _fits(Demand.of(job), machines)
+
+
+def fitting(machines: Machines) -> Callable[[Job], bool]:
+    """`fits` for a long queue: of its few kinds of gangs, each looks through the machines once."""
+    known = cache(lambda demand: _fits(demand, machines))
+    return lambda job: known(Demand.of(job))
+
+
+def _fits(demand: Demand, machines: Machines) -> bool:
     return bool(demand.granted(capacity.room(machines, demand.each)))

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from service.results import Run
@@ -131,7 +132,7 @@ class Job:
             return None
         return Run(experiment_id=self.experiment_id, run_id=self.run_id)
 
-    @property
+    @cached_property
     def resources(self) -> Resources:
         return Resources.model_validate(self.spec["resources"])
 

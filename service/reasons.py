@@ -32,11 +32,8 @@ def _split_up(demand: Demand, cluster: Machines) -> str:
     return f"the machines have place for {fit}" if fit else "no machine is large enough for one"
 
 
-def not_yet(demand: Demand, machines: Machines, ahead: int) -> str:
-    parts = [f"needs {_gang(demand, _short(demand, machines))}", _free(demand, machines)]
-    if ahead:
-        parts.append(f"{count(ahead, 'job')} ahead")
-    return "; ".join(parts)
+def not_yet(demand: Demand, machines: Machines) -> str:
+    return f"needs {_gang(demand, _short(demand, machines))}; {_free(demand, machines)}"
 
 
 def _free(demand: Demand, machines: Machines) -> str:

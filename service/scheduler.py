@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from types import MappingProxyType
 
 from service import capacity, elastic, reasons
 from service.capacity import Demand, Machines
-from service.dealing import Deal, deal_least, deal_rest, fits, in_order
+from service.dealing import Deal, deal_least, deal_rest, fitting, in_order
 from service.elastic import Preempt
 from service.jobs import Job, new_job
 from service.launch import Node
@@ -68,7 +69,7 @@ def schedule(
         deal = deal_rest(deal, queue)  # it would be of no use to the one who waits
     elif room:
         preempts += [Preempt(job_id=job.id, reason=f"makes room for job {deal.blocked.id}") for job in room]
-    if not any(fits(job, cluster) for job in queue):
+    if not any(map(fitting(cluster), queue)):
         preempts += elastic.grows(active, nodes, now=now, seconds_left=seconds_left)
     return [*_told(queue, deal, cluster, makes_room=deal.blocked is not None and room is not None), *preempts]
 
@@ -99,22 +100,22 @@ def _told(queue: Sequence[Job], deal: Deal, cluster: Machines, *, makes_room: bo
     """The deal as decisions, with reasons."""
     decisions: list[Start | Wait] = []
     ahead = 0
+    fits_ever, fits_now = fitting(cluster), fitting(deal.machines)
+    never = cache(lambda demand: reasons.never(demand, cluster))
+    not_yet = cache(lambda demand: reasons.not_yet(demand, deal.machines))
     for job in in_order(queue):
         if workers := deal.workers.get(job.id):
             decisions.append(Start(job_id=job.id, workers=workers))
-        elif not fits(job, cluster):
-            reason = reasons.never(Demand.of(job), cluster)
-            decisions.append(Wait(job_id=job.id, reason=reason, never=True))
+        elif not fits_ever(job):
+            decisions.append(Wait(job_id=job.id, reason=never(Demand.of(job)), never=True))
         else:
-            reason = _reason(job, deal, ahead)
+            others = reasons.count(ahead, "job")
+            if fits_now(job):
+                reason = f"waits behind {others}"
+            else:
+                reason = not_yet(Demand.of(job)) + (f"; {others} ahead" if ahead else "")
             if makes_room and job is deal.blocked:
                 reason += "; others are making room for it"
             decisions.append(Wait(job_id=job.id, reason=reason))
             ahead += 1
     return decisions
-
-
-def _reason(job: Job, deal: Deal, ahead: int) -> str:
-    if fits(job, deal.machines):
-        return f"waits behind {reasons.count(ahead, 'job')}"
-    return reasons.not_yet(Demand.of(job), deal.machines, ahead)

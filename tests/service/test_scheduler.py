@@ -122,6 +122,25 @@ def test_workers_that_the_estimate_finds_no_place_for_are_booked_in_full() -> No
     assert capacity.total(machine.free for machine in machines) == Amount()
 
 
+def test_a_long_queue_on_many_machines_looks_at_each_machine_a_few_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks, holds = [0], Amount.holds
+
+    def counted(free: Amount, each: Amount) -> int:
+        looks[0] += 1
+        return holds(free, each)
+
+    nodes = [node(cpus=2, id=f"n{number}") for number in range(50)]
+    running, queue = [active(2) for _ in nodes], [make_job(1 + number % 2) for number in range(200)]
+    monkeypatch.setattr(Amount, "holds", counted)
+
+    decisions = decide(queue, running, nodes)
+
+    assert all(isinstance(decision, Wait) for decision in decisions)
+    assert looks[0] < 50 * len(nodes)
+
+
 def test_absurd_demands_are_only_too_large() -> None:
     absurd = make_job(4096, cpus=1e5, gpus=5e-324)
 
@@ -260,6 +279,18 @@ def test_no_machine_is_ever_given_more_than_it_has(queue: list[Job], nodes: list
     assert all(m.free.cpus >= 0 and m.free.gpus >= 0 for m in machines)
     for machine, there in zip(machines, sorted(nodes, key=lambda n: n.id), strict=True):
         assert machine.total == Amount.of(there.cpus, there.gpus)
+
+
+@given(queue_strategy, nodes_strategy)
+def test_gangs_lie_as_if_each_had_been_placed_by_itself(running: list[Job], nodes: list[Node]) -> None:
+    held = [as_active(job, Demand.of(job).least) for job in running]
+    held.sort(key=lambda job: (-job.resources.gpus_per_worker, -job.resources.cpus_per_worker, job.id))
+    machines = capacity.empty(nodes)
+    for job in held:
+        machines, homeless = capacity.place(machines, Demand.of(job).each, job.workers or 0)
+        machines = capacity._used_up(machines, Demand.of(job).each, homeless)
+
+    assert capacity.occupied(nodes, held) == tuple(sorted(machines, key=lambda machine: machine.id))
 
 
 @given(queue_strategy, queue_strategy, nodes_strategy)
