@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from service.elastic import GROWS_EVERY
+from service.elastic import GROWS_EVERY, Preempt
 from service.endings import Ending, before_launch, ending
 from service.errors import Refused, ServiceError, Unavailable
 from service.jobs import ACTIVE, Job, State, utc_now
@@ -62,17 +62,15 @@ class Dispatcher:
         try:
             decisions = schedule(queue, active, self.cluster.nodes(), now=now, seconds_left=left)
         except Unavailable as error:
-            for job in queue:
-                self.store.note(job, f"waits: {error}")
+            self.store.note_all((job, f"waits: {error}") for job in queue)
             return
         waiting, running = ({job.id: job for job in jobs} for jobs in (queue, active))
         for decision in decisions:
             if isinstance(decision, Start):
                 self._start(waiting[decision.job_id], decision.workers)
-            elif isinstance(decision, Wait):
-                self.store.note(waiting[decision.job_id], decision.reason)
-            else:
+            elif isinstance(decision, Preempt):
                 self.store.move(running[decision.job_id], State.PREEMPTING, reason=decision.reason)
+        self.store.note_all((waiting[d.job_id], d.reason) for d in decisions if isinstance(d, Wait))
 
     def _start(self, job: Job, workers: int) -> None:
         if job.attempt and not self._is_over(job):

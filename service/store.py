@@ -10,7 +10,19 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from sqlalchemy import ColumnElement, Row, Select, exc, exists, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    bindparam,
+    exc,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from service import cursors, database, wishes
 from service.errors import Conflict, KeyReused, NotFound, Refused
@@ -31,6 +43,20 @@ class Changes(TypedDict, total=False):
     failures: int
     workers: int | None
     grows_after: datetime | None
+
+
+NOTES_AT_ONCE = 500
+"""In one transaction: so long may a cancel of one of these jobs have to wait."""
+
+_NOTE = (
+    update(jobs)
+    .where(
+        jobs.c.id == bindparam("its_id"),
+        jobs.c.state == bindparam("its_state"),
+        jobs.c.attempt == bindparam("its_attempt"),
+    )
+    .values(reason=bindparam("why"))
+)
 
 
 class Store:
@@ -144,13 +170,21 @@ class Store:
 
     def note(self, job: Job, reason: str) -> None:
         """Writes why the job waits; does nothing if it says so already or has moved on."""
-        if job.reason == reason:
-            return
-        # Race closed: a reason to wait written over a job that was started or cancelled meanwhile.
-        self._update(
-            [jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.attempt == job.attempt],
-            {"reason": _storable(reason)},
-        )
+        self.note_all([(job, reason)])
+
+    def note_all(self, reasons: Iterable[tuple[Job, str]]) -> None:
+        """`note` for many: a commit for each would take a long queue minutes."""
+        rows = [
+            {"its_id": job.id, "its_state": job.state, "its_attempt": job.attempt, "why": _storable(reason)}
+            for job, reason in reasons
+            if job.reason != reason
+        ]
+        # Race closed: a reason to wait written over a job that was started or cancelled meanwhile. In the
+        # order of ids: two that note at once wait for each other's rows, but never in a ring.
+        rows.sort(key=lambda row: str(row["its_id"]))
+        for begin in range(0, len(rows), NOTES_AT_ONCE):
+            with database.writing(self._engine) as connection:
+                connection.execute(_NOTE, rows[begin : begin + NOTES_AT_ONCE])
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancels a job that waits; marks one that runs, for the dispatcher to stop. Idempotent.

@@ -240,6 +240,19 @@ def test_a_note_is_for_the_job_as_it_was_seen(store: Store) -> None:
     assert store.get(seen.id).reason == ""
 
 
+def test_many_notes_are_each_for_the_job_as_it_was_seen(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.NOTES_AT_ONCE", 2)
+    first, gone, *others = (create(store) for _ in range(5))
+    start(store, gone)
+
+    store.note_all((job, f"waits for {job.id}") for job in (*others, gone, first))
+
+    assert all(store.get(job.id).reason == f"waits for {job.id}" for job in (first, *others))
+    assert store.get(gone.id).reason == ""
+
+
 # Cancelling
 
 
