@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 
 metadata = MetaData(
@@ -49,6 +50,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 JobId = String(32).with_variant(String(32, collation="C"), "postgresql")
 """Compared byte by byte whatever the database's locale: the order of ids is the order of creation."""
 
+_LEFT = text("archived_at IS NULL")
+
 jobs = Table(
     "jobs",
     metadata,
@@ -74,6 +77,8 @@ jobs = Table(
     Column("run_id", Text),
     Column("archived_at", UtcDateTime),
     Index(None, "state", "priority", "id"),
+    # The dispatcher looks for these in every round: not through all that have ended since the first.
+    Index("ix_jobs_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
 )
 
 job_labels = Table(

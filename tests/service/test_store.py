@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import text
 
 from service import database
 from service.errors import Conflict, KeyReused, NotFound, Refused, Unavailable
@@ -353,6 +354,29 @@ def test_unknown_code_is_not_found(store: Store) -> None:
 
 
 # Databases
+
+
+def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(postgres: str) -> None:
+    url = create_database(postgres, "many_ended", template="migrated")
+    store, engine = Store(url), database.make_engine(url)
+    for _ in range(3):
+        job = store.request_cancel(create(store).id)
+        store.mark_archived(job.id)
+    left = store.request_cancel(create(store).id)
+
+    assert [job.id for job in store.unarchived()] == [left.id]
+
+    with engine.connect() as connection:
+        connection.execute(text("SET enable_seqscan = off"))
+        found = connection.execute(
+            text(
+                "EXPLAIN SELECT * FROM jobs WHERE archived_at IS NULL "
+                "AND state IN ('succeeded', 'failed', 'cancelled') ORDER BY id"
+            )
+        ).scalars()
+        assert "ix_jobs_unarchived" in " ".join(found)
+    store.close()
+    engine.dispose()
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(store: Store, database_url: str) -> None:
