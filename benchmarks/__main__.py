@@ -20,6 +20,7 @@ BENCHMARKS = {
     "tracking": "steps per second with every step's metrics in MLflow",
     "sync_bn": "the layer's time, memory and communication, against torch's and other schemes",
     "steps": "steps per second with checkpoints and tracking, against plain DDP under torchrun",
+    "capacity": "what one API, one PostgreSQL, one Ray head and one MLflow carry",
     "recovery": "from a worker's death to the next step, against Ray Train's plain restart",
     "samples_per_device": "test error of BatchNorm and SyncBatchNorm, the same batches on 1 to 16 devices",
 }

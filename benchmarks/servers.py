@@ -36,12 +36,12 @@ def embedded_stack() -> Iterator[Stack]:
     Raises RuntimeError with the end of its log when it does not become ready.
     """
     with _folder() as folder:
-        port = _free_port()
-        up = _syncbn("up", folder, "--port", str(port), "--mlflow-port", str(_free_port()))
+        port = free_port()
+        up = _syncbn("up", folder, "--port", str(port), "--mlflow-port", str(free_port()))
         try:
             url = f"http://127.0.0.1:{port}"
             with Client(url) as client:
-                _wait_until(lambda: _is_ready(client), lambda: up.poll() is None, folder / "up.log")
+                wait_until(lambda: _is_ready(client), lambda: up.poll() is None, folder / "up.log")
             yield Stack(
                 folder=folder,
                 api_url=url,
@@ -57,10 +57,10 @@ def embedded_stack() -> Iterator[Stack]:
 def mlflow_server() -> Iterator[str]:
     """The URL of an MLflow server as the embedded stack starts it; it is ended with the context."""
     with _folder() as folder:
-        server = MlflowServer(State.load(folder), _free_port())
+        server = MlflowServer(State.load(folder), free_port())
         try:
             server.start()
-            _wait_until(server.is_ready, server.is_alive, server.log)
+            wait_until(server.is_ready, server.is_alive, server.log)
             yield f"http://127.0.0.1:{server.port}"
         finally:
             server.end()
@@ -94,7 +94,7 @@ def _end(up: subprocess.Popen[bytes]) -> None:
         up.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -108,7 +108,7 @@ def _is_ready(client: Client) -> bool:
         return False
 
 
-def _wait_until(is_ready: Callable[[], bool], is_alive: Callable[[], bool], log: Path) -> None:
+def wait_until(is_ready: Callable[[], bool], is_alive: Callable[[], bool], log: Path) -> None:
     begun = time.monotonic()
     while not is_ready():
         if not is_alive() or time.monotonic() - begun > SECONDS_TO_START:

@@ -1,0 +1,5 @@
+"""What one API, one PostgreSQL, one Ray head and one MLflow carry."""
+
+from benchmarks.capacity.parts import measure
+
+__all__ = ["measure"]

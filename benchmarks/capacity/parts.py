@@ -1,0 +1,37 @@
+"""All of it, one part after the other: nothing that is measured shares its cores with another measurement."""
+
+from __future__ import annotations
+
+import os
+
+from benchmarks.capacity import head, points, queue, rounds
+from benchmarks.postgres import postgres
+from benchmarks.progress import progress
+from benchmarks.result import Options, Result
+
+NOTES = (
+    "Each part runs once. On two cores the clients, the API and PostgreSQL share what is there: figures are "
+    "what a machine of this size carries, not what the programs could do on a larger one.",
+)
+
+
+def measure(options: Options) -> Result:
+    quick = options.quick
+    total = queue.runs(quick=quick) + rounds.runs(quick=quick) + points.runs() + head.runs(quick=quick)
+    load: list[str] = []
+    with progress("capacity", total) as shown:
+        with postgres() as server:
+            load.append(_load("the API"))
+            parts = queue.measure(server, shown, quick=quick)
+            load.append(_load("the rounds"))
+            parts.append(rounds.measure(server, shown, quick=quick))
+            load.append(_load("MLflow"))
+            parts.append(points.measure(server, shown, quick=quick))
+        load.append(_load("the head"))
+        parts += head.measure(shown, quick=quick)
+    notes = [*NOTES, f"Load of the minute before each part: {', '.join(load)}."]
+    return Result(title="Capacity", notes=notes, parts=parts)
+
+
+def _load(part: str) -> str:
+    return f"{part} {os.getloadavg()[0]:.1f}"

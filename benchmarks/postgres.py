@@ -1,0 +1,89 @@
+"""A PostgreSQL with its default settings, in a folder that goes with it, reached by a Unix socket."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+SECONDS_TO_START = 30.0
+
+
+class Postgres:
+    """A server that runs; `folder` holds its socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def create(self, database: str) -> str:
+        """A new database; returns its URL."""
+        with self.connect("postgres") as admin:
+            admin.execute(f"CREATE DATABASE {database}".encode())
+        return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    def connect(self, database: str) -> psycopg.Connection:
+        return psycopg.connect(host=str(self.folder), user="postgres", dbname=database, autocommit=True)
+
+
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """It waits for the disk at each commit, as one that keeps jobs has to. Ended with the context."""
+    binaries = _binaries()
+    home = Path(tempfile.mkdtemp(prefix="syncbn-pg-"))  # short: a socket's path may have 107 bytes
+    as_user = _as_postgres(home)
+    data = str(home / "data")
+    initdb = [str(binaries / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=home)
+    options = ["-D", data, "-k", str(home), "-c", "listen_addresses="]
+    with (home / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*as_user, str(binaries / "postgres"), *options],
+            cwd=home,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # a Ctrl-C at the terminal is for the benchmark, which then ends it
+        )
+    try:
+        running = Postgres(home)
+        _wait_for(running, server)
+        yield running
+    finally:
+        os.kill(server.pid, signal.SIGINT)  # SIGTERM would wait for every client to go
+        server.wait(60)
+        shutil.rmtree(home)
+
+
+def _binaries() -> Path:
+    for directory in [*os.get_exec_path(), *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]:
+        if all((Path(directory) / name).exists() for name in ("initdb", "postgres")):
+            return Path(directory)
+    raise RuntimeError("needs PostgreSQL: no initdb and postgres on PATH or in /usr/lib/postgresql")
+
+
+def _as_postgres(home: Path) -> list[str]:
+    """PostgreSQL refuses to run as root."""
+    if os.geteuid():
+        return []
+    shutil.chown(home, "postgres")
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+
+
+def _wait_for(running: Postgres, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while True:
+        try:
+            running.connect("postgres").close()
+        except psycopg.OperationalError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((running.folder / "log").read_text()) from None
+            time.sleep(0.05)
+        else:
+            return
