@@ -10,6 +10,8 @@ from typing import Any
 
 import alembic.command
 import alembic.config
+from alembic.script.revision import ResolutionError
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, text
 
 from service.errors import Refused, Unavailable
@@ -52,7 +54,10 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def migrate(engine: Engine) -> None:
-    """Brings the tables up to date. Safe in several processes at once: the others wait, then find it done."""
+    """Brings the tables up to date. Safe in several processes at once: the others wait, then find it done.
+
+    Raises Refused for tables that a newer version has made.
+    """
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with _migrating, writing(engine) as connection:
@@ -61,7 +66,19 @@ def migrate(engine: Engine) -> None:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
+        _upgrade(config)
+
+
+def _upgrade(config: alembic.config.Config) -> None:
+    try:
         alembic.command.upgrade(config, "head")
+    except CommandError as error:
+        if isinstance(error.__cause__, ResolutionError):
+            raise Refused(
+                "the tables are those of a newer version of this software: run that version, or put back a "
+                "backup from before it"
+            ) from error
+        raise
 
 
 def _sqlite_engine(url: str) -> Engine:

@@ -389,6 +389,19 @@ def test_the_migrations_make_the_tables_that_the_code_uses(store: Store, databas
     assert difference == []
 
 
+def test_tables_of_a_newer_version_are_refused_and_stay(store: Store, database_url: str) -> None:
+    engine = database.make_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    with pytest.raises(Refused, match="newer version"):
+        store.migrate()
+
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
+    engine.dispose()
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_several_processes_may_migrate_an_empty_database_at_once(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
