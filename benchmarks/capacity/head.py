@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -38,15 +39,13 @@ OTHERS = {
     "ray::_AutoscalingCoordinatorActor": "Ray's autoscaling coordinator",
     "gcs_server": "GCS",
     "raylet/raylet": "raylet",
-    "dashboard/dashboard.py": "dashboard",
-    "ray-dashboard": "dashboard",
-    "agent.py": "agents",
+    "dashboard": "dashboard",
     "ray::DashboardAgent": "agents",
     "ray::RuntimeEnvAgent": "agents",
     "ray::IDLE": "idle workers",
     "mlflow": "MLflow",
-    "uvicorn": "MLflow",
 }
+SHELL = "/bin/sh -c"
 NOTES = (
     "`syncbn up`, and on it jobs of recipes/digits.yaml with one worker of 0.1 CPUs that train without end. "
     "Memory in MiB: what is a process's own (USS), and with its share of what it has in common with others "
@@ -123,17 +122,27 @@ def _until_all_train(client: Client, jobs: list[str]) -> None:
 def _processes(stack: Stack) -> Mapping[str, list[Memory]]:
     """By what they are: the memory of each process of the stack but that of the service itself."""
     found: dict[str, list[Memory]] = defaultdict(list)
-    for process in marked(stack.folder):
+    for process in _below(marked(stack.folder)):
         try:
-            memory = process.memory_full_info()
-            name = _name(" ".join(process.cmdline()))
+            memory, command = process.memory_full_info(), " ".join(process.cmdline())
         except psutil.Error:  # gone
             continue
-        found[name].append(Memory(uss=memory.uss / 2**20, pss=memory.pss / 2**20))
+        found[_name(command)].append(Memory(uss=memory.uss / 2**20, pss=memory.pss / 2**20))
     return found
 
 
+def _below(processes: Iterable[psutil.Process]) -> Iterable[psutil.Process]:
+    """Them and their descendants: a process that gives itself a long title loses what marks it."""
+    found: dict[int, psutil.Process] = {}
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            found |= {one.pid: one for one in (process, *process.children(recursive=True))}
+    return found.values()
+
+
 def _name(command: str) -> str:
+    if command.startswith(SHELL):  # of the driver: a megabyte
+        return "other"
     known = (name for part, name in (ON_THE_HEAD | OTHERS).items() if part in command)
     return next(known, "other")
 
