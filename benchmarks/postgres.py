@@ -18,10 +18,10 @@ SECONDS_TO_START = 30.0
 
 
 class Postgres:
-    """A server that runs; `folder` holds its socket."""
+    """A server that runs as `pid`; `folder` holds its socket."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, pid: int) -> None:
+        self.folder, self.pid = folder, pid
 
     def create(self, database: str) -> str:
         """A new database; returns its URL."""
@@ -52,7 +52,7 @@ def postgres() -> Iterator[Postgres]:
             start_new_session=True,  # a Ctrl-C at the terminal is for the benchmark, which then ends it
         )
     try:
-        running = Postgres(home)
+        running = Postgres(home, server.pid)
         _wait_for(running, server)
         yield running
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from benchmarks.capacity import cpu
 from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
@@ -49,21 +50,36 @@ def runs() -> int:
 def measure(server: Postgres, shown: Progress, *, quick: bool) -> Result:
     points = BATCH * (QUICK_POINTS if quick else POINTS)
     table = []
-    with tempfile.TemporaryDirectory(prefix="capacity-") as folder, _mlflow(server, Path(folder)) as uri:
+    with (
+        tempfile.TemporaryDirectory(prefix="capacity-") as folder,
+        _mlflow(server, Path(folder)) as (uri, pid),
+    ):
         client = MlflowClient(tracking_uri=uri)
         experiment = client.create_experiment("capacity")
         _send(uri, client.create_run(experiment).info.run_id, METRICS)  # the first request takes longest
         for runs in RUNS:
             shown.doing(f"{runs} trackers")
             ids = [client.create_run(experiment).info.run_id for _ in range(runs)]
-            begun = time.perf_counter()
+            before, begun = [cpu.seconds(one) for one in (pid, server.pid)], time.perf_counter()
             with ThreadPoolExecutor(runs) as pool:
                 list(pool.map(lambda run_id: _send(uri, run_id, points), ids))
             pace = runs * points / (time.perf_counter() - begun)
-            table.append((str(runs), f"{pace:,.0f}", f"{pace / BATCH:.1f}"))
+            after = [cpu.seconds(one) for one in (pid, server.pid)]
+            took = [
+                1000 * (now - then) / (runs * points / 1000) for then, now in zip(before, after, strict=True)
+            ]
+            table.append(
+                (str(runs), f"{pace:,.0f}", f"{pace / BATCH:.1f}", *(f"{each:.0f}" for each in took))
+            )
             shown.done(f"{runs} trackers: {pace:,.0f} points/s")
     notes = [note.format(points=points // BATCH) for note in NOTES]
-    columns = ("runs at once", "points per second", "requests per second")
+    columns = (
+        "runs at once",
+        "points per second",
+        "requests per second",
+        "CPU of MLflow, ms a 1,000 points",
+        "CPU of PostgreSQL, ms a 1,000 points",
+    )
     return Result(title="Points to MLflow", columns=columns, rows=table, notes=notes)
 
 
@@ -76,11 +92,12 @@ def _send(uri: str, run_id: str, points: int) -> None:
 
 
 @contextmanager
-def _mlflow(server: Postgres, folder: Path) -> Iterator[str]:
+def _mlflow(server: Postgres, folder: Path) -> Iterator[tuple[str, int]]:
+    """Its URL and its process."""
     mlflow = OverPostgres(State.load(folder), free_port(), server.create("mlflow"))
     try:
         mlflow.start()
         wait_until(mlflow.is_ready, mlflow.is_alive, mlflow.log)
-        yield f"http://127.0.0.1:{mlflow.port}"
+        yield f"http://127.0.0.1:{mlflow.port}", mlflow.known["pid"]
     finally:
         mlflow.end()
