@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 
 from benchmarks.capacity import cpu
 from benchmarks.postgres import Postgres
@@ -20,12 +22,15 @@ from service.processes import State
 from service.servers import MlflowServer
 from training.mlflow_tracking import BATCH, MlflowTracker
 
-RUNS, POINTS, QUICK_POINTS = (1, 4), 20, 3
+RUNS, REQUESTS, QUICK_REQUESTS = (1, 4), 20, 3
 METRICS = 2
+SMALL, SMALL_REQUESTS, QUICK_SMALL_REQUESTS = 20, 60, 10
 NOTES = (
-    f"`mlflow server --workers 2`, its tables in PostgreSQL. Each tracker has {{points}} requests of {BATCH} "
-    f"points of {METRICS} metrics in its spool and sends them as fast as the server takes them; trackers in "
-    "threads of one process on the same cores.",
+    "`mlflow server --workers 2`, its tables in PostgreSQL. Runs in threads of one process, same cores.",
+    f"Requests of {BATCH} points: what a tracker sends that has many in its spool, {{large}} a run, as fast "
+    "as the server takes them.",
+    f"Of {SMALL}: the same call with what comes together every two seconds of a job with five steps a second "
+    f"and {METRICS} metrics, {{small}} a run.",
 )
 
 
@@ -44,11 +49,11 @@ class OverPostgres(MlflowServer):
 
 
 def runs() -> int:
-    return len(RUNS)
+    return 2 * len(RUNS)
 
 
 def measure(server: Postgres, shown: Progress, *, quick: bool) -> Result:
-    points = BATCH * (QUICK_POINTS if quick else POINTS)
+    large, small = (QUICK_REQUESTS, QUICK_SMALL_REQUESTS) if quick else (REQUESTS, SMALL_REQUESTS)
     table = []
     with (
         tempfile.TemporaryDirectory(prefix="capacity-") as folder,
@@ -56,39 +61,47 @@ def measure(server: Postgres, shown: Progress, *, quick: bool) -> Result:
     ):
         client = MlflowClient(tracking_uri=uri)
         experiment = client.create_experiment("capacity")
-        _send(uri, client.create_run(experiment).info.run_id, METRICS)  # the first request takes longest
-        for runs in RUNS:
-            shown.doing(f"{runs} trackers")
+        _send_large(uri, client.create_run(experiment).info.run_id, 1)  # the first request takes longest
+        sizes = ((BATCH, large, _send_large), (SMALL, small, _send_small))
+        for (points, requests, send), runs in product(sizes, RUNS):
+            shown.doing(f"requests of {points} points, {runs} runs")
             ids = [client.create_run(experiment).info.run_id for _ in range(runs)]
-            before, begun = [cpu.seconds(one) for one in (pid, server.pid)], time.perf_counter()
+            pids = (pid, server.pid)
+            before, begun = [cpu.seconds(one) for one in pids], time.perf_counter()
             with ThreadPoolExecutor(runs) as pool:
-                list(pool.map(lambda run_id: _send(uri, run_id, points), ids))
-            pace = runs * points / (time.perf_counter() - begun)
-            after = [cpu.seconds(one) for one in (pid, server.pid)]
-            took = [
-                1000 * (now - then) / (runs * points / 1000) for then, now in zip(before, after, strict=True)
-            ]
-            table.append(
-                (str(runs), f"{pace:,.0f}", f"{pace / BATCH:.1f}", *(f"{each:.0f}" for each in took))
-            )
-            shown.done(f"{runs} trackers: {pace:,.0f} points/s")
-    notes = [note.format(points=points // BATCH) for note in NOTES]
+                list(pool.map(send, [uri] * runs, ids, [requests] * runs))
+            pace = runs * requests / (time.perf_counter() - begun)
+            took = [cpu.seconds(one) - then for one, then in zip(pids, before, strict=True)]
+            each = (f"{1000 * seconds / runs / requests:.0f}" for seconds in took)
+            table.append((str(points), str(runs), f"{pace:.1f}", f"{pace * points:,.0f}", *each))
+            shown.done(f"requests of {points} points, {runs} runs: {pace:.1f}/s")
     columns = (
-        "runs at once",
-        "points per second",
+        "points a request",
+        "runs",
         "requests per second",
-        "CPU of MLflow, ms a 1,000 points",
-        "CPU of PostgreSQL, ms a 1,000 points",
+        "points per second",
+        "CPU of MLflow, ms a request",
+        "CPU of PostgreSQL, ms a request",
     )
+    notes = [note.format(large=large, small=small) for note in NOTES]
     return Result(title="Points to MLflow", columns=columns, rows=table, notes=notes)
 
 
-def _send(uri: str, run_id: str, points: int) -> None:
+def _send_large(uri: str, run_id: str, requests: int) -> None:
     """Returns when the server has all of them."""
     tracker = MlflowTracker(uri, run_id, params={}, tags={})
-    for step in range(1, points // METRICS + 1):
-        tracker.log(step, 0, {f"metric_{number}": 1 / step for number in range(METRICS)})
+    for number in range(requests * BATCH):
+        tracker.log(1 + number // METRICS, 0, {f"metric_{number % METRICS}": 1 / (1 + number)})
     tracker.close()
+
+
+def _send_small(uri: str, run_id: str, requests: int) -> None:
+    client = MlflowClient(tracking_uri=uri)
+    for request in range(requests):
+        now = int(time.time() * 1000)
+        steps = range(request * SMALL, (request + 1) * SMALL)
+        metrics = [Metric(f"metric_{step % METRICS}", 1.0, now, 1 + step // METRICS) for step in steps]
+        client.log_batch(run_id, metrics=metrics)
 
 
 @contextmanager
