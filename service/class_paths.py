@@ -10,6 +10,7 @@ import ast
 import difflib
 import importlib.util
 import io
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from training.spec import ClassSpec, Problem, Spec
 _STAR_DEPTH = 5
 _MAX_SOURCE = 2**20  # a tree takes a hundred times its source's memory
 _COMPILED = (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)
+_parsing = threading.Lock()
+"""Python before 3.11.8 and 3.12.2 has one count of the depth of all trees that are being built: of two
+threads that parse at once, one may get a SystemError (gh-106905)."""
 _MAKES_NAMES = {"globals", "locals", "vars", "exec"}
 
 
@@ -184,7 +188,9 @@ def _names(module: Module, places: Sequence[Place], depth: int) -> set[str] | No
     if module.source is None or len(module.source) > _MAX_SOURCE or not depth:
         return None
     try:
-        return _names_in(ast.parse(module.source), module, places, depth)
+        with _parsing:
+            tree = ast.parse(module.source)
+        return _names_in(tree, module, places, depth)
     except (RecursionError, MemoryError):  # nesting without end
         return None
 

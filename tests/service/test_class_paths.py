@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -208,3 +211,20 @@ def test_checking_imports_nothing() -> None:
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
     assert not {"torch", "torchmetrics", "numpy"} & set(json.loads(output))
+
+
+def test_no_two_threads_parse_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, inside, most = ast.parse, [0], [0]
+
+    def watched(source: bytes) -> ast.Module:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.01)
+        inside[0] -= 1
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", watched)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(check_class_path, ["training.models.ConvNet"] * 8)) == {None}
+
+    assert most == [1]
