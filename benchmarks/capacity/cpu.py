@@ -8,11 +8,11 @@ import psutil
 
 
 def seconds(pid: int) -> float:
-    """CPU time of the process and everything below it that still runs, so far."""
+    """CPU time of the process and everything below it so far, also of what has ended."""
     total = 0.0
     process = psutil.Process(pid)
     for one in (process, *process.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             times = one.cpu_times()
-            total += times.user + times.system
+            total += times.user + times.system + times.children_user + times.children_system
     return total
