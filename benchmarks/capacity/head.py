@@ -22,7 +22,7 @@ from service.ray_jobs import RayJobs
 from training.spec import load_yaml, override
 
 RUNNING, QUICK_RUNNING = (1, 2, 4), (1,)
-SECONDS_TO_TRAIN = 240.0
+SECONDS_TO_TRAIN = 480.0
 REST_SECONDS = 5.0  # for what only starts a job to end
 QUESTIONS = 50
 ON_THE_HEAD = {
