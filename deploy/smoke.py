@@ -15,30 +15,28 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
-from service.client import Client, Job, ServerUnreachable
+from service.client import Client, Job, RequestError, ServerUnreachable
 
-STEPS = 400
 SPEC: dict[str, Any] = {
     "name": "smoke",
     "model": {"class_path": "training.models.ConvNet", "init_args": {"widths": [16, 32]}},
     "data": {"class_path": "training.data.Digits"},
-    "training": {"global_batch_size": 64, "max_steps": STEPS, "checkpoint": {"every_steps": 20}},
+    "training": {"global_batch_size": 64, "max_steps": 400, "checkpoint": {"every_steps": 20}},
     "resources": {"workers": 2, "cpus_per_worker": 1},
     "retries": 5,
     "tracking": {"experiment": "smoke"},
 }
-DISTURB_AT = 60
-SECONDS = 600.0
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,33 +49,55 @@ class Check:
 
 @dataclass(kw_only=True)
 class Smoke:
-    """`kill_worker` kills what runs one of the ranks, `restart` a service; both return when they have."""
+    """`kill_worker` kills what runs one of the ranks, `restart` a service; both return when they have.
+
+    `disturb_at`: the step of a job from which on they are called. `seconds`: what anything may take.
+    """
 
     client: Client
     mlflow_url: str
     kill_worker: Callable[[], object]
     restart: Callable[[str], object]
+    spec: Mapping[str, Any] = field(default_factory=SPEC.copy)
+    disturb_at: int = 60
+    seconds: float = 600.0
     checks: list[Check] = field(default_factory=list)
 
-    def run(self) -> bool:
-        """Makes all checks, those after a failed one included; whether all were good."""
-        self._check("a request without a key", self._refused_without_key)
-        first = self._job("a job on two workers")
-        if first is not None:
-            self._check("  each in a container of its own", lambda: self._addresses(first))
-            self._check("  its run in MLflow", lambda: self._run_in_mlflow(first))
-            self._check("  its model, loaded from there", lambda: self._model_in_mlflow(first))
-        killed = self._job("a worker's container is killed", self.kill_worker)
-        if killed is not None:
-            self._check("  the job goes on from a checkpoint", lambda: self._resumed(killed))
-        restarted = [
-            self._job(f"{what} is restarted", partial(self.restart, name))
-            for what, name in (("the API", "api"), ("the database", "postgres"))
-        ]
-        if first is not None:
-            for job in filter(None, [killed, *restarted]):
-                self._check(f"  losses of {job.id}", partial(self._same_losses, first, job))
+    @property
+    def good(self) -> bool:
         return all(check.good for check in self.checks)
+
+    def run(self) -> None:
+        """Makes all checks, those after a failed one included."""
+        self.ask_without_key()
+        first = self.undisturbed()
+        others = [self.killed(), self.restarted("the API", "api"), self.restarted("the database", "postgres")]
+        if first is not None:
+            self.compare(first, filter(None, others))
+
+    def ask_without_key(self) -> None:
+        self._check("a request without a key", self._refused_without_key)
+
+    def undisturbed(self) -> Job | None:
+        job = self._job("a job on two workers")
+        if job is not None:
+            self._check("  each in a container of its own", lambda: self._addresses(job))
+            self._check("  its run in MLflow", lambda: self._run_in_mlflow(job))
+            self._check("  its model, loaded from there", lambda: self._model_in_mlflow(job))
+        return job
+
+    def killed(self) -> Job | None:
+        job = self._job("a worker's container is killed", self.kill_worker)
+        if job is not None:
+            self._check("  the job goes on from a checkpoint", lambda: self._resumed(job))
+        return job
+
+    def restarted(self, what: str, name: str) -> Job | None:
+        return self._job(f"{what} is restarted", partial(self.restart, name))
+
+    def compare(self, first: Job, others: Iterable[Job]) -> None:
+        for job in others:
+            self._check(f"  losses of {job.id}", partial(self._same_losses, first, job))
 
     def table(self) -> Table:
         table = Table("CHECK", "", "FOUND", "S", box=None)
@@ -100,10 +120,10 @@ class Smoke:
         done: list[Job] = []
 
         def follow() -> str:
-            job = self.client.submit(SPEC)
+            job = self.client.submit(self.spec)
             if disturb is not None:
                 step = self._disturbed(job, disturb)
-            job = self.client.wait(job.id, timeout=SECONDS)
+            job = self.client.wait(job.id, timeout=self.seconds)
             _expect(job.state == "succeeded", f"{job.id} {job.state}: {job.reason}")
             done.append(job)
             return f"{job.id} succeeded" + (f"; disturbed at step {step}" if disturb else "")
@@ -112,27 +132,39 @@ class Smoke:
         return done[0] if done else None
 
     def _disturbed(self, job: Job, disturb: Callable[[], object]) -> int:
-        for seen in self.client.follow(job.id):
+        def step() -> int:
+            seen = self.client.job(job.id)
             _expect(not seen.ended, f"{job.id} {seen.state} before it could be disturbed: {seen.reason}")
-            if seen.progress is not None and seen.progress.step >= DISTURB_AT:
-                disturb()
-                self._until_ready()
-                return seen.progress.step
-        raise AssertionError  # the last one has ended
+            reached = seen.progress.step if seen.progress else 0
+            return reached if reached >= self.disturb_at else 0
 
-    def _until_ready(self) -> None:
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            with suppress(ServerUnreachable):
-                if self.client.ready():
-                    return
+        reached = self._until(step, f"{job.id} did not come to step {self.disturb_at}")
+        disturb()
+        self._until(self._is_ready, "not ready after a part of it was taken away")
+        return reached
+
+    def _is_ready(self) -> bool:
+        with suppress(ServerUnreachable):
+            return self.client.ready()
+        return False
+
+    def _until(self, look: Callable[[], Found], otherwise: str) -> Found:
+        """What `look` finds, once that is true."""
+        deadline = time.monotonic() + self.seconds
+        while not (found := look()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{otherwise}, in {self.seconds:g} s")
             time.sleep(0.5)
-        raise TimeoutError(f"not ready {SECONDS:g} s after a part of it was taken away")
+        return found
 
     def _refused_without_key(self) -> str:
-        status = httpx.get(f"{self.client.url}/v1/jobs", trust_env=False).status_code
-        _expect(status == 401, f"answered with {status}")
-        return "refused"
+        with Client(self.client.url) as stranger:
+            try:
+                list(stranger.jobs(limit=1))
+            except RequestError as error:
+                _expect(error.status == 401, f"HTTP {error.status}: {error}")
+                return "refused"
+        raise AssertionError(f"{self.client.url} told a stranger about its jobs")
 
     def _addresses(self, job: Job) -> str:
         found = re.findall(r"\(ip=([^,]+), pid=\d+\) world_rank=", self.client.logs(job.id))
@@ -149,21 +181,24 @@ class Smoke:
             [(point.step, point.value) for point in self.client.metrics(job.id, ["train_loss"])]
             for job in (first, other)
         )
-        _expect([step for step, _ in found] == list(range(1, STEPS + 1)), "not every step once")
+        steps = self.spec["training"]["max_steps"]
+        _expect([step for step, _ in found] == list(range(1, steps + 1)), "not every step once")
         differ = [step for (step, loss), (_, before) in zip(found, expected, strict=True) if loss != before]
         _expect(not differ, f"differ from {first.id} at steps {differ[:5]}")
-        return f"{STEPS} steps, each once, equal to the last bit"
+        return f"{steps} steps, each once, equal to the last bit"
 
     def _run_in_mlflow(self, job: Job) -> str:
+        run_id = _run_id(job)
         with self._mlflow() as mlflow:
-            run = mlflow.get_run(_run_id(job))
+            run = mlflow.get_run(run_id)
             _expect(run.info.status == "FINISHED", run.info.status)
-            names = [file.path for file in mlflow.list_artifacts(run.info.run_id)]
+            names = [file.path for file in mlflow.list_artifacts(run_id)]
             _expect("curves.png" in names, f"artifacts: {names}")
             return f"{run.info.status}; {', '.join(names)}"
 
     def _model_in_mlflow(self, job: Job) -> str:
         """Loads it and tests it here: the accuracy must be the one that the run says."""
+        run_id = _run_id(job)
         import torch
         from torch.utils.data import DataLoader
 
@@ -172,7 +207,7 @@ class Smoke:
         with self._mlflow():
             from mlflow.pytorch import load_model
 
-            model = load_model(f"runs:/{_run_id(job)}/model").eval()
+            model = load_model(f"runs:/{run_id}/model").eval()
         data = Digits()
         data.setup("test")
         images, labels = next(iter(DataLoader(data.test, batch_size=1000)))
@@ -184,6 +219,7 @@ class Smoke:
 
     @contextmanager
     def _mlflow(self) -> Iterator[Any]:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import mlflow
 
         mlflow.set_tracking_uri(self.mlflow_url)
@@ -197,10 +233,11 @@ class Compose:
         self.command = shlex.split(command)
 
     def kill_worker(self) -> None:
-        container = self._run(*self.command, "ps", "-q", "ray-worker").split()[0]
-        self._run("docker", "kill", container)
+        containers = self._run(*self.command, "ps", "-q", "ray-worker").split()
+        _expect(bool(containers), "no container of ray-worker")
+        self._run("docker", "kill", containers[0])
         # A restart policy takes a kill by hand for what somebody wanted: this is the new machine that comes.
-        self._run("docker", "start", container)
+        self._run("docker", "start", containers[0])
 
     def restart(self, service: str) -> None:
         self._run(*self.command, "restart", service)
@@ -230,9 +267,9 @@ def main() -> int:
         smoke = Smoke(
             client=client, mlflow_url=mlflow_url, kill_worker=compose.kill_worker, restart=compose.restart
         )
-        good = smoke.run()
+        smoke.run()
     Console(width=None if sys.stdout.isatty() else 150).print(smoke.table())
-    return 0 if good else 1
+    return 0 if smoke.good else 1
 
 
 if __name__ == "__main__":

@@ -21,3 +21,10 @@ def documents(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def all_pods(documents: list[Document]) -> list[Pod]:
     return pods(documents)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(
+        "not run here: the image's build and the smoke test on containers (make cluster-up cluster-smoke), "
+        "which need a container engine"
+    )

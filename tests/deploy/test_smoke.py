@@ -1,0 +1,303 @@
+"""The smoke test's logic, without containers: what it says of a cluster that is not as it should be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.smoke import SPEC, Compose, Smoke
+from service.client import Client, Job
+from service.jobs import State
+from service.results import Progress, Run
+from tests.e2e.stack import ENVIRONMENT, free_port
+from tests.service.live_api import FaultyApp, LiveServer, Service, live_service
+
+SCRIPT = Path(__file__).parents[2] / "deploy" / "smoke.py"
+STEPS, HALF = 8, 4
+KEY = "the-key-of-these-tests"
+ADDRESSES = ("10.0.0.4", "10.0.0.5")
+
+
+class PlayedCluster(Client):
+    """A client; what the cluster would make of each job that is submitted, this plays itself.
+
+    The first half of each job when it is submitted, the other when `finish` is called: for all but the first,
+    by what disturbs them. `value`: the loss of a job, counted from 1, at a step. `goes_on`: what a job prints
+    that was disturbed. No job has a run in MLflow, as far as its answers tell.
+    """
+
+    def __init__(self, service: Service, value: Callable[[int, int], float]) -> None:
+        super().__init__(service.url, KEY)
+        self.service, self.value = service, value
+        self.submitted: list[tuple[str, Run]] = []
+        self.disturbed: list[str] = []
+        self.goes_on = f"going on from the checkpoint of step {HALF}\n"
+
+    def submit(self, spec: Mapping[str, Any] | str, idempotency_key: str | None = None) -> Job:
+        job = super().submit(spec, idempotency_key)
+        self.submitted.append((job.id, self.service.start_job(job.id)))
+        for rank, address in enumerate(ADDRESSES):
+            self.service.print(job.id, f"(TrainWorker pid=7) - (ip={address}, pid=7) world_rank={rank}\n")
+        self._train(1, HALF)
+        if len(self.submitted) == 1:
+            self.finish()
+        return job
+
+    def disturb(self, what: str) -> None:
+        self.disturbed.append(what)
+        self.service.print(self.submitted[-1][0], self.goes_on)
+        self.finish()
+
+    def finish(self) -> None:
+        self._train(HALF + 1, STEPS)
+        self.service.end_job(self.submitted[-1][0], State.SUCCEEDED)
+
+    def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5) -> Job:
+        return super().wait(job_id, timeout, poll).model_copy(update={"mlflow": None})
+
+    def _train(self, first: int, last: int) -> None:
+        number, (_, run) = len(self.submitted), self.submitted[-1]
+        results = self.service.results
+        for step in range(first, last + 1):
+            results.log(run, "train_loss", step, self.value(number, step))
+        results.progress[run.run_id] = Progress(step=last, total_steps=STEPS, epoch=0, eta_seconds=None)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with LiveServer(FaultyApp()) as server, live_service(server, tmp_path, api_key=KEY) as service:
+        yield service
+
+
+@pytest.fixture
+def played(service: Service) -> Iterator[PlayedCluster]:
+    with PlayedCluster(service, lambda _, step: 1 / step) as played:
+        yield played
+
+
+def smoke_on(played: PlayedCluster, *, seconds: float = 20) -> Smoke:
+    return Smoke(
+        client=played,
+        mlflow_url="http://mlflow.invalid",
+        kill_worker=lambda: played.disturb("a worker"),
+        restart=played.disturb,
+        spec={**SPEC, "training": {**SPEC["training"], "max_steps": STEPS}},
+        disturb_at=HALF,
+        seconds=seconds,
+    )
+
+
+def failed(smoke: Smoke) -> dict[str, str]:
+    return {check.what.strip(): check.found for check in smoke.checks if not check.good}
+
+
+def ids(played: PlayedCluster) -> list[str]:
+    return [job_id for job_id, _ in played.submitted]
+
+
+def test_a_good_cluster_is_disturbed_three_times_and_passes(played: PlayedCluster) -> None:
+    smoke = smoke_on(played)
+
+    smoke.run()
+
+    assert played.disturbed == ["a worker", "api", "postgres"]
+    no_run = "AssertionError: the job has no run"
+    assert failed(smoke) == {"its run in MLflow": no_run, "its model, loaded from there": no_run}
+    assert {check.what.strip(): check.found for check in smoke.checks if check.good} == {
+        "a request without a key": "refused",
+        "a job on two workers": f"{ids(played)[0]} succeeded",
+        "each in a container of its own": " and ".join(ADDRESSES),
+        "a worker's container is killed": f"{ids(played)[1]} succeeded; disturbed at step {HALF}",
+        "the job goes on from a checkpoint": f"of step {HALF}",
+        "the API is restarted": f"{ids(played)[2]} succeeded; disturbed at step {HALF}",
+        "the database is restarted": f"{ids(played)[3]} succeeded; disturbed at step {HALF}",
+    } | {f"losses of {job}": f"{STEPS} steps, each once, equal to the last bit" for job in ids(played)[1:]}
+    assert not smoke.good
+
+
+def test_a_loss_that_differs_in_its_last_bit_is_found(played: PlayedCluster) -> None:
+    played.value = lambda number, step: 1 / step + (2**-53 if (number, step) == (2, 5) else 0)
+    smoke = smoke_on(played)
+
+    smoke.run()
+
+    first, killed, api, database = ids(played)
+    assert failed(smoke)[f"losses of {killed}"] == f"AssertionError: differ from {first} at steps [5]"
+    assert not {f"losses of {api}", f"losses of {database}"} & failed(smoke).keys()
+
+
+@pytest.mark.parametrize("steps", [range(1, STEPS), [*range(1, STEPS + 1), 5]], ids=["missing", "twice"])
+def test_a_step_that_is_missing_or_there_twice_is_found(played: PlayedCluster, steps: list[int]) -> None:
+    smoke = smoke_on(played)
+    first, other = smoke.undisturbed(), smoke.restarted("the API", "api")
+    assert first is not None
+    assert other is not None
+    _, run = played.submitted[1]
+    played.service.results.points[run.run_id].clear()
+    for step in steps:
+        played.service.results.log(run, "train_loss", step, 1 / step)
+
+    smoke.compare(first, [other])
+
+    assert failed(smoke)[f"losses of {other.id}"] == "AssertionError: not every step once"
+
+
+def test_a_job_that_began_anew_did_not_go_on_from_a_checkpoint(played: PlayedCluster) -> None:
+    played.goes_on = "going on from the checkpoint of step 0\n"
+    smoke = smoke_on(played)
+    smoke.undisturbed()
+
+    smoke.killed()
+
+    assert (
+        failed(smoke)["the job goes on from a checkpoint"] == "AssertionError: its log tells of no checkpoint"
+    )
+
+
+def test_a_job_that_fails_is_shown_with_its_reason_and_the_others_still_run(played: PlayedCluster) -> None:
+    smoke = smoke_on(played)
+    store = played.service.store
+    smoke.kill_worker = lambda: store.move(store.get(ids(played)[-1]), State.FAILED, reason="rank 1 hung")
+
+    smoke.run()
+
+    found = failed(smoke)["a worker's container is killed"]
+    assert found == f"AssertionError: {ids(played)[1]} failed: rank 1 hung"
+    assert played.disturbed == ["api", "postgres"]
+    assert "losses" in smoke.checks[-1].what
+
+
+def test_a_job_that_ends_before_it_is_disturbed_proves_nothing(played: PlayedCluster) -> None:
+    smoke = smoke_on(played)
+    smoke.disturb_at = STEPS
+    smoke.undisturbed()
+    played.submitted.pop()
+
+    assert smoke.killed() is None
+
+    assert "succeeded before it could be disturbed" in failed(smoke)["a worker's container is killed"]
+    assert played.disturbed == []
+
+
+def test_a_job_that_comes_to_no_step_is_given_up(played: PlayedCluster) -> None:
+    smoke = smoke_on(played, seconds=1)
+    smoke.disturb_at = HALF + 1
+    smoke.undisturbed()
+
+    assert smoke.restarted("the API", "api") is None
+
+    assert failed(smoke)["the API is restarted"] == (
+        f"TimeoutError: {ids(played)[1]} did not come to step {HALF + 1}, in 1 s"
+    )
+
+
+def test_a_cluster_that_does_not_come_back_is_given_up(played: PlayedCluster) -> None:
+    smoke = smoke_on(played, seconds=1)
+    smoke.undisturbed()
+
+    def away(_: str) -> None:
+        played.service.cluster.unreachable = True
+
+    smoke.restart = away
+
+    assert smoke.restarted("the API", "api") is None
+
+    assert failed(smoke)["the API is restarted"] == (
+        "TimeoutError: not ready after a part of it was taken away, in 1 s"
+    )
+
+
+def test_workers_in_one_container_are_found(played: PlayedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ADDRESSES", ("10.0.0.4", "10.0.0.4"))
+    smoke = smoke_on(played)
+    smoke.undisturbed()
+
+    assert failed(smoke)["each in a container of its own"] == (
+        "AssertionError: addresses: ['10.0.0.4', '10.0.0.4']"
+    )
+
+
+def test_an_api_that_serves_strangers_is_found(tmp_path: Path) -> None:
+    with (
+        LiveServer(FaultyApp()) as server,
+        live_service(server, tmp_path) as service,
+        PlayedCluster(service, lambda *_: 0.0) as played,
+    ):
+        smoke = smoke_on(played)
+        smoke.ask_without_key()
+
+    assert failed(smoke) == {
+        "a request without a key": f"AssertionError: {service.url} told a stranger about its jobs"
+    }
+
+
+def test_where_nothing_listens_every_line_says_so_and_the_exit_code_is_1() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    told = {"SYNCBN_URL": url, "SYNCBN_API_KEY": KEY, "MLFLOW_URL": url, "COMPOSE": "no-such-command"}
+
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT)],
+        env=ENVIRONMENT | told,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr == ""
+    said, _, table = done.stdout.partition("CHECK")
+    checks = [line for line in said.splitlines() if line.endswith(" …")]
+    assert len(checks) == 5
+    assert said.count(f"no syncbn server answers at {url}") == 5
+    assert table.count("FAILED") == 5
+    assert " ok " not in table
+
+
+def commands(folder: Path, **scripts: str) -> str:
+    """A folder of commands that note how they were called."""
+    for name, script in scripts.items():
+        path = folder / name.replace("_", "-")
+        path.write_text(f'#!/bin/sh\necho "{path.name} $*" >>{folder}/called\n{script}\n')
+        path.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_one_container_of_the_workers_is_killed_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", commands(tmp_path, docker_compose="echo one; echo two", docker=""))
+
+    Compose("docker-compose -p mine").kill_worker()
+
+    assert (tmp_path / "called").read_text().splitlines() == [
+        "docker-compose -p mine ps -q ray-worker",
+        "docker kill one",
+        "docker start one",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("echo 'the engine is away' >&2; exit 3", "docker-compose ps -q ray-worker: the engine is away"),
+        ("", "no container of ray-worker"),
+    ],
+)
+def test_what_compose_says_is_what_the_check_found(
+    played: PlayedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, found: str
+) -> None:
+    monkeypatch.setenv("PATH", commands(tmp_path, docker_compose=script))
+    smoke = smoke_on(played)
+    smoke.undisturbed()
+    smoke.kill_worker = Compose("docker-compose").kill_worker
+
+    assert smoke.killed() is None
+
+    assert failed(smoke)["a worker's container is killed"] == f"AssertionError: {found}"
