@@ -1,4 +1,4 @@
-"""A PostgreSQL with its default settings, in a folder that goes with it, reached by a Unix socket."""
+"""A PostgreSQL of our own, in a folder that goes with it, reached by a Unix socket."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ import psycopg
 SECONDS_TO_START = 30.0
 
 
+class NotInstalled(RuntimeError):
+    """There is no PostgreSQL here."""
+
+
 class Postgres:
     """A server that runs as `pid`; `folder` holds its socket."""
 
     def __init__(self, folder: Path, pid: int) -> None:
         self.folder, self.pid = folder, pid
 
-    def create(self, database: str) -> str:
+    def create(self, database: str, *, template: str = "template1") -> str:
         """A new database; returns its URL."""
         with self.connect("postgres") as admin:
-            admin.execute(f"CREATE DATABASE {database}".encode())
+            admin.execute(f"CREATE DATABASE {database} TEMPLATE {template}".encode())
         return f"postgresql://postgres@/{database}?host={self.folder}"
 
     def connect(self, database: str) -> psycopg.Connection:
@@ -34,15 +38,19 @@ class Postgres:
 
 
 @contextmanager
-def postgres() -> Iterator[Postgres]:
-    """It waits for the disk at each commit, as one that keeps jobs has to. Ended with the context."""
+def postgres(**settings: str) -> Iterator[Postgres]:
+    """With the default `settings` it waits for the disk at each commit. Ended with the context.
+
+    Raises NotInstalled.
+    """
     binaries = _binaries()
     home = Path(tempfile.mkdtemp(prefix="syncbn-pg-"))  # short: a socket's path may have 107 bytes
     as_user = _as_postgres(home)
     data = str(home / "data")
-    initdb = [str(binaries / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    initdb = [str(binaries / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "-N"]
     subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=home)
     options = ["-D", data, "-k", str(home), "-c", "listen_addresses="]
+    options += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     with (home / "log").open("wb") as log:
         server = subprocess.Popen(
             [*as_user, str(binaries / "postgres"), *options],
@@ -65,7 +73,7 @@ def _binaries() -> Path:
     for directory in [*os.get_exec_path(), *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]:
         if all((Path(directory) / name).exists() for name in ("initdb", "postgres")):
             return Path(directory)
-    raise RuntimeError("needs PostgreSQL: no initdb and postgres on PATH or in /usr/lib/postgresql")
+    raise NotInstalled("needs PostgreSQL: no initdb and postgres on PATH or in /usr/lib/postgresql")
 
 
 def _as_postgres(home: Path) -> list[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from benchmarks.postgres import NotInstalled, Postgres
+from benchmarks.postgres import postgres as running_postgres
 from service.store import Store
-from tests.service.postgres import create_database, running_postgres
 from tests.service.serving import Stage, running_stage
 
 # A machine that is busy with something else is no reason to fail.
@@ -22,11 +23,14 @@ _names = (f"test_{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """Socket directory of a running PostgreSQL that has a migrated database `migrated`."""
-    with running_postgres() as directory:
-        _migrate(create_database(directory, "migrated"))
-        yield directory
+def postgres() -> Iterator[Postgres]:
+    """A running PostgreSQL that has a migrated database `migrated`."""
+    try:
+        with running_postgres(fsync="off", max_connections="200") as server:
+            _migrate(server.create("migrated"))
+            yield server
+    except NotInstalled as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +51,8 @@ def stage() -> Iterator[Stage]:
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new database with its tables, of either kind."""
     if request.param == "postgresql":
-        return create_database(request.getfixturevalue("postgres"), next(_names), template="migrated")
+        server: Postgres = request.getfixturevalue("postgres")
+        return server.create(next(_names), template="migrated")
     return _copied(request.getfixturevalue("migrated_sqlite"), tmp_path)
 
 

@@ -11,19 +11,18 @@ from datetime import UTC, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
+from benchmarks.postgres import Postgres
 from service import database
 from service.errors import Conflict, KeyReused, NotFound, Refused, Unavailable
 from service.jobs import Job, State, utc_now
 from service.store import Store
 from service.tables import metadata
 from tests.service.examples import make_spec
-from tests.service.postgres import create_database
 
 SPEC = make_spec()
 T = TypeVar("T")
@@ -356,8 +355,8 @@ def test_unknown_code_is_not_found(store: Store) -> None:
 # Databases
 
 
-def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(postgres: str) -> None:
-    url = create_database(postgres, "many_ended", template="migrated")
+def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(postgres: Postgres) -> None:
+    url = postgres.create("many_ended", template="migrated")
     store, engine = Store(url), database.make_engine(url)
     for _ in range(3):
         job = store.request_cancel(create(store).id)
@@ -408,7 +407,7 @@ def test_several_processes_may_migrate_an_empty_database_at_once(
 ) -> None:
     url = f"sqlite:///{tmp_path}/new.db"
     if kind == "postgresql":
-        url = create_database(request.getfixturevalue("postgres"), "fresh")
+        url = request.getfixturevalue("postgres").create("fresh")
 
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
         ids = list(pool.map(_migrate_and_create, [url] * 3))
@@ -461,11 +460,11 @@ def test_what_was_created_survives_a_kill_at_any_moment(database_url: str) -> No
     assert len(found) - len(acknowledged) in {0, 1}  # one may have been committed but not printed yet
 
 
-def test_a_restarted_database_costs_a_reconnect_not_an_error(postgres: str) -> None:
-    store = Store(create_database(postgres, "restarted", template="migrated"))
+def test_a_restarted_database_costs_a_reconnect_not_an_error(postgres: Postgres) -> None:
+    store = Store(postgres.create("restarted", template="migrated"))
     job, _ = store.create_job(SPEC)
 
-    with psycopg.connect(host=postgres, user="postgres", dbname="postgres", autocommit=True) as admin:
+    with postgres.connect("postgres") as admin:
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'restarted'")
 
     assert store.get(job.id) == job
