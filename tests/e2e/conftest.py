@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from service.processes import sweep
+from tests.e2e.machines import Machines, two_machines
 from tests.e2e.stack import Stack
+
+ONE_NETWORK = pytest.StashKey[bool]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash.get(ONE_NETWORK, False):
+        terminalreporter.write_line(
+            "network namespaces are not allowed here: two Ray nodes shared one network"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +31,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         if stack.up is not None and stack.up.poll() is None:
             stack.end()
         sweep(stack.folder)
+
+
+@pytest.fixture
+def machines(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Machines]:
+    """Two of them, and one cluster."""
+    with two_machines() as (here, there):
+        pytestconfig.stash[ONE_NETWORK] = here == there
+        machines = Machines(tmp_path, here, there)
+        try:
+            machines.start()
+            yield machines
+        finally:
+            machines.end()
 
 
 @pytest.fixture

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +25,37 @@ ENVIRONMENT = {
 } | {"OMP_NUM_THREADS": "1"}
 
 
-class Stack:
+class Served:
+    """An API and an MLflow, and how tests ask them."""
+
+    def __init__(self, folder: Path, *, mlflow_host: str = "127.0.0.1") -> None:
+        self.folder = folder
+        self.port, self.mlflow_port = free_port(), free_port(mlflow_host)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.mlflow = f"http://{mlflow_host}:{self.mlflow_port}"
+
+    def client(self) -> Client:
+        return Client(self.url)
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def mlflow_get(self, path: str, **parameters: str) -> dict[str, Any]:
+        answer = httpx.get(f"{self.mlflow}/api/2.0/mlflow/{path}", params=parameters, timeout=30)
+        answer.raise_for_status()
+        document: dict[str, Any] = answer.json()
+        return document
+
+
+class Stack(Served):
     """The embedded stack on a folder, with ports that were free."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port, self.mlflow_port = free_port(), free_port()
+        super().__init__(folder)
         self.up: subprocess.Popen[str] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def mlflow(self) -> str:
-        return f"http://127.0.0.1:{self.mlflow_port}"
 
     def start(self) -> None:
         """Blocks until everything is ready."""
@@ -54,16 +66,10 @@ class Stack:
                 [*command, *ports], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT, text=True
             )
         deadline = time.monotonic() + 240
-        while not self._is_ready():
+        while not self.is_ready():
             assert self.up.poll() is None, (self.folder / "up.log").read_text()
             assert time.monotonic() < deadline, (self.folder / "up.log").read_text()
             time.sleep(0.3)
-
-    def _is_ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
-        except httpx.HTTPError:
-            return False
 
     def kill(self) -> None:
         """SIGKILL for the process of API and dispatcher; Ray and MLflow go on."""
@@ -89,44 +95,6 @@ class Stack:
                 continue
         return found
 
-    @contextmanager
-    def second_node(self, cpus: int) -> Iterator[Node]:
-        """One more Ray node on this machine, as if it was another machine."""
-        head = json.loads((self.folder / "stack.json").read_text())["ray"]
-        with self.client() as client:
-            (known,) = client.cluster().nodes
-        token = (self.folder / "ray.token").read_text().strip()
-        off = {"AUTOSCALER_METRIC_PORT": "99999", "DASHBOARD_METRIC_PORT": "99999"}
-        own = {MARK: str(self.folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, **off}
-        address = f"{known.address}:{head['gcs_port']}"
-        flags = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-        size = [f"--num-cpus={cpus}", f"--object-store-memory={100 * 2**20}"]
-        # Of its own: two nodes in one folder take uploaded code away from each other.
-        temp_dir = tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp")
-        flags.append(f"--temp-dir={temp_dir}")
-        with (self.folder / "second-node.log").open("w") as log:
-            node = Node(
-                subprocess.Popen(
-                    [RAY, "start", f"--address={address}", "--block", "--disable-usage-stats", *flags, *size],
-                    env=ENVIRONMENT | own | {"GLOO_SOCKET_IFNAME": "lo"},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-        try:
-            with self.client() as client:
-                deadline = time.monotonic() + 120
-                while len(client.cluster().nodes) < 2:
-                    assert time.monotonic() < deadline, (self.folder / "second-node.log").read_text()
-                    time.sleep(0.3)
-            yield node
-        finally:
-            node.kill()
-            shutil.rmtree(temp_dir, ignore_errors=True)
-
-    def client(self) -> Client:
-        return Client(self.url)
-
     def cli(self, *arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
         environment = ENVIRONMENT | {"SYNCBN_URL": self.url}
         return subprocess.run(
@@ -138,33 +106,10 @@ class Stack:
         with self.client() as client:
             return client.wait(client.submit(spec).id, timeout=300)
 
-    def mlflow_get(self, path: str, **parameters: str) -> dict[str, Any]:
-        answer = httpx.get(f"{self.mlflow}/api/2.0/mlflow/{path}", params=parameters, timeout=30)
-        answer.raise_for_status()
-        document: dict[str, Any] = answer.json()
-        return document
 
-
-class Node:
-    """A Ray node: `ray start` and all that it started."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = process
-
-    def kill(self) -> None:
-        """SIGKILL for all of it at once, as if the machine was switched off."""
-        if self.process.poll() is not None:
-            return
-        root = psutil.Process(self.process.pid)
-        for process in [*root.children(recursive=True), root]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-
-
-def free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
 

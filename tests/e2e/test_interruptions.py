@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -14,11 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from service.client import Job
-from tests.e2e.stack import Stack, digits
+from tests.e2e.machines import Machines
+from tests.e2e.stack import Served, Stack, digits
 
 pytestmark = pytest.mark.ray
 
@@ -99,24 +100,23 @@ def by_step(found: list[tuple[str, int, float | None]]) -> dict[tuple[str, int],
 
 
 def test_machine_that_is_gone_costs_its_workers_and_nothing_else(
-    stack: Stack, undisturbed: Job, tmp_path: Path
+    machines: Machines, stack: Stack, undisturbed: Job, tmp_path: Path
 ) -> None:
-    """A second Ray node, which is killed with all its processes; the job has one worker on each."""
-    cpus = psutil.cpu_count()
-    assert cpus is not None
-    elastic = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": cpus}
-    with stack.second_node(cpus) as node:
-        job = submitted(stack, struck(tmp_path / "struck", {}, pace=0.2, resources=elastic))
-        running = wait_for_step(stack, job.id, 10)
-        assert running.workers == 2
-        node.kill()
-    done = succeeded(stack, job)
+    """The job has one worker on each of two; all that runs on the second is killed."""
+    elastic = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": 1}
+    job = submitted(machines, struck(tmp_path / "struck", {}, pace=0.2, resources=elastic))
+    running = wait_for_step(machines, job.id, 10)
+    assert running.workers == 2
+    machines.kill_second()
+    done = succeeded(machines, job)
 
-    with stack.client() as client:
+    with machines.client() as client:
         log = client.logs(job.id)
+    where = re.findall(r"\(ip=([^,]+), pid=\d+\) world_rank=", log)
+    assert sorted(where[:2]) == machines.addresses
     assert "of 2 workers, the machines that are left have place for 1" in log
     assert (done.attempt, done.workers) == (running.attempt + 1, 1)
-    assert by_step(points(stack, done)) == pytest.approx(by_step(points(stack, undisturbed)), rel=1e-9)
+    assert by_step(points(machines, done)) == pytest.approx(by_step(points(stack, undisturbed)), rel=1e-9)
 
 
 def test_rank_that_sleeps_for_ever_is_named_with_its_stack(stack: Stack, tmp_path: Path) -> None:
@@ -132,13 +132,13 @@ def test_rank_that_sleeps_for_ever_is_named_with_its_stack(stack: Stack, tmp_pat
     assert "rank 0" in (done.reason or "")
 
 
-def wait_for_step(stack: Stack, job_id: str, step: int) -> Job:
-    return until(stack, job_id, lambda job: job.progress is not None and job.progress.step >= step)
+def wait_for_step(served: Served, job_id: str, step: int) -> Job:
+    return until(served, job_id, lambda job: job.progress is not None and job.progress.step >= step)
 
 
-def until(stack: Stack, job_id: str, is_so: Callable[[Job], bool]) -> Job:
+def until(served: Served, job_id: str, is_so: Callable[[Job], bool]) -> Job:
     deadline = time.monotonic() + 240
-    with stack.client() as client:
+    with served.client() as client:
         while not is_so(job := client.job(job_id)):
             assert not job.ended, f"{job.reason}\n{client.logs(job_id)}"
             assert time.monotonic() < deadline, f"{job.state}: {job.reason}\n{client.logs(job_id)}"
@@ -146,33 +146,33 @@ def until(stack: Stack, job_id: str, is_so: Callable[[Job], bool]) -> Job:
     return job
 
 
-def submitted(stack: Stack, spec: Mapping[str, Any]) -> Job:
+def submitted(served: Served, spec: Mapping[str, Any]) -> Job:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as files:
         files.writestr("mine/__init__.py", "")
         files.write(Path(__file__).parent / "user_nets.py", "mine/nets.py")
-    with stack.client() as client:
+    with served.client() as client:
         return client.submit({**spec, "code": client.upload_code(archive.getvalue())})
 
 
-def succeeded(stack: Stack, job: Job) -> Job:
-    with stack.client() as client:
+def succeeded(served: Served, job: Job) -> Job:
+    with served.client() as client:
         done = client.wait(job.id, timeout=900 + 120 * (ROUNDS - 1))
         assert done.state == "succeeded", f"{done.reason}\n{client.logs(job.id)}"
         return done
 
 
-def points(stack: Stack, job: Job) -> list[tuple[str, int, float | None]]:
+def points(served: Served, job: Job) -> list[tuple[str, int, float | None]]:
     """Every metric of every step; MLflow itself is asked, because it would keep what is there twice."""
     assert job.mlflow is not None
     names = [
-        m["key"] for m in stack.mlflow_get("runs/get", run_id=job.mlflow.run_id)["run"]["data"]["metrics"]
+        m["key"] for m in served.mlflow_get("runs/get", run_id=job.mlflow.run_id)["run"]["data"]["metrics"]
     ]
     found = [
         (point["key"], point["step"], point["value"])
         for name in names
         if not name.startswith("system/")
-        for point in stack.mlflow_get(
+        for point in served.mlflow_get(
             "metrics/get-history", run_id=job.mlflow.run_id, metric_key=name, max_results="25000"
         )["metrics"]
     ]
@@ -182,7 +182,7 @@ def points(stack: Stack, job: Job) -> list[tuple[str, int, float | None]]:
     return sorted(found)
 
 
-def weights(stack: Stack, job: Job) -> str:
+def weights(served: Served, job: Job) -> str:
     """A digest of the bits of the model in MLflow, its parameters and buffers."""
     assert job.mlflow is not None
     script = """
@@ -195,7 +195,7 @@ for name, value in sorted(state.items()):
 print(len(state), digest.hexdigest())
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, stack.mlflow, job.mlflow.run_id],
+        [sys.executable, "-c", script, served.mlflow, job.mlflow.run_id],
         capture_output=True,
         text=True,
         timeout=120,
