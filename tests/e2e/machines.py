@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
     here = Machine(first, f"syn{number}a")
     there = Machine(second, f"syn{number}b", ["ip", "netns", "exec", name])
     if not _allowed("ip", "netns", "add", name):
-        alone = Machine("127.0.0.1", "lo")
+        alone = Machine(_own_address(), "lo")
         yield alone, alone
         return
     try:
@@ -63,7 +64,7 @@ class Machines(Served):
     """The servers of such a cluster, with one CPU for jobs on each machine."""
 
     def __init__(self, folder: Path, here: Machine, there: Machine) -> None:
-        super().__init__(folder, mlflow_host=here.address)
+        super().__init__(folder, mlflow_host="127.0.0.1" if here == there else here.address)
         self.here, self.there = here, there
         self.token = secrets.token_hex(32)
         self.gcs_port, self.dashboard_port = free_port(here.address), free_port()
@@ -130,7 +131,7 @@ class Machines(Served):
     def _mlflow(self) -> None:
         store = ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
         artifacts = ["--artifacts-destination", str(self.folder / "artifacts")]
-        where = ["--host", self.here.address, "--port", str(self.mlflow_port), "--workers", "1"]
+        where = ["--host", self.mlflow_host, "--port", str(self.mlflow_port), "--workers", "1"]
         self._begin(
             [sys.executable, "-m", "mlflow", "server", *where, *store, *artifacts],
             MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
@@ -166,6 +167,15 @@ class Machines(Served):
             assert not ended, f"{ended}\n{(self.folder / 'log').read_text()}"
             assert time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.3)
+
+
+def _own_address() -> str:
+    """As Ray finds it, which takes no loopback address for an answer; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect(("8.8.8.8", 9))
+        address: str = probe.getsockname()[0]
+        return address
+    return "127.0.0.1"
 
 
 def _do(*command: str) -> None:

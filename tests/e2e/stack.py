@@ -29,7 +29,7 @@ class Served:
     """An API and an MLflow, and how tests ask them."""
 
     def __init__(self, folder: Path, *, mlflow_host: str = "127.0.0.1") -> None:
-        self.folder = folder
+        self.folder, self.mlflow_host = folder, mlflow_host
         self.port, self.mlflow_port = free_port(), free_port(mlflow_host)
         self.url = f"http://127.0.0.1:{self.port}"
         self.mlflow = f"http://{mlflow_host}:{self.mlflow_port}"
