@@ -45,7 +45,7 @@ def test_the_same_spec_gives_the_same_curve_on_one_and_on_three_workers(tmp_path
 
 def test_float32_curves_agree_over_the_first_fifty_steps(tmp_path: Path) -> None:
     recipe = Path("training/recipes/fashion_resnet18.yaml")
-    small = ["model.init_args.width=8", "data.init_args.limit=6400", "training.global_batch_size=128"]
+    small = ["model.init_args.width=4", "data.init_args.limit=6400", "training.global_batch_size=128"]
     length = ["training.max_epochs=null", "training.max_steps=50", "resources.cpus_per_worker=1"]
     for workers in (1, 2):
         changes = [*small, *length, f"resources.workers={workers}", "norm.observe_every=20"]
