@@ -1,4 +1,4 @@
-"""Fixtures of the service's tests: stores over both databases."""
+"""Fixtures of the service's tests: stores over both databases, and the service behind HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, settings
 
 from benchmarks.postgres import NotInstalled, Postgres
 from benchmarks.postgres import postgres as running_postgres
+from service.client import Client
 from service.store import Store
+from tests.service.live_api import FaultyApp, Later, LiveServer, Service, live_service, timers
 from tests.service.serving import Stage, running_stage
 
 # A machine that is busy with something else is no reason to fail.
@@ -45,6 +47,31 @@ def stage() -> Iterator[Stage]:
     """A running HTTP server, to show an application on."""
     with running_stage() as stage:
         yield stage
+
+
+@pytest.fixture(scope="session")
+def live_server() -> Iterator[LiveServer[FaultyApp]]:
+    """One server for all tests: starting and stopping it takes longer than most of them."""
+    with LiveServer(FaultyApp()) as server:
+        yield server
+
+
+@pytest.fixture
+def service(live_server: LiveServer[FaultyApp], tmp_path: Path) -> Iterator[Service]:
+    with live_service(live_server, tmp_path) as service:
+        yield service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.url, patience=10) as client:
+        yield client
+
+
+@pytest.fixture
+def later() -> Iterator[Later]:
+    with timers() as later:
+        yield later
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

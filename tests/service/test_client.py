@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,33 +17,7 @@ from service.client import (
 from service.client.sse import Event, events
 from service.jobs import State
 from service.packing import pack
-from tests.service.live_api import SPEC, FaultyApp, Later, LiveServer, Service, live_service, timers
-
-
-@pytest.fixture(scope="module")
-def live_server() -> Iterator[LiveServer[FaultyApp]]:
-    """One server for all tests: starting and stopping it takes longer than most of them."""
-    with LiveServer(FaultyApp()) as server:
-        yield server
-
-
-@pytest.fixture
-def service(live_server: LiveServer[FaultyApp], tmp_path: Path) -> Iterator[Service]:
-    with live_service(live_server, tmp_path) as service:
-        yield service
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    with Client(service.url, patience=10) as client:
-        yield client
-
-
-@pytest.fixture
-def later() -> Iterator[Later]:
-    with timers() as later:
-        yield later
-
+from tests.service.live_api import SPEC, FaultyApp, Later, LiveServer, Service, live_service
 
 # Submitting
 

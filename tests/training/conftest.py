@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from mlflow import MlflowClient
 
+from tests.training.mlflow_server import MlflowServer, running_server
 from tests.training.worlds import Worlds
 
 # A machine that is busy with something else is no reason to fail.
@@ -17,3 +19,20 @@ def worlds() -> Iterator[Worlds]:
     """worlds.run(world_size, function, ...): in processes that stay for the whole session."""
     with Worlds() as worlds:
         yield worlds
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    with running_server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: MlflowServer) -> MlflowClient:
+    return MlflowClient(tracking_uri=server.url)
+
+
+@pytest.fixture
+def run_id(client: MlflowClient) -> str:
+    run_id: str = client.create_run("0").info.run_id
+    return run_id

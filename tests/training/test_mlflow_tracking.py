@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from tests.training import tracked_run
 from tests.training.isolation import run_without_us
-from tests.training.mlflow_server import MlflowServer, running_server
+from tests.training.mlflow_server import MlflowServer
 from training import mlflow_tracking
 from training.export import exportable
 from training.mlflow_tracking import PROGRESS_TAG, MlflowTracker, NotWritten
@@ -28,23 +28,6 @@ from training.tracking import Progress
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 MakeTracker = Callable[..., MlflowTracker]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with running_server(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: MlflowServer) -> MlflowClient:
-    return MlflowClient(tracking_uri=server.url)
-
-
-@pytest.fixture
-def run_id(client: MlflowClient) -> str:
-    run_id: str = client.create_run("0").info.run_id
-    return run_id
 
 
 @pytest.fixture

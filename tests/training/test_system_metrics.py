@@ -3,12 +3,11 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from mlflow import MlflowClient
 
-from tests.training.mlflow_server import MlflowServer, running_server
+from tests.training.mlflow_server import MlflowServer
 from training import system_metrics
 from training.system_metrics import SystemMetrics
 
@@ -16,23 +15,6 @@ from training.system_metrics import SystemMetrics
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 PATIENCE = 60.0
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with running_server(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: MlflowServer) -> MlflowClient:
-    return MlflowClient(tracking_uri=server.url)
-
-
-@pytest.fixture
-def run_id(client: MlflowClient) -> str:
-    run_id: str = client.create_run("0").info.run_id
-    return run_id
 
 
 @pytest.fixture(autouse=True)

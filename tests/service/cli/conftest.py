@@ -10,29 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from service.cli.app import app
-from service.client import Client
 from service.jobs import State
 from tests.service.cli.command_line import Result, Syncbn
-from tests.service.live_api import SPEC, FaultyApp, Later, LiveServer, Service, live_service, timers
-
-
-@pytest.fixture(scope="session")
-def live_server() -> Iterator[LiveServer[FaultyApp]]:
-    """One server for all tests: starting and stopping it takes longer than most of them."""
-    with LiveServer(FaultyApp()) as server:
-        yield server
-
-
-@pytest.fixture
-def service(live_server: LiveServer[FaultyApp], tmp_path: Path) -> Iterator[Service]:
-    with live_service(live_server, tmp_path) as service:
-        yield service
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[Client]:
-    with Client(service.url, patience=10) as client:
-        yield client
+from tests.service.live_api import SPEC, Service
 
 
 @pytest.fixture
@@ -73,9 +53,3 @@ def playing(service: Service) -> Iterator[Callable[..., None]]:
     yield start
     for thread in threads:
         thread.join()
-
-
-@pytest.fixture
-def later() -> Iterator[Later]:
-    with timers() as later:
-        yield later
