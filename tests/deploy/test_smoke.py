@@ -15,7 +15,8 @@ from deploy.smoke import SPEC, Compose, Smoke
 from service.client import Client, Job
 from service.jobs import State
 from service.results import Progress, Run
-from tests.e2e.stack import ENVIRONMENT, free_port
+from tests.e2e.stack import ENVIRONMENT
+from tests.ports import free_port
 from tests.service.live_api import FaultyApp, LiveServer, Service, live_service
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "smoke.py"

@@ -22,7 +22,8 @@ from pathlib import Path
 import psutil
 
 from service.processes import MARK, sweep
-from tests.e2e.stack import ENVIRONMENT, RAY, SYNCBN, Served, free_port
+from tests.e2e.stack import ENVIRONMENT, RAY, SYNCBN, Served
+from tests.ports import free_port
 
 
 @dataclass(frozen=True)

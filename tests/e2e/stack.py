@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import psutil
 
 from service.client import Client, Job
 from service.processes import MARK
+from tests.ports import free_port
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -105,13 +105,6 @@ class Stack(Served):
         """Submits and waits for the end."""
         with self.client() as client:
             return client.wait(client.submit(spec).id, timeout=300)
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def digits(**changes: Any) -> dict[str, Any]:

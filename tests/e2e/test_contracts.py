@@ -15,7 +15,8 @@ from service.fakes import FakeCluster
 from service.launch import Attempt, Cluster, Phase, Status
 from service.processes import State
 from service.ray_jobs import RayJobs
-from tests.e2e.stack import Stack, free_port
+from tests.e2e.stack import Stack
+from tests.ports import free_port
 
 pytestmark = pytest.mark.ray
 

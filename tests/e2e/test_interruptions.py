@@ -104,7 +104,7 @@ def test_machine_that_is_gone_costs_its_workers_and_nothing_else(
 ) -> None:
     """The job has one worker on each of two; all that runs on the second is killed."""
     elastic = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": 1}
-    job = submitted(machines, struck(tmp_path / "struck", {}, pace=0.2, resources=elastic))
+    job = submitted(machines, struck(tmp_path / "struck", {}, pace=0.1, resources=elastic))
     running = wait_for_step(machines, job.id, 10)
     assert running.workers == 2
     machines.kill_second()

@@ -22,6 +22,7 @@ FASHION = {
     "data": {"class_path": "training.data.FashionMNIST", "init_args": {"limit": 500}},
     "optimizer": {"init_args": {"lr": 0.05, "momentum": 0.9}},
     "training": {"global_batch_size": 32, "max_steps": 20, "precision": "64-true"},
+    "norm": {"observe_every": 10},
 }
 
 
@@ -31,8 +32,10 @@ def test_the_same_spec_gives_the_same_curve_on_one_and_on_three_workers(tmp_path
     for alone, shared in zip(*(_rows(tmp_path / str(workers)) for workers in (1, 3)), strict=True):
         assert alone["step"] == shared["step"]
         assert alone["epoch"] == shared["epoch"]
-        assert alone.keys() == shared.keys()
-        for name in alone:
+        # What is observed is the noise of each worker's own statistics: that does depend on their number.
+        names = {name for name in alone if not name.startswith("norm/")}
+        assert names == {name for name in shared if not name.startswith("norm/")}
+        for name in names:
             assert shared[name] == pytest.approx(alone[name], rel=1e-9), (name, alone["step"])
     models = [torch.load(tmp_path / str(workers) / "model.pt", weights_only=False) for workers in (1, 3)]
     for (name, alone), shared in zip(
@@ -41,24 +44,8 @@ def test_the_same_spec_gives_the_same_curve_on_one_and_on_three_workers(tmp_path
         torch.testing.assert_close(shared, alone, rtol=1e-8, atol=1e-10, msg=name)
     assert torch.nn.BatchNorm2d in {type(module) for module in models[0].modules()}
     assert all(run.returncode == 0 for run in runs)
-
-
-def test_float32_curves_agree_over_the_first_fifty_steps(tmp_path: Path) -> None:
-    recipe = Path("training/recipes/fashion_resnet18.yaml")
-    small = ["model.init_args.width=4", "data.init_args.limit=6400", "training.global_batch_size=128"]
-    length = ["training.max_epochs=null", "training.max_steps=50", "resources.cpus_per_worker=1"]
-    for workers in (1, 2):
-        changes = [*small, *length, f"resources.workers={workers}", "norm.observe_every=20"]
-        done = _syncbn(
-            "train", str(recipe), *_sets(changes), "--output", str(tmp_path / str(workers)), cwd=Path.cwd()
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"{tmp_path / str(workers) / 'norm_noise.png'}" in done.stdout
-
-    alone, shared = (_rows(tmp_path / str(workers)) for workers in (1, 2))
-    assert len(alone) == len(shared) == 50
-    assert [row["step"] for row in shared if "norm/bn1/var_noise" in row] == [20, 40]
-    assert max(abs(a["train_loss"] / b["train_loss"] - 1) for a, b in zip(alone, shared, strict=True)) < 1e-4
+    assert [row["step"] for row in _rows(tmp_path / "3") if "norm/bn1/var_noise" in row] == [10, 20]
+    assert f"{tmp_path / '3' / 'norm_noise.png'}" in runs[1].stdout
 
 
 def test_more_workers_than_cpus_are_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -98,10 +85,6 @@ def _syncbn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [SYNCBN, *arguments], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
-
-
-def _sets(changes: list[str]) -> list[str]:
-    return [word for change in changes for word in ("--set", change)]
 
 
 def _rows(output: Path) -> list[dict[str, Any]]:

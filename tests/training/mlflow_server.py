@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.ports import free_port
+
 START_SECONDS = 120.0
 
 
@@ -24,8 +25,7 @@ class MlflowServer:
     def __init__(self, folder: Path, artifacts: str | None = None) -> None:
         self.folder = folder
         self.artifacts = artifacts or str(folder / "artifacts")
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port: int = listener.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.ports import free_port
 
 START_SECONDS = 120.0
 BUCKET = "bucket"
@@ -31,8 +32,7 @@ main(["-H", "127.0.0.1", "-p", sys.argv[1]])
 class S3Server:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "s3.log"
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port: int = listener.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
