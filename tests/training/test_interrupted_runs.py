@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.training.attempts import Done, attempt, spec_of
 from tests.training.worlds import Worlds
 
+RECIPE = Path(__file__).parents[2] / "training/recipes/fashion_resnet18.yaml"
 STEPS = [3, 21, 22, 23]
 """Of 44, 22 an epoch: in an epoch, before its last batch, after it, after the next epoch's first."""
 
@@ -88,6 +90,20 @@ def test_losses_of_float32_agree_over_the_first_50_steps(worlds: Worlds, tmp_pat
 
     for workers in (2, 3):
         assert runs[workers].series("train_loss") == pytest.approx(runs[1].series("train_loss"), rel=1e-4)
+
+
+def test_losses_of_a_resnet_on_images_in_float32_agree_over_the_first_50_steps(
+    worlds: Worlds, tmp_path: Path
+) -> None:
+    spec = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    spec["model"]["init_args"]["width"] = 8
+    spec["data"]["init_args"] = {"limit": 6400}
+    spec["training"] = {"global_batch_size": 128, "max_steps": 50, "precision": "32-true"}
+
+    alone, shared = (whole(worlds, workers, spec, tmp_path / str(workers)) for workers in (1, 2))
+
+    assert len(alone.rows) == len(shared.rows) == 50
+    assert shared.series("train_loss") == pytest.approx(alone.series("train_loss"), rel=1e-4)
 
 
 def test_accumulated_batches_are_cut_and_resumed_alike(worlds: Worlds, tmp_path: Path) -> None:
