@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import pickle
 import posixpath
@@ -20,14 +18,14 @@ import torch
 from torch import nn
 
 from training.failures import TrainingError
+from training.protocol import Progress
 from training.spool import Point, Spool
-from training.tracking import History, Progress
+from training.tracking import History
 
 log = logging.getLogger(__name__)
 
-PROGRESS_TAG = "syncbn.progress"
-TAGS = 20  # in one log_batch, beside the progress
-BATCH = 979  # metrics in one log_batch: MLflow takes 1000 entries
+TAGS = 20  # in one log_batch
+BATCH = 980  # metrics in one log_batch: MLflow takes 1000 entries
 PARAMS = 100  # in one log_batch
 LONGEST_PARAM = 6000  # characters
 LONGEST_TAG = 8000
@@ -47,7 +45,7 @@ class NotWritten(TrainingError):
 class MlflowTracker:
     """Writes to the run `run_id` of the server at `uri`.
 
-    `log`, `progress` and `tags` only append to memory; a thread sends. A server that is away is asked again
+    `log` and `tags` only append to memory; a thread sends. A server that is away is asked again
     until it answers. Points wait in the file `spool` (see training.spool), or in memory where there is none;
     what an earlier attempt left there is sent first. Steps that an earlier attempt of this run has taken are
     not written twice. In names, characters that MLflow does not take become underscores.
@@ -68,7 +66,6 @@ class MlflowTracker:
         self._spool = Spool(spool)
         self._taken = dict(self._spool.last_steps)  # the last step of each metric
         self._written: dict[str, int] = {}  # of those, what MLflow had before
-        self._progress: Progress | None = None
         self._tags: dict[str, str] = {}
         self._tags_lock = threading.Lock()
         self.tags(tags)
@@ -87,7 +84,7 @@ class MlflowTracker:
                 self._spool.append(Point(name, float(value), now, step))
 
     def progress(self, progress: Progress) -> None:
-        self._progress = progress
+        """The run's agent is told of that (training.rank.progress)."""
 
     def tags(self, tags: Mapping[str, str]) -> None:
         with self._tags_lock:
@@ -145,7 +142,7 @@ class MlflowTracker:
     def _drain(self, seconds: float) -> None:
         """Waits until the thread has sent everything; gives up when for so long nothing gets through."""
         left, patience = len(self._spool), _Patience(seconds)
-        while len(self._spool) or self._tags or self._progress or not self._begun:
+        while len(self._spool) or self._tags or not self._begun:
             self._wake.set()
             if len(self._spool) < left:
                 left, patience = len(self._spool), _Patience(seconds)
@@ -199,18 +196,15 @@ class MlflowTracker:
         """One request; returns whether there is enough left for another at once."""
         from mlflow.entities import Metric, RunTag
 
-        batch, progress = self._spool.peek(BATCH), self._progress
+        batch = self._spool.peek(BATCH)
         with self._tags_lock:
             tags = dict(islice(self._tags.items(), TAGS))
-        shown = tags | ({PROGRESS_TAG: json.dumps(dataclasses.asdict(progress))} if progress else {})
         new = [Metric(*point) for point in batch.points if point.step > self._written.get(point.name, 0)]
-        if new or shown:
-            self._client.log_batch(self.run_id, metrics=new, tags=[RunTag(*tag) for tag in shown.items()])
+        if new or tags:
+            self._client.log_batch(self.run_id, metrics=new, tags=[RunTag(*tag) for tag in tags.items()])
         self._spool.acknowledge(batch)  # only now: what was not acknowledged stays
         with self._tags_lock:
             self._tags = {key: value for key, value in self._tags.items() if tags.get(key) != value}
-        if self._progress is progress:
-            self._progress = None
         return len(batch.points) == BATCH or len(tags) == TAGS
 
     def _begin(self) -> None:

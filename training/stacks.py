@@ -15,7 +15,7 @@ from typing import NamedTuple
 _ROOT = Path(__file__).parent.parent
 _OURS = tuple(f"{_ROOT / package}{os.sep}" for package in ("training", "sync_bn"))
 _LIBRARY = re.compile(r"[/\\](site-packages|dist-packages|lib[/\\]python3\.\d+)[/\\]|^<")
-_WAITS = re.compile(r"torch[/\\]distributed[/\\]|[/\\]ray[/\\]train[/\\]|sync_bn[/\\]_handshake\.py$")
+_WAITS = re.compile(r"torch[/\\]distributed[/\\]|sync_bn[/\\]_handshake\.py$")
 # Under backward, DDP's collectives are C++: the innermost frame of Python is the one that started the engine.
 _ENGINE = "_engine_run_backward"
 _DUMPED_THREAD = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+)", re.MULTILINE)

@@ -2,6 +2,7 @@
 
 Tracker           the protocol
 ├── NullTracker   takes everything, keeps nothing
+├── ProgressTracker  tells the agent where the run stands (training.rank.progress)
 ├── JsonLines     one JSON object a step, in a file
 ├── MlflowTracker by way of a spool, in the background (training.mlflow_tracking)
 └── Fanout        several at once
@@ -15,23 +16,14 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
+from training.protocol import Progress
+
 History = dict[str, list[tuple[int, float]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Steps are the optimizer's, from 1; epochs count from 0."""
-
-    step: int
-    total_steps: int | None
-    epoch: int
-    eta_seconds: float | None
 
 
 class Tracker(Protocol):

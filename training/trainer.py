@@ -15,13 +15,14 @@ from training.heartbeat import Heartbeat
 from training.manifest import Saved
 from training.noise import NoiseWatch
 from training.norms import process_group
+from training.rank.signals import KeepSignals
 from training.reporting import LightningLogger, Report
 from training.spec import Spec
 from training.tracking import Tracker
 from training.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from training.worker import Place
+    from training.rank.context import RankContext
 
 FIRST_BATCH_SECONDS = 300.0
 """How long workers wait for one another in the first steps: the first batch of one may come late."""
@@ -29,7 +30,7 @@ FIRST_BATCH_SECONDS = 300.0
 
 def make_trainer(
     spec: Spec,
-    place: Place,
+    context: RankContext,
     folder: RunFolder,
     *,
     tracker: Tracker,
@@ -39,9 +40,9 @@ def make_trainer(
     resumed: Saved | None,
 ) -> Trainer:
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
-    plugins: list[Any] = [place.environment(), InMemory()]
+    plugins: list[Any] = [context.environment(), InMemory()]
     if synchronized:
-        group = process_group(spec.norm, place.node_rank)
+        group = process_group(spec.norm, context.node_rank)
         plugins.append(SyncBatchNormPlugin(process_group=group))
         check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
     # Synchronized over the world, buffers are equal on all ranks already; sending them costs time.
@@ -62,13 +63,21 @@ def make_trainer(
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
-        strategy=place.strategy(forward_sync_buffers=not same_buffers),
+        strategy=context.strategy(forward_sync_buffers=not same_buffers),
         plugins=plugins,
         precision=settings.precision,
         max_epochs=settings.max_epochs or -1,
         max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulate_grad_batches,
-        callbacks=[Heartbeat(watchdog), saving, NoiseWatch(tracker), norm_report, loss, Report(tracker)],
+        callbacks=[
+            Heartbeat(watchdog),
+            KeepSignals(),
+            saving,
+            NoiseWatch(tracker),
+            norm_report,
+            loss,
+            Report(tracker),
+        ],
         logger=LightningLogger(tracker),
         log_every_n_steps=1,
         num_sanity_val_steps=0,

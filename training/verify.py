@@ -7,14 +7,15 @@ statistics they are rounding, with each worker's own they are another training.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from training.folder import RunFolder
 from training.spec import Spec
+
+if TYPE_CHECKING:
+    from training.local import Machine
 
 KINDS = ("sync_batch_norm", "batch_norm")
 BOUNDS = {"64-true": 1e-9, "32-true": 1e-4}
@@ -67,16 +68,16 @@ def verify(
 
     `running` is told what begins. Blocks; raises TrainingError.
     """
-    from training.local import code_folder, local_ray
+    from training.local import Machine, code_folder
 
     output.mkdir(parents=True, exist_ok=True)
     runs = [(kind, number) for kind in KINDS for number in workers]
     curves = []
-    with local_ray(code_folder(code)):
+    with Machine(code_folder(code)) as machine:
         for count, (kind, number) in enumerate(runs, start=1):
             running(f"{count} of {len(runs)}: {kind} on {number} worker{'s' if number > 1 else ''}")
             folder = output / f"{kind}-{number}"
-            losses = _train(_variant(spec, kind, number, steps), number, folder)
+            losses = _train(machine, _variant(spec, kind, number, steps), number, folder)
             curves.append(Curve(kind=kind, workers=number, losses=losses))
     found = Verification(name=spec.name, precision=spec.training.precision, curves=curves)
     (output / "verify.json").write_text(json.dumps(_as_json(found), indent=2))
@@ -86,7 +87,9 @@ def verify(
 
 def _variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
     """The same spec but for its normalisation and workers, which share this machine's CPUs if they must."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from training.local import usable_cpus
+
+    cpus = usable_cpus()
     data = spec.model_dump(mode="json", exclude_unset=True)
     data["norm"] = {"kind": kind}
     data["training"] = spec.training.model_dump(mode="json") | {"max_epochs": None, "max_steps": steps}
@@ -98,19 +101,11 @@ def _variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
     return Spec.model_validate(data)
 
 
-def _train(spec: Spec, workers: int, folder: Path) -> list[float]:
+def _train(machine: Machine, spec: Spec, workers: int, folder: Path) -> list[float]:
     from training.local import fresh
-    from training.run import run
-    from training.worker import Destination
 
     folder = fresh(folder)
-    run(
-        spec,
-        workers=workers,
-        destination=Destination(output=str(folder), curves_only=True),
-        folder=RunFolder(path=folder / "run"),
-        retries=0,
-    )
+    machine.run(spec, workers=workers, output=folder, curves_only=True, retries=0)
     rows = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
     return [row["train_loss"] for row in rows]
 

@@ -19,7 +19,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
@@ -27,11 +27,9 @@ from types import TracebackType
 from typing import Self
 
 from training.hang_folder import HangFolder, Place, PlaceFile, Report, is_settled
+from training.protocol import HANG_EXIT_CODE
 from training.sentinel import Sentinel
 from training.stacks import stacks
-
-EXIT_CODE = 75
-"""What a process exits with that its watchdog has ended."""
 
 _LONGEST_TICK = 1.0
 _PATIENCE = 3.0, 60.0
@@ -45,6 +43,7 @@ class Watchdog:
 
     folder: on a file system that all ranks and the driver share. hang_seconds: without progress. A rank gets
     `first_step_seconds` instead, if they are more, until `warmed_up` is called: its set-up may take long.
+    step_made: told of every step, at once.
     """
 
     def __init__(
@@ -54,12 +53,14 @@ class Watchdog:
         world_size: int,
         hang_seconds: float,
         first_step_seconds: float = 300.0,
+        step_made: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.rank, self.world_size, self.hang_seconds = rank, world_size, hang_seconds
         self._files = HangFolder(folder)
         self._limit = max(hang_seconds, first_step_seconds)
         self._busy: list[float] = []
         self._at = (0, "setting up")
+        self._step_made = step_made
         self._tick_seconds = min(_LONGEST_TICK, hang_seconds / 10)
         self._ticks = 0
         self._stop = threading.Event()
@@ -71,6 +72,7 @@ class Watchdog:
 
         Costs as much as storing an attribute; call it at whatever may be minutes apart.
         """
+        self._step_made(step)
         self._at = (step, doing)  # a new object each time, which is how the other thread knows
 
     @property
@@ -160,7 +162,7 @@ class Watchdog:
         step, doing = self._at
         text = f"rank {self.rank}: no progress for {still:.0f} s at step {step} ({doing}); the run hangs\n"
         os.write(2, text.encode())  # the thread that hangs may hold the lock of sys.stderr
-        os._exit(EXIT_CODE)
+        os._exit(HANG_EXIT_CODE)
 
     def _place(self, *, ended: bool = False) -> Place:
         step, doing = self._at

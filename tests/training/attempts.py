@@ -1,4 +1,4 @@
-"""Attempts at a run without Ray: the same code on every rank, in a process group that is there already."""
+"""Attempts at a run without a host agent: the same code on every rank, in a group that is there already."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from training.folder import RunFolder
-from training.spec import parse_spec
-from training.worker import Attempt, Destination, Place
+from training.protocol import Exit, Order, RankPlace
+from training.rank.context import RankContext
+from training.rank.process import Reports
+from training.rank.rank import RankRun
 
 STOP_AFTER = "STOP_AFTER_STEP"
 """Environment variable: the model asks for a stop in this step, counted over the attempt."""
@@ -170,6 +172,41 @@ class Done:
         return {row["step"]: row[name] for row in self.rows if name in row}
 
 
+def rank_run(
+    rank: int,
+    spec: Mapping[str, Any],
+    folder: Path,
+    *,
+    checkpoints_url: str | None = None,
+    keep_results: bool = True,
+) -> RankRun:
+    """This rank's part of a run in `folder`, to be trained in the group that there is: `train_in`."""
+    place = RankPlace(rank=rank, local_rank=0 if rank == 0 else 1, node_rank=rank)
+    order = Order(
+        attempt="run-1",
+        spec=dict(spec),
+        ranks=(place,),
+        world_size=dist.get_world_size(),
+        folder=str(folder / "run"),
+        checkpoints=checkpoints_url,
+        output=str(folder) if keep_results else None,
+    )
+    nobody, channel = socket.socketpair()
+    nobody.close()
+    return RankRun(order, place, Reports(channel, rank, step=lambda _: None))
+
+
+def context(place: RankPlace) -> RankContext:
+    return RankContext(
+        rank=place.rank,
+        world_size=dist.get_world_size(),
+        local_rank=place.local_rank,
+        node_rank=place.node_rank,
+        environment=Joined,
+        strategy=DDPStrategy,
+    )
+
+
 def attempt(
     rank: int,
     spec: Mapping[str, Any],
@@ -179,29 +216,19 @@ def attempt(
     checkpoints_url: str | None = None,
 ) -> Done:
     """One attempt at the run in `folder`, going on from its last checkpoint if there is one."""
-    place = Place(
-        rank=rank,
-        world_size=dist.get_world_size(),
-        local_rank=0 if rank == 0 else 1,
-        node_rank=rank,
-        environment=Joined,
-        strategy=DDPStrategy,
-    )
-    run = RunFolder(path=folder / "run", checkpoints_url=checkpoints_url)
-    run.path.mkdir(parents=True, exist_ok=True)
-    os.environ[STOP_AFTER] = f"{stop_after}:{run.stop_request}" if stop_after else ""
+    own = rank_run(rank, spec, folder, checkpoints_url=checkpoints_url)
+    own.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
+    os.environ[STOP_AFTER] = f"{stop_after}:{own.folder.stop_request}" if stop_after else ""
     dist.barrier()
     if rank == 0:
-        run.stop_request.unlink(missing_ok=True)
-        run.stopped.unlink(missing_ok=True)
+        own.folder.stop_request.unlink(missing_ok=True)
     dist.barrier()
-    own = Attempt(parse_spec(spec), place, Destination(output=str(folder)), run)
     with _heard() as said:
-        own.run()
+        ended = own.train_in(context(own.place))
     dist.barrier()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     state = {name: value.clone() for name, value in own.trainer.lightning_module.state_dict().items()}
-    return Done(rows=rows, state=state, stopped=run.stopped.exists(), said=said.getvalue())
+    return Done(rows=rows, state=state, stopped=ended is Exit.STOPPED, said=said.getvalue())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One rank's part of a training with Lightning, without Ray: what `training.worker` puts together."""
+"""One rank's part of a training with Lightning, without Ray: what `training.rank` puts together."""
 
 from __future__ import annotations
 

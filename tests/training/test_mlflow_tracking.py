@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import random
 import signal
@@ -19,10 +18,9 @@ from tests.training.isolation import run_without_us
 from tests.training.mlflow_server import MlflowServer
 from training import mlflow_tracking
 from training.export import exportable
-from training.mlflow_tracking import PROGRESS_TAG, MlflowTracker, NotWritten
+from training.mlflow_tracking import MlflowTracker, NotWritten
 from training.models import ConvNet
 from training.spec import flat, parse_spec
-from training.tracking import Progress
 
 # What MLflow and what it stands on warn of is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -43,10 +41,6 @@ def points(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, floa
     return [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
 
 
-def progress(step: int) -> Progress:
-    return Progress(step=step, total_steps=9999, epoch=0, eta_seconds=1.5)
-
-
 def test_every_point_parameter_and_tag_arrives_once(
     client: MlflowClient, run_id: str, make_tracker: MakeTracker
 ) -> None:
@@ -55,7 +49,6 @@ def test_every_point_parameter_and_tag_arrives_once(
     losses = [(step, 1 / step) for step in range(1, 2501)]
     for step, loss in losses:
         tracker.log(step, 0, {"train_loss": loss, "learning_rate": 0.1})
-        tracker.progress(progress(step))
     tracker.log(2500, 0, {"val_loss": math.nan, "odd name, by a user": 1.0, "val/ok": 2.0})
     tracker.close()
 
@@ -69,12 +62,6 @@ def test_every_point_parameter_and_tag_arrives_once(
     data = client.get_run(run_id).data
     assert data.params == flat(spec) | {"long": "x" * 6000}
     assert data.tags["syncbn.norm"] == "sync_batch_norm"
-    assert json.loads(data.tags[PROGRESS_TAG]) == {
-        "step": 2500,
-        "total_steps": 9999,
-        "epoch": 0,
-        "eta_seconds": 1.5,
-    }
 
 
 def test_parameters_of_any_number_and_name_are_written_though_no_step_was(
@@ -160,7 +147,6 @@ def test_a_server_that_goes_away_in_mid_run_costs_nothing(
     server.stop()
     for step in range(101, 3001):
         tracker.log(step, 0, {"train_loss": float(step)})
-        tracker.progress(progress(step))
     keeping = threading.Thread(target=tracker.artifact, args=[tmp_path / "late.txt"])
     keeping.start()
     server.begin_to_start()
@@ -168,7 +154,6 @@ def test_a_server_that_goes_away_in_mid_run_costs_nothing(
     keeping.join()
 
     assert points(client, run_id, "train_loss") == [(step, float(step)) for step in range(1, 3001)]
-    assert json.loads(client.get_run(run_id).data.tags[PROGRESS_TAG])["step"] == 3000
     assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["late.txt"]
 
 

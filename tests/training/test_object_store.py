@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,7 +20,7 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.training.attempts import Done, Net, attempt, spec_of
+from tests.training.attempts import Done, Net, attempt, context, rank_run, spec_of
 from tests.training.mlflow_server import running_server
 from tests.training.s3_server import BUCKET, S3Server, running_s3
 from tests.training.test_checkpoints import newest, save, save_as
@@ -27,10 +28,7 @@ from tests.training.test_interrupted_runs import assert_bitwise
 from tests.training.worlds import Worlds
 from training.bucket import Bucket
 from training.checkpoint import checkpoints
-from training.folder import RunFolder
 from training.object_store import ObjectStore
-from training.spec import parse_spec
-from training.worker import Attempt, Destination, Place
 
 NAME = r"step-(\d{9})-[0-9a-f]{8}"
 
@@ -415,18 +413,10 @@ def test_a_run_on_two_machines_goes_on_from_s3_as_if_it_had_not_been_stopped(
 
 def resumed(rank: int, environment: Mapping[str, str], url: str, folder: Path) -> tuple[str, str]:
     """What it goes on from, alone on its machine or one of two: where, and what it reads there."""
-    place = Place(
-        rank=rank,
-        world_size=dist.get_world_size(),
-        local_rank=rank // 2,
-        node_rank=min(rank, 1),
-        environment=lambda: None,
-        strategy=lambda: None,
-    )
-    run = RunFolder(path=folder, checkpoints_url=url)
-    own = Attempt(parse_spec(spec_of()), place, Destination(), run)
+    own = rank_run(rank, spec_of(), folder, checkpoints_url=url, keep_results=False)
+    own.context = replace(context(own.place), local_rank=rank // 2, node_rank=min(rank, 1))
     with client(environment, folder / f"tmp-{rank}"):
-        store = checkpoints(own.spec, run)
+        store = checkpoints(own.spec, own.folder)
         found = own._resumed(store)
         assert found is not None
         text = (found.path / "model.pt").read_text()

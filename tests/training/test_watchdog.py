@@ -11,7 +11,7 @@ import pytest
 
 from tests.training.hanging import BAD_STEP, HANG_SECONDS, running
 from training.hangs import Hang, hang_report
-from training.watchdog import EXIT_CODE
+from training.protocol import HANG_EXIT_CODE as EXIT_CODE
 
 ENDED_WITH_IT = {EXIT_CODE, 1}
 """A rank ends by itself, or gloo tells it first that the others have ended."""

@@ -1,23 +1,23 @@
-"""What each rank does with a spec: build, fit, test, export. Ray Train calls `train` on every worker."""
+"""What each rank does with a spec: join, build, fit, test, export."""
 
 from __future__ import annotations
 
-import json
 import logging
+import socket
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import ray.train
-
-from training.failures import BuildError, RankFailed
+from training.failures import BuildError
 from training.folder import RunFolder
 from training.manifest import Saved
+from training.protocol import Exit, Order, RankPlace
+from training.rank.context import RankContext, join, use_threads
+from training.rank.process import Reports
+from training.rank.progress import ProgressTracker
 from training.spec import Spec, flat, parse_spec
 from training.watchdog import Watchdog
 
@@ -28,99 +28,57 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """A rank among its peers, in a process group that is there already, and what tells Lightning of it."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    node_rank: int
-    environment: Callable[[], Any]
-    strategy: Callable[..., Any]
-    """A Lightning DDPStrategy, of the keyword arguments of torch's DistributedDataParallel."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Destination:
-    """Where an attempt's results go. `output`: a folder; `mlflow_uri` and `run_id`: a run that exists.
-
-    `curves_only`: neither validate nor test nor keep the model.
+class RankRun:
+    """One rank's part of one start of an attempt. `step`: the one that is being made, from 1; 0 before the
+    first; once `run` has returned the last one, or the one that the run goes on from.
     """
 
-    output: str | None = None
-    mlflow_uri: str | None = None
-    run_id: str | None = None
-    curves_only: bool = False
-
-
-def train(config: dict[str, Any]) -> None:
-    """The training function.
-
-    config: {"spec": JSON text, "destination": Destination, "folder": RunFolder, "restarts": why this is not
-    the first start of the attempt}.
-
-    Raises RankFailed, whatever went wrong, so that the driver can unpickle it without the user's code.
-    """
-    rank = ray.train.get_context().get_world_rank()
-    attempt = None
-    try:
-        spec = parse_spec(json.loads(config["spec"]))
-        place = _place_in_ray()
-        attempt = Attempt(spec, place, config["destination"], config["folder"], config["restarts"])
-        attempt.run()
-    except Exception as error:
-        step = attempt.step if attempt else 0
-        raise RankFailed.of(error, rank=rank, step=step, when=time.time()) from None
-
-
-def _place_in_ray() -> Place:
-    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
-
-    context = ray.train.get_context()
-    return Place(
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        local_rank=context.get_local_rank(),
-        node_rank=context.get_node_rank(),
-        environment=RayLightningEnvironment,
-        strategy=RayDDPStrategy,
-    )
-
-
-class Attempt:
-    """One rank's part of one attempt."""
-
-    def __init__(
-        self,
-        spec: Spec,
-        place: Place,
-        destination: Destination,
-        folder: RunFolder,
-        restarts: Sequence[str] = (),
-    ) -> None:
-        self.spec, self.place, self.destination, self.folder = spec, place, destination, folder
-        self.restarts = restarts
-        self.rank, self.world_size = place.rank, place.world_size
+    def __init__(self, order: Order, place: RankPlace, reports: Reports) -> None:
+        self.order, self.place, self.reports = order, place, reports
+        self.spec = parse_spec(order.spec)
+        self.folder = RunFolder(
+            path=Path(order.folder),
+            checkpoints_url=order.checkpoints,
+            attempt=order.number,
+            start=order.start,
+        )
+        self.rank, self.world_size = place.rank, order.world_size
         self.trainer: Any = None
         self.watchdog: Watchdog | None = None
+        self._went_to: int | None = None
 
     @property
     def step(self) -> int:
-        """The one that is being made, from 1; 0 before the first."""
+        if self._went_to is not None:
+            return self._went_to
         return self.watchdog.step if self.watchdog else 0
 
-    def run(self) -> None:
+    def run(self, listener: socket.socket | None) -> Exit:
+        """Trains until the end, or until the run has been saved because somebody asked for it to stop.
+
+        listener: of the rendezvous, for rank 0. Raises whatever goes wrong.
+        """
+        assert self.order.rendezvous is not None
+        use_threads()
+        self.context = join(self.place, self.world_size, self.order.rendezvous, listener)
+        self.reports.joined()
+        return self.train_in(self.context)
+
+    def train_in(self, context: RankContext) -> Exit:
+        """`run` in a process group that is there already."""
         from training.checkpoint import StopRequested
 
+        self.context = context
         _quiet()
         try:
             with self._tracker() as tracker, self._watching() as self.watchdog, self._store() as store:
                 self._run(tracker, self.watchdog, store)
+                self._went_to = self.trainer.global_step
         except StopRequested as stopped:
-            if self.rank == 0:
-                self.folder.stopped.write_text(str(stopped.step))
+            self._went_to = stopped.step
             self._say(f"stopped as asked, saved at step {stopped.step}")
+            return Exit.STOPPED
+        return Exit.FINISHED
 
     def _run(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> None:
         from lightning.pytorch import seed_everything
@@ -147,7 +105,7 @@ class Attempt:
         report = norm_report(self.spec.norm, self.rank, tracker)
         self.trainer = trainer = make_trainer(
             self.spec,
-            self.place,
+            self.context,
             self.folder,
             tracker=tracker,
             norm_report=report,
@@ -160,11 +118,11 @@ class Attempt:
         trainer.fit(
             module,
             train_dataloaders=train_loader,
-            val_dataloaders=(not self.destination.curves_only and self._loaders(data, "val")) or None,
+            val_dataloaders=(not self.order.curves_only and self._loaders(data, "val")) or None,
             ckpt_path=str(resumed.path / LIGHTNING) if resumed else None,
             weights_only=False,
         )
-        if self.destination.curves_only:
+        if self.order.curves_only:
             return
         if tests := self._loaders(data, "test"):
             trainer.test(module, dataloaders=tests, verbose=False)
@@ -197,7 +155,7 @@ class Attempt:
 
     def _here(self, store: Store, resumed: Saved) -> Saved:
         """The same where this rank can read it: the first rank of each machine sees to that."""
-        first = self._gathered(self.place.node_rank).index(self.place.node_rank)
+        first = self._gathered(self.context.node_rank).index(self.context.node_rank)
         if self.rank == first != 0:
             resumed = store.here(resumed)
         return self._gathered(resumed)[first]
@@ -212,7 +170,13 @@ class Attempt:
 
     def _watching(self) -> Watchdog:
         hang_seconds = self.spec.training.hang_seconds
-        return Watchdog(self.folder.hang, self.rank, self.world_size, hang_seconds=hang_seconds)
+        return Watchdog(
+            self.folder.hang,
+            self.rank,
+            self.world_size,
+            hang_seconds=hang_seconds,
+            step_made=self.reports.step,
+        )
 
     def _data(self) -> Any:
         from lightning.pytorch import LightningDataModule
@@ -225,7 +189,7 @@ class Attempt:
                 "data.class_path",
                 f"{self.spec.data.class_path} gives a {type(data).__name__}, which is no LightningDataModule",
             )
-        if self.place.local_rank == 0:
+        if self.context.local_rank == 0:
             data.prepare_data()
         import torch.distributed as dist
 
@@ -267,7 +231,7 @@ class Attempt:
         """Rank 0 writes; the others have a null object."""
         from training.tracking import Fanout, JsonLines, NullTracker
 
-        uri, run_id = self.destination.mlflow_uri, self.destination.run_id
+        uri, run_id = self.order.mlflow_uri, self.order.run_id
         with ExitStack() as stack:
             if uri and run_id:
                 from training.system_metrics import SystemMetrics
@@ -276,9 +240,9 @@ class Attempt:
             if self.rank != 0:
                 yield NullTracker()
                 return
-            trackers: list[Tracker] = []
-            if self.destination.output:
-                trackers.append(JsonLines(Path(self.destination.output) / "metrics.jsonl"))
+            trackers: list[Tracker] = [ProgressTracker(self.reports.progress)]
+            if self.order.output:
+                trackers.append(JsonLines(Path(self.order.output) / "metrics.jsonl"))
             if uri and run_id:
                 trackers.append(self._mlflow(uri, run_id))
             tracker = Fanout(trackers)
@@ -313,8 +277,8 @@ class Attempt:
         if settings.accumulate_grad_batches > 1:
             samples = settings.global_batch_size / settings.accumulate_grad_batches
             tags["syncbn.statistics_over"] = f"{samples:g} samples: a part of an accumulated batch"
-        if self.restarts:
-            tags["syncbn.restarts"] = "\n".join(self.restarts)
+        if self.order.restarts:
+            tags["syncbn.restarts"] = "\n".join(self.order.restarts)
         return tags
 
     def _deliver(self, module: Any, loader: Any, tracker: Any, norm_report: Any) -> None:
@@ -324,7 +288,7 @@ class Attempt:
         self._say("saving the model")
         model = exportable(module)
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(self.destination.output or temporary)
+            folder = Path(self.order.output or temporary)
             save(model, folder / "model.pt")
             draw_curves(tracker.history(CURVES), folder / "curves.png")
             for figure in [folder / "curves.png", *norm_report.draw(folder)]:
@@ -345,7 +309,8 @@ def _built_model(spec: Spec) -> Any:
 
 def _quiet() -> None:
     """Lightning's tips and its warnings about what is meant here would fill a job's log."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+    # MLflow imports Lightning by its other name, whose logger is the one that Lightning uses then.
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")

@@ -1,0 +1,127 @@
+"""What ranks of the tests do; the tests hand this file to them as their code, `lab.py`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Data(LightningDataModule):
+    """A few samples: an epoch of `steps` batches of two."""
+
+    def __init__(self, samples: int = 12) -> None:
+        super().__init__()
+        self.samples = samples
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        x = torch.randn(self.samples, 4, generator=torch.Generator().manual_seed(0))
+        return DataLoader(TensorDataset(x, (x.sum(1) > 0).long()))
+
+
+class Does(nn.Module):
+    """Does `what` with `argument` on `rank` in step `at`; `once`: only where it has not been done yet."""
+
+    def __init__(
+        self, what: str = "nothing", argument: Any = None, rank: int = 1, at: int = 3, once: str = ""
+    ) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        self.what, self.argument, self.rank, self.at, self.once = what, argument, rank, at, once
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+            if self.seen == self.at and dist.get_rank() == self.rank and self._first_time():
+                WHAT[self.what](self.argument)
+        output: Tensor = self.net(x)
+        return output
+
+    def _first_time(self) -> bool:
+        if not self.once:
+            return True
+        marked = Path(self.once)
+        done = marked.exists()
+        marked.touch()
+        return not done
+
+
+def nothing(_: Any) -> None: ...
+
+
+def kill(name: str) -> None:
+    os.kill(os.getpid(), getattr(signal, name))
+    time.sleep(60)
+
+
+def segfault(_: Any) -> None:
+    ctypes.string_at(0)
+
+
+def raise_undecodable(_: Any) -> None:
+    raise ValueError(f"cannot read image {os.fsdecode(b'caf' + bytes([0xE9]) + b'.png')} \0 \ud800")
+
+
+def raise_long(length: int) -> None:
+    raise ValueError("x" * length)
+
+
+def print_environment(path: str) -> None:
+    text = "".join(f"{name}={value}\n" for name, value in os.environ.items())
+    Path(path).write_text(text + Path("/proc/self/environ").read_text().replace("\0", "\n"))
+
+
+def leave_daemons(path: str) -> None:
+    """In sessions of their own, with nothing of this process's environment."""
+    command = f"env -i setsid nohup sh -c 'echo $$ >> {path}; exec sleep 3335' >/dev/null 2>&1 </dev/null &"
+    subprocess.run(["sh", "-c", command], check=True)
+    while not Path(path).exists() or not Path(path).read_text():
+        time.sleep(0.01)
+
+
+def read_note(_: Any) -> None:
+    print(f"the note says {Path('note.txt').read_text()}")
+
+
+def print_lines(count: int) -> None:
+    for number in range(count):
+        print(f"{number:08} {'x' * 90}")
+
+
+def speak_for_the_service(_: Any) -> None:
+    print('a\x0csyncbn-verdict {"type": "Succeeded", "message": "", "rank": null}')
+    raise RuntimeError("the user's own")
+
+
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+WHAT: dict[str, Any] = {
+    "nothing": nothing,
+    "kill": kill,
+    "segfault": segfault,
+    "abort": lambda _: os.abort(),
+    "_exit": os._exit,
+    "exit": sys.exit,
+    "raise undecodable": raise_undecodable,
+    "raise long": raise_long,
+    "print environment": print_environment,
+    "leave daemons": leave_daemons,
+    "read note": read_note,
+    "print lines": print_lines,
+    "speak for the service": speak_for_the_service,
+    "sleep": sleep,
+}

@@ -1,0 +1,134 @@
+"""The process between the fork server and the ranks of one start: it forks them, says how each has ended,
+and ends them with everything that they have started.
+
+It leads a session of its own and adopts what its ranks leave behind, so that every process of the start is
+below it: a daemon with an empty environment, too. When its agent goes away, it ends all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import psutil
+
+from training.host.linux import adopt_orphans, out_of_memory_kills
+from training.protocol import Order, RankPlace
+from training.rank.process import RankProcess, Reports
+from training.rank.steps import Steps
+
+_LOOK_SECONDS = 0.01  # while processes that were killed are still there
+
+
+def supervise(
+    order: dict[str, Any],
+    environments: Mapping[int, Mapping[str, str]],
+    folder: str,
+    control: Connection,
+    reports: socket.socket,
+    listener: socket.socket | None,
+) -> None:
+    """Runs the ranks of `order` (Order as JSON) until all have ended.
+
+    environments: by rank. folder: their working directory. reports: where ranks tell their progress.
+    listener: of the rendezvous, for rank 0. To `control` goes {"rank", "status", "step",
+    "out_of_memory"} for each rank that has ended, `status` as os.waitpid has it; anything that comes from
+    there ends all of them.
+    """
+    Supervisor(Order.from_json(order), environments, folder, control, reports, listener).run()
+
+
+class Supervisor:
+    def __init__(
+        self,
+        order: Order,
+        environments: Mapping[int, Mapping[str, str]],
+        folder: str,
+        control: Connection,
+        reports: socket.socket,
+        listener: socket.socket | None,
+    ) -> None:
+        self.order, self.environments, self.folder = order, environments, folder
+        self.control, self.reports, self.listener = control, reports, listener
+        self._ranks: dict[int, int] = {}  # by process
+        self._killed_before = out_of_memory_kills()
+        self._steps = Steps(len(order.ranks))
+
+    def run(self) -> None:
+        os.setsid()
+        adopt_orphans()
+        woken, wakes = socket.socketpair()
+        for end in (woken, wakes):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever ends it ends its ranks through the agent
+        for place in self.order.ranks:
+            self._fork(place, woken, wakes)
+        if self.listener is not None:
+            self.listener.close()
+        while self._ranks:
+            ready = wait([self.control, woken])
+            with suppress(BlockingIOError):
+                woken.recv(4096)
+            if self.control in ready:  # an order to end, or the agent is gone
+                break
+            self._reap()
+        self._end_all()
+
+    def _fork(self, place: RankPlace, *inherited: socket.socket) -> None:
+        supervisor = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            self.control.close()
+            for end in inherited:
+                end.close()
+            listener = self.listener if place.rank == 0 else None
+            if self.listener is not None and listener is None:
+                self.listener.close()
+            reports = Reports(self.reports, place.rank, self._steps.writer(self._index(place.rank)))
+            environment = self.environments[place.rank]
+            RankProcess(self.order, place, environment, self.folder, reports).run(supervisor, listener)
+        self._ranks[pid] = place.rank
+
+    def _reap(self) -> bool:
+        """Tells of the ranks that have ended; False: there is no process left below this one."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid in self._ranks:
+                self._tell(self._ranks.pop(pid), status)
+
+    def _tell(self, rank: int, status: int) -> None:
+        killed = out_of_memory_kills()
+        out_of_memory = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        out_of_memory &= killed > self._killed_before
+        self._killed_before = killed
+        step = self._steps.read(self._index(rank))
+        said = {"rank": rank, "status": status, "step": step, "out_of_memory": out_of_memory}
+        with suppress(OSError):  # the agent is gone
+            self.control.send_bytes(json.dumps(said).encode())
+
+    def _index(self, rank: int) -> int:
+        return next(index for index, place in enumerate(self.order.ranks) if place.rank == rank)
+
+    def _end_all(self) -> None:
+        while self._reap():
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    process.kill()
+            time.sleep(_LOOK_SECONDS)

@@ -1,0 +1,201 @@
+"""The process of a rank from the fork to its end: environment, log, code, exit record."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import NoReturn
+
+from training.host.linux import die_with_parent
+from training.protocol import (
+    LONGEST_MESSAGE,
+    LONGEST_TRACE,
+    Exit,
+    ExitRecord,
+    Order,
+    Progress,
+    RankPlace,
+    exit_file,
+    log_file,
+)
+
+_SECONDS_TO_TELL = 5.0
+
+
+class RankProcess:
+    """To be run in a process that was just forked for it, which ends with `run`."""
+
+    def __init__(
+        self,
+        order: Order,
+        place: RankPlace,
+        environment: Mapping[str, str],
+        folder: str,
+        reports: Reports,
+    ) -> None:
+        self.order, self.place, self.environment, self.folder = order, place, environment, folder
+        self.reports = reports
+
+    def run(self, parent: int, listener: socket.socket | None) -> NoReturn:
+        """Trains, writes the exit record, and ends the process."""
+        code = 1
+        try:
+            die_with_parent()
+            if os.getppid() != parent:
+                os._exit(1)  # it had ended before it could be said
+            self._begin()
+            record = self._train(listener)
+            code = (
+                record.code if record.kind is Exit.EXITED and record.code is not None else int(record.failed)
+            )
+            self._write(record)
+            atexit._run_exitfuncs()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with suppress(Exception):
+                sys.stdout.flush()
+            os._exit(code)
+
+    def _begin(self) -> None:
+        os.setsid()
+        self._open_log()
+        os.environ.clear()
+        os.environ.update(self.environment)
+        os.chdir(self.folder)
+        sys.path.insert(0, self.folder)
+        sys.argv = ["syncbn"]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _open_log(self) -> None:
+        path = log_file(self.order.folder, self.order.number, self.place.rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for descriptor in (1, 2):
+            os.dup2(log, descriptor)
+        os.close(log)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        # A line is there to be read as soon as it is printed; what is no text does not end the training.
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            stream = open(  # noqa: SIM115 (for the life of the process)
+                descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+            )
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+
+    def _train(self, listener: socket.socket | None) -> ExitRecord:
+        from training.rank.rank import RankRun
+
+        run = RankRun(self.order, self.place, self.reports)
+        try:
+            kind = run.run(listener)
+        except SystemExit as error:
+            traceback.print_exc()
+            interrupt = error.__context__  # Lightning makes an exit of it
+            if isinstance(interrupt, KeyboardInterrupt):
+                record = self._failed(interrupt)
+            else:
+                record = self._exited(error)
+        except BaseException as error:
+            traceback.print_exc()
+            record = self._failed(error)
+        else:
+            record = ExitRecord(rank=self.place.rank, kind=kind)
+        return replace(record, step=run.step, when=time.time(), progress=self.reports.last)
+
+    def _exited(self, error: SystemExit) -> ExitRecord:
+        code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
+        said = "" if isinstance(error.code, int | None) else f": {error.code}"
+        return ExitRecord(
+            rank=self.place.rank,
+            kind=Exit.EXITED,
+            code=code,
+            message=_bounded(f"sys.exit was called{said}", LONGEST_MESSAGE),
+            trace=_trace(error),
+        )
+
+    def _failed(self, error: BaseException) -> ExitRecord:
+        from training.failures import is_lost_peer
+
+        return ExitRecord(
+            rank=self.place.rank,
+            kind=Exit.ERROR,
+            type=type(error).__name__,
+            message=_bounded(_message(error), LONGEST_MESSAGE),
+            trace=_trace(error),
+            lost_peer=is_lost_peer(error),
+        )
+
+    def _write(self, record: ExitRecord) -> None:
+        """Whole or not at all, and before the process ends."""
+        write_record(record, self.order)
+
+
+def write_record(record: ExitRecord, order: Order) -> None:
+    path = exit_file(order.folder, order.number, order.start, record.rank or 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(record.to_json()))
+    temporary.replace(path)
+
+
+class Reports:
+    """Where a rank tells its agent how it gets on; what the agent does not take at once is dropped.
+
+    `step` is told the one that is being made.
+    """
+
+    def __init__(self, channel: socket.socket, rank: int, step: Callable[[int], None]) -> None:
+        self._channel, self._rank, self.step = channel, rank, step
+        channel.setblocking(False)
+        self.last: Progress | None = None
+
+    def joined(self) -> None:
+        """This rank is in the process group."""
+        self._send({"joined": True})
+
+    def progress(self, progress: Progress) -> None:
+        self.last = progress
+        self._send({"progress": progress.to_json()})
+
+    def _send(self, said: Mapping[str, object]) -> None:
+        with suppress(OSError):
+            self._channel.send(json.dumps({"rank": self._rank, **said}).encode())
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its message cannot be shown: {type(another).__name__})"
+
+
+def _trace(error: BaseException) -> str:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:
+        text = f"{type(error).__name__}: {_message(error)}\n"
+    return _bounded(text, LONGEST_TRACE)
+
+
+def _bounded(text: str, longest: int) -> str:
+    """What is no text is escaped, and of what is too long the middle is left out: the log has it whole."""
+    text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    left_out = f"… ({len(text) - 2 * half} characters are left out; the log has them) …"
+    return f"{text[:half]}\n{left_out}\n{text[-half:]}"
