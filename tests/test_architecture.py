@@ -14,12 +14,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sync_bn", "training", "service")
 HEAVY = {"torch", "ray", "lightning", "mlflow", "numpy", "pandas", "sklearn", "matplotlib"}
-LIGHT_PARTS_OF_TRAINING = {"training.spec", "training.spec_errors", "training.failures"}
+LIGHT_PARTS_OF_TRAINING = {"training.spec", "training.spec_errors", "training.protocol", "training.reserved"}
 LONGEST_FILE = 400
-# Ray reads its switches when it is imported, so they are set before that.
-SETS_ENVIRONMENT_AT_IMPORT = {"training.run"}
-# What runs here is the training itself, or the whole stack.
-STARTS_TRAINING = {"service.cli.train", "service.cli.up", "service.cli.verify"}
+# What runs here is the training itself.
+STARTS_TRAINING = {"service.cli.train", "service.cli.verify"}
+# Only the scheduler's process imports this.
+ON_RAY = "service.backends.ray"
 
 
 class Import(NamedTuple):
@@ -128,12 +128,18 @@ def test_service_knows_only_the_light_parts_of_training() -> None:
         if top(found.imported) in {"training", "sync_bn"}
         and found.imported not in LIGHT_PARTS_OF_TRAINING
         and not (found.lazy and found.importer in STARTS_TRAINING)
+        and found.importer != ON_RAY
     ]
     assert not wrong
 
 
 def test_service_imports_nothing_heavy_before_it_is_needed() -> None:
-    assert not [found for found in imports("service") if not found.lazy and top(found.imported) in HEAVY]
+    heavy = {*HEAVY, ON_RAY}
+    assert not [
+        found
+        for found in imports("service")
+        if not found.lazy and heavy & {top(found.imported), found.imported} and found.importer != ON_RAY
+    ]
 
 
 @pytest.mark.parametrize("module", sorted(LIGHT_PARTS_OF_TRAINING))
@@ -182,7 +188,7 @@ def test_importing_reads_no_environment(package: str) -> None:
     wrong = [
         f"{module}:{node.lineno}"
         for module in modules()
-        if top(module) == package and module not in SETS_ENVIRONMENT_AT_IMPORT
+        if top(module) == package
         for node in run_at_import(module)
         if isinstance(node, ast.Attribute | ast.Name) and reads_environment(node)
     ]
@@ -192,19 +198,6 @@ def test_importing_reads_no_environment(package: str) -> None:
 def reads_environment(node: ast.Attribute | ast.Name) -> bool:
     name = node.attr if isinstance(node, ast.Attribute) else node.id
     return name in {"environ", "environb", "getenv"}
-
-
-@pytest.mark.parametrize("module", sorted(SETS_ENVIRONMENT_AT_IMPORT))
-def test_the_one_that_touches_the_environment_overrides_nothing(module: str) -> None:
-    uses = [
-        node for node in run_at_import(module) if isinstance(node, ast.Attribute) and reads_environment(node)
-    ]
-    calls = [
-        node
-        for node in run_at_import(module)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.environ.setdefault"
-    ]
-    assert len(calls) == len(uses) > 0
 
 
 def test_no_file_is_too_long_to_read_at_once() -> None:

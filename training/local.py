@@ -27,6 +27,7 @@ from training.protocol import (
     is_final,
     log_file,
 )
+from training.reserved import hiding_in_folder
 from training.spec import Spec
 
 RESULTS = ("metrics.jsonl", "model.pt", "curves.png", "norm_noise.png")
@@ -88,8 +89,7 @@ class Machine:
     def __init__(self, code: Path | None) -> None:
         self._code = code
         self._folder = Path(tempfile.mkdtemp(prefix="syncbn-host-"))
-        tracked = bool(os.environ.get("MLFLOW_TRACKING_URI"))
-        self._agent = HostAgent(self._folder, environment=of_the_user(os.environ), tracked=tracked)
+        self._agent = HostAgent(self._folder, environment=of_the_user(os.environ), on_cluster=False)
         self._runs = 0
 
     def __enter__(self) -> Self:
@@ -220,8 +220,6 @@ def code_folder(code: Path | None) -> Path | None:
         return None
     if not code.is_dir():
         raise BuildError("--code", f"{code} is not a folder")
-    from training.reserved import hiding_in_folder
-
     for name, why in hiding_in_folder(code).items():
         raise BuildError("--code", f"{code / name} {why}")
     return code.resolve()

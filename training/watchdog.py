@@ -87,13 +87,14 @@ class Watchdog:
     @contextmanager
     def busy(self, doing: str, seconds: float = 3600.0) -> Iterator[None]:
         """For what takes long without progress, like saving: `seconds` count meanwhile, if they are more."""
-        self.progress(self._at[0], doing)
+        step = self._at[0]
+        self.progress(step, doing)
         self._busy.append(seconds)
         try:
             yield
         finally:
             self._busy.pop()
-            self.progress(self._at[0], f"after {doing}")
+            self.progress(step, f"after {doing}")
 
     def __enter__(self) -> Self:
         self._thread = threading.get_ident()

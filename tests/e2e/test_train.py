@@ -1,8 +1,9 @@
-"""`syncbn train`: without the service, on a Ray of its own."""
+"""`syncbn train`: without the service and without Ray."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,6 @@ import pytest
 import torch
 
 from tests.e2e.stack import ENVIRONMENT, SYNCBN
-
-pytestmark = pytest.mark.ray
 
 # float64, so that what the number of workers changes stands out from rounding. 32 samples on 3 workers are
 # shared unevenly, and the last batch of an epoch has 20.
@@ -65,9 +64,58 @@ def test_what_the_users_code_raises_is_printed_with_its_traceback(tmp_path: Path
     done = _train(tmp_path / "out", spec, "--code", str(code))
 
     assert done.returncode == 1
-    assert "RuntimeError on rank 0: the user's own mistake" in done.stderr
-    assert "nets.py" in done.stderr
+    assert "rank 0 failed at step 2: RuntimeError: the user's own mistake" in done.stderr
+    assert "It came twice at step 2" in done.stderr
+    assert "nets.py" in done.stdout
     assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_command(p))]
+
+
+def test_rank_that_is_killed_is_started_again_and_the_curve_is_the_same(tmp_path: Path, code: Path) -> None:
+    runs = {}
+    for name, strikes in (("undisturbed", {}), ("struck", {"9": "1"})):
+        (tmp_path / name).mkdir()
+        arguments = {"folder": str(tmp_path / name), "strikes": strikes}
+        spec = {
+            "model": {"class_path": "mine.nets.Struck", "init_args": arguments},
+            "data": {"class_path": "training.data.Digits"},
+            "training": {"max_steps": 15, "precision": "64-true", "checkpoint": {"every_steps": 4}},
+            "resources": {"workers": 2, "cpus_per_worker": 0.5},
+        }
+        runs[name] = _train(tmp_path / f"{name}-out", spec, "--code", str(code))
+
+    assert "rank 1 was killed by SIGKILL at step 9" in runs["struck"].stdout
+    assert "starting again from the last checkpoint (1 of 3 retries used)" in runs["struck"].stdout
+    assert _rows(tmp_path / "struck-out") == _rows(tmp_path / "undisturbed-out")
+
+
+def test_an_interrupt_ends_it_with_all_its_ranks(tmp_path: Path) -> None:
+    spec = _on(FASHION, 2) | {"training": {"max_steps": 100_000}}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    command = [SYNCBN, "train", "spec.json", "--output", str(tmp_path)]
+    training = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert training.stdout is not None
+    while not training.stdout.readline().startswith("step "):
+        assert training.poll() is None
+    below = psutil.Process(training.pid).children(recursive=True)
+    assert len(below) >= 4
+
+    training.send_signal(signal.SIGINT)
+    with training.stdout:
+        training.wait(120)
+
+    assert training.returncode not in {0, None}
+    _, left = psutil.wait_procs(below, 30)
+    assert left == []
+
+
+def test_code_that_would_hide_a_module_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "random.py").write_text("")
+
+    done = _train(tmp_path / "out", _on(FASHION, 1), "--code", str(tmp_path / "code"))
+
+    assert done.returncode == 2
+    assert "random.py would hide 'random' of Python's standard library: rename it" in done.stderr
 
 
 def _on(spec: dict[str, Any], workers: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,9 @@ class Net(nn.Module):
 
 
 class Struck(nn.Module):
-    """Kills a process at some steps, each once: of these ranks their own, or the driver of the attempt.
+    """Kills a process at some steps, each once: of these ranks their own, or their host agent.
 
-    strikes: by step, counted from 1 over the whole run, "0", "1", "driver", or "sleep" on rank 1.
+    strikes: by step, counted from 1 over the whole run, "0", "1", "agent", or "sleep" on rank 1.
     pace: seconds that a step takes at least.
     """
 
@@ -66,24 +65,23 @@ class Struck(nn.Module):
 
     def _strike(self, step: str) -> None:
         rank, whom = dist.get_rank(), self.strikes.get(step)
-        responsible = {"0": 0, "driver": 0, "1": 1, "sleep": 1}
+        responsible = {"0": 0, "agent": 0, "1": 1, "sleep": 1}
         done = self.folder / f"{step}-{whom}"
         if whom is None or rank != responsible[whom] or done.exists():
             return
         done.touch()
         if whom == "sleep":
             time.sleep(10_000)
-        os.kill(_driver(self.folder) if whom == "driver" else os.getpid(), signal.SIGKILL)
+        os.kill(_agent() if whom == "agent" else os.getpid(), signal.SIGKILL)
         time.sleep(60)
 
 
-def _driver(folder: Path) -> int:
-    """The process of the attempt whose spec names this folder."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if "training.attempt" in process.cmdline() and str(folder) in str(process.environ()):
-                return process.pid
-    raise AssertionError("no driver")
+def _agent() -> int:
+    """The process of the host agent: that of Ray's, above the fork server and the supervisor."""
+    for process in psutil.Process().parents():
+        if "HostAgent" in " ".join(process.cmdline()):
+            return process.pid
+    raise AssertionError("no host agent")
 
 
 class Regression(LightningModule):

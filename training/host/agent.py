@@ -29,7 +29,7 @@ from training.host.environment import OURS, WARM, of_rank, of_storage, of_the_ma
 from training.host.fork_server import ForkServer
 from training.host.gang import Gang
 from training.host.supervisor import supervise
-from training.protocol import CodeMissing, News, Order
+from training.protocol import CodeMissing, News, Order, log_folder
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +40,17 @@ class HostAgent:
     """Thread-safe; no method but `news` and `wait_until_warm` blocks for longer than a fork takes.
 
     folder: on this machine, for its use alone. environment: what every rank gets; by default
-    `of_the_machine(os.environ)`. tracked: runs go to MLflow, which is imported beforehand.
+    `of_the_machine(os.environ)`. on_cluster: see ForkServer.
     """
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str] | None = None, *, tracked: bool = True
+        self, folder: Path, environment: Mapping[str, str] | None = None, *, on_cluster: bool = True
     ) -> None:
         self._base = of_the_machine(os.environ) if environment is None else dict(environment)
         self._storage = of_storage(os.environ) if environment is None else {}
         self._folder = folder
         self._code = CodeCache(folder)
-        self._server = ForkServer({**OURS, **self._base, **WARM}, tracked=tracked)
+        self._server = ForkServer({**OURS, **self._base, **WARM}, on_cluster=on_cluster)
         self._gangs: dict[str, Gang] = {}
         self._listeners: dict[tuple[str, int], socket.socket] = {}
         self._version = 0
@@ -175,6 +175,7 @@ class HostAgent:
 
     def _begin(self, gang: Gang, folder: Path) -> None:
         order = gang.order
+        log_folder(order.folder, order.number).mkdir(parents=True, exist_ok=True)
         if order.rendezvous is None:
             # All ranks are here, so nothing needs to listen beyond this machine.
             meeting = self.rendezvous(order.attempt, order.start, "127.0.0.1")

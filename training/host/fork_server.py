@@ -15,19 +15,20 @@ from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any
 
-PRELOAD, PRELOAD_MLFLOW = "training.host.warm", "training.host.warm_mlflow"
+PRELOAD, PRELOAD_ON_CLUSTER = "training.host.warm", "training.host.warm_cluster"
 
 
 class ForkServer:
     """One for each process that uses it; it ends with that process.
 
-    environment: of the processes that it forks, until they change it. tracked: it imports MLflow, too.
+    environment: of the processes that it forks, until they change it. on_cluster: it imports what the
+    runs of a cluster need.
     """
 
-    def __init__(self, environment: Mapping[str, str], *, tracked: bool = True) -> None:
+    def __init__(self, environment: Mapping[str, str], *, on_cluster: bool = True) -> None:
         self._environment = environment
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([PRELOAD_MLFLOW, PRELOAD] if tracked else [PRELOAD])
+        self._context.set_forkserver_preload([PRELOAD_ON_CLUSTER, PRELOAD] if on_cluster else [PRELOAD])
         self._lock = threading.Lock()
 
     def warm_up(self) -> None:

@@ -11,7 +11,6 @@ import logging
 import lightning.pytorch
 import matplotlib.backends.backend_agg
 import matplotlib.figure
-import sklearn.datasets
 import torch.distributed
 import torch.fx
 import torchmetrics.classification
@@ -22,7 +21,6 @@ import training.export
 import training.host.supervisor
 import training.models
 import training.norm_report
-import training.object_store
 import training.rank.rank
 import training.trainer
 from training.host.linux import adopt_orphans
@@ -30,7 +28,6 @@ from training.host.linux import adopt_orphans
 __all__ = [
     "lightning",
     "matplotlib",
-    "sklearn",
     "sync_bn",
     "torch",
     "torchmetrics",

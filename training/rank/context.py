@@ -72,6 +72,16 @@ def join(place: RankPlace, world_size: int, rendezvous: str, listener: socket.so
     )
 
 
+def own_address(rendezvous: str) -> str:
+    """The address by which this machine reaches the one of rank 0. Nothing is sent."""
+    address, _, port = rendezvous.rpartition(":")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, int(port)))
+        own: str = probe.getsockname()[0]
+        return own
+
+
 class GroupEnvironment(LightningEnvironment):
     """Lightning finds the ranks of the group that there is."""
 

@@ -110,8 +110,11 @@ class RankProcess:
             else:
                 record = self._exited(error)
         except BaseException as error:
-            traceback.print_exc()
             record = self._failed(error)
+            if record.lost_peer:  # the stack of one that only waited would bury what has happened
+                print(f"rank {self.place.rank} lost another rank: {error}", file=sys.stderr)  # noqa: T201
+            else:
+                traceback.print_exc()
         else:
             record = ExitRecord(rank=self.place.rank, kind=kind)
         return replace(record, step=run.step, when=time.time(), progress=self.reports.last)

@@ -15,7 +15,7 @@ from training.failures import BuildError
 from training.folder import RunFolder
 from training.manifest import Saved
 from training.protocol import Exit, Order, RankPlace
-from training.rank.context import RankContext, join, use_threads
+from training.rank.context import RankContext, join, own_address, use_threads
 from training.rank.process import Reports
 from training.rank.progress import ProgressTracker
 from training.spec import Spec, flat, parse_spec
@@ -62,6 +62,8 @@ class RankRun:
         use_threads()
         self.context = join(self.place, self.world_size, self.order.rendezvous, listener)
         self.reports.joined()
+        where = f"{socket.gethostname()} ({own_address(self.order.rendezvous)})"
+        print(f"rank {self.rank} of {self.world_size} on {where}", flush=True)  # noqa: T201 (the rank's log)
         return self.train_in(self.context)
 
     def train_in(self, context: RankContext) -> Exit:

@@ -39,7 +39,7 @@ SECRET = "of the service alone"
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostAgent]:
     environment = of_the_machine(os.environ | {"SYNCBN_API_KEY": SECRET, "RAY_AUTH_TOKEN": SECRET})
-    agent = HostAgent(tmp_path_factory.mktemp("agent"), environment, tracked=False)
+    agent = HostAgent(tmp_path_factory.mktemp("agent"), environment, on_cluster=False)
     agent.put_code("lab", archive())
     yield agent
     agent.close()
@@ -331,7 +331,7 @@ from pathlib import Path
 from training.host.agent import HostAgent
 from training.protocol import Order
 import json
-agent = HostAgent(Path(sys.argv[1]), tracked=False)
+agent = HostAgent(Path(sys.argv[1]), on_cluster=False)
 agent.put_code("lab", Path(sys.argv[2]).read_bytes())
 agent.launch(Order.from_json(json.loads(sys.argv[3])))
 time.sleep(1000)

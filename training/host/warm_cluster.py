@@ -1,0 +1,16 @@
+"""What the fork server of a cluster imports besides: MLflow, object storage, what built-in data needs.
+
+For a single run it would take longer to import all of that than what the run uses of it.
+"""
+
+from __future__ import annotations
+
+import mlflow.pytorch
+import mlflow.system_metrics.system_metrics_monitor
+import sklearn.datasets
+
+import training.mlflow_tracking
+import training.object_store
+import training.system_metrics
+
+__all__ = ["mlflow", "sklearn", "training"]
