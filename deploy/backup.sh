@@ -14,9 +14,9 @@ for database in syncbn mlflow; do
 done
 echo "artifacts"
 "$@" exec -T mlflow tar --directory /data --create --gzip artifacts >"$folder/artifacts.tar.gz"
-echo "checkpoints"
+echo "runs"
 # A job that is training replaces files meanwhile: that is tar's exit code 1. Torn checkpoints are not used.
-"$@" exec -T ray-head tar --directory /data --create --gzip --warning=no-file-changed \
+"$@" exec -T api tar --directory /data --create --gzip --warning=no-file-changed \
   --warning=no-file-removed checkpoints >"$folder/checkpoints.tar.gz" || [ $? = 1 ]
 cp .env "$folder/env"
 du -sh "$folder"

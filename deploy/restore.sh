@@ -28,9 +28,9 @@ for database in syncbn mlflow; do
 done
 echo "artifacts"
 "$@" run --rm --no-deps -T mlflow tar --directory /data --extract --gzip <"$folder/artifacts.tar.gz"
-echo "checkpoints"
-"$@" run --rm --no-deps -T ray-head tar --directory /data --extract --gzip <"$folder/checkpoints.tar.gz"
+echo "runs"
+"$@" run --rm --no-deps -T scheduler tar --directory /data --extract --gzip <"$folder/checkpoints.tar.gz"
 # What MLflow took after its database was saved is still in the spools: they forget what they have sent, and
 # send all again. MLflow keeps one of two points that are equal.
-"$@" run --rm --no-deps -T ray-head find /data/checkpoints -name spool.sent -delete
+"$@" run --rm --no-deps -T scheduler find /data/checkpoints -name spool.sent -delete
 echo "restored; now: make cluster-up"

@@ -2,9 +2,9 @@
 
     make cluster-smoke     SYNCBN_URL, SYNCBN_API_KEY, MLFLOW_URL, COMPOSE from the environment
 
-One spec runs four times through the published API: undisturbed, with the container of a worker killed, and
-with those of the API and of the database restarted. All must end with the same losses, bit for bit. Prints a
-table; the exit code is 0 if every line of it is good.
+One spec runs five times through the published API: undisturbed, with the container of a worker killed, and
+with those of the scheduler, of the API and of the database restarted. All must end with the same losses, bit
+for bit. Prints a table; the exit code is 0 if every line of it is good.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ from rich.table import Table
 
 from service.client import Client, Job, RequestError, ServerUnreachable
 
+WORKERS = 2
 SPEC: dict[str, Any] = {
     "name": "smoke",
     "model": {"class_path": "training.models.ConvNet", "init_args": {"widths": [16, 32]}},
     "data": {"class_path": "training.data.Digits"},
     "training": {"global_batch_size": 64, "max_steps": 400, "checkpoint": {"every_steps": 20}},
-    "resources": {"workers": 2, "cpus_per_worker": 1},
+    "resources": {"workers": WORKERS, "cpus_per_worker": 1},
     "retries": 5,
     "tracking": {"experiment": "smoke"},
 }
+
+SERVICES = {"the scheduler": "scheduler", "the API": "api", "the database": "postgres"}
 
 Found = TypeVar("Found")
 
@@ -71,7 +74,7 @@ class Smoke:
         """Makes all checks, those after a failed one included."""
         self.ask_without_key()
         first = self.undisturbed()
-        others = [self.killed(), self.restarted("the API", "api"), self.restarted("the database", "postgres")]
+        others = [self.killed(), *(self.restarted(what, name) for what, name in SERVICES.items())]
         if first is not None:
             self.compare(first, filter(None, others))
 
@@ -81,7 +84,7 @@ class Smoke:
     def undisturbed(self) -> Job | None:
         job = self._job("a job on two workers")
         if job is not None:
-            self._check("  each in a container of its own", lambda: self._addresses(job))
+            self._check("  each in a container of its own", lambda: self._places(job))
             self._check("  its run in MLflow", lambda: self._run_in_mlflow(job))
             self._check("  its model, loaded from there", lambda: self._model_in_mlflow(job))
         return job
@@ -93,7 +96,10 @@ class Smoke:
         return job
 
     def restarted(self, what: str, name: str) -> Job | None:
-        return self._job(f"{what} is restarted", partial(self.restart, name))
+        job = self._job(f"{what} is restarted", partial(self.restart, name))
+        if job is not None:
+            self._check("  the job trains on meanwhile", lambda: self._trained_on(job))
+        return job
 
     def compare(self, first: Job, others: Iterable[Job]) -> None:
         for job in others:
@@ -166,15 +172,33 @@ class Smoke:
                 return "refused"
         raise AssertionError(f"{self.client.url} told a stranger about its jobs")
 
-    def _addresses(self, job: Job) -> str:
-        found = re.findall(r"\(ip=([^,]+), pid=\d+\) world_rank=", self.client.logs(job.id))
-        _expect(len(set(found)) == len(found) == 2, f"addresses: {found}")
-        return " and ".join(found)
+    def _places(self, job: Job) -> str:
+        """Each rank begins its log with where it is."""
+        found = []
+        for rank in range(WORKERS):
+            log = self.client.logs(job.id, rank=rank)
+            where = re.match(rf"rank {rank} of {WORKERS} on (\S+) \((\S+)\)$", log, re.MULTILINE)
+            _expect(where is not None, f"the log of rank {rank} begins with {log.partition(chr(10))[0]!r}")
+            assert where is not None
+            found.append((where[1], where[2]))
+        hosts, addresses = zip(*found, strict=True)
+        _expect(len(set(hosts)) == len(set(addresses)) == WORKERS, f"hosts: {hosts}, addresses: {addresses}")
+        return " and ".join(addresses)
 
     def _resumed(self, job: Job) -> str:
-        steps = re.findall(r"going on from the checkpoint of step (\d+)", self.client.logs(job.id))
-        _expect(bool(steps) and int(steps[-1]) > 0, "its log tells of no checkpoint")
+        steps = self._checkpoints(job)
+        _expect(bool(steps) and steps[-1] > 0, "its log tells of no checkpoint")
         return f"of step {steps[-1]}"
+
+    def _trained_on(self, job: Job) -> str:
+        _expect(job.attempt == 1, f"it took {job.attempt} attempts")
+        _expect(not self._checkpoints(job), "its log tells of a checkpoint from which it went on")
+        return "in its first attempt, without a restart"
+
+    def _checkpoints(self, job: Job) -> list[int]:
+        """The steps from which its starts went on."""
+        found = re.findall(r"going on from the checkpoint of step (\d+)", self.client.logs(job.id, rank=0))
+        return [int(step) for step in found]
 
     def _same_losses(self, first: Job, other: Job) -> str:
         expected, found = (

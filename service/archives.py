@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 from service.errors import Refused
+from training.reserved import hiding_among
 from training.spec import Problem
 
 MAX_FILES = 10_000
-_RESERVED = {"training", "sync_bn", "service"}
-_MODULE_SUFFIXES = {".py", ".pyc", ".so"}
 _CHUNK = 1 << 16
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
@@ -22,8 +21,8 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Ru
 def check_archive(data: bytes, limit: int) -> None:
     """Raises Refused, naming each entry at fault, unless `data` is a zip archive that is safe to unpack.
 
-    That is: at most MAX_FILES plain files that stay inside its directory, none twice, none hiding a package
-    of this project, and at most `limit` bytes when unpacked. Every entry is read to its end.
+    That is: at most MAX_FILES plain files that stay inside its directory, none twice, no module hiding one
+    that training needs, and at most `limit` bytes when unpacked. Every entry is read to its end.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -88,17 +87,9 @@ def _twice(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
 
 
 def _hiding(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
-    """A package `training` in the uploaded code would be imported in place of this project's own."""
-    tops = {_top(PurePosixPath(entry.filename), entry.is_dir()) for entry in entries}
-    for name in sorted(tops & _RESERVED):
-        yield _problem(name, f"would hide this project's own package {name!r}: rename it")
-
-
-def _top(path: PurePosixPath, is_directory: bool) -> str:
-    first = path.parts[0]
-    if len(path.parts) > 1 or is_directory:
-        return first
-    return first.partition(".")[0] if path.suffix in _MODULE_SUFFIXES else ""
+    """The archive comes first on the import path of the job's ranks."""
+    for name, message in hiding_among(entry.filename for entry in entries).items():
+        yield _problem(name, message)
 
 
 def _contents(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], limit: int) -> Iterator[Problem]:

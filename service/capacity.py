@@ -14,8 +14,8 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Self
 
+from service.backends.cluster import Node
 from service.jobs import Job
-from service.launch import Node
 
 UNITS = 10_000
 UNLIMITED = sys.maxsize

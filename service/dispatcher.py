@@ -1,240 +1,196 @@
-"""Takes jobs from the queue to their end: admit → launch → reconcile → finish.
+"""Takes jobs from the queue to their end: reconcile → admit → launch, and beside that runs and archives.
 
-The dispatcher keeps nothing in memory between two rounds. What is to happen is written to the database
-before it is done, and what has happened is looked up, so it may die at any moment and start again. A server
-that does not answer is not a job that failed: the round goes on without it, the next one asks again.
+Nothing that matters is kept in memory between two rounds. What is to happen is written to the database
+before it is done, and what has happened is looked up, so the process may die at any moment and start again.
+A server that does not answer is not a job that failed: the round goes on without it, the next one asks again.
+MLflow is asked in threads of their own (service.runs, service.finisher): no round waits for it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from time import monotonic
 
+from service.backends.cluster import Cluster, Phase, Status
 from service.elastic import GROWS_EVERY, Preempt
-from service.endings import Ending, before_launch, ending
-from service.errors import Refused, ServiceError, Unavailable
-from service.jobs import ACTIVE, Job, State, utc_now
-from service.launch import Attempt, Cluster, Phase, Status, submission_id
-from service.results import Results, Run, Summary
+from service.errors import Unavailable
+from service.finisher import Finisher
+from service.jobs import Job, State, utc_now
+from service.reconciler import Reconciler, starting_on
+from service.results import Results
+from service.runs import Runs
 from service.scheduler import Start, Wait, schedule
 from service.settings import Settings
 from service.store import Store
-from training.failures import without_verdict
+from training.protocol import Superseded
 
 log = logging.getLogger(__name__)
 
-RUN_STATUS = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "KILLED"}
+POLL_SECONDS = 0.25  # for new jobs; what changes in the cluster is seen at once
+_SECONDS_TO_LEAVE = 3.0
+
+Outline = dict[str, tuple[Phase, int, int, bool]]
 
 
 class Dispatcher:
-    """One of possibly several that serve the same queue."""
+    """One of possibly several on the same queue; of those at work at once, the cluster obeys the latest."""
 
-    def __init__(self, settings: Settings, store: Store, cluster: Cluster, results: Results) -> None:
-        self.settings, self.store, self.cluster, self.results = settings, store, cluster, results
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        cluster: Cluster,
+        results: Results,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.store, self.cluster = store, cluster
+        self._has_run = threading.Event()
+        self._seen: Outline = {}
+        self.runs = Runs(store, results, on_run=self._on_run, clock=clock)
+        self.finisher = Finisher(settings, store, results)
+        self.reconciler = Reconciler(settings, store, cluster, on_end=self.finisher.wake, clock=clock)
 
-    def run(self, stop: threading.Event, *, seconds_between: float = 0.5) -> None:
-        """Works until `stop` is set."""
-        while not stop.wait(seconds_between):
-            self.round()
+    def run(self, stop: threading.Event, *, poll_seconds: float = POLL_SECONDS) -> None:
+        """Works until `stop` is set. Raises Superseded once another scheduler has taken over."""
+        with _in_threads(self.runs, self.finisher):
+            while not stop.is_set():
+                began = monotonic()
+                self.round()
+                # Where thousands of jobs wait and run, at most half of the time goes into rounds.
+                self._wait(stop, max(poll_seconds, monotonic() - began))
 
     def round(self) -> None:
-        """Looks at every job once. Raises nothing: what fails is logged and tried again."""
-        for step in (self._reconcile_all, self._admit_all, self._finish_all):
-            try:
-                step()
-            except ServiceError as error:
-                log.warning("%s", error)
-            except Exception:  # a bug in one round must not end the service of all jobs
-                log.exception("a round of the dispatcher failed")
-
-    # Admit and launch
-
-    def _admit_all(self) -> None:
-        queue, active = self.store.queue(), self.store.active()
-        elastic = [job for job in active if job.elastic]
-        if not queue and not elastic:
-            return
-        now, left = utc_now(), self._seconds_left(elastic)
+        """Looks at every job once. Raises Superseded alone: what else fails is logged and tried again."""
         try:
-            decisions = schedule(queue, active, self.cluster.nodes(), now=now, seconds_left=left)
-        except Unavailable as error:
-            self.store.note_all((job, f"waits: {error}") for job in queue)
+            attempts, active = self.reconciler.reconcile()
+            self._seen = _outline(attempts)
+            self._admit(attempts, active)
+        except Superseded:
+            raise
+        except Exception as error:  # a bug in one round must not end the service of all jobs
+            self._note_failure(error)
+
+    def _wait(self, stop: threading.Event, seconds: float) -> None:
+        """Until it is time for the next round, or something is to be done at once: steps of ranks are not."""
+        until = monotonic() + seconds
+        try:
+            while not stop.is_set() and (left := until - monotonic()) > 0:
+                self.cluster.wait(left)
+                if self._has_run.is_set() or _outline(self.cluster.attempts()) != self._seen:
+                    self._has_run.clear()
+                    return
+        except Superseded:
+            raise
+        except Exception as error:
+            log.warning("cannot wait for the cluster: %s", error)
+            stop.wait(seconds)
+
+    def _on_run(self) -> None:
+        self._has_run.set()
+        self.cluster.wake()
+
+    def _note_failure(self, error: Exception) -> None:
+        if not isinstance(error, Unavailable):
+            log.error("a round of the dispatcher failed", exc_info=error)
             return
+        log.warning("%s", error)
+        try:
+            waiting = [job for job in self.store.active() if job.state is State.STARTING]
+            self.store.note_all((job, f"waits: {error}") for job in [*self.store.queue(), *waiting])
+        except Unavailable as another:
+            log.warning("%s", another)
+
+    # Admit
+
+    def _admit(self, attempts: Mapping[str, Status], active: Sequence[Job]) -> None:
+        queue = self.store.queue()
+        self.runs.keep(job.id for job in queue)
+        if not queue and not any(job.elastic for job in active):
+            return
+        held_up = self._held_up(queue)
+        able = [job for job in queue if job.id not in held_up]
+        nodes = self.cluster.nodes()
+        decisions = schedule(able, active, nodes, now=utc_now(), seconds_left=_seconds_left(active))
         waiting, running = ({job.id: job for job in jobs} for jobs in (queue, active))
         for decision in decisions:
-            if isinstance(decision, Start):
-                self._start(waiting[decision.job_id], decision.workers)
-            elif isinstance(decision, Preempt):
+            if isinstance(decision, Preempt):
                 self.store.move(running[decision.job_id], State.PREEMPTING, reason=decision.reason)
-        self.store.note_all((waiting[d.job_id], d.reason) for d in decisions if isinstance(d, Wait))
+        notes = {decision.job_id: decision.reason for decision in decisions if isinstance(decision, Wait)}
+        alive = _jobs_of(name for name, status in attempts.items() if not status.ended)
+        for decision in decisions:
+            if isinstance(decision, Start) and decision.job_id in alive:
+                # Race closed: whoever launched it died before it could be ended, or it does not end. The next
+                # attempt would do the same work at the same time.
+                notes[decision.job_id] = "waits: its last attempt has not ended yet"
+            elif isinstance(decision, Start):
+                self._start(waiting[decision.job_id], decision.workers)
+        self.store.note_all((waiting[job_id], reason) for job_id, reason in {**notes, **held_up}.items())
+
+    def _held_up(self, queue: Iterable[Job]) -> dict[str, str]:
+        """Jobs that cannot have a run now, by id, and why: they keep no machine from the others meanwhile."""
+        without = [job for job in queue if job.run is None]
+        if not without:
+            return {}
+        failed, away = self.runs.failed, self.runs.problem
+        if away:
+            self.runs.ask(without[0])  # how else would it be seen that MLflow is back
+        known = ((job.id, failed.get(job.id) or away) for job in without)
+        return {job_id: f"waits for MLflow: {why}" for job_id, why in known if why}
 
     def _start(self, job: Job, workers: int) -> None:
-        if job.attempt and not self._is_over(job):
-            self.store.note(job, f"waits: attempt {job.attempt} has not ended yet")
-            return
-        try:
-            run = job.run or self._run_for(job)
-        except (Unavailable, Refused) as error:
-            self.store.note(job, f"waits: {error}")
-            return
-        reason = f"starting on {workers} worker{'s' if workers != 1 else ''}"
-        grows_after = utc_now() + GROWS_EVERY
-        number = job.attempt + 1
-        if self.store.move(
-            job, State.STARTING, attempt=number, workers=workers, grows_after=grows_after, reason=reason
-        ):
-            self._launch(replace(job, attempt=number, workers=workers, state=State.STARTING), run)
-
-    def _is_over(self, job: Job) -> bool:
-        """Whether the last attempt has ended; one that has not is stopped.
-
-        Race closed: a job was paused between the row that named its attempt and the submission, and whoever
-        submitted it died before looking again. Resumed, it would run twice.
-        """
-        status = self.cluster.status(_name(job))
-        if status is None or status.ended:
-            return True
-        self.cluster.stop(_name(job))
-        return False
-
-    def _run_for(self, job: Job) -> Run:
-        experiment = job.spec["tracking"]["experiment"]
-        return self.results.ensure_run(job_id=job.id, name=job.name, experiment=experiment)
-
-    def _launch(self, job: Job, run: Run) -> None:
-        """Submits the attempt that the row names; harmless when it was submitted before."""
         if job.run is None:
-            # Race closed: two dispatchers each made the job a run. The one that moved the row names its own.
-            self.store.set_run(job.id, run.experiment_id, run.run_id)
-        self.cluster.submit(self._attempt(job, run))
-        # Race closed: while we were about to submit, another dispatcher saw a cancel or a pause, and nothing
-        # to stop.
-        now = self.store.get(job.id)
-        if now.state not in ACTIVE or now.attempt != job.attempt:
-            self.cluster.stop(_name(job))
-
-    def _attempt(self, job: Job, run: Run) -> Attempt:
-        assert job.workers is not None
-        digest = job.spec.get("code")
-        order = {
-            "spec": job.spec,
-            "workers": job.workers,
-            "checkpoints": self.settings.checkpoints,
-            "name": job.id,
-            "storage": self.settings.storage,
-            "retries": max(job.spec["retries"] - job.failures, 0),
-            "mlflow_uri": self.settings.mlflow_url,
-            "run_id": run.run_id,
-        }
-        return Attempt(
-            job_id=job.id,
-            number=job.attempt,
-            workers=job.workers,
-            spec=job.spec,
-            environment={"SYNCBN_ATTEMPT": json.dumps(order)},
-            code=self.store.get_code(digest) if digest else None,
+            self.runs.ask(job)  # there in a moment; its place is kept so long
+            return
+        number = job.attempt + 1
+        started = self.store.move(
+            job,
+            State.STARTING,
+            attempt=number,
+            workers=workers,
+            grows_after=utc_now() + GROWS_EVERY,
+            reason=starting_on(workers),
         )
-
-    # Reconcile
-
-    def _reconcile_all(self) -> None:
-        active = self.store.active()
-        summaries = self._summaries(active)
-        for job in active:
-            summary = summaries.get(job.run_id or "", Summary())
-            try:
-                self._reconcile(job, is_training=summary.progress is not None)
-            except ServiceError as error:
-                log.warning("job %s: %s", job.id, error)
-                if job.state is State.STARTING:
-                    self.store.note(job, f"starting: {error}")
-            except Exception:  # a bug that one job brings out must not hold up the others
-                log.exception("job %s", job.id)
-
-    def _summaries(self, jobs: Iterable[Job]) -> dict[str, Summary]:
-        """By run id, where they are known."""
-        try:
-            return self.results.summaries([run for job in jobs if (run := job.run) is not None])
-        except Exception as error:  # what MLflow says is for show: no job may hang on it
-            log.warning("%s", error)
-            return {}
-
-    def _seconds_left(self, jobs: Iterable[Job]) -> dict[str, float]:
-        """What jobs still need, by their ids, where it is known."""
-        elastic = list(jobs)
-        summaries = self._summaries(elastic) if elastic else {}
-        progress = {job.id: summaries.get(job.run_id or "", Summary()).progress for job in elastic}
-        return {
-            id: known.eta_seconds for id, known in progress.items() if known and known.eta_seconds is not None
-        }
-
-    def _reconcile(self, job: Job, *, is_training: bool) -> None:
-        status = self.cluster.status(_name(job))
-        if status is not None and status.ended:
-            self._ended(job, status)
-        elif job.stopping:
-            if status is None:
-                self._come_to(job, before_launch(job))
-            else:
-                self.cluster.stop(_name(job))  # in every round: Ray forgets a stop that comes too early
-        elif status is None:
-            # Never submitted (we died before we could) or lost with the head: one id, so one launch.
-            self._launch(job, job.run or self._run_for(job))
-        elif job.state is State.STARTING and status.phase is Phase.RUNNING and is_training:
-            self.store.move(job, State.RUNNING)
-
-    def _ended(self, job: Job, status: Status) -> None:
-        output = self.cluster.logs(_name(job))
-        # Race closed: another dispatcher stopped it for a cancel that is younger than our look.
-        cancelled = self.store.get(job.id).cancel_requested_at is not None
-        self._come_to(job, ending(job, status, output, cancelled=cancelled))
-
-    def _come_to(self, job: Job, end: Ending) -> None:
-        if not end.state.ended:
-            self._archive_log(job)  # before it starts again, and before Ray forgets it
-        # Race closed: a pause or a preemption that is younger than our look. The state is no longer what we
-        # saw, nothing changes, and the next round takes the attempt's end for what it means by then.
-        self.store.move(job, end.state, reason=end.reason, error=end.error, failures=end.failures)
-
-    # Finish
-
-    def _finish_all(self) -> None:
-        for job in self.store.unarchived():
-            try:
-                self._archive_log(job)
-                self._end_run(job)
-                self.store.mark_archived(job.id)
-            except ServiceError as error:
-                log.warning("job %s: its log is not archived yet: %s", job.id, error)
-            except Exception:  # as above
-                log.exception("job %s", job.id)
-
-    def _archive_log(self, job: Job) -> None:
-        """The attempt's log becomes an artifact of its run; Ray forgets it with the head."""
-        output = self.cluster.logs(_name(job))
-        if output and job.run is not None:
-            with _refusal_logged(job):
-                self.results.upload(job.run, f"logs/attempt-{job.attempt}.log", without_verdict(output))
-
-    def _end_run(self, job: Job) -> None:
-        if job.run is not None:
-            with _refusal_logged(job):
-                self.results.end(job.run, RUN_STATUS[job.state])
+        if started:
+            now = replace(job, state=State.STARTING, attempt=number, start=1, restarts=(), workers=workers)
+            self.reconciler.launch(now)
 
 
-def _name(job: Job) -> str:
-    """Of the job's latest attempt, in the cluster."""
-    return submission_id(job.id, job.attempt)
+def _outline(attempts: Mapping[str, Status]) -> Outline:
+    """What of the attempts a round has to look at at once when it changes."""
+    return {
+        name: (status.phase, status.start, len(status.exits), status.progress is None)
+        for name, status in attempts.items()
+    }
+
+
+def _seconds_left(jobs: Iterable[Job]) -> dict[str, float]:
+    """What jobs still need, by their ids, where it is known."""
+    return {
+        job.id: job.progress.eta_seconds
+        for job in jobs
+        if job.progress is not None and job.progress.eta_seconds is not None
+    }
+
+
+def _jobs_of(attempts: Iterable[str]) -> set[str]:
+    return {name.rpartition("-")[0] for name in attempts}
 
 
 @contextmanager
-def _refusal_logged(job: Job) -> Iterator[None]:
-    """Somebody has deleted the run: to ask again would not help, and the job has to go on."""
+def _in_threads(*workers: Runs | Finisher) -> Iterator[None]:
+    """They end with the context, unless they hang in a call: that ends with the process."""
+    threads = [threading.Thread(target=each.run, name=type(each).__name__, daemon=True) for each in workers]
+    for thread in threads:
+        thread.start()
     try:
         yield
-    except Refused as error:
-        log.warning("job %s: its run takes nothing more: %s", job.id, error)
+    finally:
+        for each in workers:
+            each.stop()
+        for thread in threads:
+            thread.join(_SECONDS_TO_LEAVE)

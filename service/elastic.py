@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from itertools import chain, combinations, islice
 
 from service import capacity
+from service.backends.cluster import Node
 from service.capacity import Demand
 from service.dealing import deal_least, in_order
 from service.jobs import Job, State
-from service.launch import Node
 
 GROWS_EVERY = timedelta(minutes=10)
 """An attempt is not stopped sooner than that only to get more workers."""

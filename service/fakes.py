@@ -1,73 +1,18 @@
-"""A cluster and a tracking server in memory, for tests: what the real ones promise, without their weight.
+"""A tracking server in memory, for tests: what the real one promises, without its weight.
 
-The contract tests run over these and the real ones alike.
+The contract tests run over this one and the real one alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from pathlib import Path
 
 from service.errors import Refused, Unavailable
-from service.launch import Attempt, Node, Phase, Status
-from service.results import Point, Progress, Run, Summary, is_detail
+from service.log_files import open_log
+from service.results import Point, Run, is_detail
 
 _ENDINGS = {"FINISHED", "FAILED", "KILLED"}
-
-
-class FakeCluster:
-    """A cluster whose attempts do what the test says: `attempts`, `statuses`, `printed` by submission id."""
-
-    def __init__(self, nodes: Sequence[Node] | None = None) -> None:
-        one = Node(id="node-1", address="127.0.0.1", cpus=4, gpus=0)
-        self.machines = [one] if nodes is None else list(nodes)
-        self.attempts: dict[str, Attempt] = {}
-        self.statuses: dict[str, Status] = {}
-        self.printed: dict[str, str] = {}
-        self.stopped: list[str] = []
-        self.unreachable = False
-
-    # What a test does to it
-
-    def set_phase(self, submission_id: str, phase: Phase, message: str = "") -> None:
-        self.statuses[submission_id] = Status(phase=phase, message=message)
-
-    def print(self, submission_id: str, text: str) -> None:
-        self.printed[submission_id] = self.printed.get(submission_id, "") + text
-
-    def lose(self, submission_id: str) -> None:
-        """The head was lost, and with it all that it knew of the attempt."""
-        for known in (self.attempts, self.statuses, self.printed):
-            known.pop(submission_id, None)
-
-    # The protocol
-
-    def submit(self, attempt: Attempt) -> None:
-        self._answer()
-        self.attempts.setdefault(attempt.submission_id, attempt)
-        self.statuses.setdefault(attempt.submission_id, Status(phase=Phase.PENDING))
-
-    def status(self, submission_id: str) -> Status | None:
-        self._answer()
-        return self.statuses.get(submission_id)
-
-    def stop(self, submission_id: str) -> None:
-        self._answer()
-        self.stopped.append(submission_id)
-        status = self.statuses.get(submission_id)
-        if status and not status.ended:
-            self.set_phase(submission_id, Phase.STOPPED)
-
-    def logs(self, submission_id: str) -> str:
-        self._answer()
-        return self.printed.get(submission_id, "")
-
-    def nodes(self) -> list[Node]:
-        self._answer()
-        return list(self.machines)
-
-    def _answer(self) -> None:
-        if self.unreachable:
-            raise Unavailable("Ray", "the test made it so")
 
 
 class FakeResults:
@@ -76,7 +21,6 @@ class FakeResults:
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
         self.points: dict[str, list[Point]] = {}
-        self.progress: dict[str, Progress] = {}
         self.endings: dict[str, str] = {}
         self.artifacts: dict[str, dict[str, str]] = {}
         self.unreachable = False
@@ -113,15 +57,6 @@ class FakeResults:
         self.artifacts[run.run_id] = {}
         return run
 
-    def summaries(self, runs: Iterable[Run]) -> dict[str, Summary]:
-        self._answer()
-        return {run.run_id: self._summary(run) for run in runs if run.run_id in self.jobs}
-
-    def _summary(self, run: Run) -> Summary:
-        ordered = sorted(self.points[run.run_id], key=lambda point: point.step)
-        metrics = {point.name: point.value for point in ordered if _is_wanted(point.name, None)}
-        return Summary(progress=self.progress.get(run.run_id), metrics=metrics)
-
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         self._known(run)
         wanted = None if names is None else set(names)
@@ -138,6 +73,10 @@ class FakeResults:
     def upload(self, run: Run, path: str, text: str) -> None:
         self._known(run)
         self.artifacts[run.run_id][path] = text.encode(errors="replace").decode()
+
+    def upload_file(self, run: Run, path: str, file: Path) -> None:
+        with open_log(file) as content:
+            self.upload(run, path, content.read().decode(errors="replace"))
 
     def download(self, run: Run, path: str) -> str | None:
         self._known(run)

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from service.results import Run
+from training.protocol import Failure, Progress
 from training.spec import Resources, Spec
 
 
@@ -61,12 +62,12 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
                                       └─────────┘
     c. from those that wait: cancelled     e. from those that hold workers: succeeded | failed | cancelled
 
-a. The scheduler found room for the whole gang; the attempt's number and its workers are in the row
-   before anything is launched.
+a. The scheduler found room for the whole gang; the attempt's number, its first start and its workers are
+   in the row before anything is launched.
 b. The attempt trains.
 c. A job that waits or is paused is cancelled in the row: there is nothing to stop.
-d. A worker, driver or machine was lost and retries are left: the next attempt goes on from the last
-   checkpoint.
+d. The attempt lost a machine, or cannot start again where it is, and retries are left: the next attempt
+   goes on from the last checkpoint.
 e. Also straight from starting: a short attempt may end between two looks at it. An attempt that was asked
    to stop may come to its end first: then that is the job's.
 f. The scheduler wants it to go on with more or fewer workers. Its least share stays its own meanwhile.
@@ -76,6 +77,9 @@ h. Asked to pause: the attempt is asked to save itself and to end. A preemption 
 i. Asked to pause while it waits: it is held at once.
 j. As g. What holds workers until here is free.
 k. Asked to resume: it waits in its old place, by priority and age.
+
+A rank that fails moves the job nowhere while retries are left: all ranks are started again on the same
+machines from the last checkpoint (`Store.restart`), which is the attempt's next start.
 
 What is asked of an attempt that shall stop is the same whatever the reason; its meaning is the row's state.
 """
@@ -109,9 +113,17 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     attempt: int = 0
-    """Number of the latest launch, from 1; 0 before the first."""
+    """Number of the latest placement, from 1; 0 before the first."""
+    start: int = 0
+    """Number of the latest start within the attempt, from 1; 0 before the first attempt."""
     failures: int = 0
-    """Attempts lost so far, to be held against `spec.retries`."""
+    """Starts lost so far, in all attempts, to be held against `spec.retries`."""
+    last_failure: Failure | None = None
+    """To know it when it comes again."""
+    restarts: tuple[str, ...] = ()
+    """Why the attempt was started again, once for each time."""
+    progress: Progress | None = None
+    """As the latest attempt that has come to a step told it last. Stays when the job has ended."""
     workers: int | None = None
     """Workers granted to the attempt; None while the job waits."""
     wanted_workers: int | None = None

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
 
 from service.errors import Refused, Unavailable
-from service.results import Point, Progress, Run, Summary, is_detail
+from service.log_files import open_log
+from service.results import Point, Run, is_detail
+from training.protocol import JOB_TAG
 
-JOB_TAG = "syncbn.job_id"
-PROGRESS_TAG = "syncbn.progress"  # written by the workers (training.mlflow_tracking)
 _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+_UPLOAD_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the server answers once all of it is in its store
 _PAGE = 25_000  # points of a metric in one answer, the most that MLflow gives
 _LATER = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}
 """Not the request's fault: a proxy on the way may let it pass another time."""
@@ -38,26 +39,16 @@ class MlflowRest:
     def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:
         experiment_id = self._experiment(experiment)
         # Looked for first: a dispatcher may have died between creating the run and writing down its id.
-        found = self._search([experiment_id], f"tags.`{JOB_TAG}` = '{job_id}'")
-        if not found:
+        found = self._run_of(job_id, experiment_id)
+        if found is None:
             body = {
                 "experiment_id": experiment_id,
                 "run_name": name,
                 "start_time": _now(),
                 "tags": [{"key": JOB_TAG, "value": job_id}],
             }
-            found = [self._call("POST", "runs/create", json=body)["run"]]
-        return Run(experiment_id=experiment_id, run_id=found[0]["info"]["run_id"])
-
-    def summaries(self, runs: Iterable[Run]) -> dict[str, Summary]:
-        wanted = list(runs)
-        if not wanted:
-            return {}
-        ids = ", ".join(f"'{run.run_id}'" for run in wanted)
-        found = self._search(
-            sorted({run.experiment_id for run in wanted}), f"attributes.run_id IN ({ids})", len(wanted)
-        )
-        return {run["info"]["run_id"]: _summary(run.get("data", {})) for run in found}
+            found = str(self._call("POST", "runs/create", json=body)["run"]["info"]["run_id"])
+        return Run(experiment_id=experiment_id, run_id=found)
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         if names is None:
@@ -73,6 +64,11 @@ class MlflowRest:
     def upload(self, run: Run, path: str, text: str) -> None:
         content = text.encode(errors="replace")
         _refuse_errors(self._send("PUT", self._artifact(run, path), content=content))
+
+    def upload_file(self, run: Run, path: str, file: Path) -> None:
+        with open_log(file) as content:
+            response = self._send("PUT", self._artifact(run, path), content=content, timeout=_UPLOAD_TIMEOUT)
+        _refuse_errors(response)
 
     def download(self, run: Run, path: str) -> str | None:
         response = self._send("GET", self._artifact(run, path))
@@ -100,10 +96,11 @@ class MlflowRest:
             )
         return str(experiment["experiment_id"])
 
-    def _search(self, experiment_ids: list[str], where: str, limit: int = 1) -> list[dict[str, Any]]:
-        body = {"experiment_ids": experiment_ids, "filter": where, "max_results": limit}
-        found: list[dict[str, Any]] = self._call("POST", "runs/search", json=body).get("runs", [])
-        return found
+    def _run_of(self, job_id: str, experiment_id: str) -> str | None:
+        where = f"tags.`{JOB_TAG}` = '{job_id}'"
+        body = {"experiment_ids": [experiment_id], "filter": where, "max_results": 1}
+        runs = self._call("POST", "runs/search", json=body).get("runs", [])
+        return str(runs[0]["info"]["run_id"]) if runs else None
 
     def _points(self, run: Run, name: str) -> Iterator[Point]:
         token = ""
@@ -148,15 +145,6 @@ class MlflowRest:
 def _refuse_errors(response: httpx.Response) -> None:
     if response.is_error:
         raise Refused(f"MLflow refused {response.request.url.path}: {response.text[:300]}")
-
-
-def _summary(data: dict[str, Any]) -> Summary:
-    tags = {tag["key"]: tag["value"] for tag in data.get("tags", [])}
-    metrics = {metric["key"]: float(metric["value"]) for metric in data.get("metrics", [])}
-    return Summary(
-        progress=Progress(**json.loads(tags[PROGRESS_TAG])) if PROGRESS_TAG in tags else None,
-        metrics={name: value for name, value in metrics.items() if not is_detail(name)},
-    )
 
 
 def _now() -> int:

@@ -10,16 +10,21 @@ import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
 from service.errors import Refused
+from service.foreground import say
+from service.identity import Identity
+from service.restarts import Pauses
 
 MARK = "SYNCBN_STACK"
-"""In the environment of everything that the stack starts, Ray's workers included: the stack's folder."""
+"""The stack's folder, in the environment of all that the stack starts; not of jobs, which Ray's agent ends."""
+
+LOOKS = 5  # a process that is being ended may have started another one meanwhile
 
 
 class State:
@@ -31,9 +36,7 @@ class State:
     @classmethod
     def load(cls, folder: Path) -> Self:
         (folder / "logs").mkdir(exist_ok=True)
-        path = folder / "stack.json"
-        servers = json.loads(path.read_text()) if path.exists() else {}
-        return cls(folder, _token(folder / "ray.token"), servers)
+        return cls(folder, _token(folder / "ray.token"), _servers(folder / "stack.json"))
 
     def keep(self, name: str, server: dict[str, Any]) -> None:
         """Written whole or not at all: a torn file would lose a running Ray."""
@@ -43,8 +46,16 @@ class State:
         temporary.replace(self.folder / "stack.json")
 
     @property
-    def ray_url(self) -> str:
-        return f"http://127.0.0.1:{self.servers['ray']['dashboard_port']}"
+    def ray_address(self) -> str:
+        return f"127.0.0.1:{self.servers['ray']['gcs_port']}"
+
+
+def _servers(path: Path) -> dict[str, Any]:
+    try:
+        servers: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # a power cut may have emptied it, and has ended what it named
+        return {}
+    return servers
 
 
 def _token(path: Path) -> str:
@@ -58,7 +69,7 @@ def _token(path: Path) -> str:
 
 
 class Child(ABC):
-    """A server in a session of its own, known by its pid and the time of its creation."""
+    """A server in a session of its own, which outlives this process and is found again."""
 
     key: str
     name: str
@@ -67,6 +78,8 @@ class Child(ABC):
         self.state = state
         self.log = state.folder / "logs" / f"{self.key}.log"
         self._started: subprocess.Popen[bytes] | None = None
+        self._pauses = Pauses()
+        self._restart_at: float | None = None
 
     @abstractmethod
     def command(self) -> list[str]: ...
@@ -90,12 +103,8 @@ class Child(ABC):
     def process(self) -> psutil.Process | None:
         if self._started is not None:
             self._started.poll()  # takes the exit status, so that a dead child is no zombie
-        try:
-            process = psutil.Process(self.known["pid"])
-            same = process.create_time() == self.known["create_time"]
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except (KeyError, psutil.Error):
-            return None
+        identity = Identity.parse(self.known.get("process", ""))
+        return identity.process() if identity else None
 
     def is_alive(self) -> bool:
         return self.process() is not None
@@ -104,14 +113,26 @@ class Child(ABC):
         if not self.is_alive():
             self.start()
 
-    def restart_if_dead(self) -> None:
-        if not self.is_alive():
-            print(f"{self.name} has ended by itself (log: {self.log}); starting it again", flush=True)  # noqa: T201
+    def restart_if_dead(self) -> bool:
+        """Starts it again if it has ended; after a pause, if that came to nothing before.
+
+        Returns whether it has been started.
+        """
+        if self.is_alive():
+            return False
+        if self._restart_at is None:
+            say(f"{self.name} has ended by itself (log: {self.log}); starting it again")
             self.end()
-            try:
-                self.start()
-            except Refused as error:  # its port was taken meanwhile; it may come free again
-                print(f"{self.name}: {error}", flush=True)  # noqa: T201
+            self._restart_at = time.monotonic() + self._pauses.next()
+        if time.monotonic() < self._restart_at:
+            return False
+        try:
+            self.start()
+        except Refused as error:  # its port was taken meanwhile; it may come free again
+            say(f"{self.name}: {error}")
+            self._restart_at = time.monotonic() + self._pauses.next()
+            return False
+        return True
 
     def start(self) -> None:
         facts = self.facts()
@@ -127,14 +148,15 @@ class Child(ABC):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C at the terminal is for `up` alone
             )
-        created = psutil.Process(self._started.pid).create_time()
-        self.state.keep(self.key, facts | {"pid": self._started.pid, "create_time": created})
+        self._pauses.started()
+        self._restart_at = None
+        self.state.keep(self.key, facts | {"process": str(Identity.of(self._started.pid))})
 
     def end(self) -> None:
         """Ends it with everything below it."""
         process = self.process()
         if process is not None:
-            end_all([process, *_children(process)])
+            end_all([process, *(below for below in _below(process) if is_marked(below, self.state.folder))])
         self.process()
 
 
@@ -146,10 +168,13 @@ def sweep(folder: Path, spare: Iterable[Child] = ()) -> bool:
     spared: set[int] = set()
     for child in spare:
         if (process := child.process()) is not None:
-            spared |= {process.pid, *(below.pid for below in _children(process))}
-    found = [process for process in marked(folder) if process.pid not in spared]
-    end_all(found)
-    return bool(found)
+            spared |= {process.pid, *(below.pid for below in _below(process))}
+    for look in range(LOOKS):
+        found = [process for process in marked(folder) if process.pid not in spared]
+        if not found:
+            return look > 0
+        end_all(found)
+    return True
 
 
 def is_free(host: str, port: int) -> bool:
@@ -167,33 +192,57 @@ def is_free(host: str, port: int) -> bool:
 
 def marked(folder: Path) -> list[psutil.Process]:
     """Everything that carries the mark of this folder, but this process."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(MARK) == str(folder):
-                found.append(process)
-        except psutil.Error:  # another user's, or gone
-            continue
-    return found
+    others = (process for process in psutil.process_iter() if process.pid != os.getpid())
+    return [process for process in others if is_marked(process, folder)]
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def is_marked(process: psutil.Process, folder: Path) -> bool:
+    """A zombie is not: it has no environment any more."""
     try:
-        return process.children(recursive=True)
-    except psutil.Error:
-        return []
+        return process.environ().get(MARK) == str(folder)
+    except psutil.Error:  # another user's, or gone
+        return False
 
 
 def end_all(processes: Iterable[psutil.Process], seconds: float = 5.0) -> None:
-    """Asks politely, waits, insists."""
-    left = list(processes)
-    for ask in (psutil.Process.terminate, psutil.Process.kill):
-        for process in left:
-            try:
-                ask(process)
-            except psutil.Error:
-                continue
-        _, left = psutil.wait_procs(left, timeout=seconds)
-        if not left:
-            return
-        time.sleep(0)
+    """Asks these to end, waits for them and for everything below them, insists.
+
+    Ranks of jobs are below an agent of Ray: they are not asked, since their supervisor ends them with it.
+    """
+    asked = list(processes)
+    # Found now: once its parent has ended, nothing tells whose a process was.
+    left = list({each.pid: each for process in asked for each in (process, *_below(process))}.values())
+    _signal(asked, psutil.Process.terminate)
+    left = _wait(left, seconds)
+    _signal(left, psutil.Process.kill)
+    _wait(left, seconds)
+
+
+def _signal(processes: Iterable[psutil.Process], send: Any) -> None:
+    for process in processes:
+        try:
+            send(process)
+        except psutil.Error:
+            continue
+
+
+def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that are still there. One whose parent has not asked how it ended counts as gone."""
+    deadline = time.monotonic() + seconds
+    while (processes := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return processes
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _below(process: psutil.Process) -> Iterator[psutil.Process]:
+    try:
+        yield from process.children(recursive=True)
+    except psutil.Error:
+        return

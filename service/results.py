@@ -1,12 +1,13 @@
-"""What the service asks of the tracking server: a run for each job, and what the run has learned.
+"""What the service asks of the tracking server: a run for each job, and the history of its metrics.
 
 `service.mlflow_rest.MlflowRest` is the real one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 
@@ -19,24 +20,6 @@ def is_detail(metric: str) -> bool:
 class Run:
     experiment_id: str
     run_id: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run stands. Steps are the optimizer's, from 1; epochs count from 0."""
-
-    step: int
-    total_steps: int | None
-    epoch: int
-    eta_seconds: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """A run's progress (None before the first step) and the latest value of every metric."""
-
-    progress: Progress | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +44,6 @@ class Results(Protocol):
     def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:
         """The job's run, created if it has none; asking twice gives the same run."""
 
-    def summaries(self, runs: Iterable[Run]) -> dict[str, Summary]:
-        """By run id; a run that the server does not know is left out."""
-
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         """Every point of the metrics named (all: None), by name and step. System metrics only by name."""
 
@@ -72,6 +52,9 @@ class Results(Protocol):
 
     def upload(self, run: Run, path: str, text: str) -> None:
         """Stores `text` as an artifact of the run, replacing what was at `path`."""
+
+    def upload_file(self, run: Run, path: str, file: Path) -> None:
+        """The same for a file of any size, which is not held in memory. Raises OSError, for a link too."""
 
     def download(self, run: Run, path: str) -> str | None:
         """The artifact's text; None when there is none."""

@@ -17,11 +17,11 @@ from functools import cache
 from types import MappingProxyType
 
 from service import capacity, elastic, reasons
+from service.backends.cluster import Node
 from service.capacity import Demand, Machines
 from service.dealing import Deal, deal_least, deal_rest, fitting, in_order
 from service.elastic import Preempt
 from service.jobs import Job, new_job
-from service.launch import Node
 from training.spec import Spec
 
 

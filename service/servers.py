@@ -1,4 +1,4 @@
-"""The two servers of the embedded stack: a Ray of one machine, and MLflow."""
+"""The processes of the embedded stack beside `up` itself: a Ray of one machine, MLflow, the scheduler."""
 
 from __future__ import annotations
 
@@ -7,27 +7,44 @@ import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from service.errors import Refused
+from service import scheduler_process
+from service.errors import Refused, Unavailable
+from service.foreground import say
+from service.lease import check_heard
 from service.processes import Child, State, end_all, is_free, marked
+from service.settings import Settings
+from service.store import Store
+
+NO_PORT = 99_999
+"""What Ray is told for a server that it would start in any case: it logs that this is no port, and goes on."""
 
 
 class RayHead(Child):
     key, name = "ray", "Ray"
 
+    def take_over_or_start(self) -> None:
+        if self.is_alive() and "private_dir" not in self.known:  # of an earlier version of this software
+            self.end()
+        super().take_over_or_start()
+
     def facts(self) -> dict[str, Any]:
-        # Of the old one nothing is left: jobs' logs are in MLflow, checkpoints in the folder.
-        shutil.rmtree(self.known.get("temp_dir", ""), ignore_errors=True)
+        # Of the old one nothing is left: what jobs have made is in the folder.
+        self._forget_files()
+        # Ray makes its own folder readable for everybody. Not in the stack's folder: the path of a socket may
+        # have no more than 107 characters.
+        private = tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp")
         return {
             # A head that is started again keeps its address: whoever knew the old one finds the new one.
-            **{name: self._port(name) for name in ("gcs_port", "dashboard_port", "client_port")},
-            # Not in the folder: a socket's path may have no more than 107 characters.
-            "temp_dir": tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp"),
+            "gcs_port": self._port("gcs_port"),
+            "private_dir": private,
+            "temp_dir": f"{private}/r",
         }
 
     def _port(self, name: str) -> int:
@@ -37,10 +54,10 @@ class RayHead(Child):
     def command(self) -> list[str]:
         options = {
             "port": self.known["gcs_port"],
-            "dashboard-port": self.known["dashboard_port"],
-            "dashboard-host": "127.0.0.1",
-            "ray-client-server-port": self.known["client_port"],
             "temp-dir": self.known["temp_dir"],
+            "include-dashboard": "false",
+            "dashboard-port": NO_PORT,  # otherwise a process of 70 MiB that only counts users
+            "include-log-monitor": "false",  # it sends what workers print to drivers; nobody reads it
             # 0: any free port. The defaults are the same for every Ray on the machine.
             "dashboard-agent-listen-port": 0,
             "min-worker-port": 0,
@@ -49,40 +66,52 @@ class RayHead(Child):
         }
         ray = Path(sys.executable).with_name("ray")
         flags = [f"--{name}={value}" for name, value in options.items()]
-        return [str(ray), "start", "--head", "--block", "--disable-usage-stats", *flags]
+        # No monitor: it would ask a cloud for more machines.
+        return [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor", *flags]
 
     def environment(self) -> dict[str, str]:
         return {
             # Ray listens on all interfaces, whatever it is told: it must ask for a token.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.state.token,
-            # Its servers of metrics would listen there too, without one. This is no port: they stay off.
-            "AUTOSCALER_METRIC_PORT": "99999",
-            "DASHBOARD_METRIC_PORT": "99999",
-            "RAY_enable_metrics_collection": "0",
+            "RAY_enable_metrics_collection": "0",  # a server of theirs would listen there too, without one
             "RAY_DEDUP_LOGS": "0",
             "RAY_COLOR_PREFIX": "0",
             "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            **QUIET,
         }
 
     def is_ready(self) -> bool:
-        from service.errors import ServiceError
-        from service.ray_jobs import RayJobs
-
-        cluster = RayJobs(self.state.ray_url, self.state.token)
+        """Whether its head answers; the scheduler finds out whether all of it does."""
         try:
-            return bool(cluster.nodes())
-        except ServiceError:
+            socket.create_connection(("127.0.0.1", self.known["gcs_port"]), timeout=2.0).close()
+            return True
+        except OSError:
             return False
-        finally:
-            cluster.close()
 
     def end(self) -> None:
         super().end()
         # Ray's own children that outlived it, and every worker of every job.
         end_all(process for process in marked(self.state.folder) if _has(process, self.known.get("temp_dir")))
-        shutil.rmtree(self.known.get("temp_dir", ""), ignore_errors=True)
+        self._forget_files()
+
+    def _forget_files(self) -> None:
+        shutil.rmtree(self.known.get("private_dir", self.known.get("temp_dir", "")), ignore_errors=True)
+
+
+QUIET = {
+    "RAY_START_HOOK": "service.ray_start.without_client_server",
+    # Its agent ends at once when it is told to, with the ranks below it: there is nothing to drain.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # It would kill the host agent, and so every job, to free memory that a rank has taken. The kernel kills
+    # that rank.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # No worker runs but the host agent.
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
+"""What Ray does for others and this stack does without."""
 
 
 class MlflowServer(Child):
@@ -124,6 +153,43 @@ class MlflowServer(Child):
             return httpx.get(url, timeout=2.0, trust_env=False).is_success
         except httpx.HTTPError:
             return False
+
+
+class SchedulerServer(Child):
+    """Never taken over: a new one is there in seconds, with the settings and the code of this `up`."""
+
+    key, name = "scheduler", "the scheduler"
+
+    def __init__(self, state: State, store: Store, settings: Callable[[], Settings]) -> None:
+        super().__init__(state)
+        self._store, self._settings = store, settings
+        self._last_number = 0
+
+    def take_over_or_start(self) -> None:
+        self.end()
+        self.start()
+
+    def start(self) -> None:
+        try:
+            last = self._store.scheduler()
+            self._last_number = last.number if last is not None else 0
+        except Unavailable as error:
+            say(f"{self.name}: {error}")  # it tells when that is over
+        super().start()
+
+    def command(self) -> list[str]:
+        return scheduler_process.command()
+
+    def environment(self) -> dict[str, str]:
+        return self._settings().variables()
+
+    def is_ready(self) -> bool:
+        """Whether it is at work, and Ray has named it a machine."""
+        try:
+            row = check_heard(self._store.scheduler())
+        except Unavailable:
+            return False
+        return row.number > self._last_number and not row.problem and bool(row.nodes)
 
 
 def _free_port() -> int:

@@ -17,11 +17,20 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import PydanticCustomError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from service.errors import Refused
 from training.spec import Problem
 
+HOST_AND_PORT = re.compile(r"([^\s/:@]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}", re.ASCII)
 BUCKET_URL = re.compile(r"s3://[a-z0-9][a-z0-9._-]+[a-z0-9](/[\w.=+~-]+)*/?", re.ASCII)
+
+REPLACED = {
+    "SYNCBN_RAY_URL": "is not read any more, since Ray is not asked through its dashboard: set "
+    "SYNCBN_RAY_ADDRESS to HOST:PORT of Ray's head, as in `ray start --address` (port 6379 by default)"
+}
+"""Variables of earlier versions."""
 
 
 class Settings(BaseModel):
@@ -40,10 +49,10 @@ class Settings(BaseModel):
         validation_alias=AliasChoices("SYNCBN_API_KEY"),
         description="What clients must present; without one only this machine is served",
     )
-    ray_url: str = Field(
-        default="http://127.0.0.1:8265",
-        validation_alias=AliasChoices("SYNCBN_RAY_URL"),
-        description="Ray's dashboard, which serves its Jobs API",
+    ray_address: str = Field(
+        default="127.0.0.1:6379",
+        validation_alias=AliasChoices("SYNCBN_RAY_ADDRESS"),
+        description="HOST:PORT of Ray's head, as in `ray start --address`; only the scheduler connects",
     )
     ray_token: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("SYNCBN_RAY_TOKEN", "RAY_AUTH_TOKEN")
@@ -68,12 +77,43 @@ class Settings(BaseModel):
         validation_alias=AliasChoices("SYNCBN_CHECKPOINTS"),
         description="s3://BUCKET/PREFIX of the checkpoints; by default they are in the folder of their run",
     )
+    start_seconds: int = Field(
+        default=300,
+        ge=1,
+        validation_alias=AliasChoices("SYNCBN_START_SECONDS"),
+        description="An attempt whose workers have not come together by then is lost, and uses up a retry",
+    )
     max_code_bytes: int = Field(
         default=50 * 2**20,
         ge=1,
         validation_alias=AliasChoices("SYNCBN_MAX_CODE_BYTES"),
         description="Largest uploaded archive, packed or unpacked",
     )
+
+    @field_validator("database_url")
+    @classmethod
+    def _a_database(cls, url: str) -> str:
+        try:
+            known = make_url(url).get_backend_name() in {"sqlite", "postgres", "postgresql"}
+        except (ArgumentError, ValueError):
+            known = False
+        if not known:
+            # Not shown: it may hold a password.
+            raise PydanticCustomError(
+                "database_url", "must be sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
+            )
+        return url
+
+    @field_validator("ray_address")
+    @classmethod
+    def _host_and_port(cls, address: str) -> str:
+        if not HOST_AND_PORT.fullmatch(address):
+            raise PydanticCustomError(
+                "ray_address",
+                "must be HOST:PORT of Ray's head, as in `ray start --address` (its port is 6379 unless "
+                "--port says otherwise), neither a URL nor the address of its dashboard",
+            )
+        return address
 
     @field_validator("checkpoints")
     @classmethod
@@ -92,6 +132,9 @@ class Settings(BaseModel):
     def from_env(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Reads the variables SYNCBN_*; an empty one counts as not set. Raises Refused naming the bad one."""
         source = os.environ if environment is None else environment
+        for name, instead in REPLACED.items():
+            if source.get(name):
+                raise Refused(f"{name}: {instead}", [Problem(key=name, message=instead)])
         try:
             return cls.model_validate({name: source[name] for name in _variables(cls) if source.get(name)})
         except ValidationError as error:
@@ -102,8 +145,25 @@ class Settings(BaseModel):
             ]
             raise Refused("; ".join(map(str, problems)), problems) from None
 
+    def variables(self) -> dict[str, str]:
+        """What to give a process of its own so that it reads these settings from its environment."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            _names(type(self), name)[0]: value.get_secret_value()
+            if isinstance(value, SecretStr)
+            else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
+
 
 def _variables(settings: type[BaseModel]) -> Iterator[str]:
-    for field in settings.model_fields.values():
-        if isinstance(field.validation_alias, AliasChoices):
-            yield from (str(name) for name in field.validation_alias.choices)
+    for field in settings.model_fields:
+        yield from _names(settings, field)
+
+
+def _names(settings: type[BaseModel], field: str) -> list[str]:
+    """The variables that a field is read from, the first that is set."""
+    alias = settings.model_fields[field].validation_alias
+    assert isinstance(alias, AliasChoices), field
+    return [str(name) for name in alias.choices]

@@ -1,18 +1,18 @@
-"""`syncbn up`: Ray, MLflow, the API and the dispatcher on one machine, all in one folder.
+"""`syncbn up`: Ray, MLflow, the scheduler and the API on one machine, all in one folder.
 
     DIR/syncbn.db      the queue                DIR/mlflow.db, DIR/artifacts   what MLflow keeps
-    DIR/checkpoints    of the jobs              DIR/logs                       of Ray and MLflow
+    DIR/checkpoints    of the jobs              DIR/logs                       of Ray, MLflow and scheduler
     DIR/stack.json     which processes are ours DIR/ray.token                  Ray's secret
 
-API and dispatcher live in the process of `up`; Ray and MLflow are its children, in sessions of their own.
-When `up` is killed they go on, and so does a job; the next `up` on the folder takes them over.
+The API lives in the process of `up`; the others are its children, in sessions of their own. When `up` is
+killed they go on, and so do jobs; the next `up` on the folder takes over Ray and MLflow and puts a scheduler
+of its own in the place of the old one.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,13 +22,16 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from service.errors import Refused, ServiceError
-from service.processes import Child, State, sweep
-from service.servers import MlflowServer, RayHead
-from service.serving import check_address, running, stop_on_signals
+from service.errors import Refused
+from service.foreground import errors_told, open_store, say, stop_on_signals
+from service.private_folder import make_private
+from service.processes import Child, State, end_all, sweep
+from service.servers import MlflowServer, RayHead, SchedulerServer
+from service.serving import check_address, running
 from service.settings import Settings
 
 SECONDS_TO_START = 120.0
+SECONDS_TO_END = 60.0
 
 
 def run(*, data_dir: Path, host: str, port: int, mlflow_port: int) -> int:
@@ -37,16 +40,11 @@ def run(*, data_dir: Path, host: str, port: int, mlflow_port: int) -> int:
     0: ended as asked; 2: it could not start, and the reason is on stderr.
     """
     stop = stop_on_signals()
-    try:
-        with _stack(data_dir.resolve(), host, port, mlflow_port, stop) as children:
-            while not stop.wait(1.0):
-                for child in children:
-                    child.restart_if_dead()
-            _say("\nending: API, jobs, Ray, MLflow")
-    except ServiceError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    return 0
+    with errors_told() as failed, _stack(data_dir.resolve(), host, port, mlflow_port, stop) as children:
+        while not stop.wait(1.0):
+            _keep_running(children)
+        say("\nending: API, jobs, scheduler, Ray, MLflow")
+    return 2 if failed else 0
 
 
 def down(*, data_dir: Path) -> bool:
@@ -57,9 +55,7 @@ def down(*, data_dir: Path) -> bool:
     folder = data_dir.resolve()
     pid = _holder(folder / "up.lock")
     if pid is not None:
-        process = psutil.Process(pid)
-        process.terminate()
-        process.wait(60)
+        end_all([psutil.Process(pid)], SECONDS_TO_END)
     return sweep(folder) or pid is not None
 
 
@@ -68,36 +64,49 @@ def _stack(
     folder: Path, host: str, port: int, mlflow_port: int, stop: threading.Event
 ) -> Iterator[list[Child]]:
     """Everything started, and ended in the opposite order when the context ends."""
-    settings = Settings.from_env()
-    check_address(host, port, settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    given = Settings.from_env()
+    check_address(host, port, given)
+    make_private(folder)
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder))
         state = State.load(folder)
-        stack.callback(sweep, folder)  # whatever else carries our mark: workers, drivers
-        children: list[Child] = [RayHead(state), MlflowServer(state, mlflow_port)]
-        sweep(folder, spare=[child for child in children if child.is_alive()])
+        store = open_store(_database_url(given, folder))
+        stack.callback(store.close)
+        stack.callback(sweep, folder)  # whatever else carries our mark
+        ray, mlflow = RayHead(state), MlflowServer(state, mlflow_port)
+        scheduler = SchedulerServer(state, store, lambda: _completed(given, state, mlflow_port))
+        sweep(folder, spare=[child for child in (ray, mlflow) if child.is_alive()])
+        children: list[Child] = [ray, mlflow, scheduler]
         for child in children:
             stack.callback(child.end)
-            _say(f"{child.name}: {'taking over' if child.is_alive() else 'starting'}")
+            say(f"{child.name}: {'taking over' if child.is_alive() else 'starting'}")
             child.take_over_or_start()
+        settings = _completed(given, state, mlflow_port)
+        stack.enter_context(running(settings, store, host=host, port=port, stop=stop))
         _wait_until_ready(children, stop)
         if not stop.is_set():
-            settings = _completed(settings, state, mlflow_port)
-            stack.enter_context(running(settings, host=host, port=port, stop=stop))
             _say_ready(settings, host, port)
         yield children
 
 
-def _completed(settings: Settings, state: State, mlflow_port: int) -> Settings:
+def _keep_running(children: list[Child]) -> None:
+    restarted = [child for child in children if child.restart_if_dead()]
+    for child in children:
+        if isinstance(child, SchedulerServer) and any(isinstance(other, RayHead) for other in restarted):
+            child.take_over_or_start()  # the one there is belongs to the Ray that has ended
+
+
+def _database_url(given: Settings, folder: Path) -> str:
+    own = f"sqlite:///{folder / 'syncbn.db'}"
+    return given.database_url if "database_url" in given.model_fields_set else own
+
+
+def _completed(given: Settings, state: State, mlflow_port: int) -> Settings:
     """The settings of the embedded stack: what the environment says, and where its own parts are."""
-    own_database = f"sqlite:///{state.folder / 'syncbn.db'}"
-    return settings.model_copy(
+    return given.model_copy(
         update={
-            "database_url": settings.database_url
-            if "database_url" in settings.model_fields_set
-            else own_database,
-            "ray_url": state.ray_url,
+            "database_url": _database_url(given, state.folder),
+            "ray_address": state.ray_address,
             "ray_token": SecretStr(state.token),
             "mlflow_url": f"http://127.0.0.1:{mlflow_port}",
             "mlflow_public_url": f"http://127.0.0.1:{mlflow_port}",
@@ -127,11 +136,16 @@ def _holder(path: Path) -> int | None:
     if not path.exists():
         return None
     with path.open("r") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(lock.read())
-    return None
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Race closed: it has the lock, and has not written yet who it is.
+                if text := lock.read():
+                    return int(text)
+                time.sleep(0.01)
+            else:
+                return None
 
 
 def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
@@ -142,16 +156,12 @@ def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
                 raise Refused(f"{child.name} did not start; its log is {child.log}")
             stop.wait(0.2)
         if not stop.is_set():
-            _say(f"{child.name} is up after {time.monotonic() - begun:.0f} s")
+            say(f"{child.name} is up after {time.monotonic() - begun:.0f} s")
 
 
 def _say_ready(settings: Settings, host: str, port: int) -> None:
-    _say(
+    say(
         f"\nready\n  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n"
         f"  MLflow  {settings.mlflow_public_url}\n"
         f"  jobs    syncbn --url http://{host}:{port} submit SPEC.yaml --follow\n\nCtrl-C ends all of it."
     )
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201

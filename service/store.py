@@ -1,12 +1,11 @@
-"""The durable queue: jobs and uploaded code in a database that API and dispatcher share.
+"""The durable queue: jobs in a database that API and scheduler share, beside code and the scheduler's row.
 
 Every change of a job is one guarded statement, so any number of processes may work on one queue.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
@@ -14,21 +13,26 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     Select,
+    Update,
     bindparam,
     exc,
     exists,
     func,
     insert,
     literal,
+    or_,
     select,
     update,
 )
 
-from service import cursors, database, wishes
+from service import cursors, database, storable, wishes
+from service.code_archives import CodeArchives
 from service.errors import Conflict, KeyReused, NotFound, Refused
-from service.jobs import ACTIVE, ENDED, TRANSITIONS, Job, State, is_id, new_job, utc_now
-from service.tables import UtcDateTime, code_archives, job_labels, jobs
+from service.jobs import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, is_id, new_job, utc_now
+from service.lease import Lease
+from service.tables import UtcDateTime, job_labels, jobs
 from service.wishes import Wish
+from training.protocol import Failure, Progress
 from training.spec import Spec
 
 
@@ -40,7 +44,11 @@ class Changes(TypedDict, total=False):
     started_at: datetime | None
     finished_at: datetime | None
     attempt: int
+    start: int
     failures: int
+    last_failure: Failure | None
+    restarts: tuple[str, ...]
+    progress: Progress | None
     workers: int | None
     grows_after: datetime | None
 
@@ -54,13 +62,25 @@ _NOTE = (
         jobs.c.id == bindparam("its_id"),
         jobs.c.state == bindparam("its_state"),
         jobs.c.attempt == bindparam("its_attempt"),
+        jobs.c.start == bindparam("its_start"),
     )
     .values(reason=bindparam("why"))
 )
 
+_PROGRESS = (
+    update(jobs)
+    .where(
+        jobs.c.id == bindparam("its_id"),
+        or_(*(jobs.c.state == state for state in sorted(ACTIVE | ENDED))),
+        jobs.c.attempt == bindparam("its_attempt"),
+    )
+    .values(progress=bindparam("its_progress"))
+)
 
-class Store:
-    """Jobs and code in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`). Thread-safe.
+
+class Store(Lease, CodeArchives):
+    """Jobs, code and the scheduler's row, in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
+    Thread-safe.
 
     Every method raises `Unavailable` when the database does not answer; then nothing has changed, or
     (a connection lost in the very commit) the whole change has.
@@ -109,6 +129,10 @@ class Store:
             raise NotFound(f"no job {job_id!r}")
         return _job(row)
 
+    def several(self, job_ids: Collection[str]) -> list[Job]:
+        """Those of the jobs that there are."""
+        return self._jobs(select(jobs).where(jobs.c.id.in_(job_ids))) if job_ids else []
+
     def list_jobs(
         self,
         *,
@@ -154,19 +178,58 @@ class Store:
         """Moves the job from where the caller saw it. False: somebody else was first, nothing changed.
 
         Sets `started_at` the first time it runs, `finished_at` at its end, takes back its workers when it
-        goes back to the queue or is paused, notes since when it is preempted, and clears the reason, unless
-        `changes` say otherwise. A job that somebody asked to cancel goes to no state but its end: False.
+        goes back to the queue or is paused, notes since when it is preempted, counts starts anew for a new
+        attempt, and clears the reason, unless `changes` say otherwise. A job that somebody asked to cancel
+        goes to no state but its end: False.
         """
         assert to in TRANSITIONS[job.state], f"{job.state} may not become {to}"
         # Race closed: two schedulers, or a scheduler and a cancel, that decided on the same sight of the job.
-        # The attempt is part of it: queued → starting → queued would otherwise look like no change.
-        seen = [jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.attempt == job.attempt]
+        seen = _as_seen(job)
         if to in {State.QUEUED, State.PAUSED, State.PREEMPTING}:
             # Race closed: a cancel that came while a lost or stopped attempt was being put back.
             seen.append(jobs.c.cancel_requested_at.is_(None))
-        values: dict[str, Any] = {"reason": "", **_times(to), **changes, "state": to}
-        values["reason"] = _storable(values["reason"])
+        values: dict[str, Any] = {"reason": "", **_with_state(to), **changes, "state": to}
+        values["reason"] = storable.reason(values["reason"])
         return self._update(seen, values)
+
+    def restart(
+        self,
+        job: Job,
+        *,
+        reason: str,
+        failures: int,
+        last_failure: Failure | None,
+        restarts: tuple[str, ...],
+    ) -> bool:
+        """Names the next start of the job's attempt. False: somebody else was first, nothing changed.
+
+        A job that somebody asked to cancel, to pause or to preempt is not started again: False.
+        """
+        assert job.state in ACTIVE - STOPPING, f"what is {job.state} is not started again"
+        # Race closed: two schedulers that saw the same rank die, and a cancel that came before the new start.
+        # A pause or a preemption that did has changed the state.
+        seen = [*_as_seen(job), jobs.c.cancel_requested_at.is_(None)]
+        values = {
+            "start": job.start + 1,
+            "reason": storable.reason(reason),
+            "failures": failures,
+            "last_failure": last_failure,
+            "restarts": restarts,
+        }
+        return self._update(seen, values)
+
+    def write_progress(self, reports: Iterable[tuple[Job, Progress]]) -> None:
+        """Keeps what the jobs' attempts tell of themselves; does nothing for a job that has moved on.
+
+        A job that has ended meanwhile takes the last word of its last attempt.
+        """
+        rows = [
+            {"its_id": job.id, "its_attempt": job.attempt, "its_progress": progress}
+            for job, progress in reports
+            if job.progress != progress
+        ]
+        # Race closed: a report of an attempt that was late, written over that of the next one.
+        self._execute_many(_PROGRESS, rows)
 
     def note(self, job: Job, reason: str) -> None:
         """Writes why the job waits; does nothing if it says so already or has moved on."""
@@ -175,16 +238,14 @@ class Store:
     def note_all(self, reasons: Iterable[tuple[Job, str]]) -> None:
         """`note` for many: a commit for each would take a long queue minutes."""
         rows = [
-            {"its_id": job.id, "its_state": job.state, "its_attempt": job.attempt, "why": _storable(reason)}
+            {"its_id": job.id, "its_state": job.state, "its_attempt": job.attempt, "its_start": job.start}
+            | {"why": why}
             for job, reason in reasons
-            if job.reason != reason
+            if job.reason != (why := storable.reason(reason))
         ]
-        # Race closed: a reason to wait written over a job that was started or cancelled meanwhile. In the
-        # order of ids: two that note at once wait for each other's rows, but never in a ring.
-        rows.sort(key=lambda row: str(row["its_id"]))
+        # Race closed: a reason to wait written over a job that was started or cancelled meanwhile.
         for begin in range(0, len(rows), NOTES_AT_ONCE):
-            with database.writing(self._engine) as connection:
-                connection.execute(_NOTE, rows[begin : begin + NOTES_AT_ONCE])
+            self._execute_many(_NOTE, rows[begin : begin + NOTES_AT_ONCE])
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancels a job that waits; marks one that runs, for the dispatcher to stop. Idempotent.
@@ -226,35 +287,6 @@ class Store:
         """Notes that log and end are with the tracking server. Idempotent: the first time stays."""
         self._update([jobs.c.id == job_id, jobs.c.archived_at.is_(None)], {"archived_at": utc_now()})
 
-    # Code
-
-    def put_code(self, archive: bytes) -> str:
-        """Keeps an archive and returns its digest (SHA-256, hex). Idempotent."""
-        digest = hashlib.sha256(archive).hexdigest()
-        if self.has_code(digest):
-            return digest
-        try:
-            with database.writing(self._engine) as connection:
-                row = {"digest": digest, "data": archive, "created_at": utc_now()}
-                connection.execute(insert(code_archives).values(row))
-        except exc.IntegrityError:
-            pass  # Race closed: the same bytes came twice at once; the primary key keeps one of them.
-        return digest
-
-    def get_code(self, digest: str) -> bytes:
-        """Raises NotFound."""
-        with database.reading(self._engine) as connection:
-            query = select(code_archives.c.data).where(code_archives.c.digest == digest)
-            data: bytes | None = connection.execute(query).scalar_one_or_none()
-        if data is None:
-            raise NotFound(f"no uploaded code {digest!r}")
-        return data
-
-    def has_code(self, digest: str) -> bool:
-        with database.reading(self._engine) as connection:
-            query = select(1).where(code_archives.c.digest == digest)
-            return connection.execute(query).one_or_none() is not None
-
     # Statements
 
     def _request(self, job_id: str, wish: Wish) -> Job:
@@ -291,12 +323,34 @@ class Store:
         with database.writing(self._engine) as connection:
             return connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
 
+    def _execute_many(self, statement: Update, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One transaction for all rows, in the order of their jobs: two that write at once wait for each
+        other's rows, but never in a ring.
+        """
+        if rows:
+            with database.writing(self._engine) as connection:
+                connection.execute(statement, sorted(rows, key=lambda row: str(row["its_id"])))
 
-def _times(to: State) -> dict[str, Any]:
+
+def _as_seen(job: Job) -> list[ColumnElement[bool]]:
+    """That the job still stands as its reader saw it.
+
+    Attempt and start are part of that: queued → starting → queued would otherwise look like no change.
+    """
+    return [
+        jobs.c.id == job.id,
+        jobs.c.state == job.state,
+        jobs.c.attempt == job.attempt,
+        jobs.c.start == job.start,
+    ]
+
+
+def _with_state(to: State) -> dict[str, Any]:
+    """What changes with the state, whoever moves the job."""
     if to is State.RUNNING:
         return {"started_at": func.coalesce(jobs.c.started_at, literal(utc_now(), UtcDateTime))}
     if to is State.STARTING:
-        return {"preempted_at": None}
+        return {"start": 1, "restarts": (), "preempted_at": None}
     if to is State.PREEMPTING:
         return {"preempted_at": utc_now()}
     if to in {State.QUEUED, State.PAUSED}:
@@ -308,11 +362,6 @@ def _job(row: Row[Any]) -> Job:
     values = dict(row._mapping)
     del values["idempotency_key"]
     return Job(**{**values, "state": State(row.state), "labels": row.spec["labels"]})
-
-
-def _storable(text: str) -> str:
-    """A reason may quote what a program printed; PostgreSQL takes neither NUL nor half a surrogate pair."""
-    return text.encode(errors="replace").decode().replace("\0", "?")
 
 
 def _has_label(key: str, value: str) -> ColumnElement[bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +23,9 @@ from sqlalchemy import (
     TypeDecorator,
     text,
 )
+
+from service import storable
+from training.protocol import Failure, Progress
 
 metadata = MetaData(
     naming_convention={
@@ -47,6 +52,33 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC)
 
 
+class AsJson(TypeDecorator[Any]):
+    """A value kept as JSON: `write` makes it of the value, `read` the value of it. None is NULL."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def __init__(self, write: Callable[[Any], object], read: Callable[[Any], object]) -> None:
+        super().__init__()
+        self.write, self.read = write, read
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else storable.plain(self.write(value))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else self.read(value)
+
+
+def _progress(data: Mapping[str, Any]) -> Progress:
+    """A metric that was not finite is stored as null."""
+    metrics = {name: math.nan if value is None else value for name, value in data["metrics"].items()}
+    return Progress.from_json({**data, "metrics": metrics})
+
+
+def _failure(data: Mapping[str, Any]) -> Failure:
+    return Failure(**data)
+
+
 JobId = String(32).with_variant(String(32, collation="C"), "postgresql")
 """Compared byte by byte whatever the database's locale: the order of ids is the order of creation."""
 
@@ -59,7 +91,7 @@ jobs = Table(
     Column("name", Text, nullable=False, index=True),
     Column("state", String(32), nullable=False),
     Column("reason", Text, nullable=False),
-    Column("error", JSON(none_as_null=True)),
+    Column("error", AsJson(dict, dict)),
     Column("priority", Integer, nullable=False),
     Column("spec", JSON, nullable=False),
     Column("idempotency_key", Text, unique=True),
@@ -67,7 +99,11 @@ jobs = Table(
     Column("started_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
     Column("attempt", Integer, nullable=False),
+    Column("start", Integer, nullable=False, server_default="0"),
     Column("failures", Integer, nullable=False),
+    Column("last_failure", AsJson(Failure.to_json, _failure)),
+    Column("restarts", AsJson(list, tuple), nullable=False, server_default="[]"),
+    Column("progress", AsJson(Progress.to_json, _progress)),
     Column("workers", Integer),
     Column("wanted_workers", Integer),
     Column("grows_after", UtcDateTime),
@@ -98,3 +134,16 @@ code_archives = Table(
     Column("data", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
+
+scheduler = Table(
+    "scheduler",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, nullable=False),
+    Column("beat", Integer, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("nodes", JSON, nullable=False),
+    Column("problem", Text, nullable=False),
+)
+"""One row, of the scheduler that works (service.lease)."""

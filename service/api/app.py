@@ -10,7 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from service.api import cluster, code, control, events, health, jobs, logs, problems
 from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
-from service.launch import Cluster
+from service.api.jobs import shown
+from service.api.lookout import Lookout
 from service.results import Results
 from service.settings import Settings
 from service.store import Store
@@ -19,15 +20,16 @@ from training.spec import Spec
 _REFERENCE = "#/components/schemas/{model}"
 
 
-def create_app(settings: Settings, store: Store, cluster_: Cluster, results: Results) -> FastAPI:
+def create_app(settings: Settings, store: Store, results: Results) -> FastAPI:
     """The REST API over these collaborators. Asks none of them anything until a request comes."""
+    lookout = Lookout(store, lambda job: shown(job, results).model_dump_json())
     app = FastAPI(
         title="syncbn",
         summary="Trains networks with batch normalisation, the same on any number of devices.",
         version="1",
         redirect_slashes=False,
     )
-    app.state.context = Context(settings=settings, store=store, cluster=cluster_, results=results)
+    app.state.context = Context(settings=settings, store=store, results=results, lookout=lookout)
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service import capacity
+from service import capacity, lease
 from service.api.context import Services
 from service.api.problems import documented
 from service.api.schemas import AmountDocument, ClusterDocument, NodeDocument, QueuePage, WaitingDocument
@@ -21,7 +21,8 @@ def get_queue(services: Services) -> QueuePage:
 
 @router.get("/cluster", responses=documented(503), summary="The machines and what is free")
 def get_cluster(services: Services) -> ClusterDocument:
-    nodes, active = services.cluster.nodes(), services.store.active()
+    """As the scheduler last saw them; a 503 if none runs or Ray does not answer it."""
+    nodes, active = lease.machines(services.store.scheduler()), services.store.active()
     machines = capacity.occupied(nodes, active)
     return ClusterDocument(
         nodes=[NodeDocument.model_validate(node) for node in nodes],

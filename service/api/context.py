@@ -1,4 +1,4 @@
-"""What every route works with."""
+"""What every route works with. What jobs do and what there is of machines stands in the database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.launch import Cluster
+from service.api.lookout import Lookout
 from service.results import Results
 from service.settings import Settings
 from service.store import Store
@@ -17,8 +17,8 @@ from service.store import Store
 class Context:
     settings: Settings
     store: Store
-    cluster: Cluster
     results: Results
+    lookout: Lookout
 
 
 def _of(request: Request) -> Context:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 
 from service.api.context import Context, Services
-from service.api.jobs import describe
 from service.api.problems import documented
 from service.api.sse import event, stream
 
@@ -34,16 +32,15 @@ def get_events(
     job_id: str,
     last_event_id: Annotated[str, Header(description="Leave out what this event has said")] = "",
 ) -> Response:
-    services.store.get(job_id)  # one that does not exist is said before a stream begins
+    services.lookout.sight(job_id)  # one that does not exist is said before a stream begins
     return stream(partial(_news, job_id, services), last_event_id)
 
 
 def _news(job_id: str, services: Context, seen: str) -> tuple[str, str, bool]:
     """An event's id is a digest of what it says: whoever comes again is told only what is different."""
-    job = describe(job_id, services)
-    data = job.model_dump_json()
-    version = hashlib.sha256(data.encode()).hexdigest()[:16]
-    events = "" if version == seen else event("job", data, version)
-    if job.state.ended:
-        events += event("end", job.state)
-    return events, version, job.state.ended
+    sight = services.lookout.sight(job_id)
+    events = "" if sight.version == seen else event("job", sight.document, sight.version)
+    state = sight.job.state
+    if state.ended:
+        events += event("end", state)
+    return events, sight.version, state.ended

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from service import lease
 from service.api.context import Services
 from service.api.problems import RETRY_AFTER_S, documented, problem
 from service.errors import Unavailable
@@ -42,10 +43,13 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses=documented(503), response_model=Readiness, summary="Whether jobs can run")
 async def readyz(request: Request, services: Services) -> Readiness | JSONResponse:
-    """The database, Ray and MLflow, asked at once; a 503 is a problem document with the same `checks`."""
+    """The database, the scheduler, Ray (as the scheduler finds it) and MLflow, all at once; a 503 is a
+    problem document with the same `checks`.
+    """
     questions: dict[str, Callable[[], object]] = {
         "database": services.store.check,
-        "ray": services.cluster.nodes,
+        "scheduler": lambda: lease.check_heard(services.store.scheduler()),
+        "ray": lambda: lease.machines(services.store.scheduler()),
         "mlflow": services.results.check,
     }
     checks: dict[str, Check] = {}
@@ -59,7 +63,7 @@ async def readyz(request: Request, services: Services) -> Readiness | JSONRespon
         request.url.path,
         503,
         "Not ready",
-        "; ".join(checks[name].message for name in bad),
+        "; ".join(dict.fromkeys(checks[name].message for name in bad)),
         kind="unavailable",
         headers={"Retry-After": str(RETRY_AFTER_S)},
         checks={name: checks[name].model_dump() for name in questions},

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import StringConstraints
 
+from service import lease
 from service.api.bodies import SPEC_TYPES, SpecBody, read_spec
-from service.api.context import Context, Services
+from service.api.context import Services
 from service.api.problems import documented
 from service.api.schemas import JobDocument, JobPage, PointDocument, PointPage, ValidationDocument
 from service.errors import Unavailable
-from service.jobs import ACTIVE, Job, State, utc_now
-from service.results import Summary
+from service.jobs import Job, State, utc_now
+from service.results import Results
 from service.scheduler import outlook
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -66,7 +66,7 @@ def create_job(
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.id).path)
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
-    return shown(job, services, {})
+    return shown(job, services.results)
 
 
 @router.post(
@@ -79,10 +79,12 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     """A dry run: changes nothing. A spec that `POST /v1/jobs` would refuse gets the same answer here."""
     spec = read_spec(body, services.store)
     queue, active = services.store.queue(), services.store.active()
+    scheduler = services.store.scheduler()
     try:
-        expected = outlook(spec, queue, active, services.cluster.nodes(), now=utc_now())
+        nodes = lease.machines(scheduler)
     except Unavailable as error:
         return ValidationDocument.of(spec, None, str(error))
+    expected = outlook(spec, queue, active, nodes, now=utc_now())
     return ValidationDocument.of(spec, expected, expected.reason)
 
 
@@ -102,14 +104,12 @@ def list_jobs(
         cursor=cursor,
         limit=limit,
     )
-    going = [job for job in jobs if job.state in {*ACTIVE, State.PAUSED}]
-    summaries = _summaries(going, services)
-    return JobPage(items=[shown(job, services, summaries) for job in jobs], next_cursor=next_cursor)
+    return JobPage(items=[shown(job, services.results) for job in jobs], next_cursor=next_cursor)
 
 
 @router.get("/{job_id}", responses=documented(404, 503), summary="Show a job")
 def get_job(services: Services, job_id: str) -> JobDocument:
-    return describe(job_id, services)
+    return shown(services.store.get(job_id), services.results)
 
 
 @router.get("/{job_id}/metrics", responses=documented(404, 503), summary="Every point of a job's metrics")
@@ -123,28 +123,11 @@ def get_metrics(
     return PointPage(items=[PointDocument.model_validate(point) for point in points])
 
 
-def describe(job_id: str, services: Context) -> JobDocument:
-    """The job with all that MLflow knows of it."""
-    job = services.store.get(job_id)
-    return shown(job, services, _summaries([job], services))
-
-
 def _pair(label: str) -> tuple[str, str]:
     key, _, value = label.partition(":")
     return key, value
 
 
-def _summaries(jobs: Iterable[Job], services: Context) -> dict[str, Summary]:
-    """One call for all of them; nothing while MLflow is away, which is no reason to hide the jobs."""
-    runs = [run for job in jobs if (run := job.run)]
-    try:
-        return services.results.summaries(runs) if runs else {}
-    except Unavailable:
-        return {}
-
-
-def shown(job: Job, services: Context, summaries: dict[str, Summary]) -> JobDocument:
-    run = job.run
-    if run is None:
-        return JobDocument.of(job, None, None)
-    return JobDocument.of(job, services.results.url(run), summaries.get(run.run_id))
+def shown(job: Job, results: Results) -> JobDocument:
+    """Everything in it comes from the job's row: nobody else is asked."""
+    return JobDocument.of(job, results.url(job.run) if job.run else None)

@@ -1,40 +1,24 @@
-"""Route /v1/jobs/{id}/logs: what a job prints, whole or as it comes (server-sent events).
-
-A job's log is its attempts' logs in order, with a header line before the second and every later one. A
-place in it is `ATTEMPT:CHARACTERS`; it stays valid whatever happens to the logs of earlier attempts.
-"""
+"""Route /v1/jobs/{id}/logs: what a job's ranks print, as text or as it comes (server-sent events)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import StreamingResponse
 
 from service.api.context import Context, Services
+from service.api.log_events import Follower, Place, beginning
 from service.api.problems import documented
-from service.api.sse import event, stream
-from service.errors import Refused, Unavailable
-from service.jobs import ACTIVE, Job
-from service.launch import submission_id
+from service.api.sse import stream
+from service.errors import NotFound, Refused, Unavailable
+from service.job_logs import CHUNK, JobLogs, Log, View, tail_offset
+from service.jobs import Job
 from training.spec import Problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """How far a reader has come."""
-
-    attempt: int = 1
-    offset: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.attempt}:{self.offset}"
 
 
 @router.get(
@@ -42,7 +26,9 @@ class Place:
     response_class=Response,
     responses={
         200: {
-            "description": "The log; with `follow`, events `log` (a line each) and at last `end` (the state)",
+            "description": "The logs of all attempts and ranks in order, each behind a header line if there "
+            "are several; with `follow`, events `source` (whose lines follow), `log` (a line each) and at "
+            "last `end` (the state)",
             "content": {"text/plain": {}, "text/event-stream": {}},
         },
         **documented(404, 422, 503),
@@ -52,82 +38,98 @@ class Place:
 def get_logs(
     services: Services,
     job_id: str,
-    tail: Annotated[int | None, Query(ge=0, description="The last lines alone")] = None,
-    follow: Annotated[bool, Query(description="Go on until the job has ended")] = False,
+    rank: Annotated[int | None, Query(ge=0, description="This worker's log alone")] = None,
+    attempt: Annotated[int | None, Query(ge=1, description="This attempt's logs alone")] = None,
+    tail: Annotated[
+        int | None, Query(ge=0, description="The last lines alone, of each worker in the latest attempt")
+    ] = None,
+    follow: Annotated[bool, Query(description="Go on until the job, or the attempt, has ended")] = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
     last_event_id: Annotated[str, Header(description="Go on behind this event")] = "",
 ) -> Response:
     job = services.store.get(job_id)
-    if follow or "text/event-stream" in accept:
-        return stream(partial(_news, job.id, services), _place(last_event_id))
-    return PlainTextResponse(_tail(_whole_log(job, services), tail))
+    view, logs = View(rank=rank, attempt=attempt), JobLogs(services.settings.storage, services.results)
+    follow = follow or "text/event-stream" in accept
+    _check_attempt(job, attempt)
+    if rank is not None and (job.state.ended or not follow):
+        _check_rank(job, rank, view, logs)
+    if follow:
+        return _events(job, logs, view, tail, last_event_id, services)
+    return _text(job, logs, view, tail)
 
 
-def _place(event_id: str) -> Place:
-    if not event_id:
-        return Place()
-    if not (match := re.fullmatch(r"([1-9]\d{0,8}):(\d{1,18})", event_id)):
-        problem = Problem(key="Last-Event-ID", message="is not one that this service gave out")
+def _check_attempt(job: Job, attempt: int | None) -> None:
+    if attempt is not None and attempt > job.attempt:
+        raise NotFound(f"job {job.id!r} has no attempt {attempt}; it has had {job.attempt}")
+
+
+def _check_rank(job: Job, rank: int, view: View, logs: JobLogs) -> None:
+    """One that has printed nothing yet is not unknown."""
+    found = [log for attempt in view.attempts(job) for log in logs.of(job, attempt)]
+    ranks = sorted({log.rank for log in found if log.rank is not None})
+    if found and not ranks:
+        raise NotFound(f"job {job.id!r} ran in an older version, which kept one log of all ranks")
+    if found and rank not in ranks and rank >= (job.workers or 0):
+        raise NotFound(f"job {job.id!r} has no log of rank {rank}, only of {', '.join(map(str, ranks))}")
+
+
+def _events(
+    job: Job, logs: JobLogs, view: View, tail: int | None, last_event_id: str, services: Context
+) -> Response:
+    start = None if last_event_id else beginning(job, logs, view, tail)
+    place = start or Place.parse(last_event_id)
+    if view.attempt not in {None, place.attempt}:
+        problem = Problem(key="Last-Event-ID", message=f"is not from attempt {view.attempt}")
         raise Refused("the place in the log is not valid", [problem])
-    return Place(attempt=int(match[1]), offset=int(match[2]))
+    follower = Follower(
+        lambda: services.lookout.sight(job.id).job, logs, view, None if tail is None else start
+    )
+    return stream(follower, place)
 
 
-def _whole_log(job: Job, services: Context) -> str:
-    return "".join(
-        _header(number) + _attempt_log(job, number, services) for number in range(1, job.attempt + 1)
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Bytes of a log, and what comes before them."""
+
+    log: Log
+    head: bytes
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + self.end - self.start
+
+
+def _text(job: Job, logs: JobLogs, view: View, tail: int | None) -> Response:
+    """As much as there is now. The length is told first, so that half of it is not taken for all."""
+    attempts = list(view.attempts(job))
+    if tail is not None:
+        attempts = [] if (latest := logs.latest(job, view)) is None else [latest]
+    found = [log for attempt in attempts for log in logs.of(job, attempt, view.rank)]
+    parts = _parts(found, headers=view.needs_headers(job, found), tail=tail)
+    return StreamingResponse(
+        _content(parts),
+        media_type="text/plain",
+        headers={"Content-Length": str(sum(part.size for part in parts)), "Cache-Control": "no-store"},
     )
 
 
-def _header(number: int) -> str:
-    return "" if number == 1 else f"==> attempt {number} <==\n"
+def _parts(logs: list[Log], *, headers: bool, tail: int | None) -> list[_Part]:
+    parts, torn = [], False
+    for log in logs:
+        start, end = 0 if tail is None else tail_offset(log, tail), log.size()
+        head = ("\n" if torn else "") + f"{log.header}\n" if headers else ""
+        parts.append(_Part(log=log, head=head.encode(), start=start, end=end))
+        torn = start < end and log.read(end - 1, 1) != b"\n"
+    return parts
 
 
-def _tail(text: str, lines: int | None) -> str:
-    if lines is None:
-        return text
-    every = text.splitlines(keepends=True)
-    return "".join(every[max(len(every) - lines, 0) :])
-
-
-def _attempt_log(job: Job, number: int, services: Context) -> str:
-    """From Ray while the attempt runs, from MLflow once it was archived there: a pause may last for days."""
-    cluster_id = submission_id(job.id, number)
-    if number == job.attempt and job.state in ACTIVE:
-        return services.cluster.logs(cluster_id)
-    try:
-        archived = services.results.download(job.run, f"logs/attempt-{number}.log") if job.run else None
-    except Unavailable:
-        if job.archived_at:  # Ray may have forgotten it by now: better no answer than half of one
-            raise
-        archived = None
-    return services.cluster.logs(cluster_id) if archived is None else archived
-
-
-def _news(job_id: str, services: Context, place: Place) -> tuple[str, Place, bool]:
-    """The events since `place`, where that leaves the reader, and whether the job has ended."""
-    job = services.store.get(job_id)  # before the log: once it has ended, the log that follows is whole
-    events: list[str] = []
-    while place.attempt <= job.attempt:
-        over = place.attempt < job.attempt or job.state.ended
-        text = _attempt_log(job, place.attempt, services)
-        for line, reached in _lines(text, place, over=over):
-            events.append(event("log", line, reached))
-            place = reached
-        if place.attempt == job.attempt:
-            break
-        place = Place(attempt=place.attempt + 1)
-        events.append(event("log", _header(place.attempt).rstrip("\n"), place))
-    if job.state.ended:
-        events.append(event("end", job.state))
-    return "".join(events), place, job.state.ended
-
-
-def _lines(text: str, place: Place, *, over: bool) -> Iterator[tuple[str, Place]]:
-    """Each line behind `place` and where it ends. The last, unfinished one only when no more will come."""
-    while place.offset < len(text):
-        end = text.find("\n", place.offset)
-        if end < 0 and not over:
-            return
-        line = text[place.offset :] if end < 0 else text[place.offset : end]
-        place = Place(attempt=place.attempt, offset=place.offset + len(line) + (end >= 0))
-        yield line, place
+def _content(parts: list[_Part]) -> Iterator[bytes]:
+    for part in parts:
+        yield part.head
+        for offset in range(part.start, part.end, CHUNK):
+            wanted = min(CHUNK, part.end - offset)
+            if len(data := part.log.read(offset, wanted)) < wanted:
+                raise Unavailable("the run folder", "a log has become shorter")
+            yield data

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import results
 from service.jobs import Job, State
+from service.results import is_detail
 from service.scheduler import Outlook
 from training.spec import Spec, shares
 
@@ -52,34 +53,37 @@ class JobDocument(Document):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    attempt: int = Field(description="Number of the latest launch; 0 before the first")
+    attempt: int = Field(description="Number of the latest placement; 0 before the first")
     workers: int | None = Field(description="Granted to the attempt; null while it waits")
     wanted_workers: int | None = Field(description="What a resize asked for; null: what the spec allows")
     error: dict[str, Any] | None = Field(
         description="Why it failed: type, message, rank, log_tail, and step where it is known"
     )
-    progress: ProgressDocument | None = Field(
-        description="null before the first step, and while MLflow is away; in lists, for active and paused "
-        "jobs only"
-    )
+    progress: ProgressDocument | None = Field(description="null before the first step")
     metrics: Mapping[str, float | None] = Field(
-        description="Latest value of each; empty where progress is null"
+        description="Latest value of each, null for one that is not finite; empty where progress is null"
     )
     mlflow: RunDocument | None
 
     @classmethod
-    def of(cls, job: Job, url: str | None, summary: results.Summary | None) -> Self:
-        run = job.run
-        summary = summary or results.Summary()
-        progress = summary.progress
+    def of(cls, job: Job, url: str | None) -> Self:
+        run, progress = job.run, job.progress
         return cls(
             **{name: getattr(job, name) for name in _FROM_JOB},
             progress=ProgressDocument.model_validate(progress) if progress else None,
-            metrics=summary.metrics,
+            metrics=_shown(progress.metrics) if progress else {},
             mlflow=RunDocument(experiment_id=run.experiment_id, run_id=run.run_id, url=url)
             if run and url
             else None,
         )
+
+
+def _shown(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {
+        name: value if math.isfinite(value) else None
+        for name, value in metrics.items()
+        if not is_detail(name)
+    }
 
 
 _FROM_JOB = [name for name in JobDocument.model_fields if name not in {"progress", "metrics", "mlflow"}]
@@ -134,7 +138,7 @@ class ValidationDocument(Document):
         description="Samples of a global batch for each of these workers; null for thousands of workers",
         examples=[[86, 85, 85]],
     )
-    fits_now: bool | None = Field(description="Whether it would start at once; null: Ray does not answer")
+    fits_now: bool | None = Field(description="Whether it would start at once; null: not known now")
     fits_ever: bool | None = Field(description="Whether the empty cluster could hold it")
     reason: str = Field(description="Why it would wait")
 
@@ -203,7 +207,7 @@ class AmountDocument(Document):
 
 
 class ClusterDocument(Document):
-    """The machines, and what the running jobs leave of them."""
+    """The machines, as the scheduler last saw them, and what the running jobs leave of them."""
 
     nodes: list[NodeDocument]
     total: AmountDocument

@@ -14,15 +14,20 @@ from service.errors import Unavailable
 
 POLL_S = 0.5
 HEARTBEAT_S = 10.0
+FULL = 1 << 17
+"""Characters of news that are taken for a part of what there is: more is asked for at once."""
 
 Place = TypeVar("Place")
 News = Callable[[Place], tuple[str, Place, bool]]
-"""What is new since a place: the events, where they leave the reader, and whether these were the last."""
+"""What is new since a place: the events, where they leave the reader, and whether these were the last.
+
+Of much that is new it gives the first `FULL` characters or so: that is what a reader costs who does not read.
+"""
 
 
 def stream(news: News[Place], place: Place) -> StreamingResponse:
-    """Asks for `news` until the last. Never fails once begun: while a server is away it says so in comments
-    and goes on trying.
+    """Asks for `news` until the last, for more of it only when the client has taken what there was. Never
+    fails once begun: while a server is away it says so in comments and goes on trying.
     """
     return StreamingResponse(
         _events(news, place),
@@ -52,4 +57,5 @@ async def _events(news: News[Place], place: Place) -> AsyncIterator[str]:
             yield text
         if ended:
             return
-        await anyio.sleep(POLL_S)
+        if len(text) < FULL:
+            await anyio.sleep(POLL_S)

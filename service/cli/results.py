@@ -19,24 +19,33 @@ def logs(
     ctx: typer.Context,
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    tail: Annotated[int | None, typer.Option(min=0, metavar="N", help="Only the last N lines.")] = None,
+    tail: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Only the last N lines of each worker.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=0, metavar="K", help="Only this worker's, from 0.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only this attempt's, from 1.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a job's log.
 
-    With --json an object, {"text": ...}; with --follow one for each line, {"line": ...}.
+    What several workers or attempts have printed is told apart by header lines. With --tail it is that of
+    the latest attempt; with --follow as well, it goes on from there.
+
+    With --json an object, {"text": ...}; with --follow one for each line, {"line": ..., "rank": ...,
+    "attempt": ...}.
     """
-    if follow and tail is not None:
-        raise typer.BadParameter(
-            "--follow prints the whole log; leave one of the two out", param_hint="--tail"
-        )
     with session(ctx, as_json=as_json) as client:
-        if follow:
-            for line in client.follow_logs(job_id):
-                typer.echo(json.dumps({"line": line}) if as_json else line)
-        else:
-            text = client.logs(job_id, tail=tail)
+        if not follow:
+            text = client.logs(job_id, tail, rank=rank, attempt=attempt)
             typer.echo(json.dumps({"text": text}) if as_json else text, nl=as_json)
+        elif as_json:
+            for found in client.follow_log_lines(job_id, tail, rank=rank, attempt=attempt):
+                typer.echo(json.dumps({"line": found.line, "rank": found.rank, "attempt": found.attempt}))
+        else:
+            for line in client.follow_logs(job_id, tail, rank=rank, attempt=attempt):
+                typer.echo(line)
 
 
 def metrics(

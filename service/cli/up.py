@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from service.roles import Role
+
 DataDir = Annotated[
     Path, typer.Option(metavar="DIR", help="Where everything is kept: database, results, logs.")
 ]
@@ -25,13 +27,20 @@ def up(
 
 
 def serve(
+    role: Annotated[
+        Role,
+        typer.Option(
+            help="Which part to run: `api` needs neither Ray nor torch; `scheduler` runs on a machine of "
+            "Ray's cluster. Of several schedulers one works, the others stand by."
+        ),
+    ] = Role.BOTH,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API.")] = 8000,
 ) -> None:
-    """Run the API and the scheduler; database, Ray and MLflow are where SYNCBN_* variables say."""
+    """Run the API, the scheduler or both; database, Ray and MLflow are where SYNCBN_* variables say."""
     from service.serving import serve
 
-    raise typer.Exit(serve(host=host, port=port))
+    raise typer.Exit(serve(role=role, host=host, port=port))
 
 
 def migrate() -> None:

@@ -9,12 +9,25 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
-from service.client.errors import ClientError, RequestError, ServerUnreachable, WaitTimeout
-from service.client.models import Cluster, Job, JobPage, Point, Points, Queue, Upload, Validation, Waiting
+from service.client.errors import ClientError, RequestError, WaitTimeout
+from service.client.log_stream import follow_log
+from service.client.models import (
+    Cluster,
+    Job,
+    JobPage,
+    LogLine,
+    LogSource,
+    Point,
+    Points,
+    Queue,
+    Upload,
+    Validation,
+    Waiting,
+)
 from service.client.patience import Patience, unnoticed
-from service.client.transport import AWAY, Transport
+from service.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _PAGE = 100
@@ -152,35 +165,52 @@ class Client:
     def _patient_job(self, job_id: str, on_away: Callable[[ClientError], None] = unnoticed) -> Job:
         return self._server.ask(Job, "GET", _path(job_id), patience=Patience(self.patience, on_away))
 
-    def logs(self, job_id: str, tail: int | None = None) -> str:
-        """What the job printed so far; with `tail` its last lines alone."""
-        params = {} if tail is None else {"tail": tail}
+    def logs(
+        self, job_id: str, tail: int | None = None, *, rank: int | None = None, attempt: int | None = None
+    ) -> str:
+        """What the job printed so far, in all attempts and ranks or in one, each behind a header line if
+        there are several; with `tail` the last lines of each rank in the latest attempt.
+        """
+        params = _given(rank=rank, attempt=attempt, tail=tail)
         return self._server.send("GET", f"{_path(job_id)}/logs", params=params).text
 
-    def follow_logs(self, job_id: str) -> Iterator[str]:
+    def follow_logs(
+        self,
+        job_id: str,
+        tail: int | None = None,
+        *,
+        rank: int | None = None,
+        attempt: int | None = None,
+    ) -> Iterator[str]:
         """Yields each line that the job prints, from the first, as it comes, until the job has ended.
 
-        A dropped connection is taken up where it broke: no line is missing and none comes twice.
+        A header line comes before those of another attempt or rank. With `tail` it begins with the last
+        lines of each rank, with `attempt` it ends with that. A dropped connection is taken up where it
+        broke: no line is missing and none comes twice.
         """
+        for said in self._follow_logs(job_id, _given(rank=rank, attempt=attempt, tail=tail)):
+            if isinstance(said, LogLine):
+                yield said.line
+            elif said.header is not None:
+                yield said.header
+
+    def follow_log_lines(
+        self,
+        job_id: str,
+        tail: int | None = None,
+        *,
+        rank: int | None = None,
+        attempt: int | None = None,
+    ) -> Iterator[LogLine]:
+        """As `follow_logs`, each line with the attempt and the rank that it came from, without headers."""
+        for said in self._follow_logs(job_id, _given(rank=rank, attempt=attempt, tail=tail)):
+            if isinstance(said, LogLine):
+                yield said
+
+    def _follow_logs(self, job_id: str, params: Mapping[str, int]) -> Iterator[LogLine | LogSource]:
         self.job(job_id)  # a server that is not there at all is told at once
-        path, last_id, patience = f"{_path(job_id)}/logs?follow=true", "", Patience(self.patience)
-        while True:
-            broken: ClientError = ServerUnreachable(self.url, "the stream of the log ended early")
-            try:
-                for event in self._server.events(path, {"Last-Event-ID": last_id} if last_id else {}):
-                    patience.renew()
-                    last_id = event.id or last_id
-                    if event.name == "end":
-                        return
-                    if event.name == "log":
-                        yield event.data
-            except ServerUnreachable as error:
-                broken = error
-            except RequestError as error:
-                if error.status not in AWAY:
-                    raise
-                broken = error
-            patience.rest(broken)
+        query = urlencode({"follow": "true", **params})
+        yield from follow_log(self._server, f"{_path(job_id)}/logs?{query}", Patience(self.patience))
 
     def metrics(self, job_id: str, names: Iterable[str] = ()) -> list[Point]:
         """Every point of the metrics named (none named: all), by name and step."""
@@ -215,6 +245,10 @@ def _encoded(spec: Mapping[str, Any] | str) -> tuple[bytes, dict[str, str]]:
     # Not ASCII alone: the server reads JSON as YAML, which does not join two escaped surrogates.
     text = json.dumps(dict(spec), allow_nan=False, ensure_ascii=False)
     return text.encode(), {"Content-Type": "application/json"}
+
+
+def _given(**params: int | None) -> dict[str, int]:
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def _path(job_id: str) -> str:

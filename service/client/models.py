@@ -86,6 +86,25 @@ class Point(Answer):
     timestamp: int
 
 
+class LogSource(Answer):
+    """Whose lines follow in a log: of an attempt and its rank, None where the server kept one log of all.
+
+    header: what to print before them, where there are others.
+    """
+
+    attempt: int
+    rank: int | None = None
+    header: str | None = None
+
+
+class LogLine(Answer):
+    """A line that a rank of a job has printed. The server may not say which rank it was."""
+
+    line: str
+    attempt: int | None = None
+    rank: int | None = None
+
+
 class KeyProblem(Answer):
     """One thing wrong with a request: the key it stands at and what to do about it."""
 

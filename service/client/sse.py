@@ -14,7 +14,10 @@ class Event:
 
 
 def events(chunks: Iterable[str]) -> Iterator[Event]:
-    """Yields each complete event; one that the connection broke off is not yielded."""
+    """Yields each complete event; one that the connection broke off is not yielded.
+
+    One that only has an id tells where the stream has come to; its data is empty.
+    """
     fields: dict[str, str] = {}
     data: list[str] = []
     for line in _lines(chunks):
@@ -26,7 +29,7 @@ def events(chunks: Iterable[str]) -> Iterator[Event]:
             elif name:  # an empty name is a comment: the server's heartbeat
                 fields[name] = value
             continue
-        if data:
+        if data or "id" in fields:
             yield Event(name=fields.get("event", "message"), id=fields.get("id", ""), data="\n".join(data))
         fields, data = {}, []
 

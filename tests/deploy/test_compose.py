@@ -31,6 +31,7 @@ SECRETS = ("SYNCBN_API_KEY", "RAY_AUTH_TOKEN", "POSTGRES_PASSWORD")
 # What .env.example shows as an example of what could be there; its other settings are the defaults.
 EXAMPLES = {"DATASETS", "SYNCBN_CHECKPOINTS", "MLFLOW_ARTIFACTS"}
 # Of no use to who has one machine and one image of each.
+SCHEDULER = "syncbn-scheduler"  # deploy/scheduler.sh, in the image
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*)|:\?[^}]*)?\}")
 
 needs_compose = pytest.mark.skipif(
@@ -141,7 +142,9 @@ def test_compose_accepts_the_files(project: Path, gpu: bool) -> None:
 
 SPOILT: dict[str, Callable[[Document], object]] = {
     "unknown key": lambda services: services["api"].update(memory="1g"),
-    "unknown condition": lambda services: services["api"]["depends_on"]["mlflow"].update(condition="healthy"),
+    "unknown condition": lambda services: services["api"]["depends_on"]["migrate"].update(
+        condition="healthy"
+    ),
     "no condition": lambda services: services["ray-worker"].update(depends_on={"ray-head": {}}),
     "misspelt health check": lambda services: services["api"]["healthcheck"].update(intervall="5s"),
     "text for a switch": lambda services: services["api"].update(logging="json-file"),
@@ -217,7 +220,48 @@ def test_services_wait_for_what_they_need_to_work_not_just_to_start(services: Do
         "service_healthy",
         "service_completed_successfully",
     }
-    assert set(services["api"]["depends_on"]) == {"migrate", "mlflow", "ray-head"}
+    assert set(services["scheduler"]["depends_on"]) == {"migrate", "mlflow", "ray-head"}
+
+
+@needs_compose
+def test_the_api_needs_the_database_alone(services: Document) -> None:
+    api = services["api"]
+
+    assert set(api["depends_on"]) == {"migrate"}
+    assert not [name for name in api["environment"] if name.startswith(("RAY_", "SYNCBN_RAY_", "AWS_"))]
+
+
+def folders(service: Document) -> dict[str, str]:
+    """Where each volume is, and "ro" or "rw"; Compose 1 prints them short, Compose 2 long."""
+    found = {}
+    for volume in service["volumes"]:
+        if isinstance(volume, str):
+            _, place, *mode = volume.split(":")
+            found[place] = mode[0] if mode else "rw"
+        else:
+            found[volume["target"]] = "ro" if volume.get("read_only") else "rw"
+    return found
+
+
+@needs_compose
+def test_runs_are_in_one_folder_for_all_who_write_or_read_them(services: Document) -> None:
+    storage = services["scheduler"]["environment"]["SYNCBN_STORAGE"]
+    there = {
+        name: mode
+        for name, service in services.items()
+        for place, mode in folders(service).items()
+        if place == storage
+    }
+
+    assert there == {"scheduler": "rw", "ray-worker": "rw", "api": "ro"}
+    assert services["api"]["environment"]["SYNCBN_STORAGE"] == storage
+
+
+@needs_compose
+def test_credentials_of_s3_go_to_those_who_use_them(services: Document) -> None:
+    told = {name for name, service in services.items() if "AWS_SECRET_ACCESS_KEY" in service["environment"]}
+
+    assert told == {"mlflow", "ray-worker"}
 
 
 @needs_compose
@@ -237,21 +281,67 @@ def test_our_services_can_write_nowhere_and_gain_no_rights(services: Document) -
 def test_jobs_have_no_way_out_unless_one_says_so(project: Path) -> None:
     for isolated in (True, False):
         document = resolved(project) if isolated else resolved(project, ISOLATED="false")
-        for name in ("ray-head", "ray-worker", "postgres"):
+        for name in ("ray-head", "ray-worker", "scheduler", "postgres"):
             (network,) = document["services"][name]["networks"]
             assert document["networks"][network].get("internal", False) is isolated, name
 
 
+def nodes_of_ray(services: Document) -> dict[str, dict[str, Any]]:
+    """How Ray understands the command by which each service becomes a node."""
+    return {
+        name: ray_options(line)
+        for name, service in services.items()
+        for line in ray_starts(service.get("command") or "")
+    }
+
+
+def ray_starts(command: str) -> list[str]:
+    """The words behind `ray start`, of a command or of our script that it names."""
+    script = (ROOT / "deploy/scheduler.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r'"\$\{SYNCBN_RAY_ADDRESS\b[^"]*"', "ray-head:6379", script)
+    return re.findall(r"\bray start (.*?)(?: &)?$", text if command == SCHEDULER else command, re.M)
+
+
+def ray_options(line: str) -> dict[str, Any]:
+    from ray.scripts.scripts import start
+
+    parameters: dict[str, Any] = start.make_context("start", shlex.split(line)).params
+    return parameters
+
+
+@needs_compose
+def test_workers_alone_offer_something_to_jobs(services: Document) -> None:
+    offered = {
+        name: (options["num_cpus"], options["num_gpus"]) for name, options in nodes_of_ray(services).items()
+    }
+
+    assert offered == {"ray-head": (0, 0), "scheduler": (0, 0), "ray-worker": (1, None)}
+
+
+@needs_compose
+def test_nodes_join_the_head_and_are_asked_how_they_are(services: Document) -> None:
+    nodes = nodes_of_ray(services)
+    (head,) = [name for name, options in nodes.items() if options["head"]]
+    address = f"{head}:{nodes[head]['port']}"
+
+    assert services["scheduler"]["environment"]["SYNCBN_RAY_ADDRESS"] == address
+    for name, options in nodes.items():
+        assert options["block"], name
+        assert name == head or options["address"] == address, name
+        assert f":{options['dashboard_agent_listen_port']}/api/healthz" in str(
+            services[name]["healthcheck"]["test"]
+        )
+
+
 @needs_compose
 def test_nobody_speaks_to_ray_without_the_token(services: Document) -> None:
-    in_ray = {name for name, service in services.items() if "ray start" in str(service.get("command"))}
-    assert in_ray == {"ray-head", "ray-worker"}
-    token = services["api"]["environment"]["SYNCBN_RAY_TOKEN"]
-    assert len(token) == 64
+    with_token = {name for name, service in services.items() if "RAY_AUTH_TOKEN" in service["environment"]}
+    assert with_token == nodes_of_ray(services).keys()
 
-    for name in in_ray:
-        assert services[name]["environment"]["RAY_AUTH_MODE"] == "token", name
-        assert services[name]["environment"]["RAY_AUTH_TOKEN"] == token, name
+    environments = [services[name]["environment"] for name in with_token]
+    assert {each["RAY_AUTH_MODE"] for each in environments} == {"token"}
+    (token,) = {each["RAY_AUTH_TOKEN"] for each in environments}
+    assert len(token) == 64
 
 
 @needs_compose
@@ -266,7 +356,7 @@ def test_gpus_change_the_workers_alone(project: Path) -> None:
 
 
 @needs_compose
-def test_the_api_knows_all_that_it_is_told(services: Document) -> None:
+def test_the_service_knows_all_that_it_is_told(services: Document) -> None:
     known = {str(name) for name in re.findall(r"SYNCBN_[A-Z_]+", str(Settings.model_fields))}
 
     told = {name for service in services.values() for name in service["environment"] if "SYNCBN_" in name}
@@ -278,7 +368,13 @@ def commands() -> Iterator[str]:
     for service in ours(interpolated(FILES[0])["services"]).values():
         command = service["command"]
         _, shell, script = command.partition("sh -c ")
-        yield from shlex.split(script)[0].split(" && ") if shell else [command]
+        if command == SCHEDULER:
+            yield from [
+                "syncbn serve --role scheduler",
+                *(f"ray start {line}" for line in ray_starts(command)),
+            ]
+        else:
+            yield from shlex.split(script)[0].split(" && ") if shell else [command]
 
 
 @pytest.mark.parametrize("command", list(commands()))

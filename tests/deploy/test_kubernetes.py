@@ -138,29 +138,62 @@ def test_every_secret_is_one_that_the_guide_creates(documents: list[Document]) -
     assert set(told) == {name for name, _ in read} | set(optional)
 
 
-def test_the_api_and_ray_have_the_same_token(documents: list[Document]) -> None:
+def named(documents: list[Document], name: str) -> Pod:
+    (found,) = (pod for pod in pods(documents) if pod.name == name)
+    return found
+
+
+def variables(pod: Pod) -> dict[str, Document]:
+    return {each["name"]: each for container in pod.containers for each in container.get("env", [])}
+
+
+def test_the_scheduler_and_ray_have_the_same_token_and_the_api_none(documents: list[Document]) -> None:
     (cluster,) = of_kind(documents, "RayCluster")
-    (api,) = (pod for pod in pods(documents) if pod.name == "syncbn-api")
+    scheduler = variables(named(documents, "syncbn-scheduler"))
 
-    variables = {each["name"]: each for container in api.containers for each in container["env"]}
-
-    token = variables["SYNCBN_RAY_TOKEN"]["valueFrom"]["secretKeyRef"]
+    token = scheduler["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
     assert cluster["spec"]["authOptions"] == {"mode": "token", "secretName": token["name"]}
+    assert scheduler["RAY_AUTH_MODE"]["value"] == "token"
     assert token["key"] == "auth_token"
+    api = {*variables(named(documents, "syncbn-api")), *settings_of(documents, "syncbn-api")}
+    assert not [name for name in api if "RAY" in name]
 
 
-def test_the_settings_are_ones_that_the_service_reads(documents: list[Document]) -> None:
-    (api,) = (pod for pod in pods(documents) if pod.name == "syncbn-api")
-    given = dict(settings_of(documents, "syncbn-api"))
-    given |= {each["name"]: "secret" for container in api.containers for each in container["env"]}
+SERVICE = ("syncbn-api", "syncbn-scheduler")
 
-    settings = Settings.from_env(given)
 
-    known = {name.upper() for name in Settings.model_fields}
-    assert {name.removeprefix("SYNCBN_") for name in given} <= known
-    defaults = Settings().model_dump()
-    left = {name for name, value in settings.model_dump().items() if value == defaults[name]}
-    assert left <= {"max_code_bytes", "checkpoints"}
+@pytest.mark.parametrize("name", SERVICE)
+def test_the_settings_are_ones_that_the_service_reads(documents: list[Document], name: str) -> None:
+    given = dict.fromkeys(variables(named(documents, name)), "secret") | settings_of(documents, name)
+    given["SYNCBN_DATABASE_URL"] = database = "postgresql://syncbn:secret@there/syncbn"
+    ours = {name: value for name, value in given.items() if name.startswith("SYNCBN_")}
+
+    settings = Settings.from_env(ours)
+
+    known = {field.upper() for field in Settings.model_fields}
+    assert {variable.removeprefix("SYNCBN_") for variable in ours} <= known
+    assert (settings.storage, settings.database_url) == ("/data/checkpoints", database)
+
+
+def test_what_the_api_and_the_scheduler_must_agree_on_is_equal(documents: list[Document]) -> None:
+    api, scheduler = (settings_of(documents, name) for name in SERVICE)
+
+    for name in ("SYNCBN_STORAGE", "SYNCBN_MLFLOW_URL"):
+        assert api[name] == scheduler[name]
+
+
+def test_runs_are_in_one_folder_for_all_who_write_or_read_them(documents: list[Document]) -> None:
+    storage = settings_of(documents, "syncbn-scheduler")["SYNCBN_STORAGE"]
+    modes = {
+        pod.name: "ro" if mount.get("readOnly") else "rw"
+        for pod in pods(documents)
+        for each in pod.containers
+        for mount in each["volumeMounts"]
+        if mount["mountPath"] == storage
+    }
+
+    workers = {pod.name for pod in pods(documents) if pod.labels.get("ray.io/node-type") == "worker"}
+    assert modes == {"syncbn-api": "ro", "syncbn-scheduler": "rw", **dict.fromkeys(workers, "rw")}
 
 
 def test_addresses_in_the_settings_are_services_with_that_port(documents: list[Document]) -> None:
@@ -171,10 +204,10 @@ def test_addresses_in_the_settings_are_services_with_that_port(documents: list[D
     for pod in pods(documents):  # the operator's own service, of the head's ports
         if pod.labels.get("ray.io/node-type") == "head":
             services[f"{pod.labels['ray.io/cluster']}-head-svc"] = pod.ports
-    settings = settings_of(documents, "syncbn-api")
+    settings = settings_of(documents, "syncbn-scheduler")
 
-    for name in ("SYNCBN_RAY_URL", "SYNCBN_MLFLOW_URL"):
-        url = urlsplit(settings[name])
+    for address in (f"//{settings['SYNCBN_RAY_ADDRESS']}", settings["SYNCBN_MLFLOW_URL"]):
+        url = urlsplit(address)
         assert url.port in services[url.hostname or ""]
 
 

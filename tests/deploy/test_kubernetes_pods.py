@@ -14,6 +14,7 @@ import pytest
 from tests.deploy.manifests import FOLDER, Document, Pod, kustomization, of_kind, pods, values, written
 
 USER = 10001  # of the image
+SCHEDULER = "syncbn-scheduler"  # deploy/scheduler.sh, in the image
 
 
 def test_no_container_may_do_more_than_it_needs(all_pods: list[Pod]) -> None:
@@ -41,7 +42,7 @@ def test_no_container_may_do_more_than_it_needs(all_pods: list[Pod]) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
-def test_whoever_claims_a_volume_may_write_to_it(all_pods: list[Pod]) -> None:
+def test_whoever_claims_a_volume_may_use_it(all_pods: list[Pod]) -> None:
     claiming = [
         pod for pod in all_pods if any("persistentVolumeClaim" in each for each in pod.spec["volumes"])
     ]
@@ -94,22 +95,28 @@ def admits(policies: list[Document], source: Pod | None, target: Pod, port: int)
     [
         (None, "syncbn-api", 8000, True),
         (None, "syncbn-mlflow", 5000, False),
-        (None, "syncbn-headgroup", 8265, False),
+        (None, "syncbn-scheduler", 52365, False),
         (None, "syncbn-headgroup", 6379, False),
         (None, "syncbn-cpu", 10002, False),
-        ("syncbn-api", "syncbn-headgroup", 8265, True),
         ("syncbn-api", "syncbn-headgroup", 6379, False),
         ("syncbn-api", "syncbn-cpu", 52365, False),
+        ("syncbn-api", "syncbn-scheduler", 10002, False),
+        ("syncbn-scheduler", "syncbn-headgroup", 6379, True),
+        ("syncbn-scheduler", "syncbn-cpu", 10002, True),
+        ("syncbn-scheduler", "syncbn-scheduler", 10002, True),
+        ("syncbn-scheduler", "syncbn-mlflow", 5000, True),
+        ("syncbn-headgroup", "syncbn-scheduler", 10002, True),
+        ("syncbn-cpu", "syncbn-scheduler", 10002, True),
         ("syncbn-api", "syncbn-mlflow", 5000, True),
         ("syncbn-cpu", "syncbn-headgroup", 6379, True),
         ("syncbn-headgroup", "syncbn-cpu", 10002, True),
         ("syncbn-cpu", "syncbn-cpu", 10002, True),
         ("syncbn-cpu", "syncbn-mlflow", 5000, True),
-        ("syncbn-headgroup", "syncbn-mlflow", 5000, True),
         ("somebody else's", "syncbn-api", 8000, True),
         ("somebody else's", "syncbn-mlflow", 5000, False),
-        ("somebody else's", "syncbn-headgroup", 8265, False),
-        ("syncbn-mlflow", "syncbn-headgroup", 8265, False),
+        ("somebody else's", "syncbn-headgroup", 6379, False),
+        ("somebody else's", "syncbn-scheduler", 10002, False),
+        ("syncbn-mlflow", "syncbn-headgroup", 6379, False),
         ("syncbn-mlflow", "syncbn-cpu", 10002, False),
     ],
 )
@@ -194,7 +201,12 @@ def test_ray_has_time_to_drain(documents: list[Document]) -> None:
         assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= DRAIN + 20
 
 
-COMMANDS = [each["args"] for pod in pods(written()) for each in pod.containers if "args" in each]
+COMMANDS = [
+    each["args"]
+    for pod in pods(written())
+    for each in pod.containers
+    if each.get("args", [SCHEDULER]) != [SCHEDULER]
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -209,10 +221,24 @@ def test_programs_know_the_commands_that_they_are_started_with(command: list[str
     assert done.returncode == 0, done.stderr
 
 
-def test_the_tables_are_made_before_the_api_starts(all_pods: list[Pod]) -> None:
-    (api,) = (pod for pod in all_pods if pod.name == "syncbn-api")
-    migrate, serve = api.containers
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("syncbn-api", ["syncbn", "serve", "--role", "api"]), ("syncbn-scheduler", [SCHEDULER])],
+)
+def test_the_tables_are_made_before_the_service_starts(
+    all_pods: list[Pod], name: str, command: list[str]
+) -> None:
+    (pod,) = (pod for pod in all_pods if pod.name == name)
+    migrate, serve = pod.containers
 
     assert migrate["args"] == ["syncbn", "migrate"]
-    assert serve["args"][:2] == ["syncbn", "serve"]
+    assert serve["args"][: len(command)] == command
     assert migrate["env"][0] in serve["env"]
+
+
+def test_the_scheduler_is_no_pod_of_the_operators(all_pods: list[Pod]) -> None:
+    (scheduler,) = (pod for pod in all_pods if pod.name == "syncbn-scheduler")
+
+    assert not [label for label in scheduler.labels if label.startswith("ray.io/")]
+    shared = {mount["mountPath"] for each in scheduler.containers for mount in each["volumeMounts"]}
+    assert "/dev/shm" in shared  # the operator gives one to its own pods

@@ -11,26 +11,27 @@ from typing import Any
 
 import pytest
 
-from deploy.smoke import SPEC, Compose, Smoke
+from deploy.smoke import SERVICES, SPEC, Compose, Smoke
 from service.client import Client, Job
 from service.jobs import State
-from service.results import Progress, Run
+from service.results import Run
 from tests.e2e.stack import ENVIRONMENT
 from tests.ports import free_port
 from tests.service.live_api import FaultyApp, LiveServer, Service, live_service
+from training.protocol import Progress, log_file
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "smoke.py"
 STEPS, HALF = 8, 4
 KEY = "the-key-of-these-tests"
-ADDRESSES = ("10.0.0.4", "10.0.0.5")
+HOSTS = (("0a4c1f", "10.0.0.4"), ("77be02", "10.0.0.5"))
 
 
 class PlayedCluster(Client):
     """A client; what the cluster would make of each job that is submitted, this plays itself.
 
     The first half of each job when it is submitted, the other when `finish` is called: for all but the first,
-    by what disturbs them. `value`: the loss of a job, counted from 1, at a step. `goes_on`: what a job prints
-    that was disturbed. No job has a run in MLflow, as far as its answers tell.
+    by what disturbs them. `value`: the loss of a job, counted from 1, at a step. `prints`: what a job prints,
+    by what disturbed it. `hosts`: where its ranks are. Its answers tell of no run in MLflow.
     """
 
     def __init__(self, service: Service, value: Callable[[int, int], float]) -> None:
@@ -38,13 +39,14 @@ class PlayedCluster(Client):
         self.service, self.value = service, value
         self.submitted: list[tuple[str, Run]] = []
         self.disturbed: list[str] = []
-        self.goes_on = f"going on from the checkpoint of step {HALF}\n"
+        self.prints = {"a worker": f"going on from the checkpoint of step {HALF}\n"}
+        self.hosts: tuple[tuple[str, str], ...] = HOSTS
 
     def submit(self, spec: Mapping[str, Any] | str, idempotency_key: str | None = None) -> Job:
         job = super().submit(spec, idempotency_key)
         self.submitted.append((job.id, self.service.start_job(job.id)))
-        for rank, address in enumerate(ADDRESSES):
-            self.service.print(job.id, f"(TrainWorker pid=7) - (ip={address}, pid=7) world_rank={rank}\n")
+        for rank, (host, address) in enumerate(self.hosts):
+            self._print(job.id, rank, f"rank {rank} of {len(self.hosts)} on {host} ({address})\n")
         self._train(1, HALF)
         if len(self.submitted) == 1:
             self.finish()
@@ -52,7 +54,7 @@ class PlayedCluster(Client):
 
     def disturb(self, what: str) -> None:
         self.disturbed.append(what)
-        self.service.print(self.submitted[-1][0], self.goes_on)
+        self._print(self.submitted[-1][0], 0, self.prints.get(what, ""))
         self.finish()
 
     def finish(self) -> None:
@@ -62,12 +64,18 @@ class PlayedCluster(Client):
     def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5) -> Job:
         return super().wait(job_id, timeout, poll).model_copy(update={"mlflow": None})
 
+    def _print(self, job_id: str, rank: int, text: str) -> None:
+        path = log_file(self.service.storage / job_id, 1, rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as log:
+            log.write(text)
+
     def _train(self, first: int, last: int) -> None:
         number, (_, run) = len(self.submitted), self.submitted[-1]
         results = self.service.results
         for step in range(first, last + 1):
             results.log(run, "train_loss", step, self.value(number, step))
-        results.progress[run.run_id] = Progress(step=last, total_steps=STEPS, epoch=0, eta_seconds=None)
+        self.service.report(run, Progress(step=last, total_steps=STEPS, epoch=0, eta_seconds=None))
 
 
 @pytest.fixture
@@ -102,23 +110,34 @@ def ids(played: PlayedCluster) -> list[str]:
     return [job_id for job_id, _ in played.submitted]
 
 
-def test_a_good_cluster_is_disturbed_three_times_and_passes(played: PlayedCluster) -> None:
+def test_a_good_cluster_is_disturbed_four_times_and_passes(played: PlayedCluster) -> None:
     smoke = smoke_on(played)
 
     smoke.run()
 
-    assert played.disturbed == ["a worker", "api", "postgres"]
+    assert played.disturbed == ["a worker", "scheduler", "api", "postgres"]
     no_run = "AssertionError: the job has no run"
     assert failed(smoke) == {"its run in MLflow": no_run, "its model, loaded from there": no_run}
-    assert {check.what.strip(): check.found for check in smoke.checks if check.good} == {
-        "a request without a key": "refused",
-        "a job on two workers": f"{ids(played)[0]} succeeded",
-        "each in a container of its own": " and ".join(ADDRESSES),
-        "a worker's container is killed": f"{ids(played)[1]} succeeded; disturbed at step {HALF}",
-        "the job goes on from a checkpoint": f"of step {HALF}",
-        "the API is restarted": f"{ids(played)[2]} succeeded; disturbed at step {HALF}",
-        "the database is restarted": f"{ids(played)[3]} succeeded; disturbed at step {HALF}",
-    } | {f"losses of {job}": f"{STEPS} steps, each once, equal to the last bit" for job in ids(played)[1:]}
+    first, killed, *restarted = ids(played)
+    assert [(check.what.strip(), check.found) for check in smoke.checks if check.good] == [
+        ("a request without a key", "refused"),
+        ("a job on two workers", f"{first} succeeded"),
+        ("each in a container of its own", "10.0.0.4 and 10.0.0.5"),
+        ("a worker's container is killed", f"{killed} succeeded; disturbed at step {HALF}"),
+        ("the job goes on from a checkpoint", f"of step {HALF}"),
+        *(
+            line
+            for what, job in zip(SERVICES, restarted, strict=True)
+            for line in (
+                (f"{what} is restarted", f"{job} succeeded; disturbed at step {HALF}"),
+                ("the job trains on meanwhile", "in its first attempt, without a restart"),
+            )
+        ),
+        *(
+            (f"losses of {job}", f"{STEPS} steps, each once, equal to the last bit")
+            for job in (killed, *restarted)
+        ),
+    ]
     assert not smoke.good
 
 
@@ -128,9 +147,9 @@ def test_a_loss_that_differs_in_its_last_bit_is_found(played: PlayedCluster) -> 
 
     smoke.run()
 
-    first, killed, api, database = ids(played)
+    first, killed, *others = ids(played)
     assert failed(smoke)[f"losses of {killed}"] == f"AssertionError: differ from {first} at steps [5]"
-    assert not {f"losses of {api}", f"losses of {database}"} & failed(smoke).keys()
+    assert not {f"losses of {job}" for job in others} & failed(smoke).keys()
 
 
 @pytest.mark.parametrize("steps", [range(1, STEPS), [*range(1, STEPS + 1), 5]], ids=["missing", "twice"])
@@ -150,7 +169,7 @@ def test_a_step_that_is_missing_or_there_twice_is_found(played: PlayedCluster, s
 
 
 def test_a_job_that_began_anew_did_not_go_on_from_a_checkpoint(played: PlayedCluster) -> None:
-    played.goes_on = "going on from the checkpoint of step 0\n"
+    played.prints["a worker"] = "going on from the checkpoint of step 0\n"
     smoke = smoke_on(played)
     smoke.undisturbed()
 
@@ -159,6 +178,17 @@ def test_a_job_that_began_anew_did_not_go_on_from_a_checkpoint(played: PlayedClu
     assert (
         failed(smoke)["the job goes on from a checkpoint"] == "AssertionError: its log tells of no checkpoint"
     )
+
+
+def test_a_job_that_was_started_again_with_its_scheduler_is_found(played: PlayedCluster) -> None:
+    played.prints["scheduler"] = f"going on from the checkpoint of step {HALF}\n"
+    smoke = smoke_on(played)
+    smoke.undisturbed()
+
+    assert smoke.restarted("the scheduler", "scheduler") is not None
+
+    found = failed(smoke)["the job trains on meanwhile"]
+    assert found == "AssertionError: its log tells of a checkpoint from which it went on"
 
 
 def test_a_job_that_fails_is_shown_with_its_reason_and_the_others_still_run(played: PlayedCluster) -> None:
@@ -170,7 +200,7 @@ def test_a_job_that_fails_is_shown_with_its_reason_and_the_others_still_run(play
 
     found = failed(smoke)["a worker's container is killed"]
     assert found == f"AssertionError: {ids(played)[1]} failed: rank 1 hung"
-    assert played.disturbed == ["api", "postgres"]
+    assert played.disturbed == list(SERVICES.values())
     assert "losses" in smoke.checks[-1].what
 
 
@@ -203,7 +233,7 @@ def test_a_cluster_that_does_not_come_back_is_given_up(played: PlayedCluster) ->
     smoke.undisturbed()
 
     def away(_: str) -> None:
-        played.service.cluster.unreachable = True
+        played.service.find_ray("Ray is not reachable: it was taken away")
 
     smoke.restart = away
 
@@ -214,14 +244,21 @@ def test_a_cluster_that_does_not_come_back_is_given_up(played: PlayedCluster) ->
     )
 
 
-def test_workers_in_one_container_are_found(played: PlayedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "ADDRESSES", ("10.0.0.4", "10.0.0.4"))
+@pytest.mark.parametrize(
+    ("hosts", "found"),
+    [
+        ((HOSTS[0], HOSTS[0]), "hosts: ('0a4c1f', '0a4c1f'), addresses: ('10.0.0.4', '10.0.0.4')"),
+        ((HOSTS[0],), "the log of rank 0 begins with 'rank 0 of 1 on 0a4c1f (10.0.0.4)'"),
+    ],
+)
+def test_workers_in_one_container_are_found(
+    played: PlayedCluster, hosts: tuple[tuple[str, str], ...], found: str
+) -> None:
+    played.hosts = hosts
     smoke = smoke_on(played)
     smoke.undisturbed()
 
-    assert failed(smoke)["each in a container of its own"] == (
-        "AssertionError: addresses: ['10.0.0.4', '10.0.0.4']"
-    )
+    assert failed(smoke)["each in a container of its own"] == f"AssertionError: {found}"
 
 
 def test_an_api_that_serves_strangers_is_found(tmp_path: Path) -> None:
@@ -255,9 +292,8 @@ def test_where_nothing_listens_every_line_says_so_and_the_exit_code_is_1() -> No
     assert done.stderr == ""
     said, _, table = done.stdout.partition("CHECK")
     checks = [line for line in said.splitlines() if line.endswith(" …")]
-    assert len(checks) == 5
-    assert said.count(f"no syncbn server answers at {url}") == 5
-    assert table.count("FAILED") == 5
+    assert len(checks) == 3 + len(SERVICES)
+    assert said.count(f"no syncbn server answers at {url}") == table.count("FAILED") == len(checks)
     assert " ok " not in table
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -17,15 +17,17 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.app import create_app
-from service.fakes import FakeCluster, FakeResults
+from service.backends.cluster import Node
+from service.fakes import FakeResults
 from service.jobs import State
-from service.launch import Phase, Status, submission_id
-from service.results import Progress, Run
+from service.results import Run
 from service.settings import Settings
 from service.store import Store
+from training.protocol import Progress, log_file
 
 App = TypeVar("App", bound=ASGIApp)
 Later = Callable[..., None]
+NODE = Node(id="node-1", address="127.0.0.1", cpus=4, gpus=0)
 
 
 @dataclass
@@ -158,12 +160,12 @@ SPEC: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """The whole service but for its dispatcher: the test plays that part."""
+    """The whole service but for its scheduler and the ranks: the test plays their parts."""
 
     store: Store
-    cluster: FakeCluster
     results: FakeResults
     server: LiveServer[FaultyApp]
+    storage: Path
 
     @property
     def url(self) -> str:
@@ -184,20 +186,32 @@ class Service:
         run = self.results.ensure_run(job_id=job_id, name="", experiment="default")
         self.store.set_run(job_id, run.experiment_id, run.run_id)
         assert self.store.move(self.store.get(job_id), State.RUNNING)
-        self.cluster.statuses[submission_id(job_id, 1)] = Status(phase=Phase.RUNNING)
         return run
 
     def print(self, job_id: str, text: str) -> None:
-        self.cluster.print(submission_id(job_id, 1), text)
+        """Rank 0 of the first attempt does."""
+        path = log_file(self.storage / job_id, 1, 0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(text.encode())
 
     def train(self, run: Run, steps: int, *, total: int = 4) -> None:
         """Logs a curve that everybody can check: in each step loss 1/step, accuracy step/total."""
         for step in range(1, steps + 1):
             self.results.log(run, "train_loss", step, 1 / step)
             self.results.log(run, "val_accuracy", step, step / total)
-        self.results.progress[run.run_id] = Progress(
-            step=steps, total_steps=total, epoch=steps // 2, eta_seconds=float(total - steps)
-        )
+        left = float(total - steps)
+        self.report(run, Progress(step=steps, total_steps=total, epoch=steps // 2, eta_seconds=left))
+
+    def report(self, run: Run, progress: Progress) -> None:
+        """Writes where the run stands, with the latest value of each metric that it has logged."""
+        metrics = {point.name: point.value for point in self.results.points[run.run_id]}
+        job = self.store.get(self.results.jobs[run.run_id])
+        self.store.write_progress([(job, replace(progress, metrics=metrics))])
+
+    def find_ray(self, problem: str = "") -> None:
+        """What the scheduler says in its next beat: one machine, or why Ray does not answer."""
+        find_ray(self.store, problem)
 
     def wait_until_seen(self, job_id: str) -> None:
         """Returns once somebody who began to look after this call has seen the job as it stands."""
@@ -212,23 +226,30 @@ class Service:
         return sum(path == f"/v1/jobs/{job_id}" for _, path, _ in self.requests)
 
     def end_job(self, job_id: str, state: State, error: dict[str, Any] | None = None) -> None:
-        job = self.store.get(job_id)
-        self.cluster.set_phase(submission_id(job_id, 1), Phase.SUCCEEDED)
-        assert self.store.move(job, state, error=error)
+        assert self.store.move(self.store.get(job_id), state, error=error)
+
+
+def find_ray(store: Store, problem: str = "", *, nodes: Iterable[Node] = (NODE,)) -> None:
+    """A scheduler, the first if there is none, looks at Ray and says what it sees."""
+    row = store.scheduler()
+    number = store.take_over(None, "a test") if row is None else row.number
+    assert number is not None
+    assert store.beat(number, nodes=nodes, problem=problem)
 
 
 @contextmanager
 def live_service(
     server: LiveServer[FaultyApp], directory: Path, *, api_key: str | None = None
 ) -> Iterator[Service]:
-    """Has `server` serve the app over a new SQLite queue in `directory` and fakes for what lies beyond."""
+    """Has `server` serve the app over a new SQLite queue and logs in `directory`, and results in memory."""
     store = Store(f"sqlite:///{directory / 'queue.db'}")
     store.migrate()
-    cluster, results = FakeCluster(), FakeResults()
-    key = SecretStr(api_key) if api_key else None
-    server.app.serve(create_app(Settings(api_key=key), store, cluster, results))
+    find_ray(store)
+    results, storage = FakeResults(), directory / "runs"
+    settings = Settings(api_key=SecretStr(api_key) if api_key else None, storage=str(storage))
+    server.app.serve(create_app(settings, store, results))
     server.ensure_started()
-    yield Service(store=store, cluster=cluster, results=results, server=server)
+    yield Service(store=store, results=results, server=server, storage=storage)
     store.close()
 
 

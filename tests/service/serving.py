@@ -48,3 +48,16 @@ def running_stage() -> Iterator[Stage]:
         finally:
             server.should_exit = server.force_exit = True
             thread.join(timeout=20)
+
+
+def sent_events(text: str) -> list[tuple[str, str, str]]:
+    """The server-sent events of an answer: name, id, data."""
+    found = []
+    for block in text.split("\n\n"):
+        fields: dict[str, list[str]] = {}
+        for line in block.split("\n"):
+            name, _, value = line.partition(": ")
+            fields.setdefault(name, []).append(value)
+        if "event" in fields:
+            found.append((fields["event"][0], fields.get("id", [""])[0], "\n".join(fields["data"])))
+    return found

@@ -7,23 +7,25 @@ import pytest
 from pydantic import SecretStr
 
 from service.api.app import create_app
-from service.fakes import FakeCluster, FakeResults
+from service.fakes import FakeResults
 from service.settings import Settings
 from service.store import Store
 from tests.service.examples import make_data
+from tests.service.live_api import find_ray
 from tests.service.serving import Stage
 
 
 @pytest.fixture
 def open_api(stage: Stage, sqlite_store: Store) -> Iterator[httpx.Client]:
-    with stage.showing(create_app(Settings(), sqlite_store, FakeCluster(), FakeResults())) as client:
+    with stage.showing(create_app(Settings(), sqlite_store, FakeResults())) as client:
         yield client
 
 
 @pytest.fixture
 def locked_api(stage: Stage, sqlite_store: Store) -> Iterator[httpx.Client]:
+    find_ray(sqlite_store)
     settings = Settings(api_key=SecretStr("kéy"))
-    with stage.showing(create_app(settings, sqlite_store, FakeCluster(), FakeResults())) as client:
+    with stage.showing(create_app(settings, sqlite_store, FakeResults())) as client:
         yield client
 
 

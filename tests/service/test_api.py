@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,23 +10,25 @@ import httpx
 import pytest
 import yaml
 
+from service import lease
 from service.api.app import create_app
-from service.fakes import FakeCluster, FakeResults
+from service.backends.cluster import Node
+from service.fakes import FakeResults
 from service.jobs import Job, State
-from service.launch import Node
-from service.results import Progress, Run
+from service.results import Run
 from service.settings import Settings
 from service.store import Store
 from tests.service.examples import make_data, make_spec
+from tests.service.live_api import find_ray
 from tests.service.serving import Stage
 from tests.service.test_archives import make_archive
+from training.protocol import Progress
 
 UNKNOWN = "j" + "0" * 20
 
 
-@pytest.fixture
-def cluster() -> FakeCluster:
-    return FakeCluster([Node(id="a", address="10.0.0.1", cpus=4, gpus=0)])
+NODE = Node(id="a", address="10.0.0.1", cpus=4, gpus=0)
+AWAY = "Ray is not reachable: the head is gone"
 
 
 @pytest.fixture
@@ -34,11 +37,18 @@ def results() -> FakeResults:
 
 
 @pytest.fixture
-def api(
-    stage: Stage, sqlite_store: Store, cluster: FakeCluster, results: FakeResults
-) -> Iterator[httpx.Client]:
+def api(stage: Stage, sqlite_store: Store, results: FakeResults) -> Iterator[httpx.Client]:
+    """With a scheduler that sees one machine."""
+    find_ray(sqlite_store, nodes=[NODE])
     settings = Settings(max_code_bytes=10_000)
-    with stage.showing(create_app(settings, sqlite_store, cluster, results)) as client:
+    with stage.showing(create_app(settings, sqlite_store, results)) as client:
+        yield client
+
+
+@pytest.fixture
+def lonely(stage: Stage, sqlite_store: Store, results: FakeResults) -> Iterator[httpx.Client]:
+    """Without a scheduler."""
+    with stage.showing(create_app(Settings(), sqlite_store, results)) as client:
         yield client
 
 
@@ -240,14 +250,23 @@ def test_validating_says_why_a_job_would_wait(api: httpx.Client) -> None:
     assert document["reason"].startswith("needs 8 CPUs (8 workers of 1 CPU); the whole cluster has 4")
 
 
-def test_validating_works_without_ray(api: httpx.Client, cluster: FakeCluster) -> None:
-    cluster.unreachable = True
+def test_validating_works_without_ray(api: httpx.Client, sqlite_store: Store) -> None:
+    find_ray(sqlite_store, AWAY)
 
     document = api.post("/v1/jobs/validate", json=make_data()).json()
 
     assert document["valid"] is True
-    assert document["fits_now"] is None
-    assert "Ray is not reachable" in document["reason"]
+    assert document["fits_now"] is document["fits_ever"] is None
+    assert document["reason"] == AWAY
+
+
+def test_validating_works_without_a_scheduler(lonely: httpx.Client) -> None:
+    document = lonely.post("/v1/jobs/validate", json=make_data()).json()
+
+    assert document["valid"] is True
+    assert document["fits_now"] is document["fits_ever"] is None
+    assert "no scheduler runs" in document["reason"]
+    assert "`syncbn serve --role scheduler`" in document["reason"]
 
 
 def test_absurd_numbers_are_answered_too(api: httpx.Client) -> None:
@@ -307,30 +326,34 @@ def test_a_bad_filter_is_refused_by_name(api: httpx.Client, query: str, key: str
 
 
 def test_a_running_job_shows_progress_metrics_and_where_to_look(
-    api: httpx.Client, running: Job, results: FakeResults
+    api: httpx.Client, running: Job, results: FakeResults, sqlite_store: Store
 ) -> None:
-    results.progress[run_of(running).run_id] = Progress(step=3, total_steps=9, epoch=1, eta_seconds=2.5)
-    results.log(run_of(running), "train_loss", 1, 0.5)
-    results.log(run_of(running), "train_loss", 2, math.nan)
+    metrics = {"train_loss": math.nan, "val_loss": 0.5, "test_loss": math.inf, "norm/bn1/mean_noise": 1.0}
+    progress = Progress(step=3, total_steps=9, epoch=1, eta_seconds=2.5, metrics=metrics)
+    sqlite_store.write_progress([(running, progress)])
 
     shown = api.get(f"/v1/jobs/{running.id}").json()
 
     assert shown["progress"] == {"step": 3, "total_steps": 9, "epoch": 1, "eta_seconds": 2.5}
-    assert shown["metrics"] == {"train_loss": None}
+    assert shown["metrics"] == {"train_loss": None, "val_loss": 0.5, "test_loss": None}
     assert shown["mlflow"]["run_id"] == run_of(running).run_id
     assert shown["mlflow"]["url"] == results.url(run_of(running))
     assert api.get("/v1/jobs").json()["items"] == [shown]
 
 
-def test_without_mlflow_jobs_are_shown_without_progress(
-    api: httpx.Client, running: Job, results: FakeResults
+def test_what_users_poll_asks_the_database_alone(
+    api: httpx.Client, running: Job, results: FakeResults, sqlite_store: Store
 ) -> None:
+    progress = Progress(step=3, total_steps=9, epoch=1, eta_seconds=2.5, metrics={"train_loss": 0.5})
+    sqlite_store.write_progress([(running, progress)])
+    paths = [f"/v1/jobs/{running.id}", "/v1/jobs", "/v1/queue", "/v1/cluster"]
+    before = [api.get(path).raise_for_status().json() for path in paths]
+
     results.unreachable = True
 
-    for shown in (api.get(f"/v1/jobs/{running.id}").json(), api.get("/v1/jobs").json()["items"][0]):
-        assert shown["state"] == "running"
-        assert shown["progress"] is None
-        assert shown["mlflow"]
+    assert [api.get(path).json() for path in paths] == before
+    find_ray(sqlite_store, AWAY)
+    assert [api.get(path).json() for path in paths[:-1]] == before[:-1]
 
 
 def test_metrics_are_every_point_by_name_and_step(
@@ -381,6 +404,13 @@ def test_the_cluster_shows_what_the_running_jobs_leave(api: httpx.Client, runnin
     }
 
 
+def test_a_cluster_that_no_scheduler_sees_is_not_there(lonely: httpx.Client) -> None:
+    detail = problem(lonely.get("/v1/cluster"), 503)["detail"]
+
+    assert "no scheduler runs" in detail
+    assert "`syncbn serve --role scheduler`" in detail
+
+
 # Cancelling
 
 
@@ -419,16 +449,20 @@ def test_a_job_is_paused_and_resumed_and_both_may_be_asked_twice(
         assert (response.status_code, response.json()["state"]) == (202, "queued")
 
 
-def test_a_paused_job_keeps_its_progress_in_lists(
-    api: httpx.Client, running: Job, results: FakeResults, sqlite_store: Store
+@pytest.mark.parametrize("end", [State.PAUSED, State.SUCCEEDED, State.FAILED])
+def test_a_job_that_runs_no_more_keeps_its_progress(
+    api: httpx.Client, running: Job, sqlite_store: Store, end: State
 ) -> None:
-    results.progress[run_of(running).run_id] = Progress(step=7, total_steps=9, epoch=1, eta_seconds=2.0)
-    sqlite_store.request_pause(running.id)
-    sqlite_store.move(sqlite_store.get(running.id), State.PAUSED)
+    progress = Progress(step=7, total_steps=9, epoch=1, eta_seconds=2.0, metrics={"test_loss": 0.1})
+    sqlite_store.write_progress([(running, progress)])
+    if end is State.PAUSED:
+        sqlite_store.request_pause(running.id)
+    assert sqlite_store.move(sqlite_store.get(running.id), end)
 
-    (item,) = api.get("/v1/jobs?state=paused").json()["items"]
+    (item,) = api.get(f"/v1/jobs?state={end}").json()["items"]
 
     assert item["progress"]["step"] == 7
+    assert item["metrics"] == {"test_loss": 0.1}
 
 
 @pytest.mark.parametrize("action", ["pause", "resume"])
@@ -544,20 +578,21 @@ def test_a_wrong_method_is_answered_with_all_the_right_ones(api: httpx.Client) -
 
 
 def test_a_bug_of_ours_is_a_problem_document_without_details(
-    api: httpx.Client, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+    api: httpx.Client, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> list[Node]:
+    def broken() -> list[Job]:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(cluster, "nodes", broken)
+    monkeypatch.setattr(sqlite_store, "active", broken)
 
     assert "secret" not in json.dumps(problem(api.get("/v1/cluster"), 500))
 
 
 def test_a_server_that_is_away_is_named_with_when_to_try_again(
-    api: httpx.Client, running: Job, cluster: FakeCluster, results: FakeResults
+    api: httpx.Client, running: Job, sqlite_store: Store, results: FakeResults
 ) -> None:
-    cluster.unreachable = results.unreachable = True
+    find_ray(sqlite_store, AWAY)
+    results.unreachable = True
 
     for path, name in (("/v1/cluster", "Ray"), (f"/v1/jobs/{running.id}/metrics", "MLflow")):
         response = api.get(path)
@@ -565,34 +600,56 @@ def test_a_server_that_is_away_is_named_with_when_to_try_again(
         assert int(response.headers["retry-after"]) > 0
 
 
-def test_a_database_that_is_away_is_named(stage: Stage, cluster: FakeCluster, results: FakeResults) -> None:
+def test_a_database_that_is_away_is_named(stage: Stage, results: FakeResults) -> None:
     store = Store("sqlite:////nowhere/at/all/jobs.db")
-    with stage.showing(create_app(Settings(), store, cluster, results)) as api:
+    with stage.showing(create_app(Settings(), store, results)) as api:
         assert "the database" in problem(api.get("/v1/jobs"), 503)["detail"]
         assert "the database" in problem(api.post("/v1/jobs", json=make_data()), 503)["detail"]
         assert api.get("/healthz").status_code == 200
-        assert problem(api.get("/readyz"), 503)["checks"]["database"]["state"] == "unavailable"
+        ready = problem(api.get("/readyz"), 503)
+        assert ready["checks"]["database"]["state"] == "unavailable"
+        assert ready["detail"].count("the database") == 1
 
 
 # Health
 
 
 def test_readiness_names_each_server_and_its_state(
-    api: httpx.Client, cluster: FakeCluster, results: FakeResults
+    api: httpx.Client, sqlite_store: Store, results: FakeResults
 ) -> None:
-    assert api.get("/readyz").json()["status"] == "ok"
+    assert api.get("/readyz").json() == {
+        "status": "ok",
+        "checks": {
+            name: {"state": "ok", "message": ""} for name in ("database", "scheduler", "ray", "mlflow")
+        },
+    }
 
-    cluster.unreachable = results.unreachable = True
-    response = api.get("/readyz")
+    find_ray(sqlite_store, AWAY)
+    results.unreachable = True
 
-    checks = problem(response, 503)["checks"]
+    checks = problem(api.get("/readyz"), 503)["checks"]
     assert {name: check["state"] for name, check in checks.items()} == {
         "database": "ok",
+        "scheduler": "ok",
         "ray": "unavailable",
         "mlflow": "unavailable",
     }
-    assert "Ray is not reachable" in checks["ray"]["message"]
+    assert checks["ray"]["message"] == AWAY
     assert api.get("/healthz").json() == {"status": "ok"}
+
+
+def test_readiness_says_for_how_long_the_scheduler_has_not_been_heard_of(
+    api: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SILENCE_SECONDS", -1)
+
+    document = problem(api.get("/readyz"), 503)
+
+    for name in ("scheduler", "ray"):
+        assert document["checks"][name]["state"] == "unavailable"
+    said = document["checks"]["scheduler"]["message"]
+    assert re.search(r"no scheduler runs, the last one has not been heard of for \d+ s", said)
+    assert document["detail"] == said
 
 
 # The document of the interface

@@ -112,6 +112,15 @@ def test_code_that_would_hide_this_project_is_refused(name: str) -> None:
     assert "rename it" in problems[0]
 
 
+def test_code_that_would_hide_what_training_needs_is_refused_file_by_file() -> None:
+    data = make_archive({"random.py": b"", "numpy/__init__.py": b"", "net.py": b"", "queue/data.csv": b""})
+
+    assert [problem.partition(" would hide ")[0] for problem in refusal(data)] == [
+        "code:numpy:",
+        "code:random.py:",
+    ]
+
+
 def test_what_unpacks_to_more_than_the_limit_is_refused() -> None:
     check_archive(make_archive({"a": b"0" * LIMIT}), LIMIT)
 

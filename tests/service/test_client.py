@@ -312,7 +312,7 @@ def test_a_lost_answer_leaves_open_whether_the_request_arrived(service: Service,
 
 def test_ready_tells_whether_the_server_can_take_jobs(service: Service, client: Client) -> None:
     assert client.ready()
-    service.cluster.unreachable = True
+    service.find_ray("Ray is not reachable: the head is gone")
     assert not client.ready()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 from collections.abc import Callable, Iterator
@@ -13,11 +12,10 @@ import pytest
 from service import mlflow_rest
 from service.errors import Refused, Unavailable
 from service.fakes import FakeResults
-from service.mlflow_rest import PROGRESS_TAG, MlflowRest
-from service.results import Progress, Results, Run
+from service.mlflow_rest import MlflowRest
+from service.results import Results, Run
 from tests.training.mlflow_server import MlflowServer
 
-PROGRESS = Progress(step=3, total_steps=None, epoch=0, eta_seconds=1.5)
 NOWHERE = Run(experiment_id="0", run_id="0" * 32)
 
 
@@ -32,9 +30,6 @@ class Subject:
 
     def log(self, run: Run, name: str, *values: float) -> None:
         """Values of steps 1, 2, 3..."""
-        raise NotImplementedError
-
-    def progress(self, run: Run, progress: Progress) -> None:
         raise NotImplementedError
 
     def ending(self, run: Run) -> str:
@@ -55,9 +50,6 @@ class InMemory(Subject):
     def log(self, run: Run, name: str, *values: float) -> None:
         for step, value in enumerate(values, 1):
             self.fake.log(run, name, step, value)
-
-    def progress(self, run: Run, progress: Progress) -> None:
-        self.fake.progress[run.run_id] = progress
 
     def ending(self, run: Run) -> str:
         return self.fake.endings.get(run.run_id, "RUNNING")
@@ -83,10 +75,6 @@ class OverRest(Subject):
         ]
         for first in range(0, len(metrics), 1000):
             self._post("runs/log-batch", run_id=run.run_id, metrics=metrics[first : first + 1000])
-
-    def progress(self, run: Run, progress: Progress) -> None:
-        value = json.dumps(vars(progress))
-        self._post("runs/set-tag", run_id=run.run_id, key=PROGRESS_TAG, value=value)
 
     def ending(self, run: Run) -> str:
         answer = self.http.get("runs/get", params={"run_id": run.run_id})
@@ -194,31 +182,6 @@ def test_a_deleted_experiment_is_refused_by_name(subject: Subject) -> None:
 # What a run has learned
 
 
-def test_summaries_give_progress_and_the_latest_values(subject: Subject) -> None:
-    fresh, busy = subject.new_run(), subject.new_run("another")
-    subject.log(busy, "train_loss", 3.0, 2.0, 0.0)
-    subject.log(busy, "val_loss", 2.5)
-    subject.progress(busy, PROGRESS)
-
-    summaries = subject.results.summaries([fresh, busy, NOWHERE])
-
-    assert set(summaries) == {fresh.run_id, busy.run_id}
-    assert summaries[fresh.run_id].progress is None
-    assert summaries[fresh.run_id].metrics == {}
-    assert summaries[busy.run_id].progress == PROGRESS
-    assert summaries[busy.run_id].metrics == {"train_loss": 0.0, "val_loss": 2.5}
-
-
-def test_no_runs_have_no_summaries(subject: Subject) -> None:
-    assert subject.results.summaries(iter([])) == {}
-
-
-def test_many_runs_have_a_summary_each(subject: Subject) -> None:
-    runs = [subject.new_run("many") for _ in range(12)]
-
-    assert set(subject.results.summaries(iter(runs))) == {run.run_id for run in runs}
-
-
 def test_history_comes_by_name_and_step(subject: Subject) -> None:
     run = subject.new_run()
     subject.log(run, "val_loss", 2.5)
@@ -252,7 +215,6 @@ def test_metrics_of_the_machine_and_of_single_layers_come_only_when_they_are_nam
     assert {point.name for point in subject.results.history(run)} == {"train_loss"}
     named = subject.results.history(run, ["system/cpu_utilization_percentage"])
     assert [point.value for point in named] == [50.0]
-    assert set(subject.results.summaries([run])[run.run_id].metrics) == {"train_loss"}
 
 
 def test_values_that_are_no_numbers_come_back(subject: Subject) -> None:
@@ -319,7 +281,6 @@ def test_half_a_surrogate_pair_in_a_log_does_not_keep_it_from_being_stored(subje
 # Runs that are unknown, servers that are away
 
 CALLS: dict[str, Callable[[Results, Run], object]] = {
-    "summaries": lambda results, run: results.summaries([run]),
     "history": lambda results, run: results.history(run),
     "history of one": lambda results, run: results.history(run, ["train_loss"]),
     "end": lambda results, run: results.end(run, "FINISHED"),

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import capacity
+from service.backends.cluster import Node
 from service.capacity import Amount, Demand
 from service.elastic import GROWS_EVERY, Preempt
 from service.jobs import Job, State
-from service.launch import Node
 from service.scheduler import Start, Wait, schedule
 from tests.service.examples import make_job
 

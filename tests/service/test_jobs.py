@@ -66,6 +66,7 @@ def test_a_new_job_waits_with_its_whole_spec_and_a_reason() -> None:
 
     assert (job.name, job.priority, job.labels) == ("mine", 7, {"team": "vision"})
     assert (job.state, job.attempt, job.failures, job.workers) == (State.QUEUED, 0, 0, None)
+    assert (job.start, job.restarts, job.last_failure, job.progress) == (0, (), None, None)
     assert job.spec["training"]["max_epochs"] == 10
     assert job.reason
     assert job.created_at - NOW == timedelta()

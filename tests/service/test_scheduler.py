@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import capacity
+from service.backends.cluster import Node
 from service.capacity import Amount, Demand
 from service.jobs import Job, State, utc_now
-from service.launch import Node
 from service.scheduler import Decision, Start, Wait, outlook, schedule
 from tests.service.examples import make_job, make_spec
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import multiprocessing
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
 from benchmarks.postgres import Postgres
-from service import database
+from service import database, storable
 from service.errors import Conflict, KeyReused, NotFound, Refused, Unavailable
 from service.jobs import Job, State, utc_now
 from service.store import Store
@@ -219,6 +220,26 @@ def test_a_move_from_the_same_state_of_an_earlier_attempt_changes_nothing(store:
 def test_a_move_that_the_table_does_not_know_is_a_bug(store: Store) -> None:
     with pytest.raises(AssertionError):
         store.move(create(store), State.SUCCEEDED)
+
+
+def test_a_reason_is_bounded_and_says_where_the_rest_is(store: Store) -> None:
+    job, said = create(store), "x" * 1_000_000
+    store.note(job, said)
+
+    noted = store.get(job.id)
+    assert len(noted.reason) == storable.LONGEST_REASON
+    assert noted.reason.endswith("x… (the whole is in the logs)")
+    assert store.move(noted, State.STARTING, attempt=1, reason=said)
+    assert store.get(job.id).reason == noted.reason
+
+
+def test_an_error_may_quote_what_is_no_text(store: Store) -> None:
+    job = run(store, create(store))
+    error = {"type": "E", "message": "torn \ud83d", "rank": 1, "more": [{"a": math.nan}]}
+
+    assert store.move(job, State.FAILED, error=error)
+
+    assert store.get(job.id).error == {"type": "E", "message": "torn ?", "rank": 1, "more": [{"a": None}]}
 
 
 def test_of_many_schedulers_one_starts_the_job(store: Store) -> None:

@@ -1,0 +1,102 @@
+"""One look at the database for all who follow jobs, however many they are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from service.api import sse
+from service.errors import Unavailable
+from service.jobs import Job
+from service.store import Store
+
+_FOLLOWED_SECONDS = 10.0
+"""A job that nobody has asked for in so long is followed no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """A job as it was seen: its document, a digest of that, and when the look began."""
+
+    job: Job
+    document: str
+    version: str
+    begun: float
+
+
+class Lookout:
+    """Sees all followed jobs in one query, at most one in `sse.POLL_S`. Thread-safe.
+
+    Of all who ask, one at a time waits for the database; the others get what was seen last. So followers
+    hold no more than one thread and one connection when the database is slow.
+    """
+
+    def __init__(self, store: Store, document: Callable[[Job], str]) -> None:
+        self._store, self._document = store, document
+        self._sights: dict[str, Sight] = {}
+        self._asked: dict[str, float] = {}
+        self._looked_at = -math.inf
+        self._problem: Unavailable | None = None
+        self._looking, self._changing = threading.Lock(), threading.Lock()
+
+    def sight(self, job_id: str) -> Sight:
+        """The job, as it was seen less than two intervals ago. Raises NotFound and Unavailable."""
+        with self._changing:
+            known = self._sights.get(job_id)
+            if known is not None:
+                self._asked[job_id] = time.monotonic()
+        if known is None:
+            known = self._see_first(job_id)
+        if time.monotonic() - self._looked_at >= sse.POLL_S and self._looking.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._looked_at = time.monotonic()
+                self._looking.release()
+        if self._problem:
+            raise self._problem.with_traceback(None)
+        return self._sights.get(job_id, known)
+
+    def _see_first(self, job_id: str) -> Sight:
+        begun = time.monotonic()
+        sight = self._keep(self._store.get(job_id), begun)
+        with self._changing:
+            self._asked[job_id] = begun
+        return sight
+
+    def _look(self) -> None:
+        begun = time.monotonic()
+        try:
+            jobs = self._store.several(self._followed(begun))
+        except Unavailable as error:
+            self._problem = error
+            return
+        self._problem = None
+        for job in jobs:
+            self._keep(job, begun)
+
+    def _followed(self, now: float) -> list[str]:
+        with self._changing:
+            gone = [job_id for job_id, asked in self._asked.items() if now - asked > _FOLLOWED_SECONDS]
+            for job_id in gone:
+                del self._asked[job_id]
+                self._sights.pop(job_id, None)
+            return list(self._asked)
+
+    def _keep(self, job: Job, begun: float) -> Sight:
+        known = self._sights.get(job.id)
+        sight = replace(known, begun=begun) if known and known.job == job else self._made(job, begun)
+        with self._changing:
+            # Race closed: a look that began before another one at this job, and ended after it.
+            if (latest := self._sights.get(job.id)) is None or latest.begun < begun:
+                self._sights[job.id] = sight
+        return sight
+
+    def _made(self, job: Job, begun: float) -> Sight:
+        document = self._document(job)
+        version = hashlib.sha256(document.encode()).hexdigest()[:16]
+        return Sight(job=job, document=document, version=version, begun=begun)

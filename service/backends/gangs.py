@@ -1,0 +1,188 @@
+"""From where a gang is placed to the orders for its hosts, and from what its hosts know to its status. Pure.
+
+A rank that has ended and cannot say how any more, because its machine or the agent there is gone, is LOST.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from service.backends.cluster import Phase, Status
+from training.protocol import Exit, ExitRecord, Order, Progress, RankPlace, StartStatus
+
+UNKNOWN_START = sys.maxsize
+"""Of an attempt whose hosts have not answered this scheduler yet: no launch goes over what may run there."""
+
+
+# Orders
+
+
+def ranks_by_node(bundles: Sequence[str]) -> dict[str, dict[int, int]]:
+    """Which rank is in which bundle, by node: the ranks of a node follow one another.
+
+    bundles: the node of each.
+
+    >>> ranks_by_node(["a", "b", "a"])
+    {'a': {0: 0, 1: 2}, 'b': {2: 1}}
+    """
+    grouped: dict[str, list[int]] = {}
+    for bundle, node in enumerate(bundles):
+        grouped.setdefault(node, []).append(bundle)
+    ranks = iter(range(len(bundles)))
+    return {node: {next(ranks): bundle for bundle in held} for node, held in grouped.items()}
+
+
+def nodes_of_ranks(bundles: Sequence[str]) -> dict[int, str]:
+    return {rank: node for node, held in ranks_by_node(bundles).items() for rank in held}
+
+
+def host_orders(
+    order: Order, bundles: Sequence[str], gpus: Sequence[tuple[str, ...]], rendezvous: str | None
+) -> dict[str, Order]:
+    """The order for each node, that of rank 0 first. bundles: the node of each. gpus: the ids of each."""
+    orders = {}
+    for node_rank, (node, held) in enumerate(ranks_by_node(bundles).items()):
+        places = tuple(
+            RankPlace(rank=rank, local_rank=local_rank, node_rank=node_rank, gpus=gpus[bundle])
+            for local_rank, (rank, bundle) in enumerate(held.items())
+        )
+        orders[node] = replace(order, ranks=places, rendezvous=rendezvous)
+    return orders
+
+
+# Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """Why and when ranks were lost with their host; `before`: what its agent had told of them."""
+
+    why: str
+    when: float
+    before: StartStatus | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostView:
+    """A host, as far as it concerns one attempt.
+
+    answers: whether its agent has told what it knows. known: what it has told of the attempt.
+    lost: the machine is gone, or what its agent had known is, and ranks with it.
+    """
+
+    address: str
+    answers: bool = True
+    known: StartStatus | None = None
+    lost: Lost | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GangView:
+    """An attempt, as this scheduler sees it.
+
+    hosts: by node. nodes: of each rank, where it is known. world_size: 0 where it is not known.
+    launched: the latest start that this scheduler has launched, or 0. message: what a launch that goes on
+    waits for, None when none does. cancelled: it was given up, so what was not started never will be.
+    """
+
+    hosts: Mapping[str, HostView]
+    nodes: Mapping[int, str] = field(default_factory=dict)
+    world_size: int = 0
+    launched: int = 0
+    message: str | None = None
+    cancelled: bool = False
+
+
+def status_of(gang: GangView, now: float) -> Status:
+    """Of its latest start. `now`: seconds since the epoch."""
+    told = {node: host.known for node, host in gang.hosts.items() if host.known is not None}
+    start = max([gang.launched, *(known.start for known in told.values())])
+    known = {node: status for node, status in told.items() if status.start == start}
+    if gang.message is not None:
+        return _in_launch(start, tuple(known.values()), gang.message)
+    if start == 0:
+        return _never_launched(gang.hosts.values())
+    return _launched(gang, start, known, now)
+
+
+def _in_launch(start: int, known: Sequence[StartStatus], message: str) -> Status:
+    exits = tuple(record for status in known for record in status.exits)
+    return Status(phase=Phase.STARTING if known else Phase.PLACING, start=start, exits=exits, message=message)
+
+
+def _never_launched(hosts: Iterable[HostView]) -> Status:
+    """A placement alone: its scheduler ended before it gave orders, or its hosts have yet to be heard."""
+    silent = next((host for host in hosts if not host.answers and host.lost is None), None)
+    if silent is not None:
+        return Status(phase=Phase.RUNNING, start=UNKNOWN_START, message=does_not_answer(silent.address))
+    return Status(phase=Phase.ENDED, start=0)
+
+
+def does_not_answer(address: str) -> str:
+    return f"the host agent on {address} has not answered yet"
+
+
+def _launched(gang: GangView, start: int, known: Mapping[str, StartStatus], now: float) -> Status:
+    seen = [*known.values(), *_before(gang, start)]
+    joined = any(status.joined for status in seen)
+    progress = max((status.progress for status in seen if status.progress), key=_step, default=None)
+    records = {record.rank: record for status in seen for record in status.exits if record.rank is not None}
+    ranks = {*gang.nodes, *range(gang.world_size), *_ranks(known.values())}
+    unknown = []
+    for rank in sorted(ranks - records.keys() - _ranks(known.values())):
+        lost = _lost(gang, rank, joined=joined)
+        if gang.cancelled and (lost is None or lost.before is None):
+            records[rank] = ExitRecord(rank=rank, kind=Exit.ENDED, when=now)
+        elif lost is not None:
+            records[rank] = _record(rank, lost, progress)
+        else:
+            unknown.append(rank)
+    if any(gang.hosts[gang.nodes[rank]].answers for rank in unknown):
+        return _half_launched(start, known.values())
+    if len(records) == len(ranks):
+        phase = Phase.ENDED
+    else:
+        phase = (
+            Phase.RUNNING if joined and all(status.joined for status in known.values()) else Phase.STARTING
+        )
+    exits = tuple(records[rank] for rank in sorted(records))
+    return Status(phase=phase, start=start, exits=exits, progress=progress)
+
+
+def _before(gang: GangView, start: int) -> Iterator[StartStatus]:
+    """What hosts that are lost had told of this start."""
+    for host in gang.hosts.values():
+        if host.lost is not None and host.lost.before is not None and host.lost.before.start == start:
+            yield host.lost.before
+
+
+def _lost(gang: GangView, rank: int, *, joined: bool) -> Lost | None:
+    """What became of a rank that no agent tells of; None: not started, or its host has yet to be heard."""
+    host = gang.hosts.get(gang.nodes.get(rank, ""))
+    if host is None:
+        return Lost(why="its machine is gone", when=0.0)
+    if host.lost is None and host.answers and joined:
+        # Not one rank joins before all of them have come: an agent had started this one and knows no more.
+        return Lost(why=f"the host agent on {host.address} ended", when=0.0)
+    return host.lost
+
+
+def _record(rank: int, lost: Lost, progress: Progress | None) -> ExitRecord:
+    step = progress.step if progress is not None else 0
+    return ExitRecord(rank=rank, kind=Exit.LOST, step=step, message=lost.why, when=lost.when)
+
+
+def _half_launched(start: int, known: Iterable[StartStatus]) -> Status:
+    """A scheduler ended while it gave the orders: what runs is to be ended, and the start launched again."""
+    phase = Phase.ENDED if all(status.ended for status in known) else Phase.STARTING
+    return Status(phase=phase, start=start - 1)
+
+
+def _ranks(known: Iterable[StartStatus]) -> set[int]:
+    return {rank for status in known for rank in status.ranks}
+
+
+def _step(progress: Progress) -> int:
+    return progress.step

@@ -1,0 +1,155 @@
+"""A cluster in memory, for tests: it keeps the real one's promises, and its attempts do what a test says.
+
+The contract tests run over this one and the real one alike.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from service.backends.cluster import Launch, Node, Phase, Status
+from service.errors import Unavailable
+from training.protocol import Exit, ExitRecord, Progress, Superseded
+
+FIRST_STEP = Progress(step=1, total_steps=10, epoch=0, eta_seconds=None)
+
+
+class MemoryCluster:
+    """`launches`, `stops`, `ends`, `releases`: what it was asked for and has carried out, in order.
+
+    places: whether there is room at once. obeys: whether ranks end when they are asked or told to.
+    """
+
+    def __init__(self, nodes: Sequence[Node] | None = None) -> None:
+        one = Node(id="node-1", address="127.0.0.1", cpus=4, gpus=0)
+        self.machines = [one] if nodes is None else list(nodes)
+        self.launches: list[Launch] = []
+        self.stops: list[tuple[str, float]] = []
+        self.ends: list[str] = []
+        self.releases: list[str] = []
+        self.unreachable = self.superseded = False
+        self.places = self.obeys = True
+        self._statuses: dict[str, Status] = {}
+        self._world_sizes: dict[str, int] = {}
+        self._changed = threading.Event()
+
+    # What a test does to it
+
+    def run(self, name: str, progress: Progress | None = FIRST_STEP) -> None:
+        """All ranks are in the process group and, with progress, train."""
+        self._set(name, phase=Phase.RUNNING, progress=progress, message="")
+
+    def say(self, name: str, message: str) -> None:
+        """What the attempt waits for."""
+        self._set(name, message=message)
+
+    def finish(self, name: str) -> None:
+        """Every rank comes to its end."""
+        self._end(name, [ExitRecord(rank=rank, kind=Exit.FINISHED) for rank in self.ranks(name)])
+
+    def fail(self, name: str, *records: ExitRecord) -> None:
+        """These ranks fail and the others are ended. By default: a signal kills rank 0."""
+        self._end(name, records or [ExitRecord(rank=0, kind=Exit.SIGNAL, type="SIGKILL")])
+
+    def fail_partly(self, name: str, *records: ExitRecord) -> None:
+        """These ranks fail, and the others go on."""
+        self._set(name, exits=(*self._statuses[name].exits, *records))
+
+    def save(self, name: str, step: int = 1) -> None:
+        """All ranks save the run and end, as they do when they are asked to stop."""
+        self._end(name, [ExitRecord(rank=rank, kind=Exit.STOPPED, step=step) for rank in self.ranks(name)])
+
+    def lose(self, name: str) -> None:
+        """The machines of the attempt are gone."""
+        message = "its machine is gone"
+        self._end(name, [ExitRecord(rank=rank, kind=Exit.LOST, message=message) for rank in self.ranks(name)])
+
+    def forget(self, name: str) -> None:
+        """Ray's head was lost, and with it all that it knew of the attempt."""
+        del self._statuses[name]
+        self.wake()
+
+    def status(self, name: str) -> Status | None:
+        return self._statuses.get(name)
+
+    def launched(self) -> list[tuple[str, int]]:
+        """The starts that were launched, by name and number."""
+        return [(launch.name, launch.order.start) for launch in self.launches]
+
+    def ranks(self, name: str) -> range:
+        return range(self._world_sizes[name])
+
+    # The protocol
+
+    def nodes(self) -> list[Node]:
+        self._answer()
+        return list(self.machines)
+
+    def attempts(self) -> Mapping[str, Status]:
+        self._answer()
+        return dict(self._statuses)
+
+    def launch(self, launch: Launch) -> None:
+        self._answer()
+        known = self._statuses.get(launch.name)
+        if known is not None and known.start >= launch.order.start:
+            return
+        assert known is None or known.ended, f"{launch.name} is started again while it is at work"
+        self.launches.append(launch)
+        self._world_sizes[launch.name] = launch.order.world_size
+        phase = Phase.STARTING if self.places else Phase.PLACING
+        self._statuses[launch.name] = Status(phase=phase, start=launch.order.start)
+        self.wake()
+
+    def stop(self, name: str, *, seconds: float) -> None:
+        self._answer()
+        self.stops.append((name, seconds))
+        status = self._statuses.get(name)
+        if status is not None and not status.ended and self.obeys:
+            if status.progress is None:
+                self._end(name, [])  # nothing to be saved yet
+            else:
+                self.save(name, status.progress.step)
+
+    def end(self, name: str) -> None:
+        self._answer()
+        self.ends.append(name)
+        status = self._statuses.get(name)
+        if status is not None and not status.ended and self.obeys:
+            self._end(name, [])
+
+    def release(self, name: str) -> None:
+        self._answer()
+        status = self._statuses.get(name)
+        if status is not None:
+            assert status.phase in {Phase.PLACING, Phase.ENDED}, f"{name} is released while it is at work"
+            self.releases.append(name)
+            del self._statuses[name]
+            self.wake()
+
+    def wait(self, seconds: float) -> None:
+        self._answer()
+        self._changed.wait(seconds)
+        self._changed.clear()
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    def _end(self, name: str, records: Sequence[ExitRecord]) -> None:
+        """Everything has ended: the ranks with these records, and the others because they were ended."""
+        known = {record.rank: record for record in (*self._statuses[name].exits, *records)}
+        for rank in self.ranks(name):
+            known.setdefault(rank, ExitRecord(rank=rank, kind=Exit.ENDED))
+        self._set(name, phase=Phase.ENDED, exits=tuple(known.values()))
+
+    def _set(self, name: str, **changes: object) -> None:
+        self._statuses[name] = replace(self._statuses[name], **changes)  # type: ignore[arg-type]
+        self.wake()
+
+    def _answer(self) -> None:
+        if self.superseded:
+            raise Superseded
+        if self.unreachable:
+            raise Unavailable("Ray", "the test made it so")

@@ -1,0 +1,195 @@
+"""The launch of a start: place → GPUs → agents ready → nothing left of the last start → rendezvous → orders.
+
+A launch that anything goes wrong with begins again: what of the start runs already is ended before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+
+from service.backends import ray_calls
+from service.backends.cluster import Launch
+from service.backends.gangs import does_not_answer, host_orders, nodes_of_ranks
+from service.backends.ray_gang import Gang, Gpus
+from service.backends.ray_host import Host
+from training.protocol import CodeMissing, Order, StartStatus, Superseded
+
+log = logging.getLogger(__name__)
+
+NO_ROOM = "waits for room in Ray, which other users have taken"
+_ROOM_SECONDS = 1.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+_FREEING_SECONDS = 0.4
+_GPU_SECONDS = 60.0
+_RETRY_SECONDS = 1.0
+
+
+class Pulse:
+    """Wakes all that wait for something, in one event loop."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def beat(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def next(self) -> None:
+        await self._event.wait()
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            await self.next()
+
+
+class _Moved(Exception):
+    """A machine of the placement is gone, or an agent has ended: the launch begins again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launching:
+    """The launch of one start.
+
+    hosts: all of the cluster, as they come and go. freeing: whether Ray is about to be given back a place.
+    said: called with news.
+    """
+
+    gang: Gang
+    launch: Launch
+    hosts: Mapping[str, Host]
+    pulse: Pulse
+    freeing: Callable[[], bool]
+    said: Callable[[], object]
+
+    async def run(self) -> None:
+        """Returns when every host knows of the start. Raises Superseded alone."""
+        while True:
+            try:
+                nodes = await self._placed()
+                await self._order(nodes, await self._gpus(nodes))
+            except Superseded:
+                raise
+            except Exception as error:
+                if not isinstance(error, _Moved):
+                    log.warning("%s: %s: %s", self.gang.name, type(error).__name__, error)
+                    self._say(str(error) or type(error).__name__)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                self.gang.message = None
+                self.said()
+                return
+
+    def _say(self, message: str) -> None:
+        if message != self.gang.message:
+            self.gang.message = message
+            self.said()
+
+    async def _placed(self) -> tuple[str, ...]:
+        """The node of each bundle, once Ray has room for all."""
+        name, began, pause = self.gang.name, monotonic(), _FIRST_PAUSE
+        while True:
+            group = self.gang.group = await ray_calls.in_thread(ray_calls.group, name)
+            if group is None:
+                # Ray takes a second to look again at a gang that has not found its room at once.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.pulse.until(lambda: not self.freeing()), _FREEING_SECONDS)
+                bundle = {"CPU": self.launch.cpus_per_worker, "GPU": self.launch.gpus_per_worker}
+                offered = {kind: amount for kind, amount in bundle.items() if amount}
+                await ray_calls.in_thread(ray_calls.create_group, name, offered, self.launch.order.world_size)
+            elif group.placed:
+                return group.nodes
+            elif monotonic() - began > _ROOM_SECONDS:
+                self._say(NO_ROOM)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _gpus(self, nodes: tuple[str, ...]) -> Gpus:
+        """The ids of each bundle's GPUs. Ray tells them only to what it runs in the bundle."""
+        count = self.launch.gpus_per_worker
+        if not count:
+            return ((),) * len(nodes)
+        if nodes not in self.gang.gpus:
+            asked = [
+                await ray_calls.in_thread(ray_calls.gpus_of, self.gang.name, bundle, count)
+                for bundle in range(len(nodes))
+            ]
+            told = await asyncio.gather(*(ray_calls.answer(each, _GPU_SECONDS) for each in asked))
+            self.gang.gpus = {nodes: tuple(map(tuple, told))}
+        return self.gang.gpus[nodes]
+
+    async def _order(self, nodes: Sequence[str], gpus: Gpus) -> None:
+        await self._ready(nodes)
+        await self._clear()
+        order, name = self.launch.order, self.gang.name
+        hosts = [self.hosts[node] for node in host_orders(order, nodes, gpus, None)]
+        instances = [host.instance for host in hosts]
+        meeting = None
+        if len(hosts) > 1:
+            meeting = await hosts[0].call("rendezvous", name, order.start, hosts[0].node.address)
+        orders = host_orders(order, nodes, gpus, meeting)
+        self.gang.nodes = nodes_of_ranks(nodes)
+        # The first one first: where it fails, no other host has ranks that wait for rank 0 in vain.
+        await self._launch_on(hosts[0], orders[hosts[0].node.id])
+        await asyncio.gather(*(self._launch_on(host, orders[host.node.id]) for host in hosts[1:]))
+
+        def is_known() -> bool:
+            if any(host.gone_at is not None for host in hosts) or instances != [h.instance for h in hosts]:
+                raise _Moved
+            return all(self._has_start(host) for host in hosts)
+
+        await self.pulse.until(is_known)
+
+    def _has_start(self, host: Host) -> bool:
+        known = host.known(self.gang.name)
+        return known is not None and known.start == self.launch.order.start
+
+    async def _clear(self) -> None:
+        """Nothing is left of an earlier start, nor of a launch of this one that did not come to its end."""
+        name = self.gang.name
+        while holders := self._holders():
+            # Race closed: what is told while an order is on its way is not waited for again.
+            for host, status in holders:
+                await host.call("forget" if status.ended else "end", name)
+            if not all(status.ended for _, status in holders):
+                self._say("waits for the end of its last start")
+            await self.pulse.until(lambda before=holders: self._holders() != before)  # type: ignore[misc]
+
+    def _holders(self) -> list[tuple[Host, StartStatus]]:
+        there = [host for host in self.hosts.values() if host.gone_at is None]
+        return [(host, known) for host in there if (known := host.known(self.gang.name)) is not None]
+
+    async def _ready(self, nodes: Sequence[str]) -> None:
+        def is_so() -> bool:
+            for node in nodes:
+                host = self.hosts.get(node)
+                if host is not None and host.gone_at is not None:
+                    raise _Moved
+                if host is None or not host.warm:
+                    self._say(_waits_for(host))
+                    return False
+            self._say("")
+            return True
+
+        await self.pulse.until(is_so)
+
+    async def _launch_on(self, host: Host, order: Order) -> None:
+        try:
+            await host.call("launch", order)
+        except CodeMissing:
+            assert self.launch.code is not None
+            archive = await ray_calls.in_thread(self.launch.code)
+            await host.call("put_code", order.code, archive)
+            await host.call("launch", order)
+
+
+def _waits_for(host: Host | None) -> str:
+    if host is None:
+        return "waits for Ray to name a machine that it has placed it on"
+    if not host.answers:
+        return does_not_answer(host.node.address)
+    return f"the host agent on {host.node.address} is starting"

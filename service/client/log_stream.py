@@ -1,0 +1,43 @@
+"""A job's log as it comes, over as many connections as it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from service.client.errors import ClientError, RequestError, ServerUnreachable
+from service.client.models import LogLine, LogSource
+from service.client.patience import Patience
+from service.client.transport import AWAY, Transport
+
+
+def follow_log(server: Transport, path: str, patience: Patience) -> Iterator[LogLine | LogSource]:
+    """Yields what the stream at `path` says until its end. One that breaks is taken up where it broke, for
+    as long as there is `patience` without an event.
+    """
+    last_id, source = "", None
+    while True:
+        broken: ClientError = ServerUnreachable(server.url, "the stream of the log ended early")
+        try:
+            for event in server.events(path, {"Last-Event-ID": last_id} if last_id else {}):
+                patience.renew()
+                last_id = event.id or last_id
+                if event.name == "end":
+                    return
+                if event.name == "source":
+                    source = LogSource.model_validate_json(event.data)
+                    yield source
+                elif event.name == "log":
+                    yield _line(event.data, source)
+        except ServerUnreachable as error:
+            broken = error
+        except RequestError as error:
+            if error.status not in AWAY:
+                raise
+            broken = error
+        patience.rest(broken)
+
+
+def _line(text: str, source: LogSource | None) -> LogLine:
+    if source is None:  # a server of an older version
+        return LogLine(line=text)
+    return LogLine(line=text, attempt=source.attempt, rank=source.rank)

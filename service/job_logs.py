@@ -1,0 +1,227 @@
+"""What the ranks of a job printed, read from their files by byte offset.
+
+RUN/logs/attempt-N/rank-K.log has all that rank K printed in attempt N. Bytes are only ever appended, so an
+offset stays valid for ever. Versions before these files kept one log of all ranks in the tracking server.
+Nothing here holds a whole file in memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from service.errors import Unavailable
+from service.jobs import ACTIVE, Job
+from service.log_files import open_log
+from service.results import Results
+from training.protocol import log_file, log_folder
+
+CHUNK = 1 << 16
+"""Most bytes that are read at once; a line longer than this comes in pieces."""
+
+_RANK_FILE = re.compile(r"rank-(0|[1-9]\d{0,8})\.log")
+_ATTEMPT_FOLDER = re.compile(r"attempt-([1-9]\d{0,8})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogFile:
+    """What one rank printed in one attempt."""
+
+    attempt: int
+    rank: int
+    path: Path
+
+    @property
+    def header(self) -> str:
+        return f"==> attempt {self.attempt}, rank {self.rank} <=="
+
+    def size(self) -> int:
+        with _opened(self.path) as file:
+            return os.fstat(file.fileno()).st_size
+
+    def read(self, offset: int, limit: int) -> bytes:
+        """Up to `limit` bytes; fewer only at the end of the file."""
+        with _opened(self.path) as file:
+            file.seek(offset)
+            return file.read(limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchivedLog:
+    """What all ranks printed in one attempt of an older version, as it lay in the tracking server."""
+
+    attempt: int
+    content: bytes = field(repr=False)
+    rank: None = None
+
+    @property
+    def header(self) -> str:
+        return f"==> attempt {self.attempt} <=="
+
+    def size(self) -> int:
+        return len(self.content)
+
+    def read(self, offset: int, limit: int) -> bytes:
+        return self.content[offset : offset + limit]
+
+
+Log = LogFile | ArchivedLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Whose output a reader wants: of one rank or of all (None), in one attempt or in all (None)."""
+
+    rank: int | None = None
+    attempt: int | None = None
+
+    def attempts(self, job: Job) -> range:
+        first, last = (1, job.attempt) if self.attempt is None else (self.attempt, self.attempt)
+        return range(first, last + 1)
+
+    def needs_headers(self, job: Job, logs: list[Log]) -> bool:
+        """Whether a reader could mistake one log for another."""
+        return len(self.attempts(job)) > 1 or len(logs) > 1
+
+
+class JobLogs:
+    """Finds the logs of one job. Every method raises `Unavailable` when the storage cannot be read, or when
+    the tracking server is needed and does not answer.
+    """
+
+    def __init__(self, storage: str, results: Results) -> None:
+        self._storage = Path(storage)
+        self._results = results
+        self._archived: tuple[int, list[Log]] = (0, [])
+
+    def of(self, job: Job, attempt: int, rank: int | None = None) -> list[Log]:
+        """Those of an attempt in the order of its ranks; with `rank` that of this one, if it is there."""
+        run_folder = self._storage / job.id
+        ranks = _numbers(log_folder(run_folder, attempt), _RANK_FILE)
+        if ranks is None:
+            _check_readable(self._storage)
+            return self._of_older_version(job, attempt) if rank is None else []
+        return [
+            LogFile(attempt=attempt, rank=number, path=log_file(run_folder, attempt, number))
+            for number in ranks
+            if rank in {None, number}
+        ]
+
+    def latest(self, job: Job, view: View) -> int | None:
+        """The last attempt in which something was printed; None if there is none."""
+        return next(
+            (
+                number
+                for number in reversed(view.attempts(job))
+                if any(log.size() for log in self.of(job, number, view.rank))
+            ),
+            None,
+        )
+
+    def _of_older_version(self, job: Job, attempt: int) -> list[Log]:
+        """The last answer of the tracking server is kept: a follower comes again and again."""
+        if job.run is None or not self._may_be_older(job, attempt):
+            return []
+        if self._archived[0] != attempt:
+            text = self._results.download(job.run, f"logs/attempt-{attempt}.log")
+            logs: list[Log] = [ArchivedLog(attempt=attempt, content=text.encode())] if text else []
+            self._archived = (attempt, logs)
+        return self._archived[1]
+
+    def _may_be_older(self, job: Job, attempt: int) -> bool:
+        """Whether an attempt without a folder ran in an older version: then no earlier one has a folder."""
+        if attempt == job.attempt and (job.start or job.state in ACTIVE):
+            return False
+        on_disk = _numbers(log_folder(self._storage / job.id, attempt).parent, _ATTEMPT_FOLDER)
+        return not on_disk or attempt < min(on_disk)
+
+
+def tail_offset(log: Log, lines: int) -> int:
+    """Where the last `lines` lines begin; looked for from the end, block by block."""
+    size, wanted = log.size(), lines
+    if not lines:
+        return size
+    position = size - 1  # a newline that is the last byte ends the last line and begins none
+    while position > 0:
+        start = max(position - CHUNK, 0)
+        block = log.read(start, position - start)
+        if (found := block.count(b"\n")) >= wanted:
+            return start + _nth_newline_from_the_end(block, wanted) + 1
+        wanted, position = wanted - found, start
+    return 0
+
+
+def _nth_newline_from_the_end(block: bytes, number: int) -> int:
+    place = len(block)
+    for _ in range(number):
+        place = block.rfind(b"\n", 0, place)
+    return place
+
+
+def lines_in(data: bytes, *, last: bool) -> Iterator[tuple[str, int]]:
+    """Each whole line of `data` and where in `data` it ends, newline included.
+
+    data: up to CHUNK + 1 bytes. A line longer than CHUNK is cut, between two characters. What comes behind
+    the last newline is a line if `last`: no more will be written.
+    """
+    start = 0
+    while (end := data.find(b"\n", start)) >= 0:
+        yield _text(data[start:end]), end + 1
+        start = end + 1
+    rest = data[start:]
+    if len(rest) > CHUNK:
+        text, size = _whole_characters(rest[:CHUNK])
+        yield text, start + size
+    elif rest and last:
+        yield _text(rest), len(data)
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace")
+
+
+def _whole_characters(data: bytes) -> tuple[str, int]:
+    """The text without a character that is cut off at the end, and how many bytes that is."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    text = decoder.decode(data)
+    return text, len(data) - len(decoder.getstate()[0])
+
+
+def _numbers(folder: Path, names: re.Pattern[str]) -> list[int] | None:
+    """The numbers in the names that match, sorted; None if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            # No links: whoever trains may write here, and must not make this process read another file.
+            found = [names.fullmatch(entry.name) for entry in entries if not entry.is_symlink()]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _check_readable(folder: Path) -> None:
+    try:
+        folder.stat()
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Opened anew for each look: only then does a network file system show all that others have written."""
+    try:
+        with open_log(path) as file:
+            yield file
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> Unavailable:
+    return Unavailable("the run folder", f"{path}: {error.strerror}")
