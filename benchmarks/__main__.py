@@ -1,4 +1,5 @@
-"""`python -m benchmarks [NAME …] [--repeats N] [--quick]`: measures, prints, writes benchmarks/results.
+"""`python -m benchmarks [NAME …] [--repeats N] [--quick] [--before PATH]`: measures, prints, and writes
+benchmarks/results and docs/explanation/figures.md.
 
 What was started is ended, also after an error or a signal. The exit code is 0, or 130 when interrupted.
 """
@@ -10,28 +11,39 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
-from benchmarks import machine
+from benchmarks import figures, machine
 from benchmarks.result import Options, Result, as_text, write
 
 BENCHMARKS = {
-    "startup": "from a job's submission to its first step and its end, against bare Ray",
+    "startup": "from a job's submission to its first step and its end, beside bare Ray; and `syncbn train`",
+    "recovery": "from a rank's death to its step made again, beside Ray Train; pause, resume, resize",
+    "verify": "seconds that `syncbn verify` takes, with --before beside an earlier version's",
+    "head": "memory and CPU of a stack that idles, and of a running job beside its ranks, beside bare Ray",
+    "answers": "how soon the API answers while jobs train, and while MLflow stands still",
+    "logs": "a job that prints 100 MB: whether all of it is there, and what it costs, beside bare Ray",
     "tracking": "steps per second with every step's metrics in MLflow",
     "sync_bn": "the layer's time, memory and communication, against torch's and other schemes",
     "steps": "steps per second with checkpoints and tracking, against plain DDP under torchrun",
-    "capacity": "what one API, one PostgreSQL, one Ray head and one MLflow carry",
-    "recovery": "from a worker's death to the next step, against Ray Train's plain restart",
+    "capacity": "what one API, one PostgreSQL, one scheduler and one MLflow carry",
     "samples_per_device": "test error of BatchNorm and SyncBatchNorm, the same batches on 1 to 16 devices",
 }
 """Each is a module of this package with `measure(Options) -> Result`."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    asked = parser("python -m benchmarks", BENCHMARKS).parse_args(arguments)
+    given = parser("python -m benchmarks", BENCHMARKS)
+    given.add_argument("--before", type=_checkout, metavar="PATH", help="a checkout of an earlier version")
+    asked = given.parse_args(arguments)
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
     for name in asked.names or BENCHMARKS:
-        report(name, import_module(f"benchmarks.{name}").measure, options_of(asked), command)
+        options = replace(options_of(asked), before=asked.before)
+        report(name, import_module(f"benchmarks.{name}").measure, options, command)
+    if not asked.quick:
+        figures.write()
     return 0
 
 
@@ -64,6 +76,7 @@ def report(name: str, measure: Callable[[Options], Result], options: Options, co
     """Measures and prints; writes the files of `name` unless it is quick."""
     facts = machine.describe()
     result = measure(options)
+    facts = {**facts, "load after": machine.load()}
     print(f"\n{as_text(result)}")
     if not options.quick:
         write(name, result, command=command, machine=facts)
@@ -83,6 +96,18 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text}")
     return int(text)
+
+
+def _checkout(text: str) -> Path:
+    path = Path(text).resolve()
+    if not (path / "training").is_dir():
+        raise argparse.ArgumentTypeError(f"expected a checkout of this project, got {text}")
+    layer = path / "sync_bn"
+    if (layer / "_kernels.cpp").exists() and not list(layer.glob("_kernels*.so")):
+        # It would run without them, several times slower than it was.
+        build = "python -c 'import setuptools; setuptools.setup()' build_ext --inplace"
+        raise argparse.ArgumentTypeError(f"{text} has no compiled kernels: run `{build}` in it first")
+    return path
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -12,16 +12,21 @@ LIBRARIES = ("torch", "lightning", "ray", "mlflow")
 
 
 def describe() -> dict[str, str]:
-    """Facts by their name. The load is the one of the minute before the call."""
+    """Facts by their name."""
     return {
         "CPU": _cpu_model(),
         "cores": str(_cores()),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-        "load before": f"{os.getloadavg()[0]:.1f}",
+        "load before": load(),
         "OS": _os_name(),
         "Python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES if find_spec(name)},
     }
+
+
+def load() -> str:
+    """Of the minute before this call."""
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def _cores() -> int:

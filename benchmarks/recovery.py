@@ -1,97 +1,172 @@
-"""Seconds from a worker's death to the next step, ours and by Ray Train's own restart."""
+"""Seconds from a rank's death to its step made again, beside Ray Train's restart; and from a command
+(pause, resume, resize) to the step that follows it.
+"""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections import defaultdict
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks import stamped
+from benchmarks import jobs, stamps
+from benchmarks.peers.bare_ray import BareRay, bare_ray
 from benchmarks.progress import progress
 from benchmarks.result import Options, Result, comparison
+from benchmarks.servers import Stack, embedded_stack
+from benchmarks.stamps import Stamp
+from benchmarks.trials import Contestant, in_turns, runs
+from benchmarks.uploaded import stamped
+from service.client import Client
 
 WORKERS, STEPS, DIES_AT, EVERY, BATCH = 2, 40, 25, 10, 64
-OURS, PEER = "ours", "Ray Train's restart"
+LONG = 800
+"""Steps of an epoch of the job that commands are given to: more than it ever makes."""
+TRAINED = 5
+"""Steps that are made between two commands."""
+OURS, PEER, COMMANDS = "ours", "Ray Train's restart", "commands"
+AGAIN, NEW = "SIGKILL of a rank to its step made again, s", "SIGKILL of a rank to the first new step, s"
+PAUSED, RESUMED = "pause to its workers given back, s", "resume to a step, s"
+SHRUNK, GROWN = (
+    "resize of 2 workers to 1, to the first step, s",
+    "resize of 1 worker to 2, to the first step, s",
+)
 NOTES = (
     f"ResNet-18, {stamped.WIDTH} channels wide, Fashion-MNIST, {WORKERS} workers, global batch {BATCH}; a "
     f"checkpoint every {EVERY} steps; in step {DIES_AT} rank 1 ends itself with SIGKILL.",
     f"To the first forward pass of rank 0 afterwards, which is step {DIES_AT - DIES_AT % EVERY + 1}'s, made "
     f"again; and to that of step {DIES_AT + 1}, which is new.",
     f"{PEER}: TorchTrainer with max_failures, checkpoints by ray.train.report, no Lightning "
-    "(benchmarks/peers/ray_restart.py). Ours starts a new TorchTrainer, verifies checksums and imports "
-    "Lightning. The same Ray for both, in turns, a warm-up run of each before (none with --quick).",
+    "(benchmarks/peers/ray_restart.py), on a Ray of its own that runs beside the service. In turns, a "
+    "warm-up run of each before (none with --quick).",
+    "Commands: from the request until asking every 0.1 s says `paused`, or until the first forward pass that "
+    "begins with the workers asked for. A resize is a checkpoint of the running attempt, a new placement and "
+    "a start. Ray Train has no such commands.",
 )
 
 
 def measure(options: Options) -> Result:
-    from training.local import local_ray
-
-    samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    contestants = {OURS: _ours, PEER: _peer}
-    warm_ups = 0 if options.quick else 1
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with (
-        progress("recovery", (warm_ups + options.repeats) * len(contestants)) as shown,
-        tempfile.TemporaryDirectory(prefix="recovery-") as folder,
-        local_ray(Path(__file__).parents[1]),
-    ):
-        for repeat in range(-warm_ups, options.repeats):
-            for name, run in contestants.items():
-                shown.doing(name)
-                where = Path(folder) / f"{repeat}-{name.split()[0]}"
-                where.mkdir()
-                run(where)
-                again, new = _times(where / "stamps")
-                shown.done(f"{name}{' (warm-up)' if repeat < 0 else ''}: {again:.1f} s, {new:.1f} s")
-                if repeat >= 0:
-                    samples["death to first step made again, s"][name].append(again)
-                    samples["death to first new step, s"][name].append(new)
-    return comparison("Recovery from a worker's death", samples, reference=PEER, notes=NOTES)
+    saves: list[float] = []
+    with progress("recovery", runs([OURS, PEER, COMMANDS], options)) as shown:
+        shown.doing("starting the service and Ray")
+        with embedded_stack() as stack, bare_ray() as ray, Client(stack.api_url) as client:
+            service = _Service(stack, client)
+            contestants: dict[str, Contestant] = {
+                OURS: lambda: _after_death(service.killed()),
+                PEER: partial(_peer, ray, count()),
+                COMMANDS: lambda: service.commanded(saves),
+            }
+            samples = dict(in_turns(shown, contestants, options))
+            shown.doing("ending them")
+    for measured in (PAUSED, RESUMED, SHRUNK, GROWN):
+        samples[measured] = {OURS: samples[measured][COMMANDS]}
+    cost = f"A checkpoint takes {1000 * median(saves):.0f} ms of this: so much longer is a step that has one."
+    return comparison("Recovery", samples, reference=PEER, notes=[*NOTES, cost])
 
 
-def _times(stamps: Path) -> tuple[float, float]:
-    ((_, death),) = stamped.read(stamps.with_suffix(".died"))
-    after = [(step, seconds - death) for step, seconds in stamped.read(stamps) if seconds > death]
-    begun = [seconds for step, seconds in after if step < DIES_AT]
-    new = [seconds for step, seconds in after if step > DIES_AT]
-    return begun[0], new[0]
+def _after_death(path: Path) -> Mapping[str, float]:
+    ((_, death, _),) = stamps.read(path.with_suffix(".died"))
+    after = [stamp for stamp in stamps.read(path) if stamp.seconds > death]
+    again = next(stamp for stamp in after if stamp.step < DIES_AT)
+    new = next(stamp for stamp in after if stamp.step > DIES_AT)
+    return {AGAIN: again.seconds - death, NEW: new.seconds - death}
 
 
-def _ours(folder: Path) -> None:
-    from training.folder import RunFolder
-    from training.run import run
-    from training.spec import parse_spec
-    from training.worker import Destination
+class _Service:
+    """Jobs whose steps are stamped."""
 
-    arguments = {"path": str(folder / "stamps"), "die_at": DIES_AT}
-    checkpoint = {"every_steps": EVERY, "every_minutes": None}
-    spec: dict[str, Any] = {
-        "model": {"class_path": "benchmarks.stamped.Stamped", "init_args": arguments},
-        "data": {"class_path": "training.data.FashionMNIST", "init_args": {"limit": BATCH * STEPS}},
-        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}},
-        "training": {"global_batch_size": BATCH, "max_steps": STEPS, "checkpoint": checkpoint},
-        "resources": {"workers": WORKERS, "cpus_per_worker": 1},
-    }
-    run(
-        parse_spec(spec),
-        workers=WORKERS,
-        destination=Destination(output=str(folder), curves_only=True),
-        folder=RunFolder(path=folder / "run"),
-        retries=3,
-    )
+    def __init__(self, stack: Stack, client: Client) -> None:
+        self._folder, self._client = stack.folder, client
+        self._code = jobs.upload(client)
+        self._numbers = count()
+
+    def killed(self) -> Path:
+        """The stamps of a job that has lost a rank and come to its end."""
+        path = self._path()
+        job = self._client.submit(self._spec(path, WORKERS, STEPS, die_at=DIES_AT))
+        jobs.until_it_succeeds(self._client, job.id)
+        return path
+
+    def commanded(self, saves: list[float]) -> Mapping[str, float]:
+        """A job that is paused, resumed and resized; what its checkpoints cost goes to `saves`."""
+        path = self._path()
+        job = self._client.submit(self._spec(path, {"min": 1, "max": WORKERS}, LONG))
+        try:
+            self._trained(job.id, path, steps=2 * EVERY + 1)
+            begun = time.monotonic()
+            self._client.pause(job.id)
+            jobs.until(self._client, job.id, lambda job: job.state == "paused")
+            measured = {PAUSED: time.monotonic() - begun}
+            measured[RESUMED] = self._seconds_to_step(job.id, path, self._client.resume, WORKERS)
+            for measure, workers in ((SHRUNK, 1), (GROWN, WORKERS)):
+                self._trained(job.id, path, steps=TRAINED)
+                resize = partial(self._client.resize, workers=workers)
+                measured[measure] = self._seconds_to_step(job.id, path, resize, workers)
+        finally:
+            jobs.end(self._client, job.id)
+        seconds = stamps.seconds_by_step(stamps.read(path), after=TRAINED)
+        saves.append(stamps.seconds_of_a_save(seconds, every=EVERY))
+        return measured
+
+    def _seconds_to_step(
+        self, job_id: str, path: Path, command: Callable[[str], object], workers: int
+    ) -> float:
+        begun = time.monotonic()
+        command(job_id)
+        found: list[Stamp] = []
+
+        def has_begun(_job: object) -> bool:
+            found.extend(filter(None, [stamps.first_after(stamps.read(path), begun, workers=workers)]))
+            return bool(found)
+
+        jobs.until(self._client, job_id, has_begun)
+        return found[0].seconds - begun
+
+    def _trained(self, job_id: str, path: Path, *, steps: int) -> None:
+        """Blocks until so many more steps have begun and the job says that it runs."""
+        before = len(stamps.read(path))
+        jobs.until(
+            self._client,
+            job_id,
+            lambda job: job.state == "running" and len(stamps.read(path)) >= before + steps,
+        )
+
+    def _path(self) -> Path:
+        return self._folder / f"stamps-{next(self._numbers)}"
+
+    def _spec(self, path: Path, workers: Any, steps: int, **more: Any) -> Mapping[str, Any]:
+        return {
+            "model": {"class_path": "stamped.Stamped", "init_args": {"path": str(path), **more}},
+            "data": {"class_path": "training.data.FashionMNIST", "init_args": {"limit": BATCH * steps}},
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}},
+            "training": {
+                "global_batch_size": BATCH,
+                "max_steps": steps,
+                "checkpoint": {"every_steps": EVERY, "every_minutes": None},
+            },
+            "resources": {"workers": workers, "cpus_per_worker": 1},
+            "tracking": {"experiment": "recovery"},
+            "code": self._code,
+        }
 
 
-def _peer(folder: Path) -> None:
-    from benchmarks.peers.ray_restart import run
-
+def _peer(ray: BareRay, numbers: Iterator[int]) -> Mapping[str, float]:
+    folder = ray.folder / f"peer-{next(numbers)}"
+    folder.mkdir()
     config = {
         "stamps": str(folder / "stamps"),
+        "storage": str(folder),
         "die_at": DIES_AT,
         "every": EVERY,
         "steps": STEPS,
         "samples": BATCH * STEPS,
         "global_batch_size": BATCH,
+        "workers": WORKERS,
     }
-    run(config, workers=WORKERS, storage=folder)
+    ray.wait(ray.submit(f"{sys.executable} -m benchmarks.peers.ray_restart '{json.dumps(config)}'"))
+    return _after_death(folder / "stamps")

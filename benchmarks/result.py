@@ -17,10 +17,13 @@ Samples = Mapping[str, Mapping[str, Sequence[float]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`quick`: as small as shows that the benchmark works; its figures say little."""
+    """quick: as small as shows that the benchmark works; its figures say little. before: a checkout of an
+    earlier version of this project, to be measured beside it where a benchmark does that.
+    """
 
     repeats: int = 3
     quick: bool = False
+    before: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +41,22 @@ class Result:
     parts: Sequence[Result] = ()
 
 
-def comparison(title: str, samples: Samples, *, reference: str, notes: Sequence[str]) -> Result:
-    """Medians, ranges and the ratio of each contestant's median to that of `reference`."""
-    rows = [
-        (measure, contestant, *_spread(values), _ratio(median(values), median(contestants[reference])))
+def comparison(title: str, samples: Samples, *, reference: str | None, notes: Sequence[str]) -> Result:
+    """Medians and ranges; with `reference`, the ratio of each median to its own, where it was measured."""
+    columns: tuple[str, ...] = ("measure", "contestant", "median", "least", "most")
+    rows: list[tuple[str, ...]] = [
+        (measure, contestant, *_spread(values))
         for measure, contestants in samples.items()
         for contestant, values in contestants.items()
     ]
-    columns = ("measure", "contestant", "median", "least", "most", f"ratio to {reference}")
+    if reference is not None:
+        columns = (*columns, f"ratio to {reference}")
+        ratios = [
+            _ratio(median(values), contestants.get(reference))
+            for contestants in samples.values()
+            for values in contestants.values()
+        ]
+        rows = [(*row, ratio) for row, ratio in zip(rows, ratios, strict=True)]
     return Result(title=title, columns=columns, rows=rows, notes=notes, samples=samples)
 
 
@@ -54,8 +65,9 @@ def _spread(values: Sequence[float]) -> tuple[str, str, str]:
     return middle, least, most
 
 
-def _ratio(value: float, reference: float) -> str:
-    return f"{value / reference:.2f}" if reference >= 0.005 else "-"  # what is shown as 0.00 is no measure
+def _ratio(value: float, reference: Sequence[float] | None) -> str:
+    other = median(reference) if reference else 0.0
+    return f"{value / other:.2f}" if other >= 0.005 else "-"  # what is shown as 0.00 is no measure
 
 
 def as_text(result: Result) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import random
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from service.client import Client, ClientError
-from service.processes import State
+from service.processes import State, marked
 from service.servers import MlflowServer
 
-SECONDS_TO_START = 180.0
+SECONDS_TO_START = 240.0
+SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,38 +30,39 @@ class Stack:
 
     folder: Path
     api_url: str
-    ray_url: str
-    ray_token: str
+    up: int
+    """The process of `syncbn up`."""
+
+    def roots(self) -> list[psutil.Process]:
+        """All its processes are among these and below them."""
+        return [psutil.Process(self.up), *marked(self.folder)]
 
 
 @contextmanager
-def embedded_stack() -> Iterator[Stack]:
+def embedded_stack(checkout: Path | None = None) -> Iterator[Stack]:
     """`syncbn up` on free ports; all of it is ended with the context, however that ends.
 
-    Raises RuntimeError with the end of its log when it does not become ready.
+    checkout: of another version of this project, which runs instead. Raises RuntimeError with the end of its
+    log when it does not become ready.
     """
-    with _folder() as folder:
+    with folder_of_our_own() as folder:
         port = free_port()
-        up = _syncbn("up", folder, "--port", str(port), "--mlflow-port", str(free_port()))
+        options = ("--port", str(port), "--mlflow-port", str(free_port()))
+        up = _in_background("up", folder, environment(checkout), *options)
         try:
             url = f"http://127.0.0.1:{port}"
             with Client(url) as client:
                 wait_until(lambda: _is_ready(client), lambda: up.poll() is None, folder / "up.log")
-            yield Stack(
-                folder=folder,
-                api_url=url,
-                ray_url=State.load(folder).ray_url,
-                ray_token=(folder / "ray.token").read_text(),
-            )
+            yield Stack(folder=folder, api_url=url, up=up.pid)
         finally:
             _end(up)
-            _syncbn("down", folder).wait()  # what it may have left
+            _in_background("down", folder, environment(checkout)).wait()  # what it may have left
 
 
 @contextmanager
 def mlflow_server() -> Iterator[str]:
     """The URL of an MLflow server as the embedded stack starts it; it is ended with the context."""
-    with _folder() as folder:
+    with folder_of_our_own() as folder:
         server = MlflowServer(State.load(folder), free_port())
         try:
             server.start()
@@ -67,17 +73,49 @@ def mlflow_server() -> Iterator[str]:
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def folder_of_our_own() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="syncbn-bench-", ignore_cleanup_errors=True) as name:
         yield Path(name).resolve()
 
 
-def _syncbn(command: str, folder: Path, *options: str) -> subprocess.Popen[bytes]:
+def environment(checkout: Path | None = None) -> dict[str, str]:
+    """This process's variables, but for those that would make a stack another one.
+
+    checkout: what runs with them is that version of this project.
+    """
+    others = ("SYNCBN_", "RAY_", "MLFLOW_", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    path = {} if checkout is None else {"PYTHONPATH": str(checkout)}
+    return {**kept, "OMP_NUM_THREADS": "1", **path}
+
+
+def seconds_of(command: list[str], folder: Path, variables: Mapping[str, str]) -> float:
+    """How long a command takes. Raises RuntimeError with the end of what it printed when it fails."""
+    with (folder / "command.log").open("w+") as log:
+        begun = time.monotonic()
+        running = subprocess.Popen(
+            command, cwd=folder, env=dict(variables), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+        try:
+            code = running.wait()
+        except BaseException:
+            _end(running)
+            raise
+        took = time.monotonic() - begun
+        if code:
+            log.seek(0)
+            raise RuntimeError(f"{' '.join(command)} exited with {code}:\n{log.read()[-3000:]}")
+    return took
+
+
+def _in_background(
+    command: str, folder: Path, variables: Mapping[str, str], *options: str
+) -> subprocess.Popen[bytes]:
     """In a session of its own: a Ctrl-C at the terminal is for the benchmark, which then ends the stack."""
-    program = str(Path(sys.executable).with_name("syncbn"))
     with (folder / f"{command}.log").open("wb") as log:
         return subprocess.Popen(
-            [program, command, "--data-dir", str(folder), *options],
+            [SYNCBN, command, "--data-dir", str(folder), *options],
+            env=dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -85,20 +123,25 @@ def _syncbn(command: str, folder: Path, *options: str) -> subprocess.Popen[bytes
         )
 
 
-def _end(up: subprocess.Popen[bytes]) -> None:
-    up.terminate()
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
     try:
-        up.wait(60)
+        process.wait(60)
     except subprocess.TimeoutExpired:
-        up.kill()
-        up.wait()
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One on which nobody listens, and which no system gives to those that ask for any, as Ray does."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no port from 20000 to 32000 is free")
 
 
 def _is_ready(client: Client) -> bool:

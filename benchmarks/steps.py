@@ -8,17 +8,17 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from mlflow import MlflowClient
 
-from benchmarks import stamped
+from benchmarks import stamps
 from benchmarks.progress import progress
 from benchmarks.result import Options, Result, comparison
 from benchmarks.servers import mlflow_server
+from benchmarks.uploaded import stamped
 
 STEPS, QUICK_STEPS, WARM_UP = 60, 24, 10
 EVERY = 10  # steps between two checkpoints, where there are any
@@ -60,7 +60,7 @@ def measure(options: Options) -> Result:
                 seconds = _run(name, workers, steps, where, mlflow)
                 samples[f"steps per second, workers: {workers}"][name].append(1 / median(seconds.values()))
                 if name == SAVING:
-                    saves.append(_seconds_of_a_save(seconds))
+                    saves.append(stamps.seconds_of_a_save(seconds, every=EVERY))
                 shown.done(f"{name}, {workers} workers: {1 / median(seconds.values()):.2f} steps/s")
     notes = [note.format(warm_up=WARM_UP) for note in NOTES]
     cost = median(saves)
@@ -71,18 +71,13 @@ def measure(options: Options) -> Result:
     return comparison("Steps per second", samples, reference=PLAIN, notes=notes)
 
 
-def _seconds_of_a_save(seconds: dict[int, float]) -> float:
-    with_one = [value for step, value in seconds.items() if step % EVERY == 0]
-    return median(with_one) - median(value for step, value in seconds.items() if step % EVERY)
-
-
 def _run(name: str, workers: int, steps: int, folder: Path, mlflow: list[str]) -> dict[int, float]:
     """Seconds from the beginning of each step to that of the next."""
     folder.mkdir()
-    stamps = folder / "stamps"
+    path = folder / "stamps"
     checkpoint = {"every_steps": EVERY if name == SAVING else None, "every_minutes": None}
     spec: dict[str, Any] = {
-        "model": {"class_path": "benchmarks.stamped.Stamped", "init_args": {"path": str(stamps)}},
+        "model": {"class_path": "benchmarks.uploaded.stamped.Stamped", "init_args": {"path": str(path)}},
         "data": {"class_path": "training.data.FashionMNIST", "init_args": {"limit": 64 * steps}},
         "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}},
         "norm": {"kind": "keep" if name == UNSYNCHRONIZED else "sync_batch_norm"},
@@ -99,5 +94,4 @@ def _run(name: str, workers: int, steps: int, folder: Path, mlflow: list[str]) -
     )
     if done.returncode:
         raise RuntimeError(f"{name} on {workers} workers failed:\n{done.stderr[-3000:]}")
-    found = stamped.read(stamps)
-    return {step: after - begin for (step, begin), (_, after) in pairwise(found) if step > WARM_UP}
+    return stamps.seconds_by_step(stamps.read(path), after=WARM_UP)

@@ -66,6 +66,7 @@ class Dispatcher:
 
     def round(self) -> None:
         """Looks at every job once. Raises Superseded alone: what else fails is logged and tried again."""
+        self._has_run.clear()  # before the queue is read: one that is made meanwhile is not overlooked
         try:
             attempts, active = self.reconciler.reconcile()
             self._seen = _outline(attempts)
@@ -82,7 +83,6 @@ class Dispatcher:
             while not stop.is_set() and (left := until - monotonic()) > 0:
                 self.cluster.wait(left)
                 if self._has_run.is_set() or _outline(self.cluster.attempts()) != self._seen:
-                    self._has_run.clear()
                     return
         except Superseded:
             raise
@@ -192,5 +192,6 @@ def _in_threads(*workers: Runs | Finisher) -> Iterator[None]:
     finally:
         for each in workers:
             each.stop()
+        until = monotonic() + _SECONDS_TO_LEAVE
         for thread in threads:
-            thread.join(_SECONDS_TO_LEAVE)
+            thread.join(max(until - monotonic(), 0.0))

@@ -7,6 +7,7 @@ number rises with each holder; orders carry it, so that those of an earlier one 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -32,10 +33,12 @@ _HOW_TO_START = "start one with `syncbn serve --role scheduler`"
 class SchedulerRow:
     """What the scheduler has last said of itself.
 
+    queue: a name that this queue alone has, made with it: several may share one Ray cluster.
     number: of all that have held the row, from 1. silent_seconds: since then. holder: in words, "" when the
     last one has stepped down. nodes: as Ray last named them. problem: why Ray does not answer, or "".
     """
 
+    queue: str
     number: int
     beat: int
     seen_at: datetime
@@ -90,6 +93,7 @@ class Lease:
         if row is None:
             return None
         return SchedulerRow(
+            queue=row.queue,
             number=row.number,
             beat=row.beat,
             seen_at=row.seen_at,
@@ -123,7 +127,8 @@ class Lease:
         self._update_scheduler([scheduler.c.number == number], holder="")  # Race closed: as for a beat
 
     def _create_scheduler(self, holder: str) -> bool:
-        row = {"id": _THE_ROW, "number": 1, "beat": 0, "holder": holder, "nodes": [], "problem": ""}
+        first = {"number": 1, "beat": 0, "holder": holder, "nodes": [], "problem": ""}
+        row = {"id": _THE_ROW, "queue": secrets.token_hex(8), **first}
         try:
             with database.writing(self._engine) as connection:
                 connection.execute(insert(scheduler).values({**row, "seen_at": _NOW}))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from service.errors import Refused
 
-DATABASES = ("syncbn.db", "mlflow.db")
 _OURS = ("stack.json", "syncbn.db", "ray.token")
 
 
-def make_private(folder: Path) -> None:
-    """Creates the folder, or closes one of an earlier `up` to others; the databases in it as well.
+def make_private(folder: Path, databases: Iterable[str]) -> None:
+    """Creates the folder, or closes one of an earlier `up` to others; the SQLite files in it as well.
 
     Raises Refused for what cannot be such a folder. One that holds other things keeps its permissions: it
     may be a home directory, or /tmp.
@@ -22,7 +22,7 @@ def make_private(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if _is_ours(folder):
             folder.chmod(0o700)
-        for name in DATABASES:
+        for name in databases:
             _touch_private(folder / name)
     except OSError as error:
         raise Refused(f"--data-dir {folder} cannot be used: {error.strerror}: name a folder") from None
@@ -32,9 +32,8 @@ def _is_ours(folder: Path) -> bool:
     found = folder.stat()
     shared = bool(found.st_mode & stat.S_ISVTX)
     empty = not any(folder.iterdir())
-    return (
-        found.st_uid == os.geteuid() and not shared and (empty or any((folder / n).exists() for n in _OURS))
-    )
+    used = empty or any((folder / name).exists() for name in _OURS)
+    return used and not shared and found.st_uid == os.geteuid()
 
 
 def _touch_private(path: Path) -> None:

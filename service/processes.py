@@ -22,7 +22,7 @@ from service.identity import Identity
 from service.restarts import Pauses
 
 MARK = "SYNCBN_STACK"
-"""The stack's folder, in the environment of all that the stack starts; not of jobs, which Ray's agent ends."""
+"""The stack's folder, in the environment of all that the stack starts; jobs are ended by their host agent."""
 
 LOOKS = 5  # a process that is being ended may have started another one meanwhile
 

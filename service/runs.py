@@ -123,12 +123,12 @@ class Runs:
     def _make(self, job: Job) -> None:
         experiment = job.spec["tracking"]["experiment"]
         run = self._results.ensure_run(job_id=job.id, name=job.name, experiment=experiment)
-        # Race closed: another scheduler has made it one meanwhile; the row names the first.
-        if self._store.get(job.id).run is None:
-            self._store.set_run(job.id, run.experiment_id, run.run_id)
+        self._store.set_run(job.id, run.experiment_id, run.run_id)
         now = self._store.get(job.id)
         # Race closed: a job that was cancelled and archived before its row named a run that had to be ended.
         if now.state.ended:
             self._results.end(run, END_STATUS[now.state])
-        elif now.run != run:
+        elif (
+            now.run != run
+        ):  # Race closed: another scheduler has made it one meanwhile; the row names the first.
             self._results.end(run, END_STATUS[State.CANCELLED])

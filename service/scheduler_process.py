@@ -189,6 +189,8 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
     results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
 
     def connect(number: int) -> ClosableCluster:
+        # Otherwise it prints the stack of every thread when it is asked to end. Ray reads it when imported.
+        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
         from service.backends.ray import RayCluster
 
         token = settings.ray_token.get_secret_value() if settings.ray_token else None

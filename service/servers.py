@@ -22,8 +22,9 @@ from service.processes import Child, State, end_all, is_free, marked
 from service.settings import Settings
 from service.store import Store
 
+MLFLOW_DATABASE = "mlflow.db"
 NO_PORT = 99_999
-"""What Ray is told for a server that it would start in any case: it logs that this is no port, and goes on."""
+"""For a server that Ray would start in any case: it logs that this is no port, and goes on."""
 
 
 class RayHead(Child):
@@ -101,7 +102,7 @@ class RayHead(Child):
 
 
 QUIET = {
-    "RAY_START_HOOK": "service.ray_start.without_client_server",
+    "RAY_START_HOOK": "service.ray_start.alone",
     # Its agent ends at once when it is told to, with the ranks below it: there is nothing to drain.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # It would kill the host agent, and so every job, to free memory that a rank has taken. The kernel kills
@@ -110,6 +111,13 @@ QUIET = {
     # No worker runs but the host agent.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
+    # What its dashboard would show.
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "3600000",
+    # The agent of its dashboard logs every second that there is none.
+    "RAY_ROTATION_MAX_BYTES": str(2**20),
+    "RAY_ROTATION_BACKUP_COUNT": "1",
 }
 """What Ray does for others and this stack does without."""
 
@@ -137,7 +145,7 @@ class MlflowServer(Child):
         folder = self.state.folder
         return [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-            *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
+            *("--backend-store-uri", f"sqlite:///{folder / MLFLOW_DATABASE}"),
             *("--artifacts-destination", (folder / "artifacts").as_uri(), "--workers", "1"),
         ]
 

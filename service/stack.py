@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -26,10 +26,11 @@ from service.errors import Refused
 from service.foreground import errors_told, open_store, say, stop_on_signals
 from service.private_folder import make_private
 from service.processes import Child, State, end_all, sweep
-from service.servers import MlflowServer, RayHead, SchedulerServer
+from service.servers import MLFLOW_DATABASE, MlflowServer, RayHead, SchedulerServer
 from service.serving import check_address, running
 from service.settings import Settings
 
+DATABASE = "syncbn.db"
 SECONDS_TO_START = 120.0
 SECONDS_TO_END = 60.0
 
@@ -55,7 +56,8 @@ def down(*, data_dir: Path) -> bool:
     folder = data_dir.resolve()
     pid = _holder(folder / "up.lock")
     if pid is not None:
-        end_all([psutil.Process(pid)], SECONDS_TO_END)
+        with suppress(psutil.NoSuchProcess):
+            end_all([psutil.Process(pid)], SECONDS_TO_END)
     return sweep(folder) or pid is not None
 
 
@@ -66,7 +68,8 @@ def _stack(
     """Everything started, and ended in the opposite order when the context ends."""
     given = Settings.from_env()
     check_address(host, port, given)
-    make_private(folder)
+    own = () if "database_url" in given.model_fields_set else (DATABASE,)
+    make_private(folder, (*own, MLFLOW_DATABASE))
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder))
         state = State.load(folder)
@@ -97,7 +100,7 @@ def _keep_running(children: list[Child]) -> None:
 
 
 def _database_url(given: Settings, folder: Path) -> str:
-    own = f"sqlite:///{folder / 'syncbn.db'}"
+    own = f"sqlite:///{folder / DATABASE}"
     return given.database_url if "database_url" in given.model_fields_set else own
 
 

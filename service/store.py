@@ -280,8 +280,10 @@ class Store(Lease, CodeArchives):
         return self._request(job_id, wishes.resize(workers))
 
     def set_run(self, job_id: str, experiment_id: str, run_id: str) -> None:
-        """Links the job to its run. Only the scheduler that launches an attempt calls it: no guard."""
-        self._update([jobs.c.id == job_id], {"experiment_id": experiment_id, "run_id": run_id})
+        """Links the job to its run; the first one stays."""
+        # Race closed: two schedulers, one of which does not know yet that the other has followed it.
+        guards = [jobs.c.id == job_id, jobs.c.run_id.is_(None)]
+        self._update(guards, {"experiment_id": experiment_id, "run_id": run_id})
 
     def mark_archived(self, job_id: str) -> None:
         """Notes that log and end are with the tracking server. Idempotent: the first time stays."""

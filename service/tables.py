@@ -139,6 +139,7 @@ scheduler = Table(
     "scheduler",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("queue", Text, nullable=False),
     Column("number", Integer, nullable=False),
     Column("beat", Integer, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from benchmarks.capacity import head, points, queue, rounds
+from benchmarks.capacity import points, queue, rounds
 from benchmarks.postgres import postgres
 from benchmarks.progress import progress
 from benchmarks.result import Options, Result
@@ -17,18 +17,15 @@ NOTES = (
 
 def measure(options: Options) -> Result:
     quick = options.quick
-    total = queue.runs(quick=quick) + rounds.runs(quick=quick) + points.runs() + head.runs(quick=quick)
+    total = queue.runs(quick=quick) + rounds.runs(quick=quick) + points.runs()
     load: list[str] = []
-    with progress("capacity", total) as shown:
-        with postgres() as server:
-            load.append(_load("the API"))
-            parts = queue.measure(server, shown, quick=quick)
-            load.append(_load("the rounds"))
-            parts.append(rounds.measure(server, shown, quick=quick))
-            load.append(_load("MLflow"))
-            parts.append(points.measure(server, shown, quick=quick))
-        load.append(_load("the head"))
-        parts += head.measure(shown, quick=quick)
+    with progress("capacity", total) as shown, postgres() as server:
+        load.append(_load("the API"))
+        parts = queue.measure(server, shown, quick=quick)
+        load.append(_load("the rounds"))
+        parts.append(rounds.measure(server, shown, quick=quick))
+        load.append(_load("MLflow"))
+        parts.append(points.measure(server, shown, quick=quick))
     notes = [*NOTES, f"Load of the minute before each part: {', '.join(load)}."]
     return Result(title="Capacity", notes=notes, parts=parts)
 

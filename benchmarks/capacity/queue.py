@@ -1,6 +1,6 @@
 """The API over PostgreSQL: requests per second and their latency, with more and more jobs in the table.
 
-The API is a process of its own, without a dispatcher; Ray and MLflow are in its memory and answer at once.
+The API is a process of its own, without a scheduler; it asks the database alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
 from benchmarks.servers import free_port
+from service.backends.memory import MemoryCluster
 from service.database import make_engine
 from service.dispatcher import Dispatcher
-from service.fakes import FakeCluster, FakeResults
+from service.fakes import FakeResults
 from service.settings import Settings
 from service.store import Store
 from service.tables import jobs
@@ -40,7 +41,7 @@ NOTES = (
     "Latency: {requests} requests one after the other by one client. Per second: clients that each send the "
     "next request once the last is answered, for {seconds:g} s, from one process on the same cores.",
     "A round: of the dispatcher, while no job waits or runs.",
-    "Ray and MLflow are in memory. GET of a job that has run asks MLflow, too: see the head.",
+    "Of a job the API asks the database alone, whether it waits, trains or has ended.",
 )
 
 
@@ -129,7 +130,7 @@ def _serve(database_url: str, port: int) -> None:
 
     from service.api.app import create_app
 
-    app = create_app(Settings(), Store(database_url), FakeCluster(), FakeResults())
+    app = create_app(Settings(), Store(database_url), FakeResults())
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
@@ -150,7 +151,7 @@ def _latencies(api: str, size: str, some: list[str]) -> list[tuple[str, ...]]:
 
 
 def _idle_rounds(store: Store) -> list[float]:
-    dispatcher = Dispatcher(Settings(), store, FakeCluster(), FakeResults())
+    dispatcher = Dispatcher(Settings(), store, MemoryCluster(), FakeResults())
     return [_seconds(dispatcher.round) for _ in range(20)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
@@ -14,13 +14,16 @@ from benchmarks.capacity import rows
 from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
+from service.backends.cluster import Launch, Node
+from service.backends.memory import FIRST_STEP, MemoryCluster
 from service.database import make_engine
 from service.dispatcher import Dispatcher
-from service.fakes import FakeCluster, FakeResults
+from service.fakes import FakeResults
 from service.jobs import Job
-from service.launch import Node, Phase, submission_id
+from service.orders import launch_of, name_of
 from service.settings import Settings
 from service.store import Store
+from training import protocol
 
 MACHINES, QUEUED = (10, 100, 1_000), (100, 1_000, 10_000)
 QUICK_MACHINES, QUICK_QUEUED = (10, 100), (100,)
@@ -30,10 +33,11 @@ NOTES = (
     f"runs; jobs of {', '.join(map(str, rows.SHAPES))} workers wait in turns. No network: what Ray's and "
     "MLflow's answers take comes on top (see the head).",
     "New queue: no job has its reason yet, all are written. Nothing changes: the rounds after it "
-    f"(the fastest of {STILL_ROUNDS}). A job ends: one or more start in its place, and those behind them "
-    "have fewer jobs ahead, which is part of their reasons.",
-    "CPU: of the service, without PostgreSQL's. Statements: those that the service sends to the database; "
-    "one may carry the reasons of 500 jobs.",
+    f"(the fastest of {STILL_ROUNDS}). Steps: each job that runs has made some, as about once a second; all "
+    "are written. A job ends: that round and the next, in which one or more that have got their run start in "
+    "its place; those behind them have fewer jobs ahead, which is part of their reasons.",
+    "CPU: of the scheduler, without PostgreSQL's. Statements: those that it sends to the database; "
+    "one may carry the reasons of 500 jobs, or the progress of all.",
 )
 
 Round = tuple[float, float, int]
@@ -56,7 +60,7 @@ def measure(server: Postgres, shown: Progress, *, quick: bool) -> Result:
         table.append((f"{machines:,}", f"{queued:,}", *(cell for kind in times for cell in _cells(*kind))))
         shown.done(f"rounds, {machines} machines, {queued} jobs wait: {times}")
     columns = ("machines", "jobs that wait")
-    kinds = ("new queue", "nothing changes", "a job ends")
+    kinds = ("new queue", "nothing changes", "steps", "a job ends")
     measures = tuple(f"{kind}: {what}" for kind in kinds for what in ("s", "CPU s", "statements"))
     return Result(title="A round of the dispatcher", columns=columns + measures, rows=table, notes=NOTES)
 
@@ -70,41 +74,53 @@ def _rounds(server: Postgres, machines: int, queued: int) -> list[Round]:
     url = server.create(f"rounds_{machines}_{queued}")
     store, engine = Store(url), make_engine(url)
     store.migrate()
-    results = FakeResults()
+    results, settings = FakeResults(), Settings()
     running = [_with_run(job, results) for job in rows.running(machines)]
     rows.fill(engine, running)
     rows.fill(engine, rows.waiting(queued))
-    cluster = _cluster(running)
-    dispatcher = Dispatcher(Settings(), store, cluster, results)
+    cluster = _cluster([launch_of(job, settings, store) for job in running])
+    now = [0.0]
+    dispatcher = Dispatcher(settings, store, cluster, results, clock=lambda: now[0])
+
+    def and_the_next() -> None:
+        dispatcher.round()
+        dispatcher.runs.make_all()
+        dispatcher.round()
+
     with _statements() as sent:
-        new = _round(dispatcher, sent)
-        still = min(_round(dispatcher, sent) for _ in range(STILL_ROUNDS))
-        cluster.set_phase(submission_id(running[0].id, 1), Phase.SUCCEEDED)
-        end = _round(dispatcher, sent)
+        new = _timed(dispatcher.round, sent)
+        still = min(_timed(dispatcher.round, sent) for _ in range(STILL_ROUNDS))
+        now[0] += 1.0
+        for job in running:
+            cluster.run(name_of(job), protocol.Progress(step=2, total_steps=10, epoch=0, eta_seconds=1000.0))
+        steps = _timed(dispatcher.round, sent)
+        cluster.finish(name_of(running[0]))
+        end = _timed(and_the_next, sent)
     engine.dispose()
     store.close()
-    return [new, still, end]
+    return [new, still, steps, end]
 
 
 def _with_run(job: Job, results: FakeResults) -> Job:
     run = results.ensure_run(job_id=job.id, name=job.name, experiment="default")
-    return replace(job, experiment_id=run.experiment_id, run_id=run.run_id)
+    return replace(job, experiment_id=run.experiment_id, run_id=run.run_id, progress=FIRST_STEP)
 
 
-def _cluster(running: list[Job]) -> FakeCluster:
-    """A machine for each of the jobs."""
+def _cluster(launches: Sequence[Launch]) -> MemoryCluster:
+    """A machine for each of the attempts, which all train."""
     cpus = float(rows.SHAPES[0])
-    cluster = FakeCluster(
-        [Node(id=f"node-{job.id}", address="10.0.0.1", cpus=cpus, gpus=0) for job in running]
+    cluster = MemoryCluster(
+        [Node(id=f"node-{launch.name}", address="10.0.0.1", cpus=cpus, gpus=0) for launch in launches]
     )
-    for job in running:
-        cluster.set_phase(submission_id(job.id, 1), Phase.RUNNING)
+    for launch in launches:
+        cluster.launch(launch)
+        cluster.run(launch.name)
     return cluster
 
 
-def _round(dispatcher: Dispatcher, sent: list[str]) -> Round:
+def _timed(do: Callable[[], object], sent: list[str]) -> Round:
     before, begun, computed = len(sent), time.perf_counter(), time.process_time()
-    dispatcher.round()
+    do()
     return time.perf_counter() - begun, time.process_time() - computed, len(sent) - before
 
 

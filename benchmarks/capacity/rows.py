@@ -51,6 +51,7 @@ def running(count: int) -> Iterator[Job]:
             reason="",
             started_at=created,
             attempt=1,
+            start=1,
             workers=SHAPES[0],
             experiment_id="1",
             run_id=f"{number:032x}",

@@ -1,9 +1,10 @@
-"""The peer of `benchmarks.startup`: what one writes without a service, Ray's TorchTrainer and torch's DDP.
+"""What one writes without a service, TorchTrainer and DDP: peer of `benchmarks.startup`, `head` and `logs`.
 
-    python ray_ddp.py --steps 20 --workers 2 --storage FOLDER
+    python ray_ddp.py --steps 300 --workers 2 --storage FOLDER
 
 Trains the ConvNet of the digits recipe on the same data with the same global batch. No Lightning, no MLflow,
-no checkpoint, no validation. Rank 0 prints `first_step SECONDS`, the time of day after its first step.
+no checkpoint, no validation. Rank 0 prints `first_step SECONDS`, the time of day after its first step. With
+--lines N it prints as many in each step, those of `benchmarks.uploaded.printing`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def train(config: dict[str, Any]) -> None:
     loss_of = torch.nn.CrossEntropyLoss()
     loader = _loader(GLOBAL_BATCH // context.get_world_size())
     for step, (images, labels) in enumerate(islice(_epochs(loader), config["steps"])):
+        if context.get_world_rank() == 0:
+            _print(step * config["lines"], config["lines"])
         optimizer.zero_grad()
         loss_of(model(images), labels).backward()
         optimizer.step()
@@ -53,6 +56,13 @@ def _loader(batch_size: int) -> Any:
     return prepare_data_loader(DataLoader(data, batch_size=batch_size, shuffle=True))
 
 
+def _print(first: int, lines: int) -> None:
+    from benchmarks.uploaded.printing import line
+
+    for number in range(first, first + lines):
+        print(line(number), end="")
+
+
 def _epochs(loader: Any) -> Iterator[Any]:
     while True:
         yield from loader
@@ -63,10 +73,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--storage", required=True)
+    parser.add_argument("--lines", type=int, default=0)
     arguments = parser.parse_args()
     TorchTrainer(
         train,
-        train_loop_config={"steps": arguments.steps},
+        train_loop_config={"steps": arguments.steps, "lines": arguments.lines},
         scaling_config=ScalingConfig(num_workers=arguments.workers),
         run_config=RunConfig(storage_path=arguments.storage),
     ).fit()

@@ -1,10 +1,14 @@
 """The peer of `benchmarks.recovery`: Ray Train's own restart of a plain DDP training that loses a worker.
 
+    python -m benchmarks.peers.ray_restart CONFIG_JSON
+
 Reports a checkpoint every so many steps, and goes on from the last one.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 from itertools import islice
 from pathlib import Path
@@ -18,7 +22,7 @@ from ray.train.torch import TorchTrainer, prepare_data_loader, prepare_model
 def train(config: dict[str, Any]) -> None:
     import torch
 
-    from benchmarks.stamped import Stamped
+    from benchmarks.uploaded.stamped import Stamped
     from training.data import FashionMNIST
 
     torch.manual_seed(0)
@@ -64,12 +68,17 @@ def _save(step: int, model: Any, optimizer: Any) -> None:
         ray.train.report({"step": step}, checkpoint=mine)
 
 
-def run(config: dict[str, Any], *, workers: int, storage: Path) -> None:
+def main() -> None:
+    config: dict[str, Any] = json.loads(sys.argv[1])
     TorchTrainer(
         train,
         train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=workers),
+        scaling_config=ScalingConfig(num_workers=config["workers"]),
         run_config=RunConfig(
-            name="peer", storage_path=str(storage), failure_config=FailureConfig(max_failures=3)
+            name="peer", storage_path=config["storage"], failure_config=FailureConfig(max_failures=3)
         ),
     ).fit()
+
+
+if __name__ == "__main__":
+    main()

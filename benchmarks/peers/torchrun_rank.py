@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,9 +26,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from training.build import construct
-from training.folder import RunFolder
+from training.protocol import Order, RankPlace
+from training.rank.context import RankContext
+from training.rank.process import Reports
+from training.rank.rank import RankRun
 from training.spec import Spec, parse_spec
-from training.worker import Attempt, Destination, Place
 
 
 class Torchrun(TorchElasticEnvironment):
@@ -41,7 +44,8 @@ class Torchrun(TorchElasticEnvironment):
 
 def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -> None:
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    place = Place(
+    place = RankPlace(rank=rank, local_rank=rank, node_rank=0)
+    context = RankContext(
         rank=rank,
         world_size=world_size,
         local_rank=rank,
@@ -49,8 +53,20 @@ def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -
         environment=Torchrun,
         strategy=DDPStrategy,
     )
-    destination = Destination(output=str(folder), mlflow_uri=mlflow_uri, run_id=run_id, curves_only=True)
-    Attempt(spec, place, destination, RunFolder(path=folder / "run")).run()
+    order = Order(
+        attempt="steps-1",
+        spec=spec.model_dump(mode="json"),
+        ranks=(place,),
+        world_size=world_size,
+        folder=str(folder / "run"),
+        mlflow_uri=mlflow_uri,
+        run_id=run_id,
+        output=str(folder),
+        curves_only=True,
+    )
+    nobody, unheard = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with nobody, unheard:
+        RankRun(order, place, Reports(unheard, rank, lambda _step: None)).train_in(context)
 
 
 def plain(spec: Spec) -> None:

@@ -173,7 +173,8 @@ def kill(agent: Agent) -> None:
 
 async def answer(reference: Any, seconds: float) -> Any:
     """What a task or an actor answers. Raises TimeoutError."""
-    return await asyncio.wait_for(asyncio.wrap_future(reference.future()), seconds)
+    async with asyncio.timeout(seconds):  # asyncio.wait_for may lose a cancellation
+        return await asyncio.wrap_future(reference.future())
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

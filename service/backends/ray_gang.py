@@ -22,7 +22,7 @@ class Gang:
     launched: the latest start that this scheduler has launched, or 0. message: what the launch waits for
     that goes on; None: none does. cancelled: it was given up. nodes: of the ranks of that start.
     released, removed: its place is to be given back, and was.
-    stop_by: when it has to have ended that was asked to stop; of the monotonic clock.
+    stop_seconds: how long it may take to stop, if it was asked to.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,7 +31,7 @@ class Gang:
         self.launched, self.world_size = 0, 0
         self.message: str | None = None
         self.cancelled = self.ending = self.released = self.removed = False
-        self.stop_by: float | None = None
+        self.stop_seconds: float | None = None
         self.nodes: dict[int, str] = {}
         self.gpus: dict[tuple[str, ...], Gpus] = {}
         self.task: asyncio.Task[None] | None = None
@@ -40,7 +40,7 @@ class Gang:
     def begin(self, launch: Launch) -> None:
         """A start is to be launched; of what was asked for an earlier one nothing holds."""
         self.launched, self.world_size = launch.order.start, launch.order.world_size
-        self.message, self.cancelled, self.ending, self.stop_by = "", False, False, None
+        self.message, self.cancelled, self.ending, self.stop_seconds = "", False, False, None
         self.nodes, self._told = {}, {}
 
     def cancel(self) -> bool:
@@ -64,14 +64,16 @@ class Gang:
         return node in self._told or node in placed or node in self.nodes.values()
 
     def _view(self, hosts: Mapping[str, Host]) -> GangView:
-        nodes = self.nodes
-        if not nodes and self.group is not None and self.group.placed:
-            nodes = nodes_of_ranks(self.group.nodes)
+        nodes, world_size = self.nodes, self.world_size
+        if self.group is not None:
+            world_size = world_size or len(self.group.nodes)
+            if not nodes and self.group.placed:
+                nodes = nodes_of_ranks(self.group.nodes)
         concerned = {node for node, host in hosts.items() if host.known(self.name)} | {*nodes.values()}
         return GangView(
             hosts={node: self._host(hosts[node]) for node in concerned & hosts.keys()},
             nodes=nodes,
-            world_size=self.world_size,
+            world_size=world_size,
             launched=self.launched,
             message=self.message,
             cancelled=self.cancelled,

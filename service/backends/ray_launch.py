@@ -97,7 +97,8 @@ class Launching:
             if group is None:
                 # Ray takes a second to look again at a gang that has not found its room at once.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self.pulse.until(lambda: not self.freeing()), _FREEING_SECONDS)
+                    async with asyncio.timeout(_FREEING_SECONDS):
+                        await self.pulse.until(lambda: not self.freeing())
                 bundle = {"CPU": self.launch.cpus_per_worker, "GPU": self.launch.gpus_per_worker}
                 offered = {kind: amount for kind, amount in bundle.items() if amount}
                 await ray_calls.in_thread(ray_calls.create_group, name, offered, self.launch.order.world_size)

@@ -79,8 +79,7 @@ class RayLoop:
         if (gang := self._gangs.get(name)) is not None:
             if gang.cancel():
                 gang.ending = True  # not all ranks were ordered, so none has made a step that could be saved
-            until = monotonic() + seconds
-            gang.stop_by = until if gang.stop_by is None else min(gang.stop_by, until)
+            gang.stop_seconds = min(seconds, gang.stop_seconds or seconds)
             self._tell()
 
     def end(self, name: str) -> None:
@@ -172,8 +171,8 @@ class RayLoop:
             assert status is not None
             if not status.ended and (gang.ending or gang.released):
                 self._send("end", gang, host)
-            elif not status.ended and gang.stop_by is not None:
-                self._send("stop", gang, host, max(gang.stop_by - monotonic(), 0.0))
+            elif not status.ended and gang.stop_seconds is not None:
+                self._send("stop", gang, host, gang.stop_seconds)
             elif status.ended and gang.released:
                 self._send("forget", gang, host)
         # The place is given back when nothing runs in it any more, and the name when nobody tells of it.

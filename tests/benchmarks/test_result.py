@@ -27,6 +27,17 @@ def test_a_reference_of_nothing_has_no_ratio() -> None:
     assert [row[-1] for row in result.rows] == ["-", "-"]
 
 
+def test_a_measure_without_the_reference_has_no_ratio_and_without_any_there_is_no_such_column() -> None:
+    samples = {"time, s": {"ours": [1.0]}, "size": {"ours": [1.0], "theirs": [2.0]}}
+
+    beside = comparison("Times", samples, reference="theirs", notes=[])
+    alone = comparison("Times", samples, reference=None, notes=[])
+
+    assert [row[-1] for row in beside.rows] == ["-", "0.50", "1.00"]
+    assert alone.columns[-1] == "most"
+    assert alone.rows[0] == ("time, s", "ours", "1.00", "1.00", "1.00")
+
+
 def test_both_files_hold_the_table_the_command_and_the_machine(tmp_path: Path) -> None:
     samples = defaultdict(dict, SAMPLES)
     result = comparison("Times", samples, reference="theirs", notes=["A note."])

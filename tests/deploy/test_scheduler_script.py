@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,8 @@ def container(folder: Path) -> Iterator[Container]:
         running.wait_until_started()
         yield running
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # all has ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

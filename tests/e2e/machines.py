@@ -68,8 +68,8 @@ class Machines(Served):
         super().__init__(folder, mlflow_host="127.0.0.1" if here == there else here.address)
         self.here, self.there = here, there
         self.token = secrets.token_hex(32)
-        self.gcs_port, self.dashboard_port = free_port(here.address), free_port()
-        # Of their own: two nodes in one folder take uploaded code away from each other.
+        self.gcs_port = free_port(here.address)
+        # Of their own: two nodes in one folder delete each other's sockets.
         self.temporary = [tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp") for _ in "12"]
         self.begun: list[subprocess.Popen[bytes]] = []
 
@@ -107,9 +107,9 @@ class Machines(Served):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _ray_head(self) -> None:
-        flags = ["--head", f"--port={self.gcs_port}", f"--ray-client-server-port={free_port()}"]
-        dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
-        self._ray(self.here, self.temporary[0], *flags, *dashboard)
+        flags = ["--head", f"--port={self.gcs_port}", "--include-dashboard=false"]
+        ports = [f"--ray-client-server-port={free_port()}", f"--dashboard-port={free_port()}"]
+        self._ray(self.here, self.temporary[0], *flags, *ports)
 
     def _ray_worker(self) -> None:
         self._ray(self.there, self.temporary[1], f"--address={self.here.address}:{self.gcs_port}")
@@ -125,6 +125,8 @@ class Machines(Served):
             RAY_enable_metrics_collection="0",
             AUTOSCALER_METRIC_PORT="99999",
             DASHBOARD_METRIC_PORT="99999",
+            RAY_memory_monitor_refresh_ms="0",
+            RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0",
             GLOO_SOCKET_IFNAME=machine.interface,
             PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         )
@@ -143,7 +145,7 @@ class Machines(Served):
         self._begin(
             [SYNCBN, "serve", "--port", str(self.port)],
             SYNCBN_DATABASE_URL=f"sqlite:///{self.folder / 'syncbn.db'}",
-            SYNCBN_RAY_URL=f"http://127.0.0.1:{self.dashboard_port}",
+            SYNCBN_RAY_ADDRESS=f"{self.here.address}:{self.gcs_port}",
             SYNCBN_RAY_TOKEN=self.token,
             SYNCBN_MLFLOW_URL=self.mlflow,
             SYNCBN_STORAGE=str(self.folder / "runs"),

@@ -72,10 +72,29 @@ class Stack(Served):
             time.sleep(0.3)
 
     def kill(self) -> None:
-        """SIGKILL for the process of API and dispatcher; Ray and MLflow go on."""
+        """SIGKILL for `up`, which is the API; Ray, MLflow and the scheduler go on."""
         assert self.up is not None
         self.up.kill()
         self.up.wait()
+
+    def kill_scheduler(self) -> None:
+        self.scheduler().kill()
+
+    def scheduler(self) -> psutil.Process:
+        return self._one("service.scheduler_process")
+
+    def agent(self) -> psutil.Process:
+        """Ray's process around the host agent."""
+        return self._one("ray::", "HostAgent")
+
+    def fork_server(self) -> psutil.Process:
+        """The one that ranks are forked from; it has a clean environment, so it is found below the agent."""
+        below = self.agent().children(recursive=True)
+        return next(process for process in below if _is(process, "multiprocessing.forkserver"))
+
+    def _one(self, *words: str) -> psutil.Process:
+        (found,) = (process for process in self.processes() if _is(process, *words))
+        return found
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """What Ctrl-C does; returns the exit code."""
@@ -105,6 +124,15 @@ class Stack(Served):
         """Submits and waits for the end."""
         with self.client() as client:
             return client.wait(client.submit(spec).id, timeout=300)
+
+
+def _is(process: psutil.Process, *words: str) -> bool:
+    """Whether they all stand on its command line."""
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return all(word in line for word in words)
 
 
 def digits(**changes: Any) -> dict[str, Any]:

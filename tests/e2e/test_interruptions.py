@@ -24,7 +24,7 @@ from tests.e2e.stack import Served, Stack, digits
 pytestmark = pytest.mark.ray
 
 STEPS = 120
-KINDS = ("0", "1", "driver", "sleep")
+KINDS = ("0", "1", "agent", "sleep")
 ROUNDS = int(os.environ.get("SYNCBN_TEST_KILLS", "1"))
 """How often each of these strikes a job. With 10 the test takes a quarter of an hour more."""
 
@@ -55,7 +55,7 @@ def undisturbed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Job:
 def test_what_is_killed_or_hangs_at_random_steps_changes_no_bit(
     stack: Stack, undisturbed: Job, tmp_path: Path
 ) -> None:
-    """Rank 0, rank 1 and the driver by SIGKILL; rank 1, which sleeps for ever, by the watchdog, which says
+    """Rank 0, rank 1 and their host agent by SIGKILL; rank 1, which sleeps for ever, by the watchdog, which says
     where each rank stood.
     """
     steps = random.Random(ROUNDS).sample(range(2, STEPS), ROUNDS * len(KINDS))
@@ -112,9 +112,9 @@ def test_machine_that_is_gone_costs_its_workers_and_nothing_else(
 
     with machines.client() as client:
         log = client.logs(job.id)
-    where = re.findall(r"\(ip=([^,]+), pid=\d+\) world_rank=", log)
-    assert sorted(where[:2]) == machines.addresses
-    assert "of 2 workers, the machines that are left have place for 1" in log
+        where = [client.logs(job.id, rank=rank, attempt=running.attempt) for rank in (0, 1)]
+    addresses = [re.findall(r"^rank \d of 2 on \S+ \((.+)\)$", text, re.MULTILINE)[0] for text in where]
+    assert sorted(addresses) == machines.addresses
     assert (done.attempt, done.workers) == (running.attempt + 1, 1)
     assert by_step(points(machines, done)) == pytest.approx(by_step(points(stack, undisturbed)), rel=1e-9)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -266,6 +267,26 @@ def test_an_artifact_replaces_what_was_there_and_nothing_else(subject: Subject) 
     assert subject.results.download(other, "logs/attempt-2.log") is None
 
 
+@pytest.mark.parametrize("text", ["", "epoch 1\nünï → 🙂\n", "x" * 3_000_000], ids=["empty", "odd", "large"])
+def test_a_file_becomes_an_artifact(subject: Subject, tmp_path: Path, text: str) -> None:
+    run, file = subject.new_run(), tmp_path / "rank-0.log"
+    for content in ("old", text):
+        file.write_text(content)
+        subject.results.upload_file(run, "logs/attempt-1/rank-0.log", file)
+
+    assert subject.results.download(run, "logs/attempt-1/rank-0.log") == text
+
+
+def test_a_link_to_a_file_is_not_followed(subject: Subject, tmp_path: Path) -> None:
+    run, link = subject.new_run(), tmp_path / "rank-0.log"
+    link.symlink_to(__file__)
+
+    with pytest.raises(OSError, match="rank-0"):
+        subject.results.upload_file(run, "logs/attempt-1/rank-0.log", link)
+
+    assert subject.results.download(run, "logs/attempt-1/rank-0.log") is None
+
+
 def test_an_artifact_that_is_not_there_is_none(subject: Subject) -> None:
     assert subject.results.download(subject.new_run(), "logs/attempt-1.log") is None
 
@@ -285,11 +306,12 @@ CALLS: dict[str, Callable[[Results, Run], object]] = {
     "history of one": lambda results, run: results.history(run, ["train_loss"]),
     "end": lambda results, run: results.end(run, "FINISHED"),
     "upload": lambda results, run: results.upload(run, "log", "text"),
+    "upload of a file": lambda results, run: results.upload_file(run, "log", Path(__file__)),
     "download": lambda results, run: results.download(run, "log"),
 }
 
 
-@pytest.mark.parametrize("call", ["history", "end", "upload", "download"])
+@pytest.mark.parametrize("call", ["history", "end", "upload", "upload of a file", "download"])
 def test_an_unknown_run_is_refused(subject: Subject, call: str) -> None:
     with pytest.raises(Refused):
         CALLS[call](subject.results, NOWHERE)

@@ -708,3 +708,37 @@ def test_the_loop_takes_a_job_to_its_end(world: World, monkeypatch: pytest.Monke
 
     assert world.look(job).state is State.SUCCEEDED
     assert world.results.endings == {world.run(job).run_id: "FINISHED"}
+
+
+def test_an_end_is_acted_upon_at_once_and_steps_are_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, stop, waits = world.running(), threading.Event(), threading.Event()
+    cluster, rounds = world.cluster, []
+    wait, release, reconcile = cluster.wait, cluster.release, world.dispatcher.reconciler.reconcile
+
+    def counted() -> Any:
+        rounds.append(1)
+        return reconcile()
+
+    def waiting(seconds: float) -> None:
+        waits.set()
+        wait(seconds)
+
+    def released(name: str) -> None:
+        release(name)
+        stop.set()
+
+    monkeypatch.setattr(world.dispatcher.reconciler, "reconcile", counted)
+    monkeypatch.setattr(cluster, "wait", waiting)
+    monkeypatch.setattr(cluster, "release", released)
+    loop = threading.Thread(target=world.dispatcher.run, args=(stop,), kwargs={"poll_seconds": 3600.0})
+    loop.start()
+    waits.wait()
+    for step in range(2, 10):
+        world.train(job, at(step))
+    world.finish(job)
+    loop.join()
+
+    assert world.look(job).state is State.SUCCEEDED
+    assert len(rounds) == 2

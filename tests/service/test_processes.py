@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 
 from service import serving, stack
 from service.errors import Refused
+from service.identity import Identity
 from service.processes import MARK, Child, State, is_free, sweep
 from service.servers import MlflowServer
 from service.settings import Settings
+from tests.ports import free_port
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 Spawn = Callable[..., psutil.Process]
@@ -71,13 +74,13 @@ def is_gone(process: psutil.Process) -> bool:
 
 def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
     state = State.load(tmp_path)
-    state.keep("ray", {"pid": 1, "dashboard_port": 8265})
-    state.keep("mlflow", {"pid": 2})
+    state.keep("ray", {"process": "1@x", "gcs_port": 6379})
+    state.keep("mlflow", {"process": "2@x"})
 
     again = State.load(tmp_path)
 
-    assert again.servers == {"ray": {"pid": 1, "dashboard_port": 8265}, "mlflow": {"pid": 2}}
-    assert again.ray_url == "http://127.0.0.1:8265"
+    assert again.servers == {"ray": {"process": "1@x", "gcs_port": 6379}, "mlflow": {"process": "2@x"}}
+    assert again.ray_address == "127.0.0.1:6379"
     assert again.token == state.token
 
 
@@ -96,6 +99,12 @@ def test_a_write_that_was_cut_off_loses_nothing(tmp_path: Path, monkeypatch: pyt
             state.keep("mlflow", {"pid": 2})
 
     assert State.load(tmp_path).servers == {"ray": {"pid": 1}}
+
+
+def test_a_file_that_a_power_cut_has_emptied_names_no_process(tmp_path: Path) -> None:
+    (tmp_path / "stack.json").touch()
+
+    assert State.load(tmp_path).servers == {}
 
 
 def test_the_token_is_secret_and_stays(tmp_path: Path) -> None:
@@ -186,20 +195,96 @@ def test_a_child_is_ended_with_everything_below_it(tmp_path: Path) -> None:
     parent.end()
 
 
-@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"create_time": 1.0}], ids=["dead", "reused"])
+@pytest.mark.parametrize("change", [{"pid": 2**22 + 1}, {"born": "then"}], ids=["dead", "reused"])
 def test_another_process_is_not_taken_for_ours(
     sleeper: Sleeper, spawn: Spawn, change: dict[str, Any]
 ) -> None:
     strange = spawn()
-    ours = {"pid": strange.pid, "create_time": strange.create_time()}
-    sleeper.state.keep("sleeper", ours)
+    ours = Identity.of(strange.pid)
+    sleeper.state.keep("sleeper", {"process": str(ours)})
     assert sleeper.is_alive()
 
-    sleeper.state.keep("sleeper", ours | change)
+    sleeper.state.keep("sleeper", {"process": str(replace(ours, **change))})
 
     assert sleeper.process() is None
     sleeper.end()
     assert not is_gone(strange)
+
+
+def test_what_an_earlier_version_wrote_down_is_no_process_of_ours(sleeper: Sleeper, spawn: Spawn) -> None:
+    strange = spawn()
+
+    sleeper.state.keep("sleeper", {"pid": strange.pid, "create_time": strange.create_time()})
+
+    assert not sleeper.is_alive()
+
+
+def test_a_child_that_dies_at_once_is_not_started_all_the_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dying(Sleeper):
+        starts = 0
+
+        def command(self) -> list[str]:
+            self.starts += 1
+            return ["true"]
+
+    child = Dying(State.load(tmp_path))
+    child.start()
+    wait_until_dead(child)
+    assert child.restart_if_dead()  # the first time at once
+    wait_until_dead(child)
+
+    assert not child.restart_if_dead()
+    assert not child.restart_if_dead()
+
+    assert child.starts == 2
+    assert capsys.readouterr().out.count("has ended by itself") == 2
+
+
+def wait_until_dead(child: Child) -> None:
+    deadline = time.monotonic() + 10
+    while child.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_child_that_cannot_be_started_is_tried_again_later(
+    tmp_path: Path, taken: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = MlflowServer(State.load(tmp_path), taken)
+
+    assert not server.restart_if_dead()
+    assert not server.restart_if_dead()
+
+    assert capsys.readouterr().out.count(f"MLflow: port {taken} is taken") == 1
+
+
+def test_the_end_of_a_child_waits_for_what_is_not_ours_below_it_without_asking_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ranks are: they have no mark, and end with whoever watches over them."""
+    clean = f"env -u {MARK} sh -c 'trap \"echo asked >{tmp_path}/asked\" TERM; while :; do sleep 0.05; done'"
+
+    class Parent(Sleeper):
+        def command(self) -> list[str]:
+            return ["sh", "-c", f"{clean} & wait"]
+
+    parent = Parent(State.load(tmp_path))
+    parent.start()
+    process = parent.process()
+    assert process is not None
+    deadline = time.monotonic() + 10
+    while not any(MARK not in below.environ() for below in process.children(recursive=True)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    below = process.children(recursive=True)
+    monkeypatch.setattr("service.processes.end_all.__defaults__", (0.5,))
+
+    parent.end()
+
+    assert all(is_gone(each) for each in [process, *below])
+    assert not (tmp_path / "asked").exists()
 
 
 def test_what_was_never_started_is_not_alive(sleeper: Sleeper) -> None:
@@ -246,7 +331,7 @@ def test_sweep_insists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         assert sweep(tmp_path)
 
-        assert not psutil.pid_exists(deaf.pid)
+        assert is_gone(psutil.Process(deaf.pid))
 
 
 # Ports
@@ -277,7 +362,7 @@ def test_a_taken_port_of_mlflow_is_refused_by_its_option(tmp_path: Path, taken: 
 
 def up(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SYNCBN_")}
-    command = [SYNCBN, "up", "--data-dir", str(folder), *arguments]
+    command = [SYNCBN, "up", "--data-dir", str(folder), "--port", str(free_port()), *arguments]
     return subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=60)
 
 
@@ -287,6 +372,27 @@ def test_up_refuses_a_taken_port(tmp_path: Path, taken: int) -> None:
     assert done.returncode == 2
     assert f"error: port {taken} is taken: choose another with --port" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_up_refuses_a_file_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+
+    done = up(tmp_path / "file")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: --data-dir {tmp_path / 'file'} cannot be used: File exists: name a folder"
+    ]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_up_refuses_a_database_that_is_none_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database, but more than a hundred characters of text" * 20)
+
+    done = up(tmp_path / "new", SYNCBN_DATABASE_URL=f"sqlite:///{tmp_path / 'text'}")
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: the database cannot be used: file is not a database"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])

@@ -86,3 +86,53 @@ def test_what_is_no_url_of_a_bucket_is_refused_with_the_way_out(url: str) -> Non
 def test_a_bad_value_is_refused_by_the_name_of_its_variable() -> None:
     with pytest.raises(Refused, match="SYNCBN_MAX_CODE_BYTES"):
         Settings.from_env({"SYNCBN_MAX_CODE_BYTES": "much"})
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1:6379", "head:26379", "[::1]:6379", "head.ray.svc.cluster.local:1"]
+)
+def test_rays_head_is_a_host_and_a_port(address: str) -> None:
+    assert Settings.from_env({"SYNCBN_RAY_ADDRESS": address}).ray_address == address
+
+
+@pytest.mark.parametrize(
+    "address", ["auto", "head", "http://head:8265", "ray://head:10001", "head:port", "::1"]
+)
+def test_another_address_of_ray_is_refused_with_what_is_meant(address: str) -> None:
+    with pytest.raises(Refused, match="SYNCBN_RAY_ADDRESS: must be HOST:PORT of Ray's head"):
+        Settings.from_env({"SYNCBN_RAY_ADDRESS": address})
+
+
+def test_the_variable_of_earlier_versions_is_refused_with_the_one_that_replaces_it() -> None:
+    with pytest.raises(Refused, match=r"SYNCBN_RAY_URL: is not read .* SYNCBN_RAY_ADDRESS to HOST:PORT"):
+        Settings.from_env({"SYNCBN_RAY_URL": "http://head:8265", "SYNCBN_RAY_ADDRESS": "head:6379"})
+
+    assert Settings.from_env({"SYNCBN_RAY_URL": ""}) == Settings()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "mysql://u:hush@db/x", "postgresql://u:hush@db:port/x", "sqlite:/x", "/data/syncbn.db"],
+)
+def test_what_is_no_url_of_a_database_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(
+        Refused, match="SYNCBN_DATABASE_URL: must be sqlite:///PATH or postgresql://"
+    ) as refused:
+        Settings.from_env({"SYNCBN_DATABASE_URL": url})
+
+    assert "hush" not in str(refused.value)
+
+
+def test_a_process_that_is_given_the_variables_has_the_same_settings() -> None:
+    settings = Settings.from_env(
+        {
+            "SYNCBN_DATABASE_URL": "postgresql://u:hush@db/x",
+            "SYNCBN_RAY_TOKEN": "t",
+            "SYNCBN_CHECKPOINTS": "s3://bucket/runs",
+            "SYNCBN_MAX_CODE_BYTES": "7",
+        }
+    )
+
+    assert Settings.from_env(settings.variables()) == settings
+    assert Settings.from_env(Settings().variables()) == Settings()
+    assert "SYNCBN_API_KEY" not in settings.variables()

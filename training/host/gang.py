@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -61,6 +62,15 @@ class Gang:
         self._ending = False
         self._end_at: float | None = None
         self._stop: _Stop | None = None
+        self._forget_earlier_launch()
+
+    def _forget_earlier_launch(self) -> None:
+        """Of this very start, which was lost with the machine that had told of it: nothing of it counts."""
+        for rank in self.ranks:
+            exit_file(self.order.folder, self.order.number, self.order.start, rank).unlink(missing_ok=True)
+        if 0 in self.ranks:
+            self.folder.stop_request.unlink(missing_ok=True)
+            shutil.rmtree(self.folder.hang, ignore_errors=True)
 
     @property
     def ranks(self) -> tuple[int, ...]:

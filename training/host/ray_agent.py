@@ -16,12 +16,14 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from training.host.agent import HostAgent
 from training.protocol import News, Order, Superseded
 
 _PREFIX = "syncbn-agent-"
 _SECONDS_TO_HOLD = 60.0
+_SECONDS_TO_CHECK = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +49,13 @@ class RayHostAgent:
 
     def news(self, fence: int, instance: str, seen: int, seconds: float) -> HostNews:
         """All that it knows: at once if `seen` was told by another `instance`, or is not its version."""
-        self._check(fence)
-        news = self._agent.news(seen if instance == self._instance else -1, seconds)
-        self._check(fence)  # another scheduler may have come while this one waited
-        return HostNews(instance=self._instance, news=news)
+        until = monotonic() + seconds
+        while True:
+            self._check(fence)  # another scheduler may have come while this one waited
+            left = until - monotonic()
+            news = self._agent.news(seen if instance == self._instance else -1, min(left, _SECONDS_TO_CHECK))
+            if news.version != seen or instance != self._instance or left <= _SECONDS_TO_CHECK:
+                return HostNews(instance=self._instance, news=news)
 
     def rendezvous(self, fence: int, attempt: str, start: int, address: str) -> str:
         self._check(fence)

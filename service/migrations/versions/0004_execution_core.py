@@ -52,6 +52,7 @@ def _create_scheduler() -> None:
     op.create_table(
         "scheduler",
         sa.Column("id", sa.Integer, nullable=False, autoincrement=False),
+        sa.Column("queue", sa.Text, nullable=False),
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("beat", sa.Integer, nullable=False),
         sa.Column("seen_at", _TIME, nullable=False),

@@ -31,19 +31,29 @@ class Data(LightningDataModule):
 
 
 class Does(nn.Module):
-    """Does `what` with `argument` on `rank` in step `at`; `once`: only where it has not been done yet."""
+    """Does `what` with `argument` on `rank` in step `at`; `once`: only where it has not been done yet.
+
+    pace: seconds that a step takes at least.
+    """
 
     def __init__(
-        self, what: str = "nothing", argument: Any = None, rank: int = 1, at: int = 3, once: str = ""
+        self,
+        what: str = "nothing",
+        argument: Any = None,
+        rank: int = 1,
+        at: int = 3,
+        once: str = "",
+        pace: float = 0.0,
     ) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
         self.what, self.argument, self.rank, self.at, self.once = what, argument, rank, at, once
-        self.seen = 0
+        self.seen, self.pace = 0, pace
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.seen += 1
+            time.sleep(self.pace)
             if self.seen == self.at and dist.get_rank() == self.rank and self._first_time():
                 WHAT[self.what](self.argument)
         output: Tensor = self.net(x)
@@ -109,6 +119,13 @@ def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def run_out_of_memory(cgroup: str) -> None:
+    Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
+    taken = []
+    while True:
+        taken.append(b"x" * 2**20)
+
+
 WHAT: dict[str, Any] = {
     "nothing": nothing,
     "kill": kill,
@@ -124,4 +141,5 @@ WHAT: dict[str, Any] = {
     "print lines": print_lines,
     "speak for the service": speak_for_the_service,
     "sleep": sleep,
+    "run out of memory": run_out_of_memory,
 }

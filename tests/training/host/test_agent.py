@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.memory_cgroup import memory_cgroup
 from training.host.agent import HostAgent
 from training.host.environment import of_the_machine
 from training.protocol import (
@@ -156,6 +157,18 @@ def test_each_end_is_told_with_rank_step_and_what_it_was(
 
     assert (found.rank, found.step) == (1, 3)
     assert (found.kind, found.type, found.code) == (kind, type, code)
+
+
+def test_a_rank_that_the_kernel_kills_for_memory_is_told_from_one_that_was_killed(
+    agent: HostAgent, tmp_path: Path
+) -> None:
+    with memory_cgroup() as cgroup:
+        if cgroup is None:
+            pytest.skip("no memory cgroup can be made here, so the kernel kills nobody")
+
+        found = failure(agent, order(tmp_path, "run out of memory", str(cgroup)))
+
+    assert (found.kind, found.type, found.rank, found.step) == (Exit.OUT_OF_MEMORY, "SIGKILL", 1, 3)
 
 
 def test_the_last_lines_of_its_log_are_in_the_record(agent: HostAgent, tmp_path: Path) -> None:
@@ -328,6 +341,7 @@ def test_ranks_outlive_the_fork_server_and_others_are_forked_from_a_new_one(
 AGENT = """
 import sys, time
 from pathlib import Path
+from tests.memory_cgroup import memory_cgroup
 from training.host.agent import HostAgent
 from training.protocol import Order
 import json

@@ -1,0 +1,53 @@
+"""Jobs of the service, as benchmarks submit, watch and end them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from service.client import Client, Job
+from service.packing import pack
+from training.spec import load_yaml, override
+
+RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "digits.yaml"
+UPLOADED = Path(__file__).parent / "uploaded"
+LONGEST_SECONDS = 600.0
+POLL_SECONDS = 0.1
+ENDLESS = "training.max_epochs=100000"
+"""An assignment for `digits`: it trains until somebody ends it."""
+
+
+def digits(*assignments: str) -> Any:
+    """recipes/digits.yaml with these assignments, as `--set` takes them."""
+    return override(load_yaml(RECIPE.read_text()), list(assignments))
+
+
+def upload(client: Client) -> str:
+    """The digest of the benchmarks' own modules, for a spec's `code`."""
+    return client.upload_code(pack(UPLOADED))
+
+
+def until(client: Client, job_id: str, is_so: Callable[[Job], bool], *, poll: float = POLL_SECONDS) -> Job:
+    """The job as soon as it is so. Raises RuntimeError when it ends before that, or takes too long."""
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while not is_so(job := client.job(job_id)):
+        if job.ended or time.monotonic() > deadline:
+            raise RuntimeError(f"job {job_id} is {job.state}: {job.reason}\n{client.logs(job_id, tail=30)}")
+        time.sleep(poll)
+    return job
+
+
+def until_it_trains(client: Client, job_id: str) -> Job:
+    return until(client, job_id, lambda job: job.state == "running" and job.progress is not None)
+
+
+def until_it_succeeds(client: Client, job_id: str) -> Job:
+    return until(client, job_id, lambda job: job.state == "succeeded")
+
+
+def end(client: Client, job_id: str) -> None:
+    """Cancels it and blocks until it has ended."""
+    client.cancel(job_id)
+    client.wait(job_id, timeout=LONGEST_SECONDS, poll=POLL_SECONDS)

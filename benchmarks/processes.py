@@ -1,0 +1,113 @@
+"""What the processes of a stack are, and what memory and CPU time they take."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+RANK, SUPERVISOR, FORK_SERVER = "rank", "supervisor", "fork server"
+KNOWN = {
+    "ray::RayTrainWorker": RANK,
+    "ray::RayHostAgent": "host agent",
+    "multiprocessing.resource_tracker": "resource tracker",
+    "service.scheduler_process": "scheduler",
+    "syncbn up": "API",
+    "mlflow": "MLflow",
+    "gcs_server": "GCS",
+    "raylet/raylet": "raylet",
+    "training.attempt": "driver",
+    "ray_ddp.py": "driver",
+    "ray::JobSupervisor": "supervisor of a driver",
+    "ray::TrainController": "Ray Train's controller",
+    "ray::PlacementGroupCleaner": "Ray Train's cleaner",
+    "ray::SynchronizationActor": "Ray Train's meeting point",
+    "ray::DatasetManager": "Ray Train's data manager",
+    "ray::_AutoscalingCoordinatorActor": "Ray's autoscaling coordinator",
+    "ray::DashboardAgent": "Ray's agents",
+    "ray::RuntimeEnvAgent": "Ray's agents",
+    "ray::IDLE": "idle workers",
+    "dashboard": "dashboard",
+    "autoscaler": "Ray's monitor",
+    "log_monitor": "Ray's log monitor",
+    "ray start": "ray start",
+}
+"""What stands in a command line, and a name; the first that does counts."""
+_FORKED = "multiprocessing.forkserver"
+_SHELL = "/bin/sh -c"  # of a driver: a megabyte
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A process at one moment. Memory in MiB: its own (USS), and with its share of what it has in common
+    with others (PSS), which adds up. cpu: seconds so far, with those of its children that have ended.
+    """
+
+    pid: int
+    parent: int
+    command: str
+    uss: float = 0.0
+    pss: float = 0.0
+    cpu: float = 0.0
+
+
+def look(roots: Iterable[psutil.Process]) -> list[Seen]:
+    """These processes and all below them; those that end meanwhile are left out."""
+    found: dict[int, Seen] = {}
+    for process in _with_descendants(roots):
+        with suppress(psutil.Error):
+            memory, times = process.memory_full_info(), process.cpu_times()
+            found[process.pid] = Seen(
+                pid=process.pid,
+                parent=process.ppid(),
+                command=" ".join(process.cmdline()),
+                uss=memory.uss / 2**20,
+                pss=memory.pss / 2**20,
+                cpu=times.user + times.system + times.children_user + times.children_system,
+            )
+    return list(found.values())
+
+
+def _with_descendants(roots: Iterable[psutil.Process]) -> Iterable[psutil.Process]:
+    """A process that gives itself a long title loses what marks it as one of the stack."""
+    found: dict[int, psutil.Process] = {}
+    for process in roots:
+        with suppress(psutil.NoSuchProcess):
+            found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+    return found.values()
+
+
+def by_kind(processes: Sequence[Seen]) -> Mapping[str, list[Seen]]:
+    """By what they are; the fork server and what is forked from it look the same, but for their parents."""
+    known = {process.pid: process for process in processes}
+    found: dict[str, list[Seen]] = defaultdict(list)
+    for process in processes:
+        found[_kind(process, known)].append(process)
+    return dict(found)
+
+
+def _kind(process: Seen, known: Mapping[int, Seen]) -> str:
+    if _FORKED in process.command:
+        forks = _forks_above(process, known)
+        return (FORK_SERVER, SUPERVISOR, RANK)[min(forks, 2)]
+    if process.command.startswith(_SHELL):
+        return "other"
+    return next((name for part, name in KNOWN.items() if part in process.command), "other")
+
+
+def _forks_above(process: Seen, known: Mapping[int, Seen]) -> int:
+    parent = known.get(process.parent)
+    return 0 if parent is None or _FORKED not in parent.command else 1 + _forks_above(parent, known)
+
+
+def pss(processes: Iterable[Seen]) -> float:
+    """Of all together, in MiB."""
+    return sum(process.pss for process in processes)
+
+
+def cpu(processes: Iterable[Seen]) -> float:
+    """Of all together, in seconds."""
+    return sum(process.cpu for process in processes)

@@ -1,0 +1,40 @@
+"""Seconds that `syncbn verify` takes; with `--before`, those of an earlier version, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks import jobs
+from benchmarks.progress import progress
+from benchmarks.result import Options, Result, comparison
+from benchmarks.servers import SYNCBN, environment, folder_of_our_own, seconds_of
+from benchmarks.trials import BEFORE, EARLIER, Contestant, in_turns, runs
+
+WORKERS, STEPS, QUICK_STEPS = "1,2,3", 50, 5
+OURS = "ours"
+SECONDS = "syncbn verify, s"
+NOTES = (
+    f"`syncbn verify recipes/digits.yaml --workers {WORKERS} --steps {{steps}}`: six trainings one after the "
+    "other, each number of workers with both kinds of BatchNorm, from the shell until the command has ended.",
+    "In turns, after a warm-up run of each that is not counted (none with --quick).",
+)
+
+
+def measure(options: Options) -> Result:
+    steps = QUICK_STEPS if options.quick else STEPS
+    contestants: dict[str, Contestant] = {OURS: lambda: run(steps)}
+    if (earlier := options.before) is not None:
+        contestants[BEFORE] = lambda: run(steps, earlier)
+    with progress("verify", runs(contestants, options)) as shown:
+        samples = in_turns(shown, contestants, options)
+    notes = [note.format(steps=steps) for note in NOTES] + [EARLIER] * (earlier is not None)
+    reference = None if earlier is None else BEFORE
+    return comparison("What verify takes", samples, reference=reference, notes=notes)
+
+
+def run(steps: int, checkout: Path | None = None) -> Mapping[str, float]:
+    with folder_of_our_own() as folder:
+        options = ["--workers", WORKERS, "--steps", str(steps), "--output", str(folder / "output")]
+        command = [SYNCBN, "verify", str(jobs.RECIPE), *options]
+        return {SECONDS: seconds_of(command, folder, environment(checkout))}

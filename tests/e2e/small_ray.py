@@ -1,0 +1,105 @@
+"""A Ray of the tests' own, of one machine or, for Ray, several, without anything else of the service."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from service.processes import MARK, sweep
+from tests.e2e.stack import ENVIRONMENT, RAY
+from tests.ports import free_port
+
+
+class SmallRay:
+    """A head and other nodes, all on this machine. folder: of logs; what runs carries its name as a mark."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.token = folder, secrets.token_hex(32)
+        self._port = free_port()
+        self.address = f"127.0.0.1:{self._port}"
+        self._begun: list[subprocess.Popen[bytes]] = []
+        self._temporary: list[str] = []
+
+    def start(self, *, cpus: int, gpus: int = 0) -> None:
+        """Returns when its head takes calls. The GPUs are there for Ray alone."""
+        ports = [f"--port={self._port}", f"--ray-client-server-port={free_port()}"]
+        self._ray("--head", "--include-dashboard=false", *ports, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+        until(self._listens, "Ray's head does not listen")
+
+    def add_node(self, *, cpus: int) -> None:
+        self._ray(f"--address={self.address}", f"--num-cpus={cpus}", "--num-gpus=0")
+
+    def kill_last_node(self) -> None:
+        """SIGKILL for all of it at once, as if the machine was switched off."""
+        node = psutil.Process(self._begun[-1].pid)
+        for process in [*node.children(recursive=True), node]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._begun.pop().wait()
+
+    def agents(self) -> list[psutil.Process]:
+        """The host agents of its nodes, in the order of the nodes."""
+        children = [
+            child for each in self._begun for child in psutil.Process(each.pid).children(recursive=True)
+        ]
+        return [child for child in children if child.cmdline()[:1] and "RayHostAgent" in child.cmdline()[0]]
+
+    def head(self) -> psutil.Process:
+        """The server that knows the cluster."""
+        children = psutil.Process(self._begun[0].pid).children()
+        return next(child for child in children if child.name() == "gcs_server")
+
+    def end(self) -> None:
+        sweep(self.folder)
+        for process in self._begun:
+            process.wait()
+        for folder in self._temporary:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _ray(self, *flags: str) -> None:
+        # Not in the tests' folder: a socket's path may have no more than 107 characters.
+        self._temporary.append(tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp"))
+        ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        own = [f"--temp-dir={self._temporary[-1]}", f"--object-store-memory={100 * 2**20}"]
+        environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_enable_metrics_collection": "0",
+            "AUTOSCALER_METRIC_PORT": "99999",
+            "DASHBOARD_METRIC_PORT": "99999",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            MARK: str(self.folder),
+        }
+        with (self.folder / "ray.log").open("ab") as log:
+            self._begun.append(
+                subprocess.Popen(
+                    [RAY, "start", "--block", "--disable-usage-stats", *flags, *ports, *own],
+                    env=ENVIRONMENT | environment,
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+
+    def _listens(self) -> bool:
+        assert self._begun[0].poll() is None, (self.folder / "ray.log").read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self._port)) == 0
+
+
+def until(is_so: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
