@@ -37,8 +37,8 @@ NOTES = (
     f"{FILE}: the same training of ours, which writes the same lines, flushed one by one as well, into a "
     "file of its own instead.",
     f"{BARE}: one worker of TorchTrainer that prints the same in each step of the same network "
-    "(benchmarks/peers/ray_ddp.py), with deduplication and print patch off; the log of its job in Ray Jobs. Its "
-    "training is another one and not timed.",
+    "(benchmarks/peers/ray_ddp.py), with deduplication and print patch off; the log of its job in Ray Jobs. "
+    "Its training is another one and not timed.",
     "Missing: of what the API gives once the job has ended, lines of others left out; 0.00 is said of ours "
     "only if the SHA-256 of these lines is that of what was printed.",
     f"Last {TAIL} lines: GET /v1/jobs/{{{{id}}}}/logs?tail={TAIL}, {TAILS} times, when the job has ended. Of "

@@ -25,7 +25,7 @@ from benchmarks.uploaded import stamped
 from service.client import Client
 
 WORKERS, STEPS, DIES_AT, EVERY, BATCH = 2, 40, 25, 10, 64
-LONG = 800
+LONG = 300
 """Steps of an epoch of the job that commands are given to: more than it ever makes."""
 TRAINED = 5
 """Steps that are made between two commands."""

@@ -17,7 +17,6 @@ import psutil
 from service import scheduler_process
 from service.errors import Refused, Unavailable
 from service.foreground import say
-from service.lease import check_heard
 from service.processes import Child, State, end_all, is_free, marked
 from service.settings import Settings
 from service.store import Store
@@ -108,6 +107,8 @@ QUIET = {
     # It would kill the host agent, and so every job, to free memory that a rank has taken. The kernel kills
     # that rank.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Below the host agent are the ranks: they come after nobody.
+    "RAY_worker_niceness": "0",
     # No worker runs but the host agent.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
@@ -194,10 +195,12 @@ class SchedulerServer(Child):
     def is_ready(self) -> bool:
         """Whether it is at work, and Ray has named it a machine."""
         try:
-            row = check_heard(self._store.scheduler())
+            row = self._store.scheduler()
         except Unavailable:
             return False
-        return row.number > self._last_number and not row.problem and bool(row.nodes)
+        if row is None or row.number <= self._last_number:
+            return False
+        return not row.problem and bool(row.nodes)
 
 
 def _free_port() -> int:

@@ -31,7 +31,7 @@ from service.serving import check_address, running
 from service.settings import Settings
 
 DATABASE = "syncbn.db"
-SECONDS_TO_START = 120.0
+SECONDS_TO_START = 200.0
 SECONDS_TO_END = 60.0
 
 

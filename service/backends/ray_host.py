@@ -22,7 +22,7 @@ ANSWER_SECONDS = 30.0
 SILENT_SECONDS = 600.0
 """An agent on a machine that Ray takes for alive may be silent for so long, as one is whose storage hangs;
 then it is ended, and with it its ranks, and made anew."""
-_PAUSE_SECONDS = 0.5
+_PAUSE_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 
 
 class Host:
@@ -41,6 +41,7 @@ class Host:
         self._news: News | None = None
         self._starts: dict[str, StartStatus] = {}
         self._heard_at = time.monotonic()
+        self._deaths = 0  # of agents that have told nothing before
 
     @property
     def answers(self) -> bool:
@@ -87,7 +88,7 @@ class Host:
         told = await self._ask(
             "news", self.instance, seen, NEWS_SECONDS, seconds=NEWS_SECONDS + ANSWER_SECONDS
         )
-        self._heard_at = time.monotonic()
+        self._heard_at, self._deaths = time.monotonic(), 0
         if told.instance != self.instance:
             self.instance, self.since = told.instance, time.time()
         elif told.news.version == seen:
@@ -101,6 +102,7 @@ class Host:
         log.info("the host agent on %s: %s: %s", self.node.address, type(error).__name__, error)
         if isinstance(error, ray_calls.AgentDied):
             self._agent = None
+            self._deaths += 1
             self._forget()
         elif silent >= SILENT_SECONDS and self._agent is not None:
             log.warning(
@@ -108,7 +110,7 @@ class Host:
             )
             self._heard_at = time.monotonic()
             ray_calls.kill(self._agent)
-        await asyncio.sleep(_PAUSE_SECONDS)
+        await asyncio.sleep(min(_PAUSE_SECONDS * 2**self._deaths, _LONGEST_PAUSE))
 
     def _forget(self) -> None:
         """The agent has ended for good, and its ranks with it; the next one knows nothing."""

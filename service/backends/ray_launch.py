@@ -151,14 +151,16 @@ class Launching:
 
     async def _clear(self) -> None:
         """Nothing is left of an earlier start, nor of a launch of this one that did not come to its end."""
-        name = self.gang.name
         while holders := self._holders():
-            # Race closed: what is told while an order is on its way is not waited for again.
-            for host, status in holders:
-                await host.call("forget" if status.ended else "end", name)
-            if not all(status.ended for _, status in holders):
-                self._say("waits for the end of its last start")
-            await self.pulse.until(lambda before=holders: self._holders() != before)  # type: ignore[misc]
+            await self._end_or_forget(holders)
+
+    async def _end_or_forget(self, holders: list[tuple[Host, StartStatus]]) -> None:
+        """Returns when hosts tell something else of the attempt; they may do so before they have answered."""
+        for host, status in holders:
+            await host.call("forget" if status.ended else "end", self.gang.name)
+        if not all(status.ended for _, status in holders):
+            self._say("waits for the end of its last start")
+        await self.pulse.until(lambda: self._holders() != holders)
 
     def _holders(self) -> list[tuple[Host, StartStatus]]:
         there = [host for host in self.hosts.values() if host.gone_at is None]

@@ -76,16 +76,19 @@ class SmallRay:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_enable_metrics_collection": "0",
+            "RAY_memory_monitor_refresh_ms": "0",
             "AUTOSCALER_METRIC_PORT": "99999",
             "DASHBOARD_METRIC_PORT": "99999",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             MARK: str(self.folder),
         }
+        # What a machine sets for all of its programs would hide what a rank is given.
+        usual = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_NUM_THREADS"}
         with (self.folder / "ray.log").open("ab") as log:
             self._begun.append(
                 subprocess.Popen(
                     [RAY, "start", "--block", "--disable-usage-stats", *flags, *ports, *own],
-                    env=ENVIRONMENT | environment,
+                    env=usual | environment,
                     cwd=self.folder,
                     stdout=log,
                     stderr=subprocess.STDOUT,

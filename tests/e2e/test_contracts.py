@@ -47,7 +47,7 @@ class Subject:
             "model": {"class_path": "lab.Does", "init_args": {"what": what} | changes.pop("model", {})},
             "data": {"class_path": "lab.Data"},
             "metrics": {},
-            "training": {"global_batch_size": workers, "max_epochs": changes.pop("epochs", 1)},
+            "training": {"global_batch_size": max(workers, 2), "max_epochs": changes.pop("epochs", 1)},
             "resources": {"workers": workers, "cpus_per_worker": cpus, "gpus_per_worker": 0},
         }
         order = Order(
@@ -146,10 +146,17 @@ class OnRay(Subject):
         self.cluster = self.connect()
 
     def connect(self) -> RayCluster:
-        """As the next scheduler does."""
+        """As the next scheduler does, which tries again while Ray has yet to come."""
         self.fence = next(self.fences)
-        self.opened.append(RayCluster(self.ray.address, token=self.ray.token, fence=self.fence))
-        return self.opened[-1]
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                self.opened.append(RayCluster(self.ray.address, token=self.ray.token, fence=self.fence))
+            except Unavailable:
+                assert time.monotonic() < deadline
+                time.sleep(1.0)
+            else:
+                return self.opened[-1]
 
     def take_over(self) -> None:
         self.opened[-1].close()

@@ -134,9 +134,7 @@ def test_a_scheduler_that_dies_beside_the_api_is_followed_by_another(
     assert "the scheduler has ended by itself (exit code -9)" in place.log.read_text()
 
 
-def test_the_scheduler_beside_an_api_that_is_killed_ends_too(
-    place: Place, serve: Serve, sqlite_store: Store
-) -> None:
+def test_the_scheduler_beside_an_api_that_is_killed_ends_too(serve: Serve, sqlite_store: Store) -> None:
     process = serve("both")
     until(lambda: holder(sqlite_store) is not None)
     scheduler = holder(sqlite_store)
