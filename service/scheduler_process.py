@@ -194,7 +194,9 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
         from service.backends.ray import RayCluster
 
         token = settings.ray_token.get_secret_value() if settings.ray_token else None
-        return RayCluster(settings.ray_address, token=token, fence=number)
+        row = store.scheduler()
+        assert row is not None  # this process holds it
+        return RayCluster(settings.ray_address, token=token, fence=number, queue=row.queue)
 
     def dispatch(cluster: Cluster, over: threading.Event) -> None:
         Dispatcher(settings, store, cluster, results).run(over)

@@ -34,12 +34,13 @@ class RayCluster:
     """The Cluster (service.backends.cluster) whose head is at `address`, "HOST:PORT".
 
     token: where Ray asks for one (RAY_AUTH_MODE=token). fence: the scheduler's number; the orders of one with
-    a lower number are refused. Blocks until Ray has named its machines. Raises Unavailable.
+    a lower number are refused. queue: its name; the attempts of other queues are not seen.
+    Blocks until Ray has named its machines. Raises Unavailable.
     The process is a driver of that cluster from then on, until it ends; Ray ends it when the cluster's head
     is away for a minute, or was started anew.
     """
 
-    def __init__(self, address: str, *, token: str | None, fence: int) -> None:
+    def __init__(self, address: str, *, token: str | None, fence: int, queue: str) -> None:
         os.environ["RAY_AUTH_MODE"] = "disabled" if token is None else "token"
         if token is not None:
             os.environ["RAY_AUTH_TOKEN"] = token
@@ -49,7 +50,7 @@ class RayCluster:
         from service.backends import ray_calls
         from service.backends.ray_loop import RayLoop
 
-        ray_calls.connect(address)
+        ray_calls.connect(address, f"syncbn-{queue}")
         self._address, self._fence = address, fence
         self._changed = threading.Event()
         self._began = monotonic()

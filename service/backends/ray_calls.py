@@ -27,7 +27,6 @@ from training.host.ray_agent import RayHostAgent, gpus_of_this_task
 P = ParamSpec("P")
 T = TypeVar("T")
 
-NAMESPACE = "syncbn"
 _NAME = re.compile(r".+-[1-9]\d*")  # of attempts
 CALLS_AT_ONCE = 32
 _CONNECT_SECONDS = 3.0
@@ -50,14 +49,17 @@ class Group:
     nodes: tuple[str, ...]
 
 
-def connect(address: str) -> None:
-    """Makes this process a driver of the cluster, unless it is one. Raises Unavailable."""
+def connect(address: str, namespace: str) -> None:
+    """Makes this process a driver of the cluster, unless it is one. Raises Unavailable.
+
+    namespace: of the names of agents and placement groups.
+    """
     if ray.is_initialized():
         return
     _check(address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+        ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False)
     except Exception as error:
         raise Unavailable("Ray", f"{address}: {error}") from error
     finally:

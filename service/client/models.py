@@ -28,11 +28,18 @@ class Progress(Answer):
 
 
 class Failure(Answer):
-    """Why a job failed: the exception, the worker it came from, the end of the log."""
+    """Why a job failed: what happened, on which rank, in which step, and the end of that rank's log.
+
+    type: of an exception its class, of a signal its name, else Exited (with `code`), OutOfMemory, Hung, Lost
+    or StartTimeout. step: from 1; None: before the first.
+    """
 
     type: str | None = None
     message: str = ""
     rank: int | None = None
+    step: int | None = None
+    code: int | None = None
+    signal: str | None = None
     log_tail: str | None = None
 
 

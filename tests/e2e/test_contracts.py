@@ -151,7 +151,8 @@ class OnRay(Subject):
         deadline = time.monotonic() + 240
         while True:
             try:
-                self.opened.append(RayCluster(self.ray.address, token=self.ray.token, fence=self.fence))
+                cluster = RayCluster(self.ray.address, token=self.ray.token, fence=self.fence, queue="test")
+                self.opened.append(cluster)
             except Unavailable:
                 assert time.monotonic() < deadline
                 time.sleep(1.0)
@@ -629,13 +630,13 @@ except Unavailable as error:
 
 @pytest.mark.parametrize("token", ["wrong" * 10, None])
 def test_a_wrong_token_is_unavailable_with_advice(ray: SmallRay, token: str | None) -> None:
-    said = answer_of(f"RayCluster({ray.address!r}, token={token!r}, fence=1)")
+    said = answer_of(f"RayCluster({ray.address!r}, token={token!r}, fence=1, queue='test')")
 
     assert "UNAVAILABLE Ray is not reachable" in said
     assert "refuses the token (SYNCBN_RAY_TOKEN)" in said
 
 
 def test_a_ray_that_is_away_is_unavailable_at_once() -> None:
-    said = answer_of(f"RayCluster('127.0.0.1:{free_port()}', token=None, fence=1)")
+    said = answer_of(f"RayCluster('127.0.0.1:{free_port()}', token=None, fence=1, queue='test')")
 
     assert "UNAVAILABLE Ray is not reachable: 127.0.0.1" in said

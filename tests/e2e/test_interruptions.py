@@ -55,8 +55,8 @@ def undisturbed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Job:
 def test_what_is_killed_or_hangs_at_random_steps_changes_no_bit(
     stack: Stack, undisturbed: Job, tmp_path: Path
 ) -> None:
-    """Rank 0, rank 1 and their host agent by SIGKILL; rank 1, which sleeps for ever, by the watchdog, which says
-    where each rank stood.
+    """Rank 0, rank 1 and their host agent by SIGKILL; rank 1, which sleeps for ever, by the watchdog, which
+    says where each rank stood.
     """
     steps = random.Random(ROUNDS).sample(range(2, STEPS), ROUNDS * len(KINDS))
     strikes = dict(zip(steps, KINDS * ROUNDS, strict=True))
@@ -111,7 +111,6 @@ def test_machine_that_is_gone_costs_its_workers_and_nothing_else(
     done = succeeded(machines, job)
 
     with machines.client() as client:
-        log = client.logs(job.id)
         where = [client.logs(job.id, rank=rank, attempt=running.attempt) for rank in (0, 1)]
     addresses = [re.findall(r"^rank \d of 2 on \S+ \((.+)\)$", text, re.MULTILINE)[0] for text in where]
     assert sorted(addresses) == machines.addresses

@@ -99,8 +99,9 @@ class RankProcess:
     def _train(self, listener: socket.socket | None) -> ExitRecord:
         from training.rank.rank import RankRun
 
-        run = RankRun(self.order, self.place, self.reports)
+        run: RankRun | None = None
         try:
+            run = RankRun(self.order, self.place, self.reports)
             kind = run.run(listener)
         except SystemExit as error:
             traceback.print_exc()
@@ -117,7 +118,8 @@ class RankProcess:
                 traceback.print_exc()
         else:
             record = ExitRecord(rank=self.place.rank, kind=kind)
-        return replace(record, step=run.step, when=time.time(), progress=self.reports.last)
+        step = run.step if run is not None else 0
+        return replace(record, step=step, when=time.time(), progress=self.reports.last)
 
     def _exited(self, error: SystemExit) -> ExitRecord:
         code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
