@@ -17,7 +17,7 @@ import psutil
 
 from benchmarks import jobs, processes
 from benchmarks.peers.bare_ray import ROOT, BareRay, bare_ray
-from benchmarks.processes import RANK, Seen
+from benchmarks.processes import FORK_SERVER, RANK, SUPERVISOR, Seen
 from benchmarks.progress import progress
 from benchmarks.result import Options, Result, comparison
 from benchmarks.servers import embedded_stack
@@ -31,15 +31,16 @@ IDLE_SECONDS, QUICK_IDLE_SECONDS = 30.0, 3.0
 REST_SECONDS = 10.0  # for what only ends or starts a job to be over
 IDLE, IDLE_CPU = "memory of a stack that idles, MiB", "CPU of a stack that idles, % of a core"
 A_RANK, BESIDE = "memory of a rank, MiB", "memory of a running job beside its ranks, MiB"
+ADDED = "memory that a running job adds to the machine, its ranks included, MiB"
 NOTES = (
     "A stack of its own for each run, on which recipes/digits.yaml has run to its end before; then nothing "
     "happens for {seconds:g} s, in which CPU is counted (user and system, of all processes of the stack); "
     f"then the recipe trains without end on {WORKERS} workers.",
     "Memory is PSS: what a process has for itself and its share of what it has in common with others, so "
     "that a machine needs the sum.",
-    "Beside its ranks: all processes of the stack with the job, less all without it, less the ranks. Below "
-    "zero where ranks share what the fork server alone had before: the ranks cost the machine that much less "
-    "than the sum of their PSS.",
+    "Beside its ranks: what all other processes take more than before (PSS), and what its supervisor has for "
+    "itself alone (USS). What ranks and supervisor share with the fork server was there before, so a job "
+    "adds less than the sum of its ranks' PSS.",
     f"{OURS} and {BEFORE}: API, scheduler, Ray and MLflow. {BARE}: Ray with its dashboard alone, on which "
     "Ray Jobs and TorchTrainer train the same (benchmarks/peers/ray_ddp.py).",
 )
@@ -91,13 +92,20 @@ def _measured(
             time.sleep(REST_SECONDS)
             with_it = processes.look(running.roots())
     ranks = processes.by_kind(with_it)[RANK]
-    beside = processes.pss(with_it) - processes.pss(without) - processes.pss(ranks)
     return {
         IDLE: processes.pss(without),
         IDLE_CPU: share,
         A_RANK: median(rank.pss for rank in ranks),
-        BESIDE: beside,
+        BESIDE: beside_ranks(with_it) - beside_ranks(without),
+        ADDED: processes.pss(with_it) - processes.pss(without),
     }
+
+
+def beside_ranks(found: Sequence[Seen]) -> float:
+    """Memory of what is neither a rank nor what it shares pages with, in MiB."""
+    kinds = processes.by_kind(found)
+    others = {kind: each for kind, each in kinds.items() if kind not in {RANK, SUPERVISOR, FORK_SERVER}}
+    return sum(map(processes.pss, others.values())) + processes.uss(kinds.get(SUPERVISOR, []))
 
 
 def _table(name: str, found: Sequence[Seen]) -> Result:
@@ -105,7 +113,7 @@ def _table(name: str, found: Sequence[Seen]) -> Result:
         (
             kind,
             str(len(each)),
-            f"{sum(one.uss for one in each):.0f}",
+            f"{processes.uss(each):.0f}",
             f"{processes.pss(each):.0f}",
         )
         for kind, each in sorted(

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 import psutil
 
+_FORKED, _OURS = "multiprocessing.forkserver", "training.host.warm"
+_SHELL = "/bin/sh -c"  # of a driver: a megabyte
 RANK, SUPERVISOR, FORK_SERVER = "rank", "supervisor", "fork server"
 KNOWN = {
+    "ray start": "ray start",
     "ray::RayTrainWorker": RANK,
     "ray::RayHostAgent": "host agent",
     "multiprocessing.resource_tracker": "resource tracker",
@@ -33,11 +36,10 @@ KNOWN = {
     "dashboard": "dashboard",
     "autoscaler": "Ray's monitor",
     "log_monitor": "Ray's log monitor",
-    "ray start": "ray start",
+    "ray.util.client": "Ray's client server",
+    _FORKED: "dashboard",  # Ray's own fork server
 }
 """What stands in a command line, and a name; the first that does counts."""
-_FORKED = "multiprocessing.forkserver"
-_SHELL = "/bin/sh -c"  # of a driver: a megabyte
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ def by_kind(processes: Sequence[Seen]) -> Mapping[str, list[Seen]]:
 
 
 def _kind(process: Seen, known: Mapping[int, Seen]) -> str:
-    if _FORKED in process.command:
+    if _is_forked(process):
         forks = _forks_above(process, known)
         return (FORK_SERVER, SUPERVISOR, RANK)[min(forks, 2)]
     if process.command.startswith(_SHELL):
@@ -100,7 +102,17 @@ def _kind(process: Seen, known: Mapping[int, Seen]) -> str:
 
 def _forks_above(process: Seen, known: Mapping[int, Seen]) -> int:
     parent = known.get(process.parent)
-    return 0 if parent is None or _FORKED not in parent.command else 1 + _forks_above(parent, known)
+    return 0 if parent is None or not _is_forked(parent) else 1 + _forks_above(parent, known)
+
+
+def _is_forked(process: Seen) -> bool:
+    """Or is the fork server itself."""
+    return _FORKED in process.command and _OURS in process.command
+
+
+def uss(processes: Iterable[Seen]) -> float:
+    """Of all together, in MiB."""
+    return sum(process.uss for process in processes)
 
 
 def pss(processes: Iterable[Seen]) -> float:

@@ -4,7 +4,7 @@
 # the other, and the container is started again.
 set -u
 ray start --address "${SYNCBN_RAY_ADDRESS:?is not set; it is HOST:PORT of the head of Ray}" --block \
-  --num-cpus 0 --num-gpus 0 --disable-usage-stats --object-store-memory 104857600 &
+  --num-cpus 0 --num-gpus 0 --include-log-monitor=false --disable-usage-stats --object-store-memory 104857600 &
 node=$!
 syncbn serve --role scheduler &
 scheduler=$!

@@ -177,7 +177,7 @@ class Smoke:
         found = []
         for rank in range(WORKERS):
             log = self.client.logs(job.id, rank=rank)
-            where = re.match(rf"rank {rank} of {WORKERS} on (\S+) \((\S+)\)$", log, re.MULTILINE)
+            where = re.search(rf"^rank {rank} of {WORKERS} on (\S+) \((\S+)\)$", log, re.MULTILINE)
             _expect(where is not None, f"the log of rank {rank} begins with {log.partition(chr(10))[0]!r}")
             assert where is not None
             found.append((where[1], where[2]))

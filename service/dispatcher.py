@@ -68,6 +68,9 @@ class Dispatcher:
         """Looks at every job once. Raises Superseded alone: what else fails is logged and tried again."""
         self._has_run.clear()  # before the queue is read: one that is made meanwhile is not overlooked
         try:
+            if not self.cluster.attempts() and not self.store.has_work():
+                self._seen = _outline({})
+                return  # what an idle service asks again and again is this one question
             attempts, active = self.reconciler.reconcile()
             self._seen = _outline(attempts)
             self._admit(attempts, active)

@@ -20,7 +20,8 @@ from service.store import Store
 
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN, _MOST_SECONDS_BETWEEN = 1.0, 30.0
+_SECONDS_BETWEEN, _MOST_SECONDS_BETWEEN = 5.0, 30.0
+"""It is woken when a job ends; these are for those that were cancelled while they waited, or that failed."""
 
 
 class Finisher:

@@ -9,7 +9,7 @@ import psutil
 
 from benchmarks.processes import FORK_SERVER, RANK, SUPERVISOR, Seen, by_kind, cpu, look, pss
 
-FORKED = "python -B -c from multiprocessing.forkserver import main; main(1, 2)"
+FORKED = "python -B -c from multiprocessing.forkserver import main; main(1, 2, ['training.host.warm'])"
 
 
 def seen(pid: int, parent: int, command: str) -> Seen:
@@ -28,6 +28,13 @@ def test_what_is_forked_is_told_by_its_parents() -> None:
         SUPERVISOR: [supervisor],
         RANK: [loader, rank],
     }
+
+
+def test_the_fork_server_of_rays_dashboard_is_not_ours() -> None:
+    server, forked = (seen(pid, pid - 1, FORKED.replace("training.host", "ray.dashboard")) for pid in (2, 3))
+    ray = seen(1, 0, "ray start --include-dashboard=false")
+
+    assert by_kind([ray, server, forked]) == {"ray start": [ray], "dashboard": [server, forked]}
 
 
 def test_a_shell_is_not_what_it_starts() -> None:

@@ -17,6 +17,13 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
 GUIDE = ROOT / "docs" / "how-to" / "kubernetes.md"
 
+# Ray's own settings for a node on which ranks run below a host agent; Compose's nodes have them, too.
+ON_EVERY_NODE = {
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_worker_niceness": "0",
+}
+
 needs_kubectl = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="kubectl, which builds the manifests, is not installed"
 )

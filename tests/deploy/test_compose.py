@@ -24,6 +24,7 @@ from check_jsonschema.builtin_schemas import get_builtin_schema  # type: ignore[
 from docker.utils.build import exclude_paths  # type: ignore[import-untyped]
 
 from service.settings import Settings
+from tests.deploy.manifests import ON_EVERY_NODE
 
 ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "deploy/compose.gpu.yaml")
@@ -327,6 +328,8 @@ def test_nodes_join_the_head_and_are_asked_how_they_are(services: Document) -> N
     assert services["scheduler"]["environment"]["SYNCBN_RAY_ADDRESS"] == address
     for name, options in nodes.items():
         assert options["block"], name
+        # As on Kubernetes.
+        assert services[name]["environment"].items() >= ON_EVERY_NODE.items(), name
         assert name == head or options["address"] == address, name
         assert f":{options['dashboard_agent_listen_port']}/api/healthz" in str(
             services[name]["healthcheck"]["test"]

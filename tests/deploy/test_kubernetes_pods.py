@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.manifests import FOLDER, Document, Pod, kustomization, of_kind, pods, values, written
+from tests.deploy.manifests import (
+    FOLDER,
+    ON_EVERY_NODE,
+    Document,
+    Pod,
+    kustomization,
+    of_kind,
+    pods,
+    values,
+    written,
+)
 
 USER = 10001  # of the image
 SCHEDULER = "syncbn-scheduler"  # deploy/scheduler.sh, in the image
@@ -194,11 +204,20 @@ def test_the_operators_probe_needs_no_token() -> None:
     assert "/api/healthz" in PUBLIC_EXACT_PATHS
 
 
-def test_ray_has_time_to_drain(documents: list[Document]) -> None:
-    from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S as DRAIN
+def test_every_node_of_ray_leaves_memory_to_the_kernel_and_ends_when_it_is_told(
+    documents: list[Document], all_pods: list[Pod]
+) -> None:
+    (settings,) = (
+        each for each in of_kind(documents, "ConfigMap") if each["metadata"]["name"] == "syncbn-ray-settings"
+    )
+    assert settings["data"].items() >= ON_EVERY_NODE.items()
 
-    for _, group in ray_groups(documents):
-        assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= DRAIN + 20
+    nodes = [pod for pod in all_pods if "ray.io/cluster" in pod.labels or pod.name == "syncbn-scheduler"]
+    assert len(nodes) >= 3
+    for pod in nodes:
+        (container,) = pod.spec["containers"]
+        read = [source.get("configMapRef", {}).get("name") for source in container["envFrom"]]
+        assert "syncbn-ray-settings" in read, pod.name
 
 
 COMMANDS = [

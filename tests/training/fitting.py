@@ -25,9 +25,10 @@ from training.global_loss import GlobalLoss, no_wish
 from training.module import Supervised, as_lightning_module
 from training.norm_report import norm_report
 from training.own_loader import OwnLoader
+from training.protocol import Progress
 from training.reporting import LightningLogger, Report
 from training.spec import Spec, parse_spec
-from training.tracking import Fanout, History, JsonLines, NullTracker, Progress, Tracker
+from training.tracking import Fanout, History, JsonLines, NullTracker, Tracker
 
 FEATURES, LENGTH, CLASSES = 3, 4, 3
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from training.tracking import Eta, Fanout, History, JsonLines, NullTracker, Progress
+from training.protocol import Progress
+from training.tracking import Eta, Fanout, History, JsonLines, NullTracker
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
