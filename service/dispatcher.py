@@ -30,7 +30,7 @@ from training.protocol import Superseded
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.25  # for new jobs; what changes in the cluster is seen at once
+POLL_SECONDS = 0.4  # for new jobs; what changes in the cluster is seen at once
 _SECONDS_TO_LEAVE = 3.0
 
 Outline = dict[str, tuple[Phase, int, int, bool]]
@@ -68,9 +68,6 @@ class Dispatcher:
         """Looks at every job once. Raises Superseded alone: what else fails is logged and tried again."""
         self._has_run.clear()  # before the queue is read: one that is made meanwhile is not overlooked
         try:
-            if not self.cluster.attempts() and not self.store.has_work():
-                self._seen = _outline({})
-                return  # what an idle service asks again and again is this one question
             attempts, active = self.reconciler.reconcile()
             self._seen = _outline(attempts)
             self._admit(attempts, active)

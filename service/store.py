@@ -167,12 +167,6 @@ class Store(Lease, CodeArchives):
         """The jobs that hold a share of the cluster, oldest first."""
         return self._jobs(select(jobs).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.id))
 
-    def has_work(self) -> bool:
-        """Whether any job waits, or holds a share of the cluster."""
-        query = select(1).where(jobs.c.state.in_({State.QUEUED, *ACTIVE})).limit(1)
-        with database.reading(self._engine) as connection:
-            return connection.execute(query).one_or_none() is not None
-
     def unarchived(self) -> list[Job]:
         """Jobs that have ended and whose log and run's end still have to be written, oldest first."""
         query = select(jobs).where(jobs.c.state.in_(ENDED), jobs.c.archived_at.is_(None))
