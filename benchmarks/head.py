@@ -64,9 +64,9 @@ def measure(options: Options) -> Result:
     contestants: dict[str, Contestant] = {
         name: partial(_measured, stack, seconds, name, idle) for name, stack in stacks.items()
     }
-    once = Options(repeats=options.repeats, quick=True, before=options.before)  # each stack is a new one
-    with progress("head", runs(contestants, once)) as shown:
-        samples = in_turns(shown, contestants, once)
+    # No warm-up: each stack is a new one.
+    with progress("head", runs(contestants, options, warm_up=False)) as shown:
+        samples = in_turns(shown, contestants, options, warm_up=False)
     notes = [note.format(seconds=seconds) for note in NOTES] + [EARLIER] * (BEFORE in stacks)
     whole = comparison("The head", samples, reference=BARE, notes=notes)
     parts = [_table(name, found) for name, found in idle.items()]

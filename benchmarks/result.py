@@ -67,9 +67,8 @@ def _spread(values: Sequence[float]) -> tuple[str, str, str]:
 
 def _ratio(value: float, reference: Sequence[float] | None) -> str:
     other = median(reference) if reference else 0.0
-    return (
-        f"{value / other:.2f}" if value >= 0 and other >= 0.005 else "-"
-    )  # what is shown as 0.00 is no measure
+    # What is shown as 0.00 is no measure.
+    return f"{value / other:.2f}" if value >= 0 and other >= 0.005 else "-"
 
 
 def as_text(result: Result) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from service.client import Client, ClientError
-from service.processes import State, marked
+from service.processes import MARK, State, marked, sweep
 from service.servers import MlflowServer
 
 SECONDS_TO_START = 240.0
@@ -90,18 +90,22 @@ def environment(checkout: Path | None = None) -> dict[str, str]:
 
 
 def seconds_of(command: list[str], folder: Path, variables: Mapping[str, str]) -> float:
-    """How long a command takes. Raises RuntimeError with the end of what it printed when it fails."""
+    """How long a command takes. Nothing of it is left afterwards, however this ends.
+
+    Raises RuntimeError with the end of what it printed when it fails.
+    """
+    marked_variables = {**variables, MARK: str(folder)}
     with (folder / "command.log").open("w+") as log:
         begun = time.monotonic()
         running = subprocess.Popen(
-            command, cwd=folder, env=dict(variables), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command, cwd=folder, env=marked_variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         try:
             code = running.wait()
-        except BaseException:
+            took = time.monotonic() - begun
+        finally:
             _end(running)
-            raise
-        took = time.monotonic() - begun
+            sweep(folder)
         if code:
             log.seek(0)
             raise RuntimeError(f"{' '.join(command)} exited with {code}:\n{log.read()[-3000:]}")

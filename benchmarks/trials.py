@@ -21,17 +21,25 @@ REST_SECONDS = 3.0
 """Between two runs, for the processes of the last one to go."""
 
 
-def runs(contestants: Sized, options: Options) -> int:
+def runs(contestants: Sized, options: Options, *, warm_up: bool = True) -> int:
     """How many there are in all, warm-ups included."""
-    return len(contestants) * (options.repeats + _warm_ups(options))
+    return len(contestants) * (options.repeats + _warm_ups(options, warm_up))
 
 
 def in_turns(
-    shown: Progress, contestants: Mapping[str, Contestant], options: Options, *, rest: float = REST_SECONDS
+    shown: Progress,
+    contestants: Mapping[str, Contestant],
+    options: Options,
+    *,
+    warm_up: bool = True,
+    rest: float = REST_SECONDS,
 ) -> Samples:
-    """Each contestant `options.repeats` times, after a warm-up of each that is not counted (not if quick)."""
+    """Each contestant `options.repeats` times.
+
+    warm_up: each of them once before, which is not counted; not if the benchmark is to be quick.
+    """
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for repeat in range(-_warm_ups(options), options.repeats):
+    for repeat in range(-_warm_ups(options, warm_up), options.repeats):
         for name, run in contestants.items():
             shown.doing(name)
             measured = run()
@@ -43,5 +51,5 @@ def in_turns(
     return {measure: dict(found) for measure, found in samples.items()}
 
 
-def _warm_ups(options: Options) -> int:
-    return 0 if options.quick else 1
+def _warm_ups(options: Options, wanted: bool) -> int:
+    return int(wanted and not options.quick)

@@ -115,7 +115,9 @@ class Job:
     attempt: int = 0
     """Number of the latest placement, from 1; 0 before the first."""
     start: int = 0
-    """Number of the latest start within the attempt, from 1; 0 before the first attempt."""
+    """Number of the latest start within the attempt, from 1; 0 before the first attempt, and after one of a
+    version that counted no starts.
+    """
     failures: int = 0
     """Starts lost so far, in all attempts, to be held against `spec.retries`."""
     last_failure: Failure | None = None

@@ -111,6 +111,8 @@ def _mlflow(server: Postgres, folder: Path) -> Iterator[tuple[str, int]]:
     try:
         mlflow.start()
         wait_until(mlflow.is_ready, mlflow.is_alive, mlflow.log)
-        yield f"http://127.0.0.1:{mlflow.port}", mlflow.known["pid"]
+        process = mlflow.process()
+        assert process is not None
+        yield f"http://127.0.0.1:{mlflow.port}", process.pid
     finally:
         mlflow.end()

@@ -21,8 +21,6 @@ _jobs = sa.table(
     "jobs",
     sa.column("state", sa.String),
     sa.column("reason", sa.Text),
-    sa.column("attempt", sa.Integer),
-    sa.column("start", sa.Integer),
     sa.column("workers", sa.Integer),
     sa.column("finished_at", _TIME),
     sa.column("cancel_requested_at", _TIME),
@@ -64,7 +62,6 @@ def _create_scheduler() -> None:
 
 
 def _end_old_attempts() -> None:
-    op.execute(sa.update(_jobs).where(_jobs.c.attempt > 0).values(start=1))
     cancelled = {"finished_at": datetime.now(UTC), "reason": "cancelled while the service was updated"}
     _move("cancelled", _jobs.c.cancel_requested_at.is_not(None), **cancelled)
     paused = "paused while the service was updated; goes on from its last checkpoint"
