@@ -92,7 +92,15 @@ def test_an_interrupt_ends_it_with_all_its_ranks(tmp_path: Path) -> None:
     spec = _on(FASHION, 2) | {"training": {"max_steps": 100_000}}
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     command = [SYNCBN, "train", "spec.json", "--output", str(tmp_path)]
-    training = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    training = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # What runs in the background of a shell, these tests perhaps, ignores an interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert training.stdout is not None
     while not training.stdout.readline().startswith("step "):
         assert training.poll() is None
