@@ -33,7 +33,11 @@ def spawn() -> Iterator[Spawn]:
 
     def begin(**environment: str) -> psutil.Process:
         started.append(subprocess.Popen(["sleep", "60"], env=os.environ | environment))
-        return psutil.Process(started[-1].pid)
+        process = psutil.Process(started[-1].pid)
+        # Popen returns in the midst of the exec, when others may not see the new environment yet.
+        while not environment.items() <= process.environ().items():
+            time.sleep(0.01)
+        return process
 
     yield begin
     for process in started:

@@ -9,49 +9,24 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from training.protocol import Exit, Order, RankPlace
-from training.rank.context import RankContext
+from training.rank.context import GroupEnvironment, RankContext
 from training.rank.process import Reports
 from training.rank.rank import RankRun
 
 STOP_AFTER = "STOP_AFTER_STEP"
 """Environment variable: the model asks for a stop in this step, counted over the attempt."""
-
-
-class Joined(LightningEnvironment):
-    """Lightning finds the ranks of the group that there is."""
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    def world_size(self) -> int:
-        return dist.get_world_size()
-
-    def set_world_size(self, size: int) -> None: ...
-
-    def global_rank(self) -> int:
-        return dist.get_rank()
-
-    def set_global_rank(self, rank: int) -> None: ...
-
-    def local_rank(self) -> int:
-        return 0
-
-    def node_rank(self) -> int:
-        return dist.get_rank()
 
 
 class Net(nn.Module):
@@ -202,7 +177,7 @@ def context(place: RankPlace) -> RankContext:
         world_size=dist.get_world_size(),
         local_rank=place.local_rank,
         node_rank=place.node_rank,
-        environment=Joined,
+        environment=lambda: GroupEnvironment(replace(place, local_rank=0, node_rank=place.rank)),
         strategy=DDPStrategy,
     )
 
