@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Self
 from training.failures import BuildError, RunFailed, TrainingError
 from training.host.agent import HostAgent
 from training.host.environment import of_the_user
+from training.host.own_folder import own_folder
 from training.protocol import (
     ExitRecord,
     Failure,
@@ -88,8 +88,7 @@ class Machine:
 
     def __init__(self, code: Path | None) -> None:
         self._code = code
-        self._folder = Path(tempfile.mkdtemp(prefix="syncbn-host-"))
-        self._agent = HostAgent(self._folder, environment=of_the_user(os.environ), on_cluster=False)
+        self._agent = HostAgent(own_folder(), environment=of_the_user(os.environ), on_cluster=False)
         self._runs = 0
 
     def __enter__(self) -> Self:

@@ -5,13 +5,8 @@ Ray imports this module on every node; the actor and the task are made by `servi
 
 from __future__ import annotations
 
-import atexit
-import fcntl
 import os
-import shutil
-import tempfile
 import threading
-import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +14,9 @@ from pathlib import Path
 from time import monotonic
 
 from training.host.agent import HostAgent
+from training.host.own_folder import own_folder
 from training.protocol import News, Order, Superseded
 
-_PREFIX = "syncbn-agent-"
-_SECONDS_TO_HOLD = 60.0
 _SECONDS_TO_CHECK = 1.0
 
 
@@ -45,7 +39,7 @@ class RayHostAgent:
         self._fence, self._lock = fence, threading.Lock()
         self._instance = uuid.uuid4().hex
         _forget_threads_of_ray()
-        self._agent = HostAgent(_own_folder())
+        self._agent = HostAgent(own_folder())
 
     def news(self, fence: int, instance: str, seen: int, seconds: float) -> HostNews:
         """All that it knows: at once if `seen` was told by another `instance`, or is not its version."""
@@ -102,40 +96,3 @@ def _forget_threads_of_ray() -> None:
         at_first = Path("/proc/self/environ").read_bytes().split(b"\0")
         if not any(line.startswith(b"OMP_NUM_THREADS=") for line in at_first):
             os.environ.pop("OMP_NUM_THREADS", None)
-
-
-def _own_folder() -> Path:
-    """A new folder for this process alone. It goes with the process or, if that was killed, when the next
-    agent on this machine begins.
-    """
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            if _is_abandoned(left):
-                shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    _hold(folder)  # for as long as this process lives: the descriptor is never closed, and not inherited
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def _is_abandoned(folder: Path) -> bool:
-    found = folder.stat()
-    # Race closed: another agent of this machine has made its folder, and does not hold it yet.
-    if found.st_uid != os.getuid() or time.time() - found.st_mtime < _SECONDS_TO_HOLD:
-        return False
-    try:
-        os.close(_hold(folder))
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _hold(folder: Path) -> int:
-    """Raises BlockingIOError where another process has it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from training.host import ray_agent
+from training.host import own_folder
 from training.host.ray_agent import RayHostAgent
 from training.protocol import Superseded
 
@@ -73,7 +73,7 @@ def test_news_of_an_agent_that_was_started_again_are_told_at_once(agent: RayHost
 
 
 def hold(pipe: Connection) -> None:
-    pipe.send(str(ray_agent._own_folder()))
+    pipe.send(str(own_folder.own_folder()))
     pipe.recv()
     os._exit(1)  # as if it was killed
 
@@ -92,11 +92,11 @@ def test_what_an_agent_leaves_that_was_killed_goes_when_the_next_one_begins(fold
     for folder in (held, others):
         os.utime(folder, (long_ago, long_ago))
 
-    first = ray_agent._own_folder()
+    first = own_folder.own_folder()
     assert held.exists()
     mine.send(None)
     process.join()
-    second = ray_agent._own_folder()
+    second = own_folder.own_folder()
 
     assert not held.exists()
     assert [folder.exists() for folder in (fresh, others, first, second)] == [True] * 4
