@@ -107,8 +107,9 @@ QUIET = {
     # It would kill the host agent, and so every job, to free memory that a rank has taken. The kernel kills
     # that rank.
     "RAY_memory_monitor_refresh_ms": "0",
-    # Below the host agent are the ranks: they come after nobody.
-    "RAY_worker_niceness": "0",
+    # Below the host agent are the ranks, which may take every CPU: the API and MLflow answer all the same.
+    # Ray's own 15 would let anything else on the machine starve them.
+    "RAY_worker_niceness": "5",
     # No worker runs but the host agent.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
