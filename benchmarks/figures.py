@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.result import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "figures.md"
+OURS = "ours"
 SHOWN = ("startup", "recovery", "verify", "head", "answers", "logs")
 HEAD = (
     "# Figures\n\n"
@@ -56,10 +57,11 @@ def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 def _rows(name: str, result: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     """A row for each peer of a measure; one for a measure that has none."""
-    link = f"[{name}](../../benchmarks/results/{name}.md)"
+    link = f"[{result['title']}](../../benchmarks/results/{name}.md)"
     for measure, contestants in result["samples"].items():
-        (_, own), *others = ((who, median(values)) for who, values in contestants.items())
+        (us, own), *others = ((who, median(values)) for who, values in contestants.items())
         what, unit = measure.rpartition(", ")[::2]
+        what = what if us == OURS else f"{us}, {what}"
         if not others:
             yield what, _shown(own, unit), "", "", link
         for who, value in others:

@@ -8,7 +8,11 @@ from benchmarks import figures
 
 
 def result(samples: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
-    return {"samples": samples, "machine": {"cores": "2", "load before": "0.1", "load after": "1.2"}}
+    return {
+        "title": "A title",
+        "samples": samples,
+        "machine": {"cores": "2", "load before": "0.1", "load after": "1.2"},
+    }
 
 
 def test_a_figure_stands_beside_each_peer_with_the_ratio_of_medians() -> None:
@@ -32,9 +36,12 @@ def test_a_figure_stands_beside_each_peer_with_the_ratio_of_medians() -> None:
 
 
 def test_a_measure_without_a_peer_stands_alone() -> None:
-    text = figures.text({"answers": result({"GET, median, ms": {"ours": [4.0]}})})
+    text = figures.text(
+        {"answers": result({"GET, median, ms": {"ours": [4.0]}, "to its end, s": {"up": [1.0]}})}
+    )
 
-    assert "| GET, median | 4.00 ms |  |  | [answers](../../benchmarks/results/answers.md) |" in text
+    link = "[A title](../../benchmarks/results/answers.md)"
+    assert f"| GET, median | 4.00 ms |  |  | {link} |\n| up, to its end | 1.00 s |  |  | {link} |" in text
 
 
 def test_the_page_is_that_of_the_results() -> None:
