@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -156,12 +155,6 @@ def is_settled(content: bytes) -> bool:
     """Whether a rank with this in its file will not say more: it has ended, or cannot run."""
     place = last_place(content)
     return bool(dump_in(content)) or (place is not None and place.ended)
-
-
-def clear(folder: Path) -> None:
-    """Forgets what ranks have written; for the driver, before it starts workers."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _rank_of(name: str) -> int:

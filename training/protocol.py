@@ -18,8 +18,8 @@ from typing import Any, Self
 RESERVED_PACKAGES = frozenset({"sync_bn", "training", "service"})
 """Top-level names that uploaded code may not have: they are this project's own."""
 
-JOB_TAG, PROGRESS_TAG = "syncbn.job_id", "syncbn.progress"
-"""Tags of a run in MLflow."""
+JOB_TAG = "syncbn.job_id"
+"""Tag of a run in MLflow."""
 
 LONGEST_MESSAGE = 4_000
 LONGEST_TRACE = 20_000

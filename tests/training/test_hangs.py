@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.hang_folder import HangFolder, Place, PlaceFile, Report, clear
+from training.folder import RunFolder
+from training.hang_folder import HangFolder, Place, PlaceFile, Report
 from training.hangs import Hang, hang_report
 from training.stacks import Frame
 
@@ -142,10 +143,10 @@ Thread 0x0000000000000abc (most recent call first):
     assert '  File "/code/net.py", line 9, in parse\n  File "/env' in found(tmp_path).message
 
 
-def test_what_an_earlier_start_reported_is_forgotten(tmp_path: Path) -> None:
-    report(tmp_path, 0, USER)
+def test_what_an_earlier_start_reported_means_nothing_to_the_next(tmp_path: Path) -> None:
+    first, second = (RunFolder(path=tmp_path, start=start) for start in (1, 2))
+    first.hang.mkdir(parents=True)
+    report(first.hang, 0, USER)
 
-    clear(tmp_path)
-
-    assert tmp_path.is_dir()
-    assert hang_report(tmp_path) is None
+    assert hang_report(first.hang) is not None
+    assert hang_report(second.hang) is None

@@ -37,7 +37,7 @@ _LOOK_SECONDS = 0.2
 
 
 class HostAgent:
-    """Thread-safe; no method but `news` and `wait_until_warm` blocks for longer than a fork takes.
+    """Thread-safe; no method but `news` and `close` blocks for longer than a fork takes.
 
     folder: on this machine, for its use alone. environment: what every rank gets; by default
     `of_the_machine(os.environ)`. on_cluster: see ForkServer.
@@ -77,9 +77,6 @@ class HostAgent:
             self._news.wait_for(lambda: self._version != seen or self._closing, seconds)
             starts = tuple(gang.status() for gang in self._gangs.values())
             return News(version=self._version, starts=starts, warm=self._warm.is_set())
-
-    def wait_until_warm(self) -> None:
-        self._warm.wait()
 
     # Orders
 
