@@ -42,6 +42,10 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostAgent]:
     environment = of_the_machine(os.environ | {"SYNCBN_API_KEY": SECRET, "RAY_AUTH_TOKEN": SECRET})
     agent = HostAgent(tmp_path_factory.mktemp("agent"), environment, on_cluster=False)
     agent.put_code("lab", archive())
+    # Its fork server starts with an environment that this process has for a moment: pytest sets its own
+    # variables meanwhile, if it is not waited for.
+    while not agent.news(-1, 0.0).warm:
+        time.sleep(0.05)
     yield agent
     agent.close()
 
