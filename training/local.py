@@ -106,6 +106,7 @@ class Machine:
         mlflow_uri: str | None = None,
         run_id: str | None = None,
         curves_only: bool = False,
+        last_bit: bool = False,
         retries: int | None = None,
         show: bool = True,
     ) -> None:
@@ -126,6 +127,7 @@ class Machine:
             run_id=run_id,
             output=str(output),
             curves_only=curves_only,
+            last_bit=last_bit,
         )
         with _shown(log_file(order.folder, order.number, 0), show=show):
             while True:

@@ -53,6 +53,8 @@ class Order:
     rendezvous: "ADDRESS:PORT" where rank 0 listens; None: all ranks are on this host.
     folder: the run's, on a file system that all hosts share. checkpoints: URL of the run's checkpoints, if
     they are in object storage.
+    curves_only: no validation, no test, no model at the end. last_bit: the first weights are changed by one
+    bit each, which shows how far rounding alone takes a training.
     restarts: why this is not the attempt's first start.
     variables: of the job's own environment.
     """
@@ -71,6 +73,7 @@ class Order:
     run_id: str | None = None
     output: str | None = None
     curves_only: bool = False
+    last_bit: bool = False
     restarts: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
 

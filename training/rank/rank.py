@@ -101,6 +101,8 @@ class RankRun:
             self.spec = module.spec  # with the optimizer that it has by default
         if self.spec.training.precision == "64-true":
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
+        if self.order.last_bit:
+            _change_last_bits(module)
         with watchdog.busy("reading the checkpoint"):
             resumed = self._resumed(store)
         train_loader = self._loaders(data, "train")[0]
@@ -115,7 +117,10 @@ class RankRun:
             store=store,
             resumed=resumed,
         )
-        self._say(f"{type(model).__name__} on {self.world_size} workers: training")
+        workers = f"{self.world_size} worker{'s' if self.world_size > 1 else ''}"
+        self._say(f"{type(model).__name__} on {workers}: training")
+        if self.order.curves_only:
+            warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
         log_global_means(module)
         trainer.fit(
             module,
@@ -307,6 +312,15 @@ def _built_model(spec: Spec) -> Any:
     from training.module import checked_module
 
     return checked_module(construct(spec.model, "model"), spec)
+
+
+def _change_last_bits(module: Any) -> None:
+    """Moves each parameter to the next larger number of its dtype."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(parameter.nextafter(torch.full_like(parameter, torch.inf)))
 
 
 def _quiet() -> None:
