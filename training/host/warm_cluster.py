@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mlflow.pytorch
 import mlflow.system_metrics.system_metrics_monitor
+import mlflow.utils.requirements_utils
 import sklearn.datasets
 
 import training.mlflow_tracking
@@ -14,3 +15,6 @@ import training.object_store
 import training.system_metrics
 
 __all__ = ["mlflow", "sklearn", "training"]
+
+# Looks for what is installed, half a second that a model's first `log_model` would take; MLflow keeps it.
+mlflow.utils.requirements_utils.warn_dependency_requirement_mismatches(["torch"])
