@@ -16,10 +16,10 @@ FLOAT64 = "training.precision=64-true"
 OURS = "ours"
 SECONDS = "syncbn verify, s"
 NOTES = (
-    f"`syncbn verify recipes/digits.yaml --workers {WORKERS} --steps {{steps}} --set {FLOAT64}`: six "
-    "trainings one after the other, each number of workers with both kinds of BatchNorm, from the shell "
-    "until the command has ended. In float64, since this recipe's curves in float32 leave rounding behind "
-    "before step 50: then the command says so and fails.",
+    f"`syncbn verify recipes/digits.yaml --workers {WORKERS} --steps {{steps}} --set {FLOAT64}`: each number "
+    "of workers with both kinds of BatchNorm, six trainings one after the other, and a seventh of ours from "
+    "weights changed in the last bit; from the shell until the command has ended. In float64, because the "
+    "earlier version takes rounding that grows in float32 for a difference, and fails.",
     "In turns, after a warm-up run of each that is not counted (none with --quick).",
 )
 

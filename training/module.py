@@ -11,6 +11,7 @@ from torchmetrics import Metric, MetricCollection
 
 from training.build import construct
 from training.failures import BuildError
+from training.metric_sync import sync_directly
 from training.spec import Optimizer, Spec
 
 Batch = tuple[Tensor, Tensor]
@@ -58,6 +59,7 @@ class Supervised(LightningModule):
             {f"{stage}_metrics": metrics.clone(prefix=f"{stage}_") for stage in ("train", "val", "test")}
         )
         self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in ("val", "test")})
+        sync_directly(self)
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.model(x)
