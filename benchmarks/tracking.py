@@ -27,14 +27,14 @@ from mlflow import MlflowClient
 from benchmarks.progress import progress
 from benchmarks.result import Options, Result, comparison
 from benchmarks.servers import mlflow_server
-from training.batches import share_loader
-from training.build import construct
-from training.global_loss import GlobalLoss
-from training.mlflow_tracking import MlflowTracker
-from training.module import as_lightning_module
-from training.reporting import LightningLogger, Report
+from training.callbacks.global_loss import GlobalLoss
+from training.callbacks.progress import LightningLogger, Report
+from training.loading.batches import share_loader
+from training.model.instantiate import construct
+from training.model.supervised import as_lightning_module
 from training.spec import Spec, flat, load_yaml, parse_spec
-from training.tracking import NullTracker, Tracker
+from training.tracking.mlflow_tracker import MlflowTracker
+from training.tracking.tracker import NullTracker, Tracker
 
 RECIPE = Path(__file__).parent.parent / "training" / "recipes" / "digits.yaml"
 SECONDS, QUICK_SECONDS = 10.0, 2.0

@@ -14,7 +14,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sync_bn", "training", "service")
 HEAVY = {"torch", "ray", "lightning", "mlflow", "numpy", "pandas", "sklearn", "matplotlib"}
-LIGHT_PARTS_OF_TRAINING = {"training.spec", "training.spec_errors", "training.protocol", "training.reserved"}
+LIGHT_PARTS_OF_TRAINING = {
+    "training.spec",
+    "training.spec.errors",
+    "training.spec.model",
+    "training.protocol",
+    "training.reserved",
+}
 LONGEST_FILE = 400
 # What runs here is the training itself.
 STARTS_TRAINING = {"service.cli.train", "service.cli.verify"}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from training.spec import Spec
 
 if TYPE_CHECKING:
-    from training.local import Machine
+    from training.host.local import Machine
 
 KINDS = ("sync_batch_norm", "batch_norm")
 BOUNDS = {"64-true": 1e-9, "32-true": 1e-4}
@@ -96,7 +96,7 @@ def verify(
 
     `running` is told what begins. Blocks; raises TrainingError.
     """
-    from training.local import Machine, code_folder
+    from training.host.local import Machine, code_folder
 
     output.mkdir(parents=True, exist_ok=True)
     runs = [(kind, number, False) for kind in KINDS for number in workers]
@@ -120,7 +120,7 @@ def verify(
 
 def _variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
     """The same spec but for its normalisation and workers, which share this machine's CPUs if they must."""
-    from training.local import usable_cpus
+    from training.host.local import usable_cpus
 
     cpus = usable_cpus()
     data = spec.model_dump(mode="json", exclude_unset=True)
@@ -135,7 +135,7 @@ def _variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
 
 
 def _train(machine: Machine, spec: Spec, workers: int, folder: Path, *, last_bit: bool) -> list[float]:
-    from training.local import fresh
+    from training.host.local import fresh
 
     folder = fresh(folder)
     machine.run(spec, workers=workers, output=folder, curves_only=True, last_bit=last_bit, retries=0)

@@ -20,7 +20,7 @@ from benchmarks.result import Result
 from benchmarks.servers import free_port, wait_until
 from service.processes import State
 from service.servers import MlflowServer
-from training.mlflow_tracking import BATCH, MlflowTracker
+from training.tracking.mlflow_tracker import BATCH, MlflowTracker
 
 RUNS, REQUESTS, QUICK_REQUESTS = (1, 4), 20, 3
 METRICS = 2

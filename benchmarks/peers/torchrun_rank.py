@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from training.build import construct
+from training.model.instantiate import construct
 from training.protocol import Order, RankPlace
 from training.rank.context import RankContext
 from training.rank.process import Reports

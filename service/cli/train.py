@@ -25,6 +25,6 @@ def train(
 
     with reporting():
         parsed = parse_spec(read_spec(spec, assignments))
-        from training.local import train_locally
+        from training.host.local import train_locally
 
         raise typer.Exit(train_locally(parsed, code=code, output=output))

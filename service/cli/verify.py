@@ -42,7 +42,7 @@ def verify(
         numbers = _numbers(workers)
         parsed = parse_spec(read_spec(spec, assignments))
         from training import verify as verification
-        from training.failures import BuildError, TrainingError
+        from training.errors import BuildError, TrainingError
 
         said = Console(stderr=True, highlight=False)
         try:

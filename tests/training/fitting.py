@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sync_bn.lightning import SyncBatchNormPlugin
-from training.batches import share_loader
-from training.failures import NonFiniteLoss
-from training.global_loss import GlobalLoss, no_wish
-from training.module import Supervised, as_lightning_module
-from training.norm_report import norm_report
-from training.own_loader import OwnLoader
+from training.callbacks.global_loss import GlobalLoss, no_wish
+from training.callbacks.norm_report import norm_report
+from training.callbacks.progress import LightningLogger, Report
+from training.errors import NonFiniteLoss
+from training.loading.batches import share_loader
+from training.loading.user_loader import OwnLoader
+from training.model.supervised import Supervised, as_lightning_module
 from training.protocol import Progress
-from training.reporting import LightningLogger, Report
 from training.spec import Spec, parse_spec
-from training.tracking import Fanout, History, JsonLines, NullTracker, Tracker
+from training.tracking.tracker import Fanout, History, JsonLines, NullTracker, Tracker
 
 FEATURES, LENGTH, CLASSES = 3, 4, 3
 

@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.hang_folder import HangFolder, last_place
-from training.watchdog import Watchdog
+from training.hangs.rank_files import HangFolder, last_place
+from training.hangs.watchdog import Watchdog
 
 HANG_SECONDS = 2.0
 LONG = 2.2 * HANG_SECONDS
@@ -187,7 +187,7 @@ def fit(where: str, folder: Path, rank: int, world_size: int) -> None:
 
     from sync_bn.lightning import SyncBatchNormPlugin
     from tests.training.fitting import JoinedEnvironment
-    from training.heartbeat import Heartbeat
+    from training.callbacks.heartbeat import Heartbeat
 
     class Module(LightningModule):
         def __init__(self) -> None:

@@ -23,7 +23,7 @@ def begin(uri: str, run_id: str, folder: Path, *, more: int | None) -> tuple[Bas
 
 
 def _train(uri: str, run_id: str, folder: Path, more: int | None, began: object) -> None:
-    from training.mlflow_tracking import MlflowTracker
+    from training.tracking.mlflow_tracker import MlflowTracker
 
     tracker = MlflowTracker(uri, run_id, params={"seed": "0"}, tags={}, spool=folder / "spool")
     checkpoint = folder / "checkpoint"

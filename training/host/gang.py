@@ -16,9 +16,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from training.folder import RunFolder
-from training.hang_folder import HangFolder
-from training.hangs import hang_report
+from training.hangs.diagnosis import hang_report
+from training.hangs.rank_files import HangFolder
 from training.protocol import (
     HANG_EXIT_CODE,
     LONGEST_TAIL,
@@ -33,6 +32,7 @@ from training.protocol import (
     signal_name,
 )
 from training.rank.process import write_record
+from training.run_dir import RunFolder
 
 GRACE_SECONDS, LOST_PEER_GRACE_SECONDS = 0.1, 1.0
 """How long the other ranks may say what they know, once one has failed, or only noticed that another has."""

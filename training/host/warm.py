@@ -19,13 +19,13 @@ import torch.fx
 import torchmetrics.classification
 
 import sync_bn.lightning
+import training.callbacks.norm_report
 import training.data
-import training.export
 import training.host.supervisor
+import training.model.export
 import training.models
-import training.norm_report
 import training.rank.rank
-import training.trainer
+import training.rank.trainer
 from training.host.linux import adopt_orphans
 
 __all__ = [

@@ -10,9 +10,9 @@ import mlflow.system_metrics.system_metrics_monitor
 import mlflow.utils.requirements_utils
 import sklearn.datasets
 
-import training.mlflow_tracking
-import training.object_store
-import training.system_metrics
+import training.checkpoints.object_store
+import training.tracking.mlflow_tracker
+import training.tracking.system_metrics
 
 __all__ = ["mlflow", "sklearn", "training"]
 

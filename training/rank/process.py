@@ -133,7 +133,7 @@ class RankProcess:
         )
 
     def _failed(self, error: BaseException) -> ExitRecord:
-        from training.failures import is_lost_peer
+        from training.errors import is_lost_peer
 
         return ExitRecord(
             rank=self.place.rank,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from training.protocol import LONGEST_METRICS, Progress, is_detail
-from training.tracking import NullTracker
+from training.tracking.tracker import NullTracker
 
 SECONDS_BETWEEN = 1.0
 

@@ -11,19 +11,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from training.failures import BuildError
-from training.folder import RunFolder
-from training.manifest import Saved
+from training.checkpoints.manifest import Saved
+from training.errors import BuildError
+from training.hangs.watchdog import Watchdog
 from training.protocol import Exit, Order, RankPlace
 from training.rank.context import RankContext, join, own_address, use_threads
 from training.rank.process import Reports
 from training.rank.progress import ProgressTracker
+from training.run_dir import RunFolder
 from training.spec import Spec, flat, parse_spec
-from training.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from training.checkpoint import Store
-    from training.tracking import Tracker
+    from training.callbacks.checkpointing import Store
+    from training.tracking.tracker import Tracker
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class RankRun:
 
     def train_in(self, context: RankContext) -> Exit:
         """`run` in a process group that is there already."""
-        from training.checkpoint import StopRequested
+        from training.callbacks.checkpointing import StopRequested
 
         self.context = context
         _quiet()
@@ -85,12 +85,12 @@ class RankRun:
     def _run(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> None:
         from lightning.pytorch import seed_everything
 
-        from training.checkpoint import LIGHTNING
-        from training.logged import log_global_means
-        from training.module import Supervised, as_lightning_module
-        from training.norm_report import norm_report
-        from training.norms import apply_norm
-        from training.trainer import make_trainer
+        from training.callbacks.checkpointing import LIGHTNING
+        from training.callbacks.log_reduction import log_global_means
+        from training.callbacks.norm_report import norm_report
+        from training.model.norms import apply_norm
+        from training.model.supervised import Supervised, as_lightning_module
+        from training.rank.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
         with watchdog.busy("preparing the data"):
@@ -140,7 +140,7 @@ class RankRun:
 
     @contextmanager
     def _store(self) -> Iterator[Store]:
-        from training.checkpoint import checkpoints
+        from training.callbacks.checkpointing import checkpoints
 
         store = checkpoints(self.spec, self.folder)
         try:
@@ -188,7 +188,7 @@ class RankRun:
     def _data(self) -> Any:
         from lightning.pytorch import LightningDataModule
 
-        from training.build import construct
+        from training.model.instantiate import construct
 
         data = construct(self.spec.data, "data")
         if not isinstance(data, LightningDataModule):
@@ -208,8 +208,8 @@ class RankRun:
     def _loaders(self, data: Any, stage: str) -> list[Any]:
         from lightning.pytorch.utilities.model_helpers import is_overridden
 
-        from training.batches import loaders_of, share_loader
-        from training.own_loader import WARNING, own_loader
+        from training.loading.batches import loaders_of, share_loader
+        from training.loading.user_loader import WARNING, own_loader
 
         if not is_overridden(f"{stage}_dataloader", data):
             if stage == "train":
@@ -236,12 +236,12 @@ class RankRun:
     @contextmanager
     def _tracker(self) -> Iterator[Tracker]:
         """Rank 0 writes; the others have a null object."""
-        from training.tracking import Fanout, JsonLines, NullTracker
+        from training.tracking.tracker import Fanout, JsonLines, NullTracker
 
         uri, run_id = self.order.mlflow_uri, self.order.run_id
         with ExitStack() as stack:
             if uri and run_id:
-                from training.system_metrics import SystemMetrics
+                from training.tracking.system_metrics import SystemMetrics
 
                 stack.enter_context(SystemMetrics(uri, run_id, f"worker-{self.rank}"))
             if self.rank != 0:
@@ -264,7 +264,7 @@ class RankRun:
             tracker.close()
 
     def _mlflow(self, uri: str, run_id: str) -> Tracker:
-        from training.mlflow_tracking import MlflowTracker
+        from training.tracking.mlflow_tracker import MlflowTracker
 
         return MlflowTracker(
             uri,
@@ -290,7 +290,7 @@ class RankRun:
 
     def _deliver(self, module: Any, loader: Any, tracker: Any, norm_report: Any) -> None:
         """The model and the figures; rank 0 only."""
-        from training.export import CURVES, draw_curves, example_input, exportable, save
+        from training.model.export import CURVES, draw_curves, example_input, exportable, save
 
         self._say("saving the model")
         model = exportable(module)
@@ -308,8 +308,8 @@ class RankRun:
 
 
 def _built_model(spec: Spec) -> Any:
-    from training.build import construct
-    from training.module import checked_module
+    from training.model.instantiate import construct
+    from training.model.supervised import checked_module
 
     return checked_module(construct(spec.model, "model"), spec)
 

@@ -17,7 +17,7 @@ class KeepSignals(Callback):
     """Puts back the handler that Lightning replaces when it begins to run.
 
     Lightning's enters a collective in the midst of whatever the rank is doing, which never ends where the
-    other ranks got no signal. Runs are asked to stop in another way (training.checkpoint). Without that
+    other ranks got no signal. Runs are asked to stop in another way (callbacks.checkpointing). Without that
     handler the broadcast of the signal before each batch is of no use, and it is left out: it costs a
     collective a batch, and on a GPU a wait for everything that is queued there.
     """

@@ -51,7 +51,7 @@ def test_train_runs_the_spec_here_and_exits_as_it_does(
         called.append((spec, code, output))
         return 1
 
-    monkeypatch.setitem(sys.modules, "training.local", SimpleNamespace(train_locally=train_locally))
+    monkeypatch.setitem(sys.modules, "training.host.local", SimpleNamespace(train_locally=train_locally))
 
     result = syncbn("train", spec, "--set", "training.seed=3", "--code", str(tmp_path))
 

@@ -1,0 +1,502 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.training.attempts import Done, Net, attempt, context, rank_run, spec_of
+from tests.training.checkpoints.test_checkpoints import newest, save, save_as
+from tests.training.mlflow_server import running_server
+from tests.training.s3_server import BUCKET, S3Server, running_s3
+from tests.training.test_interrupted_runs import assert_bitwise
+from tests.training.worlds import Worlds
+from training.callbacks.checkpointing import checkpoints
+from training.checkpoints.bucket import Bucket
+from training.checkpoints.object_store import ObjectStore
+
+NAME = r"step-(\d{9})-[0-9a-f]{8}"
+
+
+@contextmanager
+def client(environment: Mapping[str, str], temporary: Path) -> Iterator[None]:
+    """In a process that knows the server, and whose TMPDIR this is."""
+    temporary.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with running_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def temporary(server: S3Server, tmp_path: Path) -> Iterator[Path]:
+    """TMPDIR."""
+    with client(server.environment, tmp_path / "tmp"):
+        yield tmp_path / "tmp"
+
+
+@pytest.fixture
+def url(temporary: Path) -> str:  # noqa: ARG001 (its environment)
+    """Of a run of its own."""
+    return f"s3://{BUCKET}/runs/{uuid4().hex}"
+
+
+@pytest.fixture
+def store(url: str) -> ObjectStore:
+    return ObjectStore(url)
+
+
+def files(url: str) -> dict[str, list[str]]:
+    """By upload."""
+    found: dict[str, list[str]] = {}
+    for file in Bucket(url).files():
+        upload, _, name = file.name.partition("/")
+        found.setdefault(upload, []).append(name)
+    return {upload: sorted(names) for upload, names in sorted(found.items())}
+
+
+def uploads(url: str) -> dict[int, str]:
+    """Names by steps, of which none may be there twice."""
+    steps = [(int(named[1]), named[0]) for name in files(url) if (named := re.fullmatch(NAME, name))]
+    assert len(steps) == len(dict(steps)) == len(files(url))
+    return dict(steps)
+
+
+def test_a_checkpoint_comes_back_with_its_files_its_step_and_its_metric(
+    store: ObjectStore, temporary: Path
+) -> None:
+    save(store, 123, metric=0.25)
+    assert list(temporary.iterdir()) == []
+
+    found = newest(store)
+
+    assert (found.step, found.metric) == (123, 0.25)
+    assert (found.path / "model.pt").read_text() == "model of 123"
+    assert (found.path / "ranks" / "0.pt").read_text() == "rank 0 of 123"
+    assert files(store.url) == {found.path.name: ["manifest.json", "model.pt", "ranks/0.pt"]}
+
+
+def test_the_copy_is_on_this_machine_until_it_is_let_go(store: ObjectStore, temporary: Path) -> None:
+    save(store, 1)
+    found = newest(store)
+    assert newest(store).path != found.path
+    assert len(list(temporary.iterdir())) == 1
+
+    store.let_go()
+
+    assert list(temporary.iterdir()) == []
+    del store
+    save(ObjectStore(f"s3://{BUCKET}/another"), 1)
+    assert list(temporary.iterdir()) == []
+
+
+def test_another_machine_makes_a_copy_of_what_the_first_one_found(store: ObjectStore, url: str) -> None:
+    save(store, 1)
+    save(store, 2)
+    found = newest(store)
+
+    copy = ObjectStore(url).here(found)
+
+    assert (copy.step, copy.path.name) == (2, found.path.name)
+    assert not copy.path.exists()  # its store is gone
+
+
+def test_where_nothing_was_saved_there_is_none(store: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
+    assert store.newest() is None
+    assert not caplog.records
+
+
+def test_files_of_more_than_a_few_parts_come_back(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.checkpoints.bucket.PART_BYTES", 5 * 2**20)
+    content = os.urandom(42 * 2**20)
+    with store.writing(1) as draft:
+        (draft / "model.pt").write_bytes(content)
+
+    assert (newest(store).path / "model.pt").read_bytes() == content
+
+
+def test_an_error_while_writing_goes_on_and_leaves_nothing(store: ObjectStore, temporary: Path) -> None:
+    save(store, 1)
+
+    def write(draft: Path) -> None:
+        (draft / "model.pt").write_text("half of it")
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        save_as(store, 2, write)
+
+    assert list(uploads(store.url)) == [1]
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("min", [2, 4, 5]), ("max", [1, 4, 5])])
+def test_the_last_and_the_best_are_kept(url: str, mode: Any, kept: list[int]) -> None:
+    store = ObjectStore(url, keep_last=2, mode=mode)
+
+    for step, metric in enumerate([0.5, 0.1, 0.4, 0.3, 0.2], 1):
+        save(store, step, metric=metric)
+
+    assert list(uploads(url)) == kept
+
+
+# What is refused
+
+
+def changed(bucket: Bucket, upload: str) -> None:
+    bucket.write(f"{upload}/model.pt", b"as changed")
+
+
+DAMAGES: Mapping[str, Callable[[Bucket, str], None]] = {
+    "model.pt has other content than was saved": changed,
+    "model.pt has 2 bytes and not 10": lambda bucket, upload: bucket.write(f"{upload}/model.pt", b"mo"),
+    "ranks/0.pt is missing": lambda bucket, upload: bucket.remove(f"{upload}/ranks/0.pt"),
+    "manifest.json is no JSON": lambda bucket, upload: bucket.write(f"{upload}/manifest.json", b"{"),
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    store: ObjectStore, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    save(store, 1)
+    save(store, 2)
+    one, two = uploads(store.url).values()
+    DAMAGES[fault](Bucket(store.url), two)
+
+    assert newest(store).step == 1
+
+    (record,) = caplog.records
+    assert f"checkpoint {two} is not used: {fault}; it is kept as {store.url}/{two}" in record.message
+    assert record.message.endswith(f"the run goes on from {one}")
+    assert "broken-manifest.json" in files(store.url)[two]
+    assert newest(store).step == 1
+    assert len(caplog.records) == 1
+
+
+def test_where_none_is_whole_the_run_is_said_to_start_from_the_beginning(
+    store: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(store, 1)
+    changed(Bucket(store.url), uploads(store.url)[1])
+
+    assert store.newest() is None
+
+    assert "the run starts from the beginning" in caplog.text
+
+
+def test_only_the_latest_few_broken_ones_are_kept(url: str) -> None:
+    store = ObjectStore(url)
+    for step in range(1, 6):
+        save(store, step)
+        changed(Bucket(url), uploads(url)[step])
+        assert store.newest() is None
+
+    assert len(uploads(url)) == 3
+    assert 5 in uploads(url)
+
+
+# Twice the same step
+
+
+def test_a_step_that_is_there_already_stays_and_learns_its_metric(store: ObjectStore) -> None:
+    save(store, 1, text="first")
+    save(store, 1, metric=0.5, text="second")
+    save(store, 1, metric=0.1, text="third")
+
+    found = newest(store)
+
+    assert list(uploads(store.url)) == [1]
+    assert found.metric == 0.5
+    assert (found.path / "model.pt").read_text() == "first"
+
+
+def test_a_step_that_is_there_but_broken_is_replaced(
+    store: ObjectStore, temporary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(store, 1, text="first")
+    broken = uploads(store.url)[1]
+    Bucket(store.url).write(f"{broken}/model.pt", b"FIRST")
+
+    save(store, 1, text="second")
+
+    assert list(temporary.iterdir()) == []
+    assert (newest(store).path / "model.pt").read_text() == "second"
+    assert f"{broken} is written anew: model.pt has other content" in caplog.text
+    assert "broken-manifest.json" in files(store.url)[broken]
+
+
+def test_an_upload_that_was_cleared_away_does_not_become_a_checkpoint(store: ObjectStore, url: str) -> None:
+    save(store, 1)
+
+    class Slow(Bucket):
+        def upload(self, source: Path, name: str) -> None:
+            super().upload(source, name)
+            assert newest(ObjectStore(url)).step == 1  # of an attempt that takes this one for dead
+
+    late = ObjectStore(url)
+    late._bucket = Slow(url)
+    with pytest.raises(OSError, match=r"was cleared away.*runs"):
+        save(late, 2)
+
+    assert list(uploads(url)) == [1]
+
+
+# Kills
+
+# Processes of which each saves two steps, into a run of its own; the n-th thing that the n-th of them asks of
+# the storage is its last. Forked before anything is asked, so that imports take their time once.
+WRITERS = """
+import json, os, signal, sys
+from training.checkpoints.folder.bucket import Bucket
+from training.checkpoints.folder.object_store import ObjectStore
+
+def counted(method):
+    def call(*arguments):
+        global asked
+        asked += 1
+        if asked == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(*arguments)
+    return call
+
+def write(url):
+    for name in ("files", "read", "download", "write", "upload", "rename", "remove", "remove_folder"):
+        setattr(Bucket, name, counted(getattr(Bucket, name)))
+    store = ObjectStore(url, keep_last=1)
+    for step in (1, 2):
+        with store.writing(step) as draft:
+            (draft / "model.pt").write_text(f"model of {step}")
+            (draft / "carried.pt").write_text(f"carried of {step}")
+        os.write(said, b"%d" % step)
+
+asked = kill_at = 0
+ends = []
+while not ends or ends[-1][0] == -signal.SIGKILL:
+    kill_at += 1
+    hears, said = os.pipe()
+    if not (child := os.fork()):
+        write(f"{sys.argv[1]}-{kill_at}")
+        os._exit(0)
+    os.close(said)
+    ends.append((os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), os.read(hears, 9).decode()))
+print(json.dumps(ends))
+"""
+
+
+def test_a_kill_at_any_request_of_a_writer_leaves_the_last_checkpoint_whole(
+    url: str, temporary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    writers = subprocess.run(
+        [sys.executable, "-c", WRITERS, url],
+        stdout=subprocess.PIPE,
+        env=environment,
+        timeout=300,
+        check=True,
+    )
+    ends = json.loads(writers.stdout)
+
+    assert ends[-1][0] == 0
+    assert {said for _, said in ends} == {"", "1", "12"}
+    assert len(ends) > 15
+    for kill_at, (_, said) in enumerate(ends, 1):
+        store = ObjectStore(f"{url}-{kill_at}", keep_last=1)
+        found = store.newest()
+        step = found.step if found else 0
+        assert step in {len(said), len(said) + 1}
+        assert found is None or (found.path / "model.pt").read_text() == f"model of {step}"
+        save(store, step + 1)
+        assert list(uploads(store.url)) == [step + 1]
+        store.let_go()
+    assert not caplog.records  # a kill leaves no checkpoint that has to be refused
+    assert list(temporary.iterdir()) == []
+
+
+# Storage that is away
+
+
+def test_a_bucket_that_is_not_there_is_an_error_at_once(temporary: Path) -> None:
+    store = ObjectStore("s3://no-such-bucket/run")
+
+    with pytest.raises(OSError, match=r"NO_SUCH_BUCKET.*s3://no-such-bucket/run"):
+        store.newest()
+    with pytest.raises(OSError, match=r"NO_SUCH_BUCKET.*s3://no-such-bucket/run"):
+        save(store, 1)
+
+    assert list(temporary.iterdir()) == []
+
+
+def test_storage_that_does_not_answer_is_asked_again_and_at_last_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    late, url = S3Server(tmp_path), f"s3://{BUCKET}/run"
+    with client(late.environment, tmp_path / "tmp"), ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(ObjectStore(url).newest)
+        with pytest.raises(OSError, match=f"connect to server.*{url}"):
+            ObjectStore(url, patience_seconds=0).newest()
+        while "it is asked again" not in caplog.text:
+            assert not patient.done()
+            time.sleep(0.05)
+        try:
+            late.start()
+            assert patient.result() is None
+        finally:
+            late.stop()
+
+
+# Runs
+
+
+def attempt_in_s3(
+    rank: int,
+    environment: Mapping[str, str],
+    url: str,
+    spec: Mapping[str, Any],
+    folder: Path,
+    stop_after: int | None = None,
+) -> tuple[Done, list[Path]]:
+    """And what is left in the rank's TMPDIR."""
+    temporary = folder / f"tmp-{rank}"
+    folder.mkdir(exist_ok=True)
+    with client(environment, temporary):
+        done = attempt(rank, spec, folder, stop_after=stop_after, checkpoints_url=url)
+        return done, list(temporary.iterdir())
+
+
+@pytest.fixture(scope="module")
+def expected(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The run that nothing happens to, on two workers."""
+    return worlds.run(2, attempt, spec_of(noise=0.3), tmp_path_factory.mktemp("whole"))[0]
+
+
+def test_a_run_on_two_machines_goes_on_from_s3_as_if_it_had_not_been_stopped(
+    worlds: Worlds, server: S3Server, url: str, tmp_path: Path, expected: Done
+) -> None:
+    spec = spec_of(noise=0.3, checkpoint={"every_steps": 10})
+    folder = tmp_path / "parts"
+
+    stopped, _ = worlds.run(2, attempt_in_s3, server.environment, url, spec, folder, 23)[0]
+    assert stopped.stopped
+    assert list(uploads(url)) == [20, 23]
+    ends = worlds.run(2, attempt_in_s3, server.environment, url, spec, folder)
+
+    actual, _ = ends[0]
+    assert "going on from the checkpoint of step 23" in actual.said
+    assert_bitwise(actual, expected)
+    assert [left for _, left in ends] == [[], []]
+    assert not (folder / "run" / "checkpoints").exists()
+
+
+def resumed(rank: int, environment: Mapping[str, str], url: str, folder: Path) -> tuple[str, str]:
+    """What it goes on from, alone on its machine or one of two: where, and what it reads there."""
+    own = rank_run(rank, spec_of(), folder, checkpoints_url=url, keep_results=False)
+    own.context = replace(context(own.place), local_rank=rank // 2, node_rank=min(rank, 1))
+    with client(environment, folder / f"tmp-{rank}"):
+        store = checkpoints(own.spec, own.folder)
+        found = own._resumed(store)
+        assert found is not None
+        text = (found.path / "model.pt").read_text()
+        dist.barrier()  # whoever has the copy lets go of it when all have read
+        return str(found.path), text
+
+
+def test_each_machine_has_one_copy_that_all_its_ranks_read(
+    worlds: Worlds, server: S3Server, url: str, store: ObjectStore, tmp_path: Path
+) -> None:
+    save(store, 7)
+
+    read = worlds.run(3, resumed, server.environment, url, tmp_path)
+
+    assert [text for _, text in read] == ["model of 7"] * 3
+    made_by = [Path(path).relative_to(tmp_path).parts[0] for path, _ in read]
+    assert made_by == ["tmp-0", "tmp-1", "tmp-1"]
+
+
+class Cutting(Net):
+    """In its 15th step it kills the process `pid`."""
+
+    def __init__(self, noise: float, pid: int) -> None:
+        super().__init__(noise)
+        self.pid = pid
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.steps == 14 and dist.get_rank() == 0:
+            os.kill(self.pid, signal.SIGKILL)
+        return super().forward(x)
+
+
+def test_storage_that_goes_away_costs_checkpoints_but_not_the_steps_of_a_run(
+    worlds: Worlds, tmp_path: Path, expected: Done
+) -> None:
+    with running_s3(tmp_path) as doomed:
+        model = {
+            "class_path": "tests.training.checkpoints.test_object_store.Cutting",
+            "init_args": {"noise": 0.3, "pid": doomed.pid},
+        }
+        spec = spec_of(checkpoint={"every_steps": 10}) | {"model": model}
+        url = f"s3://{BUCKET}/run"
+
+        ends = worlds.run(2, attempt_in_s3, doomed.environment, url, spec, tmp_path / "cut", 25)
+
+    actual, left = ends[0]
+    assert "the checkpoint of step 20 could not be written" in actual.said
+    assert "the last one is of step 10" in actual.said
+    assert f"See to it that {url} can be written" in actual.said
+    assert left == []
+    assert "stopped as asked, saved at step 10" in actual.said
+    assert [row["step"] for row in actual.rows] == list(range(1, 26))
+    assert actual.series("train_loss") == {
+        step: loss for step, loss in expected.series("train_loss").items() if step <= 25
+    }
+
+
+# MLflow's artifacts
+
+
+def test_mlflow_takes_and_returns_artifacts_in_s3(
+    server: S3Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
+
+    figure = tmp_path / "figure.txt"
+    figure.write_text("a figure")
+    with monkeypatch.context() as patch:
+        patch.delenv("AWS_ENDPOINT_URL")
+        patch.setenv("MLFLOW_S3_ENDPOINT_URL", server.url)
+        with running_server(tmp_path, artifacts=url) as mlflow:
+            client = MlflowClient(mlflow.url)
+            run = client.create_run("0").info
+            client.log_artifact(run.run_id, str(figure), "figures")
+            back = download_artifacts(
+                run_id=run.run_id, artifact_path="figures/figure.txt", tracking_uri=mlflow.url
+            )
+
+    assert run.artifact_uri.startswith("mlflow-artifacts:")
+    assert Path(back).read_text() == "a figure"
+    (stored,) = Bucket(url).files()
+    assert stored.name.endswith(f"{run.run_id}/artifacts/figures/figure.txt")

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from training.errors import BuildError, RunFailed, is_lost_peer
+from training.protocol import Exit, ExitRecord
+
+
+def test_a_build_error_begins_with_the_key() -> None:
+    assert str(BuildError("model.class_path", "there is no such thing")) == (
+        "model.class_path: there is no such thing"
+    )
+
+
+def test_a_failed_run_says_which_rank_where_and_why_not_again() -> None:
+    record = ExitRecord(rank=1, kind=Exit.ERROR, type="ValueError", message="no\nmore", step=7)
+
+    said = str(RunFailed(record, "It came twice."))
+
+    assert said == "rank 1 failed at step 7: ValueError: no\nIt came twice."
+
+
+@pytest.mark.parametrize(
+    ("error", "is_so"),
+    [
+        (
+            RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"),
+            True,
+        ),
+        (RuntimeError("of the user"), False),
+    ],
+)
+def test_an_error_of_gloo_is_the_echo_of_another_rank_s(error: Exception, is_so: bool) -> None:
+    assert is_lost_peer(error) is is_so

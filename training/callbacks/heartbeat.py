@@ -1,0 +1,97 @@
+"""From Lightning to the watchdog: every hook that shows that a rank is getting on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from training.hangs.watchdog import Watchdog
+
+
+class Heartbeat(Callback):
+    """Put it first among the callbacks, so that what another one does is seen as after its hook."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+
+    def on_fit_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._watchdog.progress(trainer.global_step, "setting up the training")
+
+    def on_train_epoch_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._at_epoch(trainer, "the start")
+
+    def on_train_batch_start(
+        self, trainer: Trainer, _module: LightningModule, _batch: Any, batch_idx: int
+    ) -> None:
+        self._at_batch(trainer, "forward pass of train batch", batch_idx)
+
+    def on_before_backward(self, trainer: Trainer, _module: LightningModule, _loss: Any) -> None:
+        self._at_batch(trainer, "backward pass of train batch", trainer.fit_loop.batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Trainer, _module: LightningModule, _optimizer: Any) -> None:
+        self._at_batch(trainer, "optimizer's step of train batch", trainer.fit_loop.batch_idx)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int
+    ) -> None:
+        self._watchdog.warmed_up()
+        self._at_batch(trainer, "waiting for data or callbacks, after train batch", batch_idx, done=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._at_epoch(trainer, "the end")
+
+    def on_validation_epoch_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._watchdog.progress(trainer.global_step, f"start of validation in epoch {trainer.current_epoch}")
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, _module: LightningModule, _batch: Any, batch_idx: int, _loader: int = 0
+    ) -> None:
+        self._at_batch(trainer, "validation batch", batch_idx, done=True)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        _module: LightningModule,
+        _outputs: Any,
+        _batch: Any,
+        batch_idx: int,
+        _loader: int = 0,
+    ) -> None:
+        self._at_batch(trainer, "waiting for data, after validation batch", batch_idx, done=True)
+
+    def on_validation_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._watchdog.progress(trainer.global_step, f"end of validation in epoch {trainer.current_epoch}")
+
+    def on_test_batch_start(
+        self, trainer: Trainer, _module: LightningModule, _batch: Any, batch_idx: int, _loader: int = 0
+    ) -> None:
+        self._watchdog.progress(trainer.global_step, f"test batch {batch_idx}")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        _module: LightningModule,
+        _outputs: Any,
+        _batch: Any,
+        batch_idx: int,
+        _loader: int = 0,
+    ) -> None:
+        self._watchdog.progress(trainer.global_step, f"waiting for data, after test batch {batch_idx}")
+
+    def on_test_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._watchdog.progress(trainer.global_step, "end of the test")
+
+    def on_save_checkpoint(self, trainer: Trainer, _module: LightningModule, _checkpoint: Any) -> None:
+        self._watchdog.progress(trainer.global_step, "saving a checkpoint")
+
+    def on_fit_end(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._watchdog.progress(trainer.global_step, "after the last epoch")
+
+    def _at_batch(self, trainer: Trainer, doing: str, batch: int, *, done: bool = False) -> None:
+        """The step is the one that is being made, or the last one."""
+        step = trainer.global_step + (not done)
+        self._watchdog.progress(step, f"{doing} {batch} of epoch {trainer.current_epoch}")
+
+    def _at_epoch(self, trainer: Trainer, end: str) -> None:
+        self._watchdog.progress(trainer.global_step, f"{end} of epoch {trainer.current_epoch}")

@@ -1,0 +1,171 @@
+"""What synchronizing changes in a training, by layer and step: from `sync_bn.observe` to the tracker.
+
+Unobserved      observes nothing
+└── NormReport  every N-th optimizer step of rank 0: as metrics, and at the end as a heat map
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from sync_bn import SyncBatchNorm, observe
+from sync_bn.diagnostics import MEASURES, Observation, Report
+from training.model.supervised import Supervised
+from training.spec import Norm
+from training.tracking.tracker import Tracker
+
+FIGURE = "norm_noise.png"
+COLUMNS = 256  # of the heat map; a screen shows hardly more
+
+
+class Unobserved(Callback):
+    """Observes nothing."""
+
+    def draw(self, folder: Path) -> list[Path]:  # noqa: ARG002
+        """Writes the figure of what was observed into `folder`, if anything was; returns what it wrote."""
+        return []
+
+
+def norm_report(norm: Norm, rank: int, tracker: Tracker) -> Unobserved:
+    """Rank 0 observes, where the spec asks for it."""
+    return NormReport(tracker, norm.observe_every) if norm.observe_every and rank == 0 else Unobserved()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Observed:
+    """An optimizer step that has been observed; its report waits to be read."""
+
+    step: int
+    epoch: int
+    report: Report
+
+
+class NormReport(Unobserved):
+    """Logs `norm/LAYER/MEASURE`, for each of sync_bn's MEASURES, at every `every`-th optimizer step.
+
+    Of several batches in a step, and of several calls of a layer, the last counts. Values that are not finite
+    are left out. It takes no collective. Steps that are not observed run as if it were not there; those that
+    are, in a world of one rank, take sync_bn's arithmetic in place of torch's: the same up to rounding.
+
+    Belongs before the other callbacks. A step is read when the next batch has come to its loss: `GlobalLoss`
+    waits for the device there anyway, so that reading costs no more than the copies; and nothing of that
+    batch is logged yet, which would end the step's line in `metrics.jsonl`.
+    """
+
+    def __init__(self, tracker: Tracker, every: int) -> None:
+        self.tracker, self.every = tracker, every
+        self._model: nn.Module = nn.Identity()
+        self._overview = Overview({})
+        self._due = math.inf
+        self._observing = ExitStack()
+        self._report: Report | None = None
+        self._unread: list[_Observed] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Converted by now. Without the wrapper around it, its layers have the names that the user gave them.
+        self._model = pl_module.model if isinstance(pl_module, Supervised) else pl_module
+        layers = {m: name for name, m in self._model.named_modules() if isinstance(m, SyncBatchNorm)}
+        self._overview = Overview(layers)
+        if layers:
+            self._due = self._next_due(trainer)
+        else:
+            _say("norm.observe_every: there is nothing to observe, because the model has no BatchNorm")
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._observing.close()  # a batch that the module skipped has no end
+        # A batch may be a part of a step, or several steps: which is known when it ends.
+        if trainer.global_step + 1 >= self._due:
+            self._report = self._observing.enter_context(observe(self._model))
+
+    def on_before_backward(self, *_: Any) -> None:
+        self._read()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._read()  # where this batch had no backward
+        self._observing.close()
+        if self._report is not None and trainer.global_step >= self._due:
+            at = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+            self._unread.append(_Observed(**at, report=self._report))
+            self._due = self._next_due(trainer)
+        self._report = None
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self._read()  # before the checkpoint: an attempt that goes on from it does not see this step again
+
+    def on_exception(self, *_: Any) -> None:
+        self._observing.close()
+        # What happened is what the user must read, not that a device that failed cannot be read either.
+        with suppress(Exception):
+            self._read()
+
+    def draw(self, folder: Path) -> list[Path]:
+        steps = self._overview.steps
+        if not steps:
+            if self._overview.layers:
+                _say(f"norm.observe_every: no step of this attempt was observed, so there is no {FIGURE}")
+            return []
+        figure = self._overview.figure()
+        figure.suptitle(f"Rank 0, steps {steps[0]} to {steps[-1]}, as this attempt saw them")
+        figure.savefig(folder / FIGURE, dpi=110)
+        return [folder / FIGURE]
+
+    def _next_due(self, trainer: Trainer) -> int:
+        return (trainer.global_step // self.every + 1) * self.every
+
+    def _read(self) -> None:
+        while self._unread:
+            observed = self._unread.pop()
+            found = {observation.layer: observation for observation in observed.report.observations()}
+            if not found:  # all layers are in evaluation
+                continue
+            metrics = {
+                f"norm/{layer or 'model'}/{measure}": float(getattr(observation, measure))
+                for layer, observation in found.items()
+                for measure in MEASURES
+            }
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            self.tracker.log(observed.step, observed.epoch, finite)
+            self._overview.add(observed.step, found)
+
+
+class Overview(Report):
+    """The report of a whole training in bounded memory: of all steps at most COLUMNS, evenly spread."""
+
+    def __init__(self, layers: Mapping[SyncBatchNorm, str]) -> None:
+        super().__init__(layers, every=1)
+        self._columns: list[tuple[int, Mapping[str, Observation]]] = []
+        self._added, self._stride = 0, 1
+
+    @property
+    def steps(self) -> list[int]:
+        return [step for step, _ in self._columns]
+
+    def add(self, step: int, observations: Mapping[str, Observation]) -> None:
+        """Takes the observations of a step, by layer."""
+        if self._added % self._stride == 0:
+            self._columns.append((step, observations))
+        self._added += 1
+        if len(self._columns) > COLUMNS:
+            self._columns = self._columns[::2]
+            self._stride *= 2
+
+    def heat_map(self, measure: str = "mean_noise") -> tuple[Tensor, list[int]]:
+        """As that of any report; the last column is the last step that was kept."""
+        values = [
+            [getattr(column.get(layer), measure, math.nan) for _, column in self._columns]
+            for layer in self.layers
+        ]
+        return torch.tensor(values, dtype=torch.float64), self.steps
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 (the log of the job)

@@ -1,0 +1,80 @@
+"""From Lightning to the tracker: what modules log, and where the run stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from training.callbacks.global_loss import GlobalLoss
+from training.tracking.tracker import Eta, Tracker
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class LightningLogger(Logger):
+    """Hands every `self.log` of a module to the tracker, at the step that `Report` says."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+        self.step, self.epoch = 1, 0
+
+    @property
+    def name(self) -> str:
+        return "syncbn"
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    @rank_zero_only
+    def log_hyperparams(self, *_args: Any, **_kwargs: Any) -> None:
+        """The spec is what is logged as parameters."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: ARG002
+        # Lightning's own step counts from 0 and, after fitting, not at all.
+        values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        if values:
+            self.tracker.log(self.step, self.epoch, values)
+
+
+class Report(Callback):
+    """Says where the run stands: to the tracker at every step, to the log every few seconds."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self._eta = Eta(None)
+        self._last_line = 0.0
+
+    def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        total = trainer.estimated_stepping_batches
+        self._eta = Eta(int(total) if total != float("inf") else None)
+
+    def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, *_: Any) -> None:
+        logger = trainer.logger
+        assert isinstance(logger, LightningLogger)
+        logger.step, logger.epoch = trainer.global_step, trainer.current_epoch
+        progress = self._eta.at(trainer.global_step, trainer.current_epoch)
+        self.tracker.progress(progress)
+        now = time.monotonic()
+        done = progress.step == progress.total_steps
+        if trainer.is_global_zero and (done or now - self._last_line >= SECONDS_BETWEEN_LINES):
+            self._last_line = now
+            metrics = _loss_of(trainer) | {name: float(v) for name, v in trainer.callback_metrics.items()}
+            shown = " · ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
+            print(  # noqa: T201 (the log of the job)
+                f"step {progress.step}/{progress.total_steps} · epoch {progress.epoch} · {shown}", flush=True
+            )
+
+
+def _loss_of(trainer: Trainer) -> dict[str, float]:
+    """Lightning has not seen this one: it is the global batch's."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    values = [callback.value for callback in callbacks if isinstance(callback, GlobalLoss)]
+    return {"train_loss": values[0]} if values else {}

@@ -1,0 +1,243 @@
+"""Global batches and the share that each rank takes.
+
+The order of samples is a function of (seed, epoch) alone and a batch is cut in order, into micro-batches and
+these into shares, so the samples of a step are the same whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from training.errors import BuildError
+from training.loading.sample_rng import Indices, SeededSamples
+from training.spec import shares
+
+
+class GlobalBatches(Sampler[list[int]]):
+    """This rank's share of each micro-batch, as `Indices` of samples; a share may be empty.
+
+    A global batch is cut in order into `accumulate_grad_batches` micro-batches, or as many as it has samples.
+    Only the last batch of an epoch may be short, so the first micro-batch of each has a multiple of
+    `accumulate_grad_batches` as its number, as Lightning expects.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        drop_last: bool = False,
+        accumulate_grad_batches: int = 1,
+    ) -> None:
+        assert accumulate_grad_batches <= batch_size
+        self.samples, self.batch_size, self.rank, self.world_size = samples, batch_size, rank, world_size
+        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.epoch = 0
+        self._start = (0, 0)
+
+    @property
+    def sampler(self) -> GlobalBatches:
+        """Lightning looks here for the object whose `set_epoch` it calls before each epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """This epoch begins with this of its micro-batches (from 0), once; later ones with their first.
+
+        `batch` may be the length: then nothing is left of the epoch.
+        """
+        self.epoch, self._start = epoch, (epoch, batch)
+
+    @property
+    def first(self) -> int:
+        """The micro-batch that this epoch begins with."""
+        epoch, batch = self._start
+        return batch if epoch == self.epoch else 0
+
+    def count(self, start: int, stop: int) -> int:
+        """How many samples the micro-batches `start` to `stop - 1` have, of all ranks together."""
+        return self._begin(stop) - self._begin(start)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self._drawn, self.batch_size)
+        return whole * self.accumulate_grad_batches + min(rest, self.accumulate_grad_batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order, epoch, first = self._order(), self.epoch, self.first
+        self._start = (0, 0)  # once
+        for number in range(first, len(self)):
+            batch = order[self._begin(number) : self._begin(number + 1)]
+            sizes = shares(len(batch), self.world_size)
+            start = sum(sizes[: self.rank])
+            yield Indices(batch[start : start + sizes[self.rank]], epoch=epoch)
+
+    @property
+    def _drawn(self) -> int:
+        """Samples of an epoch."""
+        return self.samples - (self.samples % self.batch_size if self.drop_last else 0)
+
+    def _begin(self, number: int) -> int:
+        """Where a micro-batch begins in the order of samples; the one after the last: where they end."""
+        step, part = divmod(number, self.accumulate_grad_batches)
+        begin = min(step * self.batch_size, self._drawn)
+        size = min(self.batch_size, self._drawn - begin)
+        return begin + sum(shares(size, self.accumulate_grad_batches)[:part])
+
+    def _order(self) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.samples))
+        # Not torch's generator: it takes 32 bits of a seed, which is no room for a seed and an epoch.
+        generator = np.random.default_rng((self.seed, self.epoch))
+        return cast(list[int], generator.permutation(self.samples).tolist())
+
+
+class ShareLoader(DataLoader[Any]):
+    """A DataLoader over `GlobalBatches` that Lightning can resume within an epoch.
+
+    Lightning asks for an iterator before it says which epoch it is, and processes of a loader begin with the
+    iterator; therefore nothing is drawn before the first batch is asked for. `state_dict` is saved and loaded
+    by Lightning; it says how many batches of which epoch were taken.
+    """
+
+    batch_sampler: GlobalBatches
+    _taken: tuple[int, int] | None = None
+
+    def __iter__(self) -> Any:
+        epoch, number = self.batch_sampler.epoch, self.batch_sampler.first
+        for batch in super().__iter__():
+            number += 1
+            self._taken = (epoch, number)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        epoch, batch = self._taken or (self.batch_sampler.epoch, self.batch_sampler.first)
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batch_sampler.start_at(state["epoch"], state["batch"])
+
+
+class _CollateShare:
+    """A collate function that can make a batch of no samples: one of the right shape, cut to nothing."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], dataset: Dataset[Any]) -> None:
+        self.collate, self.dataset = collate, dataset
+
+    def __call__(self, samples: list[Any]) -> Any:
+        if samples:
+            return self.collate(samples)
+        return tree_map(_emptied, self.collate([self.dataset[0]]))
+
+
+def _emptied(leaf: object) -> object:
+    return leaf[:0] if isinstance(leaf, torch.Tensor) and leaf.ndim else leaf
+
+
+def share_loader(
+    loader: DataLoader[Any],
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    drop_last: bool = False,
+    accumulate_grad_batches: int = 1,
+) -> ShareLoader:
+    """A loader like `loader` (its dataset, collation, processes) that gives this rank's share of each batch.
+
+    Whether samples are shuffled is taken from `loader`; its batch size is not: the spec's is global. What its
+    dataset draws at random is a function of (seed, epoch, index): `training.loading.sample_rng`.
+    Raises BuildError for data that cannot be cut into global batches.
+    """
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise BuildError(
+            "data.class_path",
+            f"{type(dataset).__name__} has no length or no index, so it cannot be cut into global batches "
+            "that are the same for any number of workers; give a map-style Dataset",
+        )
+    if loader.batch_size is None and loader.batch_sampler is None:
+        raise BuildError(
+            "data.class_path",
+            "its loader has batch_size=None, so each item is a batch of a size of its own; return a "
+            "DataLoader over single samples",
+        )
+    samples = len(cast(Sized, dataset))
+    if samples == 0 or (drop_last and samples < batch_size):
+        raise BuildError("data", f"the data set has {samples} samples, too few for a batch of {batch_size}")
+    batches = GlobalBatches(
+        samples,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        shuffle=_is_shuffled(loader),
+        seed=seed,
+        drop_last=drop_last,
+        accumulate_grad_batches=accumulate_grad_batches,
+    )
+    if type(dataset) is not TensorDataset:  # which draws nothing
+        dataset = SeededSamples(dataset, seed)
+    return ShareLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_CollateShare(loader.collate_fn, dataset),
+        # Its own, so that an iterator's beginning draws nothing from the generator of the model's noise.
+        generator=torch.Generator().manual_seed(seed),
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        persistent_workers=loader.persistent_workers,
+        prefetch_factor=loader.prefetch_factor,
+    )
+
+
+def _is_shuffled(loader: DataLoader[Any]) -> bool:
+    """Whether the loader draws at random. A sampler with an order of its own cannot be shared: refused."""
+    sampler = loader.sampler
+    plain_batches = loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler
+    if plain_batches and isinstance(sampler, RandomSampler) and not sampler.replacement:
+        return True
+    if plain_batches and isinstance(sampler, SequentialSampler):
+        return False
+    if plain_batches and type(sampler) is DistributedSampler:
+        return sampler.shuffle
+    own = sampler if plain_batches else loader.batch_sampler
+    raise BuildError(
+        "data.class_path",
+        f"its loader has a sampler of its own ({type(own).__name__}), whose order would depend on the number "
+        "of workers; return a DataLoader with shuffle=True or shuffle=False, or set training.sampler to own "
+        "and let results depend on the number of workers",
+    )
+
+
+def loaders_of(loaders: object, key: str) -> list[DataLoader[Any]]:
+    """What a DataModule's *_dataloader returned, as a list. Raises BuildError for anything else."""
+    found: Sequence[object] = loaders if isinstance(loaders, list | tuple) else [loaders]
+    for loader in found:
+        if not isinstance(loader, DataLoader):
+            raise BuildError(key, f"expected a torch DataLoader, got {type(loader).__name__}")
+    return cast(list[DataLoader[Any]], list(found))

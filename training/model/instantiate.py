@@ -1,0 +1,68 @@
+"""From class paths to objects: model, data, loss, metrics, optimizer."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from training.errors import BuildError
+from training.spec import ClassSpec
+
+
+def construct(spec: ClassSpec, key: str, *args: object) -> Any:
+    """Calls the class (or function) of `spec` with `args` and its init_args.
+
+    An init_args value {class_path: …, init_args: …} is constructed first, as in LightningCLI.
+    Raises BuildError naming `key` when it cannot be imported or does not take these arguments; what the
+    constructor itself raises passes through.
+    """
+    target = locate(spec.class_path, f"{key}.class_path")
+    arguments = {name: _nested(value, f"{key}.init_args.{name}") for name, value in spec.init_args.items()}
+    _check_arguments(target, args, arguments, key)
+    return target(*args, **arguments)
+
+
+def locate(class_path: str, key: str) -> Callable[..., Any]:
+    """Imports what a class path names. Raises BuildError when there is no such thing."""
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module exists; one that it imports does not
+        raise BuildError(
+            key, f"there is no module {error.name!r} in the uploaded code or the environment"
+        ) from error
+    if not hasattr(module, name):
+        close = difflib.get_close_matches(name, dir(module), n=1)
+        hint = f"; did you mean {module_name}.{close[0]}?" if close else ""
+        raise BuildError(key, f"module {module_name!r} has no {name!r}{hint}")
+    target = getattr(module, name)
+    if not callable(target):
+        raise BuildError(key, f"{class_path} is a {type(target).__name__}, not a class")
+    return target  # type: ignore[no-any-return]
+
+
+def _nested(value: object, key: str) -> object:
+    if isinstance(value, Mapping) and "class_path" in value and value.keys() <= {"class_path", "init_args"}:
+        return construct(ClassSpec.model_validate(value), key)
+    return value
+
+
+def _check_arguments(
+    target: Callable[..., Any], args: tuple[object, ...], named: Mapping[str, object], key: str
+) -> None:
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # some classes written in C have none; the call itself will tell
+        return
+    try:
+        signature.bind(*args, **named)
+    except TypeError as error:
+        unknown = next((name for name in named if name not in signature.parameters), None)
+        close = difflib.get_close_matches(unknown or "", signature.parameters, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; it takes {signature}"
+        raise BuildError(f"{key}.init_args", f"{error}{hint}") from None

@@ -1,0 +1,150 @@
+"""A plain nn.Module as a LightningModule: loss, metrics and optimizer from the spec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from training.errors import BuildError
+from training.model.instantiate import construct
+from training.model.metric_sync import sync_directly
+from training.spec import Optimizer, Spec
+
+Batch = tuple[Tensor, Tensor]
+DEFAULT_OPTIMIZER = Optimizer(init_args={"lr": 0.1, "momentum": 0.9})
+
+
+class MeanLoss(Metric):
+    """The mean over all samples of all ranks.
+
+    In float64, so that the mean over a large data set does not depend on how it was cut; and NaN stays NaN:
+    torchmetrics' own mean either leaves it out or, told not to, leaves out the weights.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, samples: int) -> None:
+        self.total += mean.detach().double() * samples
+        self.count += samples
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
+class Supervised(LightningModule):
+    """Trains `model` on batches (input, target): loss(model(input), target).
+
+    The loss is a mean over this rank's samples; what the ranks' means weigh is the trainer's business
+    (`callbacks.global_loss`). Metrics are counted by samples over all ranks, and a rank with an empty share
+    takes part in every collective.
+    """
+
+    def __init__(self, model: nn.Module, spec: Spec) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec.model_copy(update={"optimizer": spec.optimizer or DEFAULT_OPTIMIZER})
+        self.loss = construct(spec.loss, "loss")
+        metrics = MetricCollection({name: _metric(spec, name) for name in spec.metrics})
+        self.metrics = nn.ModuleDict(
+            {f"{stage}_metrics": metrics.clone(prefix=f"{stage}_") for stage in ("train", "val", "test")}
+        )
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanLoss() for stage in ("val", "test")})
+        sync_directly(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.model(x)
+        return output
+
+    def training_step(self, batch: Batch, _index: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, _index: int) -> None:  # noqa: PT019 (no test)
+        self._evaluate(batch, "test")
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        x, target = _input_and_target(batch)
+        output = self(x)
+        metrics = self.metrics[f"{stage}_metrics"]
+        assert isinstance(metrics, MetricCollection)
+        if len(x):  # torchmetrics refuses an empty update; compute() below still meets every rank
+            metrics.update(output.detach(), target)
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=max(len(x), 1))
+        loss: Tensor = self.loss(output, target)
+        return loss
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        loss = self._step(batch, stage)
+        mean = self.losses[f"{stage}_loss"]
+        assert isinstance(mean, MeanLoss)
+        count = len(batch[0])
+        if count:
+            mean.update(loss, count)
+        self.log(f"{stage}_loss", mean, on_step=False, on_epoch=True, batch_size=max(count, 1))
+
+    def configure_optimizers(self) -> Any:
+        spec = self.spec
+        assert spec.optimizer is not None
+        optimizer = construct(spec.optimizer, "optimizer", self.model.parameters())
+        if spec.lr_scheduler is None:
+            return optimizer
+        scheduler = construct(spec.lr_scheduler, "lr_scheduler", optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": spec.lr_scheduler.interval},
+        }
+
+
+def checked_module(model: object, spec: Spec) -> nn.Module:
+    """The model as it is, which a LightningModule is too. Raises BuildError for anything else."""
+    if isinstance(model, nn.Module):
+        return model
+    raise BuildError(
+        "model.class_path",
+        f"{spec.model.class_path} gives a {type(model).__name__}, which is neither an nn.Module nor a "
+        "LightningModule",
+    )
+
+
+def as_lightning_module(model: nn.Module, spec: Spec) -> LightningModule:
+    """The user's LightningModule as it is, an nn.Module wrapped."""
+    if isinstance(model, LightningModule):
+        if spec.optimizer is not None:
+            raise BuildError(
+                "optimizer",
+                f"{type(model).__name__} is a LightningModule and configures its own; leave this key out, or "
+                "pass what it needs in model.init_args",
+            )
+        return model
+    return Supervised(model, spec)
+
+
+def _metric(spec: Spec, name: str) -> Metric:
+    metric = construct(spec.metrics[name], f"metrics.{name}")
+    if not isinstance(metric, Metric):
+        raise BuildError(
+            f"metrics.{name}.class_path", f"{type(metric).__name__} is not a torchmetrics.Metric"
+        )
+    return metric
+
+
+def _input_and_target(batch: object) -> Batch:
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise BuildError(
+        "data.class_path",
+        f"an nn.Module is trained on batches (input, target), but the data gives a {type(batch).__name__}; "
+        "write a LightningModule for batches of another kind",
+    )

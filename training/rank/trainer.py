@@ -1,0 +1,88 @@
+"""The Lightning Trainer of a run: what of Lightning is used, and everything that hangs on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
+
+from sync_bn import check_ranks
+from sync_bn.lightning import SyncBatchNormPlugin
+from training.callbacks.checkpointing import InMemory, Saving, Store
+from training.callbacks.global_loss import GlobalLoss
+from training.callbacks.heartbeat import Heartbeat
+from training.callbacks.progress import LightningLogger, Report
+from training.callbacks.rng_watch import NoiseWatch
+from training.checkpoints.manifest import Saved
+from training.hangs.watchdog import Watchdog
+from training.model.norms import process_group
+from training.rank.signals import KeepSignals
+from training.run_dir import RunFolder
+from training.spec import Spec
+from training.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from training.rank.context import RankContext
+
+FIRST_BATCH_SECONDS = 300.0
+"""How long workers wait for one another in the first steps: the first batch of one may come late."""
+
+
+def make_trainer(
+    spec: Spec,
+    context: RankContext,
+    folder: RunFolder,
+    *,
+    tracker: Tracker,
+    norm_report: Any,
+    watchdog: Watchdog,
+    store: Store,
+    resumed: Saved | None,
+) -> Trainer:
+    settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
+    plugins: list[Any] = [context.environment(), InMemory()]
+    if synchronized:
+        group = process_group(spec.norm, context.node_rank)
+        plugins.append(SyncBatchNormPlugin(process_group=group))
+        check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
+    # Synchronized over the world, buffers are equal on all ranks already; sending them costs time.
+    same_buffers = synchronized and spec.norm.group == "world"
+    loss = GlobalLoss(tracker)
+    saving = Saving(
+        spec,
+        folder,
+        tracker,
+        store,
+        wish_of_all=lambda: loss.wish_of_all,
+        busy=watchdog.busy,
+        resumed=resumed,
+    )
+    loss.wish = saving.wish
+    # `saving` puts random generators back before NoiseWatch looks whether they move, and reads what all wish
+    # before `loss` asks again.
+    return Trainer(
+        accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
+        devices="auto",
+        strategy=context.strategy(forward_sync_buffers=not same_buffers),
+        plugins=plugins,
+        precision=settings.precision,
+        max_epochs=settings.max_epochs or -1,
+        max_steps=settings.max_steps or -1,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
+        callbacks=[
+            Heartbeat(watchdog),
+            KeepSignals(),
+            saving,
+            NoiseWatch(tracker),
+            norm_report,
+            loss,
+            Report(tracker),
+        ],
+        logger=LightningLogger(tracker),
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

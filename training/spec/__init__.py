@@ -1,0 +1,33 @@
+"""The job specification, the one thing a user writes: its model, its text, and what is said of a wrong one.
+
+Imports pydantic and yaml alone: the API and the command line read specs without torch.
+"""
+
+from training.spec.errors import Problem, SpecError
+from training.spec.model import (
+    ClassSpec,
+    Norm,
+    Optimizer,
+    Resources,
+    Spec,
+    flat,
+    load_yaml,
+    override,
+    parse_spec,
+    shares,
+)
+
+__all__ = [
+    "ClassSpec",
+    "Norm",
+    "Optimizer",
+    "Problem",
+    "Resources",
+    "Spec",
+    "SpecError",
+    "flat",
+    "load_yaml",
+    "override",
+    "parse_spec",
+    "shares",
+]

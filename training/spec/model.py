@@ -1,0 +1,315 @@
+"""The job specification: the one thing a user writes.
+
+This module is imported by the API process, so it knows pydantic and PyYAML and nothing heavier.
+
+Errors: `SpecError` (a `ValueError`) carries one `Problem` for each offending key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.spec.errors import Problem, SpecError, located, problems_of
+
+__all__ = ["Problem", "Spec", "SpecError", "flat", "load_yaml", "override", "parse_spec", "shares"]
+
+ClassPath = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$",
+        max_length=500,
+        description="Dotted path of a class or of a function that returns an instance: package.module.Class",
+    ),
+]
+Scalar = str | int | float | bool | None
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ClassSpec(_Part):
+    """A class and the arguments to construct it with (LightningCLI's convention)."""
+
+    class_path: ClassPath
+    init_args: dict[str, Any] = Field(default_factory=dict)
+
+
+class Norm(_Part):
+    """What the model's BatchNorm layers become."""
+
+    kind: Literal["sync_batch_norm", "batch_norm", "group_norm", "layer_norm", "keep"] = Field(
+        default="sync_batch_norm",
+        description="sync_batch_norm: statistics over the group; batch_norm: each worker its own; "
+        "group_norm, layer_norm: replaced by a layer that needs no batch; keep: left as the model has it",
+    )
+    group: Literal["world", "node"] | Annotated[int, Field(ge=1)] = Field(
+        default="world", description="Which workers share statistics: all, those of a node, or k neighbours"
+    )
+    observe_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="For sync_batch_norm: at every so many optimizer steps, log for each layer how far the "
+        "statistics of worker 0 and the running ones lie from those of the group; null: never",
+    )
+
+
+class Optimizer(ClassSpec):
+    class_path: ClassPath = "torch.optim.SGD"
+
+
+class LRScheduler(ClassSpec):
+    interval: Literal["epoch", "step"] = "epoch"
+
+
+class Checkpoint(_Part):
+    """When a run is saved on its way, and what is kept of that. Runs resume with the very next sample."""
+
+    every_steps: int | None = Field(default=None, ge=1, description="Optimizer steps; null: by time alone")
+    every_minutes: float | None = Field(default=5, gt=0, description="null: by steps alone")
+    keep_last: int = Field(default=2, ge=1, le=10_000)
+    monitor: str = Field(
+        default="val_loss",
+        min_length=1,
+        description="The metric of an epoch by which the best checkpoint is kept, too",
+    )
+    mode: Literal["min", "max"] = Field(default="min", description="Which value of `monitor` is the best")
+
+
+class Training(_Part):
+    global_batch_size: int = Field(
+        default=32, ge=1, le=2**31, description="Samples in one optimizer step, all workers together"
+    )
+    max_epochs: int | None = Field(default=None, ge=1, description="10 where max_steps is not given either")
+    max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps, instead of max_epochs")
+    precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    drop_last: bool = Field(default=False, description="Leave out the last, short batch of each epoch")
+    accumulate_grad_batches: int = Field(
+        default=1,
+        ge=1,
+        description="Forward and backward passes that a global batch is cut into, one after the other; the "
+        "statistics of normalisation are those of each pass",
+    )
+    sampler: Literal["global", "own"] = Field(
+        default="global",
+        description="global: the order of samples follows from the seed, whatever the workers; own: the "
+        "DataModule's loaders are taken as they are, and results depend on the number of workers",
+    )
+    checkpoint: Checkpoint = Checkpoint()
+    hang_seconds: float = Field(
+        default=300,
+        gt=0,
+        le=86_400,
+        description="Workers that make no step for so long are looked into, ended, and start again from the "
+        "last checkpoint",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        given = data.get("max_epochs") is not None or data.get("max_steps") is not None
+        return data if given else {**data, "max_epochs": 10}
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.max_epochs is not None and self.max_steps is not None:
+            raise ValueError("max_epochs and max_steps are both given; keep the one that shall end the run")
+        return self
+
+
+class WorkerRange(_Part):
+    min: int = Field(ge=1, le=100_000)
+    max: int = Field(ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is greater than max ({self.max})")
+        return self
+
+
+class Resources(_Part):
+    workers: Annotated[int, Field(ge=1, le=100_000)] | WorkerRange = 1
+    cpus_per_worker: float = Field(default=1, gt=0, le=100_000)
+    gpus_per_worker: float = Field(default=0, ge=0, le=100_000)
+
+    @property
+    def min_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def max_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+
+class Tracking(_Part):
+    experiment: str = Field(default="default", min_length=1, max_length=250)
+    register_as: str | None = Field(default=None, min_length=1, description="Name in the model registry")
+
+
+class Spec(_Part):
+    """One training job. The shortest is a model and data; everything else has a default."""
+
+    name: str = Field(default="", max_length=200, description="Defaults to the model's class")
+    model: ClassSpec = Field(description="nn.Module or LightningModule")
+    data: ClassSpec = Field(description="LightningDataModule")
+    norm: Norm = Norm()
+    loss: ClassSpec = Field(
+        default=ClassSpec(class_path="torch.nn.CrossEntropyLoss"),
+        description="For an nn.Module: called with (output, target), returns the mean over the samples",
+    )
+    metrics: dict[str, ClassSpec] = Field(
+        default={
+            "accuracy": ClassSpec(
+                class_path="torchmetrics.classification.MulticlassAccuracy", init_args={"average": "micro"}
+            )
+        },
+        description="For an nn.Module: torchmetrics by name, logged as train_NAME, val_NAME, test_NAME",
+    )
+    optimizer: Optimizer | None = Field(
+        default=None,
+        description="SGD(lr=0.1, momentum=0.9) for an nn.Module; a LightningModule configures its own",
+    )
+    lr_scheduler: LRScheduler | None = None
+    training: Training = Training(max_epochs=10)
+    resources: Resources = Resources()
+    priority: int = Field(default=0, ge=-1000, le=1000, description="Higher runs first")
+    retries: int = Field(default=3, ge=0, le=100, description="Restarts after a lost worker or driver")
+    tracking: Tracking = Tracking()
+    labels: dict[str, str] = Field(default_factory=dict)
+    code: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="Digest of an uploaded archive (POST /v1/code)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        model = data.get("model") if isinstance(data, Mapping) else None
+        if isinstance(model, Mapping) and data.get("name") in (None, ""):
+            return {**data, "name": str(model.get("class_path", "")).rpartition(".")[2][:200]}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        most, batch = self.resources.max_workers, self.training.global_batch_size
+        if batch < most:
+            raise located(
+                "training.global_batch_size",
+                f"{batch} samples cannot be shared by {most} workers; "
+                f"give at least {most}, or lower resources.workers",
+            )
+        if batch < self.training.accumulate_grad_batches:
+            raise located(
+                "training.accumulate_grad_batches",
+                f"{batch} samples cannot be cut into {self.training.accumulate_grad_batches} passes; give at "
+                "most training.global_batch_size",
+            )
+        if isinstance(self.norm.group, int) and self.resources.min_workers % self.norm.group:
+            raise located(
+                "norm.group",
+                f"{self.resources.min_workers} workers cannot be cut into groups of {self.norm.group}; "
+                "choose a divisor of resources.workers",
+            )
+        if self.norm.observe_every is not None and self.norm.kind != "sync_batch_norm":
+            raise located(
+                "norm.observe_every",
+                f"only sync_batch_norm is observed, and norm.kind is {self.norm.kind}; leave this key out",
+            )
+        if self.training.precision == "16-mixed" and not self.resources.gpus_per_worker:
+            raise located("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")
+        return self
+
+
+def parse_spec(data: object) -> Spec:
+    """Validates `data` (what YAML or JSON gave). Raises SpecError naming every offending key."""
+    if not isinstance(data, Mapping):
+        kind = type(data).__name__
+        raise SpecError([Problem(key="", message=f"a spec is a mapping with model and data, not {kind}")])
+    try:
+        return Spec.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(problems_of(error, Spec)) from None
+
+
+def load_yaml(text: str) -> object:
+    """Parses YAML or JSON (its subset); numbers like 1e-3 are floats, as in YAML 1.2.
+
+    Raises SpecError with the line at fault.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise SpecError([Problem(key="", message=f"neither YAML nor JSON: {where}")]) from None
+    except (ValueError, RecursionError) as error:  # an impossible date, nesting without end
+        raise SpecError([Problem(key="", message=f"neither YAML nor JSON: {error}")]) from None
+
+
+def override(data: object, assignments: Iterable[str]) -> object:
+    """Returns `data` with each `key.path=value` applied; values are YAML. Raises SpecError."""
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise SpecError([Problem(key=path, message=f"write key.path=value, not {assignment!r}")])
+        data = _replaced(data, keys, load_yaml(value))
+    return data
+
+
+def _replaced(data: object, keys: list[str], value: object) -> object:
+    if not keys:
+        return value
+    here = dict(data) if isinstance(data, Mapping) else {}
+    return {**here, keys[0]: _replaced(here.get(keys[0]), keys[1:], value)}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string), without dates and without merge
+    keys, which multiply: a few hundred bytes of them can take minutes.
+    """
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, regexp) for tag, regexp in resolvers if not tag.endswith((":float", ":timestamp", ":merge"))
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$", re.I),
+    list("-+.0123456789"),
+)
+
+
+def flat(spec: Spec) -> dict[str, str]:
+    """Every value of the spec by its dotted key, as text: what a tracking server keeps as parameters."""
+    found: dict[str, str] = {}
+
+    def walk(key: str, value: object) -> None:
+        if isinstance(value, Mapping) and value:
+            for name, inner in value.items():
+                walk(f"{key}.{name}" if key else str(name), inner)
+        else:
+            found[key] = str(value)
+
+    walk("", spec.model_dump(mode="json", exclude_none=True))
+    return found
+
+
+def shares(batch_size: int, world_size: int) -> list[int]:
+    """How many samples of a batch each rank takes: as even as can be, the first ranks one more.
+
+    >>> shares(7, 4)
+    [2, 2, 2, 1]
+    """
+    return [math.ceil((batch_size - rank) / world_size) for rank in range(world_size)]
