@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service.client import Client, Job
-from service.packing import pack
+from service.user_code.pack import pack
 from training.spec import load_yaml, override
 
 RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "digits.yaml"

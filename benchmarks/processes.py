@@ -17,7 +17,7 @@ KNOWN = {
     "ray::RayTrainWorker": RANK,
     "ray::RayHostAgent": "host agent",
     "multiprocessing.resource_tracker": "resource tracker",
-    "service.scheduler_process": "scheduler",
+    "service.dispatcher.process": "scheduler",
     "syncbn up": "API",
     "mlflow": "MLflow",
     "gcs_server": "GCS",

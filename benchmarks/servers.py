@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from service.client import Client, ClientError
-from service.processes import MARK, State, marked, sweep
-from service.servers import MlflowServer
+from service.embedded.processes import MARK, State, marked, sweep
+from service.embedded.servers import MlflowServer
 
 SECONDS_TO_START = 240.0
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))

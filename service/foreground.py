@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from service.errors import Refused, ServiceError
 
 if TYPE_CHECKING:
-    from service.store import Store
+    from service.queue.store import Store
 
 
 def stop_on_signals() -> threading.Event:
@@ -46,7 +46,7 @@ def open_store(url: str) -> Store:
     """
     from sqlalchemy.exc import DatabaseError
 
-    from service.store import Store
+    from service.queue.store import Store
 
     try:
         store = Store(url)

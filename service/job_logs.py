@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from service.backends.tracking import Results
 from service.errors import Unavailable
-from service.jobs import ACTIVE, Job
+from service.jobs.job import ACTIVE, Job
 from service.log_files import open_log
-from service.results import Results
 from training.protocol import log_file, log_folder
 
 CHUNK = 1 << 16

@@ -18,8 +18,8 @@ from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
 from benchmarks.servers import free_port, wait_until
-from service.processes import State
-from service.servers import MlflowServer
+from service.embedded.processes import State
+from service.embedded.servers import MlflowServer
 from training.tracking.mlflow_tracker import BATCH, MlflowTracker
 
 RUNS, REQUESTS, QUICK_REQUESTS = (1, 4), 20, 3

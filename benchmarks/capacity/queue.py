@@ -23,12 +23,12 @@ from benchmarks.progress import Progress
 from benchmarks.result import Result
 from benchmarks.servers import free_port
 from service.backends.memory import MemoryCluster
-from service.database import make_engine
-from service.dispatcher import Dispatcher
-from service.fakes import FakeResults
+from service.backends.memory_tracking import FakeResults
+from service.dispatcher.dispatcher import Dispatcher
+from service.queue.database import make_engine
+from service.queue.store import Store
+from service.queue.tables import jobs
 from service.settings import Settings
-from service.store import Store
-from service.tables import jobs
 
 SIZES, QUICK_SIZES = (1_000, 10_000, 100_000), (100, 1_000)
 REQUESTS, QUICK_REQUESTS = 200, 20

@@ -16,13 +16,13 @@ from benchmarks.progress import Progress
 from benchmarks.result import Result
 from service.backends.cluster import Launch, Node
 from service.backends.memory import FIRST_STEP, MemoryCluster
-from service.database import make_engine
-from service.dispatcher import Dispatcher
-from service.fakes import FakeResults
-from service.jobs import Job
-from service.orders import launch_of, name_of
+from service.backends.memory_tracking import FakeResults
+from service.dispatcher.dispatcher import Dispatcher
+from service.dispatcher.orders import launch_of, name_of
+from service.jobs.job import Job
+from service.queue.database import make_engine
+from service.queue.store import Store
 from service.settings import Settings
-from service.store import Store
 from training import protocol
 
 MACHINES, QUEUED = (10, 100, 1_000), (100, 1_000, 10_000)

@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import Engine, insert
 
-from service.jobs import Job, State, new_id, new_job, utc_now
-from service.tables import job_labels, jobs
+from service.jobs.job import Job, State, new_id, new_job, utc_now
+from service.queue.tables import job_labels, jobs
 from training.spec import Spec, load_yaml, override, parse_spec
 
 RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "digits.yaml"

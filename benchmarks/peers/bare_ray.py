@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.servers import environment, folder_of_our_own, free_port, wait_until
-from service.processes import MARK, marked, sweep
+from service.embedded.processes import MARK, marked, sweep
 
 ROOT = Path(__file__).parents[2]
 LONGEST_SECONDS = 600.0

@@ -12,9 +12,9 @@ from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
 from service.api.jobs import shown
 from service.api.lookout import Lookout
-from service.results import Results
+from service.backends.tracking import Results
+from service.queue.store import Store
 from service.settings import Settings
-from service.store import Store
 from training.spec import Spec
 
 _REFERENCE = "#/components/schemas/{model}"

@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 
 from service.api.context import Services
-from service.class_paths import class_path_problems
-from service.store import Store
+from service.queue.store import Store
+from service.user_code.class_paths import class_path_problems
 from training.spec import Problem, Spec, SpecError, load_yaml, parse_spec
 
 MAX_SPEC_BYTES = 2**20

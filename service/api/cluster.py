@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service import capacity, lease
 from service.api.context import Services
 from service.api.problems import documented
 from service.api.schemas import AmountDocument, ClusterDocument, NodeDocument, QueuePage, WaitingDocument
-from service.capacity import UNITS, Amount
+from service.queue import lease
+from service.scheduling import capacity
+from service.scheduling.capacity import UNITS, Amount
 
 router = APIRouter(prefix="/v1", tags=["cluster"])
 

@@ -10,7 +10,7 @@ from service.api.bodies import CODE_TYPES, CodeBody
 from service.api.context import Services
 from service.api.problems import documented
 from service.api.schemas import CodeDocument
-from service.archives import check_archive
+from service.user_code.check import check_archive
 
 router = APIRouter(prefix="/v1/code", tags=["code"])
 

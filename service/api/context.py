@@ -8,9 +8,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.lookout import Lookout
-from service.results import Results
+from service.backends.tracking import Results
+from service.queue.store import Store
 from service.settings import Settings
-from service.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

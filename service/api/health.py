@@ -12,10 +12,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from service import lease
 from service.api.context import Services
 from service.api.problems import RETRY_AFTER_S, documented, problem
 from service.errors import Unavailable
+from service.queue import lease
 
 CHECK_TIMEOUT_S = 3.0
 

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import StringConstraints
 
-from service import lease
 from service.api.bodies import SPEC_TYPES, SpecBody, read_spec
 from service.api.context import Services
 from service.api.problems import documented
 from service.api.schemas import JobDocument, JobPage, PointDocument, PointPage, ValidationDocument
+from service.backends.tracking import Results
 from service.errors import Unavailable
-from service.jobs import Job, State, utc_now
-from service.results import Results
-from service.scheduler import outlook
+from service.jobs.job import Job, State, utc_now
+from service.queue import lease
+from service.scheduling.scheduler import outlook
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 

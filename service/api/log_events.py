@@ -18,7 +18,7 @@ from typing import Self
 from service.api.sse import FULL, event
 from service.errors import Refused
 from service.job_logs import CHUNK, JobLogs, Log, View, lines_in, tail_offset
-from service.jobs import ACTIVE, Job
+from service.jobs.job import ACTIVE, Job
 from training.spec import Problem
 
 _TURN = FULL // 2

@@ -15,7 +15,7 @@ from service.api.problems import documented
 from service.api.sse import stream
 from service.errors import NotFound, Refused, Unavailable
 from service.job_logs import CHUNK, JobLogs, Log, View, tail_offset
-from service.jobs import Job
+from service.jobs.job import Job
 from training.spec import Problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from service.api import sse
 from service.errors import Unavailable
-from service.jobs import Job
-from service.store import Store
+from service.jobs.job import Job
+from service.queue.store import Store
 
 _FOLLOWED_SECONDS = 10.0
 """A job that nobody has asked for in so long is followed no more."""

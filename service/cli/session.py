@@ -60,7 +60,7 @@ def report(problem: dict[str, Any], *, as_json: bool) -> None:
 def problem_document(error: Exception) -> dict[str, Any] | None:
     """The error in the form that the server gives its own (RFC 9457); None for a bug."""
     from service.client import ClientError, RequestError
-    from service.packing import PackError
+    from service.user_code.pack import PackError
     from training.spec import SpecError
 
     if isinstance(error, RequestError):

@@ -177,6 +177,6 @@ def _spec(client: Client, source: str, assignments: list[str] | None, code: Path
     data = read_spec(source, assignments)
     if code is None:
         return data
-    from service.packing import pack
+    from service.user_code.pack import pack
 
     return {**data, "code": client.upload_code(pack(code))}

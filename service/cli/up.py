@@ -21,7 +21,7 @@ def up(
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
 ) -> None:
     """Start the whole service on this machine; Ctrl-C ends it."""
-    from service.stack import run
+    from service.embedded.stack import run
 
     raise typer.Exit(run(data_dir=data_dir, host=host, port=port, mlflow_port=mlflow_port))
 
@@ -38,14 +38,14 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API.")] = 8000,
 ) -> None:
     """Run the API, the scheduler or both; database, Ray and MLflow are where SYNCBN_* variables say."""
-    from service.serving import serve
+    from service.server import serve
 
     raise typer.Exit(serve(role=role, host=host, port=port))
 
 
 def migrate() -> None:
     """Create or update the tables of the database in SYNCBN_DATABASE_URL."""
-    from service.serving import migrate
+    from service.server import migrate
 
     raise typer.Exit(migrate())
 
@@ -55,7 +55,7 @@ def down(
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing.")] = False,
 ) -> None:
     """End the service that `up` started on a folder, or what is left of it."""
-    from service.stack import down
+    from service.embedded.stack import down
 
     found = down(data_dir=data_dir)
     if not quiet:

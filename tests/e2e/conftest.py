@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.processes import sweep
+from service.embedded.processes import sweep
 from tests.e2e.machines import Machines, two_machines
 from tests.e2e.stack import Stack
 

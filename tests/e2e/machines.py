@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from service.processes import MARK, sweep
+from service.embedded.processes import MARK, sweep
 from tests.e2e.stack import ENVIRONMENT, RAY, SYNCBN, Served
 from tests.ports import free_port
 

@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from service.client import Client, Job
-from service.processes import MARK
+from service.embedded.processes import MARK
 from tests.ports import free_port
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
@@ -81,7 +81,7 @@ class Stack(Served):
         self.scheduler().kill()
 
     def scheduler(self) -> psutil.Process:
-        return self._one("service.scheduler_process")
+        return self._one("service.dispatcher.process")
 
     def agent(self) -> psutil.Process:
         """Ray's process around the host agent."""

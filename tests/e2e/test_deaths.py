@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from service.client import Job
-from service.packing import pack
-from service.processes import State
-from service.scheduler_process import command as scheduler_command
+from service.dispatcher.process import command as scheduler_command
+from service.embedded.processes import State
+from service.user_code.pack import pack
 from tests.e2e.stack import ENVIRONMENT, Stack
 from tests.memory_cgroup import memory_cgroup
 
@@ -113,7 +113,7 @@ def fork_server(stack: Stack) -> psutil.Process:
 
 
 def scheduler(stack: Stack) -> psutil.Process:
-    (found,) = named(stack, "service.scheduler_process")
+    (found,) = named(stack, "service.dispatcher.process")
     return found
 
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 
 from benchmarks.postgres import NotInstalled, Postgres
 from benchmarks.postgres import postgres as running_postgres
-from service import lease
 from service.client import Client
-from service.store import Store
+from service.queue import lease
+from service.queue.store import Store
 from tests.service.live_api import FaultyApp, Later, LiveServer, Service, live_service, timers
 from tests.service.serving import Stage, running_stage
 

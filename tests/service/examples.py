@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from service.jobs import Job, State, new_job
+from service.jobs.job import Job, State, new_job
 from training.spec import Spec, parse_spec
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)

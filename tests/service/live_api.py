@@ -18,11 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.app import create_app
 from service.backends.cluster import Node
-from service.fakes import FakeResults
-from service.jobs import State
-from service.results import Run
+from service.backends.memory_tracking import FakeResults
+from service.backends.tracking import Run
+from service.jobs.job import State
+from service.queue.store import Store
 from service.settings import Settings
-from service.store import Store
 from training.protocol import Progress, log_file
 
 App = TypeVar("App", bound=ASGIApp)

@@ -6,7 +6,15 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["service.api.app", "service.store", "service.scheduler", "service.fakes"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "service.api.app",
+        "service.queue.store",
+        "service.scheduling.scheduler",
+        "service.backends.memory_tracking",
+    ],
+)
 def test_importing_the_service_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

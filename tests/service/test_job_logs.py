@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import job_logs
+from service.backends.memory_tracking import FakeResults
 from service.errors import Unavailable
-from service.fakes import FakeResults
 from service.job_logs import ArchivedLog, JobLogs, LogFile, View, lines_in, tail_offset
-from service.jobs import Job, State
+from service.jobs.job import Job, State
 from training.protocol import log_file
 
 CONTENT = st.lists(

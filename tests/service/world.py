@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from service.backends.memory import FIRST_STEP, MemoryCluster
-from service.dispatcher import Dispatcher
-from service.fakes import FakeResults
-from service.jobs import Job, State
-from service.orders import name_of
-from service.results import Run
+from service.backends.memory_tracking import FakeResults
+from service.backends.tracking import Run
+from service.dispatcher.dispatcher import Dispatcher
+from service.dispatcher.orders import name_of
+from service.jobs.job import Job, State
+from service.queue.store import Store
 from service.settings import Settings
-from service.store import Store
 from tests.service.examples import make_spec
 from training.protocol import Exit, ExitRecord, Progress, log_file
 

@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from service.cli.app import app
-from service.jobs import State
+from service.jobs.job import State
 from tests.service.cli.command_line import Result, Syncbn
 from tests.service.live_api import SPEC, Service
 

@@ -74,7 +74,7 @@ def test_up_runs_the_stack_and_exits_as_it_does(syncbn: Syncbn, monkeypatch: pyt
         called.append(arguments)
         return 0
 
-    monkeypatch.setitem(sys.modules, "service.stack", SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "service.embedded.stack", SimpleNamespace(run=run))
 
     assert syncbn("up", "--port", "8001").exit_code == 0
     assert called == [

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from service.client import Client
-from service.jobs import State
+from service.jobs.job import State
 from tests.service.cli.command_line import Syncbn
 from tests.service.live_api import SPEC, Service
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from service.cli import display
 from service.client import Client
-from service.jobs import State
+from service.jobs.job import State
 from tests.service.cli.command_line import FAILURE, Syncbn
 from tests.service.live_api import SPEC, Later, Service
 

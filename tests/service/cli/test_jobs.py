@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from service.client import Client
-from service.jobs import State
+from service.jobs.job import State
 from tests.service.cli.command_line import FAILURE, Syncbn
 from tests.service.live_api import SPEC, Service
 

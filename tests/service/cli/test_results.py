@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from service.client import Client
-from service.jobs import State
+from service.jobs.job import State
 from tests.service.cli.command_line import Syncbn
 from tests.service.live_api import SPEC, Service
 from training.protocol import log_file

@@ -1,0 +1,96 @@
+"""A tracking server in memory, for tests: what the real one promises, without its weight.
+
+The contract tests run over this one and the real one alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from service.backends.tracking import Point, Run, is_detail
+from service.errors import Refused, Unavailable
+from service.log_files import open_log
+
+_ENDINGS = {"FINISHED", "FAILED", "KILLED"}
+
+
+class FakeResults:
+    """A tracking server in memory: `jobs`, `points`, `endings`, `artifacts` by run id."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, str] = {}
+        self.points: dict[str, list[Point]] = {}
+        self.endings: dict[str, str] = {}
+        self.artifacts: dict[str, dict[str, str]] = {}
+        self.unreachable = False
+        self._runs: dict[str, Run] = {}
+        self.deleted_experiments: set[str] = set()
+        self._experiments: dict[str, str] = {}
+
+    # What a test does to it
+
+    def log(self, run: Run, name: str, step: int, value: float) -> None:
+        points = self.points[run.run_id]
+        points.append(Point(name=name, step=step, value=value, timestamp=1_700_000_000_000 + len(points)))
+
+    # The protocol
+
+    def check(self) -> None:
+        self._answer()
+
+    def url(self, run: Run) -> str:
+        return f"http://mlflow.invalid/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+    def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:  # noqa: ARG002
+        self._answer()
+        return self._runs.get(job_id) or self._new_run(job_id, experiment)
+
+    def _new_run(self, job_id: str, experiment: str) -> Run:
+        experiment_id = self._experiments.setdefault(experiment, str(len(self._experiments) + 1))
+        if experiment_id in self.deleted_experiments:
+            raise Refused(f"MLflow's experiment {experiment!r} is deleted")
+        run = Run(experiment_id=experiment_id, run_id=f"run-{len(self.jobs) + 1}")
+        self._runs[job_id] = run
+        self.jobs[run.run_id] = job_id
+        self.points[run.run_id] = []
+        self.artifacts[run.run_id] = {}
+        return run
+
+    def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
+        self._known(run)
+        wanted = None if names is None else set(names)
+        return sorted(
+            (point for point in self.points[run.run_id] if _is_wanted(point.name, wanted)),
+            key=lambda point: (point.name, point.step),
+        )
+
+    def end(self, run: Run, status: str) -> None:
+        self._known(run)
+        assert status in _ENDINGS, status
+        self.endings[run.run_id] = status
+
+    def upload(self, run: Run, path: str, text: str) -> None:
+        self._known(run)
+        self.artifacts[run.run_id][path] = text.encode(errors="replace").decode()
+
+    def upload_file(self, run: Run, path: str, file: Path) -> None:
+        with open_log(file) as content:
+            self.upload(run, path, content.read().decode(errors="replace"))
+
+    def download(self, run: Run, path: str) -> str | None:
+        self._known(run)
+        return self.artifacts[run.run_id].get(path)
+
+    def _known(self, run: Run) -> None:
+        self._answer()
+        if run.run_id not in self.jobs:
+            raise Refused(f"MLflow knows no run {run.run_id!r}")
+
+    def _answer(self) -> None:
+        if self.unreachable:
+            raise Unavailable("MLflow", "the test made it so")
+
+
+def _is_wanted(name: str, wanted: set[str] | None) -> bool:
+    return not is_detail(name) if wanted is None else name in wanted

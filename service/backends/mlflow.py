@@ -1,0 +1,151 @@
+"""An MLflow tracking server, by its REST interface: light enough for the API process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from service.backends.tracking import Point, Run, is_detail
+from service.errors import Refused, Unavailable
+from service.log_files import open_log
+from training.protocol import JOB_TAG
+
+_API = "/api/2.0/mlflow"
+_ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
+_UPLOAD_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the server answers once all of it is in its store
+_PAGE = 25_000  # points of a metric in one answer, the most that MLflow gives
+_LATER = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}
+"""Not the request's fault: a proxy on the way may let it pass another time."""
+
+
+class MlflowRest:
+    """The server at `url`; `public_url` is what a browser calls it."""
+
+    def __init__(self, url: str, public_url: str | None = None) -> None:
+        self.public_url = (public_url or url).rstrip("/")
+        self._http = httpx.Client(base_url=url, timeout=10.0, trust_env=False)
+
+    def check(self) -> None:
+        _refuse_errors(self._send("GET", "/health"))
+
+    def url(self, run: Run) -> str:
+        return f"{self.public_url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+    def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:
+        experiment_id = self._experiment(experiment)
+        # Looked for first: a dispatcher may have died between creating the run and writing down its id.
+        found = self._run_of(job_id, experiment_id)
+        if found is None:
+            body = {
+                "experiment_id": experiment_id,
+                "run_name": name,
+                "start_time": _now(),
+                "tags": [{"key": JOB_TAG, "value": job_id}],
+            }
+            found = str(self._call("POST", "runs/create", json=body)["run"]["info"]["run_id"])
+        return Run(experiment_id=experiment_id, run_id=found)
+
+    def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
+        if names is None:
+            metrics = self._call("GET", "runs/get", params={"run_id": run.run_id})["run"]["data"]
+            names = [m["key"] for m in metrics.get("metrics", []) if not is_detail(m["key"])]
+        points = [point for name in names for point in self._points(run, name)]
+        return sorted(points, key=lambda point: (point.name, point.step))
+
+    def end(self, run: Run, status: str) -> None:
+        body = {"run_id": run.run_id, "status": status, "end_time": _now()}
+        self._call("POST", "runs/update", json=body)
+
+    def upload(self, run: Run, path: str, text: str) -> None:
+        content = text.encode(errors="replace")
+        _refuse_errors(self._send("PUT", self._artifact(run, path), content=content))
+
+    def upload_file(self, run: Run, path: str, file: Path) -> None:
+        with open_log(file) as content:
+            response = self._send("PUT", self._artifact(run, path), content=content, timeout=_UPLOAD_TIMEOUT)
+        _refuse_errors(response)
+
+    def download(self, run: Run, path: str) -> str | None:
+        response = self._send("GET", self._artifact(run, path))
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        _refuse_errors(response)
+        return response.text
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _experiment(self, name: str) -> str:
+        found = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
+        if found.status_code == httpx.codes.NOT_FOUND:
+            created = self._send("POST", f"{_API}/experiments/create", json={"name": name})
+            if created.is_success:
+                return str(created.json()["experiment_id"])
+            # Race closed: somebody created it between the two calls.
+            found = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
+        _refuse_errors(found)
+        experiment = found.json()["experiment"]
+        if experiment["lifecycle_stage"] == "deleted":
+            raise Refused(
+                f"MLflow's experiment {name!r} is deleted; restore it, or change tracking.experiment"
+            )
+        return str(experiment["experiment_id"])
+
+    def _run_of(self, job_id: str, experiment_id: str) -> str | None:
+        where = f"tags.`{JOB_TAG}` = '{job_id}'"
+        body = {"experiment_ids": [experiment_id], "filter": where, "max_results": 1}
+        runs = self._call("POST", "runs/search", json=body).get("runs", [])
+        return str(runs[0]["info"]["run_id"]) if runs else None
+
+    def _points(self, run: Run, name: str) -> Iterator[Point]:
+        token = ""
+        while True:
+            params = {"run_id": run.run_id, "metric_key": name, "max_results": _PAGE, "page_token": token}
+            page = self._call("GET", "metrics/get-history", params=params)
+            for metric in page.get("metrics", []):
+                yield Point(
+                    name=name,
+                    step=int(metric.get("step", 0)),
+                    value=float(metric["value"]),
+                    timestamp=int(metric["timestamp"]),
+                )
+            token = page.get("next_page_token") or ""
+            if not token:
+                return
+
+    def _artifact(self, run: Run, path: str) -> str:
+        """The path of an artifact behind the server's proxy."""
+        uri = self._call("GET", "runs/get", params={"run_id": run.run_id})["run"]["info"]["artifact_uri"]
+        parts = urlsplit(uri)
+        if parts.scheme != "mlflow-artifacts":
+            raise Refused(f"MLflow does not proxy artifacts ({uri}); start it with --artifacts-destination")
+        return f"{_ARTIFACTS}/{quote(parts.path.strip('/'))}/{quote(path)}"
+
+    def _call(self, method: str, name: str, **content: Any) -> dict[str, Any]:
+        response = self._send(method, f"{_API}/{name}", **content)
+        _refuse_errors(response)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **content)
+        except httpx.HTTPError as error:
+            raise Unavailable("MLflow", f"{self._http.base_url}: {error or type(error).__name__}") from error
+        if response.is_server_error or response.status_code in _LATER:
+            raise Unavailable("MLflow", f"{self._http.base_url} answered {response.status_code}")
+        return response
+
+
+def _refuse_errors(response: httpx.Response) -> None:
+    if response.is_error:
+        raise Refused(f"MLflow refused {response.request.url.path}: {response.text[:300]}")
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

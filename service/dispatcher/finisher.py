@@ -1,0 +1,93 @@
+"""Archives jobs that have ended, in a thread of its own: logs and the run's end go to the tracking server.
+
+The row says what is left to do, so this may die at any moment. Doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from service.backends.tracking import Results, Run
+from service.dispatcher.runs import END_STATUS
+from service.errors import Refused, ServiceError
+from service.job_logs import JobLogs, LogFile
+from service.jobs.job import Job
+from service.queue.store import Store
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN, _MOST_SECONDS_BETWEEN = 5.0, 30.0
+"""It is woken when a job ends; these are for those that were cancelled while they waited, or that failed."""
+
+
+class Finisher:
+    def __init__(self, settings: Settings, store: Store, results: Results) -> None:
+        self._settings, self._store, self._results = settings, store, results
+        self._woken, self._stopped = threading.Event(), False
+
+    def run(self) -> None:
+        """Works until `stop` is called."""
+        pause = _SECONDS_BETWEEN
+        while not self._stopped:
+            pause = _SECONDS_BETWEEN if self.finish_all() else min(2 * pause, _MOST_SECONDS_BETWEEN)
+            self._woken.wait(pause)
+            self._woken.clear()
+
+    def wake(self) -> None:
+        """A job has ended."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._woken.set()
+
+    def finish_all(self) -> bool:
+        """Tries to archive every job that has ended once; whether none is left."""
+        try:
+            jobs = self._store.unarchived()
+        except ServiceError as error:
+            log.warning("%s", error)
+            return False
+        done = [self._finished(job) for job in jobs if not self._stopped]
+        return all(done)
+
+    def _finished(self, job: Job) -> bool:
+        try:
+            self._finish(job)
+        except (ServiceError, OSError) as error:
+            log.warning("job %s: its logs are not archived yet: %s", job.id, error)
+        except Exception:  # a bug that one job brings out must not hold up the others
+            log.exception("job %s", job.id)
+        else:
+            return True
+        return False
+
+    def _finish(self, job: Job) -> None:
+        if (run := job.run) is not None:
+            for attempt in range(1, job.attempt + 1):
+                with _refusal_logged(job):
+                    self._upload(job, run, attempt)
+            with _refusal_logged(job):
+                self._results.end(run, END_STATUS[job.state])
+        self._store.mark_archived(job.id)
+
+    def _upload(self, job: Job, run: Run, attempt: int) -> None:
+        """What each rank printed in the attempt. An older version has uploaded what it kept itself."""
+        for found in JobLogs(self._settings.storage, self._results).of(job, attempt):
+            if isinstance(found, LogFile):
+                name = f"logs/attempt-{attempt}/{found.path.name}"
+                with _refusal_logged(job):
+                    self._results.upload_file(run, name, found.path)
+
+
+@contextmanager
+def _refusal_logged(job: Job) -> Iterator[None]:
+    """Somebody has deleted the run: to ask again would not help."""
+    try:
+        yield
+    except Refused as error:
+        log.warning("job %s: its run takes nothing more: %s", job.id, error)

@@ -1,0 +1,46 @@
+"""The order for a start of an attempt, from the job's row. Pure, but for the archive, fetched when needed."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from service.backends.cluster import Launch
+from service.jobs.job import Job
+from service.queue.store import Store
+from service.settings import Settings
+from training.protocol import Order, attempt_name
+
+
+def name_of(job: Job) -> str:
+    """Of the job's latest attempt, in the cluster."""
+    return attempt_name(job.id, job.attempt)
+
+
+def run_folder(settings: Settings, job: Job) -> Path:
+    return Path(settings.storage) / job.id
+
+
+def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
+    """The start that the row names: the same row gives the same launch, whoever asks and how often."""
+    assert job.workers is not None
+    assert job.run_id is not None
+    digest: str | None = job.spec.get("code")
+    return Launch(
+        order=Order(
+            attempt=name_of(job),
+            start=job.start,
+            spec=job.spec,
+            ranks=(),
+            world_size=job.workers,
+            folder=str(run_folder(settings, job)),
+            checkpoints=settings.checkpoints and f"{settings.checkpoints}/{job.id}",
+            code=digest,
+            mlflow_uri=settings.mlflow_url,
+            run_id=job.run_id,
+            restarts=job.restarts,
+        ),
+        cpus_per_worker=job.resources.cpus_per_worker,
+        gpus_per_worker=job.resources.gpus_per_worker,
+        code=partial(store.get_code, digest) if digest else None,
+    )

@@ -1,0 +1,235 @@
+"""The scheduler as a process of its own: `syncbn serve --role scheduler`.
+
+    standing by ── nobody is at work, or falls silent ──► at work ── asked to stop ──► steps down
+         ▲                                                   │
+         └───────────── another one has taken over ──────────┘
+
+Several may stand by. It alone imports Ray, which may end the process when its head goes away: whoever starts
+it starts it again, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Protocol
+
+from service.backends.cluster import Cluster, Node
+from service.errors import Unavailable
+from service.foreground import errors_told, open_store, say, stop_on_signals
+from service.identity import Identity, own_identity
+from service.queue.lease import LEASE_SECONDS, SchedulerRow
+from service.queue.store import Store
+from service.settings import Settings
+from training.protocol import Superseded
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 2.0
+LOOK_SECONDS = 1.0
+_SECONDS_TO_END = 8.0
+_WITH_PARENT = "--with-parent"
+
+
+class Stuck(Exception):
+    """A round of the dispatcher does not end: no other may begin in this process."""
+
+
+class ClosableCluster(Cluster, Protocol):
+    def close(self) -> None:
+        """Leaves it to the next scheduler; what runs there goes on."""
+
+
+Connect = Callable[[int], ClosableCluster]
+"""Makes the cluster for a scheduler of that number. Raises Unavailable."""
+Dispatch = Callable[[Cluster, threading.Event], None]
+"""Works on the queue until the event is set. Raises Superseded."""
+
+
+class Silence:
+    """For how long a scheduler's row has not changed, by the clock of this process alone."""
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._seen: tuple[int, int] | None = None
+        self._since = 0.0
+
+    def seconds(self, row: SchedulerRow) -> float:
+        """`row`: as it is now."""
+        if (row.number, row.beat) != self._seen:
+            self._seen, self._since = (row.number, row.beat), self._clock()
+        return self._clock() - self._since
+
+    def forget(self) -> None:
+        """The database is away: its silence says nothing of the scheduler."""
+        self._seen = None
+
+
+def may_follow(row: SchedulerRow | None, silence: Silence) -> bool:
+    """Whether whoever stands by may take over."""
+    if row is None or row.vacant:
+        return True
+    holder = Identity.parse(row.holder)
+    return (holder is not None and holder.has_ended()) or silence.seconds(row) >= LEASE_SECONDS
+
+
+def stand_by(store: Store, holder: str, stop: threading.Event) -> int | None:
+    """Blocks until this process is the scheduler; returns its number, or None once `stop` is set."""
+    silence, said = Silence(), ""
+    while not stop.is_set():
+        try:
+            row = store.scheduler()
+            if may_follow(row, silence) and (number := store.take_over(row, holder)) is not None:
+                return number
+            text = f"scheduler: standing by, number {row.number} is at work" if row else ""
+        except Unavailable as error:
+            silence.forget()
+            text = f"scheduler: standing by: {error}"
+        if text and text != said:
+            say(text)
+            said = text
+        stop.wait(LOOK_SECONDS)
+    return None
+
+
+class Term:
+    """A scheduler at work under its number: beats here, the dispatcher in a thread that holds up no beat."""
+
+    def __init__(self, number: int, store: Store, connect: Connect, dispatch: Dispatch) -> None:
+        self.number = number
+        self._store, self._connect, self._dispatch = store, connect, dispatch
+        self._over = threading.Event()
+        self._cluster: ClosableCluster | None = None
+        self._nodes: list[Node] = []
+        self._problem = "it has not been asked yet"
+        self._thread = threading.Thread(target=self._work, name="dispatcher", daemon=True)
+
+    def run(self, stop: threading.Event) -> None:
+        """Blocks until `stop` is set, another scheduler has taken over, or the dispatcher fails."""
+        self._thread.start()
+        try:
+            while self._thread.is_alive() and self._beat():
+                if stop.wait(BEAT_SECONDS if self._cluster else LOOK_SECONDS / 4):
+                    break
+        finally:
+            self._end()
+
+    def _beat(self) -> bool:
+        """Whether this is the scheduler still."""
+        try:
+            if self._cluster is not None:
+                self._nodes, self._problem = self._cluster.nodes(), ""
+        except Unavailable as error:
+            self._problem = str(error)
+        except Superseded:
+            return False
+        try:
+            return self._store.beat(self.number, nodes=self._nodes, problem=self._problem)
+        except Unavailable as error:
+            log.warning("%s", error)
+            return True  # whoever would take over needs the database as well
+
+    def _work(self) -> None:
+        try:
+            if (cluster := self._connected()) is not None:
+                self._dispatch(cluster, self._over)
+        except Superseded as error:
+            log.warning("%s", error)
+        except Exception:
+            log.exception("the dispatcher has failed")
+
+    def _connected(self) -> ClosableCluster | None:
+        """None: the term ended before Ray answered."""
+        while not self._over.is_set():
+            try:
+                self._cluster = self._connect(self.number)
+                return self._cluster
+            except Unavailable as error:
+                self._problem = str(error)
+            self._over.wait(LOOK_SECONDS)
+        return None
+
+    def _end(self) -> None:
+        self._over.set()
+        if self._cluster is not None:
+            self._cluster.wake()
+        self._thread.join(_SECONDS_TO_END)
+        if self._thread.is_alive():
+            raise Stuck
+        if self._cluster is not None:
+            self._cluster.close()
+        try:
+            self._store.step_down(self.number)
+        except Unavailable as error:
+            log.warning("%s", error)
+
+
+def run(store: Store, stop: threading.Event, connect: Connect, dispatch: Dispatch) -> None:
+    """Stands by and works in turns until `stop` is set."""
+    holder = str(own_identity())
+    while (number := stand_by(store, holder, stop)) is not None:
+        say(f"scheduler: at work as number {number}")
+        Term(number, store, connect, dispatch).run(stop)
+        if not stop.is_set():
+            say(f"scheduler: number {number} is at work no more")
+            stop.wait(LOOK_SECONDS)  # should it fail at once, then not all the time
+    say("scheduler: ended")
+
+
+def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
+    """The scheduler of the queue, Ray and MLflow that `settings` name, until `stop` is set."""
+    from service.backends.mlflow import MlflowRest
+    from service.dispatcher.dispatcher import Dispatcher
+
+    store = open_store(settings.database_url)
+    results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
+
+    def connect(number: int) -> ClosableCluster:
+        # Otherwise it prints the stack of every thread when it is asked to end. Ray reads it when imported.
+        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+        from service.backends.ray import RayCluster
+
+        token = settings.ray_token.get_secret_value() if settings.ray_token else None
+        row = store.scheduler()
+        assert row is not None  # this process holds it
+        return RayCluster(settings.ray_address, token=token, fence=number, queue=row.queue)
+
+    def dispatch(cluster: Cluster, over: threading.Event) -> None:
+        Dispatcher(settings, store, cluster, results).run(over)
+
+    try:
+        run(store, stop, connect, dispatch)
+    except Stuck:
+        say("scheduler: a round of the dispatcher does not end: this process does, another has to follow")
+        os._exit(1)  # what hangs would hold up an orderly end, too
+    finally:
+        store.close()
+
+
+def command(*, with_parent: bool = False) -> list[str]:
+    """What starts one that reads its settings from the environment. with_parent: it ends with its stdin."""
+    return [sys.executable, "-m", "service.dispatcher.process", *([_WITH_PARENT] if with_parent else [])]
+
+
+def main() -> int:
+    """Entry point of `command`; returns the exit code: 0 ended as asked, 2 it could not start."""
+    logging.basicConfig(format="scheduler: %(message)s")
+    stop = stop_on_signals()
+    if _WITH_PARENT in sys.argv:
+        threading.Thread(target=_follow_parent, args=(stop,), name="parent", daemon=True).start()
+    with errors_told() as failed:
+        serve_scheduler(Settings.from_env(), stop)
+    return 2 if failed else 0
+
+
+def _follow_parent(stop: threading.Event) -> None:
+    sys.stdin.buffer.read()
+    stop.set()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

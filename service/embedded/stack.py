@@ -1,0 +1,170 @@
+"""`syncbn up`: Ray, MLflow, the scheduler and the API on one machine, all in one folder.
+
+    DIR/syncbn.db      the queue                DIR/mlflow.db, DIR/artifacts   what MLflow keeps
+    DIR/checkpoints    of the jobs              DIR/logs                       of Ray, MLflow and scheduler
+    DIR/stack.json     which processes are ours DIR/ray.token                  Ray's secret
+
+The API lives in the process of `up`; the others are its children, in sessions of their own. When `up` is
+killed they go on, and so do jobs; the next `up` on the folder takes over Ray and MLflow and puts a scheduler
+of its own in the place of the old one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import psutil
+from pydantic import SecretStr
+
+from service.embedded.private_folder import make_private
+from service.embedded.processes import Child, State, end_all, sweep
+from service.embedded.servers import MLFLOW_DATABASE, MlflowServer, RayHead, SchedulerServer
+from service.errors import Refused
+from service.foreground import errors_told, open_store, say, stop_on_signals
+from service.server import check_address, running
+from service.settings import Settings
+
+DATABASE = "syncbn.db"
+SECONDS_TO_START = 200.0
+SECONDS_TO_END = 60.0
+
+
+def run(*, data_dir: Path, host: str, port: int, mlflow_port: int) -> int:
+    """Runs the stack in the foreground until SIGINT or SIGTERM; returns the exit code.
+
+    0: ended as asked; 2: it could not start, and the reason is on stderr.
+    """
+    stop = stop_on_signals()
+    with errors_told() as failed, _stack(data_dir.resolve(), host, port, mlflow_port, stop) as children:
+        while not stop.wait(1.0):
+            _keep_running(children)
+        say("\nending: API, jobs, scheduler, Ray, MLflow")
+    return 2 if failed else 0
+
+
+def down(*, data_dir: Path) -> bool:
+    """Ends the stack of a folder, also what is left of one whose `up` was killed; blocks until it is gone.
+
+    Returns whether there was anything to end.
+    """
+    folder = data_dir.resolve()
+    pid = _holder(folder / "up.lock")
+    if pid is not None:
+        with suppress(psutil.NoSuchProcess):
+            end_all([psutil.Process(pid)], SECONDS_TO_END)
+    return sweep(folder) or pid is not None
+
+
+@contextmanager
+def _stack(
+    folder: Path, host: str, port: int, mlflow_port: int, stop: threading.Event
+) -> Iterator[list[Child]]:
+    """Everything started, and ended in the opposite order when the context ends."""
+    given = Settings.from_env()
+    check_address(host, port, given)
+    own = () if "database_url" in given.model_fields_set else (DATABASE,)
+    make_private(folder, (*own, MLFLOW_DATABASE))
+    with ExitStack() as stack:
+        stack.enter_context(_only_one(folder))
+        state = State.load(folder)
+        store = open_store(_database_url(given, folder))
+        stack.callback(store.close)
+        stack.callback(sweep, folder)  # whatever else carries our mark
+        ray, mlflow = RayHead(state), MlflowServer(state, mlflow_port)
+        scheduler = SchedulerServer(state, store, lambda: _completed(given, state, mlflow_port))
+        sweep(folder, spare=[child for child in (ray, mlflow) if child.is_alive()])
+        children: list[Child] = [ray, mlflow, scheduler]
+        for child in children:
+            stack.callback(child.end)
+            say(f"{child.name}: {'taking over' if child.is_alive() else 'starting'}")
+            child.take_over_or_start()
+        settings = _completed(given, state, mlflow_port)
+        stack.enter_context(running(settings, store, host=host, port=port, stop=stop))
+        _wait_until_ready(children, stop)
+        if not stop.is_set():
+            _say_ready(settings, host, port)
+        yield children
+
+
+def _keep_running(children: list[Child]) -> None:
+    restarted = [child for child in children if child.restart_if_dead()]
+    for child in children:
+        if isinstance(child, SchedulerServer) and any(isinstance(other, RayHead) for other in restarted):
+            child.take_over_or_start()  # the one there is belongs to the Ray that has ended
+
+
+def _database_url(given: Settings, folder: Path) -> str:
+    own = f"sqlite:///{folder / DATABASE}"
+    return given.database_url if "database_url" in given.model_fields_set else own
+
+
+def _completed(given: Settings, state: State, mlflow_port: int) -> Settings:
+    """The settings of the embedded stack: what the environment says, and where its own parts are."""
+    return given.model_copy(
+        update={
+            "database_url": _database_url(given, state.folder),
+            "ray_address": state.ray_address,
+            "ray_token": SecretStr(state.token),
+            "mlflow_url": f"http://127.0.0.1:{mlflow_port}",
+            "mlflow_public_url": f"http://127.0.0.1:{mlflow_port}",
+            "storage": str(state.folder / "checkpoints"),
+        }
+    )
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; the kernel lets go of it however this process ends."""
+    with (folder / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"another `syncbn up` runs on {folder}: use that one, or give another --data-dir"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _holder(path: Path) -> int | None:
+    """The process that holds the lock; None if nobody does."""
+    if not path.exists():
+        return None
+    with path.open("r") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Race closed: it has the lock, and has not written yet who it is.
+                if text := lock.read():
+                    return int(text)
+                time.sleep(0.01)
+            else:
+                return None
+
+
+def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
+    begun = time.monotonic()
+    for child in children:
+        while not stop.is_set() and not child.is_ready():
+            if not child.is_alive() or time.monotonic() - begun > SECONDS_TO_START:
+                raise Refused(f"{child.name} did not start; its log is {child.log}")
+            stop.wait(0.2)
+        if not stop.is_set():
+            say(f"{child.name} is up after {time.monotonic() - begun:.0f} s")
+
+
+def _say_ready(settings: Settings, host: str, port: int) -> None:
+    say(
+        f"\nready\n  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n"
+        f"  MLflow  {settings.mlflow_public_url}\n"
+        f"  jobs    syncbn --url http://{host}:{port} submit SPEC.yaml --follow\n\nCtrl-C ends all of it."
+    )

@@ -1,0 +1,150 @@
+"""The tables, as SQLAlchemy sees them; `migrations/` creates them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+
+from service.queue import storable
+from training.protocol import Failure, Progress
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Timezone-aware UTC on both sides; SQLite, which has no time zones, stores UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: ARG002
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None or value.tzinfo is not None:
+            return value and value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
+
+class AsJson(TypeDecorator[Any]):
+    """A value kept as JSON: `write` makes it of the value, `read` the value of it. None is NULL."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def __init__(self, write: Callable[[Any], object], read: Callable[[Any], object]) -> None:
+        super().__init__()
+        self.write, self.read = write, read
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else storable.plain(self.write(value))
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else self.read(value)
+
+
+def _progress(data: Mapping[str, Any]) -> Progress:
+    """A metric that was not finite is stored as null."""
+    metrics = {name: math.nan if value is None else value for name, value in data["metrics"].items()}
+    return Progress.from_json({**data, "metrics": metrics})
+
+
+def _failure(data: Mapping[str, Any]) -> Failure:
+    return Failure(**data)
+
+
+JobId = String(32).with_variant(String(32, collation="C"), "postgresql")
+"""Compared byte by byte whatever the database's locale: the order of ids is the order of creation."""
+
+_LEFT = text("archived_at IS NULL")
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", JobId, primary_key=True),
+    Column("name", Text, nullable=False, index=True),
+    Column("state", String(32), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("error", AsJson(dict, dict)),
+    Column("priority", Integer, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("idempotency_key", Text, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("attempt", Integer, nullable=False),
+    Column("start", Integer, nullable=False, server_default="0"),
+    Column("failures", Integer, nullable=False),
+    Column("last_failure", AsJson(Failure.to_json, _failure)),
+    Column("restarts", AsJson(list, tuple), nullable=False, server_default="[]"),
+    Column("progress", AsJson(Progress.to_json, _progress)),
+    Column("workers", Integer),
+    Column("wanted_workers", Integer),
+    Column("grows_after", UtcDateTime),
+    Column("preempted_at", UtcDateTime),
+    Column("cancel_requested_at", UtcDateTime),
+    Column("experiment_id", Text),
+    Column("run_id", Text),
+    Column("archived_at", UtcDateTime),
+    Index(None, "state", "priority", "id"),
+    # The dispatcher looks for these in every round: not through all that have ended since the first.
+    Index("ix_jobs_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
+)
+
+job_labels = Table(
+    "job_labels",
+    metadata,
+    Column("job_id", JobId, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Index(None, "key", "value"),
+)
+"""The labels of each spec once more, so that they can be searched by an index on either database."""
+
+code_archives = Table(
+    "code_archives",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+scheduler = Table(
+    "scheduler",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("queue", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("beat", Integer, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("nodes", JSON, nullable=False),
+    Column("problem", Text, nullable=False),
+)
+"""One row, of the scheduler that works (service.queue.lease)."""

@@ -1,0 +1,123 @@
+"""Who starts now, with how many workers, who is stopped for that, and what the others wait for. Pure.
+
+Gangs: a job starts with all of its workers or not at all. Order is strict (priority, then age): a job that
+does not fit yet holds up those behind it, or a stream of small jobs would starve it. One that could not
+fit even if the cluster were empty holds up nobody.
+
+Jobs that ask for a range of workers give way: they start with the least where others wait, and running ones
+shrink for a job of the same or a higher priority (preemption). What nobody waits for is shared out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from types import MappingProxyType
+
+from service.backends.cluster import Node
+from service.jobs.job import Job, new_job
+from service.scheduling import capacity, preemption, reasons
+from service.scheduling.allocation import Deal, deal_least, deal_rest, fitting, in_order
+from service.scheduling.capacity import Demand, Machines
+from service.scheduling.preemption import Preempt
+from training.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Launch this job with so many workers."""
+
+    job_id: str
+    workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """This job waits; `never`: until machines are added, it cannot start at all."""
+
+    job_id: str
+    reason: str
+    never: bool = False
+
+
+Decision = Start | Wait | Preempt
+_UNKNOWN: Mapping[str, float] = MappingProxyType({})
+
+
+def schedule(
+    queue: Sequence[Job],
+    active: Sequence[Job],
+    nodes: Sequence[Node],
+    *,
+    now: datetime,
+    seconds_left: Mapping[str, float] = _UNKNOWN,
+) -> list[Decision]:
+    """A decision for every job of the queue, in scheduling order; then who of the active is to be preempted.
+
+    `active` are the jobs that hold their workers already, `nodes` the machines with all they have,
+    `seconds_left` what is known of the time that active jobs still need, by their ids. The same input gives
+    the same answer.
+    """
+    cluster = capacity.empty(nodes)
+    preempts = preemption.resized(active)
+    active = preemption.preempted(active, [preempt.job_id for preempt in preempts], now=now)
+    deal = deal_least(queue, capacity.occupied(nodes, active), cluster)
+    room = (
+        [] if deal.blocked is None else preemption.make_room(deal.blocked, queue, active, nodes, seconds_left)
+    )
+    if deal.blocked is None or room is None:
+        deal = deal_rest(deal, queue)  # it would be of no use to the one who waits
+    elif room:
+        preempts += [Preempt(job_id=job.id, reason=f"makes room for job {deal.blocked.id}") for job in room]
+    if not any(map(fitting(cluster), queue)):
+        preempts += preemption.grows(active, nodes, now=now, seconds_left=seconds_left)
+    return [*_told(queue, deal, cluster, makes_room=deal.blocked is not None and room is not None), *preempts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What would become of a job that is submitted now. `workers`: granted at once, or asked for at least."""
+
+    fits_now: bool
+    fits_ever: bool
+    workers: int
+    reason: str
+
+
+def outlook(
+    spec: Spec, queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node], *, now: datetime
+) -> Outlook:
+    """`schedule`'s answer for a job that does not exist yet."""
+    job = new_job(spec, created_at=now)
+    (decision,) = (d for d in schedule([*queue, job], active, nodes, now=now) if d.job_id == job.id)
+    if isinstance(decision, Start):
+        return Outlook(fits_now=True, fits_ever=True, workers=decision.workers, reason="")
+    least, never = spec.resources.min_workers, isinstance(decision, Wait) and decision.never
+    return Outlook(fits_now=False, fits_ever=not never, workers=least, reason=decision.reason)
+
+
+def _told(queue: Sequence[Job], deal: Deal, cluster: Machines, *, makes_room: bool) -> list[Start | Wait]:
+    """The deal as decisions, with reasons."""
+    decisions: list[Start | Wait] = []
+    ahead = 0
+    fits_ever, fits_now = fitting(cluster), fitting(deal.machines)
+    never = cache(lambda demand: reasons.never(demand, cluster))
+    not_yet = cache(lambda demand: reasons.not_yet(demand, deal.machines))
+    for job in in_order(queue):
+        if workers := deal.workers.get(job.id):
+            decisions.append(Start(job_id=job.id, workers=workers))
+        elif not fits_ever(job):
+            decisions.append(Wait(job_id=job.id, reason=never(Demand.of(job)), never=True))
+        else:
+            others = reasons.count(ahead, "job")
+            if fits_now(job):
+                reason = f"waits behind {others}"
+            else:
+                reason = not_yet(Demand.of(job)) + (f"; {others} ahead" if ahead else "")
+            if makes_room and job is deal.blocked:
+                reason += "; others are making room for it"
+            decisions.append(Wait(job_id=job.id, reason=reason))
+            ahead += 1
+    return decisions

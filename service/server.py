@@ -1,0 +1,106 @@
+"""`syncbn serve`: the API, the scheduler, or both. The API of `syncbn up` is this one, too."""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from service.embedded.processes import is_free
+from service.errors import Refused
+from service.foreground import errors_told, open_store, say, stop_on_signals
+from service.queue.store import Store
+from service.restarts import kept_running
+from service.roles import Role
+from service.settings import Settings
+
+
+def serve(*, role: Role, host: str, port: int) -> int:
+    """Serves in the foreground until SIGINT or SIGTERM; returns the exit code.
+
+    The database, Ray and MLflow are where the environment says. A Ray or MLflow that is away is waited for.
+    0: ended as asked; 2: it could not start, and the reason is on stderr.
+    """
+    stop = stop_on_signals()
+    with errors_told() as failed:
+        settings = Settings.from_env()
+        if role is Role.SCHEDULER:
+            from service.dispatcher.process import serve_scheduler
+
+            serve_scheduler(settings, stop)
+        else:
+            _serve_api(settings, host, port, stop, scheduler=role is Role.BOTH)
+    return 2 if failed else 0
+
+
+def _serve_api(settings: Settings, host: str, port: int, stop: threading.Event, *, scheduler: bool) -> None:
+    from service.dispatcher.process import command
+
+    check_address(host, port, settings)
+    with ExitStack() as stack:
+        store = open_store(settings.database_url)
+        stack.callback(store.close)
+        if scheduler:
+            stack.enter_context(kept_running("scheduler", command(with_parent=True), {}))
+        stack.enter_context(running(settings, store, host=host, port=port, stop=stop))
+        say(f"ready: http://{host}:{port}")
+        stop.wait()
+
+
+def migrate() -> int:
+    """Creates or updates the tables of the database that the environment names; returns the exit code."""
+    with errors_told() as failed:
+        open_store(Settings.from_env().database_url).close()
+        say("the tables are up to date")
+    return 2 if failed else 0
+
+
+def check_address(host: str, port: int, settings: Settings) -> None:
+    """Raises Refused for a port that is taken, and beyond loopback without a key."""
+    if not _is_loopback(host) and settings.api_key is None:
+        raise Refused(
+            f"--host {host} is reachable from other machines and whoever reaches the API can run code here: "
+            "set SYNCBN_API_KEY first, or leave --host at 127.0.0.1"
+        )
+    if not is_free(host, port):
+        raise Refused(f"port {port} is taken: choose another with --port, or end what listens there")
+
+
+@contextmanager
+def running(
+    settings: Settings, store: Store, *, host: str, port: int, stop: threading.Event
+) -> Iterator[None]:
+    """The API in a thread, from the moment it answers (or `stop` is set) to the end of the context."""
+    import uvicorn
+
+    from service.api.app import create_app
+    from service.backends.mlflow import MlflowRest
+
+    app = create_app(settings, store, MlflowRest(settings.mlflow_url, settings.mlflow_public_url))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    )
+    thread = threading.Thread(target=server.run, name="api")
+    thread.start()
+    try:
+        _wait_for(lambda: server.started or not thread.is_alive(), stop)
+        if not server.started and not stop.is_set():
+            raise Refused(f"the API could not listen on {host}:{port}")
+        yield
+    finally:
+        stop.set()
+        server.should_exit = True
+        thread.join()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _wait_for(condition: Callable[[], bool], stop: threading.Event) -> None:
+    while not condition() and not stop.wait(0.05):
+        pass

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.bodies import read_spec
+from service.queue.store import Store
+from tests.service.examples import make_data
+from training.spec import Spec, SpecError
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(codec=None), max_size=8)
+    | st.binary(max_size=4)
+    | st.dates()
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars, inner, max_size=3),
+    max_leaves=8,
+)
+known_keys = st.sampled_from(sorted(Spec.model_fields))
+
+
+class NoCode(Store):
+    """A store whose database nobody asks."""
+
+    def has_code(self, digest: str) -> bool:  # noqa: ARG002
+        return False
+
+
+STORE = NoCode("sqlite:////nowhere/jobs.db")
+
+
+def read(body: bytes) -> None:
+    """Anything but a spec that can be stored, or a SpecError, is a bug."""
+    with contextlib.suppress(SpecError):
+        json.dumps(read_spec(body, STORE).model_dump(mode="json"), allow_nan=False)
+
+
+@given(st.dictionaries(known_keys, values, max_size=4))
+def test_whatever_yaml_can_say_is_a_spec_or_a_problem(changes: dict[str, object]) -> None:
+    try:
+        body = yaml.safe_dump(make_data(**changes), allow_unicode=True).encode(errors="surrogatepass")
+    except (yaml.YAMLError, TypeError):
+        return
+    read(body)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_whatever_bytes_come_are_a_spec_or_a_problem(body: bytes) -> None:
+    read(body)
+
+
+@pytest.mark.parametrize("body", [b"[" * 5000, b"{a: " * 5000, b"- " * 5000, b"a: " + b"9" * 5000])
+def test_hostile_bytes_are_a_problem(body: bytes) -> None:
+    with pytest.raises(SpecError):
+        read_spec(body, STORE)
