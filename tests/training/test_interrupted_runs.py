@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -173,3 +174,32 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("name", ["noise", "logs"])
+def test_a_run_goes_on_from_a_checkpoint_of_version_0_1(worlds: Worlds, tmp_path: Path, name: str) -> None:
+    """`earlier/` holds one with dropout, and one of a LightningModule that logs in every way there is."""
+    earlier = Path(__file__).parent / "earlier" / name
+    expected = json.loads((earlier / "expected.json").read_text())
+    shutil.copytree(earlier / "step-000000009", tmp_path / "run" / "checkpoints" / "step-000000009")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in expected["rows"][:9]))
+
+    done = whole(worlds, 2, expected["spec"], tmp_path)
+
+    assert "going on from the checkpoint of step 9" in done.said
+    assert done.rows == [pytest.approx(row, rel=1e-12) for row in expected["rows"]]
+
+
+@pytest.mark.parametrize("model", ["Net", "Logs"])
+def test_a_checkpoint_holds_no_class(worlds: Worlds, tmp_path: Path, model: str) -> None:
+    spec = spec_of(checkpoint={"every_steps": 9}, max_steps=10, max_epochs=None)
+    if model == "Logs":
+        spec = {key: spec[key] for key in ("data", "training")} | {
+            "model": {"class_path": "tests.training.attempts.Logs"}
+        }
+
+    whole(worlds, 2, spec, tmp_path)
+
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    for name in ("lightning.ckpt", "train_state.pt"):
+        assert torch.load(checkpoint / name, weights_only=True)

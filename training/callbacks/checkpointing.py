@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from training.callbacks import train_state
 from training.callbacks.log_reduction import Logged, go_on
+from training.callbacks.train_state import TrainState
 from training.checkpoints.folder import Checkpoints
 from training.checkpoints.manifest import Saved
 from training.run_dir import RunFolder
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 Store: TypeAlias = "Checkpoints | ObjectStore"
 
-LIGHTNING, CARRIED = "lightning.ckpt", "carried.pt"
+LIGHTNING = "lightning.ckpt"
 GO_ON, SAVE, STOP = 0, 1, 2
 SECONDS_BETWEEN = 10.0
 """Epochs shorter than this do not each get a checkpoint."""
@@ -84,7 +85,7 @@ class Saving(Callback):
         self.settings, self.seed, self.folder = spec.training.checkpoint, spec.training.seed, folder
         self.tracker, self.wish_of_all, self.busy = tracker, wish_of_all, busy
         self.store = store
-        self._to_restore = train_state.load(resumed.path / CARRIED) if resumed else None
+        self._to_restore = train_state.load(resumed.path) if resumed else None
         self._half_logged: dict[str, Logged] = {}
         self._step = resumed.step if resumed else 0
         self._saved = resumed.step if resumed else None  # rank 0's is kept up
@@ -105,7 +106,7 @@ class Saving(Callback):
         self, trainer: Trainer, module: LightningModule, _batch: Any, batch_idx: int
     ) -> None:
         if self._to_restore is not None:
-            self._to_restore.into(trainer, module)
+            self._to_restore.restore(trainer, module)
             self._half_logged = self._to_restore.logged_by(trainer)
             self._to_restore = None
         if trainer.global_step == self._step:
@@ -143,15 +144,13 @@ class Saving(Callback):
             io = trainer.strategy.checkpoint_io
             assert isinstance(io, InMemory)
             trainer.save_checkpoint("kept in memory")
-            if trainer.is_global_zero:
+            if state is not None:
                 _as_before_the_batch(io.last, trainer.current_epoch, batch_idx)
                 self._write(trainer, io.last, state, batch_idx)
             io.last = {}
         self._saved_at = time.monotonic()
 
-    def _write(
-        self, trainer: Trainer, lightning: dict[str, Any], state: train_state.Carried | None, batch_idx: int
-    ) -> None:
+    def _write(self, trainer: Trainer, lightning: dict[str, Any], state: TrainState, batch_idx: int) -> None:
         # In the middle of an epoch the last validation's value is that of other weights.
         value = trainer.callback_metrics.get(self.settings.monitor) if batch_idx == 0 else None
         try:
@@ -159,7 +158,7 @@ class Saving(Callback):
             self.tracker.sync()
             with self.store.writing(self._step, metric=None if value is None else float(value)) as folder:
                 torch.save(lightning, folder / LIGHTNING)
-                torch.save(state, folder / CARRIED)
+                state.save(folder)
             self._saved = self._step
         except (OSError, RuntimeError) as error:  # torch wraps what the disk says in a RuntimeError
             last = self._saved
