@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from service.embedded.processes import is_free
 from service.errors import Refused
 from service.foreground import errors_told, open_store, say, stop_on_signals
+from service.ports import is_free
 from service.queue.store import Store
 from service.restarts import kept_running
 from service.roles import Role

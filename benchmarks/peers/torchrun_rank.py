@@ -28,8 +28,8 @@ from torch.utils.data.distributed import DistributedSampler
 from training.model.instantiate import construct
 from training.protocol import Order, RankPlace
 from training.rank.context import RankContext
-from training.rank.process import Reports
 from training.rank.rank import RankRun
+from training.rank.reports import Reports
 from training.spec import Spec, parse_spec
 
 

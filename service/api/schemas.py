@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.backends.tracking import is_detail
 from service.jobs.job import Job, State
 from service.scheduling.scheduler import Outlook
+from training.protocol import is_detail
 from training.spec import Spec, shares
 
 _SHOWN_SHARES = 4096

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from service.backends.tracking import Point, Run, is_detail
+from service.backends.tracking import Point
 from service.errors import Refused, Unavailable
+from service.jobs.job import Run
 from service.log_files import open_log
+from training.protocol import is_detail
 
 _ENDINGS = {"FINISHED", "FAILED", "KILLED"}
 

@@ -10,10 +10,11 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from service.backends.tracking import Point, Run, is_detail
+from service.backends.tracking import Point
 from service.errors import Refused, Unavailable
+from service.jobs.job import Run
 from service.log_files import open_log
-from training.protocol import JOB_TAG
+from training.protocol import JOB_TAG, is_detail
 
 _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"

@@ -10,16 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-
-def is_detail(metric: str) -> bool:
-    """Whether a metric is shown only to those who name it: one of the machine, or of a single layer."""
-    return metric.startswith(("system/", "norm/"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    experiment_id: str
-    run_id: str
+from service.jobs.job import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from service.backends.tracking import is_detail
 from service.cli.output import clean, duration, fields, metric, sorted_metrics, state
 from service.client import Client, ClientError, Job
+from training.protocol import is_detail
 
 _LINE_SECONDS = 2.0
 _LINE_METRICS = 3

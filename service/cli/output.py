@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from service.backends.tracking import is_detail
+from training.protocol import is_detail
 
 if TYPE_CHECKING:
     from service.client import Total

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from service.backends.tracking import Results, Run
+from service.backends.tracking import Results
 from service.dispatcher.runs import END_STATUS
 from service.errors import Refused, ServiceError
 from service.job_logs import JobLogs, LogFile
-from service.jobs.job import Job
+from service.jobs.job import Job, Run
 from service.queue.store import Store
 from service.settings import Settings
 

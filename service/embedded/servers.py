@@ -15,9 +15,10 @@ import httpx
 import psutil
 
 from service.dispatcher import process
-from service.embedded.processes import Child, State, end_all, is_free, marked
+from service.embedded.processes import Child, State, end_all, marked
 from service.errors import Refused, Unavailable
 from service.foreground import say
+from service.ports import free_port, is_free
 from service.queue.store import Store
 from service.settings import Settings
 
@@ -49,7 +50,7 @@ class RayHead(Child):
 
     def _port(self, name: str) -> int:
         known: int | None = self.known.get(name)
-        return known if known is not None and is_free("127.0.0.1", known) else _free_port()
+        return known if known is not None and is_free("127.0.0.1", known) else free_port()
 
     def command(self) -> list[str]:
         options = {
@@ -202,13 +203,6 @@ class SchedulerServer(Child):
         if row is None or row.number <= self._last_number:
             return False
         return not row.problem and bool(row.nodes)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _has(process: psutil.Process, text: str | None) -> bool:

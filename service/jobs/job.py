@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from service.backends.tracking import Run
 from training.protocol import Failure, Progress
 from training.spec import Resources, Spec
 
@@ -93,6 +92,14 @@ STOPPING = frozenset({State.PAUSING, State.PREEMPTING})
 ENDED = frozenset(state for state in State if state.ended)
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u; sorts as ASCII does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The job's, in the tracking server."""
+
+    experiment_id: str
+    run_id: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from deploy.smoke import SERVICES, SPEC, Compose, Smoke
-from service.backends.tracking import Run
 from service.client import Client, Job
-from service.jobs.job import State
+from service.jobs.job import Run, State
 from tests.e2e.stack import ENVIRONMENT
 from tests.ports import free_port
 from tests.service.live_api import FaultyApp, LiveServer, Service, live_service

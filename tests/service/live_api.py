@@ -19,8 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.app import create_app
 from service.backends.cluster import Node
 from service.backends.memory_tracking import FakeResults
-from service.backends.tracking import Run
-from service.jobs.job import State
+from service.jobs.job import Run, State
 from service.queue.store import Store
 from service.settings import Settings
 from training.protocol import Progress, log_file

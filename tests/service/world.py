@@ -8,10 +8,9 @@ from typing import Any, TypeVar, cast
 
 from service.backends.memory import FIRST_STEP, MemoryCluster
 from service.backends.memory_tracking import FakeResults
-from service.backends.tracking import Run
 from service.dispatcher.dispatcher import Dispatcher
 from service.dispatcher.orders import name_of
-from service.jobs.job import Job, State
+from service.jobs.job import Job, Run, State
 from service.queue.store import Store
 from service.settings import Settings
 from tests.service.examples import make_spec

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from training.protocol import Exit, Order, RankPlace
 from training.rank.context import GroupEnvironment, RankContext
-from training.rank.process import Reports
 from training.rank.rank import RankRun
+from training.rank.reports import Reports
 
 STOP_AFTER = "STOP_AFTER_STEP"
 """Environment variable: the model asks for a stop in this step, counted over the attempt."""

@@ -19,9 +19,10 @@ from typing import Any
 
 import psutil
 
-from training.host.linux import adopt_orphans, out_of_memory_kills
+from training.linux import adopt_orphans, out_of_memory_kills
 from training.protocol import Order, RankPlace
-from training.rank.process import RankProcess, Reports
+from training.rank.process import RankProcess
+from training.rank.reports import Reports
 from training.rank.steps import Steps
 
 _LOOK_SECONDS = 0.01  # while processes that were killed are still there

@@ -26,7 +26,7 @@ import training.model.export
 import training.models
 import training.rank.rank
 import training.rank.trainer
-from training.host.linux import adopt_orphans
+from training.linux import adopt_orphans
 
 __all__ = [
     "lightning",

@@ -10,23 +10,23 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import NoReturn
 
-from training.host.linux import die_with_parent
+from training.linux import die_with_parent
 from training.protocol import (
     LONGEST_MESSAGE,
     LONGEST_TRACE,
     Exit,
     ExitRecord,
     Order,
-    Progress,
     RankPlace,
     exit_file,
     log_file,
 )
+from training.rank.reports import Reports
 
 _SECONDS_TO_TELL = 5.0
 
@@ -155,30 +155,6 @@ def write_record(record: ExitRecord, order: Order) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(record.to_json()))
     temporary.replace(path)
-
-
-class Reports:
-    """Where a rank tells its agent how it gets on; what the agent does not take at once is dropped.
-
-    `step` is told the one that is being made.
-    """
-
-    def __init__(self, channel: socket.socket, rank: int, step: Callable[[int], None]) -> None:
-        self._channel, self._rank, self.step = channel, rank, step
-        channel.setblocking(False)
-        self.last: Progress | None = None
-
-    def joined(self) -> None:
-        """This rank is in the process group."""
-        self._send({"joined": True})
-
-    def progress(self, progress: Progress) -> None:
-        self.last = progress
-        self._send({"progress": progress.to_json()})
-
-    def _send(self, said: Mapping[str, object]) -> None:
-        with suppress(OSError):
-            self._channel.send(json.dumps({"rank": self._rank, **said}).encode())
 
 
 def _message(error: BaseException) -> str:

@@ -16,8 +16,8 @@ from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
 from training.protocol import Exit, Order, RankPlace
 from training.rank.context import RankContext, join, own_address, use_threads
-from training.rank.process import Reports
 from training.rank.progress import ProgressTracker
+from training.rank.reports import Reports
 from training.run_dir import RunFolder
 from training.spec import Spec, flat, parse_spec
 

@@ -13,8 +13,7 @@ import yaml
 from service.api.app import create_app
 from service.backends.cluster import Node
 from service.backends.memory_tracking import FakeResults
-from service.backends.tracking import Run
-from service.jobs.job import Job, State
+from service.jobs.job import Job, Run, State
 from service.queue import lease
 from service.queue.store import Store
 from service.settings import Settings

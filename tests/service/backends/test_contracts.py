@@ -13,8 +13,9 @@ import pytest
 from service.backends import mlflow as mlflow_rest
 from service.backends.memory_tracking import FakeResults
 from service.backends.mlflow import MlflowRest
-from service.backends.tracking import Results, Run
+from service.backends.tracking import Results
 from service.errors import Refused, Unavailable
+from service.jobs.job import Run
 from tests.training.mlflow_server import MlflowServer
 
 NOWHERE = Run(experiment_id="0", run_id="0" * 32)

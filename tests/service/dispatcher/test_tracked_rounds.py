@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.backends.memory_tracking import FakeResults
-from service.backends.tracking import Run
 from service.errors import Refused, Unavailable
-from service.jobs.job import Job, State
+from service.jobs.job import Job, Run, State
 from service.queue.store import Store
 from tests.service.world import World
 

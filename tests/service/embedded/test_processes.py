@@ -16,10 +16,11 @@ import pytest
 
 from service import server
 from service.embedded import stack
-from service.embedded.processes import MARK, Child, State, is_free, sweep
+from service.embedded.processes import MARK, Child, State, sweep
 from service.embedded.servers import MlflowServer
 from service.errors import Refused
 from service.identity import Identity
+from service.ports import is_free
 from service.settings import Settings
 from tests.ports import free_port
 

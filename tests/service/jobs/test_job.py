@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.backends.tracking import Run
-from service.jobs.job import ACTIVE, ENDED, TRANSITIONS, State, is_id, new_id, new_job
+from service.jobs.job import ACTIVE, ENDED, TRANSITIONS, Run, State, is_id, new_id, new_job
 from tests.service.examples import make_job, make_spec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
