@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +17,7 @@ import psutil
 from service.client import Client, ClientError
 from service.embedded.processes import MARK, State, marked, sweep
 from service.embedded.servers import MlflowServer
+from service.ports import free_port
 
 SECONDS_TO_START = 240.0
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
@@ -134,18 +133,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    """One on which nobody listens, and which no system gives to those that ask for any, as Ray does."""
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no port from 20000 to 32000 is free")
 
 
 def _is_ready(client: Client) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 
 from service.errors import Refused
@@ -21,9 +22,12 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """One of loopback on which nobody listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(host: str = "127.0.0.1") -> int:
+    """One on which nobody listens, and which no system gives to a process that asks for any.
+
+    Otherwise another process might be given it before the server starts: Ray asks for dozens.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        if is_free(host, port):
+            return port
+    raise Refused(f"no port of {host} from 20000 to 32000 is free")

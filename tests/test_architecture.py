@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -158,12 +160,11 @@ def test_what_the_service_knows_of_training_is_light(module: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_import_leads_back_to_where_it_began(package: str) -> None:
+def test_no_import_leads_back_to_where_it_began() -> None:
+    """Imports inside functions count."""
     graph = {
-        module: {found.imported for found in imports_of(module) if not found.lazy} & modules().keys()
+        module: {found.imported for found in imports_of(module)} & modules().keys() - {module}
         for module in modules()
-        if top(module) == package
     }
     assert cycle_in(graph) is None
 
@@ -183,6 +184,50 @@ def cycle_in(graph: dict[str, set[str]]) -> list[str] | None:
         return None
 
     return next((cycle for module in sorted(graph) if (cycle := visit(module, []))), None)
+
+
+def room_of(module: str) -> str:
+    """A package within a package; a module that is in none is a room of its own."""
+    return ".".join(module.split(".")[:2])
+
+
+def rooms() -> dict[str, str]:
+    """Docstrings, by room."""
+    return {
+        name: ast.get_docstring(tree_of(name)) or ""
+        for name, path in modules().items()
+        if path.name == "__init__.py" and name.count(".") == 1
+    }
+
+
+def permissions(room: str) -> set[str]:
+    """What the docstring names after "May import"; a name without its package is of the room's own."""
+    _, _, listed = rooms()[room].partition("May import ")
+    names = re.findall(r"`([\w.]+)`", listed.partition(".\n")[0])
+    return {name if top(name) in PACKAGES else f"{top(room)}.{name}" for name in names}
+
+
+@pytest.mark.parametrize("room", sorted(rooms()))
+def test_a_room_says_what_it_is_and_imports_what_it_may(room: str) -> None:
+    assert "\n\nMay import " in rooms()[room]
+
+    found = {
+        room_of(found.imported) if top(found.imported) != "sync_bn" else "sync_bn"
+        for module in modules()
+        if room_of(module) == room
+        for found in imports_of(module)
+        if top(found.imported) in PACKAGES
+    }
+    assert found - {room} == permissions(room)
+
+
+def test_no_room_leads_back_to_where_it_began() -> None:
+    graph: dict[str, set[str]] = defaultdict(set)
+    for module in modules():
+        graph[room_of(module)] |= {
+            room_of(found.imported) for found in imports_of(module) if found.imported in modules()
+        } - {room_of(module)}
+    assert cycle_in(graph) is None
 
 
 def test_cycles_are_seen() -> None:

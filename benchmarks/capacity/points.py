@@ -17,9 +17,10 @@ from benchmarks.capacity import cpu
 from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
-from benchmarks.servers import free_port, wait_until
+from benchmarks.servers import wait_until
 from service.embedded.processes import State
 from service.embedded.servers import MlflowServer
+from service.ports import free_port
 from training.tracking.mlflow_tracker import BATCH, MlflowTracker
 
 RUNS, REQUESTS, QUICK_REQUESTS = (1, 4), 20, 3

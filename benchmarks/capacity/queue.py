@@ -21,10 +21,10 @@ from benchmarks.capacity import cpu, rows
 from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
-from benchmarks.servers import free_port
 from service.backends.memory import MemoryCluster
 from service.backends.memory_tracking import FakeResults
 from service.dispatcher.dispatcher import Dispatcher
+from service.ports import free_port
 from service.queue.database import make_engine
 from service.queue.store import Store
 from service.queue.tables import jobs

@@ -17,8 +17,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.servers import environment, folder_of_our_own, free_port, wait_until
+from benchmarks.servers import environment, folder_of_our_own, wait_until
 from service.embedded.processes import MARK, marked, sweep
+from service.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 LONGEST_SECONDS = 600.0

@@ -1,4 +1,7 @@
-"""The Python client of the service: `from service.client import Client`."""
+"""The Python client of the service: `from service.client import Client`.
+
+May import nothing else of this project.
+"""
 
 from service.client.client import DEFAULT_URL, Client
 from service.client.errors import (

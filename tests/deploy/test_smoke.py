@@ -14,8 +14,8 @@ import pytest
 from deploy.smoke import SERVICES, SPEC, Compose, Smoke
 from service.client import Client, Job
 from service.jobs.job import Run, State
+from service.ports import free_port
 from tests.e2e.stack import ENVIRONMENT
-from tests.ports import free_port
 from tests.service.live_api import FaultyApp, LiveServer, Service, live_service
 from training.protocol import Progress, log_file
 

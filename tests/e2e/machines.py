@@ -22,8 +22,8 @@ from pathlib import Path
 import psutil
 
 from service.embedded.processes import MARK, sweep
+from service.ports import free_port
 from tests.e2e.stack import ENVIRONMENT, RAY, SYNCBN, Served
-from tests.ports import free_port
 
 
 @dataclass(frozen=True)

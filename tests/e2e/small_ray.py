@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from service.embedded.processes import MARK, sweep
+from service.ports import free_port
 from tests.e2e.stack import ENVIRONMENT, RAY
-from tests.ports import free_port
 
 
 class SmallRay:

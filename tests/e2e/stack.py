@@ -16,7 +16,7 @@ import psutil
 
 from service.client import Client, Job
 from service.embedded.processes import MARK
-from tests.ports import free_port
+from service.ports import free_port
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 RAY = str(Path(sys.executable).with_name("ray"))

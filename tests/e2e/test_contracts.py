@@ -20,8 +20,8 @@ from service.backends.gangs import host_orders
 from service.backends.memory import MemoryCluster
 from service.backends.ray import RayCluster
 from service.errors import Unavailable
+from service.ports import free_port
 from tests.e2e.small_ray import SmallRay, until
-from tests.ports import free_port
 from tests.training.host.test_agent import archive
 from training.protocol import Exit, Order, Superseded, cause, finished, stopped_at
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from service.ports import free_port
 from tests.e2e.stack import SYNCBN, Stack, digits
-from tests.ports import free_port
 
 pytestmark = pytest.mark.ray
 

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from service.identity import Identity
+from service.ports import free_port
 from service.queue.store import Store
 from service.settings import Settings
-from tests.ports import free_port
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 Serve = Callable[[str], subprocess.Popen[bytes]]

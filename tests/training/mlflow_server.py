@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ports import free_port
+from service.ports import free_port
 
 START_SECONDS = 120.0
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.ports import free_port
+from service.ports import free_port
 
 START_SECONDS = 120.0
 BUCKET = "bucket"

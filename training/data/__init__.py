@@ -1,4 +1,7 @@
-"""Data sets that come with the project, as LightningDataModules."""
+"""Data sets that come with the project, as LightningDataModules.
+
+May import `samples`.
+"""
 
 from training.data.digits import Digits
 from training.data.fashion_mnist import FashionMNIST

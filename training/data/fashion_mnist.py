@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from training.data.splits import Splits
-from training.loading.sample_rng import sample_generator
+from training.samples import sample_generator
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"

@@ -1,4 +1,7 @@
-"""Small networks with BatchNorm for images and vectors, written with torch alone."""
+"""Small networks with BatchNorm for images and vectors, written with torch alone.
+
+May import nothing else of this project.
+"""
 
 from training.models.convnet import ConvNet
 from training.models.mlp import MLP

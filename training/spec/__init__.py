@@ -1,6 +1,7 @@
 """The job specification, the one thing a user writes: its model, its text, and what is said of a wrong one.
 
-Imports pydantic and yaml alone: the API and the command line read specs without torch.
+May import nothing else of this project. Of libraries it imports pydantic and yaml alone: the API and the
+command line read specs without torch.
 """
 
 from training.spec.errors import Problem, SpecError

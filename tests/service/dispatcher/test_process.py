@@ -21,10 +21,10 @@ from service.backends.memory import MemoryCluster
 from service.dispatcher.process import Silence, Stuck, Term, command, may_follow, run, stand_by
 from service.errors import Unavailable
 from service.identity import Identity, own_identity
+from service.ports import free_port
 from service.queue.lease import LEASE_SECONDS, SchedulerRow
 from service.queue.store import Store
 from service.settings import Settings
-from tests.ports import free_port
 from training.protocol import Superseded
 
 NODE = Node(id="a", address="10.0.0.1", cpus=2, gpus=0)

@@ -20,9 +20,8 @@ from service.embedded.processes import MARK, Child, State, sweep
 from service.embedded.servers import MlflowServer
 from service.errors import Refused
 from service.identity import Identity
-from service.ports import is_free
+from service.ports import free_port
 from service.settings import Settings
-from tests.ports import free_port
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 Spawn = Callable[..., psutil.Process]
@@ -341,20 +340,6 @@ def test_sweep_insists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Ports
-
-
-def test_a_port_is_free_until_somebody_listens() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    assert is_free("127.0.0.1", port)
-    assert is_free("localhost", port)
-
-    with socket.create_server(("127.0.0.1", port)):
-        assert not is_free("127.0.0.1", port)
-        assert not is_free("0.0.0.0", port)
-
-    assert is_free("127.0.0.1", port)
 
 
 def test_a_taken_port_of_mlflow_is_refused_by_its_option(tmp_path: Path, taken: int) -> None:
