@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sync_bn.lightning import SyncBatchNormPlugin
-from training.callbacks.global_loss import GlobalLoss, no_wish
+from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.norm_report import norm_report
 from training.callbacks.progress import LightningLogger, Report
+from training.callbacks.stop_vote import StopVote
 from training.errors import NonFiniteLoss
 from training.loading.batches import share_loader
 from training.loading.user_loader import OwnLoader
@@ -195,7 +196,7 @@ def fit(
     resume: bool = False,
     ckpt_path: Path | None = None,
     callbacks: Sequence[Callback] = (),
-    wish: Callable[[], int] = no_wish,
+    vote: StopVote | None = None,
     processes: int = 0,
 ) -> Fitted:
     """22 samples to train on, so that the last batch of 7 has one; 9 to validate and 2 to test on.
@@ -212,7 +213,7 @@ def fit(
     files = [JsonLines(folder / "metrics.jsonl")] if folder and rank == 0 else []
     tracker = Fanout([recorder, *files])
     report = norm_report(spec.norm, rank, tracker)
-    first = [report, GlobalLoss(tracker, wish)]
+    first = [report, GlobalLoss(tracker, vote or StopVote())]
     trainer = _trainer(spec, tracker, [*first, Report(tracker), *callbacks], batches_per_step)
     share = partial(
         share_loader,

@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from training.callbacks import train_state
 from training.callbacks.log_reduction import Logged, go_on
+from training.callbacks.stop_vote import StopVote, Vote
 from training.callbacks.train_state import TrainState
 from training.checkpoints.folder import Checkpoints
 from training.checkpoints.manifest import Saved
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 Store: TypeAlias = "Checkpoints | ObjectStore"
 
 LIGHTNING = "lightning.ckpt"
-GO_ON, SAVE, STOP = 0, 1, 2
 SECONDS_BETWEEN = 10.0
 """Epochs shorter than this do not each get a checkpoint."""
 
@@ -62,10 +62,9 @@ class InMemory(TorchCheckpointIO):
 class Saving(Callback):
     """Saves the run: every so many steps or minutes, between epochs, and when it is asked to stop.
 
-    `wish` is to be asked before each step, on every rank, and `wish_of_all` after it: rank 0's clock and the
-    request in the run's folder decide, and what they decide reaches the others with the loss. `busy` is
-    entered around the writing. A checkpoint that cannot be written is a warning: the run goes on, with the
-    one before to fall back on.
+    Rank 0 alone votes, by its clock and the request in the run's folder; `vote` tells every rank of it with
+    the loss. `busy` is entered around the writing. A checkpoint that cannot be written is a warning: the run
+    goes on, with the one before to fall back on.
 
     It is made when the next batch is about to begin, because only then all that belongs to a step is done,
     metrics, schedulers and validation included.
@@ -78,12 +77,12 @@ class Saving(Callback):
         tracker: Tracker,
         store: Store,
         *,
-        wish_of_all: Callable[[], int],
+        vote: StopVote,
         busy: Callable[[str], AbstractContextManager[None]],
         resumed: Saved | None = None,
     ) -> None:
         self.settings, self.seed, self.folder = spec.training.checkpoint, spec.training.seed, folder
-        self.tracker, self.wish_of_all, self.busy = tracker, wish_of_all, busy
+        self.tracker, self.vote, self.busy = tracker, vote, busy
         self.store = store
         self._to_restore = train_state.load(resumed.path) if resumed else None
         self._half_logged: dict[str, Logged] = {}
@@ -91,16 +90,17 @@ class Saving(Callback):
         self._saved = resumed.step if resumed else None  # rank 0's is kept up
         self._saved_at = time.monotonic()
 
-    def wish(self) -> int:
-        """What rank 0 wants after the step that is about to be made."""
-        if dist.get_rank() != 0:
-            return GO_ON
+    def on_before_backward(self, *_: Any) -> None:
+        self.vote.cast(self._wanted() if dist.get_rank() == 0 else Vote.GO_ON)
+
+    def _wanted(self) -> Vote:
+        """After the step that is being made."""
         if self.folder.stop_request.exists():
-            return STOP
+            return Vote.SAVE_AND_STOP
         every, minutes = self.settings.every_steps, self.settings.every_minutes
         due = every is not None and (self._step + 1) % every == 0
         due |= minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        return SAVE if due else GO_ON
+        return Vote.SAVE if due else Vote.GO_ON
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, _batch: Any, batch_idx: int
@@ -113,12 +113,12 @@ class Saving(Callback):
             return  # nothing to save, or within an accumulated batch
         self._step = trainer.global_step
         self.store.let_go()  # all ranks have made a step together: all have read what they go on from
-        wanted = self.wish_of_all()
-        if wanted == GO_ON and batch_idx == 0 and self._long_since_the_last(trainer):
-            wanted = SAVE
-        if wanted:
+        decided = self.vote.decision
+        if decided is Vote.GO_ON and batch_idx == 0 and self._long_since_the_last(trainer):
+            decided = Vote.SAVE
+        if decided is not Vote.GO_ON:
             self._save(trainer, module, batch_idx)
-        if wanted == STOP:
+        if decided is Vote.SAVE_AND_STOP:
             raise StopRequested(self._saved or 0)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

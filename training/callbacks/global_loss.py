@@ -13,7 +13,6 @@ micro-batches is no exception: Lightning divides by k all the same, and N is wha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,28 +21,23 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
+from training.callbacks.stop_vote import StopVote, Vote
 from training.loading.batches import GlobalBatches
 from training.model.nonfinite import blame
 from training.tracking.tracker import Tracker
 
 
-def no_wish() -> int:
-    return 0
-
-
 class GlobalLoss(Callback):
     """Weights each rank's gradient by its share and records `train_loss`, the mean over the global batch.
 
-    Once a step, in its last micro-batch, every rank is asked for its `wish` (0: go on, 1: save, 2: save and
-    stop). The greatest is `wish_of_all` on every rank from then on until the next micro-batch; in between 0.
+    In the last micro-batch of a step it also counts the ranks' votes on saving and stopping (`vote`).
 
     Raises NonFiniteLoss on every rank, before the optimizer's step, when the mean over a micro-batch is NaN
     or infinite.
     """
 
-    def __init__(self, tracker: Tracker, wish: Callable[[], int] = no_wish) -> None:
-        self.tracker, self.wish = tracker, wish
-        self.wish_of_all = 0
+    def __init__(self, tracker: Tracker, vote: StopVote) -> None:
+        self.tracker, self.vote = tracker, vote
         self.samples = 0
         self.batch: tuple[Any, int] = (None, 0)
         self.value = math.nan
@@ -72,13 +66,15 @@ class GlobalLoss(Callback):
         # into the weights.
         passes = trainer.accumulate_grad_batches
         here = loss.detach().double() * passes / _loss_scale(trainer)
-        wish = self.wish() if self._is_last else 0
+        vote = self.vote.own if self._is_last else Vote.GO_ON
         # Not multiplied on a rank without samples: its mean is NaN.
         lost = here * self.samples if self.samples else torch.zeros_like(here)
-        sums = torch.stack([lost, *here.new_tensor([self.samples, wish >= 1, wish >= 2])])
+        sums = torch.stack(
+            [lost, *here.new_tensor([self.samples, vote >= Vote.SAVE, vote >= Vote.SAVE_AND_STOP])]
+        )
         dist.all_reduce(sums)
         total, count, save, stop = sums.tolist()
-        self.wish_of_all = 2 if stop else 1 if save else 0
+        self.vote.count(save=save, stop=stop)
         if not math.isfinite(total / count):
             raise blame(pl_module, *self.batch, step=trainer.global_step + 1, loss=total / count)
         self._found = (total, count)

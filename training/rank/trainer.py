@@ -13,6 +13,7 @@ from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.heartbeat import Heartbeat
 from training.callbacks.progress import LightningLogger, Report
 from training.callbacks.rng_watch import NoiseWatch
+from training.callbacks.stop_vote import StopVote
 from training.checkpoints.manifest import Saved
 from training.hangs.watchdog import Watchdog
 from training.model.norms import process_group
@@ -47,19 +48,7 @@ def make_trainer(
         check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
     # Synchronized over the world, buffers are equal on all ranks already; sending them costs time.
     same_buffers = synchronized and spec.norm.group == "world"
-    loss = GlobalLoss(tracker)
-    saving = Saving(
-        spec,
-        folder,
-        tracker,
-        store,
-        wish_of_all=lambda: loss.wish_of_all,
-        busy=watchdog.busy,
-        resumed=resumed,
-    )
-    loss.wish = saving.wish
-    # `saving` puts random generators back before NoiseWatch looks whether they move, and reads what all wish
-    # before `loss` asks again.
+    vote = StopVote()
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
@@ -72,10 +61,12 @@ def make_trainer(
         callbacks=[
             Heartbeat(watchdog),
             KeepSignals(),
-            saving,
+            # Before NoiseWatch, which looks whether random generators move: it puts them back. Before
+            # GlobalLoss, which counts the votes: it casts one.
+            Saving(spec, folder, tracker, store, vote=vote, busy=watchdog.busy, resumed=resumed),
             NoiseWatch(tracker),
             norm_report,
-            loss,
+            GlobalLoss(tracker, vote),
             Report(tracker),
         ],
         logger=LightningLogger(tracker),

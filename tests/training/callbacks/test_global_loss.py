@@ -24,7 +24,7 @@ from tests.training.fitting import (
     small,
 )
 from tests.training.worlds import Worlds
-from training.callbacks.global_loss import GlobalLoss
+from training.callbacks.stop_vote import StopVote, Vote
 from training.loading.user_loader import own_loader
 from training.spec import Spec
 
@@ -183,34 +183,33 @@ def test_with_synchronized_layers_the_number_of_passes_counts_and_that_of_ranks_
     assert [loss for _, loss in whole.history["train_loss"]] != pytest.approx(expected, rel=1e-3)
 
 
-class Wishes(Callback):
-    """What this rank wishes by step, and what it hears of all, by step and micro-batch."""
+class Voter(Callback):
+    """Casts this rank's votes, by step, and writes down what was decided, by micro-batch."""
 
-    def __init__(self, wishes: dict[int, int]) -> None:
-        self.wishes, self.asked = wishes, 0
-        self.heard: list[int] = []
+    def __init__(self, votes: dict[int, Vote]) -> None:
+        self.votes, self.vote = votes, StopVote()
+        self.decided: list[Vote] = []
 
-    def ask(self) -> int:
-        self.asked += 1
-        return self.wishes.get(self.asked, 0)
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.vote.cast(self.votes.get(trainer.global_step + 1, Vote.GO_ON))
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        (loss,) = (found for found in trainer.callbacks if isinstance(found, GlobalLoss))  # type: ignore[attr-defined]
-        self.heard.append(loss.wish_of_all)
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.decided.append(self.vote.decision)
 
 
-def heard(rank: int, spec: Spec, wishes: list[dict[int, int]]) -> tuple[int, list[int]]:
-    mine = Wishes(wishes[rank])
-    fit(rank, spec, plain, train=samples(28, 1), callbacks=[mine], wish=mine.ask)
-    return mine.asked, mine.heard
+def decided(rank: int, spec: Spec, votes: list[dict[int, Vote]]) -> list[Vote]:
+    voter = Voter(votes[rank])
+    fit(rank, spec, plain, train=samples(28, 1), callbacks=[voter], vote=voter.vote)
+    return voter.decided
 
 
-def test_the_greatest_wish_of_a_step_is_known_to_all_ranks_after_its_last_pass(worlds: Worlds) -> None:
+def test_the_highest_vote_on_a_step_is_known_to_all_ranks_after_its_last_micro_batch(worlds: Worlds) -> None:
     spec = make_spec(max_epochs=1, accumulate_grad_batches=2)
+    save, stop = Vote.SAVE, Vote.SAVE_AND_STOP
 
-    found = worlds.run(3, heard, spec, [{2: 1}, {2: 1, 3: 2}, {2: 1, 3: 1}])
+    found = worlds.run(3, decided, spec, [{2: save}, {2: save, 3: stop}, {2: save, 3: save}])
 
-    assert found == [(4, [0, 0, 0, 1, 0, 2, 0, 0])] * 3
+    assert found == [[0, 0, 0, save, 0, stop, 0, 0]] * 3
 
 
 def own_fit(rank: int, passes: int) -> tuple[list[float], dict[str, Tensor]]:
