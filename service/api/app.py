@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -26,7 +27,7 @@ def create_app(settings: Settings, store: Store, results: Results) -> FastAPI:
     app = FastAPI(
         title="syncbn",
         summary="Trains networks with batch normalisation, the same on any number of devices.",
-        version="1",
+        version=version("syncbn"),
         redirect_slashes=False,
     )
     app.state.context = Context(settings=settings, store=store, results=results, lookout=lookout)
