@@ -5,7 +5,7 @@ PORT ?= 8000
 MLFLOW_PORT ?= 5000
 
 .PHONY: setup demo demo-fashion demo-down secrets cluster-up cluster-smoke cluster-down \
-	cluster-backup cluster-restore test lint bench
+	cluster-backup cluster-restore test lint docs bench
 
 setup: $(VENV)/.ready  ## everything that the other targets need, into .venv
 
@@ -57,7 +57,11 @@ test: setup  ## all tests, with the system packages they need
 lint: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy sync_bn training service deploy tests benchmarks
+	$(BIN)/mypy sync_bn training service deploy tests benchmarks docs
+
+docs: setup  ## the documentation site, into build/docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs . build/docs
 
 bench: setup  ## measure, beside peers that only this installs; results go to benchmarks/results
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'

@@ -149,7 +149,7 @@ class Settings(BaseModel):
         """What to give a process of its own so that it reads these settings from its environment."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return {
-            _names(type(self), name)[0]: value.get_secret_value()
+            names_of(type(self), name)[0]: value.get_secret_value()
             if isinstance(value, SecretStr)
             else str(value)
             for name, value in values.items()
@@ -159,10 +159,10 @@ class Settings(BaseModel):
 
 def _variables(settings: type[BaseModel]) -> Iterator[str]:
     for field in settings.model_fields:
-        yield from _names(settings, field)
+        yield from names_of(settings, field)
 
 
-def _names(settings: type[BaseModel], field: str) -> list[str]:
+def names_of(settings: type[BaseModel], field: str) -> list[str]:
     """The variables that a field is read from, the first that is set."""
     alias = settings.model_fields[field].validation_alias
     assert isinstance(alias, AliasChoices), field

@@ -22,9 +22,10 @@ def convert_sync_batchnorm(module: nn.Module, process_group: dist.ProcessGroup |
     Every rank must convert the same layers. It exchanges nothing, and calling it again changes nothing.
 
     Raises, before anything is changed, and naming the layer:
-        TypeError: a subclass has a forward of its own (a fused activation, say), or another method of
-            nn.Module or a batch normalisation, or an attribute that `SyncBatchNorm` uses. It would be lost.
-        ValueError: num_features is 0, and neither parameters nor buffers tell it either.
+
+    - TypeError: a subclass has a forward of its own (a fused activation, say), or another method of
+      nn.Module or a batch normalisation, or an attribute that `SyncBatchNorm` uses. It would be lost.
+    - ValueError: num_features is 0, and neither parameters nor buffers tell it either.
     """
     return convert(module, SyncBatchNorm, process_group)
 

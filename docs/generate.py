@@ -1,0 +1,215 @@
+"""Writes the pages under docs/reference that say what the code says. Usage: python docs/generate.py [--check]
+
+--check: writes nothing; exits with 1 if a page is not as it would be written.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "reference"
+PACKAGES = ("sync_bn", "training", "service")
+
+
+def first_sentence(path: Path) -> str:
+    """Of a module's docstring; "" for an empty module."""
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(doc.partition("\n\n")[0].split())
+
+
+def modules() -> str:
+    return "\n".join(
+        [
+            "# Modules",
+            "",
+            "Every module by the first sentence of its docstring. Lower packages never import upper ones: "
+            "`service` may import `training`, `training` may import `sync_bn`. What a room may import stands "
+            "in its `__init__.py`, and a test holds it to that.",
+            "",
+            *(line for package in PACKAGES for line in _package(ROOT / package)),
+        ]
+    )
+
+
+def _package(folder: Path) -> Iterator[str]:
+    yield f"## {folder.name}/"
+    yield ""
+    yield from _listed(folder)
+    for room in sorted(path.parent for path in folder.glob("*/__init__.py")):
+        yield f"### {room.relative_to(ROOT)}/"
+        yield ""
+        yield first_sentence(room / "__init__.py")
+        yield ""
+        yield from _listed(room)
+
+
+def _listed(folder: Path) -> Iterator[str]:
+    found = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+    yield from (f"- `{path.stem}`: {first_sentence(path)}" for path in found)
+    if found:
+        yield ""
+
+
+def cli() -> str:
+    from typer.cli import get_docs_for_click
+    from typer.main import get_command
+
+    from service.cli.app import app
+
+    command: Any = get_command(app)
+    with command.make_context("syncbn", ["list"]) as context:
+        return get_docs_for_click(obj=command, ctx=context, name="syncbn", title="The command line")
+
+
+def settings() -> str:
+    from service.settings import Settings, names_of
+
+    rows = []
+    for field, info in Settings.model_fields.items():
+        default = "" if info.default_factory or info.default is None else f"`{info.default}`"
+        names = ", ".join(f"`{name}`" for name in names_of(Settings, field))
+        rows.append((names, default, info.description or ""))
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "Environment variables of `syncbn serve`, read once when it starts. An empty one counts as not "
+            "set; a wrong one is refused by name. `syncbn up` sets what it needs itself.",
+            "",
+            *_table(("variable", "default", "meaning"), rows),
+        ]
+    )
+
+
+def spec() -> str:
+    from training.spec import Spec
+
+    schema = Spec.model_json_schema()
+    parts = schema["$defs"]
+    lines = [
+        "# The spec",
+        "",
+        "One YAML or JSON document says what a job is; `syncbn schema` prints this as JSON Schema. Only "
+        "`model` and `data` are required.",
+        "",
+        *_keys(schema),
+    ]
+    for name in sorted(parts):
+        lines += [f"## {name}", "", parts[name].get("description", ""), "", *_keys(parts[name])]
+    return "\n".join(lines)
+
+
+def _keys(schema: Mapping[str, Any]) -> Iterator[str]:
+    required = schema.get("required", [])
+    rows = []
+    for key, value in schema.get("properties", {}).items():
+        default = "required" if key in required else f"`{json.dumps(value.get('default'))}`"
+        rows.append((f"`{key}`", _kind(value), default, value.get("description", "")))
+    yield from _table(("key", "type", "default", "meaning"), rows)
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    """A JSON Schema in a word or two."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in schema or "const" in schema:
+        values = schema.get("enum", [schema.get("const")])
+        return ", ".join(f"`{value}`" for value in values)
+    for together in ("anyOf", "oneOf", "allOf"):
+        if together in schema:
+            return " or ".join(dict.fromkeys(_kind(each) for each in schema[together]))
+    kind = schema.get("type", "anything")
+    if kind == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"mapping to {_kind(schema['additionalProperties'])}"
+    bounds = [
+        f"{sign} {schema[name]:g}"
+        for name, sign in (
+            ("minimum", "≥"),
+            ("exclusiveMinimum", ">"),
+            ("maximum", "≤"),
+            ("exclusiveMaximum", "<"),
+        )
+        if name in schema
+    ]
+    return " ".join([str(kind), *bounds])
+
+
+def rest() -> str:
+    from service.api.app import create_app
+    from service.backends.memory_tracking import FakeResults
+    from service.queue.store import Store
+    from service.settings import Settings
+
+    app = create_app(Settings(), Store("sqlite:///nothing.db"), FakeResults())
+    lines = [
+        "# REST",
+        "",
+        "`/docs` of a running API has the same with every schema, and sends requests. Errors are problem "
+        "documents (RFC 9457).",
+        "",
+    ]
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            lines += [f"## {method.upper()} {path}", "", operation.get("summary", ""), ""]
+            if description := operation.get("description"):
+                lines += [description, ""]
+            given = operation.get("parameters", [])
+            rows = [
+                (
+                    f"`{each['name']}`",
+                    each["in"],
+                    re.sub(r"\[(\w+)\]\(.*?\)", r"\1", _kind(each["schema"])),  # what it names is in /docs
+                    each.get("description", ""),
+                )
+                for each in given
+            ]
+            lines += _table(("parameter", "in", "type", "meaning"), rows) if rows else []
+            answers = operation["responses"].items()
+            said = [(f"`{code}`", answer.get("description", "")) for code, answer in answers]
+            lines += _table(("answer", "meaning"), said)
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) + " |"
+        for line in lines
+    ] + [""]
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli,
+    "modules.md": modules,
+    "rest.md": rest,
+    "settings.md": settings,
+    "spec.md": spec,
+}
+
+
+def main() -> int:
+    check = sys.argv[1:] == ["--check"]
+    stale = []
+    for name, page in PAGES.items():
+        path, text = REFERENCE / name, page().rstrip() + "\n"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if not check:
+                path.write_text(text, encoding="utf-8")
+    if check and stale:
+        print(f"not as the code says: {', '.join(stale)}; run `python docs/generate.py`", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
