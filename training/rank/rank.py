@@ -99,6 +99,7 @@ class RankRun:
         module = as_lightning_module(apply_norm(model, self.spec.norm), self.spec)
         if isinstance(module, Supervised):
             self.spec = module.spec  # with the optimizer that it has by default
+            tracker.params(flat(self.spec))
         if self.spec.training.precision == "64-true":
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
         if self.order.last_bit:

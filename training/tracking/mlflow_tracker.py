@@ -62,7 +62,8 @@ class MlflowTracker:
         register_as: str | None = None,
     ) -> None:
         self.uri, self.run_id, self.register_as = uri, run_id, register_as
-        self._params = params
+        self._params = dict(params)
+        self._known: set[str] = set()  # names of parameters that the run has
         self._spool = Spool(spool)
         self._taken = dict(self._spool.last_steps)  # the last step of each metric
         self._written: dict[str, int] = {}  # of those, what MLflow had before
@@ -85,6 +86,9 @@ class MlflowTracker:
 
     def progress(self, progress: Progress) -> None:
         """The run's agent is told of that (training.rank.progress)."""
+
+    def params(self, params: Mapping[str, str]) -> None:
+        self._params = {**params, **self._params}
 
     def tags(self, tags: Mapping[str, str]) -> None:
         with self._tags_lock:
@@ -142,7 +146,7 @@ class MlflowTracker:
     def _drain(self, seconds: float) -> None:
         """Waits until the thread has sent everything; gives up when for so long nothing gets through."""
         left, patience = len(self._spool), _Patience(seconds)
-        while len(self._spool) or self._tags or not self._begun:
+        while len(self._spool) or self._tags or not self._begun or self._new_params():
             self._wake.set()
             if len(self._spool) < left:
                 left, patience = len(self._spool), _Patience(seconds)
@@ -194,8 +198,11 @@ class MlflowTracker:
 
     def _send(self) -> bool:
         """One request; returns whether there is enough left for another at once."""
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric, Param, RunTag
 
+        while params := self._new_params():
+            self._client.log_batch(self.run_id, params=[Param(*param) for param in params.items()])
+            self._known |= params.keys()
         batch = self._spool.peek(BATCH)
         with self._tags_lock:
             tags = dict(islice(self._tags.items(), TAGS))
@@ -208,15 +215,15 @@ class MlflowTracker:
         return len(batch.points) == BATCH or len(tags) == TAGS
 
     def _begin(self) -> None:
-        from mlflow.entities import Param
-
         run = self._run()
         # Points of one metric are sent in order: of those in the spool, MLflow has all up to its last step.
         self._written = _last_steps(run)
-        params = {_name(key): value[:LONGEST_PARAM] for key, value in self._params.items()}
-        new = iter([Param(key, value) for key, value in params.items() if key not in run.data.params])
-        while some := list(islice(new, PARAMS)):
-            self._client.log_batch(self.run_id, params=some)
+        self._known = set(run.data.params)
+
+    def _new_params(self) -> dict[str, str]:
+        """As many as MLflow takes at once."""
+        named = ((_name(key), value[:LONGEST_PARAM]) for key, value in self._params.items())
+        return dict(islice((item for item in named if item[0] not in self._known), PARAMS))
 
     def _run(self) -> Any:
         return self._client.get_run(self.run_id)

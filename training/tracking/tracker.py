@@ -33,6 +33,9 @@ class Tracker(Protocol):
     def progress(self, progress: Progress) -> None:
         """Replaces what is known of where the run stands."""
 
+    def params(self, params: Mapping[str, str]) -> None:
+        """Adds parameters of the run; one that is known keeps its value. Never blocks on a network."""
+
     def tags(self, tags: Mapping[str, str]) -> None:
         """Replaces what is known under these names; never blocks on a network."""
 
@@ -62,6 +65,8 @@ class NullTracker:
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
 
     def progress(self, progress: Progress) -> None: ...
+
+    def params(self, params: Mapping[str, str]) -> None: ...
 
     def tags(self, tags: Mapping[str, str]) -> None: ...
 
@@ -159,6 +164,10 @@ class Fanout:
     def progress(self, progress: Progress) -> None:
         for tracker in self.trackers:
             tracker.progress(progress)
+
+    def params(self, params: Mapping[str, str]) -> None:
+        for tracker in self.trackers:
+            tracker.params(params)
 
     def tags(self, tags: Mapping[str, str]) -> None:
         for tracker in self.trackers:

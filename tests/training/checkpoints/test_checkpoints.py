@@ -23,7 +23,7 @@ from training.checkpoints.object_store import ObjectStore
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from training.checkpoints.folder.folder import Checkpoints
+from training.checkpoints.folder import Checkpoints
 
 folder, first, last, kill_at, size = Path(sys.argv[1]), *map(int, sys.argv[2:])
 done = 0

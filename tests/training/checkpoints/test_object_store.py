@@ -271,8 +271,8 @@ def test_an_upload_that_was_cleared_away_does_not_become_a_checkpoint(store: Obj
 # the storage is its last. Forked before anything is asked, so that imports take their time once.
 WRITERS = """
 import json, os, signal, sys
-from training.checkpoints.folder.bucket import Bucket
-from training.checkpoints.folder.object_store import ObjectStore
+from training.checkpoints.bucket import Bucket
+from training.checkpoints.object_store import ObjectStore
 
 def counted(method):
     def call(*arguments):

@@ -11,7 +11,7 @@ import pytest
 from training.checkpoints.tempdirs import Scratch
 
 HOLDER = """
-from training.checkpoints.folder.tempdirs import Scratch
+from training.checkpoints.tempdirs import Scratch
 
 scratch = Scratch()
 (scratch.path / "half of it").touch()

@@ -305,3 +305,15 @@ def test_kills_at_any_moment_cost_no_point_and_double_none(
         there = points(client, run_id, name)
         assert sorted(step for step, _ in there) == steps, moments
     assert all(int(value) == step for step, value in points(client, run_id, "val_loss"))
+
+
+def test_parameters_that_are_known_later_are_added(
+    client: MlflowClient, run_id: str, make_tracker: Callable[..., MlflowTracker]
+) -> None:
+    tracker = make_tracker(params={"seed": "1"})
+    tracker.log(1, 0, {"train_loss": 1.0})
+
+    tracker.params({"seed": "2", "optimizer.class_path": "torch.optim.SGD"})
+    tracker.close()
+
+    assert client.get_run(run_id).data.params == {"seed": "1", "optimizer.class_path": "torch.optim.SGD"}
