@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +103,7 @@ class JobLogs:
     def of(self, job: Job, attempt: int, rank: int | None = None) -> list[Log]:
         """Those of an attempt in the order of its ranks; with `rank` that of this one, if it is there."""
         run_folder = self._storage / job.id
-        ranks = _numbers(log_folder(run_folder, attempt), _RANK_FILE)
+        ranks = _numbers(log_folder(run_folder, attempt), _RANK_FILE, os.DirEntry.is_file)
         if ranks is None:
             _check_readable(self._storage)
             return self._of_older_version(job, attempt) if rank is None else []
@@ -138,7 +138,9 @@ class JobLogs:
         """Whether an attempt without a folder ran in an older version: then no earlier one has a folder."""
         if attempt == job.attempt and (job.start or job.state in ACTIVE):
             return False
-        on_disk = _numbers(log_folder(self._storage / job.id, attempt).parent, _ATTEMPT_FOLDER)
+        on_disk = _numbers(
+            log_folder(self._storage / job.id, attempt).parent, _ATTEMPT_FOLDER, os.DirEntry.is_dir
+        )
         return not on_disk or attempt < min(on_disk)
 
 
@@ -193,12 +195,13 @@ def _whole_characters(data: bytes) -> tuple[str, int]:
     return text, len(data) - len(decoder.getstate()[0])
 
 
-def _numbers(folder: Path, names: re.Pattern[str]) -> list[int] | None:
+def _numbers(folder: Path, names: re.Pattern[str], is_one: Callable[..., bool]) -> list[int] | None:
     """The numbers in the names that match, sorted; None if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
-            # No links: whoever trains may write here, and must not make this process read another file.
-            found = [names.fullmatch(entry.name) for entry in entries if not entry.is_symlink()]
+            # Whoever trains may write here, and must not make this process follow a link to another file, or
+            # wait for a pipe.
+            found = [names.fullmatch(each.name) for each in entries if is_one(each, follow_symlinks=False)]
     except FileNotFoundError:
         return None
     except OSError as error:

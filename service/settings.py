@@ -81,7 +81,8 @@ class Settings(BaseModel):
         default=300,
         ge=1,
         validation_alias=AliasChoices("SYNCBN_START_SECONDS"),
-        description="An attempt whose workers have not come together by then is lost, and uses up a retry",
+        description="An attempt whose workers have not come together by then is lost, and uses up a retry. "
+        "Preparing the data comes after that, and is watched as the training is (training.hang_seconds)",
     )
     max_code_bytes: int = Field(
         default=50 * 2**20,

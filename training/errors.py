@@ -9,7 +9,11 @@ TrainingError
 
 from __future__ import annotations
 
+import re
+
 from training.protocol import ExitRecord
+
+_GLOO = re.compile(r"\[[^\]]*gloo/transport/")
 
 
 class TrainingError(Exception):
@@ -43,9 +47,27 @@ class RunFailed(TrainingError):
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether a rank has only noticed that another one was gone.
+    """Whether a rank has only noticed that another one was gone, or raised `error` because it had."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        if _is_of_a_collective(link):
+            return True
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
+    return False
 
-    gloo has no exception class for that; its messages name its source files.
-    """
-    text = str(error)
-    return "gloo/transport" in text or type(error).__name__ in {"DistBackendError", "DistNetworkError"}
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    """gloo has no exception class of its own: it raises RuntimeErrors that begin with its source file."""
+    if type(error).__module__ == "torch.distributed":
+        return type(error).__name__ in {"DistBackendError", "DistNetworkError"}
+    return type(error) is RuntimeError and _GLOO.match(message_of(error)) is not None
+
+
+def message_of(error: BaseException) -> str:
+    """Never raises, unlike the `__str__` that a user may have written."""
+    try:
+        return str(error)
+    except Exception as another:
+        return f"(its message cannot be shown: {type(another).__name__})"

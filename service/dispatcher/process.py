@@ -227,7 +227,9 @@ def main() -> int:
 
 
 def _follow_parent(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    # Not by sys.stdin, whose lock a thread that waits in it would hold while Python shuts down.
+    while os.read(0, 4096):
+        pass
     stop.set()
 
 

@@ -20,6 +20,11 @@ def test_a_failed_run_says_which_rank_where_and_why_not_again() -> None:
     assert said == "rank 1 failed at step 7: ValueError: no\nIt came twice."
 
 
+def from_cause(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "is_so"),
     [
@@ -28,6 +33,15 @@ def test_a_failed_run_says_which_rank_where_and_why_not_again() -> None:
             True,
         ),
         (RuntimeError("of the user"), False),
+        (ValueError("[../gloo/transport/tcp/pair.cc:534] as a user may write it"), False),
+        (RuntimeError("see gloo/transport/tcp for details"), False),
+        (
+            from_cause(
+                RuntimeError("the forward pass failed"), RuntimeError("[/gloo/transport/pair.cc] gone")
+            ),
+            True,
+        ),
+        (from_cause(RuntimeError("twice"), ValueError("of the user")), False),
     ],
 )
 def test_an_error_of_gloo_is_the_echo_of_another_rank_s(error: Exception, is_so: bool) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sync_bn import SyncBatchNorm, observe
 from sync_bn.diagnostics import MEASURES, Observation, Report
+from training.console import say
 from training.model.supervised import Supervised
 from training.spec import Norm
 from training.tracking.tracker import Tracker
@@ -78,7 +79,7 @@ class NormReport(Unobserved):
         if layers:
             self._due = self._next_due(trainer)
         else:
-            _say("norm.observe_every: there is nothing to observe, because the model has no BatchNorm")
+            say("norm.observe_every: there is nothing to observe, because the model has no BatchNorm")
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self._observing.close()  # a batch that the module skipped has no end
@@ -111,7 +112,7 @@ class NormReport(Unobserved):
         steps = self._overview.steps
         if not steps:
             if self._overview.layers:
-                _say(f"norm.observe_every: no step of this attempt was observed, so there is no {FIGURE}")
+                say(f"norm.observe_every: no step of this attempt was observed, so there is no {FIGURE}")
             return []
         figure = self._overview.figure()
         figure.suptitle(f"Rank 0, steps {steps[0]} to {steps[-1]}, as this attempt saw them")
@@ -165,7 +166,3 @@ class Overview(Report):
             for layer in self.layers
         ]
         return torch.tensor(values, dtype=torch.float64), self.steps
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 (the log of the job)

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from training.callbacks.global_loss import GlobalLoss
+from training.console import say
 from training.tracking.tracker import Eta, Tracker
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -68,9 +69,7 @@ class Report(Callback):
             self._last_line = now
             metrics = _loss_of(trainer) | {name: float(v) for name, v in trainer.callback_metrics.items()}
             shown = " · ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
-            print(  # noqa: T201 (the log of the job)
-                f"step {progress.step}/{progress.total_steps} · epoch {progress.epoch} · {shown}", flush=True
-            )
+            say(f"step {progress.step}/{progress.total_steps} · epoch {progress.epoch} · {shown}")
 
 
 def _loss_of(trainer: Trainer) -> dict[str, float]:

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from training.console import say
 from training.model.nonfinite import public_name
 from training.tracking.tracker import Tracker
 
@@ -65,10 +66,9 @@ class NoiseWatch(Callback):
         if not found:
             return
         layers = _listed([f"{name} ({kind})" for name, kind in found.items()])
-        print(  # noqa: T201 (the log of the job)
+        say(
             f"this model draws random numbers on each worker for itself, in {layers}: "
-            "curves on different numbers of workers will agree statistically, not exactly",
-            flush=True,
+            "curves on different numbers of workers will agree statistically, not exactly"
         )
         self.tracker.tags({TAG: _listed(list(found))})
 

@@ -49,9 +49,9 @@ def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
         with Machine(folder) as machine, _mlflow_run(spec) as (uri, run_id):
             machine.run(spec, workers=workers, output=output, mlflow_uri=uri, run_id=run_id)
     except BuildError as error:
-        return _complain(error, 2)
+        return _complain(error, output, 2)
     except TrainingError as error:
-        return _complain(error, 1)
+        return _complain(error, output, 1)
     _say(f"done: {', '.join(str(output / name) for name in RESULTS if (output / name).exists())}")
     return 0
 
@@ -261,9 +261,15 @@ def _mlflow_run(spec: Spec) -> Iterator[tuple[str | None, str | None]]:
         client.set_terminated(run_id, status)
 
 
-def _complain(error: TrainingError, code: int) -> int:
-    if isinstance(error, RunFailed) and error.record.rank:
-        print(error.record.trace, file=sys.stderr)  # noqa: T201
+def _log_of(output: Path, rank: int) -> Path:
+    return log_file(output / "run", 1, rank)
+
+
+def _complain(error: TrainingError, output: Path, code: int) -> int:
+    if isinstance(error, RunFailed) and error.record.rank:  # rank 0's log has been shown
+        rank = error.record.rank
+        print(f"the end of rank {rank}'s log, {_log_of(output, rank)}:", file=sys.stderr)  # noqa: T201
+        print(error.record.log_tail.rstrip("\n") or "(empty)", file=sys.stderr)  # noqa: T201
     print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
     return code
 

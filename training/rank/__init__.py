@@ -1,5 +1,5 @@
 """What one rank does, from the fork to its exit record.
 
-May import `callbacks`, `checkpoints`, `errors`, `hangs`, `linux`, `loading`, `model`, `protocol`,
+May import `callbacks`, `checkpoints`, `console`, `errors`, `hangs`, `linux`, `loading`, `model`, `protocol`,
 `run_dir`, `spec`, `tracking`, `sync_bn`.
 """

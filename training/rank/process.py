@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from json import dumps
 from typing import NoReturn
 
+from training.console import say, say_into
+from training.errors import is_lost_peer, message_of
 from training.linux import die_with_parent
 from training.protocol import (
     LONGEST_MESSAGE,
     LONGEST_TRACE,
+    LONGEST_TYPE,
     Exit,
     ExitRecord,
     Order,
@@ -28,7 +32,7 @@ from training.protocol import (
 )
 from training.rank.reports import Reports
 
-_SECONDS_TO_TELL = 5.0
+_SECONDS_AT_EXIT = 10.0
 
 
 class RankProcess:
@@ -47,7 +51,7 @@ class RankProcess:
 
     def run(self, parent: int, listener: socket.socket | None) -> NoReturn:
         """Trains, writes the exit record, and ends the process."""
-        code = 1
+        code, own, umask = 1, os.getpid(), _umask()
         try:
             die_with_parent()
             if os.getppid() != parent:
@@ -57,10 +61,14 @@ class RankProcess:
             code = (
                 record.code if record.kind is Exit.EXITED and record.code is not None else int(record.failed)
             )
+            if os.getpid() != own:
+                os._exit(code)  # a child that user code has forked, and that came back here by an exception
+            os.umask(umask)
             self._write(record)
+            _end_soon(code)
             atexit._run_exitfuncs()
-        except BaseException:
-            traceback.print_exc()
+        except BaseException as error:
+            say(_whole_trace(error))
         finally:
             with suppress(Exception):
                 sys.stdout.flush()
@@ -84,7 +92,7 @@ class RankProcess:
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
-        os.close(log)
+        say_into(log)  # which stays open: user code may close the others
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
@@ -104,7 +112,7 @@ class RankProcess:
             run = RankRun(self.order, self.place, self.reports)
             kind = run.run(listener)
         except SystemExit as error:
-            traceback.print_exc()
+            say(_whole_trace(error))
             interrupt = error.__context__  # Lightning makes an exit of it
             if isinstance(interrupt, KeyboardInterrupt):
                 record = self._failed(interrupt)
@@ -113,17 +121,17 @@ class RankProcess:
         except BaseException as error:
             record = self._failed(error)
             if record.lost_peer:  # the stack of one that only waited would bury what has happened
-                print(f"rank {self.place.rank} lost another rank: {error}", file=sys.stderr)  # noqa: T201
+                say(f"rank {self.place.rank} lost another rank: {message_of(error)}")
             else:
-                traceback.print_exc()
+                say(_whole_trace(error))
         else:
             record = ExitRecord(rank=self.place.rank, kind=kind)
         step = run.step if run is not None else 0
         return replace(record, step=step, when=time.time(), progress=self.reports.last)
 
     def _exited(self, error: SystemExit) -> ExitRecord:
-        code = error.code if isinstance(error.code, int) else (0 if error.code is None else 1)
-        said = "" if isinstance(error.code, int | None) else f": {error.code}"
+        code = int(error.code) if isinstance(error.code, int) else (0 if error.code is None else 1)
+        said = "" if isinstance(error.code, int | None) else f": {message_of(error)}"
         return ExitRecord(
             rank=self.place.rank,
             kind=Exit.EXITED,
@@ -133,13 +141,11 @@ class RankProcess:
         )
 
     def _failed(self, error: BaseException) -> ExitRecord:
-        from training.errors import is_lost_peer
-
         return ExitRecord(
             rank=self.place.rank,
             kind=Exit.ERROR,
-            type=type(error).__name__,
-            message=_bounded(_message(error), LONGEST_MESSAGE),
+            type=_bounded(type(error).__name__, LONGEST_TYPE),
+            message=_bounded(message_of(error), LONGEST_MESSAGE),
             trace=_trace(error),
             lost_peer=is_lost_peer(error),
         )
@@ -153,23 +159,37 @@ def write_record(record: ExitRecord, order: Order) -> None:
     path = exit_file(order.folder, order.number, order.start, record.rank or 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(record.to_json()))
+    temporary.write_text(dumps(record.to_json()))
     temporary.replace(path)
 
 
-def _message(error: BaseException) -> str:
+def _umask() -> int:
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return umask
+
+
+def _end_soon(code: int) -> None:
+    """Ends the process if what user code has registered with `atexit` does not end."""
+
+    def end() -> None:
+        say(f"atexit: a function did not end within {_SECONDS_AT_EXIT:g} s, so the process is ended")
+        os._exit(code)
+
+    timer = threading.Timer(_SECONDS_AT_EXIT, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _whole_trace(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception as another:
-        return f"(its message cannot be shown: {type(another).__name__})"
+        return "".join(traceback.format_exception(error)).rstrip("\n")
+    except Exception:
+        return f"{type(error).__name__}: {message_of(error)}"
 
 
 def _trace(error: BaseException) -> str:
-    try:
-        text = "".join(traceback.format_exception(error))
-    except Exception:
-        text = f"{type(error).__name__}: {_message(error)}\n"
-    return _bounded(text, LONGEST_TRACE)
+    return _bounded(f"{_whole_trace(error)}\n", LONGEST_TRACE)
 
 
 def _bounded(text: str, longest: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from training.checkpoints.manifest import Saved
+from training.console import say
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
 from training.protocol import Exit, Order, RankPlace
@@ -63,7 +64,7 @@ class RankRun:
         self.context = join(self.place, self.world_size, self.order.rendezvous, listener)
         self.reports.joined()
         where = f"{socket.gethostname()} ({own_address(self.order.rendezvous)})"
-        print(f"rank {self.rank} of {self.world_size} on {where}", flush=True)  # noqa: T201 (the rank's log)
+        say(f"rank {self.rank} of {self.world_size} on {where}")
         return self.train_in(self.context)
 
     def train_in(self, context: RankContext) -> Exit:
@@ -305,7 +306,7 @@ class RankRun:
 
     def _say(self, text: str) -> None:
         if self.rank == 0:
-            print(text, flush=True)  # noqa: T201 (the log of the job)
+            say(text)
 
 
 def _built_model(spec: Spec) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -126,6 +127,48 @@ def run_out_of_memory(cgroup: str) -> None:
         taken.append(b"x" * 2**20)
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise TypeError("no words")
+
+
+class Broken:
+    def write(self, _: str) -> int:
+        raise OSError("broken")
+
+
+def raise_unspeakable(_: Any) -> None:
+    raise Unspeakable
+
+
+def raise_with_a_long_name(length: int) -> None:
+    raise type("E" * length, (Exception,), {})("of a long name")
+
+
+def raise_as_gloo_does(_: Any) -> None:
+    raise ValueError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+
+
+def close_output(_: Any) -> None:
+    sys.stdout.close()
+    os.close(1)
+    os.close(2)
+
+
+def break_output(_: Any) -> None:
+    sys.stdout = sys.stderr = Broken()
+
+
+def raise_without_output(_: Any) -> None:
+    break_output(None)
+    raise ValueError("nobody hears")
+
+
+def hang_at_exit(_: Any) -> None:
+    atexit.register(time.sleep, 10_000)
+    os.umask(0o777)
+
+
 WHAT: dict[str, Any] = {
     "nothing": nothing,
     "kill": kill,
@@ -135,6 +178,13 @@ WHAT: dict[str, Any] = {
     "exit": sys.exit,
     "raise undecodable": raise_undecodable,
     "raise long": raise_long,
+    "raise unspeakable": raise_unspeakable,
+    "raise with a long name": raise_with_a_long_name,
+    "raise as gloo does": raise_as_gloo_does,
+    "raise without output": raise_without_output,
+    "close output": close_output,
+    "break output": break_output,
+    "hang at exit": hang_at_exit,
     "print environment": print_environment,
     "leave daemons": leave_daemons,
     "read note": read_note,

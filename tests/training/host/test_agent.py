@@ -202,6 +202,62 @@ def test_a_long_message_is_bounded_and_whole_in_the_log(agent: HostAgent, tmp_pa
     assert "x" * 3_000_000 in log(given, 1)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("what", ["close output", "break output"])
+def test_a_training_ends_well_whatever_becomes_of_its_output(
+    agent: HostAgent, tmp_path: Path, what: str, rank: int
+) -> None:
+    given = order(tmp_path, what, model={"rank": rank})
+
+    status = run(agent, given)
+
+    assert finished(status.exits, 2)
+    assert "step 6/6" in log(given, 0)
+
+
+def test_functions_at_exit_that_do_not_end_hold_up_nobody_for_long(agent: HostAgent, tmp_path: Path) -> None:
+    given = order(tmp_path, "hang at exit")
+
+    status = run(agent, given)
+
+    assert finished(status.exits, 2)
+    assert "did not end within" in log(given, 1)
+    assert below_fork_server() == []
+
+
+@pytest.mark.parametrize(
+    ("what", "argument", "type", "message"),
+    [
+        ("raise unspeakable", None, "Unspeakable", "(its message cannot be shown: TypeError)"),
+        (
+            "raise as gloo does",
+            None,
+            "ValueError",
+            "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer",
+        ),
+        ("raise without output", None, "ValueError", "nobody hears"),
+    ],
+)
+def test_an_exception_is_told_however_odd_it_is(
+    agent: HostAgent, tmp_path: Path, what: str, argument: Any, type: str, message: str
+) -> None:
+    given = order(tmp_path, what, argument)
+
+    found = failure(agent, given)
+
+    assert (found.rank, found.step, found.type, found.message) == (1, 3, type, message)
+    assert not found.lost_peer
+    assert f"{type}: " in log(given, 1)
+    assert "Traceback" in log(given, 1)
+
+
+def test_a_long_name_of_a_class_is_bounded(agent: HostAgent, tmp_path: Path) -> None:
+    found = failure(agent, order(tmp_path, "raise with a long name", 100_000))
+
+    assert found.type.startswith("EEE")
+    assert len(found.type) < 400
+
+
 def test_nothing_that_a_job_prints_means_anything(agent: HostAgent, tmp_path: Path) -> None:
     found = failure(agent, order(tmp_path, "speak for the service"))
 
