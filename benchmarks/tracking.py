@@ -29,6 +29,7 @@ from benchmarks.result import Options, Result, comparison
 from benchmarks.servers import mlflow_server
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.progress import LightningLogger, Report
+from training.callbacks.stop_vote import StopVote
 from training.loading.batches import share_loader
 from training.model.instantiate import construct
 from training.model.supervised import as_lightning_module
@@ -146,7 +147,7 @@ def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
         accelerator="cpu",
         devices=1,
         max_epochs=-1,
-        callbacks=[GlobalLoss(tracker), Report(tracker), pace],
+        callbacks=[GlobalLoss(tracker, StopVote()), Report(tracker), pace],
         logger=LightningLogger(tracker),
         log_every_n_steps=1,
         use_distributed_sampler=False,

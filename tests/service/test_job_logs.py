@@ -231,3 +231,15 @@ def test_the_tracking_server_is_asked_only_for_what_may_be_so_old(
         logs.of(make_job(state=State.FAILED, start=0, **run), 1)
     write(tmp_path, 1, 0)
     assert logs.of(make_job(attempt=3, **run), 2) == [], "an earlier one has its own folder"
+
+
+def test_a_folder_or_a_pipe_in_the_place_of_a_log_is_none(tmp_path: Path, results: FakeResults) -> None:
+    folder, pipe, log = (write(tmp_path, 1, rank) for rank in range(3))
+    folder.unlink()
+    folder.mkdir()
+    pipe.unlink()
+    os.mkfifo(pipe)
+
+    found = JobLogs(str(tmp_path), results).of(make_job(), 1)
+
+    assert [each.path for each in found if isinstance(each, LogFile)] == [log]
