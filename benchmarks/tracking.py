@@ -142,7 +142,7 @@ def _train(tracker: Tracker, seconds: float) -> tuple[float, float]:
 
 
 def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
-    """As a worker's (`training.worker`), of one rank and without checkpoints."""
+    """As a worker's (`training.rank.trainer`), of one rank and without checkpoints."""
     return pl.Trainer(
         accelerator="cpu",
         devices=1,
