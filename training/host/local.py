@@ -261,14 +261,11 @@ def _mlflow_run(spec: Spec) -> Iterator[tuple[str | None, str | None]]:
         client.set_terminated(run_id, status)
 
 
-def _log_of(output: Path, rank: int) -> Path:
-    return log_file(output / "run", 1, rank)
-
-
 def _complain(error: TrainingError, output: Path, code: int) -> int:
     if isinstance(error, RunFailed) and error.record.rank:  # rank 0's log has been shown
         rank = error.record.rank
-        print(f"the end of rank {rank}'s log, {_log_of(output, rank)}:", file=sys.stderr)  # noqa: T201
+        log = log_file(output / "run", 1, rank)
+        print(f"the end of rank {rank}'s log, {log}:", file=sys.stderr)  # noqa: T201
         print(error.record.log_tail.rstrip("\n") or "(empty)", file=sys.stderr)  # noqa: T201
     print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
     return code

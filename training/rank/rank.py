@@ -317,11 +317,12 @@ def _built_model(spec: Spec) -> Any:
 
 
 def _change_last_bits(module: Any) -> None:
-    """Moves each parameter to the next larger number of its dtype."""
+    """Moves each real parameter to the next larger number of its dtype."""
     import torch
 
+    real = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in real:
             parameter.copy_(parameter.nextafter(torch.full_like(parameter, torch.inf)))
 
 

@@ -107,7 +107,11 @@ def test_progress_is_kept_for_many_jobs_at_once_and_stays_at_their_end(store: St
 
 
 def test_no_progress_is_no_write(store: Store) -> None:
+    job = run(store, create(store))
+
     store.write_progress([])
+
+    assert store.get(job.id) == job
 
 
 def test_a_late_report_is_for_the_attempt_that_it_is_of(store: Store) -> None:
