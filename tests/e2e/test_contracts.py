@@ -449,9 +449,11 @@ def test_the_next_scheduler_finds_what_runs(on_ray: OnRay) -> None:
 
     on_ray.cluster.stop(launch.name, seconds=60.0)
     assert kinds(on_ray.ended(launch)) == {Exit.STOPPED}
-    again = on_ray.attempt(name=launch.name, start=2)
+    again = on_ray.lasting(name=launch.name, start=2)
     on_ray.cluster.launch(again)
-    assert finished(on_ray.ended(again).exits, CPUS)
+    assert on_ray.until(again, lambda status: status.start == 2 and status.progress is not None)
+    on_ray.cluster.end(launch.name)
+    on_ray.ended(again)
 
 
 def test_the_next_scheduler_launches_what_was_placed_alone(on_ray: OnRay) -> None:

@@ -43,8 +43,9 @@ def test_text_beyond_the_basic_plane_survives_the_way(client: Client) -> None:
 
 
 def test_a_submission_whose_answer_is_lost_is_retried_and_queued_once(
-    service: Service, client: Client
+    service: Service, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.client.transport._RETRY_SECONDS", 60.0)
     service.faults.lose_answers = 2
 
     job = client.submit(SPEC)
@@ -63,7 +64,10 @@ def test_two_submissions_are_two_jobs_unless_the_caller_gives_one_key(client: Cl
     assert again[0] == again[1]
 
 
-def test_a_proxy_without_its_server_is_asked_again(service: Service, client: Client) -> None:
+def test_a_proxy_without_its_server_is_asked_again(
+    service: Service, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.client.transport._RETRY_SECONDS", 60.0)
     service.faults.refuse_with = [502, 503]
 
     assert client.submit(SPEC).state == "queued"
