@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from service.client import Client, ClientError
-from service.embedded.processes import MARK, State, marked, sweep
+from service.embedded.processes import MARK, StackState, marked, sweep
 from service.embedded.servers import MlflowServer
 from service.ports import free_port
 
@@ -62,7 +62,7 @@ def embedded_stack(checkout: Path | None = None) -> Iterator[Stack]:
 def mlflow_server() -> Iterator[str]:
     """The URL of an MLflow server as the embedded stack starts it; it is ended with the context."""
     with folder_of_our_own() as folder:
-        server = MlflowServer(State.load(folder), free_port())
+        server = MlflowServer(StackState.load(folder), free_port())
         try:
             server.start()
             wait_until(server.is_ready, server.is_alive, server.log)

@@ -28,7 +28,7 @@ from benchmarks.progress import progress
 from benchmarks.result import Options, Result, comparison
 from benchmarks.servers import mlflow_server
 from training.callbacks.global_loss import GlobalLoss
-from training.callbacks.progress import LightningLogger, Report
+from training.callbacks.progress import LightningLogger, ProgressReporter
 from training.callbacks.stop_vote import StopVote
 from training.loading.batches import share_loader
 from training.model.instantiate import construct
@@ -133,7 +133,7 @@ def _train(tracker: Tracker, seconds: float) -> tuple[float, float]:
     module = as_lightning_module(construct(spec.model, "model"), spec)
     module.log = partial(module.log, sync_dist=True)  # type: ignore[method-assign]
     try:
-        with redirect_stdout(io.StringIO()):  # the lines that `Report` prints
+        with redirect_stdout(io.StringIO()):  # the lines that `ProgressReporter` prints
             _trainer(tracker, pace).fit(module, train_dataloaders=_loader(spec))
     finally:
         begun = time.perf_counter()
@@ -147,7 +147,7 @@ def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
         accelerator="cpu",
         devices=1,
         max_epochs=-1,
-        callbacks=[GlobalLoss(tracker, StopVote()), Report(tracker), pace],
+        callbacks=[GlobalLoss(tracker, StopVote()), ProgressReporter(tracker), pace],
         logger=LightningLogger(tracker),
         log_every_n_steps=1,
         use_distributed_sampler=False,

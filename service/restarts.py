@@ -16,7 +16,7 @@ PAUSES = (0.0, 1.0, 2.0, 4.0, 5.0)
 SECONDS_TO_END = 10.0
 
 
-class Pauses:
+class RestartBackoff:
     """How long to wait before each start: not at all at first, longer the more starts come to nothing.
 
     A process that has run for STEADY_SECONDS begins anew.
@@ -48,7 +48,7 @@ def kept_running(name: str, command: Sequence[str], environment: Mapping[str, st
 
     environment: what it gets on top of this process's.
     """
-    keeper = _Keeper(name, command, environment)
+    keeper = _KeptRunning(name, command, environment)
     thread = threading.Thread(target=keeper.run, name=f"keeps the {name} running")
     thread.start()
     try:
@@ -58,10 +58,10 @@ def kept_running(name: str, command: Sequence[str], environment: Mapping[str, st
         thread.join()
 
 
-class _Keeper:
+class _KeptRunning:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._name, self._command, self._environment = name, command, environment
-        self._pauses = Pauses()
+        self._pauses = RestartBackoff()
         self._lock, self._ending = threading.Lock(), threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
 

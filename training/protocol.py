@@ -34,7 +34,7 @@ HANG_EXIT_CODE = 75
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankPlace:
+class RankAssignment:
     """Where a rank is among its peers. `gpus`: the ids that it may see, as CUDA_VISIBLE_DEVICES has them."""
 
     rank: int
@@ -63,7 +63,7 @@ class Order:
     attempt: str
     start: int = 1
     spec: dict[str, Any]
-    ranks: tuple[RankPlace, ...]
+    ranks: tuple[RankAssignment, ...]
     world_size: int
     folder: str
     rendezvous: str | None = None
@@ -83,7 +83,7 @@ class Order:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        ranks = tuple(RankPlace(**{**place, "gpus": tuple(place["gpus"])}) for place in data["ranks"])
+        ranks = tuple(RankAssignment(**{**place, "gpus": tuple(place["gpus"])}) for place in data["ranks"])
         return cls(**{**data, "ranks": ranks, "restarts": tuple(data["restarts"])})
 
     @property

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from training.spec import Spec
 
 if TYPE_CHECKING:
-    from training.host.local import Machine
+    from training.host.local import LocalHost
 
 KINDS = ("sync_batch_norm", "batch_norm")
 BOUNDS = {"64-true": 1e-9, "32-true": 1e-4}
@@ -96,13 +96,13 @@ def verify(
 
     `running` is told what begins. Blocks; raises TrainingError.
     """
-    from training.host.local import Machine, code_folder
+    from training.host.local import LocalHost, code_folder
 
     output.mkdir(parents=True, exist_ok=True)
     runs = [(kind, number, False) for kind in KINDS for number in workers]
     runs.append((KINDS[0], workers[0], True))
     curves = []
-    with Machine(code_folder(code)) as machine:
+    with LocalHost(code_folder(code)) as machine:
         for count, (kind, number, last_bit) in enumerate(runs, start=1):
             what = f"{kind} on {_workers(number)}"
             running(
@@ -134,7 +134,7 @@ def _variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
     return Spec.model_validate(data)
 
 
-def _train(machine: Machine, spec: Spec, workers: int, folder: Path, *, last_bit: bool) -> list[float]:
+def _train(machine: LocalHost, spec: Spec, workers: int, folder: Path, *, last_bit: bool) -> list[float]:
     from training.host.local import fresh
 
     folder = fresh(folder)

@@ -18,7 +18,7 @@ from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
 from benchmarks.servers import wait_until
-from service.embedded.processes import State
+from service.embedded.processes import StackState
 from service.embedded.servers import MlflowServer
 from service.ports import free_port
 from training.tracking.mlflow_tracker import BATCH, MlflowTracker
@@ -38,7 +38,7 @@ NOTES = (
 class OverPostgres(MlflowServer):
     """As docker-compose.yml starts it."""
 
-    def __init__(self, state: State, port: int, database: str) -> None:
+    def __init__(self, state: StackState, port: int, database: str) -> None:
         super().__init__(state, port)
         self.database = database.replace("postgresql://", "postgresql+psycopg://", 1)
 
@@ -108,7 +108,7 @@ def _send_small(uri: str, run_id: str, requests: int) -> None:
 @contextmanager
 def _mlflow(server: Postgres, folder: Path) -> Iterator[tuple[str, int]]:
     """Its URL and its process."""
-    mlflow = OverPostgres(State.load(folder), free_port(), server.create("mlflow"))
+    mlflow = OverPostgres(StackState.load(folder), free_port(), server.create("mlflow"))
     try:
         mlflow.start()
         wait_until(mlflow.is_ready, mlflow.is_alive, mlflow.log)

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from training.model.instantiate import construct
-from training.protocol import Order, RankPlace
+from training.protocol import Order, RankAssignment
 from training.rank.context import RankContext
 from training.rank.rank import RankRun
 from training.rank.reports import Reports
@@ -44,7 +44,7 @@ class Torchrun(TorchElasticEnvironment):
 
 def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -> None:
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    place = RankPlace(rank=rank, local_rank=rank, node_rank=0)
+    place = RankAssignment(rank=rank, local_rank=rank, node_rank=0)
     context = RankContext(
         rank=rank,
         world_size=world_size,

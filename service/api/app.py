@@ -11,8 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from service.api import cluster, code, control, events, health, jobs, logs, problems
 from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
+from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
-from service.api.lookout import Lookout
 from service.backends.tracking import Results
 from service.queue.store import Store
 from service.settings import Settings
@@ -23,14 +23,14 @@ _REFERENCE = "#/components/schemas/{model}"
 
 def create_app(settings: Settings, store: Store, results: Results) -> FastAPI:
     """The REST API over these collaborators. Asks none of them anything until a request comes."""
-    lookout = Lookout(store, lambda job: shown(job, results).model_dump_json())
+    job_watcher = JobWatcher(store, lambda job: shown(job, results).model_dump_json())
     app = FastAPI(
         title="syncbn",
         summary="Trains networks with batch normalisation, the same on any number of devices.",
         version=version("syncbn"),
         redirect_slashes=False,
     )
-    app.state.context = Context(settings=settings, store=store, results=results, lookout=lookout)
+    app.state.context = Context(settings=settings, store=store, results=results, job_watcher=job_watcher)
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)

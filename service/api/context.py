@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.api.lookout import Lookout
+from service.api.job_watcher import JobWatcher
 from service.backends.tracking import Results
 from service.queue.store import Store
 from service.settings import Settings
@@ -18,7 +18,7 @@ class Context:
     settings: Settings
     store: Store
     results: Results
-    lookout: Lookout
+    job_watcher: JobWatcher
 
 
 def _of(request: Request) -> Context:

@@ -32,13 +32,13 @@ def get_events(
     job_id: str,
     last_event_id: Annotated[str, Header(description="Leave out what this event has said")] = "",
 ) -> Response:
-    services.lookout.sight(job_id)  # one that does not exist is said before a stream begins
+    services.job_watcher.sight(job_id)  # one that does not exist is said before a stream begins
     return stream(partial(_news, job_id, services), last_event_id)
 
 
 def _news(job_id: str, services: Context, seen: str) -> tuple[str, str, bool]:
     """An event's id is a digest of what it says: whoever comes again is told only what is different."""
-    sight = services.lookout.sight(job_id)
+    sight = services.job_watcher.sight(job_id)
     events = "" if sight.version == seen else event("job", sight.document, sight.version)
     state = sight.job.state
     if state.ended:

@@ -15,7 +15,7 @@ from service.backends.tracking import Results
 from service.errors import Unavailable
 from service.jobs.job import Job, State, utc_now
 from service.queue import lease
-from service.scheduling.scheduler import outlook
+from service.scheduling.scheduler import forecast
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -84,7 +84,7 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
         nodes = lease.machines(scheduler)
     except Unavailable as error:
         return ValidationDocument.of(spec, None, str(error))
-    expected = outlook(spec, queue, active, nodes, now=utc_now())
+    expected = forecast(spec, queue, active, nodes, now=utc_now())
     return ValidationDocument.of(spec, expected, expected.reason)
 
 

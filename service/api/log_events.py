@@ -27,7 +27,7 @@ _ID = re.compile(r"([1-9]\d{0,8}):(\d{1,18}(?:,\d{1,18})*)(?::(\d{1,6}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class LogPosition:
     """How far a reader has come: in attempt `attempt`, behind so many bytes of each of its logs.
 
     Logs are counted by rank, or there is just the one of the rank that the reader wants. source: the log
@@ -63,19 +63,19 @@ class Place:
         return replace(self, offsets=(*offsets[:log], offset, *offsets[log + 1 :]))
 
 
-def beginning(job: Job, logs: JobLogs, view: View, tail: int | None) -> Place:
+def beginning(job: Job, logs: JobLogs, view: View, tail: int | None) -> LogPosition:
     """Where a reader begins: at the first attempt, or at the last `tail` lines of each log of the latest."""
     attempt = None if tail is None else logs.latest(job, view)
     if tail is None or attempt is None:
-        return Place(attempt=view.attempt or 1)
-    place = Place(attempt=attempt)
+        return LogPosition(attempt=view.attempt or 1)
+    place = LogPosition(attempt=attempt)
     for log in logs.of(job, attempt, view.rank):
         place = place.moved(_index(log, view), tail_offset(log, tail))
     return place
 
 
 def _index(log: Log, view: View) -> int:
-    """Of a log in a `Place`."""
+    """Of a log in a `LogPosition`."""
     return 0 if log.rank is None or view.rank is not None else log.rank
 
 
@@ -86,36 +86,36 @@ class Follower:
     not begin elsewhere when its first connection breaks; None if it knows.
     """
 
-    def __init__(self, job: Callable[[], Job], logs: JobLogs, view: View, start: Place | None) -> None:
+    def __init__(self, job: Callable[[], Job], logs: JobLogs, view: View, start: LogPosition | None) -> None:
         self._job, self._logs, self._view = job, logs, view
         self._welcome = "" if start is None else f"id: {start}\n\n"
 
-    def __call__(self, place: Place) -> tuple[str, Place, bool]:
+    def __call__(self, place: LogPosition) -> tuple[str, LogPosition, bool]:
         # Race closed: a job that ends, or goes on to its next attempt, prints no more, so what is read after
         # this look is all. The other way round its last lines could be missed.
         job = self._job()
-        portion = _Portion(place, self._welcome)
-        self._fill(portion, job)
+        event_batch = _EventBatch(place, self._welcome)
+        self._fill(event_batch, job)
         self._welcome = ""
-        if portion.full or not self._is_over(job):
-            return portion.text, portion.place, False
-        return portion.text + event("end", job.state), portion.place, True
+        if event_batch.full or not self._is_over(job):
+            return event_batch.text, event_batch.place, False
+        return event_batch.text + event("end", job.state), event_batch.place, True
 
     def _is_over(self, job: Job) -> bool:
         return job.state.ended if self._view.attempt is None else _has_ended(self._view.attempt, job)
 
-    def _fill(self, portion: _Portion, job: Job) -> None:
-        """Reads on, attempt by attempt, until the portion is full or there is nothing new."""
+    def _fill(self, event_batch: _EventBatch, job: Job) -> None:
+        """Reads on, attempt by attempt, until the event_batch is full or there is nothing new."""
         last = self._view.attempts(job).stop - 1
-        while (attempt := portion.place.attempt) <= last:
+        while (attempt := event_batch.place.attempt) <= last:
             logs = self._logs.of(job, attempt, self._view.rank)
             headers, over = self._view.needs_headers(job, logs), _has_ended(attempt, job)
             indexed = {_index(log, self._view): log for log in logs}
-            while not portion.full and portion.take_turns(indexed, over=over, headers=headers):
+            while not event_batch.full and event_batch.take_turns(indexed, over=over, headers=headers):
                 pass
-            if portion.full or attempt == last:
+            if event_batch.full or attempt == last:
                 return
-            portion.place = Place(attempt=attempt + 1)
+            event_batch.place = LogPosition(attempt=attempt + 1)
 
 
 def _has_ended(attempt: int, job: Job) -> bool:
@@ -123,10 +123,10 @@ def _has_ended(attempt: int, job: Job) -> bool:
     return attempt < job.attempt or (attempt == job.attempt and job.state not in ACTIVE)
 
 
-class _Portion:
+class _EventBatch:
     """Events that are collected from a place on, and the place behind them."""
 
-    def __init__(self, place: Place, text: str) -> None:
+    def __init__(self, place: LogPosition, text: str) -> None:
         self.place = place
         self._events, self._length = [text], len(text)
 

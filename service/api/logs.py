@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
 from service.api.context import Context, Services
-from service.api.log_events import Follower, Place, beginning
+from service.api.log_events import Follower, LogPosition, beginning
 from service.api.problems import documented
 from service.api.sse import stream
 from service.errors import NotFound, Refused, Unavailable
@@ -77,12 +77,12 @@ def _events(
     job: Job, logs: JobLogs, view: View, tail: int | None, last_event_id: str, services: Context
 ) -> Response:
     start = None if last_event_id else beginning(job, logs, view, tail)
-    place = start or Place.parse(last_event_id)
+    place = start or LogPosition.parse(last_event_id)
     if view.attempt not in {None, place.attempt}:
         problem = Problem(key="Last-Event-ID", message=f"is not from attempt {view.attempt}")
         raise Refused("the place in the log is not valid", [problem])
     follower = Follower(
-        lambda: services.lookout.sight(job.id).job, logs, view, None if tail is None else start
+        lambda: services.job_watcher.sight(job.id).job, logs, view, None if tail is None else start
     )
     return stream(follower, place)
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.jobs.job import Job, State
-from service.scheduling.scheduler import Outlook
+from service.scheduling.scheduler import Forecast
 from training.protocol import is_detail
 from training.spec import Spec, shares
 
@@ -143,16 +143,16 @@ class ValidationDocument(Document):
     reason: str = Field(description="Why it would wait")
 
     @classmethod
-    def of(cls, spec: Spec, outlook: Outlook | None, reason: str) -> Self:
+    def of(cls, spec: Spec, forecast: Forecast | None, reason: str) -> Self:
         asked = spec.resources
-        workers = outlook.workers if outlook else asked.min_workers
+        workers = forecast.workers if forecast else asked.min_workers
         few = workers <= _SHOWN_SHARES
         return cls(
             spec=spec.model_dump(mode="json"),
             resources=Total.of(workers, asked.cpus_per_worker, asked.gpus_per_worker),
             shares=shares(spec.training.global_batch_size, workers) if few else None,
-            fits_now=outlook.fits_now if outlook else None,
-            fits_ever=outlook.fits_ever if outlook else None,
+            fits_now=forecast.fits_now if forecast else None,
+            fits_ever=forecast.fits_ever if forecast else None,
             reason=reason,
         )
 

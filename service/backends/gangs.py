@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from service.backends.cluster import Phase, Status
-from training.protocol import Exit, ExitRecord, Order, Progress, RankPlace, StartStatus
+from training.protocol import Exit, ExitRecord, Order, Progress, RankAssignment, StartStatus
 
 UNKNOWN_START = sys.maxsize
 """Of an attempt whose hosts have not answered this scheduler yet: no launch goes over what may run there."""
@@ -45,7 +45,7 @@ def host_orders(
     orders = {}
     for node_rank, (node, held) in enumerate(ranks_by_node(bundles).items()):
         places = tuple(
-            RankPlace(rank=rank, local_rank=local_rank, node_rank=node_rank, gpus=gpus[bundle])
+            RankAssignment(rank=rank, local_rank=local_rank, node_rank=node_rank, gpus=gpus[bundle])
             for local_rank, (rank, bundle) in enumerate(held.items())
         )
         orders[node] = replace(order, ranks=places, rendezvous=rendezvous)

@@ -26,7 +26,7 @@ from service.client.models import (
     Validation,
     Waiting,
 )
-from service.client.patience import Patience, unnoticed
+from service.client.retry import Retry, ignore
 from service.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -38,7 +38,7 @@ class Client:
 
     Every call blocks for up to `timeout` seconds without an answer, retries a lost connection for about a
     second, and raises ClientError. No retry can do a thing twice. `wait`, `follow` and `follow_logs`, once
-    they have found the job, go on while the server is away, as during its restart, for up to `patience`
+    they have found the job, go on while the server is away, as during its restart, for up to `retry_seconds`
     seconds.
     """
 
@@ -48,9 +48,9 @@ class Client:
         api_key: str | None = None,
         timeout: float = 30.0,
         *,
-        patience: float = 60.0,
+        retry_seconds: float = 60.0,
     ) -> None:
-        self.patience = patience
+        self.retry_seconds = retry_seconds
         self._server = Transport(url, api_key, timeout)
 
     @property
@@ -144,11 +144,11 @@ class Client:
             if left <= 0:
                 raise WaitTimeout(f"job {job_id} is still {job.state} after {timeout:g} s")
             time.sleep(min(poll, left))
-            job = self._patient_job(job_id)
+            job = self._job(job_id)
         return job
 
     def follow(
-        self, job_id: str, poll: float = 0.5, *, on_away: Callable[[ClientError], None] = unnoticed
+        self, job_id: str, poll: float = 0.5, *, on_away: Callable[[ClientError], None] = ignore
     ) -> Iterator[Job]:
         """Yields the job now and whenever it has changed; the last one has ended.
 
@@ -158,12 +158,12 @@ class Client:
         yield last
         while not last.ended:
             time.sleep(poll)
-            if (job := self._patient_job(job_id, on_away)) != last:
+            if (job := self._job(job_id, on_away)) != last:
                 last = job
                 yield job
 
-    def _patient_job(self, job_id: str, on_away: Callable[[ClientError], None] = unnoticed) -> Job:
-        return self._server.ask(Job, "GET", _path(job_id), patience=Patience(self.patience, on_away))
+    def _job(self, job_id: str, on_away: Callable[[ClientError], None] = ignore) -> Job:
+        return self._server.ask(Job, "GET", _path(job_id), retry=Retry(self.retry_seconds, on_away))
 
     def logs(
         self, job_id: str, tail: int | None = None, *, rank: int | None = None, attempt: int | None = None
@@ -210,7 +210,7 @@ class Client:
     def _follow_logs(self, job_id: str, params: Mapping[str, int]) -> Iterator[LogLine | LogSource]:
         self.job(job_id)  # a server that is not there at all is told at once
         query = urlencode({"follow": "true", **params})
-        yield from follow_log(self._server, f"{_path(job_id)}/logs?{query}", Patience(self.patience))
+        yield from follow_log(self._server, f"{_path(job_id)}/logs?{query}", Retry(self.retry_seconds))
 
     def metrics(self, job_id: str, names: Iterable[str] = ()) -> list[Point]:
         """Every point of the metrics named (none named: all), by name and step."""
@@ -233,7 +233,7 @@ class Client:
     def ready(self) -> bool:
         """Whether the server and all that it depends on can take jobs now. Raises ServerUnreachable."""
         try:
-            self._server.send("GET", "/readyz", patience=Patience(0))
+            self._server.send("GET", "/readyz", retry=Retry(0))
         except RequestError:
             return False
         return True

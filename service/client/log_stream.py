@@ -6,20 +6,20 @@ from collections.abc import Iterator
 
 from service.client.errors import ClientError, RequestError, ServerUnreachable
 from service.client.models import LogLine, LogSource
-from service.client.patience import Patience
+from service.client.retry import Retry
 from service.client.transport import AWAY, Transport
 
 
-def follow_log(server: Transport, path: str, patience: Patience) -> Iterator[LogLine | LogSource]:
+def follow_log(server: Transport, path: str, retry: Retry) -> Iterator[LogLine | LogSource]:
     """Yields what the stream at `path` says until its end. One that breaks is taken up where it broke, for
-    as long as there is `patience` without an event.
+    as long as there is `retry` without an event.
     """
     last_id, source = "", None
     while True:
         broken: ClientError = ServerUnreachable(server.url, "the stream of the log ended early")
         try:
             for event in server.events(path, {"Last-Event-ID": last_id} if last_id else {}):
-                patience.renew()
+                retry.renew()
                 last_id = event.id or last_id
                 if event.name == "end":
                     return
@@ -34,7 +34,7 @@ def follow_log(server: Transport, path: str, patience: Patience) -> Iterator[Log
             if error.status not in AWAY:
                 raise
             broken = error
-        patience.rest(broken)
+        retry.rest(broken)
 
 
 def _line(text: str, source: LogSource | None) -> LogLine:

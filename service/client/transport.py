@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from service.client import sse
 from service.client.errors import ClientError, NotFound, RequestError, ServerUnreachable, UnexpectedAnswer
 from service.client.models import Answer
-from service.client.patience import Patience
+from service.client.retry import Retry
 
 AWAY = frozenset({502, 503, 504})
 """Statuses of a proxy without its server, or of a server without its database: worth another try."""
@@ -50,11 +50,9 @@ class Transport:
         except ValidationError as error:
             raise UnexpectedAnswer(self.url, f"{method} {path} gave {_first(error)}") from None
 
-    def send(
-        self, method: str, path: str, *, patience: Patience | None = None, **request: Any
-    ) -> httpx.Response:
+    def send(self, method: str, path: str, *, retry: Retry | None = None, **request: Any) -> httpx.Response:
         """Sends a request and returns the answer, a good one. Raises ClientError for any other."""
-        trying, may_have_arrived = patience or Patience(_RETRY_SECONDS), False
+        trying, may_have_arrived = retry or Retry(_RETRY_SECONDS), False
         while True:
             try:
                 return self._checked(self._http.request(method, path, **request))

@@ -50,7 +50,7 @@ Dispatch = Callable[[Cluster, threading.Event], None]
 """Works on the queue until the event is set. Raises Superseded."""
 
 
-class Silence:
+class SilenceTimer:
     """For how long a scheduler's row has not changed, by the clock of this process alone."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -69,7 +69,7 @@ class Silence:
         self._seen = None
 
 
-def may_follow(row: SchedulerRow | None, silence: Silence) -> bool:
+def may_follow(row: SchedulerRow | None, silence: SilenceTimer) -> bool:
     """Whether whoever stands by may take over."""
     if row is None or row.vacant:
         return True
@@ -79,7 +79,7 @@ def may_follow(row: SchedulerRow | None, silence: Silence) -> bool:
 
 def stand_by(store: Store, holder: str, stop: threading.Event) -> int | None:
     """Blocks until this process is the scheduler; returns its number, or None once `stop` is set."""
-    silence, said = Silence(), ""
+    silence, said = SilenceTimer(), ""
     while not stop.is_set():
         try:
             row = store.scheduler()

@@ -17,7 +17,7 @@ import psutil
 from service.errors import Refused
 from service.foreground import say
 from service.identity import Identity
-from service.restarts import Pauses
+from service.restarts import RestartBackoff
 
 MARK = "SYNCBN_STACK"
 """The stack's folder, in the environment of all that the stack starts; jobs are ended by their host agent."""
@@ -25,7 +25,7 @@ MARK = "SYNCBN_STACK"
 LOOKS = 5  # a process that is being ended may have started another one meanwhile
 
 
-class State:
+class StackState:
     """What is written down about the stack's processes, so that the next `up` finds them."""
 
     def __init__(self, folder: Path, token: str, servers: dict[str, Any]) -> None:
@@ -72,11 +72,11 @@ class Child(ABC):
     key: str
     name: str
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: StackState) -> None:
         self.state = state
         self.log = state.folder / "logs" / f"{self.key}.log"
         self._started: subprocess.Popen[bytes] | None = None
-        self._pauses = Pauses()
+        self._pauses = RestartBackoff()
         self._restart_at: float | None = None
 
     @abstractmethod

@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from service.dispatcher import process
-from service.embedded.processes import Child, State, end_all, marked
+from service.embedded.processes import Child, StackState, end_all, marked
 from service.errors import Refused, Unavailable
 from service.foreground import say
 from service.ports import free_port, is_free
@@ -128,7 +128,7 @@ QUIET = {
 class MlflowServer(Child):
     key, name = "mlflow", "MLflow"
 
-    def __init__(self, state: State, port: int) -> None:
+    def __init__(self, state: StackState, port: int) -> None:
         super().__init__(state)
         self.port = port
 
@@ -171,7 +171,7 @@ class SchedulerServer(Child):
 
     key, name = "scheduler", "the scheduler"
 
-    def __init__(self, state: State, store: Store, settings: Callable[[], Settings]) -> None:
+    def __init__(self, state: StackState, store: Store, settings: Callable[[], Settings]) -> None:
         super().__init__(state)
         self._store, self._settings = store, settings
         self._last_number = 0

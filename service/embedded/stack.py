@@ -23,7 +23,7 @@ import psutil
 from pydantic import SecretStr
 
 from service.embedded.private_folder import make_private
-from service.embedded.processes import Child, State, end_all, sweep
+from service.embedded.processes import Child, StackState, end_all, sweep
 from service.embedded.servers import MLFLOW_DATABASE, MlflowServer, RayHead, SchedulerServer
 from service.errors import Refused
 from service.foreground import errors_told, open_store, say, stop_on_signals
@@ -72,7 +72,7 @@ def _stack(
     make_private(folder, (*own, MLFLOW_DATABASE))
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder))
-        state = State.load(folder)
+        state = StackState.load(folder)
         store = open_store(_database_url(given, folder))
         stack.callback(store.close)
         stack.callback(sweep, folder)  # whatever else carries our mark
@@ -104,7 +104,7 @@ def _database_url(given: Settings, folder: Path) -> str:
     return given.database_url if "database_url" in given.model_fields_set else own
 
 
-def _completed(given: Settings, state: State, mlflow_port: int) -> Settings:
+def _completed(given: Settings, state: StackState, mlflow_port: int) -> Settings:
     """The settings of the embedded stack: what the environment says, and where its own parts are."""
     return given.model_copy(
         update={

@@ -18,7 +18,7 @@ from training.spec import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class Command:
     """`values` for a row that passes the `guards`.
 
     `refusal`: of a job that did not pass, why not, and the way out; None if it is as wished already.
@@ -32,11 +32,11 @@ class Wish:
 _NOT_CANCELLED = jobs.c.cancel_requested_at.is_(None)
 
 
-def cancel() -> Wish:
+def cancel() -> Command:
     """Ends a job that waits; marks one that is active, for the dispatcher to stop."""
     now = literal(utc_now(), UtcDateTime)
     waits = jobs.c.state.not_in(ACTIVE)
-    return Wish(
+    return Command(
         guards=[jobs.c.state.not_in(ENDED)],
         values={
             "state": case((waits, State.CANCELLED.value), else_=jobs.c.state),
@@ -48,21 +48,21 @@ def cancel() -> Wish:
     )
 
 
-def pause() -> Wish:
+def pause() -> Command:
     """Holds a job that waits; has the dispatcher stop the attempt of one that is active."""
     waits = jobs.c.state == State.QUEUED
-    return Wish(
+    return Command(
         guards=[jobs.c.state.not_in({*ENDED, State.PAUSED, State.PAUSING}), _NOT_CANCELLED],
         values={
             "state": case((waits, State.PAUSED.value), else_=State.PAUSING.value),
-            "reason": case((waits, "paused while it waited"), else_="saves itself, then pauses"),
+            "reason": case((waits, "paused while it waited"), else_="saves itself, then backoff"),
             "preempted_at": None,
         },
         refusal=lambda job: _over(job, "there is nothing to pause"),
     )
 
 
-def resume() -> Wish:
+def resume() -> Command:
     """Puts a paused job back into the queue. One that is not paused goes on as it is."""
 
     def refusal(job: Job) -> str | None:
@@ -71,16 +71,16 @@ def resume() -> Wish:
         pausing = "is still pausing, its attempt saves itself: resume it again once it is paused"
         return pausing if job.state is State.PAUSING else None
 
-    return Wish(
+    return Command(
         guards=[jobs.c.state == State.PAUSED],
         values={"state": State.QUEUED, "reason": "resumed; the scheduler has not looked at it yet"},
         refusal=refusal,
     )
 
 
-def resize(workers: int) -> Wish:
+def resize(workers: int) -> Command:
     """Has a job go on with so many workers, and no more, as soon as the scheduler can see to it."""
-    return Wish(
+    return Command(
         guards=[jobs.c.state.not_in(ENDED), _NOT_CANCELLED],
         values={"wanted_workers": workers, "grows_after": utc_now()},
         refusal=lambda job: _over(job, "its workers cannot change any more"),

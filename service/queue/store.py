@@ -29,7 +29,7 @@ from service.errors import Conflict, KeyReused, NotFound, Refused
 from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, is_id, new_job, utc_now
 from service.queue import commands, cursors, database, storable
 from service.queue.code_archives import CodeArchives
-from service.queue.commands import Wish
+from service.queue.commands import Command
 from service.queue.lease import Lease
 from service.queue.tables import UtcDateTime, job_labels, jobs
 from training.protocol import Failure, Progress
@@ -291,11 +291,11 @@ class Store(Lease, CodeArchives):
 
     # Statements
 
-    def _request(self, job_id: str, wish: Wish) -> Job:
+    def _request(self, job_id: str, command: Command) -> Job:
         self.get(job_id)
-        granted = self._update([jobs.c.id == job_id, *wish.guards], wish.values)
+        granted = self._update([jobs.c.id == job_id, *command.guards], command.values)
         job = self.get(job_id)
-        if not granted and (refusal := wish.refusal(job)):
+        if not granted and (refusal := command.refusal(job)):
             raise Conflict(f"job {job_id} {refusal}")
         return job
 

@@ -12,7 +12,7 @@ from service.scheduling.capacity import Demand, Machines
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deal:
+class Allocation:
     """What each job gets, by its id, and what the machines have left then, of what was `free` before.
 
     `blocked`: the first that has to wait, though the empty cluster would hold it. Nobody behind it gets any.
@@ -23,7 +23,7 @@ class Deal:
     free: Machines
     blocked: Job | None = None
 
-    def _with(self, job: Job, more: int) -> Deal:
+    def _with(self, job: Job, more: int) -> Allocation:
         machines, homeless = capacity.place(self.machines, Demand.of(job).each, more)
         assert not homeless
         workers = {**self.workers, job.id: self.workers.get(job.id, 0) + more}
@@ -35,43 +35,43 @@ def in_order(jobs: Iterable[Job]) -> list[Job]:
     return sorted(jobs, key=lambda job: (-job.priority, job.id))
 
 
-def deal_least(queue: Iterable[Job], machines: Machines, cluster: Machines) -> Deal:
+def allocate_least(queue: Iterable[Job], machines: Machines, cluster: Machines) -> Allocation:
     """To each job in its turn the fewest workers that it can start with, until one of them does not fit."""
     order = list(filter(fitting(cluster), in_order(queue)))
-    deal = Deal(workers={}, machines=machines, free=machines)
+    allocation = Allocation(workers={}, machines=machines, free=machines)
     # A job that was preempted has not given up its place: its least share stays its own while it starts
     # again, whoever came meanwhile. Otherwise it would be ended for jobs that it was only to make room for.
     for job in order:
-        if job.preempted_at is not None and fits(job, deal.machines):
-            deal = deal._with(job, Demand.of(job).least)
+        if job.preempted_at is not None and fits(job, allocation.machines):
+            allocation = allocation._with(job, Demand.of(job).least)
     for job in order:
-        if job.id in deal.workers:
+        if job.id in allocation.workers:
             continue
-        if not fits(job, deal.machines):
-            return replace(deal, blocked=job)
-        deal = deal._with(job, Demand.of(job).least)
-    return deal
+        if not fits(job, allocation.machines):
+            return replace(allocation, blocked=job)
+        allocation = allocation._with(job, Demand.of(job).least)
+    return allocation
 
 
-def deal_rest(deal: Deal, queue: Sequence[Job]) -> Deal:
+def allocate_rest(allocation: Allocation, queue: Sequence[Job]) -> Allocation:
     """To each job that has got workers, in its turn, as many more as it can have.
 
     They were dealt out bit by bit, but each gang is launched as a whole: it must fit that way too.
     """
     for job in in_order(queue):
-        if has := deal.workers.get(job.id):
+        if has := allocation.workers.get(job.id):
             demand = Demand.of(job)
-            most = demand.granted(has + capacity.room(deal.machines, demand.each))
-            more = (deal._with(job, workers - has) for workers in range(most, has, -demand.step))
-            deal = next((larger for larger in more if _launchable(larger, queue)), deal)
-    return deal
+            most = demand.granted(has + capacity.room(allocation.machines, demand.each))
+            more = (allocation._with(job, workers - has) for workers in range(most, has, -demand.step))
+            allocation = next((larger for larger in more if _launchable(larger, queue)), allocation)
+    return allocation
 
 
-def _launchable(deal: Deal, queue: Iterable[Job]) -> bool:
+def _launchable(allocation: Allocation, queue: Iterable[Job]) -> bool:
     """Whether the gangs fit when they are placed whole, one after the other."""
-    machines = deal.free
+    machines = allocation.free
     for job in in_order(queue):
-        machines, homeless = capacity.place(machines, Demand.of(job).each, deal.workers.get(job.id, 0))
+        machines, homeless = capacity.place(machines, Demand.of(job).each, allocation.workers.get(job.id, 0))
         if homeless:
             return False
     return True

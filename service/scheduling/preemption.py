@@ -14,7 +14,7 @@ from itertools import chain, combinations, islice
 from service.backends.cluster import Node
 from service.jobs.job import Job, State
 from service.scheduling import capacity
-from service.scheduling.allocation import deal_least, in_order
+from service.scheduling.allocation import allocate_least, in_order
 from service.scheduling.capacity import Demand
 
 GROWS_EVERY = timedelta(minutes=10)
@@ -119,8 +119,8 @@ def _fits_after(
     staying = [job for job in active if job.id not in going]
     back = [replace(job, preempted_at=job.created_at) for job in shrinking]
     back += [job for job in active if job.state is State.PREEMPTING and job.cancel_requested_at is None]
-    deal = deal_least([*queue, *back], capacity.occupied(nodes, staying), capacity.empty(nodes))
-    return head.id in deal.workers
+    allocation = allocate_least([*queue, *back], capacity.occupied(nodes, staying), capacity.empty(nodes))
+    return head.id in allocation.workers
 
 
 def _choices(able: Sequence[Job]) -> Iterator[Sequence[Job]]:

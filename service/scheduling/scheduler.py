@@ -19,7 +19,7 @@ from types import MappingProxyType
 from service.backends.cluster import Node
 from service.jobs.job import Job, new_job
 from service.scheduling import capacity, preemption, reasons
-from service.scheduling.allocation import Deal, deal_least, deal_rest, fitting, in_order
+from service.scheduling.allocation import Allocation, allocate_least, allocate_rest, fitting, in_order
 from service.scheduling.capacity import Demand, Machines
 from service.scheduling.preemption import Preempt
 from training.spec import Spec
@@ -63,21 +63,21 @@ def schedule(
     cluster = capacity.empty(nodes)
     preempts = preemption.resized(active)
     active = preemption.preempted(active, [preempt.job_id for preempt in preempts], now=now)
-    deal = deal_least(queue, capacity.occupied(nodes, active), cluster)
-    room = (
-        [] if deal.blocked is None else preemption.make_room(deal.blocked, queue, active, nodes, seconds_left)
-    )
-    if deal.blocked is None or room is None:
-        deal = deal_rest(deal, queue)  # it would be of no use to the one who waits
+    allocation = allocate_least(queue, capacity.occupied(nodes, active), cluster)
+    blocked = allocation.blocked
+    room = [] if blocked is None else preemption.make_room(blocked, queue, active, nodes, seconds_left)
+    if blocked is None or room is None:
+        allocation = allocate_rest(allocation, queue)  # the blocked job could not use it
     elif room:
-        preempts += [Preempt(job_id=job.id, reason=f"makes room for job {deal.blocked.id}") for job in room]
+        preempts += [Preempt(job_id=job.id, reason=f"makes room for job {blocked.id}") for job in room]
     if not any(map(fitting(cluster), queue)):
         preempts += preemption.grows(active, nodes, now=now, seconds_left=seconds_left)
-    return [*_told(queue, deal, cluster, makes_room=deal.blocked is not None and room is not None), *preempts]
+    makes_room = blocked is not None and room is not None
+    return [*_decisions(queue, allocation, cluster, makes_room=makes_room), *preempts]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class Forecast:
     """What would become of a job that is submitted now. `workers`: granted at once, or asked for at least."""
 
     fits_now: bool
@@ -86,27 +86,29 @@ class Outlook:
     reason: str
 
 
-def outlook(
+def forecast(
     spec: Spec, queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node], *, now: datetime
-) -> Outlook:
+) -> Forecast:
     """`schedule`'s answer for a job that does not exist yet."""
     job = new_job(spec, created_at=now)
     (decision,) = (d for d in schedule([*queue, job], active, nodes, now=now) if d.job_id == job.id)
     if isinstance(decision, Start):
-        return Outlook(fits_now=True, fits_ever=True, workers=decision.workers, reason="")
+        return Forecast(fits_now=True, fits_ever=True, workers=decision.workers, reason="")
     least, never = spec.resources.min_workers, isinstance(decision, Wait) and decision.never
-    return Outlook(fits_now=False, fits_ever=not never, workers=least, reason=decision.reason)
+    return Forecast(fits_now=False, fits_ever=not never, workers=least, reason=decision.reason)
 
 
-def _told(queue: Sequence[Job], deal: Deal, cluster: Machines, *, makes_room: bool) -> list[Start | Wait]:
-    """The deal as decisions, with reasons."""
+def _decisions(
+    queue: Sequence[Job], allocation: Allocation, cluster: Machines, *, makes_room: bool
+) -> list[Start | Wait]:
+    """The allocation as decisions, with reasons."""
     decisions: list[Start | Wait] = []
     ahead = 0
-    fits_ever, fits_now = fitting(cluster), fitting(deal.machines)
+    fits_ever, fits_now = fitting(cluster), fitting(allocation.machines)
     never = cache(lambda demand: reasons.never(demand, cluster))
-    not_yet = cache(lambda demand: reasons.not_yet(demand, deal.machines))
+    not_yet = cache(lambda demand: reasons.not_yet(demand, allocation.machines))
     for job in in_order(queue):
-        if workers := deal.workers.get(job.id):
+        if workers := allocation.workers.get(job.id):
             decisions.append(Start(job_id=job.id, workers=workers))
         elif not fits_ever(job):
             decisions.append(Wait(job_id=job.id, reason=never(Demand.of(job)), never=True))
@@ -116,7 +118,7 @@ def _told(queue: Sequence[Job], deal: Deal, cluster: Machines, *, makes_room: bo
                 reason = f"waits behind {others}"
             else:
                 reason = not_yet(Demand.of(job)) + (f"; {others} ahead" if ahead else "")
-            if makes_room and job is deal.blocked:
+            if makes_room and job is allocation.blocked:
                 reason += "; others are making room for it"
             decisions.append(Wait(job_id=job.id, reason=reason))
             ahead += 1

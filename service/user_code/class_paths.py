@@ -29,7 +29,7 @@ threads that parse at once, one may get a SystemError (gh-106905)."""
 _MAKES_NAMES = {"globals", "locals", "vars", "exec"}
 
 
-class Place(Protocol):
+class ModuleSource(Protocol):
     """Somewhere to look for modules."""
 
     def find(self, name: str, parent: Module | None) -> Module | None:
@@ -41,29 +41,29 @@ class Module:
     """A module that was found, not imported. `source` None: there is none to read."""
 
     name: str
-    place: Place
+    source_: ModuleSource
     is_package: bool
     source: bytes | None
     directories: tuple[str, ...] = ()
     """Where its submodules are."""
 
     def submodule(self, name: str) -> Module | None:
-        return self.place.find(name, self) if self.is_package else None
+        return self.source_.find(name, self) if self.is_package else None
 
 
 def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
     """One problem for each class path of the spec that leads nowhere; `archive`: its uploaded code."""
-    places = _places(archive)
-    found = ((key, _check(part.class_path, places)) for key, part in _class_specs(spec))
+    sources = _sources(archive)
+    found = ((key, _check(part.class_path, sources)) for key, part in _class_specs(spec))
     return [Problem(key=f"{key}.class_path", message=message) for key, message in found if message]
 
 
 def check_class_path(class_path: str, archive: bytes | None = None) -> str | None:
     """What is wrong with the path; None if it leads somewhere, or if only importing could tell."""
-    return _check(class_path, _places(archive))
+    return _check(class_path, _sources(archive))
 
 
-def _places(archive: bytes | None) -> list[Place]:
+def _sources(archive: bytes | None) -> list[ModuleSource]:
     return [_Archive(archive), _Environment()] if archive else [_Environment()]
 
 
@@ -78,26 +78,26 @@ def _class_specs(spec: Spec) -> Iterator[tuple[str, ClassSpec]]:
         yield "lr_scheduler", spec.lr_scheduler
 
 
-def _check(class_path: str, places: Sequence[Place]) -> str | None:
+def _check(class_path: str, sources: Sequence[ModuleSource]) -> str | None:
     top, *rest = class_path.split(".")
-    if module := _find(top, places):
-        return _follow(module, rest, places)
-    looked = "the uploaded code or the environment" if len(places) > 1 else "the environment"
+    if module := _find(top, sources):
+        return _follow(module, rest, sources)
+    looked = "the uploaded code or the environment" if len(sources) > 1 else "the environment"
     return f"no module named {top!r} in {looked}"
 
 
-def _find(top: str, places: Sequence[Place]) -> Module | None:
-    return next((module for place in places if (module := place.find(top, None))), None)
+def _find(top: str, sources: Sequence[ModuleSource]) -> Module | None:
+    return next((module for source_ in sources if (module := source_.find(top, None))), None)
 
 
-def _follow(module: Module, rest: list[str], places: Sequence[Place]) -> str | None:
+def _follow(module: Module, rest: list[str], sources: Sequence[ModuleSource]) -> str | None:
     """Goes down from a module; the first name that is no submodule must be defined in it."""
     name, *deeper = rest
     submodule = module.submodule(name)
     if submodule and deeper:
-        return _follow(submodule, deeper, places)
+        return _follow(submodule, deeper, sources)
     try:
-        names = _names(module, places, _STAR_DEPTH)
+        names = _names(module, sources, _STAR_DEPTH)
     except SyntaxError as error:
         line = f"line {error.lineno}: " if error.lineno else ""
         return f"module {module.name} does not parse: {line}{error.msg}"
@@ -129,13 +129,13 @@ class _Archive:
         if f"{path}.py" in self._files:
             return self._module(dotted, f"{path}.py", is_package=False)
         if any(file.startswith(f"{path}.") and file.endswith(_COMPILED) for file in self._files):
-            return Module(name=dotted, place=self, is_package=False, source=None)
+            return Module(name=dotted, source_=self, is_package=False, source=None)
         if any(file.startswith(f"{path}/") for file in self._files) and not _is_regular(dotted):
-            return Module(name=dotted, place=self, is_package=True, source=b"")
+            return Module(name=dotted, source_=self, is_package=True, source=b"")
         return None
 
     def _module(self, name: str, file: str, *, is_package: bool) -> Module:
-        return Module(name=name, place=self, is_package=is_package, source=self._zip.read(file))
+        return Module(name=name, source_=self, is_package=is_package, source=self._zip.read(file))
 
 
 def _is_regular(dotted: str) -> bool:
@@ -157,7 +157,7 @@ class _Environment:
         directories = spec.submodule_search_locations
         return Module(
             name=name,
-            place=self,
+            source_=self,
             is_package=directories is not None,
             source=_source(spec),
             directories=tuple(directories or ()),
@@ -183,24 +183,26 @@ def _source(spec: ModuleSpec) -> bytes | None:
 # What a module's source defines
 
 
-def _names(module: Module, places: Sequence[Place], depth: int) -> set[str] | None:
+def _names(module: Module, sources: Sequence[ModuleSource], depth: int) -> set[str] | None:
     """The names at the module's top level; None if they cannot be known without running it."""
     if module.source is None or len(module.source) > _MAX_SOURCE or not depth:
         return None
     try:
         with _parsing:
             tree = ast.parse(module.source)
-        return _names_in(tree, module, places, depth)
+        return _names_in(tree, module, sources, depth)
     except (RecursionError, MemoryError):  # nesting without end
         return None
 
 
-def _names_in(tree: ast.Module, module: Module, places: Sequence[Place], depth: int) -> set[str] | None:
+def _names_in(
+    tree: ast.Module, module: Module, sources: Sequence[ModuleSource], depth: int
+) -> set[str] | None:
     if _is_dynamic(tree):
         return None
     names: set[str] = set()
     for node in _top_level_nodes(tree):
-        found = _starred(node, module, places, depth) if _is_star(node) else _defined(node)
+        found = _starred(node, module, sources, depth) if _is_star(node) else _defined(node)
         if found is None:
             return None
         names |= found
@@ -243,12 +245,14 @@ def _is_star(node: ast.AST) -> TypeGuard[ast.ImportFrom]:
     return isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
 
 
-def _starred(node: ast.ImportFrom, module: Module, places: Sequence[Place], depth: int) -> set[str] | None:
+def _starred(
+    node: ast.ImportFrom, module: Module, sources: Sequence[ModuleSource], depth: int
+) -> set[str] | None:
     """What `from x import *` brings in, at least; None where that cannot be followed."""
     base = module.name.split(".") if node.level else []
     up = node.level - module.is_package if node.level else 0
     parts = [*base[: len(base) - up], *(node.module.split(".") if node.module else [])]
-    source = _find(parts[0], places) if parts else None
+    source = _find(parts[0], sources) if parts else None
     for part in parts[1:]:
         source = source and source.submodule(part)
-    return _names(source, places, depth - 1) if source else None
+    return _names(source, sources, depth - 1) if source else None

@@ -18,7 +18,7 @@ import pytest
 
 from service.client import Job
 from service.dispatcher.process import command as scheduler_command
-from service.embedded.processes import State
+from service.embedded.processes import StackState
 from service.user_code.pack import pack
 from tests.e2e.stack import ENVIRONMENT, Stack
 from tests.memory_cgroup import memory_cgroup
@@ -236,7 +236,7 @@ def test_orders_of_a_scheduler_that_another_has_followed_are_refused(stack: Stac
 
 def second_scheduler(stack: Stack) -> subprocess.Popen[bytes]:
     """One that stands by, on the same queue, Ray and MLflow."""
-    state = State.load(stack.folder)
+    state = StackState.load(stack.folder)
     variables = {
         "SYNCBN_DATABASE_URL": f"sqlite:///{stack.folder / 'syncbn.db'}",
         "SYNCBN_RAY_ADDRESS": state.ray_address,
@@ -299,7 +299,7 @@ def test_a_job_has_its_folder_its_environment_and_every_line_it_prints(
 
     assert {given.state, reads.state, prints.state} == {"succeeded"}
     environment = seen.read_text()
-    assert State.load(stack.folder).token not in environment
+    assert StackState.load(stack.folder).token not in environment
     assert "SYNCBN_" not in environment
     assert re.search(rf"^PATH=.*{re.escape(os.environ['PATH'])}$", environment, re.MULTILINE)
     assert "the note says read me\n" in log_of(stack, reads)

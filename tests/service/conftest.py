@@ -67,7 +67,7 @@ def service(live_server: LiveServer[FaultyApp], tmp_path: Path) -> Iterator[Serv
 
 @pytest.fixture
 def client(service: Service) -> Iterator[Client]:
-    with Client(service.url, patience=10) as client:
+    with Client(service.url, retry_seconds=10) as client:
         yield client
 
 

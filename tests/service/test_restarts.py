@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.restarts import PAUSES, STEADY_SECONDS, Pauses, kept_running
+from service.restarts import PAUSES, STEADY_SECONDS, RestartBackoff, kept_running
 
 # Writes down its pid; goes with its parent.
 READS_ITS_INPUT = (
@@ -34,12 +34,12 @@ def until(is_so: Callable[[], bool]) -> None:
 
 
 def test_each_start_that_comes_to_nothing_makes_the_next_pause_longer_up_to_a_bound() -> None:
-    pauses = Pauses(Clock())
+    backoff = RestartBackoff(Clock())
 
     found = []
     for _ in range(len(PAUSES) + 2):
-        pauses.started()
-        found.append(pauses.next())
+        backoff.started()
+        found.append(backoff.next())
 
     assert found == [*PAUSES, PAUSES[-1], PAUSES[-1]]
     assert found[0] == 0.0
@@ -47,25 +47,25 @@ def test_each_start_that_comes_to_nothing_makes_the_next_pause_longer_up_to_a_bo
 
 def test_a_process_that_ran_for_long_is_started_again_at_once() -> None:
     clock = Clock()
-    pauses = Pauses(clock)
+    backoff = RestartBackoff(clock)
     for _ in range(4):
-        pauses.started()
-        pauses.next()
+        backoff.started()
+        backoff.next()
 
-    pauses.started()
+    backoff.started()
     clock.now += STEADY_SECONDS
 
-    assert pauses.next() == PAUSES[0]
+    assert backoff.next() == PAUSES[0]
 
 
 def test_a_process_that_could_not_be_started_did_not_run_for_long() -> None:
     clock = Clock()
-    pauses = Pauses(clock)
-    pauses.started()
-    assert pauses.next() == PAUSES[0]
+    backoff = RestartBackoff(clock)
+    backoff.started()
+    assert backoff.next() == PAUSES[0]
     clock.now += 2 * STEADY_SECONDS
 
-    assert pauses.next() == PAUSES[1]
+    assert backoff.next() == PAUSES[1]
 
 
 def test_a_command_is_started_again_when_it_is_killed_and_ended_with_the_context(

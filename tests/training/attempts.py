@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from training.protocol import Exit, Order, RankPlace
+from training.protocol import Exit, Order, RankAssignment
 from training.rank.context import GroupEnvironment, RankContext
 from training.rank.rank import RankRun
 from training.rank.reports import Reports
@@ -156,11 +156,11 @@ def rank_run(
     keep_results: bool = True,
 ) -> RankRun:
     """This rank's part of a run in `folder`, to be trained in the group that there is: `train_in`."""
-    place = RankPlace(rank=rank, local_rank=0 if rank == 0 else 1, node_rank=rank)
+    assignment = RankAssignment(rank=rank, local_rank=0 if rank == 0 else 1, node_rank=rank)
     order = Order(
         attempt="run-1",
         spec=dict(spec),
-        ranks=(place,),
+        ranks=(assignment,),
         world_size=dist.get_world_size(),
         folder=str(folder / "run"),
         checkpoints=checkpoints_url,
@@ -168,16 +168,16 @@ def rank_run(
     )
     nobody, channel = socket.socketpair()
     nobody.close()
-    return RankRun(order, place, Reports(channel, rank, step=lambda _: None))
+    return RankRun(order, assignment, Reports(channel, rank, step=lambda _: None))
 
 
-def context(place: RankPlace) -> RankContext:
+def context(assignment: RankAssignment) -> RankContext:
     return RankContext(
-        rank=place.rank,
+        rank=assignment.rank,
         world_size=dist.get_world_size(),
-        local_rank=place.local_rank,
-        node_rank=place.node_rank,
-        environment=lambda: GroupEnvironment(replace(place, local_rank=0, node_rank=place.rank)),
+        local_rank=assignment.local_rank,
+        node_rank=assignment.node_rank,
+        environment=lambda: GroupEnvironment(replace(assignment, local_rank=0, node_rank=assignment.rank)),
         strategy=DDPStrategy,
     )
 
@@ -199,7 +199,7 @@ def attempt(
         own.folder.stop_request.unlink(missing_ok=True)
     dist.barrier()
     with _heard() as said:
-        ended = own.train_in(context(own.place))
+        ended = own.train_in(context(own.assignment))
     dist.barrier()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     state = {name: value.clone() for name, value in own.trainer.lightning_module.state_dict().items()}

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from sync_bn.lightning import SyncBatchNormPlugin
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.norm_report import norm_report
-from training.callbacks.progress import LightningLogger, Report
+from training.callbacks.progress import LightningLogger, ProgressReporter
 from training.callbacks.stop_vote import StopVote
 from training.errors import NonFiniteLoss
 from training.loading.batches import share_loader
-from training.loading.user_loader import OwnLoader
+from training.loading.user_loader import UserLoader
 from training.model.supervised import Supervised, as_lightning_module
 from training.protocol import Progress
 from training.spec import Spec, parse_spec
@@ -189,7 +189,7 @@ def fit(
     make_model: Callable[[], nn.Module] = small,
     *,
     train: Dataset[Any] | None = None,
-    loader: OwnLoader | None = None,
+    loader: UserLoader | None = None,
     shuffle: bool = True,
     batches_per_step: int = 1,
     folder: Path | None = None,
@@ -214,7 +214,7 @@ def fit(
     tracker = Fanout([recorder, *files])
     report = norm_report(spec.norm, rank, tracker)
     first = [report, GlobalLoss(tracker, vote or StopVote())]
-    trainer = _trainer(spec, tracker, [*first, Report(tracker), *callbacks], batches_per_step)
+    trainer = _trainer(spec, tracker, [*first, ProgressReporter(tracker), *callbacks], batches_per_step)
     share = partial(
         share_loader,
         batch_size=spec.training.global_batch_size,

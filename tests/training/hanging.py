@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.hangs.rank_files import HangFolder, last_place
+from training.hangs.rank_files import RankFiles, last_position
 from training.hangs.watchdog import Watchdog
 
 HANG_SECONDS = 2.0
@@ -133,7 +133,7 @@ def train(what: str, folder: Path, rank: int, world_size: int) -> None:
 
 def wait_until_written(hang: Path, rank: int, step: int) -> None:
     """A process that is stuck in C or stopped cannot say later where it is."""
-    while (place := last_place(HangFolder(hang).sign_of_life(rank))) is None or place.step < step:
+    while (place := last_position(RankFiles(hang).sign_of_life(rank))) is None or place.step < step:
         time.sleep(0.05)
 
 

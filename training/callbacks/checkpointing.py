@@ -19,7 +19,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from training.callbacks import train_state
-from training.callbacks.log_reduction import Logged, go_on
+from training.callbacks.log_reduction import LoggedValue, go_on
 from training.callbacks.stop_vote import StopVote, Vote
 from training.callbacks.train_state import TrainState
 from training.checkpoints.folder import Checkpoints
@@ -85,7 +85,7 @@ class Saving(Callback):
         self.tracker, self.vote, self.busy = tracker, vote, busy
         self.store = store
         self._to_restore = train_state.load(resumed.path) if resumed else None
-        self._half_logged: dict[str, Logged] = {}
+        self._half_logged: dict[str, LoggedValue] = {}
         self._step = resumed.step if resumed else 0
         self._saved = resumed.step if resumed else None  # rank 0's is kept up
         self._saved_at = time.monotonic()
@@ -112,7 +112,7 @@ class Saving(Callback):
         if trainer.global_step == self._step:
             return  # nothing to save, or within an accumulated batch
         self._step = trainer.global_step
-        self.store.let_go()  # all ranks have made a step together: all have read what they go on from
+        self.store.release()  # all ranks have made a step together: all have read what they go on from
         decided = self.vote.decision
         if decided is Vote.GO_ON and batch_idx == 0 and self._long_since_the_last(trainer):
             decided = Vote.SAVE
@@ -165,7 +165,7 @@ class Saving(Callback):
             instead = "there is none before it" if last is None else f"the last one is of step {last}"
             log.warning(
                 "the checkpoint of step %d could not be written: %s. The training goes on; %s. %s",
-                *(self._step, error, instead, self.store.way_out),
+                *(self._step, error, instead, self.store.remedy),
             )
 
 

@@ -77,7 +77,7 @@ def _name(reduction: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logged:
+class LoggedValue:
     """What one rank has gathered of one name since the epoch began. `shared`: every rank has the same."""
 
     reduction: str
@@ -97,10 +97,10 @@ class Logged:
         later._computed = None
 
 
-def half_logged(trainer: Trainer) -> dict[str, Logged]:
+def partial_means(trainer: Trainer) -> dict[str, LoggedValue]:
     """What this rank has gathered of the running epoch, by Lightning's key."""
     return {
-        key: Logged(
+        key: LoggedValue(
             reduction=_name(found.meta.reduce_fx),
             shared=not found.meta.sync.should,
             value=found.value.clone().cpu(),
@@ -111,7 +111,9 @@ def half_logged(trainer: Trainer) -> dict[str, Logged]:
     }
 
 
-def share_of(ranks: Sequence[Mapping[str, Logged]], rank: int, world_size: int) -> dict[str, Logged]:
+def share_of(
+    ranks: Sequence[Mapping[str, LoggedValue]], rank: int, world_size: int
+) -> dict[str, LoggedValue]:
     """What `rank` of `world_size` goes on from: its own where there are as many ranks as before; otherwise
     rank 0 what all had, and the others what is the same everywhere.
     """
@@ -126,10 +128,10 @@ def share_of(ranks: Sequence[Mapping[str, Logged]], rank: int, world_size: int) 
     return share
 
 
-def _merged(parts: Sequence[Logged]) -> Logged:
+def _merged(parts: Sequence[LoggedValue]) -> LoggedValue:
     first = parts[0]
     samples = [part.samples for part in parts if part.samples is not None]
-    return Logged(
+    return LoggedValue(
         reduction=first.reduction,
         shared=False,
         value=_MERGE[first.reduction](part.value for part in parts),  # type: ignore[operator]
@@ -137,7 +139,7 @@ def _merged(parts: Sequence[Logged]) -> Logged:
     )
 
 
-def go_on(trainer: Trainer, before: dict[str, Logged]) -> None:
+def go_on(trainer: Trainer, before: dict[str, LoggedValue]) -> None:
     """Adds what came before the break to what is logged again, and takes it from `before`."""
     results = _results(trainer)
     for key in before.keys() & results.keys():

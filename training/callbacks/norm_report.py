@@ -1,6 +1,6 @@
 """What synchronizing changes in a training, by layer and step: from `sync_bn.observe` to the tracker.
 
-Unobserved      observes nothing
+NoReport      observes nothing
 └── NormReport  every N-th optimizer step of rank 0: as metrics, and at the end as a heat map
 """
 
@@ -28,7 +28,7 @@ FIGURE = "norm_noise.png"
 COLUMNS = 256  # of the heat map; a screen shows hardly more
 
 
-class Unobserved(Callback):
+class NoReport(Callback):
     """Observes nothing."""
 
     def draw(self, folder: Path) -> list[Path]:  # noqa: ARG002
@@ -36,13 +36,13 @@ class Unobserved(Callback):
         return []
 
 
-def norm_report(norm: Norm, rank: int, tracker: Tracker) -> Unobserved:
+def norm_report(norm: Norm, rank: int, tracker: Tracker) -> NoReport:
     """Rank 0 observes, where the spec asks for it."""
-    return NormReport(tracker, norm.observe_every) if norm.observe_every and rank == 0 else Unobserved()
+    return NormReport(tracker, norm.observe_every) if norm.observe_every and rank == 0 else NoReport()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Observed:
+class _ObservedStep:
     """An optimizer step that has been observed; its report waits to be read."""
 
     step: int
@@ -50,7 +50,7 @@ class _Observed:
     report: Report
 
 
-class NormReport(Unobserved):
+class NormReport(NoReport):
     """Logs `norm/LAYER/MEASURE`, for each of sync_bn's MEASURES, at every `every`-th optimizer step.
 
     Of several batches in a step, and of several calls of a layer, the last counts. Values that are not finite
@@ -69,7 +69,7 @@ class NormReport(Unobserved):
         self._due = math.inf
         self._observing = ExitStack()
         self._report: Report | None = None
-        self._unread: list[_Observed] = []
+        self._unread: list[_ObservedStep] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Converted by now. Without the wrapper around it, its layers have the names that the user gave them.
@@ -95,7 +95,7 @@ class NormReport(Unobserved):
         self._observing.close()
         if self._report is not None and trainer.global_step >= self._due:
             at = {"step": trainer.global_step, "epoch": trainer.current_epoch}
-            self._unread.append(_Observed(**at, report=self._report))
+            self._unread.append(_ObservedStep(**at, report=self._report))
             self._due = self._next_due(trainer)
         self._report = None
 

@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class LightningLogger(Logger):
-    """Hands every `self.log` of a module to the tracker, at the step that `Report` says."""
+    """Hands every `self.log` of a module to the tracker, at the step that `ProgressReporter` says."""
 
     def __init__(self, tracker: Tracker) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class LightningLogger(Logger):
             self.tracker.log(self.step, self.epoch, values)
 
 
-class Report(Callback):
+class ProgressReporter(Callback):
     """Says where the run stands: to the tracker at every step, to the log every few seconds."""
 
     def __init__(self, tracker: Tracker) -> None:

@@ -23,7 +23,7 @@ NAMES_SHOWN = 20
 TAG = "syncbn.noise_per_rank"
 
 
-class NoiseWatch(Callback):
+class RngWatch(Callback):
     """Says once, after the first batch of a fit, in which modules one of torch's default generators moved.
 
     On rank 0, in the log and as a tag of the run; nothing where nothing moved. Communicates with no rank.
@@ -33,7 +33,7 @@ class NoiseWatch(Callback):
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
         self._first = False
-        self._watch: _Watch | None = None
+        self._watch: _DrawRecorder | None = None
 
     def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
         self._first = trainer.is_global_zero
@@ -41,7 +41,7 @@ class NoiseWatch(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._first:
             self._first = False
-            self._watch = _Watch(pl_module, trainer.strategy.root_device)
+            self._watch = _DrawRecorder(pl_module, trainer.strategy.root_device)
 
     def on_before_backward(self, *_: Any) -> None:
         # Activation checkpointing winds the generators back and runs layers again, which draws nothing new.
@@ -73,7 +73,7 @@ class NoiseWatch(Callback):
         self.tracker.tags({TAG: _listed(list(found))})
 
 
-class _Watch:
+class _DrawRecorder:
     """Ascribes each movement of a generator to the innermost module whose forward runs at that moment.
 
     From creation until `end`. It uses torch's hooks for all modules and not those of the modules, because

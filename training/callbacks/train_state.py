@@ -27,7 +27,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
 
-from training.callbacks.log_reduction import Logged, half_logged, share_of
+from training.callbacks.log_reduction import LoggedValue, partial_means, share_of
 
 FILE, EARLIER_FILE = "train_state.pt", "carried.pt"
 SHARED_BY_ALL = (dim_zero_max, dim_zero_min, dim_zero_mean)
@@ -42,7 +42,7 @@ class TrainState:
     seed: int
     step: int
     generators: list[dict[str, Any]]
-    logged: list[dict[str, Logged]]
+    logged: list[dict[str, LoggedValue]]
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
@@ -55,7 +55,7 @@ class TrainState:
         else:
             _seed_generators(self.seed, self.step, trainer.global_rank)
 
-    def logged_by(self, trainer: Trainer) -> dict[str, Logged]:
+    def logged_by(self, trainer: Trainer) -> dict[str, LoggedValue]:
         """What this rank goes on from (`log_reduction.go_on`)."""
         return share_of(self.logged, trainer.global_rank, trainer.world_size)
 
@@ -66,7 +66,7 @@ class TrainState:
 def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainState | None:
     """The state now. Collective: every rank calls it, rank 0 gets it, the others get None."""
     own: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(own, (_generators(), half_logged(trainer)))
+    dist.all_gather_object(own, (_generators(), partial_means(trainer)))
     metrics = _metrics(module)
     # Whether a metric was updated, ranks may see differently; whether to sync it, they must agree on.
     updates = torch.tensor([metric._update_count for metric in metrics.values()], device=module.device)
@@ -89,7 +89,7 @@ def load(folder: Path) -> TrainState:
     if not (folder / FILE).exists():
         return _load_earlier(folder / EARLIER_FILE)
     found = torch.load(folder / FILE, weights_only=True)
-    logged = [{name: Logged(**value) for name, value in rank.items()} for rank in found["logged"]]
+    logged = [{name: LoggedValue(**value) for name, value in rank.items()} for rank in found["logged"]]
     return TrainState(**{**found, "logged": logged})
 
 
@@ -100,7 +100,7 @@ def _load_earlier(path: Path) -> TrainState:
     with torch.serialization.safe_globals([*arrays, *classes]):
         found = vars(torch.load(path, weights_only=True))
     generators = [{**rank, "numpy": _numpy_state(rank["numpy"])} for rank in found["generators"]]
-    logged = [{name: Logged(**vars(value)) for name, value in rank.items()} for rank in found["logged"]]
+    logged = [{name: LoggedValue(**vars(value)) for name, value in rank.items()} for rank in found["logged"]]
     return TrainState(**{**found, "generators": generators, "logged": logged})
 
 

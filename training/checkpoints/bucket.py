@@ -27,7 +27,7 @@ PARTS_ON_THE_WAY = 4
 _FOR_GOOD = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH")
 
 
-class NoAnswer(OSError):
+class StorageUnavailable(OSError):
     """The storage did not do what it was asked to; names the URL.
 
     `for_good`: it would not the next time either, because there is no such bucket or it lets nobody in.
@@ -46,7 +46,7 @@ class File(NamedTuple):
     written_at: datetime
 
 
-def _or_no_answer(
+def _or_unavailable(
     method: Callable[Concatenate[Bucket, Parameters], Result],
 ) -> Callable[Concatenate[Bucket, Parameters], Result]:
     @wraps(method)
@@ -56,18 +56,18 @@ def _or_no_answer(
         except (OSError, ArrowException) as error:
             if getattr(error, "errno", None):  # a file that is not there, or this machine's own disk
                 raise
-            raise NoAnswer(errno.EIO, str(error), bucket.url) from error
+            raise StorageUnavailable(errno.EIO, str(error), bucket.url) from error
 
     return call
 
 
 class Bucket:
-    """Every method blocks. Storage that does not answer is asked three times, and then NoAnswer is raised."""
+    """Every method blocks. Tries three times, then raises StorageUnavailable."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
-    @_or_no_answer
+    @_or_unavailable
     def files(self) -> list[File]:
         """All of them."""
         storage, root = self._opened
@@ -79,28 +79,28 @@ class Bucket:
             File(info.path.removeprefix(f"{root}/"), info.size, info.mtime) for info in found if info.is_file
         ]
 
-    @_or_no_answer
+    @_or_unavailable
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
         storage, root = self._opened
         with storage.open_input_file(f"{root}/{name}") as source:
             return bytes(source.read())
 
-    @_or_no_answer
+    @_or_unavailable
     def download(self, name: str, target: Path) -> None:
         """Raises FileNotFoundError."""
         storage, root = self._opened
         with storage.open_input_file(f"{root}/{name}") as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy, PART_BYTES)
 
-    @_or_no_answer
+    @_or_unavailable
     def write(self, name: str, content: bytes) -> None:
         """Whole or not at all, in the place of what was there."""
         storage, root = self._opened
         with storage.open_output_stream(f"{root}/{name}") as target:
             target.write(content)
 
-    @_or_no_answer
+    @_or_unavailable
     def upload(self, source: Path, name: str) -> None:
         """An error may leave a part of it under its name."""
         storage, root = self._opened
@@ -112,19 +112,19 @@ class Bucket:
                 if parts % PARTS_ON_THE_WAY == 0:
                     target.flush()
 
-    @_or_no_answer
+    @_or_unavailable
     def rename(self, name: str, new: str) -> None:
         """By a copy: for small files."""
         storage, root = self._opened
         storage.move(f"{root}/{name}", f"{root}/{new}")
 
-    @_or_no_answer
+    @_or_unavailable
     def remove(self, name: str) -> None:
         storage, root = self._opened
         with suppress(FileNotFoundError):
             storage.delete_file(f"{root}/{name}")
 
-    @_or_no_answer
+    @_or_unavailable
     def remove_folder(self, name: str) -> None:
         storage, root = self._opened
         with suppress(FileNotFoundError):

@@ -37,7 +37,7 @@ class Checkpoints:
         self.folder, self.keep_last, self.mode = folder, keep_last, mode
 
     @property
-    def way_out(self) -> str:
+    def remedy(self) -> str:
         """What to do when a checkpoint could not be written."""
         return f"Make room in {self.folder}."
 
@@ -64,7 +64,7 @@ class Checkpoints:
             raise
         self._retain()
 
-    def newest(self) -> Saved | None:
+    def latest_valid(self) -> Saved | None:
         """The newest whole checkpoint, every byte of it verified; None where there is none.
 
         Newer ones that are not whole are set aside and reported, and what killed writers left is removed:
@@ -78,11 +78,11 @@ class Checkpoints:
             _remove(left)
         return newest_whole([path.name for path in self._newest_first()], self._read, self._refuse)
 
-    def here(self, saved: Saved) -> Saved:
-        """What `newest` has found on another machine, where this one can read it."""
+    def fetch_to_node(self, saved: Saved) -> Saved:
+        """What `latest_valid` has found on another machine, where this one can read it."""
         return saved
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """What was found has been read, by all ranks of this machine."""
 
     def _read(self, name: str) -> Saved:
@@ -182,7 +182,7 @@ def _discard(path: Path) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)  # what stays behind has no good name; `newest` tries again
+        shutil.rmtree(path, ignore_errors=True)  # a part that stays has no valid name; removed next time
     else:
         path.unlink(missing_ok=True)
 

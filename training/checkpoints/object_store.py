@@ -25,10 +25,10 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from training.checkpoints import manifest
-from training.checkpoints.bucket import Bucket, NoAnswer
+from training.checkpoints.bucket import Bucket, StorageUnavailable
 from training.checkpoints.manifest import Saved, Torn, step_of
 from training.checkpoints.retention import BROKEN_KEPT, Mode, comparable, newest_whole, outdated
-from training.checkpoints.tempdirs import Scratch
+from training.checkpoints.tempdirs import TemporaryFolder
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +43,21 @@ class ObjectStore:
     """`training.checkpoints.folder.Checkpoints` for a URL like s3://bucket/prefix/run.
 
     A draft, and the checkpoint that a run goes on from, are in TMPDIR for as long as they are needed. Storage
-    that does not answer is asked again for `patience_seconds` when a checkpoint is to be read. Not so when
+    that does not answer is asked again for `retry_seconds` when a checkpoint is to be read. Not so when
     one is to be written: training does not wait.
     """
 
     def __init__(
-        self, url: str, *, keep_last: int = 2, mode: Mode = "min", patience_seconds: float = 600.0
+        self, url: str, *, keep_last: int = 2, mode: Mode = "min", retry_seconds: float = 600.0
     ) -> None:
         assert keep_last >= 1
         self.url, self.keep_last, self.mode = url, keep_last, mode
-        self.patience_seconds = patience_seconds
+        self.retry_seconds = retry_seconds
         self._bucket = Bucket(url)
-        self._copy: Scratch | None = None
+        self._copy: TemporaryFolder | None = None
 
     @property
-    def way_out(self) -> str:
+    def remedy(self) -> str:
         return f"See to it that {self.url} can be written, and that {tempfile.gettempdir()} has room."
 
     @contextmanager
@@ -67,7 +67,7 @@ class ObjectStore:
         Raises OSError naming the URL where the storage does not take it.
         """
         metric = comparable(metric)
-        draft = Scratch()
+        draft = TemporaryFolder()
         try:
             yield draft.path
             manifest.seal(draft.path, step, metric)
@@ -77,22 +77,22 @@ class ObjectStore:
         finally:
             draft.remove()
 
-    def newest(self) -> Saved | None:
-        """As `Checkpoints.newest`; its path is a copy on this machine, until `let_go`.
+    def latest_valid(self) -> Saved | None:
+        """As `Checkpoints.latest_valid`; its path is a copy on this machine, until `release`.
 
         Raises OSError naming the URL where the storage does not answer.
         """
-        return self._patiently(self._newest)
+        return self._retried(self._latest_valid)
 
-    def here(self, saved: Saved) -> Saved:
-        """What `newest` has found on another machine, as a copy on this one, until `let_go`."""
+    def fetch_to_node(self, saved: Saved) -> Saved:
+        """What `latest_valid` has found on another machine, as a copy on this one, until `release`."""
         name = saved.path.name
         try:
-            return self._patiently(lambda: self._fetched(name, self._uploads().get(name, {}), self._room()))
+            return self._retried(lambda: self._fetched(name, self._uploads().get(name, {}), self._room()))
         except Torn as fault:
             raise OSError(errno.EIO, f"{name} was whole on another machine: {fault}", self.url) from None
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """The copy is not needed any more."""
         if self._copy:
             self._copy.remove()
@@ -104,7 +104,7 @@ class ObjectStore:
         for name, sizes in self._checkpoints().items():
             if step_of(name) != step:
                 continue
-            room = Scratch()
+            room = TemporaryFolder()
             try:
                 saved = self._fetched(name, sizes, room.path)
                 if saved.metric is None and metric is not None:
@@ -128,7 +128,7 @@ class ObjectStore:
             manifest.check(contents, step=step, sizes={manifest.NAME: 0, **self._uploads().get(name, {})})
             self._bucket.write(f"{name}/{manifest.NAME}", (draft / manifest.NAME).read_bytes())
         except BaseException as error:
-            with suppress(OSError):  # what stays behind has no manifest; `newest` tries again
+            with suppress(OSError):  # what stays behind has no manifest; `latest_valid` tries again
                 self._remove(name)
             if isinstance(error, Torn):
                 raise OSError(errno.EIO, f"{name} was cleared away: {error}", self.url) from None
@@ -149,7 +149,7 @@ class ObjectStore:
 
     # Reading
 
-    def _newest(self) -> Saved | None:
+    def _latest_valid(self) -> Saved | None:
         for name, sizes in self._uploads().items():
             if not sizes.keys() & {manifest.NAME, BROKEN}:
                 self._remove(name)
@@ -157,8 +157,8 @@ class ObjectStore:
         return newest_whole(found, lambda name: self._fetched(name, found[name], room), self._set_aside)
 
     def _room(self) -> Path:
-        self.let_go()
-        self._copy = Scratch()
+        self.release()
+        self._copy = TemporaryFolder()
         return self._copy.path
 
     def _checkpoints(self) -> dict[str, dict[str, int]]:
@@ -199,13 +199,13 @@ class ObjectStore:
             self._remove(file.name.removesuffix(f"/{BROKEN}"))
         return f"{self.url}/{name}, its manifest as {BROKEN}"
 
-    def _patiently(self, read: Callable[[], Result]) -> Result:
-        until = time.monotonic() + self.patience_seconds
+    def _retried(self, read: Callable[[], Result]) -> Result:
+        until = time.monotonic() + self.retry_seconds
         seconds, longest = SECONDS_BETWEEN
         while True:
             try:
                 return read()
-            except NoAnswer as error:
+            except StorageUnavailable as error:
                 left = until - time.monotonic()
                 if left <= 0 or error.for_good:
                     raise

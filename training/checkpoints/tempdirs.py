@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 
-class Scratch:
+class TemporaryFolder:
     """An empty folder `path`, gone with `remove`, with this object, or with its process."""
 
     def __init__(self) -> None:

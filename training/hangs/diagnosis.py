@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.hangs.rank_files import HangFolder, Place, Report
+from training.hangs.rank_files import HangReport, Position, RankFiles
 from training.hangs.stack_traces import Frame, Stack, innermost, shown, waits_for_ranks
 
 
@@ -24,15 +24,15 @@ class Hang:
 
 @dataclass(frozen=True, kw_only=True)
 class _Account:
-    """What is known of a rank: its report, or only its last place, or nothing."""
+    """What is known of a rank: its report, or only its last position, or nothing."""
 
     rank: int
-    place: Place | None = None
-    report: Report | None = None
+    position: Position | None = None
+    report: HangReport | None = None
 
     @property
     def is_silent(self) -> bool:
-        return self.report is None and not (self.place and self.place.ended)
+        return self.report is None and not (self.position and self.position.ended)
 
     @property
     def is_old(self) -> bool:
@@ -52,27 +52,31 @@ class _Account:
 
     @property
     def step(self) -> int:
-        return self.place.step if self.place else 0
+        return self.position.step if self.position else 0
 
     @property
     def doing(self) -> str:
-        return f"at step {self.step} ({self.place.doing})" if self.place else "before its first sign of life"
+        return (
+            f"at step {self.step} ({self.position.doing})"
+            if self.position
+            else "before its first sign of life"
+        )
 
 
 def hang_report(folder: Path) -> Hang | None:
     """None: no rank was found to make no progress, whatever else ended the run."""
-    files = HangFolder(folder)
-    reports = {report.place.rank: report for report in files.reports()}
+    files = RankFiles(folder)
+    reports = {report.position.rank: report for report in files.reports()}
     if not reports:
         return None
-    places = {place.rank: place for place in files.places()}
+    positions = {position.rank: position for position in files.positions()}
     accounts = [
         _Account(
             rank=rank,
-            place=reports[rank].place if rank in reports else places.get(rank),
+            position=reports[rank].position if rank in reports else positions.get(rank),
             report=reports.get(rank),
         )
-        for rank in range(next(iter(reports.values())).place.world_size)
+        for rank in range(next(iter(reports.values())).position.world_size)
     ]
     blamed = _blamed(accounts)
     return Hang(
@@ -102,7 +106,7 @@ def _silent_ones(accounts: Sequence[_Account]) -> Sequence[_Account]:
 
 def _with_fewest_collectives(accounts: Sequence[_Account]) -> Sequence[_Account]:
     """A rank that waits has entered a collective that the one it waits for has not."""
-    counts = [account.place.collectives if account.place else None for account in accounts]
+    counts = [account.position.collectives if account.position else None for account in accounts]
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return []
@@ -150,7 +154,7 @@ def _stuck(account: _Account) -> str:
         )
     if account.report is None:
         return f"had left the training {account.doing}"
-    where = account.frame or "a place unknown"
+    where = account.frame or "a position unknown"
     if account.is_old:
         return (
             f"made no progress, last heard of {account.doing}: stuck at {where}, in C code that keeps "
@@ -164,7 +168,7 @@ def _waiting(account: _Account) -> str:
 
 
 def _alike(accounts: Sequence[_Account], said: Callable[[_Account], str]) -> list[tuple[str, _Account]]:
-    """Ranks of which the same is to be said, together; hundreds of ranks wait in the same place."""
+    """Ranks of which the same is to be said, together; hundreds of ranks wait in the same position."""
     groups: dict[str, list[_Account]] = {}
     for account in accounts:
         groups.setdefault(said(account), []).append(account)
@@ -178,9 +182,9 @@ def _ranks(accounts: Sequence[_Account]) -> str:
 
 def _stacks(accounts: Sequence[_Account]) -> str:
     processes = "".join(
-        f"rank {account.rank} is process {account.place.pid} on {account.place.host}\n"
+        f"rank {account.rank} is process {account.position.pid} on {account.position.host}\n"
         for account in accounts
-        if account.place
+        if account.position
     )
     stacks = (
         f"\n{ranks} {one.doing}:\n{_all_threads(one)}"

@@ -17,11 +17,11 @@ from time import monotonic
 _LOOK_SECONDS = 0.5
 
 
-class Sentinel:
+class Killer:
     """Kills this process once the time is over that `allow` gave it last."""
 
     def __init__(self) -> None:
-        # The same process group: whoever pauses the group pauses the sentinel with it.
+        # The same process group: whoever backoff the group backoff the sentinel with it.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(os.getpid())],
             stdin=subprocess.PIPE,

@@ -26,8 +26,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Self
 
-from training.hangs.killer import Sentinel
-from training.hangs.rank_files import HangFolder, Place, PlaceFile, Report, is_settled
+from training.hangs.killer import Killer
+from training.hangs.rank_files import HangReport, Position, PositionFile, RankFiles, is_settled
 from training.hangs.stack_traces import stacks
 from training.protocol import HANG_EXIT_CODE
 
@@ -56,7 +56,7 @@ class Watchdog:
         step_made: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.rank, self.world_size, self.hang_seconds = rank, world_size, hang_seconds
-        self._files = HangFolder(folder)
+        self._files = RankFiles(folder)
         self._limit = max(hang_seconds, first_step_seconds)
         self._busy: list[float] = []
         self._at = (0, "setting up")
@@ -100,10 +100,10 @@ class Watchdog:
         self._thread = threading.get_ident()
         self._files.path.mkdir(parents=True, exist_ok=True)
         self._files.withdraw(self.rank)
-        self._place_file = PlaceFile(self._files.place_file(self.rank))
-        self._sentinel = Sentinel()
+        self._position_file = PositionFile(self._files.position_file(self.rank))
+        self._sentinel = Killer()
         self._arm()
-        self._place_file.write(self._place())
+        self._position_file.write(self._position())
         self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._watcher.start()
         return self
@@ -116,10 +116,10 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         self.progress(self._at[0], f"ended with {kind.__name__}" if kind else "ended")
         with suppress(OSError):
-            self._place_file.write(self._place(ended=True), through=True)
+            self._position_file.write(self._position(ended=True), through=True)
             if kind is None:
                 self._files.withdraw(self.rank)  # after an error it may tell why others are gone
-        self._place_file.close()
+        self._position_file.close()
         self._sentinel.close()
 
     @property
@@ -141,13 +141,13 @@ class Watchdog:
     def _arm(self) -> None:
         """Puts off what would happen if this thread did not run any more."""
         allowed = self._allowed
-        faulthandler.dump_traceback_later(allowed + _DUMP_AFTER, file=self._place_file.descriptor)
+        faulthandler.dump_traceback_later(allowed + _DUMP_AFTER, file=self._position_file.descriptor)
         self._sentinel.allow(allowed + self._patience + _KILL_AFTER)
 
     def _tick(self, still: float, elapsed: float) -> None:
         self._ticks += 1
         reported = self._files.reported()
-        self._place_file.write(self._place(), through=bool(reported))
+        self._position_file.write(self._position(), through=bool(reported))
         if still < self._allowed:
             if self.rank in reported:
                 self._files.withdraw(self.rank)
@@ -155,7 +155,9 @@ class Watchdog:
             return
         if self.rank not in reported:
             stack, threads = stacks(self._thread)
-            self._files.report(Report(place=self._place(), seconds=still, stack=stack, threads=threads))
+            self._files.report(
+                HangReport(position=self._position(), seconds=still, stack=stack, threads=threads)
+            )
         if not self._others.may_go_on(elapsed):
             self._end(still)
 
@@ -165,9 +167,9 @@ class Watchdog:
         os.write(2, text.encode())  # the thread that hangs may hold the lock of sys.stderr
         os._exit(HANG_EXIT_CODE)
 
-    def _place(self, *, ended: bool = False) -> Place:
+    def _position(self, *, ended: bool = False) -> Position:
         step, doing = self._at
-        return Place(
+        return Position(
             rank=self.rank,
             world_size=self.world_size,
             host=socket.gethostname(),
@@ -185,7 +187,7 @@ class Watchdog:
 class _Others:
     """The other ranks, as seen by one that hangs."""
 
-    def __init__(self, files: HangFolder, rank: int, world_size: int, patience: float) -> None:
+    def __init__(self, files: RankFiles, rank: int, world_size: int, patience: float) -> None:
         self._files, self._patience = files, patience
         self._ranks = set(range(world_size)) - {rank}
         self._seen: dict[int, bytes] = {}

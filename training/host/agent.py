@@ -181,7 +181,10 @@ class HostAgent:
         control, for_supervisor = Pipe()
         reports, for_ranks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reports.setblocking(False)
-        environments = {place.rank: of_rank(self._base, self._storage, order, place) for place in order.ranks}
+        environments = {
+            assignment.rank: of_rank(self._base, self._storage, order, assignment)
+            for assignment in order.ranks
+        }
         arguments = (order.to_json(), environments, str(folder), for_supervisor, for_ranks, listener)
         try:
             process = self._server.fork(supervise, *arguments)

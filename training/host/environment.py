@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from training.protocol import Order, RankPlace
+from training.protocol import Order, RankAssignment
 
 _OF_THE_MACHINE = frozenset(
     {
@@ -62,12 +62,12 @@ def of_the_user(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def of_rank(
-    base: Mapping[str, str], storage: Mapping[str, str], order: Order, place: RankPlace
+    base: Mapping[str, str], storage: Mapping[str, str], order: Order, assignment: RankAssignment
 ) -> dict[str, str]:
     """`base` and `storage` as the functions above give them."""
     asked = order.spec["resources"]
     found = {**OURS, **base, **(storage if order.checkpoints is not None else {})}
     if asked["gpus_per_worker"]:
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
     found.setdefault("OMP_NUM_THREADS", str(max(int(asked["cpus_per_worker"]), 1)))
     return {**found, **order.variables}

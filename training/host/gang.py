@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from training.hangs.diagnosis import hang_report
-from training.hangs.rank_files import HangFolder
+from training.hangs.rank_files import RankFiles
 from training.protocol import (
     HANG_EXIT_CODE,
     LONGEST_TAIL,
@@ -74,7 +74,7 @@ class Gang:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        return tuple(place.rank for place in self.order.ranks)
+        return tuple(assignment.rank for assignment in self.order.ranks)
 
     @property
     def over(self) -> bool:
@@ -233,12 +233,12 @@ class Gang:
             return
         now = monotonic()
         if (self._end_at is not None and now >= self._end_at) or (
-            self._stop is not None and self._stop.is_over(self._places(), now)
+            self._stop is not None and self._stop.is_over(self._positions(), now)
         ):
             self.end()
 
-    def _places(self) -> list[Any]:
-        return HangFolder(self.folder.hang).places()
+    def _positions(self) -> list[Any]:
+        return RankFiles(self.folder.hang).positions()
 
 
 class _Stop:
@@ -248,9 +248,9 @@ class _Stop:
         self.until, self._still_since = until, now
         self._seen: list[tuple[int, str]] | None = None
 
-    def is_over(self, places: list[Any], now: float) -> bool:
-        """Whether ranks with these places are not waited for any more."""
-        doing = [(place.step, place.doing) for place in places]
+    def is_over(self, positions: list[Any], now: float) -> bool:
+        """Whether ranks with these positions are not waited for any more."""
+        doing = [(position.step, position.doing) for position in positions]
         if doing != self._seen or any(what.startswith("saving") for _, what in doing):
             self._seen, self._still_since = doing, now
         if not doing:  # where no rank has begun there is nothing to save

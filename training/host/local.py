@@ -20,7 +20,7 @@ from training.protocol import (
     ExitRecord,
     Failure,
     Order,
-    RankPlace,
+    RankAssignment,
     attempt_name,
     cause,
     finished,
@@ -46,7 +46,7 @@ def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
         workers = _workers_that_fit(spec)
         folder = code_folder(code)
         output = fresh(output)
-        with Machine(folder) as machine, _mlflow_run(spec) as (uri, run_id):
+        with LocalHost(folder) as machine, _mlflow_run(spec) as (uri, run_id):
             machine.run(spec, workers=workers, output=output, mlflow_uri=uri, run_id=run_id)
     except BuildError as error:
         return _complain(error, output, 2)
@@ -80,7 +80,7 @@ class _Run:
         return f"{failure.headline}\nstarting again from the last checkpoint ({used})"
 
 
-class Machine:
+class LocalHost:
     """This machine, for runs one after the other; use it as a context, which leaves nothing behind.
 
     code: a folder that comes first on the path of ranks, and in which they work.
@@ -119,7 +119,7 @@ class Machine:
         order = Order(
             attempt=attempt_name(_NAME, self._runs),
             spec=spec.model_dump(mode="json"),
-            ranks=_places(workers, spec.resources.gpus_per_worker),
+            ranks=_assignments(workers, spec.resources.gpus_per_worker),
             world_size=workers,
             folder=str(output / "run"),
             code_folder=str(self._code or Path.cwd()),
@@ -152,15 +152,15 @@ class Machine:
             self._agent.end(order.attempt)
 
 
-def _places(workers: int, gpus_per_worker: float) -> tuple[RankPlace, ...]:
+def _assignments(workers: int, gpus_per_worker: float) -> tuple[RankAssignment, ...]:
     """Each rank with GPUs of its own; fractions share them in order."""
-    places = []
+    assignments = []
     for rank in range(workers):
         first = int(rank * gpus_per_worker + 1e-9)
         count = max(int(gpus_per_worker), 1) if gpus_per_worker else 0
         gpus = tuple(str(first + number) for number in range(count))
-        places.append(RankPlace(rank=rank, local_rank=rank, node_rank=0, gpus=gpus))
-    return tuple(places)
+        assignments.append(RankAssignment(rank=rank, local_rank=rank, node_rank=0, gpus=gpus))
+    return tuple(assignments)
 
 
 def _without_a_word(exits: tuple[ExitRecord, ...]) -> ExitRecord:

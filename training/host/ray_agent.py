@@ -21,7 +21,7 @@ _SECONDS_TO_CHECK = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostNews:
+class HostReport:
     """`instance`: another one after the agent was started again; it knows nothing of what was before."""
 
     instance: str
@@ -41,7 +41,7 @@ class RayHostAgent:
         _forget_threads_of_ray()
         self._agent = HostAgent(own_folder())
 
-    def news(self, fence: int, instance: str, seen: int, seconds: float) -> HostNews:
+    def news(self, fence: int, instance: str, seen: int, seconds: float) -> HostReport:
         """All that it knows: at once if `seen` was told by another `instance`, or is not its version."""
         until = monotonic() + seconds
         while True:
@@ -49,7 +49,7 @@ class RayHostAgent:
             left = until - monotonic()
             news = self._agent.news(seen if instance == self._instance else -1, min(left, _SECONDS_TO_CHECK))
             if news.version != seen or instance != self._instance or left <= _SECONDS_TO_CHECK:
-                return HostNews(instance=self._instance, news=news)
+                return HostReport(instance=self._instance, news=news)
 
     def rendezvous(self, fence: int, attempt: str, start: int, address: str) -> str:
         self._check(fence)

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from training.linux import adopt_orphans, out_of_memory_kills
-from training.protocol import Order, RankPlace
+from training.protocol import Order, RankAssignment
 from training.rank.process import RankProcess
 from training.rank.reports import Reports
 from training.rank.steps import Steps
@@ -71,8 +71,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever ends it ends its ranks through the agent
-        for place in self.order.ranks:
-            self._fork(place, woken, wakes)
+        for assignment in self.order.ranks:
+            self._fork(assignment, woken, wakes)
         if self.listener is not None:
             self.listener.close()
         while self._ranks:
@@ -84,7 +84,7 @@ class Supervisor:
             self._reap()
         self._end_all()
 
-    def _fork(self, place: RankPlace, *inherited: socket.socket) -> None:
+    def _fork(self, assignment: RankAssignment, *inherited: socket.socket) -> None:
         supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -94,13 +94,13 @@ class Supervisor:
             self.control.close()
             for end in inherited:
                 end.close()
-            listener = self.listener if place.rank == 0 else None
+            listener = self.listener if assignment.rank == 0 else None
             if self.listener is not None and listener is None:
                 self.listener.close()
-            reports = Reports(self.reports, place.rank, self._steps.writer(self._index(place.rank)))
-            environment = self.environments[place.rank]
-            RankProcess(self.order, place, environment, self.folder, reports).run(supervisor, listener)
-        self._ranks[pid] = place.rank
+            reports = Reports(self.reports, assignment.rank, self._steps.writer(self._index(assignment.rank)))
+            environment = self.environments[assignment.rank]
+            RankProcess(self.order, assignment, environment, self.folder, reports).run(supervisor, listener)
+        self._ranks[pid] = assignment.rank
 
     def _reap(self) -> bool:
         """Tells of the ranks that have ended; False: there is no process left below this one."""
@@ -125,7 +125,7 @@ class Supervisor:
             self.control.send_bytes(json.dumps(said).encode())
 
     def _index(self, rank: int) -> int:
-        return next(index for index, place in enumerate(self.order.ranks) if place.rank == rank)
+        return next(index for index, assignment in enumerate(self.order.ranks) if assignment.rank == rank)
 
     def _end_all(self) -> None:
         while self._reap():

@@ -17,7 +17,7 @@ WARNING = (
 )
 
 
-class OwnLoader:
+class UserLoader:
     """Gives the batches of `loader`, from a batch on if it is told to; Lightning takes it for a loader.
 
     Nothing is drawn before the first batch is asked for, when the epoch is known. `state_dict` is saved and
@@ -31,7 +31,7 @@ class OwnLoader:
         self._taken = (0, 0)
 
     @property
-    def sampler(self) -> OwnLoader:
+    def sampler(self) -> UserLoader:
         """Lightning looks here for the object whose `set_epoch` it calls before each epoch."""
         return self
 
@@ -69,7 +69,7 @@ class OwnLoader:
         self.start_at(state["epoch"], state["batch"])
 
 
-def own_loader(loader: DataLoader[Any]) -> OwnLoader:
+def own_loader(loader: DataLoader[Any]) -> UserLoader:
     """The loader as it is. Every rank calls it, where there are several.
 
     Raises BuildError where training could not be done: an epoch without a known number of batches, or of
@@ -91,7 +91,7 @@ def own_loader(loader: DataLoader[Any]) -> OwnLoader:
     ):
         if wrong:
             raise BuildError("data.class_path", f"with training.sampler: own, its loader {problem}")
-    return OwnLoader(loader)
+    return UserLoader(loader)
 
 
 def _length(loader: DataLoader[Any]) -> int | None:

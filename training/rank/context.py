@@ -14,7 +14,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from training.protocol import RankPlace
+from training.protocol import RankAssignment
 
 JOIN_SECONDS = 300.0
 COLLECTIVE_SECONDS = 1800.0  # the watchdog looks into ranks that wait, long before
@@ -34,7 +34,9 @@ class RankContext:
     strategy: Callable[..., Any]
 
 
-def join(place: RankPlace, world_size: int, rendezvous: str, listener: socket.socket | None) -> RankContext:
+def join(
+    assignment: RankAssignment, world_size: int, rendezvous: str, listener: socket.socket | None
+) -> RankContext:
     """Blocks until all ranks are in the default process group: NCCL's if they have GPUs, otherwise gloo's.
 
     rendezvous: "ADDRESS:PORT" of rank 0, which has the listening socket.
@@ -44,29 +46,29 @@ def join(place: RankPlace, world_size: int, rendezvous: str, listener: socket.so
         address,
         int(port),
         world_size,
-        is_master=place.rank == 0,
+        is_master=assignment.rank == 0,
         timeout=timedelta(seconds=JOIN_SECONDS),
         wait_for_workers=False,
         master_listen_fd=listener.detach() if listener is not None else None,
     )
-    if place.gpus:
+    if assignment.gpus:
         torch.cuda.set_device(0)  # of those that this rank sees
     dist.init_process_group(
-        "nccl" if place.gpus else "gloo",
+        "nccl" if assignment.gpus else "gloo",
         store=store,
-        rank=place.rank,
+        rank=assignment.rank,
         world_size=world_size,
         timeout=timedelta(seconds=COLLECTIVE_SECONDS),
     )
 
     def environment() -> GroupEnvironment:
-        return GroupEnvironment(place)
+        return GroupEnvironment(assignment)
 
     return RankContext(
-        rank=place.rank,
+        rank=assignment.rank,
         world_size=world_size,
-        local_rank=place.local_rank,
-        node_rank=place.node_rank,
+        local_rank=assignment.local_rank,
+        node_rank=assignment.node_rank,
         environment=environment,
         strategy=GroupStrategy,
     )
@@ -85,9 +87,9 @@ def own_address(rendezvous: str) -> str:
 class GroupEnvironment(LightningEnvironment):
     """Lightning finds the ranks of the group that there is."""
 
-    def __init__(self, place: RankPlace) -> None:
+    def __init__(self, assignment: RankAssignment) -> None:
         super().__init__()
-        self._place = place
+        self._assignment = assignment
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -104,10 +106,10 @@ class GroupEnvironment(LightningEnvironment):
     def set_global_rank(self, rank: int) -> None: ...
 
     def local_rank(self) -> int:
-        return self._place.local_rank
+        return self._assignment.local_rank
 
     def node_rank(self) -> int:
-        return self._place.node_rank
+        return self._assignment.node_rank
 
     def teardown(self) -> None: ...
 

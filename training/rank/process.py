@@ -26,7 +26,7 @@ from training.protocol import (
     Exit,
     ExitRecord,
     Order,
-    RankPlace,
+    RankAssignment,
     exit_file,
     log_file,
 )
@@ -41,12 +41,12 @@ class RankProcess:
     def __init__(
         self,
         order: Order,
-        place: RankPlace,
+        assignment: RankAssignment,
         environment: Mapping[str, str],
         folder: str,
         reports: Reports,
     ) -> None:
-        self.order, self.place, self.environment, self.folder = order, place, environment, folder
+        self.order, self.assignment, self.environment, self.folder = order, assignment, environment, folder
         self.reports = reports
 
     def run(self, parent: int, listener: socket.socket | None) -> NoReturn:
@@ -87,7 +87,7 @@ class RankProcess:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _open_log(self) -> None:
-        path = log_file(self.order.folder, self.order.number, self.place.rank)
+        path = log_file(self.order.folder, self.order.number, self.assignment.rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for descriptor in (1, 2):
@@ -109,7 +109,7 @@ class RankProcess:
 
         run: RankRun | None = None
         try:
-            run = RankRun(self.order, self.place, self.reports)
+            run = RankRun(self.order, self.assignment, self.reports)
             kind = run.run(listener)
         except SystemExit as error:
             say(_whole_trace(error))
@@ -121,11 +121,11 @@ class RankProcess:
         except BaseException as error:
             record = self._failed(error)
             if record.lost_peer:  # the stack of one that only waited would bury what has happened
-                say(f"rank {self.place.rank} lost another rank: {message_of(error)}")
+                say(f"rank {self.assignment.rank} lost another rank: {message_of(error)}")
             else:
                 say(_whole_trace(error))
         else:
-            record = ExitRecord(rank=self.place.rank, kind=kind)
+            record = ExitRecord(rank=self.assignment.rank, kind=kind)
         step = run.step if run is not None else 0
         return replace(record, step=step, when=time.time(), progress=self.reports.last)
 
@@ -133,7 +133,7 @@ class RankProcess:
         code = int(error.code) if isinstance(error.code, int) else (0 if error.code is None else 1)
         said = "" if isinstance(error.code, int | None) else f": {message_of(error)}"
         return ExitRecord(
-            rank=self.place.rank,
+            rank=self.assignment.rank,
             kind=Exit.EXITED,
             code=code,
             message=_bounded(f"sys.exit was called{said}", LONGEST_MESSAGE),
@@ -142,7 +142,7 @@ class RankProcess:
 
     def _failed(self, error: BaseException) -> ExitRecord:
         return ExitRecord(
-            rank=self.place.rank,
+            rank=self.assignment.rank,
             kind=Exit.ERROR,
             type=_bounded(type(error).__name__, LONGEST_TYPE),
             message=_bounded(message_of(error), LONGEST_MESSAGE),

@@ -15,7 +15,7 @@ from training.checkpoints.manifest import Saved
 from training.console import say
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
-from training.protocol import Exit, Order, RankPlace
+from training.protocol import Exit, Order, RankAssignment
 from training.rank.context import RankContext, join, own_address, use_threads
 from training.rank.progress import ProgressTracker
 from training.rank.reports import Reports
@@ -34,8 +34,8 @@ class RankRun:
     first; once `run` has returned the last one, or the one that the run goes on from.
     """
 
-    def __init__(self, order: Order, place: RankPlace, reports: Reports) -> None:
-        self.order, self.place, self.reports = order, place, reports
+    def __init__(self, order: Order, assignment: RankAssignment, reports: Reports) -> None:
+        self.order, self.assignment, self.reports = order, assignment, reports
         self.spec = parse_spec(order.spec)
         self.folder = RunFolder(
             path=Path(order.folder),
@@ -43,7 +43,7 @@ class RankRun:
             attempt=order.number,
             start=order.start,
         )
-        self.rank, self.world_size = place.rank, order.world_size
+        self.rank, self.world_size = assignment.rank, order.world_size
         self.trainer: Any = None
         self.watchdog: Watchdog | None = None
         self._went_to: int | None = None
@@ -61,7 +61,7 @@ class RankRun:
         """
         assert self.order.rendezvous is not None
         use_threads()
-        self.context = join(self.place, self.world_size, self.order.rendezvous, listener)
+        self.context = join(self.assignment, self.world_size, self.order.rendezvous, listener)
         self.reports.joined()
         where = f"{socket.gethostname()} ({own_address(self.order.rendezvous)})"
         say(f"rank {self.rank} of {self.world_size} on {where}")
@@ -148,29 +148,29 @@ class RankRun:
         try:
             yield store
         finally:
-            store.let_go()
+            store.release()
 
     def _resumed(self, store: Store) -> Saved | None:
         """The checkpoint to go on from: rank 0 looks, because it moves aside what is broken."""
         import torch.distributed as dist
 
-        found = [store.newest() if self.rank == 0 else None]
+        found = [store.latest_valid() if self.rank == 0 else None]
         dist.broadcast_object_list(found)  # every rank learns what all of them go on from
         (resumed,) = found
         if resumed is None:
             return None
         self._say(f"going on from the checkpoint of step {resumed.step}")
-        return self._here(store, resumed)
+        return self._fetch_to_node(store, resumed)
 
-    def _here(self, store: Store, resumed: Saved) -> Saved:
+    def _fetch_to_node(self, store: Store, resumed: Saved) -> Saved:
         """The same where this rank can read it: the first rank of each machine sees to that."""
         first = self._gathered(self.context.node_rank).index(self.context.node_rank)
         if self.rank == first != 0:
-            resumed = store.here(resumed)
+            resumed = store.fetch_to_node(resumed)
         return self._gathered(resumed)[first]
 
     def _gathered(self, own: T) -> list[T]:
-        """Every rank's, in their order. Collective: every rank calls it, in the same place."""
+        """Every rank's, in their order. Collective: every rank calls it, at the same point."""
         import torch.distributed as dist
 
         everyones: list[Any] = [None] * self.world_size

@@ -11,8 +11,8 @@ from sync_bn.lightning import SyncBatchNormPlugin
 from training.callbacks.checkpointing import InMemory, Saving, Store
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.heartbeat import Heartbeat
-from training.callbacks.progress import LightningLogger, Report
-from training.callbacks.rng_watch import NoiseWatch
+from training.callbacks.progress import LightningLogger, ProgressReporter
+from training.callbacks.rng_watch import RngWatch
 from training.callbacks.stop_vote import StopVote
 from training.checkpoints.manifest import Saved
 from training.hangs.watchdog import Watchdog
@@ -61,13 +61,13 @@ def make_trainer(
         callbacks=[
             Heartbeat(watchdog),
             KeepSignals(),
-            # Before NoiseWatch, which looks whether random generators move: it puts them back. Before
+            # Before RngWatch, which looks whether random generators move: it puts them back. Before
             # GlobalLoss, which counts the votes: it casts one.
             Saving(spec, folder, tracker, store, vote=vote, busy=watchdog.busy, resumed=resumed),
-            NoiseWatch(tracker),
+            RngWatch(tracker),
             norm_report,
             GlobalLoss(tracker, vote),
-            Report(tracker),
+            ProgressReporter(tracker),
         ],
         logger=LightningLogger(tracker),
         log_every_n_steps=1,

@@ -101,22 +101,22 @@ class MlflowTracker:
         self._drain(GIVE_UP_SECONDS)
         names = [  # each costs a request
             name
-            for name in self._patiently("to tell its metrics", lambda: _last_steps(self._run()))
+            for name in self._retried("to tell its metrics", lambda: _last_steps(self._run()))
             if name.startswith(prefixes)
         ]
-        return {name: self._patiently(f"to tell {name}", partial(self._points, name)) for name in names}
+        return {name: self._retried(f"to tell {name}", partial(self._points, name)) for name in names}
 
     def _points(self, name: str) -> list[tuple[int, float]]:
         points = self._client.get_metric_history(self.run_id, name)
         return sorted((point.step, point.value) for point in points)
 
     def artifact(self, path: Path) -> None:
-        self._patiently(f"to take {path.name}", lambda: self._client.log_artifact(self.run_id, str(path)))
+        self._retried(f"to take {path.name}", lambda: self._client.log_artifact(self.run_id, str(path)))
 
     def model(self, model: nn.Module, example: Any) -> None:
         """Logs the model as MLflow's pytorch flavour; it loads with torch alone."""
         signature = _signature(model, example)
-        self._patiently("to take the model", lambda: self._log_model(model, signature))
+        self._retried("to take the model", lambda: self._log_model(model, signature))
 
     def _log_model(self, model: nn.Module, signature: Any) -> None:
         import mlflow
@@ -145,11 +145,11 @@ class MlflowTracker:
 
     def _drain(self, seconds: float) -> None:
         """Waits until the thread has sent everything; gives up when for so long nothing gets through."""
-        left, patience = len(self._spool), _Patience(seconds)
+        left, patience = len(self._spool), _Deadline(seconds)
         while len(self._spool) or self._tags or not self._begun or self._new_params():
             self._wake.set()
             if len(self._spool) < left:
-                left, patience = len(self._spool), _Patience(seconds)
+                left, patience = len(self._spool), _Deadline(seconds)
             if self._trouble is not None and not _may_pass(self._trouble):
                 raise self._not_written("refuses metrics")
             if patience.is_over(f"MLflow at {self.uri}: {left} metric values are left; {self._trouble}"):
@@ -164,9 +164,9 @@ class MlflowTracker:
             f"MLflow at {self.uri} {why} ({self._trouble}): {len(self._spool)} metric values {where}"
         )
 
-    def _patiently(self, what: str, request: Callable[[], Answer]) -> Answer:
+    def _retried(self, what: str, request: Callable[[], Answer]) -> Answer:
         """Asks again while nobody answers; what the server refuses is raised at once."""
-        patience = _Patience(GIVE_UP_SECONDS)
+        patience = _Deadline(GIVE_UP_SECONDS)
         while True:
             try:
                 return request()
@@ -269,7 +269,7 @@ def _name(given: str) -> str:
     return name if unique else re.sub(r"^\.|/", "_", name) or "_"
 
 
-class _Patience:
+class _Deadline:
     """So many seconds for something; on the way says what it waits for."""
 
     def __init__(self, seconds: float) -> None:

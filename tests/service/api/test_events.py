@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from service.api import lookout, sse
+from service.api import job_watcher, sse
 from service.api.app import create_app
-from service.api.lookout import Lookout
+from service.api.job_watcher import JobWatcher
 from service.backends.memory_tracking import FakeResults
 from service.errors import NotFound, Unavailable
 from service.jobs.job import Job, State
@@ -176,14 +176,14 @@ def watched(sqlite_store: Store) -> Iterator[Watched]:
 
 
 @pytest.fixture
-def eager(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> Lookout:
+def eager(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> JobWatcher:
     """One that looks whenever it is asked."""
     monkeypatch.setattr(sse, "POLL_S", 0.0)
-    return Lookout(watched, lambda job: f"{job.name} is {job.state}")
+    return JobWatcher(watched, lambda job: f"{job.name} is {job.state}")
 
 
 def test_within_an_interval_nobody_asks_the_database_again(
-    eager: Lookout, watched: Watched, job: Job, monkeypatch: pytest.MonkeyPatch
+    eager: JobWatcher, watched: Watched, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = eager.sight(job.id)
     looks = len(watched.looks)
@@ -196,7 +196,7 @@ def test_within_an_interval_nobody_asks_the_database_again(
 
 
 def test_one_look_is_for_all_jobs_that_are_followed(
-    eager: Lookout, watched: Watched, monkeypatch: pytest.MonkeyPatch
+    eager: JobWatcher, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [watched.create_job(make_spec())[0] for _ in range(3)]
     for job in jobs:
@@ -206,14 +206,14 @@ def test_one_look_is_for_all_jobs_that_are_followed(
     eager.sight(jobs[0].id)
 
     assert watched.looks == [{job.id for job in jobs}]
-    monkeypatch.setattr(lookout, "_FOLLOWED_SECONDS", -1.0)
+    monkeypatch.setattr(job_watcher, "_FOLLOWED_SECONDS", -1.0)
     eager.sight(jobs[0].id)
     assert watched.looks[1:] == [set()]
     assert eager.sight(jobs[1].id).job == jobs[1]
 
 
 def test_a_document_is_made_once_however_often_it_is_looked_at(
-    eager: Lookout, watched: Watched, job: Job
+    eager: JobWatcher, watched: Watched, job: Job
 ) -> None:
     first, second = eager.sight(job.id), eager.sight(job.id)
     assert first.document is second.document
@@ -226,7 +226,7 @@ def test_a_document_is_made_once_however_often_it_is_looked_at(
 
 
 def test_while_one_follower_waits_for_the_database_the_others_do_not(
-    eager: Lookout, watched: Watched, job: Job
+    eager: JobWatcher, watched: Watched, job: Job
 ) -> None:
     first = eager.sight(job.id)
     go_on = watched.slow = threading.Event()
@@ -241,7 +241,7 @@ def test_while_one_follower_waits_for_the_database_the_others_do_not(
 
 
 def test_a_database_that_is_away_is_told_to_all_followers_until_it_is_back(
-    eager: Lookout, watched: Watched, job: Job, monkeypatch: pytest.MonkeyPatch
+    eager: JobWatcher, watched: Watched, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eager.sight(job.id)
     watched.away = True
@@ -256,7 +256,9 @@ def test_a_database_that_is_away_is_told_to_all_followers_until_it_is_back(
     assert eager.sight(job.id).job == job
 
 
-def test_an_unknown_job_is_not_found_and_not_looked_for(eager: Lookout, watched: Watched, job: Job) -> None:
+def test_an_unknown_job_is_not_found_and_not_looked_for(
+    eager: JobWatcher, watched: Watched, job: Job
+) -> None:
     for job_id in ("j" + "0" * 20, "\0"):
         with pytest.raises(NotFound):
             eager.sight(job_id)
@@ -267,7 +269,7 @@ def test_an_unknown_job_is_not_found_and_not_looked_for(eager: Lookout, watched:
 
 
 def test_an_old_look_that_ends_late_does_not_hide_a_new_one(
-    eager: Lookout, watched: Watched, job: Job, monkeypatch: pytest.MonkeyPatch
+    eager: JobWatcher, watched: Watched, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "POLL_S", 3600.0)
     eager.sight(watched.create_job(make_spec())[0].id)  # its look is the last for long

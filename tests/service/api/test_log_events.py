@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api import log_events
-from service.api.log_events import Follower, Place
+from service.api.log_events import Follower, LogPosition
 from service.api.sse import FULL
 from service.backends.memory_tracking import FakeResults
 from service.job_logs import JobLogs, View
@@ -31,7 +31,7 @@ class Reader:
 
     def __init__(self, storage: Path, job: Job = RUNNING, view: View | None = None) -> None:
         self.storage, self.job, self.view = storage, job, view or View()
-        self.place = Place()
+        self.place = LogPosition()
         self.lines: Lines = {}
         self.portions: list[str] = []
 
@@ -40,7 +40,7 @@ class Reader:
         logs = JobLogs(str(self.storage), FakeResults())
         follower, ended = Follower(lambda: self.job, logs, self.view, None), False
         for _ in range(portions):
-            text, self.place, ended = follower(Place.parse(str(self.place)))
+            text, self.place, ended = follower(LogPosition.parse(str(self.place)))
             self.portions.append(text)
             self._keep(text)
         return ended
@@ -49,10 +49,10 @@ class Reader:
         for name, id, data in sent_events(text):
             if name == "source":
                 source = json.loads(data)
-                assert source["attempt"] == Place.parse(id).attempt
+                assert source["attempt"] == LogPosition.parse(id).attempt
                 self.lines.setdefault((source["attempt"], source["rank"]), [])
             elif name == "log":
-                place = Place.parse(id)
+                place = LogPosition.parse(id)
                 assert place.source is not None
                 self.lines[place.attempt, place.source].append(data)
 
@@ -110,7 +110,7 @@ def test_an_unfinished_line_is_waited_for_until_the_attempt_is_over(tmp_path: Pa
 
 def test_an_attempt_that_began_after_the_job_was_looked_at_has_not_ended(tmp_path: Path) -> None:
     reader = Reader(tmp_path, replace(RUNNING, state=State.QUEUED), View(attempt=2))
-    reader.place = Place(attempt=2)
+    reader.place = LogPosition(attempt=2)
 
     assert not reader.look()
 
@@ -151,4 +151,4 @@ def test_a_rank_that_prints_without_end_does_not_hold_back_the_others(tmp_path: 
 
 @pytest.mark.parametrize("text", ["1:0", "1:4", "2:0,7", "3:1,2,3:2", "1:0:0"])
 def test_a_place_is_read_as_it_was_written(text: str) -> None:
-    assert str(Place.parse(text)) == text
+    assert str(LogPosition.parse(text)) == text

@@ -244,7 +244,7 @@ def test_follow_outlasts_a_restart_of_the_server(service: Service, client: Clien
 
 
 def test_follow_gives_up_on_a_server_that_stays_away(service: Service) -> None:
-    with Client(service.url, patience=0.3) as client:
+    with Client(service.url, retry_seconds=0.3) as client:
         following = client.follow(client.submit(SPEC).id, poll=0.01)
         next(following)
         service.server.stop()

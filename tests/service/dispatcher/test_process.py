@@ -18,7 +18,7 @@ import pytest
 
 from service.backends.cluster import Cluster, Node
 from service.backends.memory import MemoryCluster
-from service.dispatcher.process import Silence, Stuck, Term, command, may_follow, run, stand_by
+from service.dispatcher.process import SilenceTimer, Stuck, Term, command, may_follow, run, stand_by
 from service.errors import Unavailable
 from service.identity import Identity, own_identity
 from service.ports import free_port
@@ -81,13 +81,13 @@ def idle(_: Cluster, over: threading.Event) -> None:
 
 
 def test_where_no_scheduler_is_at_work_whoever_stands_by_follows_at_once() -> None:
-    assert may_follow(None, Silence())
-    assert may_follow(row(holder=""), Silence())
+    assert may_follow(None, SilenceTimer())
+    assert may_follow(row(holder=""), SilenceTimer())
 
 
 def test_one_that_beats_is_never_followed() -> None:
     clock = Clock()
-    silence = Silence(clock)
+    silence = SilenceTimer(clock)
 
     for beat in range(5):
         assert not may_follow(row(beat=beat), silence)
@@ -96,7 +96,7 @@ def test_one_that_beats_is_never_followed() -> None:
 
 def test_one_that_has_been_silent_for_its_lease_is_followed() -> None:
     clock = Clock()
-    silence = Silence(clock)
+    silence = SilenceTimer(clock)
     assert not may_follow(row(silent_seconds=1000.0), silence)  # the time of another machine says nothing
     clock.now += LEASE_SECONDS - 0.1
     assert not may_follow(row(), silence)
@@ -108,7 +108,7 @@ def test_one_that_has_been_silent_for_its_lease_is_followed() -> None:
 
 def test_another_holder_has_a_lease_of_its_own() -> None:
     clock = Clock()
-    silence = Silence(clock)
+    silence = SilenceTimer(clock)
     assert not may_follow(row(), silence)
     clock.now += LEASE_SECONDS
 
@@ -117,7 +117,7 @@ def test_another_holder_has_a_lease_of_its_own() -> None:
 
 def test_while_the_database_was_away_nobody_could_beat() -> None:
     clock = Clock()
-    silence = Silence(clock)
+    silence = SilenceTimer(clock)
     assert not may_follow(row(), silence)
     clock.now += LEASE_SECONDS
     silence.forget()
@@ -128,10 +128,10 @@ def test_while_the_database_was_away_nobody_could_beat() -> None:
 def test_one_of_this_machine_that_has_ended_is_followed_at_once() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         holder = str(Identity.of(process.pid))
-        assert not may_follow(row(holder=holder), Silence())
+        assert not may_follow(row(holder=holder), SilenceTimer())
         process.kill()
 
-    assert may_follow(row(holder=holder), Silence())
+    assert may_follow(row(holder=holder), SilenceTimer())
 
 
 def test_standing_by_ends_when_it_is_asked_to(sqlite_store: Store) -> None:
@@ -333,7 +333,9 @@ def test_one_that_stands_still_is_followed_and_stands_by_when_it_wakes_up(
 ) -> None:
     first = begin()
     until(lambda: holds(sqlite_store, first))
-    with sqlite_store._engine.begin() as connection:  # one that stood still while it writes would lock all out
+    with (
+        sqlite_store._engine.begin() as connection
+    ):  # one that stood still while it writes would lock all out
         connection.exec_driver_sql("UPDATE scheduler SET beat = beat")
         first.send_signal(signal.SIGSTOP)
     second = begin()

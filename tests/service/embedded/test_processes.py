@@ -16,7 +16,7 @@ import pytest
 
 from service import server
 from service.embedded import stack
-from service.embedded.processes import MARK, Child, State, sweep
+from service.embedded.processes import MARK, Child, StackState, sweep
 from service.embedded.servers import MlflowServer
 from service.errors import Refused
 from service.identity import Identity
@@ -65,7 +65,7 @@ class Sleeper(Child):
 
 @pytest.fixture
 def sleeper(tmp_path: Path) -> Iterator[Sleeper]:
-    child = Sleeper(State.load(tmp_path))
+    child = Sleeper(StackState.load(tmp_path))
     yield child
     child.end()
 
@@ -78,11 +78,11 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
-    state = State.load(tmp_path)
+    state = StackState.load(tmp_path)
     state.keep("ray", {"process": "1@x", "gcs_port": 6379})
     state.keep("mlflow", {"process": "2@x"})
 
-    again = State.load(tmp_path)
+    again = StackState.load(tmp_path)
 
     assert again.servers == {"ray": {"process": "1@x", "gcs_port": 6379}, "mlflow": {"process": "2@x"}}
     assert again.ray_address == "127.0.0.1:6379"
@@ -90,7 +90,7 @@ def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
 
 
 def test_a_write_that_was_cut_off_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = State.load(tmp_path)
+    state = StackState.load(tmp_path)
     state.keep("ray", {"pid": 1})
 
     def torn(path: Path, text: str) -> int:
@@ -103,32 +103,32 @@ def test_a_write_that_was_cut_off_loses_nothing(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(KeyboardInterrupt):
             state.keep("mlflow", {"pid": 2})
 
-    assert State.load(tmp_path).servers == {"ray": {"pid": 1}}
+    assert StackState.load(tmp_path).servers == {"ray": {"pid": 1}}
 
 
 def test_a_file_that_a_power_cut_has_emptied_names_no_process(tmp_path: Path) -> None:
     (tmp_path / "stack.json").touch()
 
-    assert State.load(tmp_path).servers == {}
+    assert StackState.load(tmp_path).servers == {}
 
 
 def test_the_token_is_secret_and_stays(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        token = State.load(tmp_path).token
+        token = StackState.load(tmp_path).token
     finally:
         os.umask(old)
 
     assert len(token) == 64
     assert stat.S_IMODE((tmp_path / "ray.token").stat().st_mode) == 0o600
-    assert State.load(tmp_path).token == token
+    assert StackState.load(tmp_path).token == token
 
 
 def test_folders_have_different_tokens(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
 
-    assert State.load(tmp_path / "a").token != State.load(tmp_path / "b").token
+    assert StackState.load(tmp_path / "a").token != StackState.load(tmp_path / "b").token
 
 
 def test_a_token_whose_writing_was_cut_off_is_made_anew(
@@ -142,9 +142,9 @@ def test_a_token_whose_writing_was_cut_off_is_made_anew(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", torn)
         with pytest.raises(KeyboardInterrupt):
-            State.load(tmp_path)
+            StackState.load(tmp_path)
 
-    assert len(State.load(tmp_path).token) == 64
+    assert len(StackState.load(tmp_path).token) == 64
     assert stat.S_IMODE((tmp_path / "ray.token").stat().st_mode) == 0o600
 
 
@@ -154,7 +154,7 @@ def test_a_token_whose_writing_was_cut_off_is_made_anew(
 def test_a_child_is_known_to_the_next_that_looks(sleeper: Sleeper, tmp_path: Path) -> None:
     sleeper.start()
 
-    again = Sleeper(State.load(tmp_path))
+    again = Sleeper(StackState.load(tmp_path))
 
     assert again.is_alive()
     assert again.process() == sleeper.process()
@@ -184,7 +184,7 @@ def test_a_child_is_ended_with_everything_below_it(tmp_path: Path) -> None:
         def command(self) -> list[str]:
             return ["sh", "-c", "sleep 60 & wait"]
 
-    parent = Parent(State.load(tmp_path))
+    parent = Parent(StackState.load(tmp_path))
     parent.start()
     process = parent.process()
     assert process is not None
@@ -234,7 +234,7 @@ def test_a_child_that_dies_at_once_is_not_started_all_the_time(
             self.starts += 1
             return ["true"]
 
-    child = Dying(State.load(tmp_path))
+    child = Dying(StackState.load(tmp_path))
     child.start()
     wait_until_dead(child)
     assert child.restart_if_dead()  # the first time at once
@@ -257,7 +257,7 @@ def wait_until_dead(child: Child) -> None:
 def test_a_child_that_cannot_be_started_is_tried_again_later(
     tmp_path: Path, taken: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = MlflowServer(State.load(tmp_path), taken)
+    server = MlflowServer(StackState.load(tmp_path), taken)
 
     assert not server.restart_if_dead()
     assert not server.restart_if_dead()
@@ -275,7 +275,7 @@ def test_the_end_of_a_child_waits_for_what_is_not_ours_below_it_without_asking_i
         def command(self) -> list[str]:
             return ["sh", "-c", f"{clean} & wait"]
 
-    parent = Parent(State.load(tmp_path))
+    parent = Parent(StackState.load(tmp_path))
     parent.start()
     process = parent.process()
     assert process is not None
@@ -343,7 +343,7 @@ def test_sweep_insists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_taken_port_of_mlflow_is_refused_by_its_option(tmp_path: Path, taken: int) -> None:
-    server = MlflowServer(State.load(tmp_path), taken)
+    server = MlflowServer(StackState.load(tmp_path), taken)
 
     with pytest.raises(Refused, match=f"port {taken} is taken: choose another with --mlflow-port"):
         server.start()

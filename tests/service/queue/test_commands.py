@@ -102,19 +102,19 @@ def test_a_job_that_is_being_cancelled_is_not_preempted(store: Store) -> None:
     assert not store.move(seen, State.PREEMPTING)
 
 
-@pytest.mark.parametrize("wish", ["request_pause", "request_resume"])
-def test_what_has_ended_or_is_to_end_is_a_conflict_that_says_so(store: Store, wish: str) -> None:
+@pytest.mark.parametrize("command", ["request_pause", "request_resume"])
+def test_what_has_ended_or_is_to_end_is_a_conflict_that_says_so(store: Store, command: str) -> None:
     ended, cancelled = run(store, create(store)), run(store, create(store))
     store.move(ended, State.SUCCEEDED)
     store.request_cancel(cancelled.id)
 
     with pytest.raises(Conflict, match="has succeeded already: there is nothing to"):
-        getattr(store, wish)(ended.id)
+        getattr(store, command)(ended.id)
     with pytest.raises(Conflict, match="is being cancelled: there is nothing to"):
-        getattr(store, wish)(cancelled.id)
+        getattr(store, command)(cancelled.id)
     for job_id in (UNKNOWN, "\0"):
         with pytest.raises(NotFound):
-            getattr(store, wish)(job_id)
+            getattr(store, command)(job_id)
 
 
 def test_a_resize_is_kept_and_lifts_the_rest_after_a_start(store: Store) -> None:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.training.fitting import Fitted, OwnLightning, Small, fit, make_spec, nan_in_layer, small
 from tests.training.worlds import Worlds
-from training.callbacks.rng_watch import NoiseWatch
+from training.callbacks.rng_watch import RngWatch
 from training.tracking.tracker import NullTracker
 
 CONSEQUENCE = "curves on different numbers of workers will agree statistically, not exactly"
@@ -57,7 +57,7 @@ class Watched:
 def watch(rank: int, make_model: Callable[[], nn.Module], *, watching: bool = True) -> Watched:
     tags, hooked, printed = Tags(), Hooked(), io.StringIO()
     with redirect_stdout(printed):
-        callbacks = [*([NoiseWatch(tags)] if watching else []), hooked]
+        callbacks = [*([RngWatch(tags)] if watching else []), hooked]
         fitted = fit(rank, make_spec(max_epochs=1), make_model, callbacks=callbacks)
     return Watched(
         tags=tags.found,

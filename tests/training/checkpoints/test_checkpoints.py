@@ -75,7 +75,7 @@ def save_as(checkpoints: Checkpoints | ObjectStore, step: int, write: Callable[[
 
 
 def newest(checkpoints: Checkpoints | ObjectStore) -> Saved:
-    found = checkpoints.newest()
+    found = checkpoints.latest_valid()
     assert found is not None
     return found
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_comes_back_with_its_files_its_step_and_its_metric(checkpoi
 def test_where_nothing_was_saved_there_is_none(
     checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert checkpoints.newest() is None
+    assert checkpoints.latest_valid() is None
     assert not caplog.records
 
 
@@ -283,7 +283,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
             shutil.copytree(whole.folder, tmp_path / "flipped")
             flip(tmp_path / "flipped" / file.relative_to(whole.folder), bit)
 
-            assert Checkpoints(tmp_path / "flipped").newest() is None, (file.name, bit)
+            assert Checkpoints(tmp_path / "flipped").latest_valid() is None, (file.name, bit)
             shutil.rmtree(tmp_path / "flipped")
 
 
@@ -294,7 +294,7 @@ def test_where_none_is_whole_the_run_is_said_to_start_from_the_beginning(
         save(checkpoints, step)
         (checkpoints.folder / f"step-{step:09d}" / "model.pt").unlink()
 
-    assert checkpoints.newest() is None
+    assert checkpoints.latest_valid() is None
 
     assert len(caplog.records) == 2
     assert all("the run starts from the beginning" in record.message for record in caplog.records)
@@ -305,7 +305,7 @@ def test_only_the_latest_few_broken_ones_are_kept(tmp_path: Path) -> None:
     for step in (60, 50, 40, 30, 20, 40):
         save(checkpoints, step)
         flip(tmp_path / f"step-{step:09d}" / "model.pt", 0)
-        assert checkpoints.newest() is None
+        assert checkpoints.latest_valid() is None
 
     assert names(tmp_path) == [f"broken-step-{step:09d}" for step in (20, 30, 40)]
 
@@ -333,7 +333,7 @@ def test_storage_that_does_not_answer_is_an_error_and_no_reason_to_go_back(
 
     path.chmod(0)
     with pytest.raises(PermissionError, match="move it away to go on" if unreadable else "checkpoints"):
-        checkpoints.newest()
+        checkpoints.latest_valid()
     path.chmod(0o700)
 
     assert newest(checkpoints).step == 2
@@ -407,7 +407,7 @@ def after_the_kill(folder: Path, said: str) -> None:
     """What the writer said it saved is there, whole, or the step after it; and the next attempt can go on."""
     acknowledged = int(said.split()[-1]) if said else 0
     checkpoints = Checkpoints(folder, keep_last=1)
-    found = checkpoints.newest()
+    found = checkpoints.latest_valid()
     step = found.step if found else 0
     assert step in {acknowledged, acknowledged + 1}
     if found:

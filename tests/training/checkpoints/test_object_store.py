@@ -104,7 +104,7 @@ def test_the_copy_is_on_this_machine_until_it_is_let_go(store: ObjectStore, temp
     assert newest(store).path != found.path
     assert len(list(temporary.iterdir())) == 1
 
-    store.let_go()
+    store.release()
 
     assert list(temporary.iterdir()) == []
     del store
@@ -117,14 +117,14 @@ def test_another_machine_makes_a_copy_of_what_the_first_one_found(store: ObjectS
     save(store, 2)
     found = newest(store)
 
-    copy = ObjectStore(url).here(found)
+    copy = ObjectStore(url).fetch_to_node(found)
 
     assert (copy.step, copy.path.name) == (2, found.path.name)
     assert not copy.path.exists()  # its store is gone
 
 
 def test_where_nothing_was_saved_there_is_none(store: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
-    assert store.newest() is None
+    assert store.latest_valid() is None
     assert not caplog.records
 
 
@@ -203,7 +203,7 @@ def test_where_none_is_whole_the_run_is_said_to_start_from_the_beginning(
     save(store, 1)
     changed(Bucket(store.url), uploads(store.url)[1])
 
-    assert store.newest() is None
+    assert store.latest_valid() is None
 
     assert "the run starts from the beginning" in caplog.text
 
@@ -213,7 +213,7 @@ def test_only_the_latest_few_broken_ones_are_kept(url: str) -> None:
     for step in range(1, 6):
         save(store, step)
         changed(Bucket(url), uploads(url)[step])
-        assert store.newest() is None
+        assert store.latest_valid() is None
 
     assert len(uploads(url)) == 3
     assert 5 in uploads(url)
@@ -325,13 +325,13 @@ def test_a_kill_at_any_request_of_a_writer_leaves_the_last_checkpoint_whole(
     assert len(ends) > 15
     for kill_at, (_, said) in enumerate(ends, 1):
         store = ObjectStore(f"{url}-{kill_at}", keep_last=1)
-        found = store.newest()
+        found = store.latest_valid()
         step = found.step if found else 0
         assert step in {len(said), len(said) + 1}
         assert found is None or (found.path / "model.pt").read_text() == f"model of {step}"
         save(store, step + 1)
         assert list(uploads(store.url)) == [step + 1]
-        store.let_go()
+        store.release()
     assert not caplog.records  # a kill leaves no checkpoint that has to be refused
     assert list(temporary.iterdir()) == []
 
@@ -343,7 +343,7 @@ def test_a_bucket_that_is_not_there_is_an_error_at_once(temporary: Path) -> None
     store = ObjectStore("s3://no-such-bucket/run")
 
     with pytest.raises(OSError, match=r"NO_SUCH_BUCKET.*s3://no-such-bucket/run"):
-        store.newest()
+        store.latest_valid()
     with pytest.raises(OSError, match=r"NO_SUCH_BUCKET.*s3://no-such-bucket/run"):
         save(store, 1)
 
@@ -355,9 +355,9 @@ def test_storage_that_does_not_answer_is_asked_again_and_at_last_an_error(
 ) -> None:
     late, url = S3Server(tmp_path), f"s3://{BUCKET}/run"
     with client(late.environment, tmp_path / "tmp"), ThreadPoolExecutor(1) as pool:
-        patient = pool.submit(ObjectStore(url).newest)
+        patient = pool.submit(ObjectStore(url).latest_valid)
         with pytest.raises(OSError, match=f"connect to server.*{url}"):
-            ObjectStore(url, patience_seconds=0).newest()
+            ObjectStore(url, retry_seconds=0).latest_valid()
         while "it is asked again" not in caplog.text:
             assert not patient.done()
             time.sleep(0.05)
@@ -414,7 +414,7 @@ def test_a_run_on_two_machines_goes_on_from_s3_as_if_it_had_not_been_stopped(
 def resumed(rank: int, environment: Mapping[str, str], url: str, folder: Path) -> tuple[str, str]:
     """What it goes on from, alone on its machine or one of two: where, and what it reads there."""
     own = rank_run(rank, spec_of(), folder, checkpoints_url=url, keep_results=False)
-    own.context = replace(context(own.place), local_rank=rank // 2, node_rank=min(rank, 1))
+    own.context = replace(context(own.assignment), local_rank=rank // 2, node_rank=min(rank, 1))
     with client(environment, folder / f"tmp-{rank}"):
         store = checkpoints(own.spec, own.folder)
         found = own._resumed(store)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoints.tempdirs import Scratch
+from training.checkpoints.tempdirs import TemporaryFolder
 
 HOLDER = """
-from training.checkpoints.tempdirs import Scratch
+from training.checkpoints.tempdirs import TemporaryFolder
 
-scratch = Scratch()
+scratch = TemporaryFolder()
 (scratch.path / "half of it").touch()
 print(scratch.path, flush=True)
 input()
@@ -35,7 +35,7 @@ def holder(temporary: Path) -> tuple[subprocess.Popen[str], Path]:
 
 def test_it_goes_when_it_is_removed_or_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    removed, forgotten = Scratch(), Scratch()
+    removed, forgotten = TemporaryFolder(), TemporaryFolder()
     assert len(list(tmp_path.iterdir())) == 2
 
     removed.remove()
@@ -58,7 +58,7 @@ def test_what_a_killed_process_left_goes_with_the_next_one_and_nothing_else(
         killed.wait()
         assert left.exists()
 
-        own = Scratch()
+        own = TemporaryFolder()
 
         assert sorted(tmp_path.iterdir()) == sorted([*others, held, own.path])
         alive.communicate("\n", timeout=60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.hangs.diagnosis import Hang, hang_report
-from training.hangs.rank_files import HangFolder, Place, PlaceFile, Report
+from training.hangs.rank_files import HangReport, Position, PositionFile, RankFiles
 from training.hangs.stack_traces import Frame
 from training.run_dir import RunFolder
 
@@ -17,8 +17,8 @@ ENGINE = Frame(f"{ENV}/torch/autograd/graph.py", 800, "_engine_run_backward", "r
 LOADER = Frame(f"{ENV}/torch/utils/data/dataloader.py", 1200, "_try_get_data", "data = get()")
 
 
-def place(rank: int, *, step: int = 7, collectives: int | None = None) -> Place:
-    return Place(
+def position(rank: int, *, step: int = 7, collectives: int | None = None) -> Position:
+    return Position(
         rank=rank,
         world_size=3,
         host="node",
@@ -32,13 +32,13 @@ def place(rank: int, *, step: int = 7, collectives: int | None = None) -> Place:
 
 
 def report(folder: Path, rank: int, *stack: Frame, step: int = 7, collectives: int | None = None) -> None:
-    where = place(rank, step=step, collectives=collectives)
-    HangFolder(folder).report(Report(place=where, seconds=31.4, stack=stack))
+    where = position(rank, step=step, collectives=collectives)
+    RankFiles(folder).report(HangReport(position=where, seconds=31.4, stack=stack))
 
 
-def write_place(folder: Path, where: Place, dump: str = "") -> None:
-    file = HangFolder(folder).place_file(where.rank)
-    opened = PlaceFile(file)
+def write_place(folder: Path, where: Position, dump: str = "") -> None:
+    file = RankFiles(folder).position_file(where.rank)
+    opened = PositionFile(file)
     opened.write(where)
     opened.close()
     file.write_bytes(file.read_bytes() + dump.encode())
@@ -56,7 +56,7 @@ def sentence(folder: Path) -> str:
 
 def test_places_alone_are_no_hang(tmp_path: Path) -> None:
     for rank in range(3):
-        write_place(tmp_path, place(rank))
+        write_place(tmp_path, position(rank))
 
     assert hang_report(tmp_path) is None
     assert hang_report(tmp_path / "none") is None
@@ -133,7 +133,7 @@ Thread 0x0000000000000abc (most recent call first):
   File "/code/net.py", line 9 in parse
 """
     report(tmp_path, 0, USER, ALL_REDUCE, step=8)
-    write_place(tmp_path, place(1), dump)
+    write_place(tmp_path, position(1), dump)
     report(tmp_path, 2, USER, ALL_REDUCE, step=8)
 
     assert (found(tmp_path).rank, found(tmp_path).step) == (1, 8)  # its own may be of the second before

@@ -10,7 +10,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from tests.training.worlds import Worlds
 from training.errors import BuildError
-from training.loading.user_loader import OwnLoader, own_loader
+from training.loading.user_loader import UserLoader, own_loader
 
 
 def loader_of(samples: int, rank: int = 0, processes: int = 0) -> DataLoader[Any]:
@@ -19,7 +19,7 @@ def loader_of(samples: int, rank: int = 0, processes: int = 0) -> DataLoader[Any
     return DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=processes)
 
 
-def numbers(loader: OwnLoader) -> list[list[int]]:
+def numbers(loader: UserLoader) -> list[list[int]]:
     return [batch[0].tolist() for batch in loader]
 
 

@@ -19,7 +19,7 @@ _FOLLOWED_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
+class JobSnapshot:
     """A job as it was seen: its document, a digest of that, and when the look began."""
 
     job: Job
@@ -28,7 +28,7 @@ class Sight:
     begun: float
 
 
-class Lookout:
+class JobWatcher:
     """Sees all followed jobs in one query, at most one in `sse.POLL_S`. Thread-safe.
 
     Of all who ask, one at a time waits for the database; the others get what was seen last. So followers
@@ -37,13 +37,13 @@ class Lookout:
 
     def __init__(self, store: Store, document: Callable[[Job], str]) -> None:
         self._store, self._document = store, document
-        self._sights: dict[str, Sight] = {}
+        self._sights: dict[str, JobSnapshot] = {}
         self._asked: dict[str, float] = {}
         self._looked_at = -math.inf
         self._problem: Unavailable | None = None
         self._looking, self._changing = threading.Lock(), threading.Lock()
 
-    def sight(self, job_id: str) -> Sight:
+    def sight(self, job_id: str) -> JobSnapshot:
         """The job, as it was seen less than two intervals ago. Raises NotFound and Unavailable."""
         with self._changing:
             known = self._sights.get(job_id)
@@ -61,7 +61,7 @@ class Lookout:
             raise self._problem.with_traceback(None)
         return self._sights.get(job_id, known)
 
-    def _see_first(self, job_id: str) -> Sight:
+    def _see_first(self, job_id: str) -> JobSnapshot:
         begun = time.monotonic()
         sight = self._keep(self._store.get(job_id), begun)
         with self._changing:
@@ -87,7 +87,7 @@ class Lookout:
                 self._sights.pop(job_id, None)
             return list(self._asked)
 
-    def _keep(self, job: Job, begun: float) -> Sight:
+    def _keep(self, job: Job, begun: float) -> JobSnapshot:
         known = self._sights.get(job.id)
         sight = replace(known, begun=begun) if known and known.job == job else self._made(job, begun)
         with self._changing:
@@ -96,7 +96,7 @@ class Lookout:
                 self._sights[job.id] = sight
         return sight
 
-    def _made(self, job: Job, begun: float) -> Sight:
+    def _made(self, job: Job, begun: float) -> JobSnapshot:
         document = self._document(job)
         version = hashlib.sha256(document.encode()).hexdigest()[:16]
-        return Sight(job=job, document=document, version=version, begun=begun)
+        return JobSnapshot(job=job, document=document, version=version, begun=begun)

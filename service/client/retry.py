@@ -8,14 +8,14 @@ from collections.abc import Callable
 from service.client.errors import ClientError
 
 
-def unnoticed(error: ClientError) -> None:
+def ignore(error: ClientError) -> None:
     """Tells nobody that the server is away."""
 
 
-class Patience:
+class Retry:
     """A time to go on trying in. `renew` starts it again, once something has worked."""
 
-    def __init__(self, seconds: float, on_away: Callable[[ClientError], None] = unnoticed) -> None:
+    def __init__(self, seconds: float, on_away: Callable[[ClientError], None] = ignore) -> None:
         self._seconds = seconds
         self._on_away = on_away
         self.renew()
