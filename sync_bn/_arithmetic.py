@@ -161,19 +161,31 @@ def input_gradient(
 
 
 def update_running_statistics(
-    running_mean: Tensor, running_var: Tensor, batches: Tensor, momentum: float | None, moments: Moments
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    momentum: float | None,
+    moments: Moments,
 ) -> None:
     """running = (1 - momentum)·running + momentum·new, with the unbiased variance; None averages all batches.
 
     Nothing changes if there was no value in all. That is decided on the device: the host does not know.
+    A buffer that is None is left out; without a count of batches their average is not taken, as in
+    `nn.BatchNorm*d`.
     """
     mean, var, n = moments
     any_values = (n > 0).double()
-    batches.add_(any_values.to(batches.dtype))
-    share = any_values * (1 / batches.double().clamp(min=1) if momentum is None else momentum)
-    unbiased_var = var * (n / (n - 1).clamp(min=1))
-    running_mean.copy_(running_mean.double().lerp(mean, share))
-    running_var.copy_(running_var.double().lerp(unbiased_var, share))
+    if batches is not None:
+        batches.add_(any_values.to(batches.dtype))
+    if momentum is None:
+        share = any_values * (0.0 if batches is None else 1 / batches.double().clamp(min=1))
+    else:
+        share = any_values * momentum
+    if running_mean is not None:
+        running_mean.copy_(running_mean.double().lerp(mean, share))
+    if running_var is not None:
+        unbiased_var = var * torch.where(n > 1, n / (n - 1), 1.0)
+        running_var.copy_(running_var.double().lerp(unbiased_var, share))
 
 
 def computed_in(x: Tensor) -> torch.dtype:

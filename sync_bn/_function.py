@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from sync_bn import _arithmetic, _native
 from sync_bn._activation import Activation
-from sync_bn._arithmetic import LocalGradients, Moments, global_moments, per_channel
+from sync_bn._arithmetic import LocalGradients, Moments, Scaling, global_moments, per_channel
 
 
 class Tensors(NamedTuple):
@@ -78,7 +78,7 @@ class _Forward(torch.autograd.Function):
         w: Tensor | None,
         call: Call,
     ) -> tuple[Tensor | None, ...]:
-        passes = _passes(x, w, call)
+        passes = _passes(Tensors(x, weight, bias, residual, w), call)
         ctx.set_materialize_grads(False)
         sums = passes.local_sums(x, w)
         local = sums.clone() if call.observed else None
@@ -89,7 +89,11 @@ class _Forward(torch.autograd.Function):
         if residual is not None and call.activation is None:
             # No derivative depends on its values: one zero stands in, and the residual is not kept alive.
             residual = residual.new_zeros(()).expand_as(residual)
-        ctx.save_for_backward(x, weight, bias, residual, w, moments.n, *by)
+        # Saved-tensor hooks may change a tensor (its precision, its memory format). The few numbers of the
+        # channels are kept from them: the count may exceed half precision, and the loops' are packed bits.
+        of_channels = (moments.n, *by) if torch.compiler.is_compiling() else ()
+        ctx.save_for_backward(x, weight, bias, residual, w, *of_channels)
+        ctx.of_channels = () if of_channels else (moments.n, by)
         ctx.call, ctx.passes = call, passes
         ctx.mark_non_differentiable(*moments, *([] if local is None else [local]))
         return z, *moments, local
@@ -97,12 +101,17 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dz: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad
-        dz = torch.zeros_like(ctx.saved_tensors[0]) if dz is None else dz
+        if ctx.of_channels:
+            tensors, (n, by) = ctx.saved_tensors, ctx.of_channels
+        else:
+            *tensors, n = ctx.saved_tensors[:6]
+            by = Scaling(*ctx.saved_tensors[6:])
+        dz = torch.zeros_like(tensors[0]) if dz is None else dz
         # Grad mode is on where the gradients are to be differentiated themselves.
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return *_gradients(dz, ctx.saved_tensors, ctx.passes, ctx.call, needed), None, None
+            return *_gradients(dz, tensors, n, by, ctx.passes, ctx.call, needed), None, None
         gradients = _Backward.apply(  # type: ignore[no-untyped-call]
-            dz, *ctx.saved_tensors, ctx.passes, ctx.call, needed
+            dz, *tensors, n, by, ctx.passes, ctx.call, needed
         )
         return *gradients, None, None
 
@@ -110,10 +119,10 @@ class _Forward(torch.autograd.Function):
 class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dz: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
-        *saved, passes, call, needed = args
-        ctx.save_for_backward(dz, *saved[: len(Tensors._fields)])
+        *tensors, n, by, passes, call, needed = args
+        ctx.save_for_backward(dz, *tensors)
         ctx.call = call
-        return _gradients(dz, saved, passes, call, needed)
+        return _gradients(dz, tensors, n, by, passes, call, needed)
 
     @staticmethod
     @once_differentiable
@@ -124,11 +133,13 @@ class _Backward(torch.autograd.Function):
 
 
 def _gradients(
-    dz: Tensor, saved: Sequence[Any], passes: Any, call: Call, needed: Sequence[bool]
+    dz: Tensor, tensors: Sequence[Any], n: Tensor, by: Any, passes: Any, call: Call, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and the residual; None where not needed."""
-    x, weight, bias, residual, w, n, *scaling = saved
-    by = passes.Scaling(*scaling)
+    x, weight, bias, residual, w = tensors
+    of_loops = residual if call.activation is not None else None
+    if passes is not _arithmetic and not passes.handles(dz, x, weight, of_loops):
+        passes, by = _arithmetic, by.scaling()
     local: LocalGradients = passes.local_gradient_sums(dz, x, by, residual, call.activation)
     dx_needed, weight_needed, bias_needed, residual_needed, *_ = needed
     grad_bias, grad_weight = local.sums.chunk(2)
@@ -152,10 +163,12 @@ def _added_over_ranks(sums: Tensor, call: Call, phase: str) -> Tensor:
     return sums
 
 
-def _passes(x: Tensor, w: Tensor | None, call: Call) -> Any:
-    """Whoever has the four passes over the data: loops for a CPU, where they handle x, or `_arithmetic`."""
-    native = not torch.compiler.is_compiling() and w is None
-    return (_native.passes(x, call.activation) if native else None) or _arithmetic
+def _passes(tensors: Tensors, call: Call) -> Any:
+    """What computes the four passes: the compiled loops where they handle these tensors, or `_arithmetic`."""
+    x, weight, bias, residual, w = tensors
+    if torch.compiler.is_compiling() or w is not None:
+        return _arithmetic
+    return _native.passes(x, call.activation, weight, bias, residual) or _arithmetic
 
 
 def _second_derivatives(

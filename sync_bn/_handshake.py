@@ -6,6 +6,7 @@ handful of requests of each rank, and nothing of the device.
 """
 
 import logging
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,13 @@ class Policy:
 
 policy = Policy()
 
+_steps_checked: Counter[str] = Counter()
+"""Steps of each layer that this process has checked.
+
+A layer's copies and pickles share its key, so a rank that alone loads a layer again does not wait for a check
+that no other rank makes.
+"""
+
 _meetings: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
 """How often this process has met the other ranks of a group: the same on all of them."""
 
@@ -55,6 +63,19 @@ def check_ranks(*, steps: int | None = 2, timeout_seconds: float = 30.0) -> None
         raise ValueError(f"timeout_seconds={timeout_seconds}: expected a time above 0.")
     policy.steps = float("inf") if steps is None else steps
     policy.timeout_seconds = timeout_seconds
+
+
+def new_key() -> str:
+    """For a layer that is about to be checked for the first time."""
+    return uuid.uuid4().hex
+
+
+def is_checked(key: str) -> bool:
+    return _steps_checked[key] >= policy.steps
+
+
+def count_step(key: str) -> None:
+    _steps_checked[key] += 1
 
 
 def meet(group: dist.ProcessGroup | None, layer: str, phase: str) -> None:

@@ -30,7 +30,8 @@ struct Two { Floats first, second; };
 struct Shape { long outer, channels, inner; };
 
 // Code is compiled once for each instruction set, and the best one is taken when the library is loaded.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(FOR_EVERY_CPU)  // a build that needs one only
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_EVERY_CPU __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EVERY_CPU
@@ -471,7 +472,7 @@ void sync_bn_update(long channels, const double* mean, const double* variance, c
   if (!(*count > 0)) return;
   *batches += 1;
   double share = momentum < 0 ? 1.0 / *batches : momentum;
-  double unbiased = *count > 2 ? *count / (*count - 1) : *count;
+  double unbiased = *count > 1 ? *count / (*count - 1) : 1;
   for (long c = 0; c < channels; c++) {
     running_mean[c] = (float)((1 - share) * running_mean[c] + share * mean[c]);
     running_var[c] = (float)((1 - share) * running_var[c] + share * unbiased * variance[c]);

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sync_bn._activation import Activation
-from sync_bn._arithmetic import LocalGradients, Moments
+from sync_bn._arithmetic import LocalGradients, Moments, Scaling
 
 _INTERFACE = 2
 _CHANNELS_LAST = {2: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 _LANES = 16
+_PLAIN = Tensor, Parameter
 
 
 class _Shape(ctypes.Structure):
@@ -56,20 +58,43 @@ def is_built() -> bool:
 
 
 class Kept(NamedTuple):
-    """What `_arithmetic.Scaling` has, and the moments, in one piece of memory as the loops use it: (6C,)."""
+    """Moments and `_arithmetic.Scaling` in one piece of memory, as the loops use it: (6C,) float64."""
 
     numbers: Tensor
 
+    def scaling(self) -> Scaling:
+        """The same coefficients for `_arithmetic`, without a copy."""
+        channels = len(self.numbers) // 6
+        rest, invstd = self.numbers[2 * channels : 4 * channels].chunk(2)
+        shift, scale, offset = self.numbers.view(torch.float32)[8 * channels : 11 * channels].chunk(3)
+        return Scaling(shift, scale, offset, rest, invstd)
+
 
 class Passes:
-    """The four passes for tensors that lie in memory as `x` does."""
+    """The four passes for tensors that have the shape, dtype and memory layout of `x`.
 
-    Scaling = Kept
+    The loops read and write raw memory, so each method checks or converts every tensor that comes from
+    outside. Only `x` is taken as it is: `handles` says whether it is still what it was.
+    """
 
     def __init__(self, x: Tensor, shape: _Shape) -> None:
         self._shape = shape
+        self._size, self._stride, self._dtype = x.shape, x.stride(), x.dtype
         self._channels = x.shape[1]
         self._half = x.dtype == torch.bfloat16
+
+    def handles(self, dz: Tensor, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> bool:
+        """Whether the backward pass may use the loops: saved-tensor hooks may have changed what was saved."""
+        return (
+            _is_dense(x)
+            and (x.shape, x.stride(), x.dtype) == (self._size, self._stride, self._dtype)
+            and all(
+                _is_readable(values) and values.shape == self._size
+                for values in (dz, residual)
+                if values is not None
+            )
+            and _is_per_channel(weight, self._channels)
+        )
 
     def local_sums(self, x: Tensor, w: None) -> Tensor:  # noqa: ARG002
         sums = _doubles(2 * self._channels + 1)
@@ -88,7 +113,7 @@ class Passes:
     ) -> tuple[Tensor, Moments, Kept]:
         channels = self._channels
         z, kept = torch.empty_like(x), _doubles(6 * channels)
-        weight, bias = _floats(weight), _floats(bias)
+        weight, bias = _floats(weight, channels), _floats(bias, channels)
         residual = None if residual is None else _like(x, residual)
         _library().sync_bn_normalise(
             self._half,
@@ -122,7 +147,7 @@ class Passes:
         sums: Tensor,
         w: None,  # noqa: ARG002
     ) -> Tensor:
-        dx, weight = torch.empty_like(x), _floats(weight)
+        dx, weight = torch.empty_like(x), _floats(weight, self._channels)
         _library().sync_bn_input_gradient(
             self._half,
             *(local.dy.data_ptr(), x.data_ptr(), dx.data_ptr(), self._shape, _slope(local.activation_left)),
@@ -131,32 +156,52 @@ class Passes:
         return dx
 
 
-def passes(x: Tensor, activation: Activation | None) -> Passes | None:
-    """None for what is not handled: other types, other devices, odd strides, rows of a few values."""
+def passes(
+    x: Tensor,
+    activation: Activation | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Passes | None:
+    """None for what the loops do not handle: other types or devices, odd strides, rows of a few values."""
     if (
         _LIBRARY is None
-        or type(x) is not Tensor
-        or not x.is_cpu
+        or not _is_dense(x)
         or x.dtype not in (torch.float32, torch.bfloat16)
         or (activation is not None and activation.slope is None)
     ):
+        return None
+    channels = x.shape[1]
+    if not (_is_per_channel(weight, channels) and _is_per_channel(bias, channels)):
+        return None
+    if residual is not None and not (_is_readable(residual) and residual.shape == x.shape):
         return None
     shape = _shape(x)
     return None if shape is None else Passes(x, shape)
 
 
 def update_running_statistics(
-    running_mean: Tensor, running_var: Tensor, batches: Tensor, momentum: float | None, moments: Moments
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    momentum: float | None,
+    moments: Moments,
 ) -> bool:
-    """As in `_arithmetic`; False if the buffers are not float32 on the CPU, and nothing was done."""
-    if _LIBRARY is None or not (
-        _is_plain(running_mean, torch.float32)
-        and _is_plain(running_var, torch.float32)
-        and _is_plain(batches, torch.int64)
+    """As in `_arithmetic`; False, and nothing done, for moments or buffers that the loop does not handle."""
+    channels = moments.mean.numel()
+    if _LIBRARY is None or running_mean is None or running_var is None or batches is None:
+        return False
+    if not (
+        _is_memory_of(running_mean, torch.float32, channels)
+        and _is_memory_of(running_var, torch.float32, channels)
+        and _is_memory_of(batches, torch.int64, 1)
+        and _is_memory_of(moments.mean, torch.float64, channels)
+        and _is_memory_of(moments.var, torch.float64, channels)
+        and _is_memory_of(moments.n, torch.float64, 1)
     ):
         return False
     _LIBRARY.sync_bn_update(
-        running_mean.numel(),
+        channels,
         *(moments.mean.data_ptr(), moments.var.data_ptr(), moments.n.data_ptr()),
         -1.0 if momentum is None else momentum,
         *(batches.data_ptr(), running_mean.data_ptr(), running_var.data_ptr()),
@@ -165,8 +210,37 @@ def update_running_statistics(
     return True
 
 
-def _is_plain(buffer: Tensor, dtype: torch.dtype) -> bool:
-    return type(buffer) is Tensor and buffer.dtype == dtype and buffer.is_cpu and buffer.is_contiguous()
+def _is_readable(values: Tensor) -> bool:
+    """Whether `values` are real numbers on the CPU, of no subclass: they can be copied into plain memory."""
+    return (
+        type(values) in _PLAIN
+        and values.is_cpu
+        and values.layout is torch.strided
+        and values.is_floating_point()
+    )
+
+
+def _is_dense(values: Tensor) -> bool:
+    """Whether the memory at `data_ptr` holds `numel` numbers, as it does for the layouts of `_shape`."""
+    return (
+        type(values) in _PLAIN
+        and values.is_cpu
+        and values.layout is torch.strided
+        and not values.is_neg()
+        and not values._is_zerotensor()
+        and values.untyped_storage().nbytes()
+        >= (values.storage_offset() + values.numel()) * values.element_size()
+    )
+
+
+def _is_per_channel(values: Tensor | None, channels: int) -> bool:
+    return values is None or (_is_readable(values) and values.shape == (channels,))
+
+
+def _is_memory_of(values: Tensor, dtype: torch.dtype, numbers: int) -> bool:
+    return (
+        _is_dense(values) and values.dtype == dtype and values.numel() == numbers and values.is_contiguous()
+    )
 
 
 def _shape(x: Tensor) -> _Shape | None:
@@ -195,16 +269,18 @@ def _doubles(size: int) -> Tensor:
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:
-    """`other` with the dtype and the strides of x, as it is where it has them."""
-    if other.dtype == x.dtype and other.stride() == x.stride():
+    """`other` with the dtype and the strides of x; a copy unless it has them."""
+    assert other.shape == x.shape
+    if other.dtype == x.dtype and other.stride() == x.stride() and _is_dense(other):
         return other
     return torch.empty_like(x).copy_(other)
 
 
-def _floats(values: Tensor | None) -> Tensor | None:
-    if values is None or (values.dtype == torch.float32 and values.is_contiguous()):
+def _floats(values: Tensor | None, channels: int) -> Tensor | None:
+    """float32 numbers side by side; a copy unless they are."""
+    if values is None or _is_memory_of(values, torch.float32, channels):
         return values
-    return values.float().contiguous()
+    return torch.empty(channels, dtype=torch.float32, device="cpu").copy_(values)
 
 
 def _slope(activation: Activation | None) -> float:

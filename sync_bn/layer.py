@@ -2,13 +2,14 @@
 
 from copy import deepcopy
 from functools import partial
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import handle_torch_function, has_torch_function
 
 from sync_bn import _arithmetic, _handshake, _native
 from sync_bn._activation import activation_named
@@ -69,8 +70,9 @@ class SyncBatchNorm(_BatchNorm):
     _original_process_group: dist.ProcessGroup | None = None
     _layer_name: str | None = None
     _last_input_dim: int = 4
-    _steps_checked: int = 0
+    _checked_as: str | None = None
     _observer: Observer | None = None
+    _counts_nothing: bool = False
 
     def __init__(
         self,
@@ -117,12 +119,13 @@ class SyncBatchNorm(_BatchNorm):
             self._check_extras(input, residual, sample_weight)
         if self._last_input_dim != input.dim():
             self._last_input_dim = input.dim()
-        plain = self._is_plain()
         if self.training:
-            if not plain or self._observer or self.activation or not (residual is sample_weight is None):
+            plain = self._is_plain()
+            extras = self._observer or self.activation or not (residual is sample_weight is None)
+            if not plain or extras or input.numel() == 0:
                 return self._normalised(input, residual, sample_weight, synchronized=not plain)
             return self._plain_again(input) if _is_recomputation() else super().forward(input)
-        if self.running_mean is None and sample_weight is not None:
+        if self.running_mean is None and self.running_var is None and sample_weight is not None:
             return self._normalised(input, residual, sample_weight, synchronized=False)
         y = super().forward(input)
         y = y if residual is None else (y + residual).to(input.dtype)
@@ -144,26 +147,62 @@ class SyncBatchNorm(_BatchNorm):
         return self._world_size() == 1
 
     def _normalised(
-        self, input: Tensor, residual: Tensor | None, sample_weight: Tensor | None, *, synchronized: bool
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        sample_weight: Tensor | None,
+        *,
+        synchronized: bool,
     ) -> Tensor:
-        weights = None if sample_weight is None else _over_channels(sample_weight, input)
-        tensors = Tensors(input, self.weight, self.bias, residual, weights)
+        """The layer in training, for tensors of any class.
+
+        A subclass with `__torch_function__` (MONAI's MetaTensor) sees this as an operation of torch: it gets
+        the call, and what it makes of the plain result is the output. The autograd function itself gets plain
+        tensors: autograd refuses in-place operations on views that were made within one.
+        """
+        given = tuple(tensor for tensor in (input, residual, sample_weight) if tensor is not None)
+        if has_torch_function(given):
+            result: Tensor = handle_torch_function(
+                SyncBatchNorm._normalised,
+                given,
+                self,
+                input,
+                residual,
+                sample_weight,
+                synchronized=synchronized,
+            )
+            return result
+        x = _without_class(input)
+        self._check_per_channel(x)
+        if self._counts_nothing:
+            sample_weight = x.new_zeros(len(x))
+        weights = None if sample_weight is None else _over_channels(_without_class(sample_weight), x)
+        residual = None if residual is None else _without_class(residual)
+        tensors = Tensors(x, self.weight, self.bias, residual, weights)
         meet = None
-        checked = self._steps_checked >= _handshake.policy.steps or torch.compiler.is_compiling()
-        if synchronized and not checked:
+        if synchronized and not torch.compiler.is_compiling() and not self._is_checked():
             meet = partial(_handshake.meet, self.process_group, self._description(tensors))
         activation, observed = activation_named(self.activation), self._observer is not None
         call = Call(self.eps, activation, synchronized, self.process_group, meet, observed)
         z, moments, local_sums = batch_norm_over_ranks(tensors, call)
-        self._check_global_count(input, moments.n, weighted=weights is not None)
+        self._check_global_count(x, moments.n, weighted=weights is not None)
         if self.training and not _is_recomputation():
             if meet is not None:
-                self._steps_checked += 1
+                self._count_step()
             if self._observer is not None and local_sums is not None:
                 self._observer.record(self, moments, local_sums)
             if self.track_running_stats:
                 self._update_running_statistics(moments)
         return z
+
+    def _is_checked(self) -> bool:
+        if self._checked_as is None:
+            self._checked_as = _handshake.new_key()
+        return _handshake.is_checked(self._checked_as)
+
+    def _count_step(self) -> None:
+        assert self._checked_as is not None
+        _handshake.count_step(self._checked_as)
 
     def _description(self, tensors: Tensors) -> str:
         """What the ranks compare: see `check_ranks`."""
@@ -210,6 +249,24 @@ class SyncBatchNorm(_BatchNorm):
                 f"{expected[0]}, a weight for each sample, or {expected[1]}, one for each position."
             )
 
+    def _check_per_channel(self, input: Tensor) -> None:
+        """Raises what `nn.BatchNorm*d` does, before any rank waits for this one in a collective."""
+        device = input.device
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if values.shape != (self.num_features,):
+                raise RuntimeError(
+                    f"{name} should contain {self.num_features} elements not {values.numel()}: "
+                    f"{self._called()} has one of shape {tuple(values.shape)}"
+                )
+            if values.device != device:
+                raise RuntimeError(
+                    f"{self._called()} got an input on {device}, but its {name} is on {values.device}. "
+                    "Move the model and its input to one device."
+                )
+
     def _check_global_count(self, input: Tensor, n: Tensor, *, weighted: bool) -> None:
         # If there is one value in all, no rank has more. Those with more need not look, so in most models
         # nobody does; and looking does not wait for the device, which raises by itself.
@@ -231,18 +288,16 @@ class SyncBatchNorm(_BatchNorm):
 
     def _update_running_statistics(self, moments: Moments) -> None:
         buffers = self.running_mean, self.running_var, self.num_batches_tracked
-        mean, var, batches = cast(tuple[Tensor, Tensor, Tensor], buffers)
         if torch.compiler.is_compiling() or not _native.update_running_statistics(
-            mean, var, batches, self.momentum, moments
+            *buffers, self.momentum, moments
         ):
             with torch.no_grad():
-                _arithmetic.update_running_statistics(mean, var, batches, self.momentum, moments)
+                _arithmetic.update_running_statistics(*buffers, self.momentum, moments)
 
     def __getstate__(self) -> dict[str, Any]:
         of_this_process = {"process_group", "_original_process_group", "_observer"} & self.__dict__.keys()
         state = {**self.__dict__, **dict.fromkeys(of_this_process)}
-        for name in ("_steps_checked", _COMPILED):
-            state.pop(name, None)
+        state.pop(_COMPILED, None)
         return state
 
     def __copy__(self) -> Self:
@@ -258,6 +313,10 @@ class SyncBatchNorm(_BatchNorm):
         state = {k: v for k, v in self.__dict__.items() if k not in ("_observer", _COMPILED)}
         copy.__dict__.update(deepcopy(state, memo))
         return copy
+
+
+def _without_class(tensor: Tensor) -> Tensor:
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def _is_recomputation() -> bool:

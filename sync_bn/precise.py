@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from sync_bn._arithmetic import Moments, global_moments
 from sync_bn.layer import SyncBatchNorm
@@ -27,8 +26,8 @@ def precise_bn(
     by (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3; Ioffe & Szegedy 2015, Algorithm 2).
     All ranks of a layer's group end with the same bits. Training flags and `num_batches_tracked` stay.
 
-    loader: this rank's batches. Ranks may have different numbers of them, but each has one or more: who runs
-        out takes part with no samples until the last has finished.
+    loader: this rank's batches, of any kind. Ranks may have different numbers of them, but each has at least
+        one: a rank that runs out repeats its last batch, which no longer counts, until all have finished.
     forward: how a batch goes through the model; by default `model(batch)`, or `model(batch[0])` for a tuple
         or list.
 
@@ -38,16 +37,24 @@ def precise_bn(
     layers = [
         layer
         for layer in model.modules()
-        if isinstance(layer, SyncBatchNorm) and layer.running_mean is not None and layer._observer is None
+        if isinstance(layer, SyncBatchNorm)
+        and layer.running_mean is not None
+        and layer.running_var is not None
+        and layer._observer is None
     ]
     if not layers:
         raise ValueError("There is no SyncBatchNorm with running statistics in the model, or it is observed.")
     population = _Population(layers)
     with torch.no_grad(), _normalising_by_batches(model, layers, population):
-        for batch in _as_many_on_every_rank(loader, _device(layers)):
+        for batch, counts in _as_many_on_every_rank(loader, _device(layers)):
+            for layer in layers:
+                layer._counts_nothing = not counts
             (forward or _forward)(model, batch)
     population.write()
     return model
+
+
+_NO_BATCH: Any = object()
 
 
 class _Population:
@@ -85,26 +92,27 @@ def _normalising_by_batches(
     finally:
         for layer in layers:
             del layer._observer
+            layer._counts_nothing = False
         for buffer, value in buffers.items():
             buffer.copy_(value)
         for module, flag in training.items():
             module.training = flag
 
 
-def _as_many_on_every_rank(loader: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """This rank's batches, then its last one without samples until every rank has had all of its own."""
-    batches = iter(loader)
-    last: Any = None
+def _as_many_on_every_rank(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, bool]]:
+    """This rank's batches with True, then its last one with False until every rank has had all of its own."""
+    batches, last = iter(loader), _NO_BATCH
     while True:
-        batch = next(batches, None)
-        if _highest_over_ranks(batch is None and last is None, device):
+        batch = next(batches, _NO_BATCH)
+        if _highest_over_ranks(batch is last is _NO_BATCH, device):
             raise ValueError(
                 "A rank has no batch at all. Give each rank one or more, if need be an empty one."
             )
-        if not _highest_over_ranks(batch is not None, device):
+        counts = batch is not _NO_BATCH
+        if not _highest_over_ranks(counts, device):
             return
-        last = batch if batch is not None else pytree.tree_map_only(Tensor, lambda t: t[:0], last)
-        yield last
+        last = batch if counts else last
+        yield last, counts
 
 
 def _highest_over_ranks(flag: bool, device: torch.device) -> bool:

@@ -15,6 +15,7 @@ from torch.distributed.distributed_c10d import _get_process_group_store
 
 from sync_bn import DesynchronizedError, SyncBatchNorm, _handshake, check_ranks, convert_sync_batchnorm
 from tests.parallel import Ranks
+from tests.sync_bn.conftest import RanksOf
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +182,17 @@ def test_policy_that_makes_no_sense_is_refused(arguments: dict[str, Any]) -> Non
         check_ranks(**arguments)
 
 
-def test_loaded_layer_is_checked_from_its_first_step() -> None:
+def step_with_a_layer_that_rank_0_has_loaded_again(rank: int, steps_before: int) -> str:
     layer = SyncBatchNorm(3)
-    layer._steps_checked = 2
+    for _ in range(steps_before):
+        layer(torch.randn(2, 3))
+    if rank == 0:
+        layer = pickle.loads(pickle.dumps(layer))
+    return str(layer(torch.ones(2, 3)).sum().item())
 
-    assert pickle.loads(pickle.dumps(layer))._steps_checked == 0
+
+@pytest.mark.parametrize("steps_before", [0, 1, 3])
+def test_layer_that_one_rank_has_loaded_again_is_not_checked_by_that_rank_alone(
+    ranks_of: RanksOf, steps_before: int
+) -> None:
+    assert ranks_of(2).run(step_with_a_layer_that_rank_0_has_loaded_again, steps_before) == ["0.0", "0.0"]

@@ -1,9 +1,12 @@
 """The loops for the CPU: they are there, they run where they should, and they give what torch gives."""
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +28,7 @@ from tests.sync_bn.one_process import (
     variance_error,
 )
 
+KERNELS = Path(_native.__file__).with_name("_kernels.cpp")
 needs_library = pytest.mark.skipif(not _native.is_built(), reason="there was no C++ compiler to build it")
 
 
@@ -232,3 +236,52 @@ def test_default_device_and_dtype_are_not_those_of_scratch_memory(ranks_of: Rank
     # In a process of its own, because memory on another device would be the end of it.
     for rank, dx in enumerate(ranks_of(2).run(step_while_torchs_defaults_are_others, x)):
         torch.testing.assert_close(dx, step(OwnPasses(300), x, x + rank).input_gradient)
+
+
+SANITIZED = [
+    *("g++", "-g", "-O1", "-std=c++17", "-fno-math-errno", "-Wno-psabi", "-Wno-unknown-pragmas"),
+    *("-DFOR_EVERY_CPU=", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+]
+
+
+def sanitizer() -> list[str]:
+    """The libraries to load first into a process that loads a sanitized one."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++ on PATH")
+    names = ("libasan.so", "libstdc++.so")
+    found = [
+        subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names
+    ]
+    if not all(Path(path).is_absolute() for path in found):
+        pytest.skip("g++ has no AddressSanitizer")
+    return found
+
+
+def test_a_million_calls_of_the_loops_stay_inside_their_arrays(tmp_path: Path) -> None:
+    sanitizer()
+    program = tmp_path / "fuzz"
+    sources = [KERNELS, Path(__file__).with_name("fuzz_kernels.cpp")]
+    subprocess.run([*SANITIZED, "-o", program, *sources], check=True)
+
+    done = subprocess.run([program, "1000000", "1"], capture_output=True, text=True)
+
+    assert done.stdout == "1000000 calls\n", done.stderr
+
+
+def test_thousands_of_odd_calls_of_the_layer_read_no_memory_that_is_not_theirs(tmp_path: Path) -> None:
+    first = sanitizer()
+    library = tmp_path / "kernels.so"
+    subprocess.run([*SANITIZED, "-shared", "-fPIC", "-o", library, KERNELS], check=True)
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(first),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "PYTHONPATH": str(Path(_native.__file__).parents[1]),
+    }
+
+    script = Path(__file__).with_name("fuzz_layer.py")
+    done = subprocess.run(
+        [sys.executable, script, library, "3000"], env=environment, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
