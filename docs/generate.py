@@ -74,7 +74,7 @@ def settings() -> str:
     rows = []
     for field, info in Settings.model_fields.items():
         default = "" if info.default_factory or info.default is None else f"`{info.default}`"
-        names = ", ".join(f"`{name}`" for name in names_of(Settings, field))
+        names = ", ".join(f"`{name}`" for name in names_of(field))
         rows.append((names, default, info.description or ""))
     return "\n".join(
         [

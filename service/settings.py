@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
 from typing import Self
 
-from pydantic import (
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -33,25 +25,32 @@ REPLACED = {
 """Variables of earlier versions."""
 
 
-class Settings(BaseModel):
-    """Where the others are and what is allowed. Secrets do not appear in its repr."""
+class Settings(BaseSettings):
+    """Where the others are and what is allowed. Secrets do not appear in its repr.
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    What is not given to the constructor is read from the variables SYNCBN_*; an empty one counts as not set.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="SYNCBN_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
 
     database_url: str = Field(
         default="sqlite:///syncbn.db",
-        validation_alias=AliasChoices("SYNCBN_DATABASE_URL"),
         repr=False,  # may hold a password
         description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME",
     )
     api_key: SecretStr | None = Field(
         default=None,
-        validation_alias=AliasChoices("SYNCBN_API_KEY"),
         description="What clients must present; without one only this machine is served",
     )
     ray_address: str = Field(
         default="127.0.0.1:6379",
-        validation_alias=AliasChoices("SYNCBN_RAY_ADDRESS"),
         description="HOST:PORT of Ray's head, as in `ray start --address`; only the scheduler connects",
     )
     ray_token: SecretStr | None = Field(
@@ -59,35 +58,29 @@ class Settings(BaseModel):
     )
     mlflow_url: str = Field(
         default="http://127.0.0.1:5000",
-        validation_alias=AliasChoices("SYNCBN_MLFLOW_URL"),
         description="The tracking server as this service and the workers reach it",
     )
     mlflow_public_url: str = Field(
         default_factory=lambda others: others.get("mlflow_url", ""),
-        validation_alias=AliasChoices("SYNCBN_MLFLOW_PUBLIC_URL"),
         description="The tracking server as a browser reaches it; by default the same",
     )
     storage: str = Field(
         default="checkpoints",
-        validation_alias=AliasChoices("SYNCBN_STORAGE"),
         description="Folder of all runs on a file system that every worker shares",
     )
     checkpoints: str | None = Field(
         default=None,
-        validation_alias=AliasChoices("SYNCBN_CHECKPOINTS"),
         description="s3://BUCKET/PREFIX of the checkpoints; by default they are in the folder of their run",
     )
     start_seconds: int = Field(
         default=300,
         ge=1,
-        validation_alias=AliasChoices("SYNCBN_START_SECONDS"),
         description="An attempt whose workers have not come together by then is lost, and uses up a retry. "
         "Preparing the data comes after that, and is watched as the training is (training.hang_seconds)",
     )
     max_code_bytes: int = Field(
         default=50 * 2**20,
         ge=1,
-        validation_alias=AliasChoices("SYNCBN_MAX_CODE_BYTES"),
         description="Largest uploaded archive, packed or unpacked",
     )
 
@@ -130,41 +123,39 @@ class Settings(BaseModel):
         return url and url.rstrip("/")
 
     @classmethod
-    def from_env(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """Reads the variables SYNCBN_*; an empty one counts as not set. Raises Refused naming the bad one."""
-        source = os.environ if environment is None else environment
+    def from_env(cls) -> Self:
+        """The settings that the environment says. Raises Refused naming each bad variable."""
         for name, instead in REPLACED.items():
-            if source.get(name):
+            if os.environ.get(name):
                 raise Refused(f"{name}: {instead}", [Problem(key=name, message=instead)])
         try:
-            return cls.model_validate({name: source[name] for name in _variables(cls) if source.get(name)})
+            return cls()
         except ValidationError as error:
-            # pydantic's own text would show the values, secrets among them.
-            problems = [
-                Problem(key=str(item["loc"][0]), message=item["msg"])
-                for item in error.errors(include_input=False)
-            ]
+            # A default that is made from a wrong value says nothing new.
+            wrong = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
+            problems = [_problem(each) for each in wrong]
             raise Refused("; ".join(map(str, problems)), problems) from None
 
     def variables(self) -> dict[str, str]:
         """What to give a process of its own so that it reads these settings from its environment."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return {
-            names_of(type(self), name)[0]: value.get_secret_value()
-            if isinstance(value, SecretStr)
-            else str(value)
+            names_of(name)[0]: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
             for name, value in values.items()
             if value is not None
         }
 
 
-def _variables(settings: type[BaseModel]) -> Iterator[str]:
-    for field in settings.model_fields:
-        yield from names_of(settings, field)
+def _problem(error: ErrorDetails) -> Problem:
+    field = str(error["loc"][0])
+    is_number = Settings.model_fields[field].annotation is int  # another value may hold a password
+    got = f"; got {error['input']!r}" if is_number else ""
+    return Problem(key=names_of(field)[0], message=error["msg"] + got)
 
 
-def names_of(settings: type[BaseModel], field: str) -> list[str]:
+def names_of(field: str) -> list[str]:
     """The variables that a field is read from, the first that is set."""
-    alias = settings.model_fields[field].validation_alias
-    assert isinstance(alias, AliasChoices), field
-    return [str(name) for name in alias.choices]
+    alias = Settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return [str(name) for name in alias.choices]
+    return [f"{Settings.model_config['env_prefix']}{field}".upper()]

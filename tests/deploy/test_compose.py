@@ -23,7 +23,7 @@ import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema  # type: ignore[import-untyped]
 from docker.utils.build import exclude_paths  # type: ignore[import-untyped]
 
-from service.settings import Settings
+from service.settings import Settings, names_of
 from tests.deploy.manifests import ON_EVERY_NODE
 
 ROOT = Path(__file__).parents[2]
@@ -360,7 +360,7 @@ def test_gpus_change_the_workers_alone(project: Path) -> None:
 
 @needs_compose
 def test_the_service_knows_all_that_it_is_told(services: Document) -> None:
-    known = {str(name) for name in re.findall(r"SYNCBN_[A-Z_]+", str(Settings.model_fields))}
+    known = {name for field in Settings.model_fields for name in names_of(field)}
 
     told = {name for service in services.values() for name in service["environment"] if "SYNCBN_" in name}
 

@@ -13,7 +13,7 @@ import jsonschema  # type: ignore[import-untyped]
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 
-from service.settings import Settings
+from service.settings import Settings, names_of
 from tests.deploy.manifests import (
     FOLDER,
     GUIDE,
@@ -32,6 +32,7 @@ from tests.deploy.manifests import (
     values,
     written,
 )
+from tests.service.examples import settings_from
 
 KUBERNETES = ["1.30", "1.37"]
 RAY_CLUSTER = json.loads((Path(__file__).parent / "raycluster-v1.6.2.json").read_text(encoding="utf-8"))
@@ -168,10 +169,10 @@ def test_the_settings_are_ones_that_the_service_reads(documents: list[Document],
     given["SYNCBN_DATABASE_URL"] = database = "postgresql://syncbn:secret@there/syncbn"
     ours = {name: value for name, value in given.items() if name.startswith("SYNCBN_")}
 
-    settings = Settings.from_env(ours)
+    settings = settings_from(ours)
 
-    known = {field.upper() for field in Settings.model_fields}
-    assert {variable.removeprefix("SYNCBN_") for variable in ours} <= known
+    known = {name for field in Settings.model_fields for name in names_of(field)}
+    assert set(ours) <= known
     assert (settings.storage, settings.database_url) == ("/data/checkpoints", database)
 
 
@@ -273,4 +274,4 @@ def test_what_the_guide_adds_to_the_kustomization_is_accepted(number: int, tmp_p
     for generator in fragment.get("configMapGenerator", []):
         settings = settings_of(documents, generator["name"])
         assert literals(generator).items() <= settings.items()
-        Settings.from_env(settings)
+        settings_from(settings)

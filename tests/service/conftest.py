@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.postgres import postgres as running_postgres
 from service.client import Client
 from service.queue import lease
 from service.queue.store import Store
+from service.settings import Settings, names_of
 from tests.service.live_api import FaultyApp, Later, LiveServer, Service, live_service, timers
 from tests.service.serving import Stage, running_stage
 
@@ -23,6 +25,10 @@ from tests.service.serving import Stage, running_stage
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 lease.SILENCE_SECONDS = 3600.0
+# Nor is a service of the developer's own: `Settings()` reads its variables.
+for _field in Settings.model_fields:
+    for _name in names_of(_field):
+        os.environ.pop(_name, None)
 
 _names = (f"test_{number}" for number in itertools.count())
 

@@ -1,17 +1,27 @@
-"""Specs and jobs for tests."""
+"""Specs, jobs and settings for tests."""
 
 from __future__ import annotations
 
 import itertools
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest import mock
 
 from service.jobs.job import Job, State, new_job
+from service.settings import Settings
 from training.spec import Spec, parse_spec
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _seconds = itertools.count()
+
+
+def settings_from(variables: Mapping[str, str]) -> Settings:
+    """The settings of a process whose environment is this and nothing else."""
+    with mock.patch.dict(os.environ, variables, clear=True):
+        return Settings.from_env()
 
 
 def make_data(**changes: Any) -> dict[str, Any]:

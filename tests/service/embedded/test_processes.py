@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from service import server
 from service.embedded import stack
@@ -403,13 +404,13 @@ def test_this_machine_needs_no_key(host: str) -> None:
 
 
 def test_other_machines_are_served_with_a_key() -> None:
-    settings = Settings.from_env({"SYNCBN_API_KEY": "secret"})
+    settings = Settings(api_key=SecretStr("secret"))
 
     server.check_address("0.0.0.0", 0, settings)
 
 
 def test_a_host_that_is_not_this_machine_is_not_called_a_taken_port() -> None:
-    settings = Settings.from_env({"SYNCBN_API_KEY": "secret"})
+    settings = Settings(api_key=SecretStr("secret"))
 
     with pytest.raises(Refused, match=r"cannot listen on 192\.0\.2\.1:0: "):
         server.check_address("192.0.2.1", 0, settings)
