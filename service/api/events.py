@@ -6,10 +6,11 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
+from fastapi.sse import format_sse_event
 
 from service.api.context import Context, Services
 from service.api.problems import documented
-from service.api.sse import event, stream
+from service.api.sse import stream
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -36,11 +37,12 @@ def get_events(
     return stream(partial(_news, job_id, services), last_event_id)
 
 
-def _news(job_id: str, services: Context, seen: str) -> tuple[str, str, bool]:
+def _news(job_id: str, services: Context, seen: str) -> tuple[bytes, str, bool]:
     """An event's id is a digest of what it says: whoever comes again is told only what is different."""
     sight = services.job_watcher.sight(job_id)
-    events = "" if sight.version == seen else event("job", sight.document, sight.version)
-    state = sight.job.state
+    events, state = b"", sight.job.state
+    if sight.version != seen:
+        events = format_sse_event(event="job", id=sight.version, data_str=sight.document)
     if state.ended:
-        events += event("end", state)
+        events += format_sse_event(event="end", data_str=state)
     return events, sight.version, state.ended

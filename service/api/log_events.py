@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
-from service.api.sse import FULL, event
+from fastapi.sse import format_sse_event
+
+from service.api.sse import FULL
 from service.errors import Refused
 from service.job_logs import CHUNK, JobLogs, Log, View, lines_in, tail_offset
 from service.jobs.job import ACTIVE, Job
 from training.spec import Problem
 
 _TURN = FULL // 2
-"""Characters of events after which another rank has its turn, if it has printed something, too."""
+"""Bytes of events after which another rank has its turn, if it has printed something, too."""
 _ID = re.compile(r"([1-9]\d{0,8}):(\d{1,18}(?:,\d{1,18})*)(?::(\d{1,6}))?")
 
 
@@ -80,7 +82,7 @@ def _index(log: Log, view: View) -> int:
 
 
 class Follower:
-    """What is new for one reader, in portions of about `FULL` characters: see `service.api.sse.News`.
+    """What is new for one reader, in portions of about `FULL` bytes: see `service.api.sse.News`.
 
     job: looks up the job as it stands. start: where the reader begins, told to it at once, so that it does
     not begin elsewhere when its first connection breaks; None if it knows.
@@ -88,18 +90,18 @@ class Follower:
 
     def __init__(self, job: Callable[[], Job], logs: JobLogs, view: View, start: LogPosition | None) -> None:
         self._job, self._logs, self._view = job, logs, view
-        self._welcome = "" if start is None else f"id: {start}\n\n"
+        self._welcome = b"" if start is None else format_sse_event(id=str(start))
 
-    def __call__(self, place: LogPosition) -> tuple[str, LogPosition, bool]:
+    def __call__(self, place: LogPosition) -> tuple[bytes, LogPosition, bool]:
         # Race closed: a job that ends, or goes on to its next attempt, prints no more, so what is read after
         # this look is all. The other way round its last lines could be missed.
         job = self._job()
         event_batch = _EventBatch(place, self._welcome)
         self._fill(event_batch, job)
-        self._welcome = ""
+        self._welcome = b""
         if event_batch.full or not self._is_over(job):
-            return event_batch.text, event_batch.place, False
-        return event_batch.text + event("end", job.state), event_batch.place, True
+            return event_batch.events, event_batch.place, False
+        return event_batch.events + format_sse_event(event="end", data_str=job.state), event_batch.place, True
 
     def _is_over(self, job: Job) -> bool:
         return job.state.ended if self._view.attempt is None else _has_ended(self._view.attempt, job)
@@ -126,13 +128,13 @@ def _has_ended(attempt: int, job: Job) -> bool:
 class _EventBatch:
     """Events that are collected from a place on, and the place behind them."""
 
-    def __init__(self, place: LogPosition, text: str) -> None:
+    def __init__(self, place: LogPosition, events: bytes) -> None:
         self.place = place
-        self._events, self._length = [text], len(text)
+        self._events, self._length = [events], len(events)
 
     @property
-    def text(self) -> str:
-        return "".join(self._events)
+    def events(self) -> bytes:
+        return b"".join(self._events)
 
     @property
     def full(self) -> bool:
@@ -154,15 +156,17 @@ class _EventBatch:
             if self.place.source != index:
                 self.place = replace(self.place, source=index)
                 source = {"attempt": log.attempt, "rank": log.rank, "header": header}
-                self._add(event("source", json.dumps(source), self.place))
+                self._add("source", json.dumps(source))
             self.place = self.place.moved(index, offset + end)
-            self._add(event("log", line, self.place))
+            self._add("log", line.rstrip("\r"))
             if self._length >= most:
                 return
 
-    def _add(self, text: str) -> None:
-        self._events.append(text)
-        self._length += len(text)
+    def _add(self, name: str, data: str) -> None:
+        """Carriage returns in a line, which progress bars print, come as lines of one event."""
+        event = format_sse_event(event=name, id=str(self.place), data_str=data)
+        self._events.append(event)
+        self._length += len(event)
 
 
 def _from(first: int | None, indices: Iterable[int]) -> list[int]:

@@ -33,16 +33,16 @@ class Reader:
         self.storage, self.job, self.view = storage, job, view or View()
         self.place = LogPosition()
         self.lines: Lines = {}
-        self.portions: list[str] = []
+        self.portions: list[bytes] = []
 
     def look(self, *, portions: int = 1) -> bool:
         """Whether it has been told the end."""
         logs = JobLogs(str(self.storage), FakeResults())
         follower, ended = Follower(lambda: self.job, logs, self.view, None), False
         for _ in range(portions):
-            text, self.place, ended = follower(LogPosition.parse(str(self.place)))
-            self.portions.append(text)
-            self._keep(text)
+            events, self.place, ended = follower(LogPosition.parse(str(self.place)))
+            self.portions.append(events)
+            self._keep(events.decode())
         return ended
 
     def _keep(self, text: str) -> None:
