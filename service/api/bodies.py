@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
 
 from service.api.context import Services
 from service.queue.store import Store
 from service.user_code.class_paths import class_path_problems
-from training.spec import Problem, Spec, SpecError, load_yaml, parse_spec
+from training.spec import MAX_PROBLEMS, Problem, Spec, SpecError, load_yaml, parse_spec
 
 MAX_SPEC_BYTES = 2**20
+MAX_DEPTH = 100
+JSON_TYPE = "application/json"
 SPEC_TYPES = (
-    "application/json",
+    JSON_TYPE,
     "application/yaml",
     "application/x-yaml",
     "text/yaml",
     "text/x-yaml",
     "text/plain",
 )
+_TOO_DEEP = f"has values more than {MAX_DEPTH} levels deep"
 CODE_TYPES = ("application/zip", "application/octet-stream")
 
 
-async def _spec_body(request: Request) -> bytes:
-    _check_type(request, SPEC_TYPES)
-    return await _read(request, MAX_SPEC_BYTES, "a spec")
+@dataclass(frozen=True, kw_only=True)
+class SpecText:
+    """A spec as it came. What is not called JSON is read as YAML, which JSON is a subset of."""
+
+    content: bytes
+    is_json: bool
+
+
+async def _spec_body(request: Request) -> SpecText:
+    given = _check_type(request, SPEC_TYPES)
+    content = await _read(request, MAX_SPEC_BYTES, "a spec")
+    return SpecText(content=content, is_json=given == JSON_TYPE)
 
 
 async def _code_body(request: Request, services: Services) -> bytes:
@@ -35,21 +51,18 @@ async def _code_body(request: Request, services: Services) -> bytes:
     return await _read(request, services.settings.max_code_bytes, "an archive")
 
 
-SpecBody = Annotated[bytes, Depends(_spec_body)]
+SpecBody = Annotated[SpecText, Depends(_spec_body)]
 CodeBody = Annotated[bytes, Depends(_code_body)]
 
 
-def read_spec(body: bytes, store: Store) -> Spec:
+def read_spec(body: SpecText, store: Store) -> Spec:
     """The spec in the body, checked as far as it can be without running it. Raises SpecError."""
     try:
-        data = load_yaml(body.decode("utf-8-sig"))
+        text = body.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError([Problem(key="", message=f"not UTF-8 text: {error}")]) from None
-    if _expanded(data, {}) > MAX_SPEC_BYTES:
-        raise SpecError(
-            [_at((), "is far larger than it looks, or holds itself: its YAML aliases multiply it")]
-        )
-    if unstorable := list(_unstorable(data, ())):
+        raise SpecError([_at((), f"not UTF-8 text: {error}")]) from None
+    data = _load_json(text) if body.is_json else _load_yaml(text)
+    if unstorable := list(islice(_unstorable(data, ()), MAX_PROBLEMS)):
         raise SpecError(unstorable)
     spec = parse_spec(data)
     if problems := list(_unresolved(spec, store)):
@@ -64,6 +77,36 @@ def _unresolved(spec: Spec, store: Store) -> Iterator[Problem]:
     yield from class_path_problems(spec, store.get_code(spec.code) if spec.code else None)
 
 
+def _load_json(text: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_mapping, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise SpecError([_at((), f"not valid JSON: {error}; send YAML as {SPEC_TYPES[1]}")]) from None
+    except RecursionError:
+        raise SpecError([_at((), _TOO_DEEP)]) from None
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise SpecError([_at((), f"the key {twice!r} stands twice in one mapping; keep one of them")])
+    return mapping
+
+
+def _integer(digits: str) -> int:
+    """One of more digits than 64 bits have is not computed: any other number that is refused will do."""
+    return int(digits) if len(digits) < 20 else 2**63
+
+
+def _load_yaml(text: str) -> object:
+    data = load_yaml(text)
+    if _expanded(data, {}) > MAX_SPEC_BYTES:
+        message = "is far larger than it looks, or holds itself: its YAML aliases multiply it"
+        raise SpecError([_at((), message)])
+    return data
+
+
 def _expanded(value: object, known: dict[int, float]) -> float:
     """How many values this is once YAML's aliases are written out; infinite if one holds itself."""
     if not isinstance(value, Mapping | list):
@@ -76,18 +119,24 @@ def _expanded(value: object, known: dict[int, float]) -> float:
 
 
 def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
-    """YAML can say what JSON, and so the database, cannot."""
-    if isinstance(value, Mapping):
+    """YAML can say what JSON, and JSON what the database, cannot."""
+    if len(path) > MAX_DEPTH:
+        yield _at(path[:1], _TOO_DEEP)
+    elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from (
-                _unstorable(key, path) if isinstance(key, str) else [_at(path, f"key {key!r} is no text")]
-            )
-            yield from _unstorable(item, (*path, str(key)))
+            if message := _unstorable_key(key):
+                yield _at(path, f"the key {key!r} {message}")
+            else:
+                yield from _unstorable(item, (*path, key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _unstorable(item, (*path, str(index)))
     elif message := _unstorable_scalar(value):
         yield _at(path, message)
+
+
+def _unstorable_key(key: object) -> str | None:
+    return _unstorable_scalar(key) if isinstance(key, str) else "is no text"
 
 
 def _unstorable_scalar(value: object) -> str | None:
@@ -105,10 +154,12 @@ def _at(path: tuple[str, ...], message: str) -> Problem:
     return Problem(key=".".join(path), message=message)
 
 
-def _check_type(request: Request, allowed: Iterable[str]) -> None:
+def _check_type(request: Request, allowed: Iterable[str]) -> str:
+    """The type that the body is said to have, in small letters; "" if nothing is said."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given and given not in allowed:
         raise HTTPException(415, f"cannot read {given}; send one of {', '.join(allowed)}")
+    return given
 
 
 async def _read(request: Request, limit: int, what: str) -> bytes:

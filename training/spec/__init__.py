@@ -4,7 +4,7 @@ May import nothing else of this project. Of libraries it imports pydantic and ya
 command line read specs without torch.
 """
 
-from training.spec.errors import Problem, SpecError
+from training.spec.errors import MAX_PROBLEMS, Problem, SpecError
 from training.spec.model import (
     ClassSpec,
     Norm,
@@ -19,6 +19,7 @@ from training.spec.model import (
 )
 
 __all__ = [
+    "MAX_PROBLEMS",
     "ClassSpec",
     "Norm",
     "Optimizer",

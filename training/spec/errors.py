@@ -12,6 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+MAX_PROBLEMS = 50
+"""Nobody reads more of them, and a document can have a hundred thousand."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -43,8 +46,11 @@ def located(key: str, message: str) -> LocatedError:
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+    """The first `MAX_PROBLEMS` of them, one a key."""
     found: dict[str, Problem] = {}
     for item in error.errors():
+        if len(found) == MAX_PROBLEMS:
+            break
         if item["type"] == "int_type" and isinstance(item["input"], Mapping):
             continue  # a number or a mapping is wanted: what is wrong with the mapping stands beside this
         cause = item.get("ctx", {}).get("error")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -274,8 +274,22 @@ def _replaced(data: object, keys: list[str], value: object) -> object:
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string), without dates and without merge
-    keys, which multiply: a few hundred bytes of them can take minutes.
+    keys, which multiply: a few hundred bytes of them can take minutes. A key that stands twice is an error.
     """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            self._refuse_the_second([key for key, _ in node.value])
+        return mapping
+
+    def _refuse_the_second(self, nodes: Iterable[yaml.Node]) -> None:
+        seen = set()
+        for node in nodes:
+            if (key := self.construct_object(node, deep=True)) in seen:
+                problem = f"the key {key!r} stands twice in one mapping; keep one of them"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            seen.add(key)
 
 
 _Loader.yaml_implicit_resolvers = {

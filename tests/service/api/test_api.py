@@ -118,8 +118,7 @@ def test_a_spec_becomes_a_job_with_all_its_fields(api: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "content_type",
     [
-        "application/json; charset=utf-8",
-        "application/yaml",
+        "application/yaml; charset=utf-8",
         "application/x-yaml",
         "text/yaml",
         "text/x-yaml",
@@ -134,6 +133,86 @@ def test_yaml_and_json_are_read_alike(api: httpx.Client, content_type: str | Non
     for text in (json.dumps(data), yaml.safe_dump(data)):
         response = api.post("/v1/jobs", content=text, headers=headers)
         assert response.json()["spec"]["optimizer"]["init_args"] == {"lr": 0.001}
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8"])
+def test_what_is_called_json_is_read_as_json(api: httpx.Client, content_type: str) -> None:
+    data = make_data(labels={"pair": "\U0001f680", "escaped": "\t/"})
+    for text in (
+        json.dumps(data),
+        json.dumps(data, ensure_ascii=False, indent="\t"),
+        "\ufeff" + json.dumps(data),
+    ):
+        response = api.post("/v1/jobs", content=text, headers={"content-type": content_type})
+        assert response.json()["spec"]["labels"] == data["labels"]
+
+
+def lr(text: str) -> str:
+    return f'{{"optimizer": {{"init_args": {{"lr": {text}}}}}}}'
+
+
+JSON, YAML = "application/json", "application/yaml"
+TWICE = "the key '{}' stands twice in one mapping; keep one of them"
+NO_TEXT = "holds characters that are no text (NUL or half a surrogate pair)"
+DEEP = "has values more than 100 levels deep"
+BIG = "is a number of more than 64 bits"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "key", "said"),
+    [
+        (JSON, '{"model": {}, "data": {}, "model": {}}', "", TWICE.format("model")),
+        (JSON, '{"labels": {"a": "1", "a": "1"}}', "", TWICE.format("a")),
+        (JSON, r'{"\ud800": 1, "\ud800": 1}', "", TWICE.format(r"\ud800")),
+        (YAML, "name: x\nlabels:\n  a: b\n  a: c", "", TWICE.format("a") + ' in "<unicode string>", line 4'),
+        (JSON, lr("NaN"), "optimizer.init_args.lr", "nan is not a number that JSON knows"),
+        (JSON, lr("[0, -Infinity]"), "optimizer.init_args.lr.1", "-inf is not a number that JSON knows"),
+        (JSON, lr("1e999"), "optimizer.init_args.lr", "inf is not a number that JSON knows"),
+        (JSON, lr(str(2**63)), "optimizer.init_args.lr", BIG),
+        (JSON, lr("-" + "9" * 5000), "optimizer.init_args.lr", BIG),
+        (JSON, lr("[" * 99 + "]" * 99), "optimizer", DEEP),
+        (YAML, lr("[" * 99 + "]" * 99), "optimizer", DEEP),
+        (JSON, "[" * 500_000, "", DEEP),
+        (JSON, '{"a":' * 100_000, "", DEEP),
+        (JSON, r'{"labels": {"a": "\ud83d"}}', "labels.a", NO_TEXT),
+        (JSON, r'{"labels": {"a": "\u0000"}}', "labels.a", NO_TEXT),
+        (JSON, r'{"labels": {"\udc00": NaN}}', "labels", rf"the key '\udc00' {NO_TEXT}"),
+        (YAML, 'labels: {"\\ud800": .nan}', "labels", rf"the key '\ud800' {NO_TEXT}"),
+        (
+            JSON,
+            b'{"name": "\xe9"}',
+            "",
+            "not UTF-8 text: 'utf-8' codec can't decode byte 0xe9 in position 10",
+        ),
+        (JSON, b'{"name": "\xed\xa0\x80"}', "", "not UTF-8 text"),
+        (JSON, '{"name": "x"}'.encode("utf-16"), "", "not UTF-8 text"),
+        (JSON, "", "", "not valid JSON: Expecting value: line 1 column 1"),
+        (JSON, '{"name":\n"x"', "", "not valid JSON: Expecting ',' delimiter: line 2 column 4"),
+        (JSON, '{"name": "x"} {}', "", "not valid JSON: Extra data: line 1 column 15"),
+        (JSON, '{"name": "a\nb"}', "", "not valid JSON: Invalid control character at: line 1 column 12"),
+        (JSON, "model:\n  class_path: a.b", "", "send YAML as application/yaml"),
+        (JSON, "null", "", "a spec is a mapping with model and data, not NoneType"),
+    ],
+)
+def test_a_body_that_cannot_be_kept_is_refused_by_its_key_or_line(
+    api: httpx.Client, sqlite_store: Store, kind: str, body: str | bytes, key: str, said: str
+) -> None:
+    for path in ("/v1/jobs", "/v1/jobs/validate"):
+        document = problem(api.post(path, content=body, headers={"content-type": kind}), 422)
+
+        (error,) = document["errors"]
+        assert error["key"] == key
+        assert said in error["message"]
+    assert sqlite_store.list_jobs()[0] == []
+
+
+@pytest.mark.parametrize("values", ['"nobody_knows_{}": 1', '"labels{}": NaN'])
+def test_of_a_hundred_thousand_problems_the_first_are_told(api: httpx.Client, values: str) -> None:
+    body = ", ".join(values.format(number) for number in range(40_000))
+
+    document = problem(api.post("/v1/jobs", content=f"{{{body}}}", headers={"content-type": JSON}), 422)
+
+    assert len(document["errors"]) == 50
 
 
 def test_another_content_type_is_refused(api: httpx.Client) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
@@ -8,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.bodies import read_spec
+from service.api.bodies import SpecText, read_spec
 from service.queue.store import Store
 from tests.service.examples import make_data
 from training.spec import Spec, SpecError
@@ -27,6 +26,14 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars, inner, max_size=3),
     max_leaves=8,
 )
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(codec=None), max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
 known_keys = st.sampled_from(sorted(Spec.model_fields))
 
 
@@ -40,10 +47,14 @@ class NoCode(Store):
 STORE = NoCode("sqlite:////nowhere/jobs.db")
 
 
-def read(body: bytes) -> None:
-    """Anything but a spec that can be stored, or a SpecError, is a bug."""
-    with contextlib.suppress(SpecError):
-        json.dumps(read_spec(body, STORE).model_dump(mode="json"), allow_nan=False)
+def read(body: bytes, *, is_json: bool = False) -> None:
+    """Anything but a spec that can be stored, or a SpecError that can be told, is a bug."""
+    try:
+        spec = read_spec(SpecText(content=body, is_json=is_json), STORE)
+    except SpecError as error:
+        str(error).encode()
+    else:
+        json.dumps(spec.model_dump(mode="json"), allow_nan=False, ensure_ascii=False).encode()
 
 
 @given(st.dictionaries(known_keys, values, max_size=4))
@@ -55,12 +66,18 @@ def test_whatever_yaml_can_say_is_a_spec_or_a_problem(changes: dict[str, object]
     read(body)
 
 
-@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-def test_whatever_bytes_come_are_a_spec_or_a_problem(body: bytes) -> None:
-    read(body)
+@given(st.dictionaries(known_keys, json_values, max_size=4), st.booleans())
+def test_whatever_json_can_say_is_a_spec_or_a_problem(changes: dict[str, object], escaped: bool) -> None:
+    text = json.dumps(make_data(**changes), ensure_ascii=escaped)
+    read(text.encode(errors="surrogatepass"), is_json=True)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.booleans())
+def test_whatever_bytes_come_are_a_spec_or_a_problem(body: bytes, is_json: bool) -> None:
+    read(body, is_json=is_json)
 
 
 @pytest.mark.parametrize("body", [b"[" * 5000, b"{a: " * 5000, b"- " * 5000, b"a: " + b"9" * 5000])
 def test_hostile_bytes_are_a_problem(body: bytes) -> None:
     with pytest.raises(SpecError):
-        read_spec(body, STORE)
+        read_spec(SpecText(content=body, is_json=False), STORE)
