@@ -111,7 +111,6 @@ class PointDocument(Document):
 
 class PointPage(Document):
     items: list[PointDocument]
-    next_cursor: str | None = None
 
 
 class Total(Document):
@@ -191,7 +190,6 @@ class WaitingDocument(Document):
 
 class QueuePage(Document):
     items: list[WaitingDocument]
-    next_cursor: str | None = None
 
 
 class NodeDocument(Document):
