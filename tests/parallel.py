@@ -3,7 +3,7 @@
     with Ranks(3) as ranks:
         results = ranks.run(function, *args)  # function(rank, *args) in each; results in the order of ranks
 
-The processes stay between calls, so that only the first one waits for Python and torch to start.
+The processes stay between calls, and are forked from one that has imported torch.
 """
 
 import os
@@ -16,15 +16,16 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+
+from tests.warm import warm
 
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
@@ -35,7 +36,7 @@ class RankError(RuntimeError):
 
 
 class Rank(NamedTuple):
-    process: SpawnProcess
+    process: BaseProcess
     pipe: Connection
 
 
@@ -46,8 +47,10 @@ class Ranks:
     `run` starts new ones. None outlives the `with` block, nor the process that started them.
     """
 
-    def __init__(self, world_size: int, timeout_seconds: float = 60.0) -> None:
+    def __init__(self, world_size: int, timeout_seconds: float = 60.0, preload: tuple[str, ...] = ()) -> None:
+        """preload: modules that they have imported when they start, besides torch and this package."""
         self.world_size = world_size
+        self._context = warm("torch.distributed", "sync_bn", *preload)
         self.timeout_seconds = timeout_seconds
         self._ranks: list[Rank] = []
         self._meeting_place: tempfile.TemporaryDirectory[str] | None = None
@@ -97,16 +100,13 @@ class Ranks:
             return
         self._meeting_place = tempfile.TemporaryDirectory(prefix="ranks-")
         store = Path(self._meeting_place.name) / "store"
-        context = get_context("spawn")
-        # The number of OpenMP threads is read from the environment while the child imports torch.
-        with patch.dict(os.environ, OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo"):
-            for rank in range(self.world_size):
-                ours, theirs = context.Pipe()
-                args = (rank, self.world_size, store, self.timeout_seconds, theirs)
-                process = context.Process(target=_serve, args=args, daemon=True)
-                process.start()
-                theirs.close()
-                self._ranks.append(Rank(process, ours))
+        for rank in range(self.world_size):
+            ours, theirs = self._context.Pipe()
+            args = (rank, self.world_size, store, self.timeout_seconds, theirs)
+            process = self._context.Process(target=_serve, args=args, daemon=True)
+            process.start()
+            theirs.close()
+            self._ranks.append(Rank(process, ours))
 
     def _answers(self) -> list[Any]:
         deadline = time.monotonic() + self.timeout_seconds

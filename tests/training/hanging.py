@@ -1,6 +1,6 @@
-"""A rank that trains under a watchdog and meets with something: `python -m tests.training.hanging WHAT ...`.
+"""Ranks that train under a watchdog and meet with something.
 
-As under Ray Train, the thread that trains is not the main one.
+The thread that trains is not the main one.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tests.training.worlds import PRELOAD
+from tests.warm import warm
 from training.hangs.rank_files import RankFiles, last_position
 from training.hangs.watchdog import Watchdog
 
@@ -34,27 +35,33 @@ class Run:
     """`world_size` processes in one process group; killed at the end, if they are still there."""
 
     def __init__(self, what: str, folder: Path, world_size: int) -> None:
-        store = folder / "store"
         self.hang_folder = folder / "hang"
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[BaseProcess] = []
         for rank in range(world_size):
-            command = [sys.executable, "-m", __name__, what, folder, store, rank, world_size]
-            self.processes.append(
-                subprocess.Popen(
-                    [str(part) for part in command],
-                    env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-                    process_group=self.group if self.processes else 0,
-                    stdout=subprocess.DEVNULL,
-                )
-            )
+            group = self.group if rank else 0
+            process = warm(*PRELOAD).Process(target=main, args=(what, folder, rank, world_size, group))
+            process.start()
+            self.processes.append(process)
+            assert process.pid is not None
+            while os.getpgid(process.pid) != self.group:
+                time.sleep(0.001)
 
     @property
     def group(self) -> int:
-        return self.processes[0].pid
+        pid = self.processes[0].pid
+        assert pid is not None
+        return pid
+
+    def exit_code(self, rank: int) -> int:
+        """Blocks until it has ended."""
+        self.processes[rank].join()
+        code = self.processes[rank].exitcode
+        assert code is not None
+        return code
 
     def exit_codes(self) -> list[int]:
         """Blocks until all have ended."""
-        return [process.wait() for process in self.processes]
+        return [self.exit_code(rank) for rank in range(len(self.processes))]
 
     def wait_until_nothing_is_left(self) -> None:
         """Helpers of the ranks included."""
@@ -65,7 +72,7 @@ class Run:
 
     def wait_for(self, mark: str) -> None:
         while not (self.hang_folder.parent / mark).exists():
-            assert all(process.poll() is None for process in self.processes)
+            assert all(process.is_alive() for process in self.processes)
             time.sleep(0.05)
 
 
@@ -78,7 +85,7 @@ def running(what: str, folder: Path, world_size: int = 2) -> Iterator[Run]:
         with suppress(ProcessLookupError):
             os.killpg(run.group, signal.SIGKILL)
         for process in run.processes:
-            process.wait()
+            process.join()
 
 
 def sleep_for_ever(_step: int) -> None:
@@ -225,19 +232,18 @@ def fit(where: str, folder: Path, rank: int, world_size: int) -> None:
         trainer.fit(Module(), loader(), loader())
 
 
-def main(what: str, folder: str, store: str, rank: str, world_size: str) -> None:
+def main(what: str, folder: Path, rank: int, world_size: int, group: int) -> None:
+    """group: of processes, which rank 0 makes."""
+    os.setpgid(0, group)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        init_method=Path(store).as_uri(),
-        rank=int(rank),
-        world_size=int(world_size),
+        init_method=(folder / "store").as_uri(),
+        rank=rank,
+        world_size=world_size,
         timeout=timedelta(seconds=600),
     )
     work = fit if what in {"forward", "backward", "nowhere"} else train
     threading.excepthook = lambda _: os._exit(1)
-    threading.Thread(target=work, args=(what, Path(folder), int(rank), int(world_size))).start()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    threading.Thread(target=work, args=(what, folder, rank, world_size)).start()

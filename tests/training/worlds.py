@@ -18,13 +18,19 @@ Parameters = ParamSpec("Parameters")
 
 LARGEST = 4
 TIMEOUT_SECONDS = 120.0
+PRELOAD = (
+    "training.rank.rank",
+    "training.rank.trainer",
+    "training.callbacks.norm_report",
+    "training.tracking.mlflow_tracker",
+)
 
 
 class Worlds:
     """Use as a context; the processes start with the first `run` and end with the context."""
 
     def __init__(self) -> None:
-        self._ranks = Ranks(LARGEST, TIMEOUT_SECONDS)
+        self._ranks = Ranks(LARGEST, TIMEOUT_SECONDS, PRELOAD)
 
     def __enter__(self) -> Self:
         return self

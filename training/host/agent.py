@@ -26,7 +26,7 @@ import psutil
 
 from training.host.code import CodeCache
 from training.host.environment import OURS, WARM, of_rank, of_storage, of_the_machine
-from training.host.fork_server import ForkServer
+from training.host.fork_server import PRELOAD, ForkServer
 from training.host.gang import Gang
 from training.host.supervisor import supervise
 from training.protocol import CodeMissing, News, Order, log_folder
@@ -249,7 +249,7 @@ def _fork_servers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if any("multiprocessing.forkserver" in word for word in child.cmdline()):
+            if any(PRELOAD in word for word in child.cmdline()):
                 found.append(child)
     return found
 

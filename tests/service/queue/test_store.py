@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import sqlite3
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from service.queue import database, storable
 from service.queue.store import Store
 from service.queue.tables import metadata
 from tests.service.examples import make_spec
+from tests.warm import warm
 
 SPEC = make_spec()
 T = TypeVar("T")
@@ -430,7 +430,7 @@ def test_several_processes_may_migrate_an_empty_database_at_once(
     if kind == "postgresql":
         url = request.getfixturevalue("postgres").create("fresh")
 
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(3, mp_context=warm("service.queue.store", "psycopg")) as pool:
         ids = list(pool.map(_migrate_and_create, [url] * 3))
 
     assert len(set(ids)) == 3
@@ -446,7 +446,7 @@ def _migrate_and_create(url: str) -> str:
 
 
 def test_writers_in_several_processes_wait_for_each_other(database_url: str) -> None:
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(3, mp_context=warm("service.queue.store", "psycopg")) as pool:
         counts = list(pool.map(_create_many, [database_url] * 3))
 
     store = Store(database_url)

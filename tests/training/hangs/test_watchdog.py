@@ -58,7 +58,7 @@ def test_ranks_in_different_collectives_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_rank_that_left_while_others_wait_for_it_is_named(tmp_path: Path) -> None:
     with running("leaves", tmp_path) as run:
-        assert run.processes[0].wait() == EXIT_CODE
+        assert run.exit_code(0) == EXIT_CODE
 
     hang, sentence = found(run.hang_folder)
     assert (hang.rank, hang.step) == (1, BAD_STEP)

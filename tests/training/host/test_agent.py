@@ -20,6 +20,7 @@ import pytest
 from tests.memory_cgroup import memory_cgroup
 from training.host.agent import HostAgent
 from training.host.environment import of_the_machine
+from training.host.fork_server import PRELOAD
 from training.protocol import (
     CodeMissing,
     Exit,
@@ -113,11 +114,7 @@ def failure(agent: HostAgent, given: Order) -> ExitRecord:
 
 def below_fork_server() -> list[psutil.Process]:
     """Everything that ranks, or whoever has forked them, have left."""
-    servers = [
-        child
-        for child in psutil.Process().children()
-        if "multiprocessing.forkserver" in " ".join(child.cmdline())
-    ]
+    servers = [child for child in psutil.Process().children() if PRELOAD in " ".join(child.cmdline())]
     left = [process for server in servers for process in server.children(recursive=True)]
     return [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
 
@@ -389,7 +386,7 @@ def test_ranks_outlive_the_fork_server_and_others_are_forked_from_a_new_one(
     given = order(tmp_path / "a", "sleep", 5)
     agent.launch(given)
     until(agent, given.attempt, lambda status: status.progress is not None)
-    (server,) = (child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline()))
+    (server,) = (child for child in psutil.Process().children() if PRELOAD in " ".join(child.cmdline()))
 
     server.kill()
     until(agent, given.attempt, lambda _: server.status() == psutil.STATUS_ZOMBIE)

@@ -8,7 +8,7 @@ from torch import nn
 from torchmetrics import CatMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tests.parallel import Ranks
+from tests.training.worlds import Worlds
 from training.model.metric_sync import sync_directly
 
 SHARES = [5, 0, 3]
@@ -27,20 +27,18 @@ def synced(rank: int, metric: Metric) -> tuple[list[float], int]:
         return metric.compute().flatten().tolist(), barrier.call_count
 
 
-def test_states_of_one_shape_meet_by_a_gather_alone() -> None:
+def test_states_of_one_shape_meet_by_a_gather_alone(worlds: Worlds) -> None:
     metric = MulticlassAccuracy(3, average="none")
     whole = MulticlassAccuracy(3, average="none")
     whole.update(PREDICTED, TARGET)
 
-    with Ranks(3) as ranks:
-        found = ranks.run(synced, metric)
+    found = worlds.run(3, synced, metric)
 
     assert found == [(whole.compute().tolist(), 0)] * 3
 
 
-def test_states_whose_shape_differs_by_rank_meet_as_torchmetrics_has_it() -> None:
-    with Ranks(3) as ranks:
-        found = ranks.run(synced, CatMetric())
+def test_states_whose_shape_differs_by_rank_meet_as_torchmetrics_has_it(worlds: Worlds) -> None:
+    found = worlds.run(3, synced, CatMetric())
 
     for values, barriers in found:
         assert values == PREDICTED.tolist()

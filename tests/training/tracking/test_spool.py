@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import resource
 import shutil
 import tracemalloc
@@ -15,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.training.worlds import PRELOAD
+from tests.warm import warm
 from training.tracking import spool as module
 from training.tracking.spool import Point, Spool
 
@@ -214,7 +215,7 @@ def _log_until_killed(path: Path, synced: Connection) -> None:
 
 
 def test_a_kill_costs_nothing_that_was_synced(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = warm(*PRELOAD)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_log_until_killed, args=(tmp_path / "spool", there))
     process.start()
