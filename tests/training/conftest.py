@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from mlflow import MlflowClient
 
-from tests.training.mlflow_server import MlflowServer, running_server
+from tests.mlflow_server import MlflowServer, environment_of_a_worker
 from tests.training.worlds import Worlds
 
 # A machine that is busy with something else is no reason to fail.
@@ -21,10 +21,16 @@ def worlds() -> Iterator[Worlds]:
         yield worlds
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    with running_server(tmp_path_factory.mktemp("mlflow")) as server:
-        yield server
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """That of a worker, for clients of MLflow."""
+    with environment_of_a_worker():
+        yield
+
+
+@pytest.fixture
+def server(mlflow_server: MlflowServer, environment: None) -> MlflowServer:  # noqa: ARG001
+    return mlflow_server
 
 
 @pytest.fixture

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.training.worlds import PRELOAD
+from tests.warm import warm
+
 VALIDATE_EVERY = 10
-SAVE_EVERY = 500
+SAVE_EVERY = 100
 
 
 def begin(uri: str, run_id: str, folder: Path, *, more: int | None) -> tuple[BaseProcess, int]:
     """The process, when it has taken up its checkpoint, and the step of that; it ends `more` steps later."""
-    context = multiprocessing.get_context("spawn")
+    context = warm(*PRELOAD)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_train, args=(uri, run_id, folder, more, there))
     process.start()
@@ -23,9 +25,10 @@ def begin(uri: str, run_id: str, folder: Path, *, more: int | None) -> tuple[Bas
 
 
 def _train(uri: str, run_id: str, folder: Path, more: int | None, began: object) -> None:
-    from training.tracking.mlflow_tracker import MlflowTracker
+    from training.tracking import mlflow_tracker
 
-    tracker = MlflowTracker(uri, run_id, params={"seed": "0"}, tags={}, spool=folder / "spool")
+    mlflow_tracker.SEND_SECONDS = 0.4  # so that it is killed as often while it sends as while it waits
+    tracker = mlflow_tracker.MlflowTracker(uri, run_id, params={"seed": "0"}, tags={}, spool=folder / "spool")
     checkpoint = folder / "checkpoint"
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
     began.send(step)  # type: ignore[attr-defined]

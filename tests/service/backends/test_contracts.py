@@ -16,7 +16,7 @@ from service.backends.mlflow import MlflowRest
 from service.backends.tracking import Results
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
-from tests.training.mlflow_server import MlflowServer
+from tests.mlflow_server import MlflowServer
 
 NOWHERE = Run(experiment_id="0", run_id="0" * 32)
 
@@ -101,20 +101,9 @@ def _as_json(value: float) -> float | str:
     return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-@pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    try:
-        server.begin_to_start()
-        server.wait()
-        yield server.url
-    finally:
-        server.stop()
-
-
 @pytest.fixture
-def rest(mlflow: str) -> Iterator[OverRest]:
-    subject = OverRest(mlflow)
+def rest(mlflow_server: MlflowServer) -> Iterator[OverRest]:
+    subject = OverRest(mlflow_server.url)
     yield subject
     subject.rest.close()
     subject.http.close()

@@ -20,9 +20,9 @@ import pytest
 import torch.distributed as dist
 from torch import Tensor
 
+from tests.mlflow_server import running_server
 from tests.training.attempts import Done, Net, attempt, context, rank_run, spec_of
 from tests.training.checkpoints.test_checkpoints import newest, save, save_as
-from tests.training.mlflow_server import running_server
 from tests.training.s3_server import BUCKET, S3Server, running_s3
 from tests.training.test_interrupted_runs import assert_bitwise
 from tests.training.worlds import Worlds

@@ -7,7 +7,8 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from tests.training.mlflow_server import MlflowServer
+from tests.line import Line
+from tests.mlflow_server import MlflowServer
 from training.tracking import system_metrics
 from training.tracking.system_metrics import SystemMetrics
 
@@ -60,17 +61,17 @@ def test_every_worker_has_metrics_of_its_own_and_an_attempt_goes_on_after_the_la
 def test_a_server_that_was_away_gets_them_again_when_it_is_back(
     server: MlflowServer, client: MlflowClient, run_id: str
 ) -> None:
-    server.stop()
-    with SystemMetrics(server.url, run_id, "late"):
-        server.begin_to_start()
-        server.wait()
-        before = len(wait_for(client, run_id, cpu("late")))
-        server.stop()
-        server.begin_to_start()
-        server.wait()
-        wait_for(client, run_id, cpu("late"), before + 1)
+    with Line(server.port) as line:
+        line.cut()
+        with SystemMetrics(line.url, run_id, "late"):
+            line.mend()
+            before = len(wait_for(client, run_id, cpu("late")))
+            line.cut()
+            line.mend()
+            wait_for(client, run_id, cpu("late"), before + 1)
 
 
+@pytest.mark.usefixtures("environment")
 def test_leaving_does_not_wait_for_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "100")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -44,6 +44,12 @@ class MlflowServer:
                 command, stdout=log, stderr=log, env=environment, cwd=self.folder, start_new_session=True
             )
 
+    def ensure_started(self) -> None:
+        """Returns when it answers, whatever has been done to it."""
+        if self._process is None:
+            self.begin_to_start()
+        self.wait()
+
     def wait(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_SECONDS
@@ -85,22 +91,24 @@ class MlflowServer:
 
 @contextmanager
 def running_server(folder: Path, artifacts: str | None = None) -> Iterator[MlflowServer]:
-    """One that answers, and the environment of a worker for its clients.
+    """One that answers. artifacts: where it keeps them; in `folder`, if not said."""
+    server = MlflowServer(folder, artifacts)
+    try:
+        server.ensure_started()
+        yield server
+    finally:
+        server.stop()
 
-    artifacts: where it keeps them; in `folder`, if not said.
-    """
+
+@contextmanager
+def environment_of_a_worker() -> Iterator[None]:
+    """For clients of the server."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # as in a worker: the tracker itself is patient
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the tracker itself is patient
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "NO_PROXY": "127.0.0.1",
         }.items():
             patch.setenv(name, value)
-        server = MlflowServer(folder, artifacts)
-        try:
-            server.begin_to_start()
-            server.wait()
-            yield server
-        finally:
-            server.stop()
+        yield
