@@ -52,7 +52,9 @@ def _watch_lines(client: Client, job_id: str, console: Console) -> Job:
 
 
 def _standing(job: Job) -> str:
-    return ": ".join(filter(None, [job.state, clean(job.reason or "")]))
+    """The state and the reason; the reason alone if it begins with the state."""
+    reason = clean(job.reason or "")
+    return reason if reason.startswith(job.state) else ": ".join(filter(None, [job.state, reason]))
 
 
 def progress_line(job: Job) -> str:

@@ -188,7 +188,7 @@ def new_job(spec: Spec, *, created_at: datetime) -> Job:
         id=new_id(created_at),
         name=spec.name,
         state=State.QUEUED,
-        reason="the scheduler has not looked at it yet",
+        reason="not scheduled yet",
         priority=spec.priority,
         labels=dict(spec.labels),
         spec=spec.model_dump(mode="json"),

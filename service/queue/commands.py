@@ -55,7 +55,7 @@ def pause() -> Command:
         guards=[jobs.c.state.not_in({*ENDED, State.PAUSED, State.PAUSING}), _NOT_CANCELLED],
         values={
             "state": case((waits, State.PAUSED.value), else_=State.PAUSING.value),
-            "reason": case((waits, "paused while it waited"), else_="saves itself, then backoff"),
+            "reason": case((waits, "paused while it waited"), else_="saves itself, then pauses"),
             "preempted_at": None,
         },
         refusal=lambda job: _over(job, "there is nothing to pause"),
@@ -73,7 +73,7 @@ def resume() -> Command:
 
     return Command(
         guards=[jobs.c.state == State.PAUSED],
-        values={"state": State.QUEUED, "reason": "resumed; the scheduler has not looked at it yet"},
+        values={"state": State.QUEUED, "reason": "resumed; not scheduled yet"},
         refusal=refusal,
     )
 

@@ -29,7 +29,7 @@ def never(demand: Demand, cluster: Machines) -> str:
 def _split_up(demand: Demand, cluster: Machines) -> str:
     """Enough in sum, but not where it is needed."""
     fit = capacity.room(cluster, demand.each)
-    return f"the machines have place for {fit}" if fit else "no machine is large enough for one"
+    return f"the machines have room for {fit}" if fit else "no machine is large enough for one"
 
 
 def not_yet(demand: Demand, machines: Machines) -> str:
@@ -42,7 +42,7 @@ def _free(demand: Demand, machines: Machines) -> str:
     text = " and ".join(_amount(_of(free, name), name) for name in short) + " free"
     needed = demand.each * demand.least
     if all(_of(free, name) >= _of(needed, name) for name in short):
-        text += f", with place for {count(capacity.room(machines, demand.each), 'worker')}"
+        text += f", with room for {count(capacity.room(machines, demand.each), 'worker')}"
     return text
 
 

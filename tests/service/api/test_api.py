@@ -100,7 +100,7 @@ def test_a_spec_becomes_a_job_with_all_its_fields(api: httpx.Client) -> None:
         "id": job["id"],
         "name": "mine",
         "state": "queued",
-        "reason": "the scheduler has not looked at it yet",
+        "reason": "not scheduled yet",
         "priority": 3,
         "labels": {"team": "a"},
         "started_at": None,

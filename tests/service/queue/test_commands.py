@@ -67,7 +67,7 @@ def test_a_resumed_job_is_back_in_its_old_place(store: Store) -> None:
 
     job = store.request_resume(old.id)
 
-    assert (job.state, job.reason) == (State.QUEUED, "resumed; the scheduler has not looked at it yet")
+    assert (job.state, job.reason) == (State.QUEUED, "resumed; not scheduled yet")
     assert [job.id for job in store.queue()] == [old.id, young.id]
 
 

@@ -185,7 +185,7 @@ def test_absurd_demands_are_only_too_large() -> None:
         (
             make_job(3, cpus=2),
             [node(cpus=3, id="a"), node(cpus=3, id="b")],
-            "needs 3 workers of 2 CPUs; the machines have place for 2: ask for less, or add machines",
+            "needs 3 workers of 2 CPUs; the machines have room for 2: ask for less, or add machines",
         ),
         (
             make_job(1, gpus=1),
@@ -215,7 +215,7 @@ def test_enough_in_sum_but_in_pieces_too_small_says_so() -> None:
     running = [active(1, cpus=2), active(1, cpus=2)]
 
     assert reasons([make_job(1, cpus=2)], running, nodes) == [
-        "needs 1 worker of 2 CPUs; 2 CPUs free, with place for 0 workers"
+        "needs 1 worker of 2 CPUs; 2 CPUs free, with room for 0 workers"
     ]
 
 
