@@ -1,11 +1,11 @@
-"""What can go wrong in the service, one tree.
+"""The exceptions of the service, one tree.
 
 ServiceError
 ├── Unavailable       a server we depend on (Ray, MLflow, the database) does not answer
-├── NotFound          no job, no archive of that name
-├── Conflict          the job's state does not allow it
-├── KeyReused         an Idempotency-Key came back with another body
-└── Refused           the request itself is wrong: a spec, an archive, a cursor
+├── NotFound          there is no such job or archive
+├── Conflict          the job's state does not allow the command
+├── KeyReused         an Idempotency-Key was sent again with a different body
+└── Refused           the request is invalid: a spec, an archive, a cursor
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ServiceError(Exception):
 class Unavailable(ServiceError):
     """A server that this one depends on does not answer.
 
-    `name` is what people call it: "Ray", "MLflow", "the database".
+    name: the server as users know it: "Ray", "MLflow", "the database".
     """
 
     def __init__(self, name: str, detail: str) -> None:
@@ -31,19 +31,19 @@ class Unavailable(ServiceError):
 
 
 class NotFound(ServiceError):
-    """There is no such thing."""
+    """The job or archive does not exist."""
 
 
 class Conflict(ServiceError):
-    """The job's state does not allow it."""
+    """The job's state does not allow the command."""
 
 
 class KeyReused(ServiceError):
-    """The Idempotency-Key was used before with another body."""
+    """The Idempotency-Key was used before with a different body."""
 
 
 class Refused(ServiceError):
-    """The request is wrong; `problems` name each offending key."""
+    """The request is invalid; `problems` names each offending key."""
 
     def __init__(self, detail: str, problems: Iterable[Problem] = ()) -> None:
         super().__init__(detail)

@@ -1,4 +1,4 @@
-"""What every command of the service that runs in the foreground does: end on signals, say what went wrong."""
+"""Helpers for the service's foreground commands: stop on signals, print errors, open the database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def stop_on_signals() -> threading.Event:
-    """Set by SIGINT and SIGTERM. For the main thread."""
+    """Returns an event that SIGINT and SIGTERM set. Call it in the main thread."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -24,25 +24,26 @@ def stop_on_signals() -> threading.Event:
 
 
 @contextmanager
-def errors_told() -> Iterator[list[Exception]]:
-    """Errors that a user can do something about go to stderr, and into the list."""
-    failed: list[Exception] = []
+def reported_errors() -> Iterator[list[Exception]]:
+    """Catches a ServiceError in the context, prints it to stderr and appends it to the yielded list."""
+    errors: list[Exception] = []
     try:
-        yield failed
+        yield errors
     except ServiceError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        failed.append(error)
+        errors.append(error)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
+    """Prints to stdout and flushes it."""
     print(text, flush=True)  # noqa: T201
 
 
 def open_store(url: str) -> Store:
-    """The queue in the database at `url`, its tables up to date.
+    """Opens the queue in the database at `url` and brings its tables up to date.
 
-    Raises Refused for a file that is no database, a driver that is not installed, and tables of a newer
-    version; Unavailable for a database that does not answer.
+    Raises Refused if the file is not a database, the driver is not installed, or a newer version made the
+    tables; Unavailable if the database does not answer.
     """
     from sqlalchemy.exc import DatabaseError
 

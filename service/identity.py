@@ -1,4 +1,4 @@
-"""Which process a pid means: pids are given again, and the wall clock may be set."""
+"""Identity of a process beyond its pid: pids are reused, and the wall clock may be set."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import psutil
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = Path("/proc/self/ns/pid")
-_START_TICKS = 19  # in /proc/PID/stat, counted from behind the name, which may hold anything
+_START_TICKS = 19  # field of /proc/PID/stat, counted after the name, which may contain anything
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """One process, whether it still runs or not.
+    """One process, running or ended.
 
-    born: when and where it began, the same at every look and of no other process that had this pid.
+    born: when and where the process started. It never changes, and no other process with this pid has it.
     """
 
     pid: int
@@ -27,14 +27,14 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> Self:
-        """Of a process that runs. Raises psutil.NoSuchProcess."""
+        """Returns the identity of a running process. Raises psutil.NoSuchProcess if none has this pid."""
         if sys.platform != "linux":
             return cls(pid=pid, born=f"{psutil.Process(pid).create_time():.2f}")
-        return cls(pid=pid, born=f"{place()}/{_stat(pid)[_START_TICKS]}")
+        return cls(pid=pid, born=f"{pid_scope()}/{_stat(pid)[_START_TICKS]}")
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """What `str` made; None for any other text."""
+        """Parses what `str(identity)` returned; returns None for any other text."""
         pid, _, born = text.partition("@")
         return cls(pid=int(pid), born=born) if pid.isdecimal() and born else None
 
@@ -42,7 +42,7 @@ class Identity:
         return f"{self.pid}@{self.born}"
 
     def process(self) -> psutil.Process | None:
-        """None: it has ended, its parent has taken note of that or not."""
+        """Returns the process, or None if it has ended. A zombie has ended."""
         try:
             process = psutil.Process(self.pid)
             same = Identity.of(self.pid) == self and process.status() != psutil.STATUS_ZOMBIE
@@ -51,13 +51,16 @@ class Identity:
             return None
 
     def has_ended(self) -> bool:
-        """Whether that is certain: processes of another machine or container cannot be seen."""
-        here = bool(place()) and self.born.startswith(f"{place()}/")
-        return here and self.process() is None
+        """Returns True if the process has certainly ended.
+
+        Returns False for a process of another machine or container, which cannot be seen from here.
+        """
+        visible = bool(pid_scope()) and self.born.startswith(f"{pid_scope()}/")
+        return visible and self.process() is None
 
 
-def place() -> str:
-    """This boot of this machine, as far as pids mean the same in it; "" where that cannot be told."""
+def pid_scope() -> str:
+    """Returns the boot and pid namespace within which pids are unique; "" if they cannot be read."""
     try:
         return f"{_BOOT_ID.read_text().strip()}/{_NAMESPACE.stat().st_ino}"
     except OSError:
@@ -72,4 +75,5 @@ def _stat(pid: int) -> list[str]:
 
 
 def own_identity() -> Identity:
+    """Returns the identity of this process."""
     return Identity.of(os.getpid())

@@ -1,7 +1,7 @@
-"""What the ranks of a job printed, read from their files by byte offset.
+"""The output of a job's ranks, read from log files by byte offset.
 
-RUN/logs/attempt-N/rank-K.log has all that rank K printed in attempt N. Bytes are only ever appended, so an
-offset stays valid for ever. Versions before these files kept one log of all ranks in the tracking server.
+RUN/logs/attempt-N/rank-K.log holds everything that rank K printed in attempt N. Files are append-only, so an
+offset stays valid forever. Older versions kept one log for all ranks in the tracking server.
 Nothing here holds a whole file in memory.
 """
 
@@ -23,7 +23,7 @@ from service.log_files import open_log
 from training.protocol import log_file, log_folder
 
 CHUNK = 1 << 16
-"""Most bytes that are read at once; a line longer than this comes in pieces."""
+"""Maximum number of bytes per read. A longer line is returned in pieces."""
 
 _RANK_FILE = re.compile(r"rank-(0|[1-9]\d{0,8})\.log")
 _ATTEMPT_FOLDER = re.compile(r"attempt-([1-9]\d{0,8})")
@@ -31,7 +31,7 @@ _ATTEMPT_FOLDER = re.compile(r"attempt-([1-9]\d{0,8})")
 
 @dataclass(frozen=True, kw_only=True)
 class LogFile:
-    """What one rank printed in one attempt."""
+    """The output of one rank in one attempt."""
 
     attempt: int
     rank: int
@@ -46,7 +46,7 @@ class LogFile:
             return os.fstat(file.fileno()).st_size
 
     def read(self, offset: int, limit: int) -> bytes:
-        """Up to `limit` bytes; fewer only at the end of the file."""
+        """Returns up to `limit` bytes from `offset`; fewer only at the end of the file."""
         with _opened(self.path) as file:
             file.seek(offset)
             return file.read(limit)
@@ -54,7 +54,7 @@ class LogFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchivedLog:
-    """What all ranks printed in one attempt of an older version, as it lay in the tracking server."""
+    """The output of all ranks in one attempt that an older version ran, from the tracking server."""
 
     attempt: int
     content: bytes = field(repr=False)
@@ -76,7 +76,7 @@ Log = LogFile | ArchivedLog
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Whose output a reader wants: of one rank or of all (None), in one attempt or in all (None)."""
+    """The logs that a reader wants: one rank or all (None), one attempt or all (None)."""
 
     rank: int | None = None
     attempt: int | None = None
@@ -86,13 +86,15 @@ class View:
         return range(first, last + 1)
 
     def needs_headers(self, job: Job, logs: list[Log]) -> bool:
-        """Whether a reader could mistake one log for another."""
+        """Returns whether the reader needs headers to tell the logs apart."""
         return len(self.attempts(job)) > 1 or len(logs) > 1
 
 
 class JobLogs:
-    """Finds the logs of one job. Every method raises `Unavailable` when the storage cannot be read, or when
-    the tracking server is needed and does not answer.
+    """Finds the logs of one job.
+
+    Every method raises `Unavailable` if the storage cannot be read, or if the tracking server is needed and
+    does not answer.
     """
 
     def __init__(self, storage: str, results: Results) -> None:
@@ -101,7 +103,7 @@ class JobLogs:
         self._archived: tuple[int, list[Log]] = (0, [])
 
     def of(self, job: Job, attempt: int, rank: int | None = None) -> list[Log]:
-        """Those of an attempt in the order of its ranks; with `rank` that of this one, if it is there."""
+        """Returns the logs of an attempt, ordered by rank; with `rank`, only that rank's, if it exists."""
         run_folder = self._storage / job.id
         ranks = _numbers(log_folder(run_folder, attempt), _RANK_FILE, os.DirEntry.is_file)
         if ranks is None:
@@ -114,7 +116,7 @@ class JobLogs:
         ]
 
     def latest(self, job: Job, view: View) -> int | None:
-        """The last attempt in which something was printed; None if there is none."""
+        """Returns the last attempt that has any output; None if no attempt has."""
         return next(
             (
                 number
@@ -125,7 +127,7 @@ class JobLogs:
         )
 
     def _of_older_version(self, job: Job, attempt: int) -> list[Log]:
-        """The last answer of the tracking server is kept: a follower comes again and again."""
+        """Returns the archived log. The tracking server's last answer is cached because followers poll."""
         if job.run is None or not self._may_be_older(job, attempt):
             return []
         if self._archived[0] != attempt:
@@ -135,7 +137,10 @@ class JobLogs:
         return self._archived[1]
 
     def _may_be_older(self, job: Job, attempt: int) -> bool:
-        """Whether an attempt without a folder ran in an older version: then no earlier one has a folder."""
+        """Returns whether an older version may have run an attempt that has no log folder.
+
+        If one did, no earlier attempt has a folder.
+        """
         if attempt == job.attempt and (job.start or job.state in ACTIVE):
             return False
         on_disk = _numbers(
@@ -145,11 +150,11 @@ class JobLogs:
 
 
 def tail_offset(log: Log, lines: int) -> int:
-    """Where the last `lines` lines begin; looked for from the end, block by block."""
+    """Returns the byte offset at which the last `lines` lines begin. Reads backwards, block by block."""
     size, wanted = log.size(), lines
     if not lines:
         return size
-    position = size - 1  # a newline that is the last byte ends the last line and begins none
+    position = size - 1  # a newline in the last byte ends the last line and starts no new one
     while position > 0:
         start = max(position - CHUNK, 0)
         block = log.read(start, position - start)
@@ -160,17 +165,17 @@ def tail_offset(log: Log, lines: int) -> int:
 
 
 def _nth_newline_from_the_end(block: bytes, number: int) -> int:
-    place = len(block)
+    position = len(block)
     for _ in range(number):
-        place = block.rfind(b"\n", 0, place)
-    return place
+        position = block.rfind(b"\n", 0, position)
+    return position
 
 
 def lines_in(data: bytes, *, last: bool) -> Iterator[tuple[str, int]]:
-    """Each whole line of `data` and where in `data` it ends, newline included.
+    """Yields each complete line of `data` and the offset in `data` at which it ends, newline included.
 
-    data: up to CHUNK + 1 bytes. A line longer than CHUNK is cut, between two characters. What comes behind
-    the last newline is a line if `last`: no more will be written.
+    data: up to CHUNK + 1 bytes. A line longer than CHUNK is cut between two characters.
+    last: no more bytes will follow, so the text after the last newline counts as a line.
     """
     start = 0
     while (end := data.find(b"\n", start)) >= 0:
@@ -189,24 +194,24 @@ def _text(line: bytes) -> str:
 
 
 def _whole_characters(data: bytes) -> tuple[str, int]:
-    """The text without a character that is cut off at the end, and how many bytes that is."""
+    """Returns the text without a character that is cut off at the end, and its length in bytes."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     text = decoder.decode(data)
     return text, len(data) - len(decoder.getstate()[0])
 
 
-def _numbers(folder: Path, names: re.Pattern[str], is_one: Callable[..., bool]) -> list[int] | None:
-    """The numbers in the names that match, sorted; None if there is no such folder."""
+def _numbers(folder: Path, names: re.Pattern[str], is_kind: Callable[..., bool]) -> list[int] | None:
+    """Returns the numbers in the matching names, sorted; None if the folder does not exist."""
     try:
         with os.scandir(folder) as entries:
-            # Whoever trains may write here, and must not make this process follow a link to another file, or
-            # wait for a pipe.
-            found = [names.fullmatch(each.name) for each in entries if is_one(each, follow_symlinks=False)]
+            # User code may write here. It must not make this process follow a link to another file or block
+            # on a pipe.
+            matches = [names.fullmatch(each.name) for each in entries if is_kind(each, follow_symlinks=False)]
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unreadable(folder, error) from error
-    return sorted(int(match[1]) for match in found if match)
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def _check_readable(folder: Path) -> None:
@@ -218,7 +223,7 @@ def _check_readable(folder: Path) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Opened anew for each look: only then does a network file system show all that others have written."""
+    """Opens the file for one read: a network file system shows other machines' writes only after an open."""
     try:
         with open_log(path) as file:
             yield file

@@ -1,4 +1,4 @@
-"""TCP ports of this machine."""
+"""Free TCP ports of this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.errors import Refused
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether nobody listens there. Raises Refused where this process may not listen anyway."""
+    """Returns whether nothing listens on the port. Raises Refused if this process may not listen there."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -23,9 +23,10 @@ def is_free(host: str, port: int) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """One on which nobody listens, and which no system gives to a process that asks for any.
+    """Returns a port on which nothing listens, outside the range from which systems hand out port 0.
 
-    Otherwise another process might be given it before the server starts: Ray asks for dozens.
+    A port inside that range might go to another process before the server starts: Ray asks for dozens.
+    Raises Refused if no port is free.
     """
     for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
         if is_free(host, port):

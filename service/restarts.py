@@ -1,4 +1,4 @@
-"""When a process that has ended by itself is started again, and how one is kept running beside another."""
+"""Restarts a process that exits unexpectedly: the backoff, and `kept_running`, which applies it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
-from service.foreground import say
+from service.foreground import print_line
 
 STEADY_SECONDS = 30.0
 PAUSES = (0.0, 1.0, 2.0, 4.0, 5.0)
@@ -17,9 +17,9 @@ SECONDS_TO_END = 10.0
 
 
 class RestartBackoff:
-    """How long to wait before each start: not at all at first, longer the more starts come to nothing.
+    """The wait before each restart: none at first, then longer with each failed start.
 
-    A process that has run for STEADY_SECONDS begins anew.
+    A process that has run for STEADY_SECONDS resets the backoff.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -28,10 +28,11 @@ class RestartBackoff:
         self._started_at: float | None = None
 
     def started(self) -> None:
+        """Notes that the process has been started."""
         self._started_at = self._clock()
 
     def next(self) -> float:
-        """Seconds, for a process that has ended just now, or could not be started."""
+        """Returns the seconds to wait. Call it when the process has just ended or could not be started."""
         if self._started_at is not None and self._clock() - self._started_at >= STEADY_SECONDS:
             self._count = 0
         self._started_at = None
@@ -41,12 +42,12 @@ class RestartBackoff:
 
 @contextmanager
 def kept_running(name: str, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[None]:
-    """Runs `command` for as long as the context lasts, again and again if it ends.
+    """Runs `command` while the context lasts, and restarts it whenever it exits.
 
-    Its standard input is a pipe that ends with this process, however that ends: a command that reads it can
-    go as well. At the end of the context it has SECONDS_TO_END to end by itself.
+    Its standard input is a pipe that closes when this process ends, even when it is killed, so a command that
+    reads it can exit too. When the context ends, the command gets SIGTERM, and SIGKILL after SECONDS_TO_END.
 
-    environment: what it gets on top of this process's.
+    environment: variables added to those of this process.
     """
     keeper = _KeptRunning(name, command, environment)
     thread = threading.Thread(target=keeper.run, name=f"keeps the {name} running")
@@ -67,13 +68,13 @@ class _KeptRunning:
 
     def run(self) -> None:
         while (process := self._start()) is not None:
-            with process:  # closes the pipe at its end
+            with process:  # closes the pipe
                 code = process.wait()
             if self._ending.is_set():
                 return
             pause = self._pauses.next()
             when = f"in {pause:g} s" if pause else "now"
-            say(f"the {self._name} has ended by itself (exit code {code}): it is started again {when}")
+            print_line(f"the {self._name} exited unexpectedly (exit code {code}): restarting it {when}")
             self._ending.wait(pause)
 
     def end(self) -> None:
@@ -89,8 +90,8 @@ class _KeptRunning:
             process.kill()
 
     def _start(self) -> subprocess.Popen[bytes] | None:
-        """None: it is not wanted any more."""
-        with self._lock:  # Race closed: the end is asked for while a process is being started.
+        """Starts the process; returns None if `end` was called."""
+        with self._lock:  # Race closed: `end` is called while a process is being started.
             if self._ending.is_set():
                 return None
             self._pauses.started()
@@ -98,6 +99,6 @@ class _KeptRunning:
                 self._command,
                 env=os.environ | self._environment,
                 stdin=subprocess.PIPE,
-                start_new_session=True,  # a Ctrl-C at the terminal is for its parent, which then ends it
+                start_new_session=True,  # Ctrl-C at the terminal reaches this process alone, which ends it
             )
             return self._process

@@ -1,4 +1,4 @@
-"""What one process of the service does."""
+"""The roles of a service process: API, scheduler, or both."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Role(enum.StrEnum):
-    """API and scheduler meet in the database: they may run in one place or in two."""
+    """What one process does. API and scheduler share only the database, so they may run apart or together."""
 
     API = "api"
     SCHEDULER = "scheduler"

@@ -1,4 +1,4 @@
-"""`syncbn serve`: the API, the scheduler, or both. The API of `syncbn up` is this one, too."""
+"""`syncbn serve`: the API, the scheduler, or both. `syncbn up` uses the same API server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from service.errors import Refused
-from service.foreground import errors_told, open_store, say, stop_on_signals
+from service.foreground import open_store, print_line, reported_errors, stop_on_signals
 from service.ports import is_free
 from service.queue.store import Store
 from service.restarts import kept_running
@@ -19,11 +19,11 @@ from service.settings import Settings
 def serve(*, role: Role, host: str, port: int) -> int:
     """Serves in the foreground until SIGINT or SIGTERM; returns the exit code.
 
-    The database, Ray and MLflow are where the environment says. A Ray or MLflow that is away is waited for.
-    0: ended as asked; 2: it could not start, and the reason is on stderr.
+    The environment names the database, Ray and MLflow. Ray and MLflow need not be up yet.
+    Exit code 0: stopped by a signal; 2: it could not start, and the reason is on stderr.
     """
     stop = stop_on_signals()
-    with errors_told() as failed:
+    with reported_errors() as failed:
         settings = Settings.from_env()
         if role is Role.SCHEDULER:
             from service.dispatcher.process import serve_scheduler
@@ -44,34 +44,34 @@ def _serve_api(settings: Settings, host: str, port: int, stop: threading.Event, 
         if scheduler:
             stack.enter_context(kept_running("scheduler", command(with_parent=True), {}))
         stack.enter_context(running(settings, store, host=host, port=port, stop=stop))
-        say(f"ready: http://{host}:{port}")
+        print_line(f"ready: http://{host}:{port}")
         stop.wait()
 
 
 def migrate() -> int:
-    """Creates or updates the tables of the database that the environment names; returns the exit code."""
-    with errors_told() as failed:
+    """Creates or updates the tables in the database that the environment names; returns the exit code."""
+    with reported_errors() as failed:
         open_store(Settings.from_env().database_url).close()
-        say("the tables are up to date")
+        print_line("the tables are up to date")
     return 2 if failed else 0
 
 
 def check_address(host: str, port: int, settings: Settings) -> None:
-    """Raises Refused for a port that is taken, and beyond loopback without a key."""
+    """Raises Refused if the port is taken, or if `host` is not loopback and no API key is set."""
     if not _is_loopback(host) and settings.api_key is None:
         raise Refused(
-            f"--host {host} is reachable from other machines and whoever reaches the API can run code here: "
+            f"--host {host} is reachable from other machines, and whoever reaches the API can run code here: "
             "set SYNCBN_API_KEY first, or leave --host at 127.0.0.1"
         )
     if not is_free(host, port):
-        raise Refused(f"port {port} is taken: choose another with --port, or end what listens there")
+        raise Refused(f"port {port} is taken: choose another with --port, or stop what listens there")
 
 
 @contextmanager
 def running(
     settings: Settings, store: Store, *, host: str, port: int, stop: threading.Event
 ) -> Iterator[None]:
-    """The API in a thread, from the moment it answers (or `stop` is set) to the end of the context."""
+    """Runs the API in a thread for as long as the context lasts. Enters once it answers, or `stop` is set."""
     import uvicorn
 
     from service.api.app import create_app

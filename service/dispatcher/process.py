@@ -20,7 +20,7 @@ from typing import Protocol
 
 from service.backends.cluster import Cluster, Node
 from service.errors import Unavailable
-from service.foreground import errors_told, open_store, say, stop_on_signals
+from service.foreground import open_store, print_line, reported_errors, stop_on_signals
 from service.identity import Identity, own_identity
 from service.queue.lease import LEASE_SECONDS, SchedulerRow
 from service.queue.store import Store
@@ -90,7 +90,7 @@ def stand_by(store: Store, holder: str, stop: threading.Event) -> int | None:
             silence.forget()
             text = f"scheduler: standing by: {error}"
         if text and text != said:
-            say(text)
+            print_line(text)
             said = text
         stop.wait(LOOK_SECONDS)
     return None
@@ -172,12 +172,12 @@ def run(store: Store, stop: threading.Event, connect: Connect, dispatch: Dispatc
     """Stands by and works in turns until `stop` is set."""
     holder = str(own_identity())
     while (number := stand_by(store, holder, stop)) is not None:
-        say(f"scheduler: at work as number {number}")
+        print_line(f"scheduler: at work as number {number}")
         Term(number, store, connect, dispatch).run(stop)
         if not stop.is_set():
-            say(f"scheduler: number {number} is at work no more")
+            print_line(f"scheduler: number {number} is at work no more")
             stop.wait(LOOK_SECONDS)  # should it fail at once, then not all the time
-    say("scheduler: ended")
+    print_line("scheduler: ended")
 
 
 def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
@@ -204,8 +204,8 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
     try:
         run(store, stop, connect, dispatch)
     except Stuck:
-        say("scheduler: a round of the dispatcher does not end: this process does, another has to follow")
-        os._exit(1)  # what hangs would hold up an orderly end, too
+        print_line("scheduler: a dispatcher round hangs: this process exits, another has to take over")
+        os._exit(1)  # the hanging thread would block an orderly exit too
     finally:
         store.close()
 
@@ -221,7 +221,7 @@ def main() -> int:
     stop = stop_on_signals()
     if _WITH_PARENT in sys.argv:
         threading.Thread(target=_follow_parent, args=(stop,), name="parent", daemon=True).start()
-    with errors_told() as failed:
+    with reported_errors() as failed:
         serve_scheduler(Settings.from_env(), stop)
     return 2 if failed else 0
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import psutil
 
 from service.errors import Refused
-from service.foreground import say
+from service.foreground import print_line
 from service.identity import Identity
 from service.restarts import RestartBackoff
 
@@ -119,7 +119,7 @@ class Child(ABC):
         if self.is_alive():
             return False
         if self._restart_at is None:
-            say(f"{self.name} has ended by itself (log: {self.log}); starting it again")
+            print_line(f"{self.name} exited unexpectedly (log: {self.log}): restarting it")
             self.end()
             self._restart_at = time.monotonic() + self._pauses.next()
         if time.monotonic() < self._restart_at:
@@ -127,7 +127,7 @@ class Child(ABC):
         try:
             self.start()
         except Refused as error:  # its port was taken meanwhile; it may come free again
-            say(f"{self.name}: {error}")
+            print_line(f"{self.name}: {error}")
             self._restart_at = time.monotonic() + self._pauses.next()
             return False
         return True

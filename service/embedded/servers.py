@@ -17,7 +17,7 @@ import psutil
 from service.dispatcher import process
 from service.embedded.processes import Child, StackState, end_all, marked
 from service.errors import Refused, Unavailable
-from service.foreground import say
+from service.foreground import print_line
 from service.ports import free_port, is_free
 from service.queue.store import Store
 from service.settings import Settings
@@ -185,7 +185,7 @@ class SchedulerServer(Child):
             last = self._store.scheduler()
             self._last_number = last.number if last is not None else 0
         except Unavailable as error:
-            say(f"{self.name}: {error}")  # it tells when that is over
+            print_line(f"{self.name}: {error}")  # it tells when that is over
         super().start()
 
     def command(self) -> list[str]:

@@ -26,7 +26,7 @@ from service.embedded.private_folder import make_private
 from service.embedded.processes import Child, StackState, end_all, sweep
 from service.embedded.servers import MLFLOW_DATABASE, MlflowServer, RayHead, SchedulerServer
 from service.errors import Refused
-from service.foreground import errors_told, open_store, say, stop_on_signals
+from service.foreground import open_store, print_line, reported_errors, stop_on_signals
 from service.server import check_address, running
 from service.settings import Settings
 
@@ -41,10 +41,10 @@ def run(*, data_dir: Path, host: str, port: int, mlflow_port: int) -> int:
     0: ended as asked; 2: it could not start, and the reason is on stderr.
     """
     stop = stop_on_signals()
-    with errors_told() as failed, _stack(data_dir.resolve(), host, port, mlflow_port, stop) as children:
+    with reported_errors() as failed, _stack(data_dir.resolve(), host, port, mlflow_port, stop) as children:
         while not stop.wait(1.0):
             _keep_running(children)
-        say("\nending: API, jobs, scheduler, Ray, MLflow")
+        print_line("\nending: API, jobs, scheduler, Ray, MLflow")
     return 2 if failed else 0
 
 
@@ -82,7 +82,7 @@ def _stack(
         children: list[Child] = [ray, mlflow, scheduler]
         for child in children:
             stack.callback(child.end)
-            say(f"{child.name}: {'taking over' if child.is_alive() else 'starting'}")
+            print_line(f"{child.name}: {'taking over' if child.is_alive() else 'starting'}")
             child.take_over_or_start()
         settings = _completed(given, state, mlflow_port)
         stack.enter_context(running(settings, store, host=host, port=port, stop=stop))
@@ -159,11 +159,11 @@ def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
                 raise Refused(f"{child.name} did not start; its log is {child.log}")
             stop.wait(0.2)
         if not stop.is_set():
-            say(f"{child.name} is up after {time.monotonic() - begun:.0f} s")
+            print_line(f"{child.name} is up after {time.monotonic() - begun:.0f} s")
 
 
 def _say_ready(settings: Settings, host: str, port: int) -> None:
-    say(
+    print_line(
         f"\nready\n  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n"
         f"  MLflow  {settings.mlflow_public_url}\n"
         f"  jobs    syncbn --url http://{host}:{port} submit SPEC.yaml --follow\n\nCtrl-C ends all of it."

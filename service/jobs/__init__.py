@@ -1,4 +1,4 @@
-"""What a job is, which states it passes through, and what an end means for it. Pure.
+"""Jobs: their fields, states and transitions, and what an attempt's end means for its job. Pure.
 
 May import `training.protocol`, `training.spec`.
 """

@@ -1,4 +1,4 @@
-"""What a job is and which states it may pass through. Pure: no database, no clock of its own."""
+"""A job, its states and the transitions between them. Pure: no database, no clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.spec import Resources, Spec
 
 
 class State(enum.StrEnum):
-    """Where a job stands. `TRANSITIONS` says what may follow what."""
+    """The state of a job. `TRANSITIONS` lists which state may follow which."""
 
     QUEUED = "queued"
     STARTING = "starting"
@@ -61,33 +61,33 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
                                       └─────────┘
     c. from those that wait: cancelled     e. from those that hold workers: succeeded | failed | cancelled
 
-a. The scheduler found room for the whole gang; the attempt's number, its first start and its workers are
-   in the row before anything is launched.
+a. The scheduler found room for the whole gang. The attempt's number, its first start and its workers are
+   written to the row before anything is launched.
 b. The attempt trains.
-c. A job that waits or is paused is cancelled in the row: there is nothing to stop.
-d. The attempt lost a machine, or cannot start again where it is, and retries are left: the next attempt
-   goes on from the last checkpoint.
-e. Also straight from starting: a short attempt may end between two looks at it. An attempt that was asked
-   to stop may come to its end first: then that is the job's.
-f. The scheduler wants it to go on with more or fewer workers. Its least share stays its own meanwhile.
-g. The attempt has saved itself and ended, or was lost: either way the next one goes on from the last
-   checkpoint, and no retry is used up.
-h. Asked to pause: the attempt is asked to save itself and to end. A preemption may become a pause.
-i. Asked to pause while it waits: it is held at once.
-j. As g. What holds workers until here is free.
-k. Asked to resume: it waits in its old place, by priority and age.
+c. A job that waits or is paused is cancelled in the row alone: there is nothing to stop.
+d. The attempt lost a machine, or cannot restart in place, and retries are left: the next attempt resumes
+   from the last checkpoint.
+e. Also directly from starting, because a short attempt may end between two rounds. An attempt that was asked
+   to stop may finish first; the job then ends with the attempt's outcome.
+f. The scheduler wants to change its number of workers. Its minimum share stays reserved for it meanwhile.
+g. The attempt has saved a checkpoint and ended, or was lost. Either way the next one resumes from the last
+   checkpoint, and no retry is used.
+h. Pause requested: the attempt is asked to save a checkpoint and end. A preemption may become a pause.
+i. Pause requested while the job waits: it is paused at once.
+j. As g. The workers that the job held are free from here on.
+k. Resume requested: the job returns to its old position in the queue, by priority and age.
 
-A rank that fails moves the job nowhere while retries are left: all ranks are started again on the same
-machines from the last checkpoint (`Store.restart`), which is the attempt's next start.
+A rank that fails does not change the job's state while retries are left: all ranks restart on the same
+machines from the last checkpoint (`Store.restart`). That is the attempt's next start.
 
-What is asked of an attempt that shall stop is the same whatever the reason; its meaning is the row's state.
+Every attempt that has to stop is asked the same way. The row's state says why: pause, preemption or cancel.
 """
 
 ACTIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSING, State.PREEMPTING})
 """States in which a job holds its share of the cluster."""
 
 STOPPING = frozenset({State.PAUSING, State.PREEMPTING})
-"""States in which the attempt has been asked, or is going to be, to save itself and to end."""
+"""States in which the attempt has been, or will be, asked to save a checkpoint and end."""
 
 ENDED = frozenset(state for state in State if state.ended)
 
@@ -96,7 +96,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The job's, in the tracking server."""
+    """The job's run in the tracking server."""
 
     experiment_id: str
     run_id: str
@@ -104,48 +104,48 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A row of the queue as one reader saw it; `Store.move` checks that it still stands so."""
+    """A row of the queue as one reader saw it. `Store.move` checks that it has not changed since."""
 
     id: str
     name: str
     state: State
     reason: str = ""
     error: dict[str, Any] | None = None
-    """Why it failed: type, message, rank, log_tail, and step where it is known."""
+    """Why it failed: type, message, rank, log_tail, and the step if known."""
     priority: int = 0
     labels: dict[str, str] = field(default_factory=dict)
     spec: dict[str, Any]
-    """The whole spec with its defaults, as JSON has it."""
+    """The complete spec as JSON, defaults included."""
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
     attempt: int = 0
-    """Number of the latest placement, from 1; 0 before the first."""
+    """Number of the latest attempt (one placement of the gang), from 1; 0 before the first."""
     start: int = 0
-    """Number of the latest start within the attempt, from 1; 0 before the first attempt, and after one of a
-    version that counted no starts.
+    """Number of the latest start within the attempt, from 1; 0 before the first attempt, and for an attempt
+    of a version that did not count starts.
     """
     failures: int = 0
-    """Starts lost so far, in all attempts, to be held against `spec.retries`."""
+    """Starts lost so far, in all attempts together; `spec.retries` limits it."""
     last_failure: Failure | None = None
-    """To know it when it comes again."""
+    """The last failure, to recognise it when it repeats."""
     restarts: tuple[str, ...] = ()
-    """Why the attempt was started again, once for each time."""
+    """Why the attempt was restarted, one entry per restart."""
     progress: Progress | None = None
-    """As the latest attempt that has come to a step told it last. Stays when the job has ended."""
+    """The last progress reported by the latest attempt that reached a step. Kept after the job ends."""
     workers: int | None = None
     """Workers granted to the attempt; None while the job waits."""
     wanted_workers: int | None = None
-    """What somebody asked for since, within `resources.workers`: the most that it is granted from then on."""
+    """The number set by the last resize, within `resources.workers`: the maximum granted from then on."""
     grows_after: datetime | None = None
-    """Until then the scheduler does not stop it only to give it more workers."""
+    """The scheduler does not preempt the job just to give it more workers before this time."""
     preempted_at: datetime | None = None
-    """When the scheduler asked it to stop; None once it has started again."""
+    """When the scheduler preempted it; None once it has started again."""
     cancel_requested_at: datetime | None = None
     experiment_id: str | None = None
     run_id: str | None = None
     archived_at: datetime | None = None
-    """When its log and its run's end were written to the tracking server."""
+    """When its logs and its run's end status were written to the tracking server."""
 
     @property
     def run(self) -> Run | None:
@@ -159,7 +159,7 @@ class Job:
 
     @property
     def elastic(self) -> bool:
-        """Whether the spec leaves open how many workers it gets."""
+        """Whether the spec gives a range of workers."""
         return self.resources.min_workers < self.resources.max_workers
 
     @property
@@ -168,12 +168,12 @@ class Job:
 
     @property
     def stopping(self) -> bool:
-        """Whether its attempt is to end soon, whoever wants that."""
+        """Whether its attempt has to stop: for a pause, a preemption or a cancel."""
         return self.state in STOPPING or self.cancel_requested_at is not None
 
     @property
     def worker_step(self) -> int:
-        """Workers are granted in multiples of this: groups of normalisation must come out whole."""
+        """Workers are granted in multiples of this, because normalisation groups must be complete."""
         group = self.spec.get("norm", {}).get("group")
         return group if isinstance(group, int) else 1
 
@@ -183,7 +183,7 @@ def utc_now() -> datetime:
 
 
 def new_job(spec: Spec, *, created_at: datetime) -> Job:
-    """A job at the end of the queue, with an id of its own."""
+    """Returns a queued job with a new id."""
     return Job(
         id=new_id(created_at),
         name=spec.name,
@@ -197,7 +197,7 @@ def new_job(spec: Spec, *, created_at: datetime) -> Job:
 
 
 def new_id(created_at: datetime) -> str:
-    """21 characters that sort by creation time and are safe in URLs, file names, Ray ids and labels:
+    """Returns 21 characters that sort by creation time and are safe in URLs, file names, Ray ids and labels:
     "j", the microseconds since the epoch in 11 digits of base 32, and 45 random bits.
     """
     elapsed = created_at - datetime.fromtimestamp(0, UTC)
@@ -206,7 +206,7 @@ def new_id(created_at: datetime) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether `new_id` could have made it."""
+    """Returns whether `new_id` could have returned `text`."""
     return len(text) == 21 and text[0] == "j" and set(text[1:]) <= set(_ALPHABET)
 
 

@@ -1,6 +1,6 @@
-"""What the end of an attempt's start means for its job. Pure.
+"""What the end of a start means for its job: the next state, or a restart in place. Pure.
 
-How it ended is what the exit records of its ranks say; why it was asked to stop is the row's state.
+The ranks' exit records say how the start ended. The row's state says why it was asked to stop, if it was.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from service.jobs.job import Job, State
 from training.protocol import LONGEST_TAIL, Exit, ExitRecord, Failure, cause, finished, is_final, stopped_at
 
 START_TIMEOUT, NOT_ENDED = "StartTimeout", "NotEnded"
-"""Types of records that the scheduler makes itself."""
+"""Types of exit records that the scheduler itself writes."""
 
 LONGEST_REASON = 9_000
-LONGEST_SAID = 6_000
-"""Characters of a reason, and of what in it the failure itself says; the rest of it is the log's."""
+"""Maximum length of a reason, in characters."""
+LONGEST_DESCRIPTION = 6_000
+"""Maximum length of the failure's own text in the reason; the log's last lines get the rest."""
 LONGEST_MESSAGE = 8_000
 LONGEST_HEADLINE = 300
 
@@ -30,7 +31,10 @@ _KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Where the job goes from here, and why. `failures`: starts lost, this one included if it was."""
+    """The job's next state, and why.
+
+    failures: starts lost so far, including this one if it was lost.
+    """
 
     state: State
     reason: str = ""
@@ -41,7 +45,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
-    """All ranks are started again where they are."""
+    """All ranks restart on their present placement."""
 
     reason: str
     failures: int
@@ -50,33 +54,36 @@ class Restart:
 
 
 def outcome(job: Job, exits: Sequence[ExitRecord], *, cancelled: bool) -> Outcome | Restart:
-    """`exits`: of all ranks, and what the scheduler adds. `cancelled`: somebody has asked for that by now."""
+    """Returns what follows for the job from the end of its latest start.
+
+    exits: the records of all ranks, and those that the scheduler adds. cancelled: a cancel was requested.
+    """
     assert job.workers is not None
     if finished(exits, job.workers):
         return Outcome(state=State.SUCCEEDED, failures=job.failures, last_failure=job.last_failure)
     if cancelled:
-        return _stops(job, State.CANCELLED, "cancelled while it ran")
+        return _stopped(job, State.CANCELLED, "cancelled while it ran")
     failure = cause(exits)
     if failure is not None and (why := is_final(failure, job.last_failure)) is not None:
         return _failed(job, failure, why)
     if job.state is State.PAUSING:
-        return _stops(job, State.PAUSED, _paused(failure, stopped_at(exits)), failure)
+        return _stopped(job, State.PAUSED, _paused(failure, stopped_at(exits)), failure)
     if job.state is State.PREEMPTING:
-        return _stops(job, State.QUEUED, job.reason, failure)
+        return _stopped(job, State.QUEUED, job.reason, failure)
     return _lost(job, exits, failure or _ended_by_others(exits))
 
 
 def before_launch(job: Job) -> Outcome:
-    """The same for a start that is to stop and of which no rank has been launched."""
+    """Returns the outcome of a start that has to stop before any of its ranks was launched."""
     if job.cancel_requested_at is not None:
-        return _stops(job, State.CANCELLED, "cancelled before it started")
+        return _stopped(job, State.CANCELLED, "cancelled before it started")
     if job.state is State.PAUSING:
-        return _stops(job, State.PAUSED, "paused")
-    return _stops(job, State.QUEUED, job.reason)
+        return _stopped(job, State.PAUSED, "paused")
+    return _stopped(job, State.QUEUED, job.reason)
 
 
 def start_timeout(seconds: float, message: str) -> ExitRecord:
-    """What is to be added to the records of a start that did not come to train in time."""
+    """Returns the record to add for a start that did not begin training within `seconds`."""
     waited = f": {message}" if message else ""
     return ExitRecord(
         rank=None,
@@ -87,29 +94,30 @@ def start_timeout(seconds: float, message: str) -> ExitRecord:
 
 
 def not_ended(seconds: float) -> ExitRecord:
-    """What is to be added to the records of a start that goes on, or may go on, though it was ended."""
-    message = f"its ranks were told to end, and their hosts have not said for {seconds:g} s that they have"
+    """Returns the record to add for a start that was told to end and may still be running."""
+    message = f"its ranks were told to end, but their hosts have not confirmed it for {seconds:g} s"
     return ExitRecord(rank=None, kind=Exit.LOST, type=NOT_ENDED, message=message)
 
 
 def starting_again(headline: str, failures: int, retries: int) -> str:
+    """Returns the reason of a job that restarts in place."""
     return f"{headline}; starting again from the last checkpoint ({failures} of {_retries(retries)} used)"
 
 
-def _stops(job: Job, state: State, reason: str, failure: ExitRecord | None = None) -> Outcome:
-    """No retry is used up; a failure on the way is remembered, so that it is known when it comes again."""
+def _stopped(job: Job, state: State, reason: str, failure: ExitRecord | None = None) -> Outcome:
+    """Returns an outcome that uses no retry. A failure is remembered, to recognise it when it repeats."""
     last = job.last_failure if failure is None else Failure.of(failure)
     return Outcome(state=state, reason=reason, failures=job.failures, last_failure=last)
 
 
 def _paused(failure: ExitRecord | None, step: int | None) -> str:
     if failure is not None:
-        return f"paused; {_headline(failure)}; goes on from its last checkpoint"
+        return f"paused; {_headline(failure)}; continues from its last checkpoint"
     return f"paused at step {step}" if step else "paused"
 
 
 def _ended_by_others(exits: Sequence[ExitRecord]) -> ExitRecord:
-    """Ranks that were stopped or ended though nobody here had asked for it."""
+    """Returns the failure of ranks that were stopped or ended although the service had not asked for it."""
     step = stopped_at(exits)
     where = f" at step {step}" if step else ""
     return ExitRecord(rank=None, kind=Exit.LOST, message=f"it was ended from outside{where}", step=step or 0)
@@ -119,13 +127,13 @@ def _lost(job: Job, exits: Sequence[ExitRecord], failure: ExitRecord) -> Outcome
     retries: int = job.spec["retries"]
     lost = job.failures + 1
     if any(record.type == NOT_ENDED for record in exits):
-        # What may still be at work must not be followed by another that does the same work.
-        return _failed(job, failure, f"It is not tried again: {_not_ended_message(exits)}.")
+        # The ranks may still be running: a retry would do the same work at the same time.
+        return _failed(job, failure, f"It is not retried: {_not_ended_message(exits)}.")
     if job.failures >= retries:
         return _failed(job, failure, "")
     headline, last = _headline(failure), Failure.of(failure)
     if any(record.kind is Exit.LOST for record in (*exits, failure)):
-        # Its placement is not whole any more, or never was.
+        # Its placement is incomplete by now, or always was.
         reason = f"attempt {job.attempt} was lost: {headline}; retry {lost} of {retries} from its checkpoint"
         return Outcome(state=State.QUEUED, reason=reason, failures=lost, last_failure=last)
     return Restart(
@@ -154,8 +162,8 @@ def _retries(number: int) -> str:
     return f"{number} {'retry' if number == 1 else 'retries'}"
 
 
-def _failed(job: Job, failure: ExitRecord, why_not_again: str) -> Outcome:
-    why = [why_not_again, _used(job.failures, job.spec["retries"])]
+def _failed(job: Job, failure: ExitRecord, why_not_retried: str) -> Outcome:
+    why = [why_not_retried, _used(job.failures, job.spec["retries"])]
     return Outcome(
         state=State.FAILED,
         reason=_reason(failure, " ".join(filter(None, why))),
@@ -165,33 +173,33 @@ def _failed(job: Job, failure: ExitRecord, why_not_again: str) -> Outcome:
     )
 
 
-def _reason(failure: ExitRecord, why_not_again: str) -> str:
-    """What happened, why that is the end, and the last lines of the log, of a bounded length."""
+def _reason(failure: ExitRecord, why_not_retried: str) -> str:
+    """Returns what happened, why the job is not retried, and the last lines of the log; bounded in length."""
     rank = failure.rank
-    whole = "the whole is in the logs" + ("" if rank is None else f" of rank {rank}")
-    said = _said(failure)
-    if len(said) > LONGEST_SAID:
-        said = f"{said[:LONGEST_SAID]}\n… ({whole})"
-    reason = f"{said}\n{why_not_again}" if why_not_again else said
+    full_text = "the full text is in the logs" + ("" if rank is None else f" of rank {rank}")
+    description = _description(failure)
+    if len(description) > LONGEST_DESCRIPTION:
+        description = f"{description[:LONGEST_DESCRIPTION]}\n… ({full_text})"
+    reason = f"{description}\n{why_not_retried}" if why_not_retried else description
     if tail := failure.log_tail:
         head = f"\n\nlast lines of the log{'' if rank is None else f' of rank {rank}'}:\n"
         room = LONGEST_REASON - len(reason) - len(head)
         if len(tail) > room:
-            mark = f"… ({whole})\n"
+            mark = f"… ({full_text})\n"
             tail = mark + tail[len(tail) - (room - len(mark)) :]
         reason += head + tail
     return reason
 
 
-def _said(failure: ExitRecord) -> str:
-    """The headline with all lines of the message: those of a hang are the stacks of the ranks."""
+def _description(failure: ExitRecord) -> str:
+    """Returns the headline and all lines of the message; for a hang these are the ranks' stacks."""
     _, _, more = failure.message.partition("\n")
     headline = failure.headline if failure.rank is not None else _headline(failure)
     return f"{headline}\n{more}".rstrip() if more else headline
 
 
 def _headline(failure: ExitRecord) -> str:
-    """A line of bounded length; what no rank has said is a sentence of its own."""
+    """Returns one line of bounded length. A message that comes from no rank is a sentence by itself."""
     line = failure.message.partition("\n")[0] if failure.rank is None else failure.headline
     return line if len(line) <= LONGEST_HEADLINE else line[: LONGEST_HEADLINE - 1] + "…"
 

@@ -9,7 +9,7 @@ from typing import Any
 LONGEST_REASON = 10_000
 """Characters of the reason in a job's row: a list of jobs shows it for each."""
 
-_CUT = "… (the whole is in the logs)"
+_CUT = "… (the full text is in the logs)"
 
 
 def reason(said: str) -> str:

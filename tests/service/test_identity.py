@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.identity import Identity, own_identity, place
+from service.identity import Identity, own_identity, pid_scope
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -66,8 +66,8 @@ def test_of_a_process_elsewhere_nobody_knows_whether_it_has_ended(born: str) -> 
 def test_the_wall_clock_has_no_part_in_it() -> None:
     ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
 
-    assert own_identity() == Identity(pid=os.getpid(), born=f"{place()}/{ticks}")
-    assert place().startswith(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    assert own_identity() == Identity(pid=os.getpid(), born=f"{pid_scope()}/{ticks}")
+    assert pid_scope().startswith(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
 
 
 @linux

@@ -79,9 +79,7 @@ def test_a_command_is_started_again_when_it_is_killed_and_ended_with_the_context
         until(lambda: note.read_text() not in {"", str(first)})
         second = int(note.read_text())
 
-    assert (
-        "the sleeper has ended by itself (exit code -9): it is started again now" in capsys.readouterr().out
-    )
+    assert "the sleeper exited unexpectedly (exit code -9): restarting it now" in capsys.readouterr().out
     with pytest.raises(ProcessLookupError):
         os.kill(second, 0)
 

@@ -131,7 +131,7 @@ def test_a_scheduler_that_dies_beside_the_api_is_followed_by_another(
     process.terminate()
     assert process.wait(60) == 0
     assert not second.is_running()
-    assert "the scheduler has ended by itself (exit code -9)" in place.log.read_text()
+    assert "the scheduler exited unexpectedly (exit code -9)" in place.log.read_text()
 
 
 def test_the_scheduler_beside_an_api_that_is_killed_ends_too(serve: Serve, sqlite_store: Store) -> None:

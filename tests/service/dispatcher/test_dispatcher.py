@@ -467,7 +467,7 @@ def test_a_job_comes_to_its_end_where_nobody_ends_its_ranks(world: World) -> Non
 
     failed = world.look(job)
     assert failed.state is State.FAILED
-    assert failed.reason.startswith("the attempt did not start within 300 s\nIt is not tried again: ")
+    assert failed.reason.startswith("the attempt did not start within 300 s\nIt is not retried: ")
     assert world.cluster.launched() == [(f"{job.id}-1", 1)]
     world.cluster.obeys = True
     world.rounds(job)

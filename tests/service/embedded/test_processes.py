@@ -175,7 +175,7 @@ def test_a_child_that_died_is_started_again(sleeper: Sleeper, capsys: pytest.Cap
 
     assert sleeper.is_alive()
     assert sleeper.process() != first
-    assert f"Sleeper has ended by itself (log: {sleeper.log})" in capsys.readouterr().out
+    assert f"Sleeper exited unexpectedly (log: {sleeper.log})" in capsys.readouterr().out
     sleeper.restart_if_dead()
     assert capsys.readouterr().out == ""
 
@@ -245,7 +245,7 @@ def test_a_child_that_dies_at_once_is_not_started_all_the_time(
     assert not child.restart_if_dead()
 
     assert child.starts == 2
-    assert capsys.readouterr().out.count("has ended by itself") == 2
+    assert capsys.readouterr().out.count("exited unexpectedly") == 2
 
 
 def wait_until_dead(child: Child) -> None:

@@ -90,11 +90,11 @@ def test_what_would_come_again_is_final_whatever_was_asked_for(state: State) -> 
         ([], "paused"),
         (
             KILLED,
-            "paused; rank 1 was killed by SIGKILL at step 5; goes on from its last checkpoint",
+            "paused; rank 1 was killed by SIGKILL at step 5; continues from its last checkpoint",
         ),
         (
             LOST,
-            "paused; rank 1 was lost at step 4: its machine is gone; goes on from its last checkpoint",
+            "paused; rank 1 was lost at step 4: its machine is gone; continues from its last checkpoint",
         ),
     ],
     ids=["saved", "ended before a step", "never launched", "killed", "lost"],
@@ -251,7 +251,7 @@ def test_what_could_not_be_ended_is_not_followed_by_another(first: list[ExitReco
     end = come_to(job(), records)
 
     assert end.state is State.FAILED
-    assert "It is not tried again: its ranks were told to end" in end.reason
+    assert "It is not retried: its ranks were told to end" in end.reason
     assert come_to(job(State.PAUSING), records).state is State.PAUSED
     assert come_to(job(State.PREEMPTING), records).state is State.QUEUED
 
@@ -323,7 +323,7 @@ def test_all_that_is_said_is_bounded_and_says_where_the_whole_is(kind: Exit, mes
     assert len(end.reason) <= LONGEST_REASON
     assert all(len(str(value)) <= 8_000 for value in end.error.values())
     cut = len(message) > 1_000 or len(tail) > 1_000
-    assert ("… (the whole is in the logs of rank 1)" in end.reason) == cut
+    assert ("… (the full text is in the logs of rank 1)" in end.reason) == cut
     assert not tail or end.reason.endswith(tail[-100:])
     again = outcome(job(), [record], cancelled=False)
     assert len(again.reason) < 500

@@ -228,7 +228,7 @@ def test_a_reason_is_bounded_and_says_where_the_rest_is(store: Store) -> None:
 
     noted = store.get(job.id)
     assert len(noted.reason) == storable.LONGEST_REASON
-    assert noted.reason.endswith("x… (the whole is in the logs)")
+    assert noted.reason.endswith("x… (the full text is in the logs)")
     assert store.move(noted, State.STARTING, attempt=1, reason=said)
     assert store.get(job.id).reason == noted.reason
 
