@@ -1,4 +1,4 @@
-"""Who starts, who gets or gives back workers, who waits and why. Pure.
+"""Scheduling decisions: which jobs start, are preempted, grow or shrink, or wait, and why. Pure.
 
 May import `backends`, `jobs`, `training.spec`.
 """

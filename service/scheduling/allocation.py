@@ -1,4 +1,4 @@
-"""Hands out what is free to the jobs that wait: to each the least that it needs, then what is left. Pure."""
+"""Allocates free workers to waiting jobs: first the minimum each needs, then what is left. Pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from service.scheduling.capacity import Demand, Machines
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """What each job gets, by its id, and what the machines have left then, of what was `free` before.
+    """The workers granted to each job.
 
-    `blocked`: the first that has to wait, though the empty cluster would hold it. Nobody behind it gets any.
+    workers: the number of workers, by job id. free, machines: the machines before and after the allocation.
+    blocked: the first job that has to wait although it fits into the empty cluster; no job behind it gets
+    workers. None if no job is blocked.
     """
 
     workers: Mapping[str, int]
@@ -24,23 +26,25 @@ class Allocation:
     blocked: Job | None = None
 
     def _with(self, job: Job, more: int) -> Allocation:
-        machines, homeless = capacity.place(self.machines, Demand.of(job).each, more)
-        assert not homeless
+        machines, unplaced = capacity.place(self.machines, Demand.of(job).each, more)
+        assert not unplaced
         workers = {**self.workers, job.id: self.workers.get(job.id, 0) + more}
         return replace(self, workers=workers, machines=machines)
 
 
 def in_order(jobs: Iterable[Job]) -> list[Job]:
-    """By priority, then by age: ids sort as their jobs were created."""
+    """Returns the jobs by priority, then by age: ids sort by creation time."""
     return sorted(jobs, key=lambda job: (-job.priority, job.id))
 
 
 def allocate_least(queue: Iterable[Job], machines: Machines, cluster: Machines) -> Allocation:
-    """To each job in its turn the fewest workers that it can start with, until one of them does not fit."""
+    """Gives each job, in scheduling order, the minimum number of workers it can start with, until one does
+    not fit.
+    """
     order = list(filter(fitting(cluster), in_order(queue)))
     allocation = Allocation(workers={}, machines=machines, free=machines)
-    # A job that was preempted has not given up its place: its least share stays its own while it starts
-    # again, whoever came meanwhile. Otherwise it would be ended for jobs that it was only to make room for.
+    # A preempted job keeps its minimum share while it restarts, even against jobs with a higher priority.
+    # Otherwise it would lose everything to jobs for which it only had to make room.
     for job in order:
         if job.preempted_at is not None and fits(job, allocation.machines):
             allocation = allocation._with(job, Demand.of(job).least)
@@ -54,9 +58,9 @@ def allocate_least(queue: Iterable[Job], machines: Machines, cluster: Machines) 
 
 
 def allocate_rest(allocation: Allocation, queue: Sequence[Job]) -> Allocation:
-    """To each job that has got workers, in its turn, as many more as it can have.
+    """Gives each job that has workers, in scheduling order, as many more as it can use.
 
-    They were dealt out bit by bit, but each gang is launched as a whole: it must fit that way too.
+    Workers are allocated in two passes, but each gang is launched as a whole, so it must fit that way too.
     """
     for job in in_order(queue):
         if has := allocation.workers.get(job.id):
@@ -68,24 +72,24 @@ def allocate_rest(allocation: Allocation, queue: Sequence[Job]) -> Allocation:
 
 
 def _launchable(allocation: Allocation, queue: Iterable[Job]) -> bool:
-    """Whether the gangs fit when they are placed whole, one after the other."""
+    """Returns whether the gangs fit when each is placed as a whole, one after the other."""
     machines = allocation.free
     for job in in_order(queue):
-        machines, homeless = capacity.place(machines, Demand.of(job).each, allocation.workers.get(job.id, 0))
-        if homeless:
+        machines, unplaced = capacity.place(machines, Demand.of(job).each, allocation.workers.get(job.id, 0))
+        if unplaced:
             return False
     return True
 
 
 def fits(job: Job, machines: Machines) -> bool:
-    """Whether its smallest gang does."""
+    """Returns whether the job's smallest gang fits."""
     return _fits(Demand.of(job), machines)
 
 
 def fitting(machines: Machines) -> Callable[[Job], bool]:
-    """`fits` for a long queue: of its few kinds of gangs, each looks through the machines once."""
-    known = cache(lambda demand: _fits(demand, machines))
-    return lambda job: known(Demand.of(job))
+    """Returns `fits` for these machines, cached by demand: a long queue has few different demands."""
+    cached = cache(lambda demand: _fits(demand, machines))
+    return lambda job: cached(Demand.of(job))
 
 
 def _fits(demand: Demand, machines: Machines) -> bool:

@@ -1,7 +1,7 @@
-"""How many equal workers fit into which machines. Pure arithmetic.
+"""Capacity arithmetic: how many equal workers fit on which machines. Pure.
 
-Amounts are whole ten-thousandths of a CPU or GPU (Ray's own grain), so 3 × 0.3333 fits into 1 and sums
-carry no rounding error.
+Amounts are integers in ten-thousandths of a CPU or GPU (Ray's own resolution), so 3 × 0.3333 fits into 1 and
+sums have no rounding error.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Amount:
         return Amount(cpus=self.cpus * times, gpus=self.gpus * times)
 
     def holds(self, each: Amount) -> int:
-        """How many times `each` fits in."""
+        """Returns how many times `each` fits."""
         return min(_times(self.cpus, each.cpus), _times(self.gpus, each.gpus))
 
 
-@lru_cache(maxsize=1024)  # of the few amounts that jobs ask for, asked about in every round
+@lru_cache(maxsize=1024)  # jobs ask for few different amounts, which are converted in every round
 def _units(value: float) -> int:
-    """At least one unit for anything asked; exact for any float, however large."""
+    """Returns `value` in units, at least one for any positive value; exact for every float."""
     return max(round(Fraction(value) * UNITS), 1) if value > 0 else 0
 
 
@@ -58,7 +58,7 @@ def _times(free: int, each: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """A gang: between `least` and `most` workers, in multiples of `step`, all alike."""
+    """What a job asks for: `least` to `most` equal workers in multiples of `step`, each needing `each`."""
 
     least: int
     most: int
@@ -76,14 +76,14 @@ class Demand:
         )
 
     def granted(self, room: int) -> int:
-        """The most workers this gang can have where `room` of them fit; 0 if it cannot start."""
+        """Returns the maximum number of workers for this gang if `room` workers fit; 0 if it cannot start."""
         workers = min(room, self.most) // self.step * self.step
         return workers if workers >= self.least else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A node and what nobody has taken of it."""
+    """A node, with what it has in total and what is free."""
 
     id: str
     total: Amount
@@ -94,27 +94,27 @@ Machines = tuple[Machine, ...]
 
 
 def empty(nodes: Iterable[Node]) -> Machines:
-    """The machines with nothing on them, in an order that does not depend on the caller's."""
+    """Returns the machines with nothing on them, sorted by id."""
     totals = [(node.id, Amount.of(node.cpus, node.gpus)) for node in sorted(nodes, key=lambda node: node.id)]
     return tuple(Machine(id=id, total=total, free=total) for id, total in totals)
 
 
 def occupied(nodes: Iterable[Node], active: Iterable[Job]) -> Machines:
-    """The machines with the active jobs' workers on them, the largest workers placed first.
+    """Returns the machines with the active jobs' workers on them, the largest workers placed first.
 
-    Where the workers really are is Ray's affair, so this is an estimate. Workers that fit nowhere (a machine
-    was lost, or Ray packed them better) take what is free in pieces, so that never more is left in all than
-    there really is: rather a job that waits a little longer than one that is started without room.
+    This is an estimate, because Ray decides where workers really are. Workers that fit nowhere (a machine was
+    lost, or Ray packed them better) take free amounts in pieces, so the total left is never too large: a job
+    may wait a little longer, but none is started without room.
     """
     machines = empty(nodes)
     gangs = sorted(map(_held, active), key=lambda gang: (-gang[0].gpus, -gang[0].cpus, gang[2]))
     for each, alike in groupby(gangs, key=lambda gang: gang[0]):
         sizes = [workers for _, workers, _ in alike]
-        # Gangs of equal workers are placed as one: each would go on where the one before it ended, and to
-        # look at every machine for every job takes minutes where there are a thousand of both.
-        machines, homeless = place(machines, each, sum(sizes))
-        for piece in _last(sizes, homeless):
-            machines = _used_up(machines, each, piece)
+        # Gangs of equal workers are placed together. The result is the same as one by one, and with a
+        # thousand jobs and machines, visiting every machine for every job takes minutes.
+        machines, unplaced = place(machines, each, sum(sizes))
+        for count in _last(sizes, unplaced):
+            machines = _take_in_pieces(machines, each, count)
     return machines
 
 
@@ -124,7 +124,7 @@ def _held(job: Job) -> tuple[Amount, int, str]:
 
 
 def _last(sizes: Iterable[int], count: int) -> list[int]:
-    """How many of the last `count` workers belong to each gang, where there are any.
+    """Splits the last `count` workers by gang; gangs that have none of them are left out.
 
     >>> _last([3, 3, 3], 4)
     [1, 3]
@@ -137,7 +137,10 @@ def _last(sizes: Iterable[int], count: int) -> list[int]:
 
 
 def place(machines: Machines, each: Amount, workers: int) -> tuple[Machines, int]:
-    """Fills the tightest machines first, those without free GPUs before all; also how many found no place."""
+    """Places workers on the machines with the least free, those without free GPUs first.
+
+    Returns the machines afterwards and the number of workers that did not fit.
+    """
     taken: dict[str, int] = {}
     for machine in sorted(machines, key=_tightness):
         if count := min(machine.free.holds(each), workers):
@@ -151,7 +154,7 @@ def _less(machine: Machine, amount: Amount) -> Machine:
 
 
 def room(machines: Sequence[Machine], each: Amount) -> int:
-    """How many workers fit in what is free."""
+    """Returns how many workers fit into what is free."""
     return sum(machine.free.holds(each) for machine in machines)
 
 
@@ -163,9 +166,9 @@ def _tightness(machine: Machine) -> tuple[int, int, str]:
     return machine.free.gpus, machine.free.cpus, machine.id
 
 
-def _used_up(machines: Machines, each: Amount, homeless: int) -> Machines:
-    """Books so many workers wherever anything is free, the roomiest machines first, in pieces if need be."""
-    left = each * homeless
+def _take_in_pieces(machines: Machines, each: Amount, unplaced: int) -> Machines:
+    """Takes the amount of `unplaced` workers wherever anything is free, the machines with most free first."""
+    left = each * unplaced
     after = {machine.id: machine for machine in machines}
     for machine in sorted(machines, key=_tightness, reverse=True):
         piece = Amount(cpus=min(machine.free.cpus, left.cpus), gpus=min(machine.free.gpus, left.gpus))

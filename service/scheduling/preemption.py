@@ -1,7 +1,7 @@
-"""Which running jobs are stopped to start again with another number of workers. Pure.
+"""Preemption: which running jobs stop and restart with another number of workers. Pure.
 
-Only jobs that ask for a range of workers are, and a job never loses more than what it has above its least.
-The result of a job does not depend on its workers, so all that this costs is the time of a restart.
+Only jobs that ask for a range of workers are preempted, and a job never gets fewer than its minimum.
+The result of a job does not depend on its number of workers, so a preemption costs only the restart.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from service.scheduling.allocation import allocate_least, in_order
 from service.scheduling.capacity import Demand
 
 GROWS_EVERY = timedelta(minutes=10)
-"""An attempt is not stopped sooner than that only to get more workers."""
+"""Minimum time between two preemptions that only give a job more workers."""
 
 REAL_GAIN = 1.25
-"""At least so many times the workers it has: less would not pay for the restart."""
+"""A job grows only to at least this many times its present workers: less does not pay for a restart."""
 
 NEARLY_DONE_SECONDS = 120.0
-"""A job that needs no longer than that is left alone."""
+"""A job that needs less time than this is not preempted."""
 
-_TRIES = 200
+_TRIES = 200  # combinations of jobs to try, fewest jobs first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preempt:
-    """Stop this job, which saves itself and goes back to the queue, to start again with other workers."""
+    """Stop this job: it saves a checkpoint and returns to the queue, to restart with other workers."""
 
     job_id: str
     reason: str
 
 
 def resized(active: Iterable[Job]) -> list[Preempt]:
-    """Jobs that run with more workers than somebody has asked for since."""
+    """Preempts the jobs that run with more workers than their last resize allows."""
     return [
         Preempt(job_id=job.id, reason=f"resizes from {job.workers} to {_workers(job.most_workers)}")
         for job in active
@@ -53,10 +53,10 @@ def make_room(
     nodes: Sequence[Node],
     seconds_left: Mapping[str, float],
 ) -> list[Job] | None:
-    """The fewest jobs that have to shrink so that `head`, which does not fit now, does; None: it cannot be.
+    """Returns the fewest jobs that have to shrink so that `head`, which does not fit now, fits.
 
-    Of equally many, those of the lowest priority, then the youngest. None of them: it is going to fit anyway,
-    once all that have been asked to stop have stopped.
+    Among equally many: those of the lowest priority, then the youngest. An empty list: `head` fits as soon as
+    the jobs that are stopping already have stopped. None: shrinking jobs does not help.
     """
 
     def helps(shrinking: Sequence[Job]) -> bool:
@@ -64,7 +64,7 @@ def make_room(
 
     if helps([]):
         return []
-    able = [
+    candidates = [
         job
         for job in reversed(in_order(active))
         if job.priority <= head.priority
@@ -72,26 +72,27 @@ def make_room(
         and _has(job) > Demand.of(job).least
         and not _nearly_done(job, seconds_left)
     ]
-    if not able or not helps(able):
+    if not candidates or not helps(candidates):
         return None
-    return list(next(chosen for chosen in _choices(able) if helps(chosen)))
+    return list(next(chosen for chosen in _choices(candidates) if helps(chosen)))
 
 
 def grows(
     active: Sequence[Job], nodes: Sequence[Node], *, now: datetime, seconds_left: Mapping[str, float]
 ) -> list[Preempt]:
-    """The first job that would really gain from a restart, if nobody waits. One at a time: what the next
-    could gain is known once it has started again.
+    """Preempts the first job that would gain enough workers from a restart. Called when no job waits.
+
+    One at a time: what the next job could gain is known only after the restart.
     """
     if any(job.state is State.PREEMPTING for job in active):
         return []
     for job in in_order(active):
         ready = job.grows_after is None or job.grows_after <= now
-        # Who asked for a number of workers gets it, if only for the last minute.
+        # A resize is carried out even if the job is nearly done.
         left_alone = not job.wanted_workers and _nearly_done(job, seconds_left)
         if ready and job.elastic and _may_stop(job) and not left_alone:
             possible = _possible(job, active, nodes)
-            # What somebody has asked for is worth a restart, however little it is.
+            # A resize is worth a restart even for one more worker.
             least = _has(job) + 1 if job.wanted_workers else REAL_GAIN * _has(job)
             if possible >= least:
                 return [Preempt(job_id=job.id, reason=f"grows from {job.workers} to {_workers(possible)}")]
@@ -99,7 +100,7 @@ def grows(
 
 
 def preempted(active: Sequence[Job], jobs: Iterable[str], *, now: datetime) -> list[Job]:
-    """The active jobs as they are once these of them have been asked to stop."""
+    """Returns the active jobs, with those in `jobs` marked as preempted."""
     stopping = set(jobs)
     return [
         replace(job, state=State.PREEMPTING, preempted_at=now) if job.id in stopping else job
@@ -110,34 +111,34 @@ def preempted(active: Sequence[Job], jobs: Iterable[str], *, now: datetime) -> l
 def _fits_after(
     head: Job, queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node], shrinking: Sequence[Job]
 ) -> bool:
-    """Whether `head` gets its workers when these, and all that stop already, have stopped.
+    """Returns whether `head` gets its workers once `shrinking` and the jobs already stopping have stopped.
 
-    By the very rules by which workers are going to be dealt out then: whoever is stopped for nothing would
-    be stopped for nothing again.
+    Uses the same allocation that runs then. With other rules a job could be preempted in vain, and again in
+    every round.
     """
-    going = {job.id for job in shrinking} | {job.id for job in active if job.stopping}
-    staying = [job for job in active if job.id not in going]
-    back = [replace(job, preempted_at=job.created_at) for job in shrinking]
-    back += [job for job in active if job.state is State.PREEMPTING and job.cancel_requested_at is None]
-    allocation = allocate_least([*queue, *back], capacity.occupied(nodes, staying), capacity.empty(nodes))
+    leaving = {job.id for job in shrinking} | {job.id for job in active if job.stopping}
+    staying = [job for job in active if job.id not in leaving]
+    requeued = [replace(job, preempted_at=job.created_at) for job in shrinking]
+    requeued += [job for job in active if job.state is State.PREEMPTING and job.cancel_requested_at is None]
+    allocation = allocate_least([*queue, *requeued], capacity.occupied(nodes, staying), capacity.empty(nodes))
     return head.id in allocation.workers
 
 
-def _choices(able: Sequence[Job]) -> Iterator[Sequence[Job]]:
-    """The fewest first; where there are too many ways to choose, the lowest priorities and youngest."""
-    every = chain.from_iterable(combinations(able, count) for count in range(1, len(able) + 1))
-    return chain(islice(every, _TRIES), (able[:count] for count in range(1, len(able) + 1)))
+def _choices(candidates: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    """Yields combinations, fewest jobs first; after `_TRIES`, only prefixes: lowest priority and youngest."""
+    every = chain.from_iterable(combinations(candidates, count) for count in range(1, len(candidates) + 1))
+    return chain(islice(every, _TRIES), (candidates[:count] for count in range(1, len(candidates) + 1)))
 
 
 def _possible(job: Job, active: Sequence[Job], nodes: Sequence[Node]) -> int:
-    """With how many workers it would start now."""
+    """Returns the number of workers with which the job would start now."""
     demand = Demand.of(job)
     machines = capacity.occupied(nodes, [other for other in active if other.id != job.id])
     return demand.granted(capacity.room(machines, demand.each))
 
 
 def _may_stop(job: Job) -> bool:
-    """One that starts is not stopped: whatever happens in the queue, each attempt makes its way."""
+    """Returns whether the job may be preempted. A starting job may not: every attempt gets to train."""
     return job.state is State.RUNNING and not job.stopping
 
 

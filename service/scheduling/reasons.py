@@ -1,4 +1,4 @@
-"""Why a job waits, in words. Pure."""
+"""The reasons why a job waits, as text for users. Pure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from service.scheduling.capacity import UNITS, Amount, Demand, Machines
 
 
 def never(demand: Demand, cluster: Machines) -> str:
+    """Returns why the gang does not fit even into the empty cluster."""
     if not cluster:
         return "no machine in the cluster yet"
     short = _short(demand, cluster)
@@ -27,12 +28,13 @@ def never(demand: Demand, cluster: Machines) -> str:
 
 
 def _split_up(demand: Demand, cluster: Machines) -> str:
-    """Enough in sum, but not where it is needed."""
+    """Returns why the gang does not fit although the cluster has enough in total."""
     fit = capacity.room(cluster, demand.each)
     return f"the machines have room for {fit}" if fit else "no machine is large enough for one"
 
 
 def not_yet(demand: Demand, machines: Machines) -> str:
+    """Returns why the gang does not fit into what is free now."""
     return f"needs {_gang(demand, _short(demand, machines))}; {_free(demand, machines)}"
 
 
@@ -47,7 +49,7 @@ def _free(demand: Demand, machines: Machines) -> str:
 
 
 def _short(demand: Demand, machines: Machines) -> list[str]:
-    """What there is too little of; where only both together are too much, both."""
+    """Returns which of "gpu" and "cpu" are too few; both if only the combination does not fit."""
     asked = [name for name in ("gpu", "cpu") if _of(demand.each, name)]
     short = [name for name in asked if not demand.granted(capacity.room(machines, _only(demand.each, name)))]
     return short or asked
@@ -81,4 +83,5 @@ def _number(units: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
+    """Returns the number with its noun, in the plural unless it is 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

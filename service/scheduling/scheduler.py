@@ -1,11 +1,11 @@
-"""Who starts now, with how many workers, who is stopped for that, and what the others wait for. Pure.
+"""The scheduler: which jobs start and with how many workers, which are preempted, why others wait. Pure.
 
-Gangs: a job starts with all of its workers or not at all. Order is strict (priority, then age): a job that
-does not fit yet holds up those behind it, or a stream of small jobs would starve it. One that could not
-fit even if the cluster were empty holds up nobody.
+Gang scheduling: a job starts with all its workers or not at all. The order is strict (priority, then age): a
+job that does not fit yet blocks those behind it, because a stream of small jobs would starve it otherwise. A
+job that does not fit even into the empty cluster blocks no other.
 
-Jobs that ask for a range of workers give way: they start with the least where others wait, and running ones
-shrink for a job of the same or a higher priority (preemption). What nobody waits for is shared out.
+Jobs that ask for a range of workers give way. They start with their minimum while others wait, and running
+ones shrink for a job of the same or a higher priority (preemption). Workers that no job waits for are shared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training.spec import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Launch this job with so many workers."""
+    """Launch this job with this number of workers."""
 
     job_id: str
     workers: int
@@ -35,7 +35,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """This job waits; `never`: until machines are added, it cannot start at all."""
+    """This job waits. `never`: it cannot start unless machines are added."""
 
     job_id: str
     reason: str
@@ -54,11 +54,10 @@ def schedule(
     now: datetime,
     seconds_left: Mapping[str, float] = _UNKNOWN,
 ) -> list[Decision]:
-    """A decision for every job of the queue, in scheduling order; then who of the active is to be preempted.
+    """Returns a decision for every queued job, in scheduling order, then the preemptions of active jobs.
 
-    `active` are the jobs that hold their workers already, `nodes` the machines with all they have,
-    `seconds_left` what is known of the time that active jobs still need, by their ids. The same input gives
-    the same answer.
+    active: the jobs that hold workers. nodes: the machines with their full capacity. seconds_left: the
+    remaining time of active jobs by id, where it is known. The same input gives the same result.
     """
     cluster = capacity.empty(nodes)
     preempts = preemption.resized(active)
@@ -67,7 +66,7 @@ def schedule(
     blocked = allocation.blocked
     room = [] if blocked is None else preemption.make_room(blocked, queue, active, nodes, seconds_left)
     if blocked is None or room is None:
-        allocation = allocate_rest(allocation, queue)  # the blocked job could not use it
+        allocation = allocate_rest(allocation, queue)  # a blocked job could not use the rest
     elif room:
         preempts += [Preempt(job_id=job.id, reason=f"makes room for job {blocked.id}") for job in room]
     if not any(map(fitting(cluster), queue)):
@@ -78,7 +77,7 @@ def schedule(
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What would become of a job that is submitted now. `workers`: granted at once, or asked for at least."""
+    """What would happen to a job submitted now. `workers`: granted at once, or else its minimum."""
 
     fits_now: bool
     fits_ever: bool
@@ -89,7 +88,7 @@ class Forecast:
 def forecast(
     spec: Spec, queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node], *, now: datetime
 ) -> Forecast:
-    """`schedule`'s answer for a job that does not exist yet."""
+    """Returns `schedule`'s decision for a job that does not exist yet."""
     job = new_job(spec, created_at=now)
     (decision,) = (d for d in schedule([*queue, job], active, nodes, now=now) if d.job_id == job.id)
     if isinstance(decision, Start):
@@ -101,7 +100,7 @@ def forecast(
 def _decisions(
     queue: Sequence[Job], allocation: Allocation, cluster: Machines, *, makes_room: bool
 ) -> list[Start | Wait]:
-    """The allocation as decisions, with reasons."""
+    """Returns the allocation as decisions with reasons."""
     decisions: list[Start | Wait] = []
     ahead = 0
     fits_ever, fits_now = fitting(cluster), fitting(allocation.machines)

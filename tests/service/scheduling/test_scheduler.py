@@ -273,8 +273,8 @@ def as_active(job: Job, workers: int) -> Job:
 def test_no_machine_is_ever_given_more_than_it_has(queue: list[Job], nodes: list[Node]) -> None:
     machines = capacity.empty(nodes)
     for job, workers in started(queue, decide(queue, [], nodes)):
-        machines, homeless = capacity.place(machines, Demand.of(job).each, workers)
-        assert homeless == 0
+        machines, unplaced = capacity.place(machines, Demand.of(job).each, workers)
+        assert unplaced == 0
 
     assert all(m.free.cpus >= 0 and m.free.gpus >= 0 for m in machines)
     for machine, there in zip(machines, sorted(nodes, key=lambda n: n.id), strict=True):
@@ -287,8 +287,8 @@ def test_gangs_lie_as_if_each_had_been_placed_by_itself(running: list[Job], node
     held.sort(key=lambda job: (-job.resources.gpus_per_worker, -job.resources.cpus_per_worker, job.id))
     machines = capacity.empty(nodes)
     for job in held:
-        machines, homeless = capacity.place(machines, Demand.of(job).each, job.workers or 0)
-        machines = capacity._used_up(machines, Demand.of(job).each, homeless)
+        machines, unplaced = capacity.place(machines, Demand.of(job).each, job.workers or 0)
+        machines = capacity._take_in_pieces(machines, Demand.of(job).each, unplaced)
 
     assert capacity.occupied(nodes, held) == tuple(sorted(machines, key=lambda machine: machine.id))
 
