@@ -1,4 +1,4 @@
-"""Uploaded code in the database: archives by their digest."""
+"""Uploaded code in the database: zip archives, addressed by digest."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from service.queue.tables import code_archives
 
 
 class CodeArchives:
-    """The archives. Every method raises `Unavailable` as those of `Store` do."""
+    """The uploaded archives. Every method raises `Unavailable` as `Store`'s methods do."""
 
     _engine: Engine
 
     def put_code(self, archive: bytes) -> str:
-        """Keeps an archive and returns its digest (SHA-256, hex). Idempotent."""
+        """Stores an archive and returns its digest (SHA-256, hex). Idempotent."""
         digest = hashlib.sha256(archive).hexdigest()
         if self.has_code(digest):
             return digest
@@ -27,11 +27,11 @@ class CodeArchives:
                 row = {"digest": digest, "data": archive, "created_at": utc_now()}
                 connection.execute(insert(code_archives).values(row))
         except exc.IntegrityError:
-            pass  # Race closed: the same bytes came twice at once; the primary key keeps one of them.
+            pass  # Race closed: two uploads of the same bytes; the primary key lets one insert through.
         return digest
 
     def get_code(self, digest: str) -> bytes:
-        """Raises NotFound."""
+        """Returns the archive. Raises NotFound."""
         with database.reading(self._engine) as connection:
             query = select(code_archives.c.data).where(code_archives.c.digest == digest)
             data: bytes | None = connection.execute(query).scalar_one_or_none()
@@ -40,6 +40,7 @@ class CodeArchives:
         return data
 
     def has_code(self, digest: str) -> bool:
+        """Returns whether the archive is stored."""
         with database.reading(self._engine) as connection:
             query = select(1).where(code_archives.c.digest == digest)
             return connection.execute(query).one_or_none() is not None

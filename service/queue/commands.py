@@ -1,7 +1,7 @@
-"""What people may ask of a job: cancel, pause, resume, resize. Each is one guarded statement on its row.
+"""The commands cancel, pause, resume and resize, each one guarded statement on the job's row.
 
-Race closed by all of them: the job starts, ends, is preempted or put back in the moment of the request. The
-statement decides by the state that it finds, so no request gets lost.
+Race closed by all of them: the job starts, ends, is preempted or requeued at the moment of the request. The
+statement decides by the state that it finds, so no command is lost.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from training.spec import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """`values` for a row that passes the `guards`.
+    """Writes `values` to the job's row if it passes all `guards`.
 
-    `refusal`: of a job that did not pass, why not, and the way out; None if it is as wished already.
+    refusal: returns why a job does not pass and what to do instead; None if the command has nothing to do.
     """
 
     guards: Sequence[ColumnElement[bool]]
@@ -33,7 +33,7 @@ _NOT_CANCELLED = jobs.c.cancel_requested_at.is_(None)
 
 
 def cancel() -> Command:
-    """Ends a job that waits; marks one that is active, for the dispatcher to stop."""
+    """Cancels a waiting job at once; marks an active one for the dispatcher to stop."""
     now = literal(utc_now(), UtcDateTime)
     waits = jobs.c.state.not_in(ACTIVE)
     return Command(
@@ -49,26 +49,26 @@ def cancel() -> Command:
 
 
 def pause() -> Command:
-    """Holds a job that waits; has the dispatcher stop the attempt of one that is active."""
+    """Pauses a waiting job at once; marks an active one for the dispatcher to stop."""
     waits = jobs.c.state == State.QUEUED
     return Command(
         guards=[jobs.c.state.not_in({*ENDED, State.PAUSED, State.PAUSING}), _NOT_CANCELLED],
         values={
             "state": case((waits, State.PAUSED.value), else_=State.PAUSING.value),
-            "reason": case((waits, "paused while it waited"), else_="saves itself, then pauses"),
+            "reason": case((waits, "paused while it waited"), else_="saves a checkpoint, then pauses"),
             "preempted_at": None,
         },
-        refusal=lambda job: _over(job, "there is nothing to pause"),
+        refusal=lambda job: _refusal_if_over(job, "there is nothing to pause"),
     )
 
 
 def resume() -> Command:
-    """Puts a paused job back into the queue. One that is not paused goes on as it is."""
+    """Puts a paused job back into the queue. Does nothing to a job that is not paused."""
 
     def refusal(job: Job) -> str | None:
-        if why := _over(job, "there is nothing to resume"):
+        if why := _refusal_if_over(job, "there is nothing to resume"):
             return why
-        pausing = "is still pausing, its attempt saves itself: resume it again once it is paused"
+        pausing = "is still pausing, its attempt saves a checkpoint: resume it again once it is paused"
         return pausing if job.state is State.PAUSING else None
 
     return Command(
@@ -79,21 +79,21 @@ def resume() -> Command:
 
 
 def resize(workers: int) -> Command:
-    """Has a job go on with so many workers, and no more, as soon as the scheduler can see to it."""
+    """Sets the number of workers that the job has from the next preemption or start on."""
     return Command(
         guards=[jobs.c.state.not_in(ENDED), _NOT_CANCELLED],
         values={"wanted_workers": workers, "grows_after": utc_now()},
-        refusal=lambda job: _over(job, "its workers cannot change any more"),
+        refusal=lambda job: _refusal_if_over(job, "its workers cannot change any more"),
     )
 
 
 def resize_problem(job: Job, workers: int) -> Problem | None:
-    """Why the job's spec does not allow so many workers."""
+    """Returns why the job's spec does not allow this number of workers; None if it does."""
     asked = job.resources
     if not job.elastic:
         message = (
-            f"this job has {asked.max_workers}, no more and no less; to be resized it has to be submitted "
-            "with resources.workers: {min: ..., max: ...}"
+            f"this job has a fixed number of workers, {asked.max_workers}; a job that can be resized is "
+            "submitted with resources.workers: {min: ..., max: ...}"
         )
     elif not asked.min_workers <= workers <= asked.max_workers:
         message = f"{workers} is not within resources.workers, {asked.min_workers} to {asked.max_workers}"
@@ -104,10 +104,10 @@ def resize_problem(job: Job, workers: int) -> Problem | None:
     return Problem(key="workers", message=message)
 
 
-def _over(job: Job, so: str) -> str | None:
+def _refusal_if_over(job: Job, consequence: str) -> str | None:
     if job.state.ended:
-        return f"{_ended(job)} already: {so}"
-    return f"is being cancelled: {so}" if job.cancel_requested_at is not None else None
+        return f"{_ended(job)} already: {consequence}"
+    return f"is being cancelled: {consequence}" if job.cancel_requested_at is not None else None
 
 
 def _ended(job: Job) -> str:

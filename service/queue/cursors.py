@@ -1,4 +1,4 @@
-"""Opaque places in a list of jobs: what a client gives back to get the next page."""
+"""Opaque cursors: positions in a list of jobs, which a client sends back to get the next page."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from training.spec import Problem
 
 
 def encode(job_id: str) -> str:
+    """Returns the cursor of the page that follows this job."""
     return base64.urlsafe_b64encode(job_id.encode()).decode().rstrip("=")
 
 
 def decode(cursor: str) -> str:
-    """Raises Refused for one that `encode` did not make."""
+    """Returns the job id in a cursor. Raises Refused for a text that `encode` did not return."""
     try:
         job_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
     except (binascii.Error, ValueError):
         job_id = ""
     if not is_id(job_id):
-        problem = Problem(key="cursor", message="is not one that this service gave out; begin without it")
+        problem = Problem(key="cursor", message="is not a cursor of this service; start without one")
         raise Refused("the cursor is not valid", [problem])
     return job_id

@@ -1,4 +1,4 @@
-"""Engines for SQLite and PostgreSQL that behave alike, and the migrations."""
+"""Database engines for SQLite and PostgreSQL that behave alike, and the migrations."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from service.errors import Refused, Unavailable
 
 _LOCK_WAIT_S = 30
 _POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 30, "pool_timeout": 10}  # the API has 40 threads
-_migrating = threading.Lock()  # Alembic's context is global to a process
-_MIGRATION_LOCK = 0x53594E43424E  # "SYNCBN": a number that other users of the database will not take
+_migrating = threading.Lock()  # Alembic's context is global in a process
+_MIGRATION_LOCK = 0x53594E43424E  # "SYNCBN": an advisory lock key that other programs are unlikely to use
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for `sqlite:///PATH` or `postgresql://...` (psycopg 3). Connects on first use."""
+    """Returns an engine for `sqlite:///PATH` or `postgresql://...` (psycopg 3). It connects on first use."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in {None, "", ":memory:"}:
@@ -41,28 +41,28 @@ def make_engine(url: str) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that sees one moment of the database. Raises Unavailable."""
+    """Opens a transaction for reading. Raises Unavailable."""
     with _translated(), engine.connect().execution_options(read_only=True) as connection:
         yield connection
 
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that commits at its end and rolls back on an error. Raises Unavailable."""
+    """Opens a transaction that commits at the end and rolls back on an error. Raises Unavailable."""
     with _translated(), engine.begin() as connection:
         yield connection
 
 
 def migrate(engine: Engine) -> None:
-    """Brings the tables up to date. Safe in several processes at once: the others wait, then find it done.
+    """Brings the tables up to date. Idempotent, and safe in several processes at once: they take turns.
 
-    Raises Refused for tables that a newer version has made.
+    Raises Refused if a newer version made the tables.
     """
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     with _migrating, writing(engine) as connection:
-        # Race closed: two processes that both see an empty database. SQLite's BEGIN IMMEDIATE lets one in
-        # at a time; PostgreSQL needs to be told.
+        # Race closed: two processes that both see an empty database. SQLite's BEGIN IMMEDIATE lets in one
+        # at a time; PostgreSQL needs an explicit lock.
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
@@ -75,7 +75,7 @@ def _upgrade(config: alembic.config.Config) -> None:
     except CommandError as error:
         if isinstance(error.__cause__, ResolutionError):
             raise Refused(
-                "the tables are those of a newer version of this software: run that version, or put back a "
+                "the tables are those of a newer version of this software: run that version, or restore a "
                 "backup from before it"
             ) from error
         raise
@@ -89,14 +89,14 @@ def _sqlite_engine(url: str) -> Engine:
 
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # sqlite3 shall not begin transactions by itself
+    connection.isolation_level = None  # keeps sqlite3 from beginning transactions itself
     connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
-    connection.execute("PRAGMA synchronous = FULL")  # what was answered with 201 survives a power cut
+    connection.execute("PRAGMA synchronous = FULL")  # a job acknowledged with 201 survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """A writer takes its lock at once: one that had read first could not wait for it, only fail."""
+    """Begins a transaction. A writer takes the lock at once: after a read, SQLite would fail, not wait."""
     read_only = connection.get_execution_options().get("read_only", False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 

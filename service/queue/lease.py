@@ -1,8 +1,8 @@
-"""Which scheduler works: one row, kept alive by its holder, taken over by another when it falls silent.
+"""The scheduler's lease: one row, kept alive by its holder's heartbeat, taken over when the beat stops.
 
-A standby looks at `number` and `beat`, and takes over when neither has changed for LEASE_SECONDS of its own
-monotonic clock, or at once when the row is vacant. Nobody compares the clocks of two machines for that. The
-number rises with each holder; orders carry it, so that those of an earlier one are refused.
+A standby watches `number` and `beat`. It takes over when neither has changed for LEASE_SECONDS of its own
+monotonic clock, or at once when the row is vacant. Clocks of different machines are never compared for this.
+`number` rises with each holder. It is the fencing token: orders carry it, and agents refuse older ones.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from service.queue.tables import UtcDateTime, scheduler
 
 LEASE_SECONDS = 6.0
 SILENCE_SECONDS = 15.0
-"""A scheduler that has not been heard of for so long is said not to run."""
+"""A scheduler whose last heartbeat is older than this is reported as not running."""
 
 _THE_ROW = 1
-_NOW = func.current_timestamp(type_=UtcDateTime())  # the database's clock: readers may have another one
+_NOW = func.current_timestamp(type_=UtcDateTime())  # the database's clock: a reader's clock may differ
 _HOW_TO_START = "start one with `syncbn serve --role scheduler`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerRow:
-    """What the scheduler has last said of itself.
+    """The scheduler's row, as last written by its holder.
 
-    queue: a name that this queue alone has, made with it: several may share one Ray cluster.
-    number: of all that have held the row, from 1. silent_seconds: since then. holder: in words, "" when the
-    last one has stepped down. nodes: as Ray last named them. problem: why Ray does not answer, or "".
+    queue: a unique name of this queue, because several queues may share one Ray cluster.
+    number: the holder's number, from 1 (the fencing token). beat: its heartbeats so far. seen_at: the time of
+    the last heartbeat; silent_seconds: its age. holder: the holder's process, "" after it has stepped down.
+    nodes: the machines as Ray last listed them. problem: why Ray does not answer, or "".
     """
 
     queue: str
@@ -49,22 +50,25 @@ class SchedulerRow:
 
     @property
     def vacant(self) -> bool:
-        """Whether nobody holds it: whoever stands by may take over at once."""
+        """Whether no scheduler holds the lease: a standby may take over at once."""
         return not self.holder
 
 
 def check_heard(row: SchedulerRow | None) -> SchedulerRow:
-    """The row of a scheduler that works. Raises Unavailable if there is none."""
+    """Returns the row. Raises Unavailable if no scheduler is running."""
     if row is None:
         raise Unavailable("the scheduler", f"no scheduler runs, and none ever has: {_HOW_TO_START}")
     if row.silent_seconds > SILENCE_SECONDS:
-        silence = f"the last one has not been heard of for {_duration(row.silent_seconds)}"
+        silence = f"the last one has not been heard from for {_duration(row.silent_seconds)}"
         raise Unavailable("the scheduler", f"no scheduler runs, {silence}: {_HOW_TO_START}")
     return row
 
 
 def machines(row: SchedulerRow | None) -> tuple[Node, ...]:
-    """The machines of the cluster. Raises Unavailable if no scheduler works, or Ray does not answer it."""
+    """Returns the machines of the cluster.
+
+    Raises Unavailable if no scheduler is running, or if Ray does not answer the scheduler.
+    """
     row = check_heard(row)
     if row.problem:
         raise Unavailable("Ray", row.problem.removeprefix("Ray is not reachable: "))
@@ -82,12 +86,12 @@ def _duration(seconds: float) -> str:
 
 
 class Lease:
-    """The scheduler's row in the database. Every method raises `Unavailable` as those of `Store` do."""
+    """The scheduler's row in the database. Every method raises `Unavailable` as `Store`'s methods do."""
 
     _engine: Engine
 
     def scheduler(self) -> SchedulerRow | None:
-        """None: no scheduler has ever run on this database."""
+        """Returns the row; None if no scheduler has ever run on this database."""
         with database.reading(self._engine) as connection:
             row = connection.execute(select(scheduler, _NOW.label("now"))).one_or_none()
         if row is None:
@@ -104,27 +108,27 @@ class Lease:
         )
 
     def take_over(self, seen: SchedulerRow | None, holder: str) -> int | None:
-        """Makes `holder` the scheduler; returns its number. None: somebody has moved since `seen`."""
+        """Makes `holder` the scheduler and returns its number; None if the row has changed since `seen`."""
         assert holder
         if seen is None:
             return 1 if self._create_scheduler(holder) else None
-        # Race closed: two standbys that saw the same silence, or a holder that beats again in that moment.
+        # Race closed: two standbys that saw the same silence, or a holder that beats again at that moment.
         guards = [scheduler.c.number == seen.number, scheduler.c.beat == seen.beat]
         number = seen.number + 1
         return number if self._update_scheduler(guards, number=number, beat=0, holder=holder) else None
 
     def beat(self, number: int, *, nodes: Iterable[Node], problem: str) -> bool:
-        """Says that the scheduler of that number works. False: another has taken over, or it stepped down."""
-        # Race closed: a scheduler that stood still for longer than its lease and wakes up, and the last beat
-        # of one that steps down: neither keeps another from taking over.
+        """Writes a heartbeat of scheduler `number`; returns False if it no longer holds the lease."""
+        # Races closed: a scheduler that was suspended for longer than its lease and wakes up, and the last
+        # beat of one that is stepping down. Neither delays another from taking over.
         guards = [scheduler.c.number == number, scheduler.c.holder != ""]
         return self._update_scheduler(
             guards, beat=scheduler.c.beat + 1, nodes=[asdict(node) for node in nodes], problem=problem
         )
 
     def step_down(self, number: int) -> None:
-        """Leaves the row vacant. Harmless when another has taken over."""
-        self._update_scheduler([scheduler.c.number == number], holder="")  # Race closed: as for a beat
+        """Makes the row vacant. Does nothing if another scheduler has taken over."""
+        self._update_scheduler([scheduler.c.number == number], holder="")  # Race closed: as in `beat`
 
     def _create_scheduler(self, holder: str) -> bool:
         first = {"number": 1, "beat": 0, "holder": holder, "nodes": [], "problem": ""}
@@ -133,7 +137,7 @@ class Lease:
             with database.writing(self._engine) as connection:
                 connection.execute(insert(scheduler).values({**row, "seen_at": _NOW}))
         except exc.IntegrityError:
-            return False  # Race closed: two schedulers on a new database. The primary key lets one in.
+            return False  # Race closed: two schedulers on a new database; the primary key lets one in.
         return True
 
     def _update_scheduler(self, guards: Iterable[ColumnElement[bool]], **values: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a database can keep of what programs print and compute. Pure."""
+"""Converts text and JSON values to what every supported database can store. Pure."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 LONGEST_REASON = 10_000
-"""Characters of the reason in a job's row: a list of jobs shows it for each."""
+"""Maximum length of a reason in a job's row, in characters: lists of jobs contain it."""
 
 _CUT = "… (the full text is in the logs)"
 
 
-def reason(said: str) -> str:
-    """The reason as the row has it: text that a database takes, of a bounded length."""
-    said = said if len(said) <= LONGEST_REASON else said[: LONGEST_REASON - len(_CUT)] + _CUT
-    return _encodable(said).replace("\0", "?")  # PostgreSQL takes no NUL
+def reason(text: str) -> str:
+    """Returns the reason as it is stored: encodable, and of bounded length."""
+    text = text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - len(_CUT)] + _CUT
+    return _encodable(text).replace("\0", "?")  # PostgreSQL rejects NUL
 
 
 def plain(value: Any) -> Any:
-    """A value of JSON as any database takes it: null for a number that is not finite."""
+    """Returns a JSON value that every database accepts; numbers that are not finite become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
@@ -30,5 +30,5 @@ def plain(value: Any) -> Any:
 
 
 def _encodable(text: str) -> str:
-    """What a program printed may hold half a surrogate pair, which is no text in UTF-8."""
+    """Replaces lone surrogates, which a program may print and UTF-8 cannot encode."""
     return text.encode(errors="replace").decode()

@@ -1,6 +1,6 @@
-"""The durable queue: jobs in a database that API and scheduler share, beside code and the scheduler's row.
+"""The durable queue: jobs, code and the scheduler's row in a database that API and scheduler share.
 
-Every change of a job is one guarded statement, so any number of processes may work on one queue.
+Every change to a job is one guarded statement, so any number of processes may work on one queue.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from training.spec import Spec
 
 
 class Changes(TypedDict, total=False):
-    """What a move may write besides the state."""
+    """The columns that `Store.move` may write besides the state."""
 
     reason: str
     error: dict[str, Any] | None
@@ -54,7 +54,7 @@ class Changes(TypedDict, total=False):
 
 
 NOTES_AT_ONCE = 500
-"""In one transaction: so long may a cancel of one of these jobs have to wait."""
+"""Maximum number of notes in one transaction: a cancel of one of these jobs waits for its end."""
 
 _NOTE = (
     update(jobs)
@@ -79,18 +79,18 @@ _PROGRESS = (
 
 
 class Store(Lease, CodeArchives):
-    """Jobs, code and the scheduler's row, in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
+    """Jobs, code and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 
-    Every method raises `Unavailable` when the database does not answer; then nothing has changed, or
-    (a connection lost in the very commit) the whole change has.
+    Every method raises `Unavailable` if the database does not answer. Then nothing has changed; only if the
+    connection is lost during the commit, the whole change may have been written.
     """
 
     def __init__(self, url: str) -> None:
         self._engine = database.make_engine(url)
 
     def migrate(self) -> None:
-        """Creates or updates the tables; several processes may call it at once."""
+        """Creates or updates the tables. Idempotent; several processes may call it at once."""
         database.migrate(self._engine)
 
     def check(self) -> None:
@@ -104,10 +104,10 @@ class Store(Lease, CodeArchives):
     # Jobs: create and read
 
     def create_job(self, spec: Spec, *, idempotency_key: str | None = None) -> tuple[Job, bool]:
-        """Queues a job; once this returns, the job survives any crash.
+        """Queues a job and returns it with True. Once this returns, the job survives any crash.
 
-        With a key that was used before: the job it made and False, if the spec is the same.
-        Raises KeyReused if it is another one.
+        If the key was used before with the same spec, returns that job and False.
+        Raises KeyReused if the key was used with another spec.
         """
         job = new_job(spec, created_at=utc_now())
         try:
@@ -116,11 +116,11 @@ class Store(Lease, CodeArchives):
             # Race closed: two requests with one key. The unique constraint lets one insert through.
             if idempotency_key is None:
                 raise
-            return self._made_by(idempotency_key, job), False
+            return self._job_with_key(idempotency_key, job), False
         return job, True
 
     def get(self, job_id: str) -> Job:
-        """Raises NotFound."""
+        """Returns the job. Raises NotFound."""
         if not is_id(job_id):
             raise NotFound(f"no job {job_id!r}: ids look like j1k0w1qk530wdg8e15q54")
         with database.reading(self._engine) as connection:
@@ -130,7 +130,7 @@ class Store(Lease, CodeArchives):
         return _job(row)
 
     def several(self, job_ids: Collection[str]) -> list[Job]:
-        """Those of the jobs that there are."""
+        """Returns those of the jobs that exist."""
         return self._jobs(select(jobs).where(jobs.c.id.in_(job_ids))) if job_ids else []
 
     def list_jobs(
@@ -142,9 +142,9 @@ class Store(Lease, CodeArchives):
         cursor: str | None = None,
         limit: int = 50,
     ) -> tuple[list[Job], str | None]:
-        """A page of jobs, newest first, and the cursor of the next page (None: this was the last).
+        """Returns a page of jobs, newest first, and the cursor of the next page (None: this is the last).
 
-        Jobs created meanwhile neither shift nor repeat what a cursor gives. Raises Refused for a bad one.
+        Jobs created between two pages neither shift nor repeat the results. Raises Refused for a bad cursor.
         """
         query = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
         if wanted := list(states):
@@ -159,38 +159,39 @@ class Store(Lease, CodeArchives):
         return found[:limit], cursors.encode(found[limit - 1].id) if len(found) > limit else None
 
     def queue(self) -> list[Job]:
-        """The jobs that wait, in the order in which they are to start."""
+        """Returns the queued jobs, in scheduling order."""
         query = select(jobs).where(jobs.c.state == State.QUEUED)
         return self._jobs(query.order_by(jobs.c.priority.desc(), jobs.c.id))
 
     def active(self) -> list[Job]:
-        """The jobs that hold a share of the cluster, oldest first."""
+        """Returns the jobs that hold a share of the cluster, oldest first."""
         return self._jobs(select(jobs).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.id))
 
     def unarchived(self) -> list[Job]:
-        """Jobs that have ended and whose log and run's end still have to be written, oldest first."""
+        """Returns ended jobs whose logs and end status are not in the tracking server yet, oldest first."""
         query = select(jobs).where(jobs.c.state.in_(ENDED), jobs.c.archived_at.is_(None))
         return self._jobs(query.order_by(jobs.c.id))
 
     # Jobs: change
 
     def move(self, job: Job, to: State, **changes: Unpack[Changes]) -> bool:
-        """Moves the job from where the caller saw it. False: somebody else was first, nothing changed.
+        """Moves the job to a new state, if its row is still as the caller saw it.
 
-        Sets `started_at` the first time it runs, `finished_at` at its end, takes back its workers when it
-        goes back to the queue or is paused, notes since when it is preempted, counts starts anew for a new
-        attempt, and clears the reason, unless `changes` say otherwise. A job that somebody asked to cancel
-        goes to no state but its end: False.
+        Returns False if it is not; then nothing has changed. A job with a cancel request is not moved to
+        queued, paused or preempting: False.
+        Unless `changes` says otherwise, this clears the reason and sets `started_at` when the job first runs,
+        `finished_at` when it ends, `workers` to None when it is queued or paused, `preempted_at` when it is
+        preempted, and `start` to 1 and `restarts` to none for a new attempt.
         """
         assert to in TRANSITIONS[job.state], f"{job.state} may not become {to}"
-        # Race closed: two schedulers, or a scheduler and a cancel, that decided on the same sight of the job.
-        seen = _as_seen(job)
+        # Race closed: two schedulers, or a scheduler and a cancel, that act on the same view of the row.
+        guards = _unchanged(job)
         if to in {State.QUEUED, State.PAUSED, State.PREEMPTING}:
-            # Race closed: a cancel that came while a lost or stopped attempt was being put back.
-            seen.append(jobs.c.cancel_requested_at.is_(None))
+            # Race closed: a cancel that comes while a lost or stopped attempt is being requeued.
+            guards.append(jobs.c.cancel_requested_at.is_(None))
         values: dict[str, Any] = {"reason": "", **_with_state(to), **changes, "state": to}
         values["reason"] = storable.reason(values["reason"])
-        return self._update(seen, values)
+        return self._update(guards, values)
 
     def restart(
         self,
@@ -201,14 +202,14 @@ class Store(Lease, CodeArchives):
         last_failure: Failure | None,
         restarts: tuple[str, ...],
     ) -> bool:
-        """Names the next start of the job's attempt. False: somebody else was first, nothing changed.
+        """Writes the next start of the job's attempt, if its row is still as the caller saw it.
 
-        A job that somebody asked to cancel, to pause or to preempt is not started again: False.
+        Returns False if it is not, or if a cancel, pause or preemption was requested. Then nothing changes.
         """
-        assert job.state in ACTIVE - STOPPING, f"what is {job.state} is not started again"
-        # Race closed: two schedulers that saw the same rank die, and a cancel that came before the new start.
-        # A pause or a preemption that did has changed the state.
-        seen = [*_as_seen(job), jobs.c.cancel_requested_at.is_(None)]
+        assert job.state in ACTIVE - STOPPING, f"a job that is {job.state} is not restarted"
+        # Races closed: two schedulers that saw the same rank die, and a cancel that comes before the new
+        # start. A pause or a preemption that comes before it changes the state.
+        guards = [*_unchanged(job), jobs.c.cancel_requested_at.is_(None)]
         values = {
             "start": job.start + 1,
             "reason": storable.reason(reason),
@@ -216,77 +217,77 @@ class Store(Lease, CodeArchives):
             "last_failure": last_failure,
             "restarts": restarts,
         }
-        return self._update(seen, values)
+        return self._update(guards, values)
 
     def write_progress(self, reports: Iterable[tuple[Job, Progress]]) -> None:
-        """Keeps what the jobs' attempts tell of themselves; does nothing for a job that has moved on.
+        """Writes the progress of the jobs' attempts; skips a job that waits or has a newer attempt.
 
-        A job that has ended meanwhile takes the last word of its last attempt.
+        A job that has ended meanwhile still takes the last report of its last attempt.
         """
         rows = [
             {"its_id": job.id, "its_attempt": job.attempt, "its_progress": progress}
             for job, progress in reports
             if job.progress != progress
         ]
-        # Race closed: a report of an attempt that was late, written over that of the next one.
+        # Race closed: a late report of an attempt overwrites one of the next attempt.
         self._execute_many(_PROGRESS, rows)
 
     def note(self, job: Job, reason: str) -> None:
-        """Writes why the job waits; does nothing if it says so already or has moved on."""
+        """Writes why the job waits. Does nothing if the reason is unchanged or the job has moved on."""
         self.note_all([(job, reason)])
 
     def note_all(self, reasons: Iterable[tuple[Job, str]]) -> None:
-        """`note` for many: a commit for each would take a long queue minutes."""
+        """Does `note` for many jobs in few transactions: one commit per job would take minutes."""
         rows = [
             {"its_id": job.id, "its_state": job.state, "its_attempt": job.attempt, "its_start": job.start}
             | {"why": why}
             for job, reason in reasons
             if job.reason != (why := storable.reason(reason))
         ]
-        # Race closed: a reason to wait written over a job that was started or cancelled meanwhile.
+        # Race closed: the reason overwrites that of a job that was started or cancelled meanwhile.
         for begin in range(0, len(rows), NOTES_AT_ONCE):
             self._execute_many(_NOTE, rows[begin : begin + NOTES_AT_ONCE])
 
     def request_cancel(self, job_id: str) -> Job:
-        """Cancels a job that waits; marks one that runs, for the dispatcher to stop. Idempotent.
+        """Cancels a waiting job at once; marks an active one for the dispatcher to stop. Idempotent.
 
         Raises NotFound; Conflict if the job has succeeded or failed.
         """
         return self._request(job_id, commands.cancel())
 
     def request_pause(self, job_id: str) -> Job:
-        """Holds a job that waits; has the dispatcher stop the attempt of one that is active. Idempotent.
+        """Pauses a waiting job at once; marks an active one for the dispatcher to stop. Idempotent.
 
         Raises NotFound; Conflict if the job has ended or is being cancelled.
         """
         return self._request(job_id, commands.pause())
 
     def request_resume(self, job_id: str) -> Job:
-        """Puts a paused job back into the queue. Idempotent: one that is not paused goes on as it is.
+        """Puts a paused job back into the queue. Idempotent: does nothing to a job that is not paused.
 
-        Raises NotFound; Conflict if the job has ended, is being cancelled, or has not stopped yet.
+        Raises NotFound; Conflict if the job has ended, is being cancelled, or is still pausing.
         """
         return self._request(job_id, commands.resume())
 
     def request_resize(self, job_id: str, workers: int) -> Job:
-        """Has an elastic job go on with so many workers, and no more. Idempotent. One that runs is stopped
-        for it as soon as that many, or at least more than it has, can be had.
+        """Sets the number of workers of an elastic job. Idempotent.
 
-        Raises NotFound; Refused for a number that its spec does not allow; Conflict if the job has ended or
-        is being cancelled.
+        A running job is preempted for it as soon as that number, or at least more than it has, is available.
+        Raises NotFound; Refused if its spec does not allow the number; Conflict if the job has ended or is
+        being cancelled.
         """
         if problem := commands.resize_problem(self.get(job_id), workers):
             raise Refused(f"job {job_id} cannot have {workers} workers", [problem])
         return self._request(job_id, commands.resize(workers))
 
     def set_run(self, job_id: str, experiment_id: str, run_id: str) -> None:
-        """Links the job to its run; the first one stays."""
-        # Race closed: two schedulers, one of which does not know yet that the other has followed it.
+        """Links the job to its run. Does nothing if the job has one."""
+        # Race closed: two schedulers, one of which does not know yet that the other has taken over.
         guards = [jobs.c.id == job_id, jobs.c.run_id.is_(None)]
         self._update(guards, {"experiment_id": experiment_id, "run_id": run_id})
 
     def mark_archived(self, job_id: str) -> None:
-        """Notes that log and end are with the tracking server. Idempotent: the first time stays."""
+        """Notes that logs and end status are in the tracking server. Idempotent: the first time is kept."""
         self._update([jobs.c.id == job_id, jobs.c.archived_at.is_(None)], {"archived_at": utc_now()})
 
     # Statements
@@ -307,15 +308,15 @@ class Store(Lease, CodeArchives):
             if labels:
                 connection.execute(insert(job_labels), labels)
 
-    def _made_by(self, idempotency_key: str, asked: Job) -> Job:
+    def _job_with_key(self, idempotency_key: str, requested: Job) -> Job:
         with database.reading(self._engine) as connection:
             query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
-            made = _job(connection.execute(query).one())
-        if made.spec != asked.spec:
+            existing = _job(connection.execute(query).one())
+        if existing.spec != requested.spec:
             raise KeyReused(
-                f"this Idempotency-Key made job {made.id} from another spec; use a new key for a new job"
+                f"this Idempotency-Key made job {existing.id} from another spec; use a new key for a new job"
             )
-        return made
+        return existing
 
     def _jobs(self, query: Select[Any]) -> list[Job]:
         with database.reading(self._engine) as connection:
@@ -326,18 +327,18 @@ class Store(Lease, CodeArchives):
             return connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
 
     def _execute_many(self, statement: Update, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One transaction for all rows, in the order of their jobs: two that write at once wait for each
-        other's rows, but never in a ring.
+        """Executes the statement for all rows in one transaction, sorted by job id: the fixed lock order
+        prevents deadlocks between concurrent writers.
         """
         if rows:
             with database.writing(self._engine) as connection:
                 connection.execute(statement, sorted(rows, key=lambda row: str(row["its_id"])))
 
 
-def _as_seen(job: Job) -> list[ColumnElement[bool]]:
-    """That the job still stands as its reader saw it.
+def _unchanged(job: Job) -> list[ColumnElement[bool]]:
+    """Returns guards that pass if the row is still as `job` was read.
 
-    Attempt and start are part of that: queued → starting → queued would otherwise look like no change.
+    Attempt and start are included: queued → starting → queued would look like no change otherwise.
     """
     return [
         jobs.c.id == job.id,
@@ -348,7 +349,7 @@ def _as_seen(job: Job) -> list[ColumnElement[bool]]:
 
 
 def _with_state(to: State) -> dict[str, Any]:
-    """What changes with the state, whoever moves the job."""
+    """Returns the columns that every move to this state sets."""
     if to is State.RUNNING:
         return {"started_at": func.coalesce(jobs.c.started_at, literal(utc_now(), UtcDateTime))}
     if to is State.STARTING:

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy sees them; `migrations/` creates them."""
+"""The database tables for SQLAlchemy; `migrations/` creates them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ metadata = MetaData(
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Timezone-aware UTC on both sides; SQLite, which has no time zones, stores UTC."""
+    """A timezone-aware UTC datetime on every database; SQLite, which has no time zones, stores it naive."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -53,7 +53,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class AsJson(TypeDecorator[Any]):
-    """A value kept as JSON: `write` makes it of the value, `read` the value of it. None is NULL."""
+    """A value stored as JSON: `write` converts it to JSON, `read` converts it back. None is NULL."""
 
     impl = JSON(none_as_null=True)
     cache_ok = True
@@ -70,7 +70,7 @@ class AsJson(TypeDecorator[Any]):
 
 
 def _progress(data: Mapping[str, Any]) -> Progress:
-    """A metric that was not finite is stored as null."""
+    """Reads progress; a metric stored as null was not finite and becomes NaN."""
     metrics = {name: math.nan if value is None else value for name, value in data["metrics"].items()}
     return Progress.from_json({**data, "metrics": metrics})
 
@@ -80,7 +80,7 @@ def _failure(data: Mapping[str, Any]) -> Failure:
 
 
 JobId = String(32).with_variant(String(32, collation="C"), "postgresql")
-"""Compared byte by byte whatever the database's locale: the order of ids is the order of creation."""
+"""Compared byte by byte whatever the database's locale, so that ids sort by creation time."""
 
 _LEFT = text("archived_at IS NULL")
 
@@ -113,7 +113,7 @@ jobs = Table(
     Column("run_id", Text),
     Column("archived_at", UtcDateTime),
     Index(None, "state", "priority", "id"),
-    # The dispatcher looks for these in every round: not through all that have ended since the first.
+    # The finisher queries these often; the index spares it all other ended jobs.
     Index("ix_jobs_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
 )
 
@@ -125,7 +125,7 @@ job_labels = Table(
     Column("value", Text, nullable=False),
     Index(None, "key", "value"),
 )
-"""The labels of each spec once more, so that they can be searched by an index on either database."""
+"""A copy of each spec's labels, so that both databases can search them by index."""
 
 code_archives = Table(
     "code_archives",
@@ -147,4 +147,4 @@ scheduler = Table(
     Column("nodes", JSON, nullable=False),
     Column("problem", Text, nullable=False),
 )
-"""One row, of the scheduler that works (service.queue.lease)."""
+"""One row: the scheduler's lease (service.queue.lease)."""

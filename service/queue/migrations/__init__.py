@@ -1,1 +1,1 @@
-"""Alembic's revisions of the tables in `queue.tables`; `queue.database.migrate` applies them."""
+"""Alembic revisions of the tables in `queue.tables`; `queue.database.migrate` applies them."""

@@ -1,4 +1,4 @@
-"""Run by Alembic: applies the revisions on the connection that `queue.database.migrate` hands over."""
+"""Alembic's environment: applies the revisions on the connection of `queue.database.migrate`."""
 
 from alembic import context
 

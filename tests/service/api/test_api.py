@@ -725,7 +725,7 @@ def test_readiness_says_for_how_long_the_scheduler_has_not_been_heard_of(
     for name in ("scheduler", "ray"):
         assert document["checks"][name]["state"] == "unavailable"
     said = document["checks"]["scheduler"]["message"]
-    assert re.search(r"no scheduler runs, the last one has not been heard of for \d+ s", said)
+    assert re.search(r"no scheduler runs, the last one has not been heard from for \d+ s", said)
     assert document["detail"] == said
 
 

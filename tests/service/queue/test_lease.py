@@ -104,7 +104,9 @@ def test_silence_is_measured_by_the_databases_clock(store: Store, database_url: 
     engine.dispose()
 
     assert 86_000 < row_of(store).silent_seconds - before < 90_000
-    with pytest.raises(Unavailable, match=r"no scheduler runs, the last one has not been heard of for 24 h"):
+    with pytest.raises(
+        Unavailable, match=r"no scheduler runs, the last one has not been heard from for 24 h"
+    ):
         check_heard(store.scheduler())
 
 
@@ -117,7 +119,7 @@ def test_without_a_scheduler_it_is_said_how_to_start_one(store: Store) -> None:
 
     assert machines(row_of(store)) == ()
     for ask in (check_heard, machines):
-        with pytest.raises(Unavailable, match=r"not been heard of for .*syncbn serve --role scheduler"):
+        with pytest.raises(Unavailable, match=r"not been heard from for .*syncbn serve --role scheduler"):
             ask(silent)
 
 

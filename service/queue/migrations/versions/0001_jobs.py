@@ -1,4 +1,4 @@
-"""Jobs, their labels, and uploaded code."""
+"""Creates the tables of jobs, their labels, and uploaded code."""
 
 import sqlalchemy as sa
 from alembic import op

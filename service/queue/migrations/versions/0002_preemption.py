@@ -1,4 +1,4 @@
-"""What the scheduler has to know of a job that it may stop and start again with other workers."""
+"""Adds the columns for preemption: a job's requested workers and when it may grow or was preempted."""
 
 import sqlalchemy as sa
 from alembic import op

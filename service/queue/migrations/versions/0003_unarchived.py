@@ -1,4 +1,4 @@
-"""What the dispatcher asks for in every round: ended jobs with something left to do, without the others."""
+"""Adds the index of ended jobs that are not archived yet."""
 
 import sqlalchemy as sa
 from alembic import op

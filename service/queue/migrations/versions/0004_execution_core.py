@@ -1,7 +1,7 @@
-"""Starts and progress in the job's row, and the scheduler's row. Attempts under Ray Jobs begin again.
+"""Adds starts and progress to the job's row, and the scheduler's row; requeues attempts under Ray Jobs.
 
-Nobody goes on with an attempt that an older version submitted to Ray Jobs. Its job waits for the next one,
-which goes on from the last checkpoint and uses up no retry.
+An attempt that an older version submitted to Ray Jobs is not continued. Its job waits for the next attempt,
+which resumes from the last checkpoint and uses no retry.
 """
 
 from datetime import UTC, datetime
@@ -71,5 +71,5 @@ def _end_old_attempts() -> None:
 
 
 def _move(to: str, those: sa.ColumnElement[bool], **values: Any) -> None:
-    """Of the jobs that are still active, those."""
+    """Moves the active jobs that match `those`."""
     op.execute(sa.update(_jobs).where(_jobs.c.state.in_(_ACTIVE), those).values(state=to, **values))
