@@ -1,4 +1,4 @@
-"""`syncbn up`: the servers that it starts, finds again and ends.
+"""The embedded stack of `syncbn up`: starts, finds again and ends its servers.
 
 May import `dispatcher`, `errors`, `foreground`, `identity`, `ports`, `queue`, `restarts`, `server`,
 `settings`.

@@ -1,4 +1,4 @@
-"""The folder of the embedded stack: for its owner alone, whatever the umask is."""
+"""The data folder of the embedded stack: accessible to its owner only, whatever the umask."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _OURS = ("stack.json", "syncbn.db", "ray.token")
 
 
 def make_private(folder: Path, databases: Iterable[str]) -> None:
-    """Creates the folder, or closes one of an earlier `up` to others; the SQLite files in it as well.
+    """Creates the folder, or makes one of an earlier `up` private; also creates private SQLite files in it.
 
-    Raises Refused for what cannot be such a folder. One that holds other things keeps its permissions: it
-    may be a home directory, or /tmp.
+    A folder with other contents keeps its permissions: it may be a home directory, or /tmp.
+    Raises Refused if the folder cannot be used.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -29,14 +29,14 @@ def make_private(folder: Path, databases: Iterable[str]) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    found = folder.stat()
-    shared = bool(found.st_mode & stat.S_ISVTX)
+    status = folder.stat()
+    sticky = bool(status.st_mode & stat.S_ISVTX)
     empty = not any(folder.iterdir())
-    used = empty or any((folder / name).exists() for name in _OURS)
-    return used and not shared and found.st_uid == os.geteuid()
+    ours = empty or any((folder / name).exists() for name in _OURS)
+    return ours and not sticky and status.st_uid == os.geteuid()
 
 
 def _touch_private(path: Path) -> None:
-    """SQLite takes an empty file for a new database, and gives its permissions to those that it adds."""
+    """SQLite treats an empty file as a new database and gives its permissions to the files it adds."""
     path.touch(mode=0o600)
     path.chmod(0o600)

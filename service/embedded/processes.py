@@ -1,4 +1,4 @@
-"""How a server of the embedded stack is started, found again and ended."""
+"""Processes of the embedded stack: starts a server, finds it again, ends it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from service.identity import Identity
 from service.restarts import RestartBackoff
 
 MARK = "SYNCBN_STACK"
-"""The stack's folder, in the environment of all that the stack starts; jobs are ended by their host agent."""
+"""Environment variable with the stack's folder, set for every process that the stack starts.
+
+Ranks of jobs are ended by their host agent instead.
+"""
 
 LOOKS = 5  # a process that is being ended may have started another one meanwhile
 
 
 class StackState:
-    """What is written down about the stack's processes, so that the next `up` finds them."""
+    """The stack's processes and token, stored in its folder so that the next `up` finds them."""
 
     def __init__(self, folder: Path, token: str, servers: dict[str, Any]) -> None:
         self.folder, self.token, self.servers = folder, token, servers
@@ -37,7 +40,7 @@ class StackState:
         return cls(folder, _token(folder / "ray.token"), _servers(folder / "stack.json"))
 
     def keep(self, name: str, server: dict[str, Any]) -> None:
-        """Written whole or not at all: a torn file would lose a running Ray."""
+        """Stores a server's facts. The file is replaced atomically: a torn one would lose a running Ray."""
         self.servers[name] = server
         temporary = self.folder / "stack.json.new"
         temporary.write_text(json.dumps(self.servers, indent=1))
@@ -51,15 +54,15 @@ class StackState:
 def _servers(path: Path) -> dict[str, Any]:
     try:
         servers: dict[str, Any] = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # a power cut may have emptied it, and has ended what it named
+    except (FileNotFoundError, ValueError):  # a power cut may empty it, and ends the processes it named
         return {}
     return servers
 
 
 def _token(path: Path) -> str:
-    """Ray's secret, made once for the folder, readable by its owner alone."""
+    """Returns Ray's token. It is created once per folder, readable by its owner only."""
     if not path.exists():
-        temporary = path.with_name(f"{path.name}.new")  # a torn secret would lock everybody out
+        temporary = path.with_name(f"{path.name}.new")  # a torn token would lock everybody out
         temporary.touch(mode=0o600)
         temporary.write_text(secrets.token_hex(32))
         temporary.replace(path)
@@ -67,7 +70,7 @@ def _token(path: Path) -> str:
 
 
 class Child(ABC):
-    """A server in a session of its own, which outlives this process and is found again."""
+    """A server in its own session. It outlives this process, and the next `up` finds it again."""
 
     key: str
     name: str
@@ -80,27 +83,31 @@ class Child(ABC):
         self._restart_at: float | None = None
 
     @abstractmethod
-    def command(self) -> list[str]: ...
+    def command(self) -> list[str]:
+        """Returns the command line."""
 
     def environment(self) -> dict[str, str]:
+        """Returns variables to add to those of this process."""
         return {}
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Whether it answers."""
+        """Returns whether the server answers."""
 
     def facts(self) -> dict[str, Any]:
-        """What to write down besides the process; chosen anew for each start."""
+        """Returns what to store besides the process; called for each start."""
         return {}
 
     @property
     def known(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.state.servers.get(self.key, {})
-        return found
+        """The stored facts of the server's last start."""
+        facts: dict[str, Any] = self.state.servers.get(self.key, {})
+        return facts
 
     def process(self) -> psutil.Process | None:
+        """Returns the running process, or None."""
         if self._started is not None:
-            self._started.poll()  # takes the exit status, so that a dead child is no zombie
+            self._started.poll()  # reaps a dead child, so that it is no zombie
         identity = Identity.parse(self.known.get("process", ""))
         return identity.process() if identity else None
 
@@ -108,14 +115,12 @@ class Child(ABC):
         return self.process() is not None
 
     def take_over_or_start(self) -> None:
+        """Starts the server unless it is running already."""
         if not self.is_alive():
             self.start()
 
     def restart_if_dead(self) -> bool:
-        """Starts it again if it has ended; after a pause, if that came to nothing before.
-
-        Returns whether it has been started.
-        """
+        """Restarts the server if it has ended, with backoff. Returns whether it was started; never blocks."""
         if self.is_alive():
             return False
         if self._restart_at is None:
@@ -126,13 +131,14 @@ class Child(ABC):
             return False
         try:
             self.start()
-        except Refused as error:  # its port was taken meanwhile; it may come free again
+        except Refused as error:  # its port was taken meanwhile and may become free again
             print_line(f"{self.name}: {error}")
             self._restart_at = time.monotonic() + self._pauses.next()
             return False
         return True
 
     def start(self) -> None:
+        """Starts the server and stores its process. Raises Refused if its port is taken."""
         facts = self.facts()
         self.state.keep(self.key, facts)
         environment = os.environ | {MARK: str(self.state.folder)} | self.environment()
@@ -144,45 +150,47 @@ class Child(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C at the terminal is for `up` alone
+                start_new_session=True,  # Ctrl-C at the terminal reaches `up` alone
             )
         self._pauses.started()
         self._restart_at = None
         self.state.keep(self.key, facts | {"process": str(Identity.of(self._started.pid))})
 
     def end(self) -> None:
-        """Ends it with everything below it."""
+        """Ends the server and its descendants. Blocks until they are gone."""
         process = self.process()
         if process is not None:
-            end_all([process, *(below for below in _below(process) if is_marked(below, self.state.folder))])
+            end_all(
+                [process, *(each for each in _descendants(process) if is_marked(each, self.state.folder))]
+            )
         self.process()
 
 
 def sweep(folder: Path, spare: Iterable[Child] = ()) -> bool:
-    """Ends every process that carries the mark of this folder, but those in `spare` and below them.
+    """Ends every process with the mark of this folder, except `spare` and their descendants.
 
-    Returns whether there was one.
+    Returns whether there was any.
     """
     spared: set[int] = set()
     for child in spare:
         if (process := child.process()) is not None:
-            spared |= {process.pid, *(below.pid for below in _below(process))}
+            spared |= {process.pid, *(each.pid for each in _descendants(process))}
     for look in range(LOOKS):
-        found = [process for process in marked(folder) if process.pid not in spared]
-        if not found:
+        processes = [process for process in marked(folder) if process.pid not in spared]
+        if not processes:
             return look > 0
-        end_all(found)
+        end_all(processes)
     return True
 
 
 def marked(folder: Path) -> list[psutil.Process]:
-    """Everything that carries the mark of this folder, but this process."""
+    """Returns all processes with the mark of this folder, except this one."""
     others = (process for process in psutil.process_iter() if process.pid != os.getpid())
     return [process for process in others if is_marked(process, folder)]
 
 
 def is_marked(process: psutil.Process, folder: Path) -> bool:
-    """A zombie is not: it has no environment any more."""
+    """Returns whether the process has the mark. A zombie has none: its environment is gone."""
     try:
         return process.environ().get(MARK) == str(folder)
     except psutil.Error:  # another user's, or gone
@@ -190,17 +198,20 @@ def is_marked(process: psutil.Process, folder: Path) -> bool:
 
 
 def end_all(processes: Iterable[psutil.Process], seconds: float = 5.0) -> None:
-    """Asks these to end, waits for them and for everything below them, insists.
+    """Sends SIGTERM to the processes, waits for them and their descendants, then sends SIGKILL.
 
-    Ranks of jobs are below an agent of Ray: they are not asked, since their supervisor ends them with it.
+    Descendants get no SIGTERM. Ranks of jobs are among them, and their supervisor ends them with their agent.
+    seconds: how long to wait after each signal.
     """
     asked = list(processes)
-    # Found now: once its parent has ended, nothing tells whose a process was.
-    left = list({each.pid: each for process in asked for each in (process, *_below(process))}.values())
+    # Collected first: after its parent has ended, nothing tells whose descendant a process was.
+    remaining = list(
+        {each.pid: each for process in asked for each in (process, *_descendants(process))}.values()
+    )
     _signal(asked, psutil.Process.terminate)
-    left = _wait(left, seconds)
-    _signal(left, psutil.Process.kill)
-    _wait(left, seconds)
+    remaining = _wait(remaining, seconds)
+    _signal(remaining, psutil.Process.kill)
+    _wait(remaining, seconds)
 
 
 def _signal(processes: Iterable[psutil.Process], send: Any) -> None:
@@ -212,7 +223,7 @@ def _signal(processes: Iterable[psutil.Process], send: Any) -> None:
 
 
 def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that are still there. One whose parent has not asked how it ended counts as gone."""
+    """Returns the processes that still run after `seconds`. A zombie counts as ended."""
     deadline = time.monotonic() + seconds
     while (processes := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -226,7 +237,7 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _below(process: psutil.Process) -> Iterator[psutil.Process]:
+def _descendants(process: psutil.Process) -> Iterator[psutil.Process]:
     try:
         yield from process.children(recursive=True)
     except psutil.Error:

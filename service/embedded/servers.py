@@ -1,4 +1,4 @@
-"""The processes of the embedded stack beside `up` itself: a Ray of one machine, MLflow, the scheduler."""
+"""The servers of the embedded stack: Ray on one machine, MLflow, and the scheduler."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from service.settings import Settings
 
 MLFLOW_DATABASE = "mlflow.db"
 NO_PORT = 99_999
-"""For a server that Ray would start in any case: it logs that this is no port, and goes on."""
+"""An invalid port for a server that Ray always starts: it logs that the port is invalid and goes on."""
 
 
 class RayHead(Child):
@@ -36,13 +36,13 @@ class RayHead(Child):
         super().take_over_or_start()
 
     def facts(self) -> dict[str, Any]:
-        # Of the old one nothing is left: what jobs have made is in the folder.
+        # Nothing in the old head's files is needed: all results of jobs are in the stack's folder.
         self._forget_files()
-        # Ray makes its own folder readable for everybody. Not in the stack's folder: the path of a socket may
-        # have no more than 107 characters.
+        # Ray makes its own folder readable for everybody, so it goes into a private one. That is not in the
+        # stack's folder because a socket's path may have at most 107 characters.
         private = tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp")
         return {
-            # A head that is started again keeps its address: whoever knew the old one finds the new one.
+            # A restarted head keeps its address, so that clients of the old one find it.
             "gcs_port": self._port("gcs_port"),
             "private_dir": private,
             "temp_dir": f"{private}/r",
@@ -57,25 +57,25 @@ class RayHead(Child):
             "port": self.known["gcs_port"],
             "temp-dir": self.known["temp_dir"],
             "include-dashboard": "false",
-            "dashboard-port": NO_PORT,  # otherwise a process of 70 MiB that only counts users
-            "include-log-monitor": "false",  # it sends what workers print to drivers; nobody reads it
-            # 0: any free port. The defaults are the same for every Ray on the machine.
+            "dashboard-port": NO_PORT,  # otherwise a process of 70 MiB runs that only reports usage
+            "include-log-monitor": "false",  # it sends workers' output to drivers, which do not read it
+            # 0: any free port. The default ports are the same for every Ray on the machine.
             "dashboard-agent-listen-port": 0,
             "min-worker-port": 0,
             "max-worker-port": 0,
-            "object-store-memory": 200 * 2**20,  # no data goes through it
+            "object-store-memory": 200 * 2**20,  # no training data goes through it
         }
         ray = Path(sys.executable).with_name("ray")
         flags = [f"--{name}={value}" for name, value in options.items()]
-        # No monitor: it would ask a cloud for more machines.
+        # --no-monitor: no autoscaler.
         return [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--no-monitor", *flags]
 
     def environment(self) -> dict[str, str]:
         return {
-            # Ray listens on all interfaces, whatever it is told: it must ask for a token.
+            # Ray always listens on all interfaces, so it must require a token.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.state.token,
-            "RAY_enable_metrics_collection": "0",  # a server of theirs would listen there too, without one
+            "RAY_enable_metrics_collection": "0",  # its metrics server listens there too, without a token
             "RAY_DEDUP_LOGS": "0",
             "RAY_COLOR_PREFIX": "0",
             "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
@@ -84,7 +84,7 @@ class RayHead(Child):
         }
 
     def is_ready(self) -> bool:
-        """Whether its head answers; the scheduler finds out whether all of it does."""
+        """Returns whether the head accepts connections; the scheduler checks the rest of Ray."""
         try:
             socket.create_connection(("127.0.0.1", self.known["gcs_port"]), timeout=2.0).close()
             return True
@@ -93,7 +93,7 @@ class RayHead(Child):
 
     def end(self) -> None:
         super().end()
-        # Ray's own children that outlived it, and every worker of every job.
+        # Ray's own children that outlived it, and all workers of all jobs.
         end_all(process for process in marked(self.state.folder) if _has(process, self.known.get("temp_dir")))
         self._forget_files()
 
@@ -103,26 +103,26 @@ class RayHead(Child):
 
 QUIET = {
     "RAY_START_HOOK": "service.embedded.ray_start.alone",
-    # Its agent ends at once when it is told to, with the ranks below it: there is nothing to drain.
+    # The host agent ends at once with its ranks: there is nothing to drain.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    # It would kill the host agent, and so every job, to free memory that a rank has taken. The kernel kills
-    # that rank.
+    # Ray would kill the host agent, and so every job, to free memory that one rank has taken. Without this
+    # monitor the kernel kills that rank.
     "RAY_memory_monitor_refresh_ms": "0",
-    # Below the host agent are the ranks, which may take every CPU: the API and MLflow answer all the same.
-    # Ray's own 15 would let anything else on the machine starve them.
+    # Ranks inherit this niceness from the host agent. They may use every CPU, and the API and MLflow still
+    # answer. Ray's default of 15 would let any other process on the machine starve the ranks.
     "RAY_worker_niceness": "5",
-    # No worker runs but the host agent.
+    # The host agent is the only worker.
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
-    # What its dashboard would show.
+    # Data for Ray's dashboard, which does not run.
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "3600000",
-    # The agent of its dashboard logs every second that there is none.
+    # The dashboard's agent logs every second that there is no dashboard.
     "RAY_ROTATION_MAX_BYTES": str(2**20),
     "RAY_ROTATION_BACKUP_COUNT": "1",
 }
-"""What Ray does for others and this stack does without."""
+"""Variables that turn off parts of Ray that this stack does not use."""
 
 
 class MlflowServer(Child):
@@ -135,7 +135,7 @@ class MlflowServer(Child):
     def facts(self) -> dict[str, Any]:
         if not is_free("127.0.0.1", self.port):
             raise Refused(
-                f"port {self.port} is taken: choose another with --mlflow-port, or end what listens there"
+                f"port {self.port} is taken: choose another with --mlflow-port, or stop what listens there"
             )
         return {"port": self.port}
 
@@ -155,7 +155,7 @@ class MlflowServer(Child):
     def environment(self) -> dict[str, str]:
         return {
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # of GenAI evaluations: nine processes
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # nine processes, for GenAI evaluations
         }
 
     def is_ready(self) -> bool:
@@ -167,7 +167,7 @@ class MlflowServer(Child):
 
 
 class SchedulerServer(Child):
-    """Never taken over: a new one is there in seconds, with the settings and the code of this `up`."""
+    """The scheduler. Never taken over: a new one starts in seconds, with this `up`'s settings and code."""
 
     key, name = "scheduler", "the scheduler"
 
@@ -185,7 +185,7 @@ class SchedulerServer(Child):
             last = self._store.scheduler()
             self._last_number = last.number if last is not None else 0
         except Unavailable as error:
-            print_line(f"{self.name}: {error}")  # it tells when that is over
+            print_line(f"{self.name}: {error}")  # the scheduler reports when the database is back
         super().start()
 
     def command(self) -> list[str]:
@@ -195,7 +195,7 @@ class SchedulerServer(Child):
         return self._settings().variables()
 
     def is_ready(self) -> bool:
-        """Whether it is at work, and Ray has named it a machine."""
+        """Returns whether it holds the lease and Ray has listed a machine."""
         try:
             row = self._store.scheduler()
         except Unavailable:
@@ -206,7 +206,7 @@ class SchedulerServer(Child):
 
 
 def _has(process: psutil.Process, text: str | None) -> bool:
-    """Whether it belongs to the Ray in that folder, which stands on command lines and in variables."""
+    """Returns whether the process's command line or environment contains the text."""
     try:
         words = (*process.cmdline(), *process.environ().values())
         return bool(text) and any(str(text) in word for word in words)

@@ -1,12 +1,12 @@
-"""`syncbn up`: Ray, MLflow, the scheduler and the API on one machine, all in one folder.
+"""`syncbn up`: Ray, MLflow, the scheduler and the API on one machine, with all data in one folder.
 
-    DIR/syncbn.db      the queue                DIR/mlflow.db, DIR/artifacts   what MLflow keeps
+    DIR/syncbn.db      the queue                DIR/mlflow.db, DIR/artifacts   MLflow's data
     DIR/checkpoints    of the jobs              DIR/logs                       of Ray, MLflow and scheduler
-    DIR/stack.json     which processes are ours DIR/ray.token                  Ray's secret
+    DIR/stack.json     the stack's processes    DIR/ray.token                  Ray's token
 
-The API lives in the process of `up`; the others are its children, in sessions of their own. When `up` is
-killed they go on, and so do jobs; the next `up` on the folder takes over Ray and MLflow and puts a scheduler
-of its own in the place of the old one.
+The API runs in the process of `up`. The other servers are its children, each in its own session. If `up` is
+killed, they and the jobs go on; the next `up` on the folder takes over Ray and MLflow and replaces the
+scheduler.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SECONDS_TO_END = 60.0
 def run(*, data_dir: Path, host: str, port: int, mlflow_port: int) -> int:
     """Runs the stack in the foreground until SIGINT or SIGTERM; returns the exit code.
 
-    0: ended as asked; 2: it could not start, and the reason is on stderr.
+    Exit code 0: stopped by a signal; 2: it could not start, and the reason is on stderr.
     """
     stop = stop_on_signals()
     with reported_errors() as failed, _stack(data_dir.resolve(), host, port, mlflow_port, stop) as children:
@@ -49,7 +49,7 @@ def run(*, data_dir: Path, host: str, port: int, mlflow_port: int) -> int:
 
 
 def down(*, data_dir: Path) -> bool:
-    """Ends the stack of a folder, also what is left of one whose `up` was killed; blocks until it is gone.
+    """Ends the stack of a folder, including what is left after `up` was killed. Blocks until it is gone.
 
     Returns whether there was anything to end.
     """
@@ -65,7 +65,7 @@ def down(*, data_dir: Path) -> bool:
 def _stack(
     folder: Path, host: str, port: int, mlflow_port: int, stop: threading.Event
 ) -> Iterator[list[Child]]:
-    """Everything started, and ended in the opposite order when the context ends."""
+    """Starts everything, and ends it in reverse order when the context ends."""
     given = Settings.from_env()
     check_address(host, port, given)
     own = () if "database_url" in given.model_fields_set else (DATABASE,)
@@ -75,7 +75,7 @@ def _stack(
         state = StackState.load(folder)
         store = open_store(_database_url(given, folder))
         stack.callback(store.close)
-        stack.callback(sweep, folder)  # whatever else carries our mark
+        stack.callback(sweep, folder)  # any other process with our mark
         ray, mlflow = RayHead(state), MlflowServer(state, mlflow_port)
         scheduler = SchedulerServer(state, store, lambda: _completed(given, state, mlflow_port))
         sweep(folder, spare=[child for child in (ray, mlflow) if child.is_alive()])
@@ -96,7 +96,7 @@ def _keep_running(children: list[Child]) -> None:
     restarted = [child for child in children if child.restart_if_dead()]
     for child in children:
         if isinstance(child, SchedulerServer) and any(isinstance(other, RayHead) for other in restarted):
-            child.take_over_or_start()  # the one there is belongs to the Ray that has ended
+            child.take_over_or_start()  # the old scheduler belongs to the Ray that has ended
 
 
 def _database_url(given: Settings, folder: Path) -> str:
@@ -105,7 +105,7 @@ def _database_url(given: Settings, folder: Path) -> str:
 
 
 def _completed(given: Settings, state: StackState, mlflow_port: int) -> Settings:
-    """The settings of the embedded stack: what the environment says, and where its own parts are."""
+    """Returns the settings of the environment, with the addresses and paths of the stack's own servers."""
     return given.model_copy(
         update={
             "database_url": _database_url(given, state.folder),
@@ -120,7 +120,7 @@ def _completed(given: Settings, state: StackState, mlflow_port: int) -> Settings
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; the kernel lets go of it however this process ends."""
+    """Holds the folder's lock; the kernel releases it when this process ends. Raises Refused if it is taken."""
     with (folder / "up.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +135,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def _holder(path: Path) -> int | None:
-    """The process that holds the lock; None if nobody does."""
+    """Returns the pid of the process that holds the lock; None if none does."""
     if not path.exists():
         return None
     with path.open("r") as lock:
@@ -143,7 +143,7 @@ def _holder(path: Path) -> int | None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                # Race closed: it has the lock, and has not written yet who it is.
+                # Race closed: the holder has locked the file but not yet written its pid.
                 if text := lock.read():
                     return int(text)
                 time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A user's code: packed, checked and looked up without importing it.
+"""User code: packs it, checks uploads, and resolves class paths without importing anything.
 
 May import `errors`, `training.reserved`, `training.spec`.
 """

@@ -1,4 +1,4 @@
-"""What an uploaded archive of code must be, checked without unpacking it anywhere."""
+"""Checks an uploaded code archive without unpacking it to disk."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Ru
 
 
 def check_archive(data: bytes, limit: int) -> None:
-    """Raises Refused, naming each entry at fault, unless `data` is a zip archive that is safe to unpack.
+    """Raises Refused, naming each bad entry, unless `data` is a zip archive that is safe to unpack.
 
-    That is: at most MAX_FILES plain files that stay inside its directory, none twice, no module hiding one
-    that training needs, and at most `limit` bytes when unpacked. Every entry is read to its end.
+    Safe means: at most MAX_FILES entries, only plain files inside the directory, no duplicates, no module
+    that shadows one training needs, and at most `limit` bytes unpacked. Every entry is read completely.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            _raise(_whole(entries))
-            _raise(problem for entry in entries if (problem := _entry(entry)))
-            _raise([*_twice(entries), *_hiding(entries)])
-            _raise(_contents(archive, entries, limit))
+            _raise_if_any(_count_problems(entries))
+            _raise_if_any(problem for entry in entries if (problem := _entry_problem(entry)))
+            _raise_if_any([*_duplicates(entries), *_shadowing(entries)])
+            _raise_if_any(_content_problems(archive, entries, limit))
     except zipfile.BadZipFile as error:
-        _raise([_problem("", f"is not a whole zip archive: {error}")])
+        _raise_if_any([_problem("", f"is not a valid zip archive: {error}")])
 
 
-def _raise(problems: Iterable[Problem]) -> None:
-    if found := list(problems)[:20]:
-        raise Refused("the archive is not accepted", found)
+def _raise_if_any(problems: Iterable[Problem]) -> None:
+    if first := list(problems)[:20]:
+        raise Refused("the archive is not accepted", first)
 
 
 def _problem(name: str, message: str) -> Problem:
     return Problem(key=f"code:{name}" if name else "code", message=message)
 
 
-def _whole(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
+def _count_problems(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
     files = sum(not entry.is_dir() for entry in entries)
     if not files:
-        yield _problem("", "holds no file")
+        yield _problem("", "contains no files")
     if len(entries) > MAX_FILES:
-        yield _problem("", f"holds {len(entries)} entries; {MAX_FILES} are allowed")
+        yield _problem("", f"contains {len(entries)} entries; {MAX_FILES} are allowed")
 
 
-def _entry(entry: zipfile.ZipInfo) -> Problem | None:
+def _entry_problem(entry: zipfile.ZipInfo) -> Problem | None:
     name, kind = entry.orig_filename, stat.S_IFMT(entry.external_attr >> 16)
     parts = name.removesuffix("/").split("/")
     wrong = {
@@ -71,29 +71,31 @@ def _is_odd(name: str) -> bool:
     return "\\" in name or name[1:2] == ":" or any(ord(character) < 32 for character in name)
 
 
-def _twice(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
-    """Two entries of one path, or a file where others need a directory: who wins depends on who unpacks."""
+def _duplicates(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
+    """Finds two entries of one path, or a file where others need a directory: unpackers differ on these."""
     seen: set[str] = set()
     for entry in entries:
         path = entry.filename.removesuffix("/")
         if path in seen:
-            yield _problem(entry.filename, "is there twice")
+            yield _problem(entry.filename, "appears twice")
         seen.add(path)
     files = {entry.filename for entry in entries if not entry.is_dir()}
     for entry in entries:
         for parent in PurePosixPath(entry.filename).parents:
             if str(parent) in files:
-                yield _problem(entry.filename, f"lies in {parent}, which is a file")
+                yield _problem(entry.filename, f"is inside {parent}, which is a file")
 
 
-def _hiding(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
-    """The archive comes first on the import path of the job's ranks."""
+def _shadowing(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:
+    """Finds modules that would shadow others: the archive comes first on the ranks' import path."""
     for name, message in hiding_among(entry.filename for entry in entries).items():
         yield _problem(name, message)
 
 
-def _contents(archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], limit: int) -> Iterator[Problem]:
-    """zipfile hands out no more of an entry than its size says, so lies about sizes end in a wrong CRC."""
+def _content_problems(
+    archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], limit: int
+) -> Iterator[Problem]:
+    """Reads every entry. zipfile reads only as much as the size says, so a false size gives a wrong CRC."""
     if sum(entry.file_size for entry in entries) > limit:
         yield _problem("", f"is larger than {limit} bytes when unpacked")
         return

@@ -1,7 +1,7 @@
-"""Whether a class path leads somewhere, found out without importing anything.
+"""Checks that a class path resolves, without importing anything.
 
-Modules are looked up as Python would, the uploaded code first, and read as source. Where source cannot
-tell (compiled modules, a module's `__getattr__`, names made at run time) the answer is yes.
+Modules are looked up as Python does, the uploaded code first, and read as source. If the source cannot tell
+(compiled modules, a module's `__getattr__`, names created at run time), the path is accepted.
 """
 
 from __future__ import annotations
@@ -21,45 +21,48 @@ from typing import Protocol, TypeGuard
 from training.spec import ClassSpec, Problem, Spec
 
 _STAR_DEPTH = 5
-_MAX_SOURCE = 2**20  # a tree takes a hundred times its source's memory
+_MAX_SOURCE = 2**20  # bytes; a syntax tree takes a hundred times its source's memory
 _COMPILED = (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)
 _parsing = threading.Lock()
-"""Python before 3.11.8 and 3.12.2 has one count of the depth of all trees that are being built: of two
-threads that parse at once, one may get a SystemError (gh-106905)."""
+"""Python before 3.11.8 and 3.12.2 shares one recursion counter between all parsers: if two threads parse at
+once, one may get a SystemError (gh-106905)."""
 _MAKES_NAMES = {"globals", "locals", "vars", "exec"}
 
 
 class ModuleSource(Protocol):
-    """Somewhere to look for modules."""
+    """Where modules are looked up: the uploaded archive or the environment."""
 
     def find(self, name: str, parent: Module | None) -> Module | None:
-        """The module or submodule `name`, a name without dots."""
+        """Returns the top-level module or the submodule of `parent` with this name, which has no dots."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """A module that was found, not imported. `source` None: there is none to read."""
+    """A module that was found but not imported. `source`: None if there is no source to read."""
 
     name: str
     source_: ModuleSource
     is_package: bool
     source: bytes | None
     directories: tuple[str, ...] = ()
-    """Where its submodules are."""
+    """The directories of its submodules."""
 
     def submodule(self, name: str) -> Module | None:
         return self.source_.find(name, self) if self.is_package else None
 
 
 def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
-    """One problem for each class path of the spec that leads nowhere; `archive`: its uploaded code."""
+    """Returns a problem for each class path of the spec that does not resolve.
+
+    archive: the uploaded code; None if there is none.
+    """
     sources = _sources(archive)
-    found = ((key, _check(part.class_path, sources)) for key, part in _class_specs(spec))
-    return [Problem(key=f"{key}.class_path", message=message) for key, message in found if message]
+    messages = ((key, _check(part.class_path, sources)) for key, part in _class_specs(spec))
+    return [Problem(key=f"{key}.class_path", message=message) for key, message in messages if message]
 
 
 def check_class_path(class_path: str, archive: bytes | None = None) -> str | None:
-    """What is wrong with the path; None if it leads somewhere, or if only importing could tell."""
+    """Returns what is wrong with the path; None if it resolves, or if only importing could tell."""
     return _check(class_path, _sources(archive))
 
 
@@ -91,7 +94,7 @@ def _find(top: str, sources: Sequence[ModuleSource]) -> Module | None:
 
 
 def _follow(module: Module, rest: list[str], sources: Sequence[ModuleSource]) -> str | None:
-    """Goes down from a module; the first name that is no submodule must be defined in it."""
+    """Descends from a module. The first name that is not a submodule must be defined in the module."""
     name, *deeper = rest
     submodule = module.submodule(name)
     if submodule and deeper:
@@ -121,7 +124,7 @@ class _Archive:
         self._files = set(self._zip.namelist())
 
     def find(self, name: str, parent: Module | None) -> Module | None:
-        """As Python does: a package, then a module, then a directory without __init__.py."""
+        """Looks for a package, then a module, then a directory without __init__.py, as Python does."""
         dotted = f"{parent.name}.{name}" if parent else name
         path = dotted.replace(".", "/")
         if f"{path}/__init__.py" in self._files:
@@ -139,9 +142,12 @@ class _Archive:
 
 
 def _is_regular(dotted: str) -> bool:
-    """A regular package anywhere on the path wins over a directory without __init__.py."""
-    found = None if "." in dotted else _Environment().find(dotted, None)
-    return found is not None and found.source != b""
+    """Returns whether the environment has a regular package or module of this name.
+
+    Python prefers it to a directory without __init__.py, wherever it is on the path.
+    """
+    module = None if "." in dotted else _Environment().find(dotted, None)
+    return module is not None and module.source != b""
 
 
 class _Environment:
@@ -149,7 +155,7 @@ class _Environment:
         if parent is None:
             spec = _top_level(name)
             return self._module(name, spec) if spec else None
-        # The tail of the name alone: with the whole name the finder would want the parent imported.
+        # Only the last part of the name: for a full name the finder would need the parent imported.
         spec = PathFinder.find_spec(name, list(parent.directories))
         return self._module(f"{parent.name}.{name}", spec) if spec else None
 
@@ -165,10 +171,10 @@ class _Environment:
 
 
 def _top_level(name: str) -> ModuleSpec | None:
-    """Asks all finders, editable installs' too; for a name without dots this imports nothing."""
+    """Asks all finders, including those of editable installs. Imports nothing if the name has no dots."""
     try:
         return importlib.util.find_spec(name)
-    except ValueError:  # __main__ and its like: in sys.modules, but without a spec
+    except ValueError:  # modules like __main__ are in sys.modules without a spec
         return None
 
 
@@ -184,14 +190,14 @@ def _source(spec: ModuleSpec) -> bytes | None:
 
 
 def _names(module: Module, sources: Sequence[ModuleSource], depth: int) -> set[str] | None:
-    """The names at the module's top level; None if they cannot be known without running it."""
+    """Returns the module's top-level names; None if only running the module could tell."""
     if module.source is None or len(module.source) > _MAX_SOURCE or not depth:
         return None
     try:
         with _parsing:
             tree = ast.parse(module.source)
         return _names_in(tree, module, sources, depth)
-    except (RecursionError, MemoryError):  # nesting without end
+    except (RecursionError, MemoryError):  # nested too deeply
         return None
 
 
@@ -202,15 +208,15 @@ def _names_in(
         return None
     names: set[str] = set()
     for node in _top_level_nodes(tree):
-        found = _starred(node, module, sources, depth) if _is_star(node) else _defined(node)
-        if found is None:
+        new = _starred(node, module, sources, depth) if _is_star(node) else _defined(node)
+        if new is None:
             return None
-        names |= found
+        names |= new
     return names
 
 
 def _is_dynamic(tree: ast.Module) -> bool:
-    """Whether the module answers for names that do not stand in it."""
+    """Returns whether the module may have names that its source does not define."""
     if any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in tree.body):
         return True
     return any(
@@ -221,7 +227,7 @@ def _is_dynamic(tree: ast.Module) -> bool:
 
 
 def _top_level_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All that runs at import, inside if, try, with and loops too, but not inside definitions."""
+    """Yields all nodes that run at import, including those in if, try, with and loops, not in definitions."""
     for child in ast.iter_child_nodes(node):
         yield child
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
@@ -248,7 +254,7 @@ def _is_star(node: ast.AST) -> TypeGuard[ast.ImportFrom]:
 def _starred(
     node: ast.ImportFrom, module: Module, sources: Sequence[ModuleSource], depth: int
 ) -> set[str] | None:
-    """What `from x import *` brings in, at least; None where that cannot be followed."""
+    """Returns the names that `from x import *` may bring in; None if that cannot be followed."""
     base = module.name.split(".") if node.level else []
     up = node.level - module.is_package if node.level else 0
     parts = [*base[: len(base) - up], *(node.module.split(".") if node.module else [])]

@@ -1,6 +1,6 @@
-"""A user's code directory as one zip archive, the same bytes for the same files.
+"""Packs a user's code directory into a zip archive; equal files give equal bytes.
 
-PackError (a ValueError) says what stands in the way: no such directory, nothing in it, too much in it.
+PackError (a ValueError) says what is wrong: no such directory, no files in it, or too many bytes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAX_BYTES = 50 * 2**20
-"""Files of more than this together are taken for data, not code; a server accepts as much by default."""
+"""Maximum total size of the files; more is taken to be data. A server accepts this much by default."""
 
 _SKIPPED_DIRECTORIES = frozenset({"__pycache__", "node_modules", "mlruns", "syncbn-data"})
 _SKIPPED_SUFFIXES = frozenset({".pyc", ".pyo"})
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can store
 
 
 class PackError(ValueError):
@@ -24,26 +24,28 @@ class PackError(ValueError):
 
 
 def pack(directory: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> bytes:
-    """Returns a zip of the directory's files, paths relative to it.
+    """Returns a zip archive of the directory's files, with paths relative to it.
 
-    Left out: hidden files and directories (.git, .venv, .env, ...), __pycache__, node_modules, virtual
-    environments, *.egg-info, *.pyc, and what MLflow (mlruns) and `syncbn up` (syncbn-data) write.
-    Links are followed. Order, times and permissions are fixed, so that equal files give equal bytes and
-    an archive that the server has already is found by its digest. Raises PackError.
+    Skips hidden files and directories (.git, .venv, .env, ...), __pycache__, node_modules, virtual
+    environments, *.egg-info, *.pyc, and the folders of MLflow (mlruns) and `syncbn up` (syncbn-data).
+    Follows links. Order, times and permissions are fixed, so that equal files give equal bytes and the server
+    recognises an archive by its digest. Raises PackError.
     """
     root = Path(directory)
     if not root.is_dir():
-        raise PackError(f"{root} is not a directory; give the one that holds your modules")
+        raise PackError(f"{root} is not a directory; give the one that contains your modules")
     try:
         files = sorted((path.relative_to(root).as_posix(), path) for path in _files(root))
         if not files:
-            raise PackError(f"{root} holds no file to upload (hidden and generated files are left out)")
+            raise PackError(f"{root} contains no files to upload (hidden and generated files are skipped)")
         _check_size(root, files, max_bytes)
         return _zipped(files)
     except OSError as error:
         raise PackError(f"cannot read {error.filename or root}: {error.strerror or error}") from None
     except UnicodeEncodeError as error:
-        raise PackError(f"{root} holds a file whose name is not text: {error.object!r}; rename it") from None
+        raise PackError(
+            f"{root} contains a file whose name is not valid text: {error.object!r}; rename it"
+        ) from None
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -56,18 +58,18 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _raise(error: OSError) -> None:
-    raise error  # os.walk would leave an unreadable directory out, and the job would miss a module
+    raise error  # os.walk would skip an unreadable directory, and the job would miss a module
 
 
 def _wanted(directory: Path) -> bool:
     name = directory.name
     if name.startswith(".") or name in _SKIPPED_DIRECTORIES or name.endswith(".egg-info"):
         return False
-    return not (directory / "pyvenv.cfg").exists() and not _leads_back(directory)
+    return not (directory / "pyvenv.cfg").exists() and not _links_to_ancestor(directory)
 
 
-def _leads_back(directory: Path) -> bool:
-    """Whether it is a link to a directory that it lies in, which would be walked without end."""
+def _links_to_ancestor(directory: Path) -> bool:
+    """Returns whether this is a link to a directory above it, which os.walk would follow forever."""
     if not directory.is_symlink():
         return False
     return directory.resolve() in {ancestor.resolve() for ancestor in directory.absolute().parents}
@@ -79,7 +81,7 @@ def _check_size(root: Path, files: list[tuple[str, Path]], max_bytes: int) -> No
     if total > max_bytes:
         biggest = ", ".join(f"{name} ({_mebibytes(size)})" for size, name in sizes[:3])
         raise PackError(
-            f"{root} holds {_mebibytes(total)}, more than the {_mebibytes(max_bytes)} that code may have; "
+            f"{root} contains {_mebibytes(total)}, more than the {_mebibytes(max_bytes)} allowed for code; "
             f"the biggest: {biggest}. Keep data and results outside the code directory"
         )
 
@@ -94,7 +96,7 @@ def _zipped(files: list[tuple[str, Path]]) -> bytes:
         for name, path in files:
             entry = zipfile.ZipInfo(name, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.create_system = 3  # Unix, wherever it is packed: the digest must not depend on it
+            entry.create_system = 3  # Unix, on every system: the digest must not depend on the system
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, _content(path))
     return buffer.getvalue()
@@ -104,5 +106,5 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        error.filename = path  # a failing read, unlike a failing open, does not say which file
+        error.filename = path  # unlike a failed open, a failed read does not name the file
         raise

@@ -50,11 +50,11 @@ def test_an_archive_of_a_package_and_modules_is_accepted() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no zip", make_archive({"a.py": b"x"})[:-10]])
 def test_what_is_no_whole_zip_is_refused(data: bytes) -> None:
-    assert "is not a whole zip archive" in refusal(data)[0]
+    assert "is not a valid zip archive" in refusal(data)[0]
 
 
 def test_an_archive_without_files_is_refused() -> None:
-    assert refusal(make_archive({})) == refusal(make_archive({"a/": b""})) == ["code: holds no file"]
+    assert refusal(make_archive({})) == refusal(make_archive({"a/": b""})) == ["code: contains no files"]
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_an_encrypted_entry_is_refused() -> None:
 
 
 def test_the_same_path_twice_is_refused() -> None:
-    assert refusal(make_archive([("a.py", b"1"), ("a.py", b"2")])) == ["code:a.py: is there twice"]
-    assert refusal(make_archive([("a", b"1"), ("a/", b"")])) == ["code:a/: is there twice"]
+    assert refusal(make_archive([("a.py", b"1"), ("a.py", b"2")])) == ["code:a.py: appears twice"]
+    assert refusal(make_archive([("a", b"1"), ("a/", b"")])) == ["code:a/: appears twice"]
 
 
 def test_a_file_where_another_needs_a_directory_is_refused() -> None:
-    assert refusal(make_archive({"a": b"1", "a/b.py": b"2"})) == ["code:a/b.py: lies in a, which is a file"]
+    assert refusal(make_archive({"a": b"1", "a/b.py": b"2"})) == ["code:a/b.py: is inside a, which is a file"]
 
 
 @pytest.mark.parametrize("name", ["training/x.py", "sync_bn.py", "service/", "training.cpython-311.so"])
@@ -150,4 +150,6 @@ def test_too_many_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "MAX_FILES", 3)
     check_archive(make_archive({str(n): b"" for n in range(3)}), LIMIT)
 
-    assert refusal(make_archive({str(n): b"" for n in range(4)})) == ["code: holds 4 entries; 3 are allowed"]
+    assert refusal(make_archive({str(n): b"" for n in range(4)})) == [
+        "code: contains 4 entries; 3 are allowed"
+    ]

@@ -84,7 +84,7 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 def test_a_directory_with_nothing_to_upload_is_refused(tmp_path: Path) -> None:
     _write(tmp_path, ".git/config")
 
-    with pytest.raises(PackError, match="holds no file to upload"):
+    with pytest.raises(PackError, match="contains no files to upload"):
         pack(tmp_path)
 
 
