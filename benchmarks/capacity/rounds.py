@@ -84,7 +84,7 @@ def _rounds(server: Postgres, machines: int, queued: int) -> list[Round]:
 
     def and_the_next() -> None:
         dispatcher.round()
-        dispatcher.runs.make_all()
+        dispatcher.runs.create_all()
         dispatcher.round()
 
     with _statements() as sent:

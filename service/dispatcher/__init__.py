@@ -1,4 +1,4 @@
-"""Takes jobs from the queue to their end, in a process of its own.
+"""The dispatcher: takes jobs from the queue to their end, in the scheduler's process.
 
 May import `backends`, `errors`, `foreground`, `identity`, `job_logs`, `jobs`, `log_files`, `queue`,
 `scheduling`, `settings`, `training.protocol`.

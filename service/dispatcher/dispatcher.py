@@ -1,9 +1,9 @@
-"""Takes jobs from the queue to their end: reconcile → admit → launch, and beside that runs and archives.
+"""The dispatcher's loop: reconcile → admit → launch, with MLflow runs and archiving in other threads.
 
-Nothing that matters is kept in memory between two rounds. What is to happen is written to the database
-before it is done, and what has happened is looked up, so the process may die at any moment and start again.
-A server that does not answer is not a job that failed: the round goes on without it, the next one asks again.
-MLflow is asked in threads of their own (dispatcher.runs, dispatcher.finisher): no round waits for it.
+No essential state is kept in memory between two rounds. Every step is written to the database before it is
+taken, and its result is read from the cluster, so the process may die at any moment and start again.
+A server that does not answer does not fail a job: the round skips what needs it, the next round tries again.
+Calls to MLflow have their own threads (dispatcher.runs, dispatcher.finisher), so no round waits for it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from training.protocol import Superseded
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.4  # for new jobs; what changes in the cluster is seen at once
-_SECONDS_TO_LEAVE = 3.0
+POLL_SECONDS = 0.4  # for new jobs; changes in the cluster wake the loop at once
+_SECONDS_TO_LEAVE = 3.0  # for the threads, when the dispatcher ends
 
 Outline = dict[str, tuple[Phase, int, int, bool]]
 
 
 class Dispatcher:
-    """One of possibly several on the same queue; of those at work at once, the cluster obeys the latest."""
+    """Runs the jobs of a queue. If several work on one queue at once, the cluster obeys the latest."""
 
     def __init__(
         self,
@@ -49,40 +49,40 @@ class Dispatcher:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.store, self.cluster = store, cluster
-        self._has_run = threading.Event()
+        self._run_created = threading.Event()
         self._seen: Outline = {}
         self.runs = Runs(store, results, on_run=self._on_run, clock=clock)
         self.finisher = Finisher(settings, store, results)
         self.reconciler = Reconciler(settings, store, cluster, on_end=self.finisher.wake, clock=clock)
 
     def run(self, stop: threading.Event, *, poll_seconds: float = POLL_SECONDS) -> None:
-        """Works until `stop` is set. Raises Superseded once another scheduler has taken over."""
+        """Blocks until `stop` is set. Raises Superseded once another scheduler has taken over."""
         with _in_threads(self.runs, self.finisher):
             while not stop.is_set():
                 began = monotonic()
                 self.round()
-                # Where thousands of jobs wait and run, at most half of the time goes into rounds.
+                # With thousands of jobs, rounds take at most half of the time.
                 self._wait(stop, max(poll_seconds, monotonic() - began))
 
     def round(self) -> None:
-        """Looks at every job once. Raises Superseded alone: what else fails is logged and tried again."""
-        self._has_run.clear()  # before the queue is read: one that is made meanwhile is not overlooked
+        """Handles every job once. Raises only Superseded: other errors are logged, the next round retries."""
+        self._run_created.clear()  # before the queue is read, so that no run created meanwhile is missed
         try:
             attempts, active = self.reconciler.reconcile()
             self._seen = _outline(attempts)
             self._admit(attempts, active)
         except Superseded:
             raise
-        except Exception as error:  # a bug in one round must not end the service of all jobs
+        except Exception as error:  # a bug in one round must not stop all jobs
             self._note_failure(error)
 
     def _wait(self, stop: threading.Event, seconds: float) -> None:
-        """Until it is time for the next round, or something is to be done at once: steps of ranks are not."""
-        until = monotonic() + seconds
+        """Blocks until the next round is due, or a change needs one at once; progress of ranks does not."""
+        deadline = monotonic() + seconds
         try:
-            while not stop.is_set() and (left := until - monotonic()) > 0:
+            while not stop.is_set() and (left := deadline - monotonic()) > 0:
                 self.cluster.wait(left)
-                if self._has_run.is_set() or _outline(self.cluster.attempts()) != self._seen:
+                if self._run_created.is_set() or _outline(self.cluster.attempts()) != self._seen:
                     return
         except Superseded:
             raise
@@ -91,7 +91,7 @@ class Dispatcher:
             stop.wait(seconds)
 
     def _on_run(self) -> None:
-        self._has_run.set()
+        self._run_created.set()
         self.cluster.wake()
 
     def _note_failure(self, error: Exception) -> None:
@@ -109,13 +109,13 @@ class Dispatcher:
 
     def _admit(self, attempts: Mapping[str, Status], active: Sequence[Job]) -> None:
         queue = self.store.queue()
-        self.runs.keep(job.id for job in queue)
+        self.runs.keep_only(job.id for job in queue)
         if not queue and not any(job.elastic for job in active):
             return
-        held_up = self._held_up(queue)
-        able = [job for job in queue if job.id not in held_up]
+        without_run = self._without_run(queue)
+        ready = [job for job in queue if job.id not in without_run]
         nodes = self.cluster.nodes()
-        decisions = schedule(able, active, nodes, now=utc_now(), seconds_left=_seconds_left(active))
+        decisions = schedule(ready, active, nodes, now=utc_now(), seconds_left=_seconds_left(active))
         waiting, running = ({job.id: job for job in jobs} for jobs in (queue, active))
         for decision in decisions:
             if isinstance(decision, Preempt):
@@ -124,27 +124,27 @@ class Dispatcher:
         alive = _jobs_of(name for name, status in attempts.items() if not status.ended)
         for decision in decisions:
             if isinstance(decision, Start) and decision.job_id in alive:
-                # Race closed: whoever launched it died before it could be ended, or it does not end. The next
-                # attempt would do the same work at the same time.
+                # Race closed: the scheduler that launched it died before ending it, or it does not end. The
+                # next attempt would do the same work at the same time.
                 notes[decision.job_id] = "waits: its last attempt has not ended yet"
             elif isinstance(decision, Start):
                 self._start(waiting[decision.job_id], decision.workers)
-        self.store.note_all((waiting[job_id], reason) for job_id, reason in {**notes, **held_up}.items())
+        self.store.note_all((waiting[job_id], reason) for job_id, reason in {**notes, **without_run}.items())
 
-    def _held_up(self, queue: Iterable[Job]) -> dict[str, str]:
-        """Jobs that cannot have a run now, by id, and why: they keep no machine from the others meanwhile."""
+    def _without_run(self, queue: Iterable[Job]) -> dict[str, str]:
+        """Returns why jobs cannot get an MLflow run now, by job id. They block no other jobs meanwhile."""
         without = [job for job in queue if job.run is None]
         if not without:
             return {}
-        failed, away = self.runs.failed, self.runs.problem
-        if away:
-            self.runs.ask(without[0])  # how else would it be seen that MLflow is back
-        known = ((job.id, failed.get(job.id) or away) for job in without)
-        return {job_id: f"waits for MLflow: {why}" for job_id, why in known if why}
+        failed, problem = self.runs.failed, self.runs.problem
+        if problem:
+            self.runs.request(without[0])  # its result shows when MLflow is back
+        reasons = ((job.id, failed.get(job.id) or problem) for job in without)
+        return {job_id: f"waits for MLflow: {why}" for job_id, why in reasons if why}
 
     def _start(self, job: Job, workers: int) -> None:
         if job.run is None:
-            self.runs.ask(job)  # there in a moment; its place is kept so long
+            self.runs.request(job)  # takes a moment; the job keeps its share of this round
             return
         number = job.attempt + 1
         started = self.store.move(
@@ -161,7 +161,7 @@ class Dispatcher:
 
 
 def _outline(attempts: Mapping[str, Status]) -> Outline:
-    """What of the attempts a round has to look at at once when it changes."""
+    """Returns the parts of the attempts whose change needs a round at once."""
     return {
         name: (status.phase, status.start, len(status.exits), status.progress is None)
         for name, status in attempts.items()
@@ -169,7 +169,7 @@ def _outline(attempts: Mapping[str, Status]) -> Outline:
 
 
 def _seconds_left(jobs: Iterable[Job]) -> dict[str, float]:
-    """What jobs still need, by their ids, where it is known."""
+    """Returns the remaining time of jobs, by id, where it is known."""
     return {
         job.id: job.progress.eta_seconds
         for job in jobs
@@ -183,7 +183,7 @@ def _jobs_of(attempts: Iterable[str]) -> set[str]:
 
 @contextmanager
 def _in_threads(*workers: Runs | Finisher) -> Iterator[None]:
-    """They end with the context, unless they hang in a call: that ends with the process."""
+    """Runs the workers in threads until the context ends. One that hangs in a call ends with the process."""
     threads = [threading.Thread(target=each.run, name=type(each).__name__, daemon=True) for each in workers]
     for thread in threads:
         thread.start()
@@ -192,6 +192,6 @@ def _in_threads(*workers: Runs | Finisher) -> Iterator[None]:
     finally:
         for each in workers:
             each.stop()
-        until = monotonic() + _SECONDS_TO_LEAVE
+        deadline = monotonic() + _SECONDS_TO_LEAVE
         for thread in threads:
-            thread.join(max(until - monotonic(), 0.0))
+            thread.join(max(deadline - monotonic(), 0.0))

@@ -1,6 +1,6 @@
-"""Archives jobs that have ended, in a thread of its own: logs and the run's end go to the tracking server.
+"""Archives ended jobs in its own thread: uploads logs and end status to the tracking server.
 
-The row says what is left to do, so this may die at any moment. Doing it twice changes nothing.
+The row says what is left to do, so the process may die at any moment. Archiving is idempotent.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN, _MOST_SECONDS_BETWEEN = 5.0, 30.0
-"""It is woken when a job ends; these are for those that were cancelled while they waited, or that failed."""
+"""The finisher is woken when a job ends. It polls for jobs cancelled while they waited, and for retries."""
 
 
 class Finisher:
+    """Archives every job that has ended and is not archived yet."""
+
     def __init__(self, settings: Settings, store: Store, results: Results) -> None:
         self._settings, self._store, self._results = settings, store, results
         self._woken, self._stopped = threading.Event(), False
 
     def run(self) -> None:
-        """Works until `stop` is called."""
+        """Blocks until `stop` is called."""
         pause = _SECONDS_BETWEEN
         while not self._stopped:
             pause = _SECONDS_BETWEEN if self.finish_all() else min(2 * pause, _MOST_SECONDS_BETWEEN)
@@ -38,7 +40,7 @@ class Finisher:
             self._woken.clear()
 
     def wake(self) -> None:
-        """A job has ended."""
+        """Tells the thread that a job has ended."""
         self._woken.set()
 
     def stop(self) -> None:
@@ -46,7 +48,7 @@ class Finisher:
         self._woken.set()
 
     def finish_all(self) -> bool:
-        """Tries to archive every job that has ended once; whether none is left."""
+        """Tries once to archive every ended job; returns whether none is left."""
         try:
             jobs = self._store.unarchived()
         except ServiceError as error:
@@ -60,7 +62,7 @@ class Finisher:
             self._finish(job)
         except (ServiceError, OSError) as error:
             log.warning("job %s: its logs are not archived yet: %s", job.id, error)
-        except Exception:  # a bug that one job brings out must not hold up the others
+        except Exception:  # a bug that one job triggers must not block the others
             log.exception("job %s", job.id)
         else:
             return True
@@ -76,18 +78,18 @@ class Finisher:
         self._store.mark_archived(job.id)
 
     def _upload(self, job: Job, run: Run, attempt: int) -> None:
-        """What each rank printed in the attempt. An older version has uploaded what it kept itself."""
-        for found in JobLogs(self._settings.storage, self._results).of(job, attempt):
-            if isinstance(found, LogFile):
-                name = f"logs/attempt-{attempt}/{found.path.name}"
+        """Uploads the ranks' logs of the attempt. Older versions uploaded theirs themselves."""
+        for each in JobLogs(self._settings.storage, self._results).of(job, attempt):
+            if isinstance(each, LogFile):
+                name = f"logs/attempt-{attempt}/{each.path.name}"
                 with _refusal_logged(job):
-                    self._results.upload_file(run, name, found.path)
+                    self._results.upload_file(run, name, each.path)
 
 
 @contextmanager
 def _refusal_logged(job: Job) -> Iterator[None]:
-    """Somebody has deleted the run: to ask again would not help."""
+    """Logs a Refused and goes on: the run was deleted, so a retry would not help."""
     try:
         yield
     except Refused as error:
-        log.warning("job %s: its run takes nothing more: %s", job.id, error)
+        log.warning("job %s: its run accepts nothing more: %s", job.id, error)

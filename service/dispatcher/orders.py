@@ -1,4 +1,4 @@
-"""The order for a start of an attempt, from the job's row. Pure, but for the archive, fetched when needed."""
+"""Builds the launch of an attempt's start from the job's row. Pure; the code archive is fetched on demand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.protocol import Order, attempt_name
 
 
 def name_of(job: Job) -> str:
-    """Of the job's latest attempt, in the cluster."""
+    """Returns the name of the job's latest attempt in the cluster."""
     return attempt_name(job.id, job.attempt)
 
 
@@ -22,7 +22,7 @@ def run_folder(settings: Settings, job: Job) -> Path:
 
 
 def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
-    """The start that the row names: the same row gives the same launch, whoever asks and how often."""
+    """Returns the launch of the start that the row names. The same row always gives the same launch."""
     assert job.workers is not None
     assert job.run_id is not None
     digest: str | None = job.spec.get("code")

@@ -1,11 +1,11 @@
-"""The scheduler as a process of its own: `syncbn serve --role scheduler`.
+"""The scheduler's process: `syncbn serve --role scheduler`.
 
-    standing by ── nobody is at work, or falls silent ──► at work ── asked to stop ──► steps down
-         ▲                                                   │
-         └───────────── another one has taken over ──────────┘
+    standing by ── the lease is vacant or silent ──► at work ── asked to stop ──► steps down
+         ▲                                              │
+         └──────────── another has taken over ──────────┘
 
-Several may stand by. It alone imports Ray, which may end the process when its head goes away: whoever starts
-it starts it again, and nothing is lost.
+Several may stand by. Only this process imports Ray, which may end it when Ray's head is gone. Its parent then
+restarts it, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ _WITH_PARENT = "--with-parent"
 
 
 class Stuck(Exception):
-    """A round of the dispatcher does not end: no other may begin in this process."""
+    """A round of the dispatcher hangs, so no other may begin in this process."""
 
 
 class ClosableCluster(Cluster, Protocol):
+    """A cluster to which the connection can be closed."""
+
     def close(self) -> None:
-        """Leaves it to the next scheduler; what runs there goes on."""
+        """Disconnects; attempts go on, and the next scheduler finds them."""
 
 
 Connect = Callable[[int], ClosableCluster]
-"""Makes the cluster for a scheduler of that number. Raises Unavailable."""
+"""Connects the scheduler of that number to the cluster. Raises Unavailable."""
 Dispatch = Callable[[Cluster, threading.Event], None]
-"""Works on the queue until the event is set. Raises Superseded."""
+"""Runs the dispatcher until the event is set. Raises Superseded."""
 
 
 class SilenceTimer:
-    """For how long a scheduler's row has not changed, by the clock of this process alone."""
+    """Measures how long a scheduler's row has not changed, by this process's own clock."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
@@ -59,18 +61,18 @@ class SilenceTimer:
         self._since = 0.0
 
     def seconds(self, row: SchedulerRow) -> float:
-        """`row`: as it is now."""
+        """Returns the seconds since the row last changed. `row`: as it is now."""
         if (row.number, row.beat) != self._seen:
             self._seen, self._since = (row.number, row.beat), self._clock()
         return self._clock() - self._since
 
     def forget(self) -> None:
-        """The database is away: its silence says nothing of the scheduler."""
+        """Starts anew: while the database is away, silence says nothing about the scheduler."""
         self._seen = None
 
 
-def may_follow(row: SchedulerRow | None, silence: SilenceTimer) -> bool:
-    """Whether whoever stands by may take over."""
+def may_take_over(row: SchedulerRow | None, silence: SilenceTimer) -> bool:
+    """Returns whether a standby may take over: the lease is vacant, or its holder has ended or is silent."""
     if row is None or row.vacant:
         return True
     holder = Identity.parse(row.holder)
@@ -79,33 +81,33 @@ def may_follow(row: SchedulerRow | None, silence: SilenceTimer) -> bool:
 
 def stand_by(store: Store, holder: str, stop: threading.Event) -> int | None:
     """Blocks until this process is the scheduler; returns its number, or None once `stop` is set."""
-    silence, said = SilenceTimer(), ""
+    silence, printed = SilenceTimer(), ""
     while not stop.is_set():
         try:
             row = store.scheduler()
-            if may_follow(row, silence) and (number := store.take_over(row, holder)) is not None:
+            if may_take_over(row, silence) and (number := store.take_over(row, holder)) is not None:
                 return number
             text = f"scheduler: standing by, number {row.number} is at work" if row else ""
         except Unavailable as error:
             silence.forget()
             text = f"scheduler: standing by: {error}"
-        if text and text != said:
+        if text and text != printed:
             print_line(text)
-            said = text
+            printed = text
         stop.wait(LOOK_SECONDS)
     return None
 
 
 class Term:
-    """A scheduler at work under its number: beats here, the dispatcher in a thread that holds up no beat."""
+    """A scheduler's term: heartbeats in this thread, the dispatcher in another, which delays no heartbeat."""
 
     def __init__(self, number: int, store: Store, connect: Connect, dispatch: Dispatch) -> None:
         self.number = number
         self._store, self._connect, self._dispatch = store, connect, dispatch
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._cluster: ClosableCluster | None = None
         self._nodes: list[Node] = []
-        self._problem = "it has not been asked yet"
+        self._problem = "it has not been contacted yet"
         self._thread = threading.Thread(target=self._work, name="dispatcher", daemon=True)
 
     def run(self, stop: threading.Event) -> None:
@@ -119,7 +121,7 @@ class Term:
             self._end()
 
     def _beat(self) -> bool:
-        """Whether this is the scheduler still."""
+        """Writes a heartbeat; returns whether this is still the scheduler."""
         try:
             if self._cluster is not None:
                 self._nodes, self._problem = self._cluster.nodes(), ""
@@ -131,30 +133,30 @@ class Term:
             return self._store.beat(self.number, nodes=self._nodes, problem=self._problem)
         except Unavailable as error:
             log.warning("%s", error)
-            return True  # whoever would take over needs the database as well
+            return True  # without the database no other scheduler can take over either
 
     def _work(self) -> None:
         try:
             if (cluster := self._connected()) is not None:
-                self._dispatch(cluster, self._over)
+                self._dispatch(cluster, self._ended)
         except Superseded as error:
             log.warning("%s", error)
         except Exception:
             log.exception("the dispatcher has failed")
 
     def _connected(self) -> ClosableCluster | None:
-        """None: the term ended before Ray answered."""
-        while not self._over.is_set():
+        """Connects to Ray, with retries; returns None if the term ends before Ray answers."""
+        while not self._ended.is_set():
             try:
                 self._cluster = self._connect(self.number)
                 return self._cluster
             except Unavailable as error:
                 self._problem = str(error)
-            self._over.wait(LOOK_SECONDS)
+            self._ended.wait(LOOK_SECONDS)
         return None
 
     def _end(self) -> None:
-        self._over.set()
+        self._ended.set()
         if self._cluster is not None:
             self._cluster.wake()
         self._thread.join(_SECONDS_TO_END)
@@ -169,19 +171,19 @@ class Term:
 
 
 def run(store: Store, stop: threading.Event, connect: Connect, dispatch: Dispatch) -> None:
-    """Stands by and works in turns until `stop` is set."""
+    """Stands by and works in turns; blocks until `stop` is set."""
     holder = str(own_identity())
     while (number := stand_by(store, holder, stop)) is not None:
         print_line(f"scheduler: at work as number {number}")
         Term(number, store, connect, dispatch).run(stop)
         if not stop.is_set():
-            print_line(f"scheduler: number {number} is at work no more")
-            stop.wait(LOOK_SECONDS)  # should it fail at once, then not all the time
+            print_line(f"scheduler: number {number} is no longer at work")
+            stop.wait(LOOK_SECONDS)  # limits the rate if every term fails at once
     print_line("scheduler: ended")
 
 
 def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
-    """The scheduler of the queue, Ray and MLflow that `settings` name, until `stop` is set."""
+    """Runs the scheduler for the queue, Ray and MLflow that `settings` names; blocks until `stop` is set."""
     from service.backends.mlflow import MlflowRest
     from service.dispatcher.dispatcher import Dispatcher
 
@@ -189,7 +191,7 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
     results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
 
     def connect(number: int) -> ClosableCluster:
-        # Otherwise it prints the stack of every thread when it is asked to end. Ray reads it when imported.
+        # Otherwise Ray prints the stack of every thread on SIGTERM. Ray reads this when it is imported.
         os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
         from service.backends.ray import RayCluster
 
@@ -198,8 +200,8 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
         assert row is not None  # this process holds it
         return RayCluster(settings.ray_address, token=token, fence=number, queue=row.queue)
 
-    def dispatch(cluster: Cluster, over: threading.Event) -> None:
-        Dispatcher(settings, store, cluster, results).run(over)
+    def dispatch(cluster: Cluster, ended: threading.Event) -> None:
+        Dispatcher(settings, store, cluster, results).run(ended)
 
     try:
         run(store, stop, connect, dispatch)
@@ -211,12 +213,15 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
 
 
 def command(*, with_parent: bool = False) -> list[str]:
-    """What starts one that reads its settings from the environment. with_parent: it ends with its stdin."""
+    """Returns the command line of a scheduler that reads its settings from the environment.
+
+    with_parent: it ends when its standard input closes.
+    """
     return [sys.executable, "-m", "service.dispatcher.process", *([_WITH_PARENT] if with_parent else [])]
 
 
 def main() -> int:
-    """Entry point of `command`; returns the exit code: 0 ended as asked, 2 it could not start."""
+    """Runs the process that `command` starts; returns the exit code: 0 stopped, 2 it could not start."""
     logging.basicConfig(format="scheduler: %(message)s")
     stop = stop_on_signals()
     if _WITH_PARENT in sys.argv:
@@ -227,7 +232,7 @@ def main() -> int:
 
 
 def _follow_parent(stop: threading.Event) -> None:
-    # Not by sys.stdin, whose lock a thread that waits in it would hold while Python shuts down.
+    # Not sys.stdin: a thread that waits in it holds its lock while Python shuts down.
     while os.read(0, 4096):
         pass
     stop.set()

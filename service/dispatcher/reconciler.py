@@ -1,14 +1,14 @@
-"""Brings what runs in the cluster and what the rows say together, one attempt at a time.
+"""Reconciles the attempts in the cluster with the jobs' rows, one attempt at a time.
 
-    row                     cluster                     what is done
-    active                  unknown                     launched (or, if it is to stop, at its end)
-    active                  an earlier start            ended, then the row's start is launched
-    active                  ended                       the job's outcome, or the next start where it is
-    active                  some ranks have failed      the others are ended
-    active, to stop         at work                     asked to save itself
-    not active, or another  anything                    ended, then forgotten
+    row                     cluster                     action
+    active                  unknown                     launch (or, if it has to stop, conclude)
+    active                  an earlier start            end it, then launch the row's start
+    active                  ended                       write the job's outcome, or restart in place
+    active                  some ranks have failed      end the others
+    active, has to stop     running                     ask it to save a checkpoint and end
+    not active, or another  anything                    end it, then release it
 
-Each line holds whoever did the step before, and however often the step is done.
+Every action is idempotent, and holds no matter which scheduler took the step before.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from training.protocol import ExitRecord, Progress, Superseded, cause
 log = logging.getLogger(__name__)
 
 SECONDS_TO_STOP, SECONDS_TO_CANCEL = 120.0, 15.0
-"""How long an attempt that is stopped may take to save a checkpoint; nobody needs that of one cancelled."""
-SECONDS_TO_SPEAK = 1.5
-"""How long the other ranks may say what they know, once one has failed: it may not be the one that began."""
+"""How long a stopping attempt may take to save a checkpoint. A cancelled one does not need it."""
+SECONDS_TO_REPORT = 1.5
+"""How long after a rank's failure the others may report theirs: the first record may not be the cause."""
 SECONDS_TO_END = 60.0
-"""Then a host that does not end its ranks is not waited for; one that is lost Ray reports sooner."""
-_LATE = 5.0  # agents end an attempt by themselves once its seconds to stop are over
+"""How long to wait for a host to end its ranks. Ray reports a lost host sooner."""
+_LATE = 5.0  # agents themselves end an attempt after its seconds to stop
 _SECONDS_BETWEEN_PROGRESS = 1.0
 
 
 class Reconciler:
-    """Keeps in memory how long it has waited for what, and nothing that matters."""
+    """Reconciles all attempts in each round. In memory it keeps only how long it has waited for what."""
 
     def __init__(
         self,
@@ -67,42 +67,42 @@ class Reconciler:
         self._on_end, self._clock = on_end, clock
         self._watches = Stopwatches(clock)
         self._overdue: dict[tuple[str, int], ExitRecord] = {}
-        self._told_at: dict[str, float] = {}
+        self._progress_at: dict[str, float] = {}
         self._moved = False
         self._progress: list[tuple[Job, Progress]] = []
         self._notes: list[tuple[Job, str]] = []
 
     def reconcile(self) -> tuple[Mapping[str, Status], list[Job]]:
-        """Looks at every attempt once; returns them as they were found, and the jobs that are active then.
+        """Handles every attempt once; returns them as they were found, and the jobs active afterwards.
 
         Raises Unavailable and Superseded.
         """
         try:
-            # Races closed by looking here first and at the rows then. An attempt that another scheduler
-            # launches in between is in its row and launched again, which is harmless; it is not taken for a
-            # stray. And where one has ended because somebody asked for that, the row says so.
+            # Races closed by reading the cluster first and the rows second. An attempt that another scheduler
+            # launches in between is in its row: it is launched again, which is harmless, and not taken for a
+            # stray. If an attempt has ended because of a command, the row already shows the command.
             attempts = self.cluster.attempts()
         except Unavailable:
-            self._watches.clear()  # what nobody could see is held against nobody
+            self._watches.clear()  # time without a view of the cluster does not count
             raise
         active, self._moved = self.store.active(), False
         for job in active:
             with self._guarded(job.id):
                 self._reconcile(job, attempts.get(name_of(job)))
-        told = self._write()
+        progress = self._write()
         self._end_strays(attempts, {name_of(job) for job in active})
         self._forget_others(active)
         if self._moved:
             return attempts, self.store.active()
-        return attempts, [replace(job, progress=told.get(job.id, job.progress)) for job in active]
+        return attempts, [replace(job, progress=progress.get(job.id, job.progress)) for job in active]
 
     def launch(self, job: Job) -> None:
-        """Launches the start that the row names; harmless when it was launched before."""
+        """Launches the start that the row names. Idempotent."""
         self.cluster.launch(launch_of(job, self.settings, self.store))
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
-        """What goes wrong with one must not hold up the others."""
+        """Logs errors, except Superseded: one job's error must not block the others."""
         try:
             yield
         except Superseded:
@@ -124,17 +124,17 @@ class Reconciler:
         elif not job.stopping:
             self._follow(job, status)
         elif status.phase is Phase.PLACING:
-            # Nothing is there to be saved. Its place is given back in the next round.
-            self._come_to(job, before_launch(job))
+            # There is nothing to save. The next round releases its placement.
+            self._finish(job, before_launch(job))
         else:
-            # In every round: an agent that was away may not have heard the last one.
+            # In every round, because an agent that was away may have missed the last order.
             self.cluster.stop(name_of(job), seconds=_seconds_to_stop(job))
-            self._tell(job, status)
+            self._report_progress(job, status)
 
     def _not_launched(self, job: Job) -> None:
-        """Whoever wrote the row died before the launch, or the cluster has lost its memory."""
+        """Launches the row's start: a scheduler died before the launch, or the cluster lost its memory."""
         if job.stopping:
-            self._come_to(job, before_launch(job))
+            self._finish(job, before_launch(job))
             return
         try:
             self.launch(job)
@@ -146,9 +146,9 @@ class Reconciler:
         key = (name_of(job), status.start)
         failed = any(record.failed for record in status.exits)
         ends = status.start < job.start
-        # Each watch that may run is looked at: one that is not looked at stands still.
+        # No early return: a stopwatch that is not read in a round is reset.
         if failed:
-            ends |= self._watches.seconds("failed", *key) >= SECONDS_TO_SPEAK
+            ends |= self._watches.seconds("failed", *key) >= SECONDS_TO_REPORT
         if job.stopping:
             allowed = _seconds_to_stop(job)
             ends |= self._watches.seconds("stopping", *key, allowed) >= allowed + _LATE
@@ -163,7 +163,7 @@ class Reconciler:
         waited = self._watches.seconds("ending", name_of(job), status.start)
         late = self._overdue_record(job, status)
         if late and status.phase is Phase.PLACING:
-            self._conclude(job, status, late)  # nothing runs that would have to be waited for
+            self._conclude(job, status, late)  # nothing runs yet, so there is nothing to wait for
         elif waited >= SECONDS_TO_END:
             self._conclude(job, status, (*status.exits, *late, not_ended(SECONDS_TO_END)))
 
@@ -172,69 +172,69 @@ class Reconciler:
         self._conclude(job, status, (*status.exits, *late))
 
     def _overdue_record(self, job: Job, status: Status) -> tuple[ExitRecord, ...]:
-        known = self._overdue.get((name_of(job), status.start))
-        return () if known is None else (known,)
+        record = self._overdue.get((name_of(job), status.start))
+        return () if record is None else (record,)
 
     def _conclude(self, job: Job, status: Status, exits: tuple[ExitRecord, ...]) -> None:
         result = outcome(job, exits, cancelled=job.cancel_requested_at is not None)
         if isinstance(result, Restart):
             self._restart(job, result)
-        elif self._come_to(job, result, status.progress) and status.ended:
-            self.cluster.release(name_of(job))  # what is not released now is a stray in the next round
+        elif self._finish(job, result, status.progress) and status.ended:
+            self.cluster.release(name_of(job))  # an attempt not released now is a stray in the next round
 
-    def _come_to(self, job: Job, end: Outcome, progress: Progress | None = None) -> bool:
+    def _finish(self, job: Job, result: Outcome, progress: Progress | None = None) -> bool:
         changes: Changes = {
-            "reason": end.reason,
-            "error": end.error,
-            "failures": end.failures,
-            "last_failure": end.last_failure,
+            "reason": result.reason,
+            "error": result.error,
+            "failures": result.failures,
+            "last_failure": result.last_failure,
         }
         if progress is not None:
             changes["progress"] = progress
-        # Race closed: a pause or a preemption that is younger than our look. The state is no longer what we
-        # saw, nothing changes, and the next round takes the attempt's end for what it means by then.
-        moved = self.store.move(job, end.state, **changes)
+        # Race closed: a pause or a preemption after we read the row. The state is no longer what we saw, so
+        # nothing changes, and the next round decides by the new state.
+        moved = self.store.move(job, result.state, **changes)
         self._moved |= moved
-        if moved and end.state.ended:
+        if moved and result.state.ended:
             self._on_end()
         return moved
 
-    def _restart(self, job: Job, again: Restart) -> None:
-        # Race closed: a cancel, pause or preemption that is younger than our look: as above.
+    def _restart(self, job: Job, restart: Restart) -> None:
+        # Race closed: a cancel, pause or preemption after we read the row: as above.
         if not self.store.restart(
             job,
-            reason=again.reason,
-            failures=again.failures,
-            last_failure=again.last_failure,
-            restarts=again.restarts,
+            reason=restart.reason,
+            failures=restart.failures,
+            last_failure=restart.last_failure,
+            restarts=restart.restarts,
         ):
             return
         try:
-            append_line(run_folder(self.settings, job), job.attempt, f"syncbn: {again.reason}")
+            append_line(run_folder(self.settings, job), job.attempt, f"syncbn: {restart.reason}")
         except OSError as error:
-            log.warning("job %s: its log does not take the line about its restart: %s", job.id, error)
-        self.launch(replace(job, start=job.start + 1, failures=again.failures, restarts=again.restarts))
+            log.warning("job %s: cannot note the restart in its log: %s", job.id, error)
+        self.launch(replace(job, start=job.start + 1, failures=restart.failures, restarts=restart.restarts))
 
-    # What is shown of a job that is at work
+    # What a running job shows
 
     def _follow(self, job: Job, status: Status) -> None:
         trains = status.phase is Phase.RUNNING and status.progress is not None
         if job.state is not State.STARTING:
-            self._tell(job, status)
+            self._report_progress(job, status)
             if trains:
-                self._notes.append((job, ""))  # it says no more that it starts again
+                self._notes.append((job, ""))  # clears the reason of a restart
         elif trains:
             self._moved |= self.store.move(job, State.RUNNING, progress=status.progress)
         else:
             self._notes.append((job, _starting(job, status.message)))
 
-    def _tell(self, job: Job, status: Status) -> None:
-        """Notes progress, for all jobs to be written at once, and seldom enough for any number of jobs."""
+    def _report_progress(self, job: Job, status: Status) -> None:
+        """Collects progress at a limited rate; `_write` writes it for all jobs at once."""
         now = self._clock()
         if status.progress is None or status.progress == job.progress:
             return
-        if now - self._told_at.get(job.id, float("-inf")) >= _SECONDS_BETWEEN_PROGRESS:
-            self._told_at[job.id] = now
+        if now - self._progress_at.get(job.id, float("-inf")) >= _SECONDS_BETWEEN_PROGRESS:
+            self._progress_at[job.id] = now
             self._progress.append((job, status.progress))
 
     def _write(self) -> dict[str, Progress]:
@@ -242,12 +242,12 @@ class Reconciler:
         notes, self._notes = self._notes, []
         self.store.write_progress(progress)
         self.store.note_all(notes)
-        return {job.id: told for job, told in progress}
+        return {job.id: latest for job, latest in progress}
 
-    # What belongs to no job, or no longer
+    # Attempts that belong to no active job
 
     def _end_strays(self, attempts: Mapping[str, Status], current: set[str]) -> None:
-        """Whoever was to end them, or to give back their place, died before; or they were given up."""
+        """Ends and releases attempts that a scheduler left behind when it died, or that were given up."""
         for name, status in attempts.items():
             if name not in current:
                 with self._guarded(name):
@@ -261,7 +261,7 @@ class Reconciler:
         jobs = {job.id: name_of(job) for job in active}
         names = set(jobs.values())
         self._overdue = {key: record for key, record in self._overdue.items() if key[0] in names}
-        self._told_at = {job_id: told for job_id, told in self._told_at.items() if job_id in jobs}
+        self._progress_at = {job_id: at for job_id, at in self._progress_at.items() if job_id in jobs}
 
 
 def _seconds_to_stop(job: Job) -> float:
@@ -270,11 +270,12 @@ def _seconds_to_stop(job: Job) -> float:
 
 def _starting(job: Job, message: str) -> str:
     assert job.workers is not None
-    said = starting_on(job.workers)
+    text = starting_on(job.workers)
     if job.restarts:
-        said = starting_again(job.restarts[-1], job.failures, job.spec["retries"])
-    return f"{said}: {message}" if message else said
+        text = starting_again(job.restarts[-1], job.failures, job.spec["retries"])
+    return f"{text}: {message}" if message else text
 
 
 def starting_on(workers: int) -> str:
+    """Returns the reason of a job whose attempt is starting."""
     return f"starting on {count(workers, 'worker')}"

@@ -1,4 +1,4 @@
-"""For how long something has been so, as far as this process has seen. By a monotonic clock."""
+"""Stopwatches: for how long this process has seen a condition hold, by a monotonic clock."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from time import monotonic
 
 
 class Stopwatches:
-    """One for each key that is asked for; one that is not asked for between two sweeps starts anew.
+    """One stopwatch per key. One that is not read between two sweeps is reset.
 
-    So a scheduler that is restarted waits anew, and no step of the wall clock ends a job.
+    They live in memory, so a restarted scheduler waits anew, and no step of the wall clock ends a job.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -18,17 +18,17 @@ class Stopwatches:
         self._asked: set[Hashable] = set()
 
     def seconds(self, *key: Hashable) -> float:
-        """Since the first time that this was asked."""
+        """Returns the seconds since the key was first read; starts its stopwatch on the first read."""
         now = self._clock()
         self._asked.add(key)
         return now - self._since.setdefault(key, now)
 
     def sweep(self) -> None:
-        """At the end of a look at everything: what was not asked for is not so any more."""
+        """Resets the stopwatches not read since the last sweep. Call it at the end of each round."""
         self._since = {key: since for key, since in self._since.items() if key in self._asked}
         self._asked.clear()
 
     def clear(self) -> None:
-        """Nobody could look: all of them start anew."""
+        """Resets all stopwatches, because the conditions could not be observed."""
         self._since.clear()
         self._asked.clear()

@@ -120,7 +120,7 @@ def _completed(given: Settings, state: StackState, mlflow_port: int) -> Settings
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock; the kernel releases it when this process ends. Raises Refused if it is taken."""
+    """Holds the folder's lock, which the kernel releases when the process ends. Raises Refused if taken."""
     with (folder / "up.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

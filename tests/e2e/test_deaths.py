@@ -227,7 +227,7 @@ def test_orders_of_a_scheduler_that_another_has_followed_are_refused(stack: Stac
         succeeded_once(stack, long_job)
         assert "going on from the checkpoint" not in log_of(stack, long_job, rank=0)
         assert first.is_running()
-        assert "at work no more" in (stack.folder / "logs" / "scheduler.log").read_text()
+        assert "is no longer at work" in (stack.folder / "logs" / "scheduler.log").read_text()
     finally:
         first.resume()
         second.terminate()

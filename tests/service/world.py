@@ -113,7 +113,7 @@ class World:
 def work(dispatcher: Dispatcher, results: FakeResults) -> None:
     dispatcher.round()
     made = len(results.jobs)
-    dispatcher.runs.make_all()
+    dispatcher.runs.create_all()
     if len(results.jobs) > made:
         dispatcher.round()
     dispatcher.finisher.finish_all()

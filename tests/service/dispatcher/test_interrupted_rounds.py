@@ -82,7 +82,7 @@ def test_dispatchers_in_parallel_launch_every_job_once(world: World, monkeypatch
     monkeypatch.setattr(world.cluster, "launch", count)
     jobs = [world.create() for _ in range(20)]
     world.dispatcher.round()
-    world.dispatcher.runs.make_all()
+    world.dispatcher.runs.create_all()
     threads = [threading.Thread(target=world.new_dispatcher().round) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -187,7 +187,7 @@ def test_an_attempt_that_was_launched_into_a_pause_is_ended_before_the_next_one_
         raise Killed
 
     world.dispatcher.round()
-    world.dispatcher.runs.make_all()
+    world.dispatcher.runs.create_all()
     monkeypatch.setattr(world.cluster, "launch", launch_late)
     with pytest.raises(Killed):
         world.new_dispatcher().round()

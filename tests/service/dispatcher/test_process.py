@@ -18,7 +18,7 @@ import pytest
 
 from service.backends.cluster import Cluster, Node
 from service.backends.memory import MemoryCluster
-from service.dispatcher.process import SilenceTimer, Stuck, Term, command, may_follow, run, stand_by
+from service.dispatcher.process import SilenceTimer, Stuck, Term, command, may_take_over, run, stand_by
 from service.errors import Unavailable
 from service.identity import Identity, own_identity
 from service.ports import free_port
@@ -81,8 +81,8 @@ def idle(_: Cluster, over: threading.Event) -> None:
 
 
 def test_where_no_scheduler_is_at_work_whoever_stands_by_follows_at_once() -> None:
-    assert may_follow(None, SilenceTimer())
-    assert may_follow(row(holder=""), SilenceTimer())
+    assert may_take_over(None, SilenceTimer())
+    assert may_take_over(row(holder=""), SilenceTimer())
 
 
 def test_one_that_beats_is_never_followed() -> None:
@@ -90,48 +90,48 @@ def test_one_that_beats_is_never_followed() -> None:
     silence = SilenceTimer(clock)
 
     for beat in range(5):
-        assert not may_follow(row(beat=beat), silence)
+        assert not may_take_over(row(beat=beat), silence)
         clock.now += LEASE_SECONDS - 0.1
 
 
 def test_one_that_has_been_silent_for_its_lease_is_followed() -> None:
     clock = Clock()
     silence = SilenceTimer(clock)
-    assert not may_follow(row(silent_seconds=1000.0), silence)  # the time of another machine says nothing
+    assert not may_take_over(row(silent_seconds=1000.0), silence)  # the time of another machine says nothing
     clock.now += LEASE_SECONDS - 0.1
-    assert not may_follow(row(), silence)
+    assert not may_take_over(row(), silence)
 
     clock.now += 0.1
 
-    assert may_follow(row(), silence)
+    assert may_take_over(row(), silence)
 
 
 def test_another_holder_has_a_lease_of_its_own() -> None:
     clock = Clock()
     silence = SilenceTimer(clock)
-    assert not may_follow(row(), silence)
+    assert not may_take_over(row(), silence)
     clock.now += LEASE_SECONDS
 
-    assert not may_follow(row(number=4), silence)
+    assert not may_take_over(row(number=4), silence)
 
 
 def test_while_the_database_was_away_nobody_could_beat() -> None:
     clock = Clock()
     silence = SilenceTimer(clock)
-    assert not may_follow(row(), silence)
+    assert not may_take_over(row(), silence)
     clock.now += LEASE_SECONDS
     silence.forget()
 
-    assert not may_follow(row(), silence)
+    assert not may_take_over(row(), silence)
 
 
 def test_one_of_this_machine_that_has_ended_is_followed_at_once() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         holder = str(Identity.of(process.pid))
-        assert not may_follow(row(holder=holder), SilenceTimer())
+        assert not may_take_over(row(holder=holder), SilenceTimer())
         process.kill()
 
-    assert may_follow(row(holder=holder), SilenceTimer())
+    assert may_take_over(row(holder=holder), SilenceTimer())
 
 
 def test_standing_by_ends_when_it_is_asked_to(sqlite_store: Store) -> None:

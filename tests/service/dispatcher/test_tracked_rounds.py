@@ -71,7 +71,7 @@ def test_a_job_is_not_overtaken_while_its_run_is_being_made(world: World) -> Non
 
     world.store.request_resume(resumed.id)
     world.dispatcher.round()
-    world.dispatcher.runs.make_all()
+    world.dispatcher.runs.create_all()
     world.dispatcher.round()
 
     assert world.look(first).state is State.STARTING
@@ -308,7 +308,7 @@ def test_a_run_that_is_made_for_a_job_cancelled_meanwhile_is_ended(
         return ensure_run(job_id=job_id, name=name, experiment=experiment)
 
     monkeypatch.setattr(world.results, "ensure_run", late)
-    world.dispatcher.runs.make_all()
+    world.dispatcher.runs.create_all()
 
     assert world.results.endings == {world.run(job).run_id: "KILLED"}
 
@@ -334,7 +334,7 @@ def test_two_dispatchers_that_each_made_a_run_agree_on_one(world: World) -> None
 
     first = world.new_dispatcher()
     first.round()
-    first.runs.make_all()
+    first.runs.create_all()
     first.round()
 
     assert len(racing.jobs) == 2
@@ -349,5 +349,5 @@ def test_a_job_that_waits_no_more_is_forgotten(world: World) -> None:
     world.store.request_cancel(job.id)
     world.dispatcher.round()
 
-    assert world.dispatcher.runs.make_all()
+    assert world.dispatcher.runs.create_all()
     assert world.results.jobs == {}
