@@ -1,4 +1,4 @@
-"""What the service asks of a cluster and of a tracking server, and who does it: Ray and MLflow, or memory.
+"""The cluster and the tracking server: their protocols, with Ray and MLflow or in memory behind them.
 
 May import `errors`, `jobs`, `log_files`, `training.host`, `training.protocol`.
 """

@@ -1,7 +1,7 @@
-"""What the scheduler asks of a cluster: place a gang, start its ranks, say how they are, stop them, end them.
+"""The cluster protocol: place a gang, start its ranks, report their status, stop them, end them.
 
-`service.backends.ray.RayCluster` is the real one, `service.backends.memory.MemoryCluster` one for tests; the
-contract tests run over both.
+`service.backends.ray.RayCluster` is the real one, `service.backends.memory.MemoryCluster` is for tests. The
+contract tests run against both.
 
     launch ──► placing ──► starting ──► running ──► ended ──► release
                                 ▲                     │
@@ -20,7 +20,7 @@ from training.protocol import ExitRecord, Order, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A machine of the cluster and everything it has, busy or not."""
+    """A machine of the cluster with its total resources, busy or not."""
 
     id: str
     address: str
@@ -30,9 +30,10 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One start of an attempt. `order` is for all ranks: `order.ranks` is empty, the cluster deals them out.
+    """One start of an attempt.
 
-    code: returns the archive that `order.code` names; called only where an agent does not have it.
+    order: for all ranks; `order.ranks` is empty because the cluster assigns ranks to machines.
+    code: returns the archive with the digest `order.code`; called only if an agent does not have it.
     """
 
     order: Order
@@ -46,20 +47,23 @@ class Launch:
 
 
 class Phase(enum.StrEnum):
+    """How far the latest start of an attempt has come."""
+
     PLACING = "placing"
-    """Its workers wait for room, or their host agents for their warm process."""
+    """The gang waits for room, or for its host agents' warm processes."""
     STARTING = "starting"
-    """Ranks have been ordered; not all of them are in the process group yet."""
+    """Ranks have been ordered; not all of them have joined the process group yet."""
     RUNNING = "running"
     ENDED = "ended"
-    """Every rank of the start has ended, and all that they had started; the placement is still held."""
+    """All ranks of the start and all processes they started have ended; the placement is still held."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """How the latest start of an attempt stands.
+    """The status of an attempt's latest start.
 
-    exits: of the ranks that have ended so far; once `ended`, of all of them. message: what it waits for.
+    exits: the exit records of the ranks that have ended; once `ended`, of all ranks.
+    message: what the start waits for, or "".
     """
 
     phase: Phase
@@ -74,36 +78,38 @@ class Status:
 
 
 class Cluster(Protocol):
-    """No method waits for a rank, nor for a machine that does not answer: what is ordered is carried out in
-    the background, and told by `attempts`. Every order may be given again. Raises `Unavailable` when the
-    cluster does not answer, and `Superseded` (training.protocol) when another scheduler has taken over.
+    """A cluster as the scheduler uses it.
+
+    No method waits for a rank, or for a machine that does not answer: orders are carried out in the
+    background, and `attempts` reports the result. Orders are idempotent. Every method raises `Unavailable` if
+    the cluster does not answer, and `Superseded` (training.protocol) if another scheduler has taken over.
     """
 
     def nodes(self) -> list[Node]:
-        """The machines that are alive and offer something."""
+        """Returns the machines that are alive and have CPUs or GPUs."""
 
     def attempts(self) -> Mapping[str, Status]:
-        """All that the cluster knows of, by name; those that an earlier scheduler has launched included."""
+        """Returns all attempts in the cluster by name, including those that an earlier scheduler launched."""
 
     def launch(self, launch: Launch) -> None:
-        """Places the gang if it is not placed, and starts the ranks of this start.
+        """Places the gang if it is not placed yet, and starts the ranks of this start.
 
-        Does nothing if the cluster has that start or a later one already.
+        Does nothing if the cluster already has this start or a later one.
         """
 
     def stop(self, name: str, *, seconds: float) -> None:
-        """Asks the attempt to save itself and to end; it is ended when it makes no progress, or after
-        `seconds`. Harmless when it was asked already, has ended, or is unknown.
+        """Asks the attempt to save a checkpoint and end. It is killed if it makes no progress, or after
+        `seconds`. Does nothing if it was asked already, has ended, or is unknown.
         """
 
     def end(self, name: str) -> None:
-        """Ends all its ranks and what they have started, at once. Harmless as `stop` is."""
+        """Kills all ranks and the processes they started. Does nothing if it has ended or is unknown."""
 
     def release(self, name: str) -> None:
-        """Gives back its place and forgets it. For an attempt that has ended or never started."""
+        """Frees the placement and forgets the attempt, which must have ended or never started."""
 
     def wait(self, seconds: float) -> None:
-        """Blocks until something has changed in `attempts`, at most so long."""
+        """Blocks until `attempts` may have changed, at most for `seconds`."""
 
     def wake(self) -> None:
-        """Makes `wait` return, in whichever thread it blocks."""
+        """Makes a `wait` in another thread return."""

@@ -1,6 +1,6 @@
-"""From where a gang is placed to the orders for its hosts, and from what its hosts know to its status. Pure.
+"""A gang's orders, from its placement, and its status, from its hosts' reports. Pure.
 
-A rank that has ended and cannot say how any more, because its machine or the agent there is gone, is LOST.
+A rank whose machine or host agent is gone before its exit record was reported is LOST.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from service.backends.cluster import Phase, Status
 from training.protocol import Exit, ExitRecord, Order, Progress, RankAssignment, StartStatus
 
 UNKNOWN_START = sys.maxsize
-"""Of an attempt whose hosts have not answered this scheduler yet: no launch goes over what may run there."""
+"""The start of an attempt whose hosts have not answered this scheduler yet: no launch replaces it."""
 
 
 # Orders
 
 
 def ranks_by_node(bundles: Sequence[str]) -> dict[str, dict[int, int]]:
-    """Which rank is in which bundle, by node: the ranks of a node follow one another.
+    """Returns the bundle of each rank, by node. The ranks of a node are consecutive.
 
-    bundles: the node of each.
+    bundles: the node of each bundle.
 
     >>> ranks_by_node(["a", "b", "a"])
     {'a': {0: 0, 1: 2}, 'b': {2: 1}}
@@ -35,20 +35,24 @@ def ranks_by_node(bundles: Sequence[str]) -> dict[str, dict[int, int]]:
 
 
 def nodes_of_ranks(bundles: Sequence[str]) -> dict[int, str]:
+    """Returns the node of each rank."""
     return {rank: node for node, held in ranks_by_node(bundles).items() for rank in held}
 
 
 def host_orders(
     order: Order, bundles: Sequence[str], gpus: Sequence[tuple[str, ...]], rendezvous: str | None
 ) -> dict[str, Order]:
-    """The order for each node, that of rank 0 first. bundles: the node of each. gpus: the ids of each."""
+    """Returns the order for each node, the node of rank 0 first.
+
+    bundles: the node of each bundle. gpus: the GPU ids of each bundle. rendezvous: its address, or None.
+    """
     orders = {}
     for node_rank, (node, held) in enumerate(ranks_by_node(bundles).items()):
-        places = tuple(
+        assignments = tuple(
             RankAssignment(rank=rank, local_rank=local_rank, node_rank=node_rank, gpus=gpus[bundle])
             for local_rank, (rank, bundle) in enumerate(held.items())
         )
-        orders[node] = replace(order, ranks=places, rendezvous=rendezvous)
+        orders[node] = replace(order, ranks=assignments, rendezvous=rendezvous)
     return orders
 
 
@@ -57,7 +61,7 @@ def host_orders(
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """Why and when ranks were lost with their host; `before`: what its agent had told of them."""
+    """Why and when ranks were lost with their host; `before`: the agent's last report of them."""
 
     why: str
     when: float
@@ -66,10 +70,10 @@ class Lost:
 
 @dataclass(frozen=True, kw_only=True)
 class HostView:
-    """A host, as far as it concerns one attempt.
+    """What is known of one attempt on one host.
 
-    answers: whether its agent has told what it knows. known: what it has told of the attempt.
-    lost: the machine is gone, or what its agent had known is, and ranks with it.
+    answers: whether its agent has reported. known: the agent's report of the attempt.
+    lost: set if the machine or its agent's state is gone, and the ranks with it.
     """
 
     address: str
@@ -80,11 +84,12 @@ class HostView:
 
 @dataclass(frozen=True, kw_only=True)
 class GangView:
-    """An attempt, as this scheduler sees it.
+    """What this scheduler knows of an attempt.
 
-    hosts: by node. nodes: of each rank, where it is known. world_size: 0 where it is not known.
-    launched: the latest start that this scheduler has launched, or 0. message: what a launch that goes on
-    waits for, None when none does. cancelled: it was given up, so what was not started never will be.
+    hosts: by node. nodes: the node of each rank, if known. world_size: 0 if unknown.
+    launched: the latest start that this scheduler has launched, or 0. message: what the launch in progress
+    waits for; None if no launch is in progress. cancelled: the launch was given up, so ranks that have not
+    started never will.
     """
 
     hosts: Mapping[str, HostView]
@@ -96,10 +101,10 @@ class GangView:
 
 
 def status_of(gang: GangView, now: float) -> Status:
-    """Of its latest start. `now`: seconds since the epoch."""
-    told = {node: host.known for node, host in gang.hosts.items() if host.known is not None}
-    start = max([gang.launched, *(known.start for known in told.values())])
-    known = {node: status for node, status in told.items() if status.start == start}
+    """Returns the status of the gang's latest start. `now`: seconds since the epoch."""
+    reports = {node: host.known for node, host in gang.hosts.items() if host.known is not None}
+    start = max([gang.launched, *(report.start for report in reports.values())])
+    known = {node: report for node, report in reports.items() if report.start == start}
     if gang.message is not None:
         return _in_launch(start, tuple(known.values()), gang.message)
     if start == 0:
@@ -113,7 +118,9 @@ def _in_launch(start: int, known: Sequence[StartStatus], message: str) -> Status
 
 
 def _never_launched(hosts: Iterable[HostView]) -> Status:
-    """A placement alone: its scheduler ended before it gave orders, or its hosts have yet to be heard."""
+    """Returns the status of a placement without ranks: its scheduler died before it gave orders, or its hosts
+    have not reported yet.
+    """
     silent = next((host for host in hosts if not host.answers and host.lost is None), None)
     if silent is not None:
         return Status(phase=Phase.RUNNING, start=UNKNOWN_START, message=does_not_answer(silent.address))
@@ -152,19 +159,22 @@ def _launched(gang: GangView, start: int, known: Mapping[str, StartStatus], now:
 
 
 def _before(gang: GangView, start: int) -> Iterator[StartStatus]:
-    """What hosts that are lost had told of this start."""
+    """Yields the last reports of lost hosts on this start."""
     for host in gang.hosts.values():
         if host.lost is not None and host.lost.before is not None and host.lost.before.start == start:
             yield host.lost.before
 
 
 def _lost(gang: GangView, rank: int, *, joined: bool) -> Lost | None:
-    """What became of a rank that no agent tells of; None: not started, or its host has yet to be heard."""
+    """Returns how a rank that no agent reports was lost; None if it has not started, or its host has not
+    reported yet.
+    """
     host = gang.hosts.get(gang.nodes.get(rank, ""))
     if host is None:
         return Lost(why="its machine is gone", when=0.0)
     if host.lost is None and host.answers and joined:
-        # Not one rank joins before all of them have come: an agent had started this one and knows no more.
+        # No rank joins the process group before all ranks are there, so this rank had been started, and its
+        # agent has lost it.
         return Lost(why=f"the host agent on {host.address} ended", when=0.0)
     return host.lost
 
@@ -175,7 +185,9 @@ def _record(rank: int, lost: Lost, progress: Progress | None) -> ExitRecord:
 
 
 def _half_launched(start: int, known: Iterable[StartStatus]) -> Status:
-    """A scheduler ended while it gave the orders: what runs is to be ended, and the start launched again."""
+    """Returns the status if a scheduler died while giving orders: it reports the start before, so that what
+    runs is ended and the start is launched again.
+    """
     phase = Phase.ENDED if all(status.ended for status in known) else Phase.STARTING
     return Status(phase=phase, start=start - 1)
 

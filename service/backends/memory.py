@@ -1,6 +1,6 @@
-"""A cluster in memory, for tests: it keeps the real one's promises, and its attempts do what a test says.
+"""A cluster in memory, for tests. The test decides what happens to its attempts.
 
-The contract tests run over this one and the real one alike.
+The contract tests run against this cluster and the real one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ FIRST_STEP = Progress(step=1, total_steps=10, epoch=0, eta_seconds=None)
 
 
 class MemoryCluster:
-    """`launches`, `stops`, `ends`, `releases`: what it was asked for and has carried out, in order.
+    """A cluster in memory.
 
-    places: whether there is room at once. obeys: whether ranks end when they are asked or told to.
+    launches, stops, ends, releases: the orders so far. places: whether a gang gets room at once.
+    obeys: whether ranks end when they are ordered to.
     """
 
     def __init__(self, nodes: Sequence[Node] | None = None) -> None:
@@ -35,39 +36,39 @@ class MemoryCluster:
         self._world_sizes: dict[str, int] = {}
         self._changed = threading.Event()
 
-    # What a test does to it
+    # Called by tests
 
     def run(self, name: str, progress: Progress | None = FIRST_STEP) -> None:
-        """All ranks are in the process group and, with progress, train."""
+        """Makes all ranks join the process group and, with progress, train."""
         self._set(name, phase=Phase.RUNNING, progress=progress, message="")
 
-    def say(self, name: str, message: str) -> None:
-        """What the attempt waits for."""
+    def set_message(self, name: str, message: str) -> None:
+        """Sets what the attempt waits for."""
         self._set(name, message=message)
 
     def finish(self, name: str) -> None:
-        """Every rank comes to its end."""
+        """Makes every rank finish."""
         self._end(name, [ExitRecord(rank=rank, kind=Exit.FINISHED) for rank in self.ranks(name)])
 
     def fail(self, name: str, *records: ExitRecord) -> None:
-        """These ranks fail and the others are ended. By default: a signal kills rank 0."""
+        """Makes these ranks fail and the others end. By default a signal kills rank 0."""
         self._end(name, records or [ExitRecord(rank=0, kind=Exit.SIGNAL, type="SIGKILL")])
 
     def fail_partly(self, name: str, *records: ExitRecord) -> None:
-        """These ranks fail, and the others go on."""
+        """Makes these ranks fail while the others go on."""
         self._set(name, exits=(*self._statuses[name].exits, *records))
 
     def save(self, name: str, step: int = 1) -> None:
-        """All ranks save the run and end, as they do when they are asked to stop."""
+        """Makes all ranks save a checkpoint and end, as after a stop order."""
         self._end(name, [ExitRecord(rank=rank, kind=Exit.STOPPED, step=step) for rank in self.ranks(name)])
 
     def lose(self, name: str) -> None:
-        """The machines of the attempt are gone."""
+        """Makes the machines of the attempt vanish."""
         message = "its machine is gone"
         self._end(name, [ExitRecord(rank=rank, kind=Exit.LOST, message=message) for rank in self.ranks(name)])
 
     def forget(self, name: str) -> None:
-        """Ray's head was lost, and with it all that it knew of the attempt."""
+        """Forgets the attempt, as if Ray's head had been lost."""
         del self._statuses[name]
         self.wake()
 
@@ -75,10 +76,11 @@ class MemoryCluster:
         return self._statuses.get(name)
 
     def launched(self) -> list[tuple[str, int]]:
-        """The starts that were launched, by name and number."""
+        """Returns the name and number of each start that was launched."""
         return [(launch.name, launch.order.start) for launch in self.launches]
 
     def ranks(self, name: str) -> range:
+        """Returns the ranks of the attempt."""
         return range(self._world_sizes[name])
 
     # The protocol
@@ -109,7 +111,7 @@ class MemoryCluster:
         status = self._statuses.get(name)
         if status is not None and not status.ended and self.obeys:
             if status.progress is None:
-                self._end(name, [])  # nothing to be saved yet
+                self._end(name, [])  # there is nothing to save yet
             else:
                 self.save(name, status.progress.step)
 
@@ -138,7 +140,7 @@ class MemoryCluster:
         self._changed.set()
 
     def _end(self, name: str, records: Sequence[ExitRecord]) -> None:
-        """Everything has ended: the ranks with these records, and the others because they were ended."""
+        """Ends all ranks: some with these records, the others because they were killed."""
         known = {record.rank: record for record in (*self._statuses[name].exits, *records)}
         for rank in self.ranks(name):
             known.setdefault(rank, ExitRecord(rank=rank, kind=Exit.ENDED))

@@ -1,6 +1,6 @@
-"""A tracking server in memory, for tests: what the real one promises, without its weight.
+"""A tracking server in memory, for tests.
 
-The contract tests run over this one and the real one alike.
+The contract tests run against this one and the real one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ENDINGS = {"FINISHED", "FAILED", "KILLED"}
 
 
 class FakeResults:
-    """A tracking server in memory: `jobs`, `points`, `endings`, `artifacts` by run id."""
+    """A tracking server in memory. `jobs`, `points`, `endings` and `artifacts` are keyed by run id."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
@@ -30,9 +30,10 @@ class FakeResults:
         self.deleted_experiments: set[str] = set()
         self._experiments: dict[str, str] = {}
 
-    # What a test does to it
+    # Called by tests
 
     def log(self, run: Run, name: str, step: int, value: float) -> None:
+        """Adds a point of a metric."""
         points = self.points[run.run_id]
         points.append(Point(name=name, step=step, value=value, timestamp=1_700_000_000_000 + len(points)))
 

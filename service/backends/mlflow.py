@@ -1,4 +1,4 @@
-"""An MLflow tracking server, by its REST interface: light enough for the API process."""
+"""Client of an MLflow tracking server's REST API, light enough for the API process."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from training.protocol import JOB_TAG, is_detail
 
 _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
-_UPLOAD_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the server answers once all of it is in its store
-_PAGE = 25_000  # points of a metric in one answer, the most that MLflow gives
-_LATER = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}
-"""Not the request's fault: a proxy on the way may let it pass another time."""
+_UPLOAD_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the server answers after it has stored the whole upload
+_PAGE = 25_000  # points of a metric per response, MLflow's maximum
+_RETRYABLE = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}
+"""Status codes that a proxy may send and that a later retry may not get."""
 
 
 class MlflowRest:
-    """The server at `url`; `public_url` is what a browser calls it."""
+    """The tracking server at `url`; `public_url` is its URL for browsers. Implements `Results`."""
 
     def __init__(self, url: str, public_url: str | None = None) -> None:
         self.public_url = (public_url or url).rstrip("/")
@@ -39,17 +39,17 @@ class MlflowRest:
 
     def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:
         experiment_id = self._experiment(experiment)
-        # Looked for first: a dispatcher may have died between creating the run and writing down its id.
-        found = self._run_of(job_id, experiment_id)
-        if found is None:
+        # Searched first: a dispatcher may have died between creating the run and writing its id to the row.
+        run_id = self._run_of(job_id, experiment_id)
+        if run_id is None:
             body = {
                 "experiment_id": experiment_id,
                 "run_name": name,
                 "start_time": _now(),
                 "tags": [{"key": JOB_TAG, "value": job_id}],
             }
-            found = str(self._call("POST", "runs/create", json=body)["run"]["info"]["run_id"])
-        return Run(experiment_id=experiment_id, run_id=found)
+            run_id = str(self._call("POST", "runs/create", json=body)["run"]["info"]["run_id"])
+        return Run(experiment_id=experiment_id, run_id=run_id)
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         if names is None:
@@ -82,15 +82,15 @@ class MlflowRest:
         self._http.close()
 
     def _experiment(self, name: str) -> str:
-        found = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
-        if found.status_code == httpx.codes.NOT_FOUND:
+        response = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
+        if response.status_code == httpx.codes.NOT_FOUND:
             created = self._send("POST", f"{_API}/experiments/create", json={"name": name})
             if created.is_success:
                 return str(created.json()["experiment_id"])
-            # Race closed: somebody created it between the two calls.
-            found = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
-        _refuse_errors(found)
-        experiment = found.json()["experiment"]
+            # Race closed: another client created it between the two calls.
+            response = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
+        _refuse_errors(response)
+        experiment = response.json()["experiment"]
         if experiment["lifecycle_stage"] == "deleted":
             raise Refused(
                 f"MLflow's experiment {name!r} is deleted; restore it, or change tracking.experiment"
@@ -120,7 +120,7 @@ class MlflowRest:
                 return
 
     def _artifact(self, run: Run, path: str) -> str:
-        """The path of an artifact behind the server's proxy."""
+        """Returns the path of an artifact on the server's artifact proxy."""
         uri = self._call("GET", "runs/get", params={"run_id": run.run_id})["run"]["info"]["artifact_uri"]
         parts = urlsplit(uri)
         if parts.scheme != "mlflow-artifacts":
@@ -138,7 +138,7 @@ class MlflowRest:
             response = self._http.request(method, path, **content)
         except httpx.HTTPError as error:
             raise Unavailable("MLflow", f"{self._http.base_url}: {error or type(error).__name__}") from error
-        if response.is_server_error or response.status_code in _LATER:
+        if response.is_server_error or response.status_code in _RETRYABLE:
             raise Unavailable("MLflow", f"{self._http.base_url} answered {response.status_code}")
         return response
 

@@ -1,6 +1,6 @@
-"""Every call to Ray itself, which nothing else in the service imports.
+"""All calls to Ray; no other module of the service imports it.
 
-The process that uses it becomes a driver of the cluster, so a Ray node has to run on the same machine.
+The calling process becomes a driver of the cluster, so a Ray node has to run on the same machine.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from training.host.ray_agent import RayHostAgent, gpus_of_this_task
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_NAME = re.compile(r".+-[1-9]\d*")  # of attempts
+_NAME = re.compile(r".+-[1-9]\d*")  # names of attempts
 CALLS_AT_ONCE = 32
 _CONNECT_SECONDS = 3.0
 
 Agent = Any
-"""A handle of the actor around RayHostAgent."""
+"""A handle of a RayHostAgent actor."""
 
 AgentDied: type[Exception] = ActorDiedError
 AgentAway: type[Exception] = RayActorError
-"""Of the first kind it does not come back; of the second it may."""
+"""AgentDied: the actor is gone for good. AgentAway: it may come back."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A placement group. nodes: of each bundle, once it is `placed`."""
+    """A placement group. `nodes`: the node of each bundle, once it is `placed`."""
 
     id: str
     name: str
@@ -50,9 +50,9 @@ class Group:
 
 
 def connect(address: str, namespace: str) -> None:
-    """Makes this process a driver of the cluster, unless it is one. Raises Unavailable.
+    """Makes this process a driver of the cluster. Idempotent. Raises Unavailable.
 
-    namespace: of the names of agents and placement groups.
+    namespace: the namespace for the names of agents and placement groups.
     """
     if ray.is_initialized():
         return
@@ -63,13 +63,16 @@ def connect(address: str, namespace: str) -> None:
     except Exception as error:
         raise Unavailable("Ray", f"{address}: {error}") from error
     finally:
-        # Ray takes the signal for itself where it can.
+        # Ray installs its own handler if it can.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
 
 def _check(address: str) -> None:
-    """Ray's own attempt to connect takes minutes where nothing listens, and hides that a token is wrong."""
+    """Raises Unavailable if the head does not listen or refuses the token.
+
+    Ray's own connection attempt takes minutes if nothing listens, and hides a wrong token.
+    """
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
@@ -81,7 +84,7 @@ def _check(address: str) -> None:
 
 
 def nodes() -> list[Node]:
-    """The machines that are alive and offer something."""
+    """Returns the machines that are alive and have CPUs or GPUs."""
     return [
         Node(
             id=node["NodeID"],
@@ -95,15 +98,18 @@ def nodes() -> list[Node]:
 
 
 def groups(known: dict[str, bool]) -> dict[str, Group]:
-    """Those in our namespace, by name. known: whose those are that were there before, by id; is kept up."""
-    found = {each["placement_group_id"]: _group(each) for each in _table() if each["state"] != "REMOVED"}
-    for id in known.keys() - found.keys():
+    """Returns the placement groups in our namespace, by name.
+
+    known: a cache, updated in place: whether a group is in our namespace, by group id.
+    """
+    present = {each["placement_group_id"]: _group(each) for each in _table() if each["state"] != "REMOVED"}
+    for id in known.keys() - present.keys():
         del known[id]
-    for id in found.keys() - known.keys():
-        # The table has those of all namespaces, and does not say which is whose.
-        ours = group(found[id].name) if _NAME.fullmatch(found[id].name) else None
+    for id in present.keys() - known.keys():
+        # The table lists the groups of all namespaces without naming the namespace.
+        ours = group(present[id].name) if _NAME.fullmatch(present[id].name) else None
         known[id] = ours is not None and ours.id == id
-    return {each.name: each for id, each in found.items() if known[id]}
+    return {each.name: each for id, each in present.items() if known[id]}
 
 
 def _table() -> list[dict[str, Any]]:
@@ -111,31 +117,34 @@ def _table() -> list[dict[str, Any]]:
 
 
 def group(name: str) -> Group | None:
-    """The one of that name in our namespace."""
+    """Returns the placement group of that name in our namespace, or None."""
     try:
-        found = placement_group_table(ray.util.get_placement_group(name))
+        entry = placement_group_table(ray.util.get_placement_group(name))
     except ValueError:
         return None
-    return _group(found) if found and found["state"] != "REMOVED" else None
+    return _group(entry) if entry and entry["state"] != "REMOVED" else None
 
 
-def _group(found: dict[str, Any]) -> Group:
-    nodes = found["bundles_to_node_id"]
+def _group(entry: dict[str, Any]) -> Group:
+    nodes = entry["bundles_to_node_id"]
     return Group(
-        id=found["placement_group_id"],
-        name=found["name"],
-        placed=found["state"] == "CREATED",
+        id=entry["placement_group_id"],
+        name=entry["name"],
+        placed=entry["state"] == "CREATED",
         nodes=tuple(nodes[bundle] for bundle in sorted(nodes)),
     )
 
 
 def create_group(name: str, bundle: dict[str, float], count: int) -> None:
-    """It lasts until it is removed. Raises if there is one of that name."""
+    """Creates a placement group of `count` bundles that lasts until it is removed.
+
+    Raises if the name is taken.
+    """
     placement_group([bundle] * count, strategy="PACK", name=name, lifetime="detached")
 
 
 def remove_group(name: str) -> None:
-    """Harmless when there is none."""
+    """Removes the placement group. Does nothing if it does not exist."""
     try:
         remove_placement_group(ray.util.get_placement_group(name))
     except ValueError:
@@ -143,16 +152,16 @@ def remove_group(name: str) -> None:
 
 
 def gpus_of(name: str, bundle: int, count: float) -> Any:
-    """A reference to the ids of a bundle's GPUs."""
-    place = PlacementGroupSchedulingStrategy(
+    """Returns an object reference to the ids of a bundle's GPUs."""
+    strategy = PlacementGroupSchedulingStrategy(
         placement_group=ray.util.get_placement_group(name), placement_group_bundle_index=bundle
     )
     task = ray.remote(gpus_of_this_task)
-    return task.options(num_cpus=0, num_gpus=count, scheduling_strategy=place).remote()
+    return task.options(num_cpus=0, num_gpus=count, scheduling_strategy=strategy).remote()
 
 
 def agent(node: str, fence: int) -> Agent:
-    """That of the node, which is made if there is none."""
+    """Returns the node's host agent; creates it if there is none."""
     return (
         ray.remote(RayHostAgent)
         .options(
@@ -169,24 +178,27 @@ def agent(node: str, fence: int) -> Agent:
 
 
 def kill(agent: Agent) -> None:
-    """Ray makes it anew."""
+    """Kills the agent's process; Ray restarts the actor."""
     ray.kill(agent, no_restart=False)
 
 
 async def answer(reference: Any, seconds: float) -> Any:
-    """What a task or an actor answers. Raises TimeoutError."""
+    """Returns the result of a task or an actor's method. Raises TimeoutError after `seconds`."""
     async with asyncio.timeout(seconds):  # asyncio.wait_for may lose a cancellation
         return await asyncio.wrap_future(reference.future())
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The answer of a call that may block for as long as Ray's head is away. It does not hold up the end."""
+    """Runs a call that may block while Ray's head is away, in a daemon thread, and returns its result.
+
+    The thread does not keep the process from exiting.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def tell(result: T | None, error: BaseException | None) -> None:
+    def settle(result: T | None, error: BaseException | None) -> None:
         if future.done():
-            return  # nobody waits for it any more
+            return  # the waiting task was cancelled
         if error is not None:
             future.set_exception(error)
         else:
@@ -199,7 +211,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         except Exception as raised:
             error = raised
         with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, result, error)
+            loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, name="ray-call", daemon=True).start()
     return await future

@@ -1,4 +1,4 @@
-"""The conversation with the agent of one machine: one call that waits for news, and orders beside it."""
+"""The conversation with one machine's host agent: a long poll for news, and orders beside it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from training.protocol import News, StartStatus, Superseded
 log = logging.getLogger(__name__)
 
 NEWS_SECONDS = 10.0
-"""So long an agent keeps a question for news that has none."""
+"""How long an agent holds a poll before it answers that there is no news."""
 ANSWER_SECONDS = 30.0
-"""So long an answer is waited for; then the question is asked again."""
+"""Timeout of a call to an agent; the caller tries again."""
 SILENT_SECONDS = 600.0
-"""An agent on a machine that Ray takes for alive may be silent for so long, as one is whose storage hangs;
-then it is ended, and with it its ranks, and made anew."""
+"""How long an agent may be silent while Ray reports its machine alive, for example because storage hangs.
+Then the agent is killed together with its ranks, and Ray restarts it."""
 _PAUSE_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
 
 
 class Host:
-    """Used in one thread, that of its event loop. `heard` is called when it knows more.
+    """A machine's host agent, as this scheduler knows it. Used only in its event loop's thread.
 
-    instance: of the agent that has answered last; "" before. since: when that one answered first.
-    gone_at: when the machine was found not to be in the cluster any more. Seconds since the epoch.
+    heard: called when there is news. instance: the id of the agent that answered last; "" before the first
+    answer. since: when that instance first answered. gone_at: when the machine was found to have left the
+    cluster, or None. Times are seconds since the epoch.
     """
 
     def __init__(self, node: Node, fence: int, heard: Callable[[Host], object]) -> None:
@@ -41,26 +42,29 @@ class Host:
         self._news: News | None = None
         self._starts: dict[str, StartStatus] = {}
         self._heard_at = time.monotonic()
-        self._deaths = 0  # of agents that have told nothing before
+        self._deaths = 0  # agents that died in a row without an answer
 
     @property
     def answers(self) -> bool:
-        """Whether its agent has told what it knows."""
+        """Whether its agent has reported."""
         return self._news is not None
 
     @property
     def warm(self) -> bool:
+        """Whether its agent's warm process is ready to fork ranks."""
         return self._news is not None and self._news.warm
 
     @property
     def attempts(self) -> set[str]:
+        """The names of the attempts that its agent knows."""
         return set(self._starts)
 
     def known(self, attempt: str) -> StartStatus | None:
+        """Returns the agent's latest report of the attempt, or None."""
         return self._starts.get(attempt)
 
     async def call(self, method: str, *arguments: Any, seconds: float = ANSWER_SECONDS) -> Any:
-        """Gives the agent an order. Raises what the agent raises, and Unavailable when it does not answer."""
+        """Sends the agent an order. Raises what the agent raises, and Unavailable if it does not answer."""
         if self._agent is None:
             raise Unavailable("Ray", f"the host agent on {self.node.address} is being started")
         try:
@@ -72,7 +76,7 @@ class Host:
             raise
 
     async def converse(self) -> None:
-        """Hears all news until it is cancelled, or another scheduler has taken over."""
+        """Polls for news until the task is cancelled, or another scheduler has taken over."""
         while not self.superseded:
             try:
                 if self._agent is None:
@@ -85,16 +89,16 @@ class Host:
 
     async def _hear(self) -> None:
         seen = self._news.version if self._news is not None else -1
-        told = await self._ask(
+        answer = await self._ask(
             "news", self.instance, seen, NEWS_SECONDS, seconds=NEWS_SECONDS + ANSWER_SECONDS
         )
         self._heard_at, self._deaths = time.monotonic(), 0
-        if told.instance != self.instance:
-            self.instance, self.since = told.instance, time.time()
-        elif told.news.version == seen:
+        if answer.instance != self.instance:
+            self.instance, self.since = answer.instance, time.time()
+        elif answer.news.version == seen:
             return
-        self._news = told.news
-        self._starts = {status.attempt: status for status in told.news.starts}
+        self._news = answer.news
+        self._starts = {status.attempt: status for status in answer.news.starts}
         self._heard(self)
 
     async def _not_heard(self, error: Exception) -> None:
@@ -106,14 +110,14 @@ class Host:
             self._forget()
         elif silent >= SILENT_SECONDS and self._agent is not None:
             log.warning(
-                "the host agent on %s has been silent for %.0f s: it is ended", self.node.address, silent
+                "the host agent on %s has been silent for %.0f s: killing it", self.node.address, silent
             )
             self._heard_at = time.monotonic()
             ray_calls.kill(self._agent)
         await asyncio.sleep(min(_PAUSE_SECONDS * 2**self._deaths, _LONGEST_PAUSE))
 
     def _forget(self) -> None:
-        """The agent has ended for good, and its ranks with it; the next one knows nothing."""
+        """Drops what the agent had reported: it has ended with its ranks, and the next one knows nothing."""
         self._news, self._starts = None, {}
         self.instance, self.since = "", time.time()
         self._heard(self)

@@ -1,6 +1,6 @@
-"""The launch of a start: place → GPUs → agents ready → nothing left of the last start → rendezvous → orders.
+"""Launches a start: place → GPU ids → agents ready → earlier start cleared → rendezvous → orders.
 
-A launch that anything goes wrong with begins again: what of the start runs already is ended before that.
+If anything goes wrong, the launch begins again. Ranks of the start that already run are ended first.
 """
 
 from __future__ import annotations
@@ -30,24 +30,27 @@ _RETRY_SECONDS = 1.0
 
 
 class Pulse:
-    """Wakes all that wait for something, in one event loop."""
+    """A condition variable for tasks of one event loop: each beat wakes all waiting tasks."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def beat(self) -> None:
+        """Wakes all waiting tasks."""
         self._event.set()
         self._event = asyncio.Event()
 
     async def next(self) -> None:
+        """Waits for the next beat."""
         await self._event.wait()
 
-    async def until(self, is_so: Callable[[], bool]) -> None:
-        while not is_so():
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits until the condition holds; tests it at each beat."""
+        while not condition():
             await self.next()
 
 
-class _Moved(Exception):
+class _PlacementChanged(Exception):
     """A machine of the placement is gone, or an agent has ended: the launch begins again."""
 
 
@@ -55,8 +58,8 @@ class _Moved(Exception):
 class Launching:
     """The launch of one start.
 
-    hosts: all of the cluster, as they come and go. freeing: whether Ray is about to be given back a place.
-    said: called with news.
+    hosts: all hosts of the cluster, kept up to date. freeing: returns whether a placement is about to be
+    freed. changed: called when the launch's message changes.
     """
 
     gang: Gang
@@ -64,10 +67,10 @@ class Launching:
     hosts: Mapping[str, Host]
     pulse: Pulse
     freeing: Callable[[], bool]
-    said: Callable[[], object]
+    changed: Callable[[], object]
 
     async def run(self) -> None:
-        """Returns when every host knows of the start. Raises Superseded alone."""
+        """Returns when every host has reported the start. Raises only Superseded."""
         while True:
             try:
                 nodes = await self._placed()
@@ -75,52 +78,54 @@ class Launching:
             except Superseded:
                 raise
             except Exception as error:
-                if not isinstance(error, _Moved):
+                if not isinstance(error, _PlacementChanged):
                     log.warning("%s: %s: %s", self.gang.name, type(error).__name__, error)
-                    self._say(str(error) or type(error).__name__)
+                    self._set_message(str(error) or type(error).__name__)
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 self.gang.message = None
-                self.said()
+                self.changed()
                 return
 
-    def _say(self, message: str) -> None:
+    def _set_message(self, message: str) -> None:
         if message != self.gang.message:
             self.gang.message = message
-            self.said()
+            self.changed()
 
     async def _placed(self) -> tuple[str, ...]:
-        """The node of each bundle, once Ray has room for all."""
+        """Creates the placement group and returns the node of each bundle, once Ray has placed all."""
         name, began, pause = self.gang.name, monotonic(), _FIRST_PAUSE
         while True:
             group = self.gang.group = await ray_calls.in_thread(ray_calls.group, name)
             if group is None:
-                # Ray takes a second to look again at a gang that has not found its room at once.
+                # Ray retries a gang that it cannot place at once only after a second, so wait for the room.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_FREEING_SECONDS):
                         await self.pulse.until(lambda: not self.freeing())
                 bundle = {"CPU": self.launch.cpus_per_worker, "GPU": self.launch.gpus_per_worker}
-                offered = {kind: amount for kind, amount in bundle.items() if amount}
-                await ray_calls.in_thread(ray_calls.create_group, name, offered, self.launch.order.world_size)
+                resources = {kind: amount for kind, amount in bundle.items() if amount}
+                await ray_calls.in_thread(
+                    ray_calls.create_group, name, resources, self.launch.order.world_size
+                )
             elif group.placed:
                 return group.nodes
             elif monotonic() - began > _ROOM_SECONDS:
-                self._say(NO_ROOM)
+                self._set_message(NO_ROOM)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _gpus(self, nodes: tuple[str, ...]) -> Gpus:
-        """The ids of each bundle's GPUs. Ray tells them only to what it runs in the bundle."""
+        """Returns the GPU ids of each bundle. Only a task that runs in the bundle can read them."""
         count = self.launch.gpus_per_worker
         if not count:
             return ((),) * len(nodes)
         if nodes not in self.gang.gpus:
-            asked = [
+            references = [
                 await ray_calls.in_thread(ray_calls.gpus_of, self.gang.name, bundle, count)
                 for bundle in range(len(nodes))
             ]
-            told = await asyncio.gather(*(ray_calls.answer(each, _GPU_SECONDS) for each in asked))
-            self.gang.gpus = {nodes: tuple(map(tuple, told))}
+            ids = await asyncio.gather(*(ray_calls.answer(each, _GPU_SECONDS) for each in references))
+            self.gang.gpus = {nodes: tuple(map(tuple, ids))}
         return self.gang.gpus[nodes]
 
     async def _order(self, nodes: Sequence[str], gpus: Gpus) -> None:
@@ -129,18 +134,18 @@ class Launching:
         order, name = self.launch.order, self.gang.name
         hosts = [self.hosts[node] for node in host_orders(order, nodes, gpus, None)]
         instances = [host.instance for host in hosts]
-        meeting = None
+        rendezvous = None
         if len(hosts) > 1:
-            meeting = await hosts[0].call("rendezvous", name, order.start, hosts[0].node.address)
-        orders = host_orders(order, nodes, gpus, meeting)
+            rendezvous = await hosts[0].call("rendezvous", name, order.start, hosts[0].node.address)
+        orders = host_orders(order, nodes, gpus, rendezvous)
         self.gang.nodes = nodes_of_ranks(nodes)
-        # The first one first: where it fails, no other host has ranks that wait for rank 0 in vain.
+        # Rank 0's host first: if its launch fails, no other host has ranks that wait for rank 0.
         await self._launch_on(hosts[0], orders[hosts[0].node.id])
         await asyncio.gather(*(self._launch_on(host, orders[host.node.id]) for host in hosts[1:]))
 
         def is_known() -> bool:
             if any(host.gone_at is not None for host in hosts) or instances != [h.instance for h in hosts]:
-                raise _Moved
+                raise _PlacementChanged
             return all(self._has_start(host) for host in hosts)
 
         await self.pulse.until(is_known)
@@ -150,35 +155,35 @@ class Launching:
         return known is not None and known.start == self.launch.order.start
 
     async def _clear(self) -> None:
-        """Nothing is left of an earlier start, nor of a launch of this one that did not come to its end."""
+        """Ends what is left of an earlier start, or of an incomplete launch of this one."""
         while holders := self._holders():
             await self._end_or_forget(holders)
 
     async def _end_or_forget(self, holders: list[tuple[Host, StartStatus]]) -> None:
-        """Returns when hosts tell something else of the attempt; they may do so before they have answered."""
+        """Sends the orders, and returns when the hosts' reports change, which may be before they answer."""
         for host, status in holders:
             await host.call("forget" if status.ended else "end", self.gang.name)
         if not all(status.ended for _, status in holders):
-            self._say("waits for the end of its last start")
+            self._set_message("waits for the end of its last start")
         await self.pulse.until(lambda: self._holders() != holders)
 
     def _holders(self) -> list[tuple[Host, StartStatus]]:
-        there = [host for host in self.hosts.values() if host.gone_at is None]
-        return [(host, known) for host in there if (known := host.known(self.gang.name)) is not None]
+        present = [host for host in self.hosts.values() if host.gone_at is None]
+        return [(host, known) for host in present if (known := host.known(self.gang.name)) is not None]
 
     async def _ready(self, nodes: Sequence[str]) -> None:
-        def is_so() -> bool:
+        def all_warm() -> bool:
             for node in nodes:
                 host = self.hosts.get(node)
                 if host is not None and host.gone_at is not None:
-                    raise _Moved
+                    raise _PlacementChanged
                 if host is None or not host.warm:
-                    self._say(_waits_for(host))
+                    self._set_message(_waits_for(host))
                     return False
-            self._say("")
+            self._set_message("")
             return True
 
-        await self.pulse.until(is_so)
+        await self.pulse.until(all_warm)
 
     async def _launch_on(self, host: Host, order: Order) -> None:
         try:
@@ -192,7 +197,7 @@ class Launching:
 
 def _waits_for(host: Host | None) -> str:
     if host is None:
-        return "waits for Ray to name a machine that it has placed it on"
+        return "waits for Ray to list a machine on which it has placed workers"
     if not host.answers:
         return does_not_answer(host.node.address)
     return f"the host agent on {host.node.address} is starting"

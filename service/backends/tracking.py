@@ -1,6 +1,7 @@
-"""What the service asks of the tracking server: a run for each job, and the history of its metrics.
+"""The tracking server's protocol: a run for each job, the history of its metrics, its artifacts.
 
-`service.backends.mlflow.MlflowRest` is the real one.
+`service.backends.mlflow.MlflowRest` is the real one, `service.backends.memory_tracking.FakeResults` is for
+tests.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from service.jobs.job import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One value of a metric. `timestamp` in milliseconds since the epoch."""
+    """One value of a metric. `timestamp`: milliseconds since the epoch."""
 
     name: str
     step: int
@@ -24,28 +25,38 @@ class Point:
 
 
 class Results(Protocol):
-    """Every method raises `Unavailable` when the tracking server does not answer."""
+    """A tracking server as the service uses it.
+
+    Every method that calls the server raises `Unavailable` if it does not answer, and `Refused` if it refuses
+    the request.
+    """
 
     def check(self) -> None:
         """Raises unless the server answers."""
 
     def url(self, run: Run) -> str:
-        """Where a browser shows the run. Asks nobody."""
+        """Returns the URL of the run's page in a browser. Does not call the server."""
 
     def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:
-        """The job's run, created if it has none; asking twice gives the same run."""
+        """Returns the job's run; creates it if there is none. Idempotent."""
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
-        """Every point of the metrics named (all: None), by name and step. System metrics only by name."""
+        """Returns all points of the named metrics, sorted by name and step.
+
+        names: None means all metrics except those of the machine and of single layers (`is_detail`).
+        """
 
     def end(self, run: Run, status: str) -> None:
-        """Gives the run its end: FINISHED, FAILED or KILLED."""
+        """Sets the run's end status: FINISHED, FAILED or KILLED."""
 
     def upload(self, run: Run, path: str, text: str) -> None:
         """Stores `text` as an artifact of the run, replacing what was at `path`."""
 
     def upload_file(self, run: Run, path: str, file: Path) -> None:
-        """The same for a file of any size, which is not held in memory. Raises OSError, for a link too."""
+        """Does the same for a file of any size, without holding it in memory.
+
+        Raises OSError, also if `file` is a symbolic link.
+        """
 
     def download(self, run: Run, path: str) -> str | None:
-        """The artifact's text; None when there is none."""
+        """Returns the artifact's text; None if there is none."""

@@ -122,7 +122,7 @@ def test_a_job_without_room_waits_and_says_why(world: World) -> None:
 def test_a_job_that_starts_says_what_it_waits_for(world: World) -> None:
     job = world.starting()
 
-    world.cluster.say(world.name(job), "node-1 is still loading torch")
+    world.cluster.set_message(world.name(job), "node-1 is still loading torch")
     world.round()
 
     assert world.look(job).reason == "starting on 1 worker: node-1 is still loading torch"
@@ -411,7 +411,7 @@ def test_an_attempt_lost_with_the_head_is_launched_again_under_its_name(world: W
 def test_an_attempt_that_finds_no_place_in_time_is_tried_again(world: World) -> None:
     world.cluster.places = False
     job = world.starting(retries=1)
-    world.cluster.say(world.name(job), "waits for 1 CPU")
+    world.cluster.set_message(world.name(job), "waits for 1 CPU")
 
     world.wait(299)
     assert world.look(job).attempt == 1
@@ -421,7 +421,7 @@ def test_an_attempt_that_finds_no_place_in_time_is_tried_again(world: World) -> 
     again = world.look(job)
     assert (again.state, again.attempt, again.failures) == (State.STARTING, 2, 1)
     assert world.cluster.releases == [f"{job.id}-1"]
-    world.cluster.say(world.name(job), "waits for 1 CPU")
+    world.cluster.set_message(world.name(job), "waits for 1 CPU")
     world.wait(300)
     failed = world.rounds(job)
     assert failed.state is State.FAILED
