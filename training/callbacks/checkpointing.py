@@ -1,8 +1,8 @@
-"""What a checkpoint holds, and when one is made: a Lightning callback around `training.checkpoints.folder`.
+"""The Lightning callback that saves checkpoints: when it saves one, and what the checkpoint holds.
 
-A checkpoint is made between two optimizer steps, by all ranks together. Beside what Lightning saves (model,
-optimizers, schedulers, the scaler of mixed precision, loops) it has what an epoch has gathered so far and the
-random generators, so that a run that goes on from it does what it would have done without the break.
+All ranks save a checkpoint together, between two optimizer steps. It holds what Lightning saves (model,
+optimizers, schedulers, gradient scaler, loops), the metrics accumulated so far in the epoch, and the states
+of the random generators. A resumed run therefore continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from training.callbacks import train_state
-from training.callbacks.log_reduction import LoggedValue, go_on
+from training.callbacks.log_reduction import LoggedValue, merge_resumed
 from training.callbacks.stop_vote import StopVote, Vote
 from training.callbacks.train_state import TrainState
 from training.checkpoints.folder import Checkpoints
@@ -37,19 +37,22 @@ Store: TypeAlias = "Checkpoints | ObjectStore"
 
 LIGHTNING = "lightning.ckpt"
 SECONDS_BETWEEN = 10.0
-"""Epochs shorter than this do not each get a checkpoint."""
+"""Minimum time between two checkpoints that are saved only because an epoch has ended."""
 
 
 class StopRequested(BaseException):
-    """The run was asked to save itself, and ends here; no failure. Carries the step that it goes on from."""
+    """Ends a run that was asked to save itself and stop. This is not a failure.
+
+    step: of the last checkpoint, 0 if there is none; up to date on rank 0 only.
+    """
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
         self.step = step
 
 
-class InMemory(TorchCheckpointIO):
-    """Keeps what Lightning would write: a disk that is full must not stop rank 0 between two collectives."""
+class InMemoryCheckpointIO(TorchCheckpointIO):
+    """Keeps Lightning's checkpoint in memory: a full disk must not stop rank 0 between two collectives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,15 +62,15 @@ class InMemory(TorchCheckpointIO):
         self.last = checkpoint
 
 
-class Saving(Callback):
-    """Saves the run: every so many steps or minutes, between epochs, and when it is asked to stop.
+class CheckpointCallback(Callback):
+    """Saves the run every N steps or minutes, between epochs, and when the run is asked to stop.
 
-    Rank 0 alone votes, by its clock and the request in the run's folder; `vote` tells every rank of it with
-    the loss. `busy` is entered around the writing. A checkpoint that cannot be written is a warning: the run
-    goes on, with the one before to fall back on.
+    Only rank 0 votes, from its clock and the stop request in the run's folder; `vote` carries its decision to
+    every rank together with the loss. `busy` is entered while a checkpoint is saved. If a checkpoint cannot
+    be written, rank 0 logs a warning and training continues; the previous checkpoint stays.
 
-    It is made when the next batch is about to begin, because only then all that belongs to a step is done,
-    metrics, schedulers and validation included.
+    The checkpoint is saved just before the next batch, because only then is everything that belongs to the
+    step complete, including metrics, schedulers and validation.
     """
 
     def __init__(
@@ -85,16 +88,16 @@ class Saving(Callback):
         self.tracker, self.vote, self.busy = tracker, vote, busy
         self.store = store
         self._to_restore = train_state.load(resumed.path) if resumed else None
-        self._half_logged: dict[str, LoggedValue] = {}
+        self._resumed_values: dict[str, LoggedValue] = {}
         self._step = resumed.step if resumed else 0
-        self._saved = resumed.step if resumed else None  # rank 0's is kept up
+        self._saved = resumed.step if resumed else None  # updated on rank 0 only
         self._saved_at = time.monotonic()
 
     def on_before_backward(self, *_: Any) -> None:
-        self.vote.cast(self._wanted() if dist.get_rank() == 0 else Vote.GO_ON)
+        self.vote.cast(self._own_vote() if dist.get_rank() == 0 else Vote.GO_ON)
 
-    def _wanted(self) -> Vote:
-        """After the step that is being made."""
+    def _own_vote(self) -> Vote:
+        """Rank 0's vote on what to do after the current step."""
         if self.folder.stop_request.exists():
             return Vote.SAVE_AND_STOP
         every, minutes = self.settings.every_steps, self.settings.every_minutes
@@ -107,14 +110,14 @@ class Saving(Callback):
     ) -> None:
         if self._to_restore is not None:
             self._to_restore.restore(trainer, module)
-            self._half_logged = self._to_restore.logged_by(trainer)
+            self._resumed_values = self._to_restore.logged_by(trainer)
             self._to_restore = None
         if trainer.global_step == self._step:
-            return  # nothing to save, or within an accumulated batch
+            return  # nothing new to save, or between two micro-batches of one step
         self._step = trainer.global_step
-        self.store.release()  # all ranks have made a step together: all have read what they go on from
+        self.store.release()  # a step needs all ranks, so each of them has read the checkpoint by now
         decided = self.vote.decision
-        if decided is Vote.GO_ON and batch_idx == 0 and self._long_since_the_last(trainer):
+        if decided is Vote.GO_ON and batch_idx == 0 and self._epoch_checkpoint_is_due(trainer):
             decided = Vote.SAVE
         if decided is not Vote.GO_ON:
             self._save(trainer, module, batch_idx)
@@ -122,55 +125,55 @@ class Saving(Callback):
             raise StopRequested(self._saved or 0)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self._half_logged:
-            go_on(trainer, self._half_logged)
+        if self._resumed_values:
+            merge_resumed(trainer, self._resumed_values)
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        go_on(trainer, self._half_logged)
-        self._half_logged = {}
+        merge_resumed(trainer, self._resumed_values)
+        self._resumed_values = {}
 
-    def _long_since_the_last(self, trainer: Trainer) -> bool:
-        # Every rank asks, rank 0's clock decides.
-        long = torch.tensor(
+    def _epoch_checkpoint_is_due(self, trainer: Trainer) -> bool:
+        # Collective: every rank gets here, and rank 0's clock decides.
+        due = torch.tensor(
             [float(time.monotonic() - self._saved_at >= SECONDS_BETWEEN)],
             device=trainer.strategy.root_device,
         )
-        dist.broadcast(long, 0)
-        return bool(long)
+        dist.broadcast(due, 0)
+        return bool(due)
 
     def _save(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
         with self.busy("saving a checkpoint"):
             state = train_state.gather(trainer, module, seed=self.seed)
             io = trainer.strategy.checkpoint_io
-            assert isinstance(io, InMemory)
+            assert isinstance(io, InMemoryCheckpointIO)
             trainer.save_checkpoint("kept in memory")
             if state is not None:
-                _as_before_the_batch(io.last, trainer.current_epoch, batch_idx)
+                _rewind_one_batch(io.last, trainer.current_epoch, batch_idx)
                 self._write(trainer, io.last, state, batch_idx)
             io.last = {}
         self._saved_at = time.monotonic()
 
     def _write(self, trainer: Trainer, lightning: dict[str, Any], state: TrainState, batch_idx: int) -> None:
-        # In the middle of an epoch the last validation's value is that of other weights.
+        # In the middle of an epoch, the last validation's value belongs to older weights.
         value = trainer.callback_metrics.get(self.settings.monitor) if batch_idx == 0 else None
         try:
-            # First what the tracker has taken: a run that goes on from here does not make these points again.
+            # The tracker first: a run that resumes from here does not log these points again.
             self.tracker.sync()
             with self.store.writing(self._step, metric=None if value is None else float(value)) as folder:
                 torch.save(lightning, folder / LIGHTNING)
                 state.save(folder)
             self._saved = self._step
-        except (OSError, RuntimeError) as error:  # torch wraps what the disk says in a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch wraps errors of the disk in a RuntimeError
             last = self._saved
-            instead = "there is none before it" if last is None else f"the last one is of step {last}"
+            fallback = "there is no earlier one" if last is None else f"the last one is of step {last}"
             log.warning(
-                "the checkpoint of step %d could not be written: %s. The training goes on; %s. %s",
-                *(self._step, error, instead, self.store.remedy),
+                "the checkpoint of step %d could not be written: %s. Training continues; %s. %s",
+                *(self._step, error, fallback, self.store.remedy),
             )
 
 
-def checkpoints(spec: Spec, folder: RunFolder) -> Store:
-    """The store of the run's checkpoints."""
+def checkpoint_store(spec: Spec, folder: RunFolder) -> Store:
+    """Returns the store of the run's checkpoints: a folder, or object storage if the run has a URL for it."""
     settings = spec.training.checkpoint
     if folder.checkpoints_url is None:
         return Checkpoints(folder.checkpoints, keep_last=settings.keep_last, mode=settings.mode)
@@ -179,8 +182,8 @@ def checkpoints(spec: Spec, folder: RunFolder) -> Store:
     return ObjectStore(folder.checkpoints_url, keep_last=settings.keep_last, mode=settings.mode)
 
 
-def _as_before_the_batch(lightning: dict[str, Any], epoch: int, batch_idx: int) -> None:
-    """Lightning has drawn the batch that is about to begin, and would take it for done."""
+def _rewind_one_batch(lightning: dict[str, Any], epoch: int, batch_idx: int) -> None:
+    """Rewinds the loops' state by one batch: Lightning has fetched the next one and would count it done."""
     fit_loop = lightning["loops"]["fit_loop"]
     fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
     fit_loop["state_dict"]["combined_loader"] = [{"epoch": epoch, "batch": batch_idx}]

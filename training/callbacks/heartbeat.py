@@ -1,4 +1,4 @@
-"""From Lightning to the watchdog: every hook that shows that a rank is getting on."""
+"""The callback that reports a rank's progress in Lightning's hooks to the watchdog."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from training.hangs.watchdog import Watchdog
 
 
 class Heartbeat(Callback):
-    """Put it first among the callbacks, so that what another one does is seen as after its hook."""
+    """Reports progress in every hook. Must be the first callback, so that time spent in the others counts
+    as spent after this hook.
+    """
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
@@ -89,7 +91,7 @@ class Heartbeat(Callback):
         self._watchdog.progress(trainer.global_step, "after the last epoch")
 
     def _at_batch(self, trainer: Trainer, doing: str, batch: int, *, done: bool = False) -> None:
-        """The step is the one that is being made, or the last one."""
+        """Reports progress at the current step; at the last completed one if `done`."""
         step = trainer.global_step + (not done)
         self._watchdog.progress(step, f"{doing} {batch} of epoch {trainer.current_epoch}")
 

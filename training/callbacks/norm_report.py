@@ -1,7 +1,7 @@
-"""What synchronizing changes in a training, by layer and step: from `sync_bn.observe` to the tracker.
+"""The callback that logs what synchronizing changes, per layer and step, as `sync_bn.observe` measures it.
 
 NoReport      observes nothing
-└── NormReport  every N-th optimizer step of rank 0: as metrics, and at the end as a heat map
+└── NormReport  observes every N-th optimizer step on rank 0; logs metrics and finally draws a heat map
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from training.spec import Norm
 from training.tracking.tracker import Tracker
 
 FIGURE = "norm_noise.png"
-COLUMNS = 256  # of the heat map; a screen shows hardly more
+COLUMNS = 256  # the heat map's maximum width; a screen hardly shows more
 
 
 class NoReport(Callback):
     """Observes nothing."""
 
     def draw(self, folder: Path) -> list[Path]:  # noqa: ARG002
-        """Writes the figure of what was observed into `folder`, if anything was; returns what it wrote."""
+        """Writes the figure of the observed steps, if any, to `folder`; returns the files written."""
         return []
 
 
 def norm_report(norm: Norm, rank: int, tracker: Tracker) -> NoReport:
-    """Rank 0 observes, where the spec asks for it."""
+    """Returns a NormReport on rank 0 if the spec sets `norm.observe_every`, a NoReport otherwise."""
     return NormReport(tracker, norm.observe_every) if norm.observe_every and rank == 0 else NoReport()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ObservedStep:
-    """An optimizer step that has been observed; its report waits to be read."""
+    """An observed optimizer step whose report has not been read yet."""
 
     step: int
     epoch: int
@@ -53,13 +53,13 @@ class _ObservedStep:
 class NormReport(NoReport):
     """Logs `norm/LAYER/MEASURE`, for each of sync_bn's MEASURES, at every `every`-th optimizer step.
 
-    Of several batches in a step, and of several calls of a layer, the last counts. Values that are not finite
-    are left out. It takes no collective. Steps that are not observed run as if it were not there; those that
-    are, in a world of one rank, take sync_bn's arithmetic in place of torch's: the same up to rounding.
+    If a step has several batches, or a layer is called several times, the last call counts. Values that are
+    not finite are left out. It needs no collective. Steps that are not observed are unaffected. With one
+    rank, observed steps use sync_bn's arithmetic instead of torch's, which is equal up to rounding.
 
-    Belongs before the other callbacks. A step is read when the next batch has come to its loss: `GlobalLoss`
-    waits for the device there anyway, so that reading costs no more than the copies; and nothing of that
-    batch is logged yet, which would end the step's line in `metrics.jsonl`.
+    Must come before `GlobalLoss` in the list of callbacks. A step's report is read once the next batch has
+    computed its loss: `GlobalLoss` waits for the device there anyway, so reading costs only the copies, and
+    that batch has logged nothing yet, which would end the step's line in `metrics.jsonl`.
     """
 
     def __init__(self, tracker: Tracker, every: int) -> None:
@@ -72,7 +72,7 @@ class NormReport(NoReport):
         self._unread: list[_ObservedStep] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Converted by now. Without the wrapper around it, its layers have the names that the user gave them.
+        # The model is converted by now. Without its wrapper, the layers have the names that the user knows.
         self._model = pl_module.model if isinstance(pl_module, Supervised) else pl_module
         layers = {m: name for name, m in self._model.named_modules() if isinstance(m, SyncBatchNorm)}
         self._overview = Overview(layers)
@@ -82,8 +82,8 @@ class NormReport(NoReport):
             say("norm.observe_every: there is nothing to observe, because the model has no BatchNorm")
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._observing.close()  # a batch that the module skipped has no end
-        # A batch may be a part of a step, or several steps: which is known when it ends.
+        self._observing.close()  # a batch that the module skipped does not call on_train_batch_end
+        # A batch may be part of a step or contain several; only its end tells which step it completed.
         if trainer.global_step + 1 >= self._due:
             self._report = self._observing.enter_context(observe(self._model))
 
@@ -91,7 +91,7 @@ class NormReport(NoReport):
         self._read()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._read()  # where this batch had no backward
+        self._read()  # if this batch had no backward pass
         self._observing.close()
         if self._report is not None and trainer.global_step >= self._due:
             at = {"step": trainer.global_step, "epoch": trainer.current_epoch}
@@ -100,11 +100,11 @@ class NormReport(NoReport):
         self._report = None
 
     def on_train_epoch_end(self, *_: Any) -> None:
-        self._read()  # before the checkpoint: an attempt that goes on from it does not see this step again
+        self._read()  # before the checkpoint: an attempt that resumes from it does not see this step again
 
     def on_exception(self, *_: Any) -> None:
         self._observing.close()
-        # What happened is what the user must read, not that a device that failed cannot be read either.
+        # The original error must reach the user, not a second one from reading a failed device.
         with suppress(Exception):
             self._read()
 
@@ -125,21 +125,21 @@ class NormReport(NoReport):
     def _read(self) -> None:
         while self._unread:
             observed = self._unread.pop()
-            found = {observation.layer: observation for observation in observed.report.observations()}
-            if not found:  # all layers are in evaluation
+            by_layer = {observation.layer: observation for observation in observed.report.observations()}
+            if not by_layer:  # all layers are in evaluation mode
                 continue
             metrics = {
                 f"norm/{layer or 'model'}/{measure}": float(getattr(observation, measure))
-                for layer, observation in found.items()
+                for layer, observation in by_layer.items()
                 for measure in MEASURES
             }
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self.tracker.log(observed.step, observed.epoch, finite)
-            self._overview.add(observed.step, found)
+            self._overview.add(observed.step, by_layer)
 
 
 class Overview(Report):
-    """The report of a whole training in bounded memory: of all steps at most COLUMNS, evenly spread."""
+    """The report of a whole training run in bounded memory: at most COLUMNS steps, evenly spaced."""
 
     def __init__(self, layers: Mapping[SyncBatchNorm, str]) -> None:
         super().__init__(layers, every=1)
@@ -151,7 +151,7 @@ class Overview(Report):
         return [step for step, _ in self._columns]
 
     def add(self, step: int, observations: Mapping[str, Observation]) -> None:
-        """Takes the observations of a step, by layer."""
+        """Adds a step's observations, by layer name; older steps may be dropped to keep the spacing even."""
         if self._added % self._stride == 0:
             self._columns.append((step, observations))
         self._added += 1
@@ -160,7 +160,7 @@ class Overview(Report):
             self._stride *= 2
 
     def heat_map(self, measure: str = "mean_noise") -> tuple[Tensor, list[int]]:
-        """As that of any report; the last column is the last step that was kept."""
+        """As `Report.heat_map`; the last column is the last step that was kept."""
         values = [
             [getattr(column.get(layer), measure, math.nan) for _, column in self._columns]
             for layer in self.layers

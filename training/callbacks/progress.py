@@ -1,4 +1,4 @@
-"""From Lightning to the tracker: what modules log, and where the run stands."""
+"""The logger and callback that pass Lightning's logged values and the run's progress to the tracker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class LightningLogger(Logger):
-    """Hands every `self.log` of a module to the tracker, at the step that `ProgressReporter` says."""
+    """Passes everything that a module logs to the tracker, at the step that `ProgressReporter` sets."""
 
     def __init__(self, tracker: Tracker) -> None:
         super().__init__()
@@ -35,18 +35,18 @@ class LightningLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *_args: Any, **_kwargs: Any) -> None:
-        """The spec is what is logged as parameters."""
+        """Ignores Lightning's hyperparameters: the spec is logged as parameters instead."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: ARG002
-        # Lightning's own step counts from 0 and, after fitting, not at all.
+        # Lightning's `step` starts at 0 and does not advance after fitting.
         values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
         if values:
             self.tracker.log(self.step, self.epoch, values)
 
 
 class ProgressReporter(Callback):
-    """Says where the run stands: to the tracker at every step, to the log every few seconds."""
+    """Reports the run's progress to the tracker at every step, and to the log every few seconds."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
@@ -73,7 +73,7 @@ class ProgressReporter(Callback):
 
 
 def _loss_of(trainer: Trainer) -> dict[str, float]:
-    """Lightning has not seen this one: it is the global batch's."""
+    """Returns `train_loss` over the global batch, which Lightning's own metrics lack."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     values = [callback.value for callback in callbacks if isinstance(callback, GlobalLoss)]
     return {"train_loss": values[0]} if values else {}

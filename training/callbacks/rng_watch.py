@@ -1,7 +1,7 @@
-"""Which layers draw random numbers, as dropout does.
+"""The callback that finds layers that draw random numbers, such as dropout.
 
-Each worker draws its own, so with such a layer curves on different numbers of workers agree statistically and
-not to the last digits. Who compares them must know.
+Each worker draws its own numbers. With such a layer, curves on different numbers of workers agree
+statistically but not to the last digit, which anyone who compares them must know.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TAG = "syncbn.noise_per_rank"
 
 
 class RngWatch(Callback):
-    """Says once, after the first batch of a fit, in which modules one of torch's default generators moved.
+    """Reports once, after the first batch of a fit, which modules drew from torch's default generators.
 
-    On rank 0, in the log and as a tag of the run; nothing where nothing moved. Communicates with no rank.
-    Not seen: generators of the user's own, NumPy's and Python's, and layers that begin to draw later.
+    Only rank 0 reports, in the log and as a tag of the run, and only if a module drew. Uses no collective.
+    It does not see the user's own generators, those of NumPy and Python, or layers that start to draw later.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -44,7 +44,7 @@ class RngWatch(Callback):
             self._watch = _DrawRecorder(pl_module, trainer.strategy.root_device)
 
     def on_before_backward(self, *_: Any) -> None:
-        # Activation checkpointing winds the generators back and runs layers again, which draws nothing new.
+        # Activation checkpointing rewinds the generators and runs layers again: no new draws.
         if self._watch:
             self._watch.pause()
 
@@ -54,7 +54,7 @@ class RngWatch(Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self._watch:
-            self._say(self._watch.end())
+            self._report(self._watch.end())
             self._watch = None
 
     def on_exception(self, *_: Any) -> None:
@@ -62,77 +62,79 @@ class RngWatch(Callback):
             self._watch.end()
             self._watch = None
 
-    def _say(self, found: Mapping[str, str]) -> None:
-        if not found:
+    def _report(self, drawn_in: Mapping[str, str]) -> None:
+        if not drawn_in:
             return
-        layers = _listed([f"{name} ({kind})" for name, kind in found.items()])
+        layers = _joined([f"{name} ({kind})" for name, kind in drawn_in.items()])
         say(
-            f"this model draws random numbers on each worker for itself, in {layers}: "
+            f"this model draws random numbers on each worker separately, in {layers}: "
             "curves on different numbers of workers will agree statistically, not exactly"
         )
-        self.tracker.tags({TAG: _listed(list(found))})
+        self.tracker.tags({TAG: _joined(list(drawn_in))})
 
 
 class _DrawRecorder:
-    """Ascribes each movement of a generator to the innermost module whose forward runs at that moment.
+    """Attributes each draw to the innermost module whose forward is running, from creation until `end`.
 
-    From creation until `end`. It uses torch's hooks for all modules and not those of the modules, because
-    some take none (ScriptModule), some compute otherwise with one (TransformerEncoderLayer, in evaluation),
-    and what is compiled would be compiled again without it.
+    It uses torch's global module hooks instead of hooks on each module: some modules take none
+    (ScriptModule), some compute differently with one (TransformerEncoderLayer in evaluation mode), and
+    compiled modules would be compiled again when a hook is removed.
     """
 
     def __init__(self, module: LightningModule, device: torch.device) -> None:
         self._device = device
-        # By id: a metric of torchmetrics changes its hash with its state.
+        # By id, because a torchmetrics metric changes its hash with its state.
         self._labels = {
             id(layer): (public_name(name), type(layer).__name__)
             for name, layer in module.named_modules()
             if name
         }
         self._running = [("training_step", type(module).__name__)]
-        self._found: dict[str, str] = {}
+        self._drawn_in: dict[str, str] = {}
         warnings.filterwarnings("ignore", message="Using `torch.compile.*` when there are global hooks")
         self._hooks = [
             register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),  # after an exception, too
+            register_module_forward_hook(self._leave, always_call=True),  # also after an exception
         ]
         self.resume()
 
     def resume(self) -> None:
+        """Starts recording; draws since `pause` are ignored."""
         self._watching, self._last = True, self._states()
 
     def pause(self) -> None:
-        self._ascribe()
+        """Stops recording until `resume`."""
+        self._attribute()
         self._watching = False
 
     def end(self) -> dict[str, str]:
-        """The class names of the modules that drew by the modules' names, in the order of their draws."""
-        self._ascribe()
+        """Removes the hooks. Returns the class name of each module that drew, by name, in order of draws."""
+        self._attribute()
         for hook in self._hooks:
             hook.remove()
-        return self._found
+        return self._drawn_in
 
     def _enter(self, layer: nn.Module, _inputs: Any) -> None:
         if torch.compiler.is_compiling():
-            return  # this would become part of what is compiled
+            return  # otherwise this code would be compiled into the model
         if self._watching and id(layer) in self._labels:
-            self._ascribe()
+            self._attribute()
             self._running.append(self._labels[id(layer)])
 
     def _leave(self, layer: nn.Module, _inputs: Any, _output: Any) -> None:
         if torch.compiler.is_compiling():
             return
         if self._watching and id(layer) in self._labels:
-            self._ascribe()
+            self._attribute()
             self._running.pop()
 
-    def _ascribe(self) -> None:
-        """What moved since the last time is the innermost module's."""
+    def _attribute(self) -> None:
+        """Attributes a generator's change since the last call to the innermost running module."""
         if self._watching:
             states = self._states()
             if states != self._last:
                 name, kind = self._running[-1]
-                self._found.setdefault(name, kind)
+                self._drawn_in.setdefault(name, kind)
             self._last = states
 
     def _states(self) -> list[bytes]:
@@ -142,6 +144,6 @@ class _DrawRecorder:
         return [state.numpy().tobytes() for state in states]
 
 
-def _listed(names: list[str]) -> str:
+def _joined(names: list[str]) -> str:
     more = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN] + ([f"and {more} more"] if more > 0 else []))

@@ -1,4 +1,4 @@
-"""How ranks decide together, once a step, whether to save the run and whether to stop it."""
+"""The vote of all ranks, once per optimizer step, on whether to save the run and whether to stop it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from enum import IntEnum
 
 
 class Vote(IntEnum):
+    """One rank's vote; the highest vote wins."""
+
     GO_ON = 0
     SAVE = 1
     SAVE_AND_STOP = 2
 
 
 class StopVote:
-    """Shared by the callback that wants something and the one that asks all ranks (`GlobalLoss`).
+    """Passes votes from the callback that casts them to the one that counts them (`GlobalLoss`).
 
-    cast: sets this rank's vote, before the backward pass. decision: the highest vote of any rank, the same on
-    all of them; it stands from the last micro-batch of a step until the next micro-batch.
+    own: this rank's vote, cast before the backward pass. decision: the highest vote of any rank, the same on
+    all ranks; valid from the last micro-batch of a step until the next micro-batch.
     """
 
     def __init__(self) -> None:
@@ -33,5 +35,5 @@ class StopVote:
         self._own = vote
 
     def count(self, *, save: float, stop: float) -> None:
-        """How many ranks voted to save, and how many of these to stop as well."""
+        """Sets the decision. save, stop: the numbers of ranks that voted to save, and also to stop."""
         self._decision = Vote.SAVE_AND_STOP if stop else Vote.SAVE if save else Vote.GO_ON

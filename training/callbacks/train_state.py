@@ -1,12 +1,12 @@
-"""What a training carries from step to step beside its weights: random generators and half-counted metrics.
+"""The training state beside weights and optimizers: random generators, and metrics of an unfinished epoch.
 
-Random generators are each rank's own. They are restored if the number of ranks is the same, and seeded anew
-from (seed, step, rank) otherwise. Metrics of the running epoch are saved as their sums over all ranks and
-restored on rank 0 alone, so any number of ranks may go on. What else a module has logged in the epoch is
-saved by rank (`log_reduction`).
+Each rank has its own random generators. They are restored if the world size is unchanged, and reseeded from
+(seed, step, rank) otherwise. Metrics of the current epoch are saved as sums over all ranks and restored on
+rank 0 only, so the run may resume with any world size. Other values that a module has logged in the epoch
+are saved per rank (`log_reduction`).
 
-The file holds tensors, numbers, strings, lists and dicts alone, and no class: it loads with
-`weights_only=True`, and these modules may change.
+The file holds only tensors, numbers, strings, lists and dicts. It contains no classes, so it loads with
+`weights_only=True` and survives changes to these modules.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
 
-from training.callbacks.log_reduction import LoggedValue, partial_means, share_of
+from training.callbacks.log_reduction import LoggedValue, values_for_rank, values_of_epoch
 
 FILE, EARLIER_FILE = "train_state.pt", "carried.pt"
 SHARED_BY_ALL = (dim_zero_max, dim_zero_min, dim_zero_mean)
-"""Reductions that give the same whether one rank has the value or all have it: all get it."""
-GIVEN_TO_ONE = (dim_zero_sum, dim_zero_cat)
+"""Reductions whose result is the same whether one rank or all ranks hold the value: restored on all ranks."""
+HELD_BY_ONE = (dim_zero_sum, dim_zero_cat)
+"""Reductions that would count a value once per rank: restored on rank 0 only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Of all ranks. generators, logged: one for each rank; metrics: states by their names in the module."""
+    """The state of all ranks. generators, logged: one entry per rank; metrics: by name in the module."""
 
     seed: int
     step: int
@@ -46,7 +47,7 @@ class TrainState:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
-        """Puts everything back except what `logged_by` returns. Every rank calls it."""
+        """Restores everything except what `logged_by` returns. Every rank must call it."""
         for name, metric in _metrics(module).items():
             if name in self.metrics:
                 _restore(metric, self.metrics[name])
@@ -56,19 +57,20 @@ class TrainState:
             _seed_generators(self.seed, self.step, trainer.global_rank)
 
     def logged_by(self, trainer: Trainer) -> dict[str, LoggedValue]:
-        """What this rank goes on from (`log_reduction.go_on`)."""
-        return share_of(self.logged, trainer.global_rank, trainer.world_size)
+        """Returns the logged values that this rank resumes with (see `log_reduction.merge_resumed`)."""
+        return values_for_rank(self.logged, trainer.global_rank, trainer.world_size)
 
     def save(self, folder: Path) -> None:
+        """Writes the state to a file in `folder`."""
         torch.save(asdict(self), folder / FILE)
 
 
 def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainState | None:
-    """The state now. Collective: every rank calls it, rank 0 gets it, the others get None."""
+    """Returns the current state on rank 0, None on the others. Collective: every rank must call it."""
     own: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(own, (_generators(), partial_means(trainer)))
+    dist.all_gather_object(own, (_generators(), values_of_epoch(trainer)))
     metrics = _metrics(module)
-    # Whether a metric was updated, ranks may see differently; whether to sync it, they must agree on.
+    # Ranks may differ in whether a metric was updated, but they must agree on whether to sync it.
     updates = torch.tensor([metric._update_count for metric in metrics.values()], device=module.device)
     dist.all_reduce(updates)
     states = {
@@ -85,54 +87,54 @@ def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainStat
 
 
 def load(folder: Path) -> TrainState:
-    """That of a checkpoint."""
+    """Returns the state saved in the checkpoint in `folder`."""
     if not (folder / FILE).exists():
-        return _load_earlier(folder / EARLIER_FILE)
-    found = torch.load(folder / FILE, weights_only=True)
-    logged = [{name: LoggedValue(**value) for name, value in rank.items()} for rank in found["logged"]]
-    return TrainState(**{**found, "logged": logged})
+        return _load_version_0_1(folder / EARLIER_FILE)
+    fields = torch.load(folder / FILE, weights_only=True)
+    logged = [{name: LoggedValue(**value) for name, value in rank.items()} for rank in fields["logged"]]
+    return TrainState(**{**fields, "logged": logged})
 
 
-def _load_earlier(path: Path) -> TrainState:
-    """Version 0.1 pickled two classes and the arrays of NumPy's generator. Only their attributes are read."""
+def _load_version_0_1(path: Path) -> TrainState:
+    """Reads a state of version 0.1, which pickled two classes and NumPy arrays. Only attributes are read."""
     arrays: list[Any] = [_reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     classes = [(SimpleNamespace, name) for name in ("training.carried.Carried", "training.logged.Logged")]
     with torch.serialization.safe_globals([*arrays, *classes]):
-        found = vars(torch.load(path, weights_only=True))
-    generators = [{**rank, "numpy": _numpy_state(rank["numpy"])} for rank in found["generators"]]
-    logged = [{name: LoggedValue(**vars(value)) for name, value in rank.items()} for rank in found["logged"]]
-    return TrainState(**{**found, "generators": generators, "logged": logged})
+        fields = vars(torch.load(path, weights_only=True))
+    generators = [{**rank, "numpy": _numpy_state(rank["numpy"])} for rank in fields["generators"]]
+    logged = [{name: LoggedValue(**vars(value)) for name, value in rank.items()} for rank in fields["logged"]]
+    return TrainState(**{**fields, "generators": generators, "logged": logged})
 
 
 def _metrics(module: LightningModule) -> dict[str, Metric]:
-    """Those that can be saved: every state is added up over ranks, or is the same on all."""
+    """Returns the metrics that can be saved, by name: every state has a reduction listed above."""
     return {
         name: metric
         for name, metric in module.named_modules()
         if isinstance(metric, Metric)
-        and all(reduction in SHARED_BY_ALL + GIVEN_TO_ONE for reduction in metric._reductions.values())
+        and all(reduction in SHARED_BY_ALL + HELD_BY_ONE for reduction in metric._reductions.values())
     }
 
 
 def _synced(metric: Metric) -> dict[str, Any]:
     with metric.sync_context(distributed_available=lambda: True):
-        return {name: _copied(value) for name, value in metric.metric_state.items()}
+        return {name: _cloned(value) for name, value in metric.metric_state.items()}
 
 
 def _restore(metric: Metric, saved: dict[str, Any]) -> None:
     metric.reset()
     for name, value in saved["state"].items():
         if metric._reductions[name] in SHARED_BY_ALL or dist.get_rank() == 0:
-            setattr(metric, name, _on(value, metric.device))
+            setattr(metric, name, _to_device(value, metric.device))
     metric._update_count = saved["updates"] if dist.get_rank() == 0 else min(saved["updates"], 1)
     metric._computed = None
 
 
-def _copied(value: Any) -> Any:
+def _cloned(value: Any) -> Any:
     return [item.clone() for item in value] if isinstance(value, list) else value.clone()
 
 
-def _on(value: Any, device: torch.device) -> Any:
+def _to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, list):
         return [item.to(device) for item in value]
     assert isinstance(value, Tensor)
@@ -149,7 +151,7 @@ def _generators() -> dict[str, Any]:
 
 
 def _numpy_state(state: Any) -> tuple[Any, ...]:
-    """The same with a list in place of the array."""
+    """Returns NumPy's generator state with its array as a list of ints."""
     name, key, *rest = state
     return name, [int(word) for word in key], *rest
 

@@ -142,9 +142,9 @@ class RankRun:
 
     @contextmanager
     def _store(self) -> Iterator[Store]:
-        from training.callbacks.checkpointing import checkpoints
+        from training.callbacks.checkpointing import checkpoint_store
 
-        store = checkpoints(self.spec, self.folder)
+        store = checkpoint_store(self.spec, self.folder)
         try:
             yield store
         finally:

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from sync_bn import check_ranks
 from sync_bn.lightning import SyncBatchNormPlugin
-from training.callbacks.checkpointing import InMemory, Saving, Store
+from training.callbacks.checkpointing import CheckpointCallback, InMemoryCheckpointIO, Store
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.heartbeat import Heartbeat
 from training.callbacks.progress import LightningLogger, ProgressReporter
@@ -41,7 +41,7 @@ def make_trainer(
     resumed: Saved | None,
 ) -> Trainer:
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
-    plugins: list[Any] = [context.environment(), InMemory()]
+    plugins: list[Any] = [context.environment(), InMemoryCheckpointIO()]
     if synchronized:
         group = process_group(spec.norm, context.node_rank)
         plugins.append(SyncBatchNormPlugin(process_group=group))
@@ -63,7 +63,7 @@ def make_trainer(
             KeepSignals(),
             # Before RngWatch, which looks whether random generators move: it puts them back. Before
             # GlobalLoss, which counts the votes: it casts one.
-            Saving(spec, folder, tracker, store, vote=vote, busy=watchdog.busy, resumed=resumed),
+            CheckpointCallback(spec, folder, tracker, store, vote=vote, busy=watchdog.busy, resumed=resumed),
             RngWatch(tracker),
             norm_report,
             GlobalLoss(tracker, vote),

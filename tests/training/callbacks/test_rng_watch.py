@@ -186,7 +186,7 @@ def test_the_innermost_modules_that_draw_are_named_in_the_log_and_in_a_tag(
 
     names = ", ".join(layer.split()[0] for layer in found.split(", "))
     assert watched.tags == [{"syncbn.noise_per_rank": names}]
-    assert f"draws random numbers on each worker for itself, in {found}: {CONSEQUENCE}\n" in watched.printed
+    assert f"draws random numbers on each worker separately, in {found}: {CONSEQUENCE}\n" in watched.printed
     assert watched.printed.count("draws") == 1
 
 

@@ -26,7 +26,7 @@ from tests.training.checkpoints.test_checkpoints import newest, save, save_as
 from tests.training.s3_server import BUCKET, S3Server, running_s3
 from tests.training.test_interrupted_runs import assert_bitwise
 from tests.training.worlds import Worlds
-from training.callbacks.checkpointing import checkpoints
+from training.callbacks.checkpointing import checkpoint_store
 from training.checkpoints.bucket import Bucket
 from training.checkpoints.object_store import ObjectStore
 
@@ -416,7 +416,7 @@ def resumed(rank: int, environment: Mapping[str, str], url: str, folder: Path) -
     own = rank_run(rank, spec_of(), folder, checkpoints_url=url, keep_results=False)
     own.context = replace(context(own.assignment), local_rank=rank // 2, node_rank=min(rank, 1))
     with client(environment, folder / f"tmp-{rank}"):
-        store = checkpoints(own.spec, own.folder)
+        store = checkpoint_store(own.spec, own.folder)
         found = own._resumed(store)
         assert found is not None
         text = (found.path / "model.pt").read_text()
