@@ -1,4 +1,4 @@
-"""Checkpoints of a run, in a folder or in S3: each is there as a whole or not at all.
+"""Stores for a run's checkpoints, in a folder or in S3: a checkpoint exists completely or not at all.
 
 May import nothing else of this project.
 """

@@ -1,7 +1,7 @@
-"""Files in object storage that speaks S3, by their names under a URL.
+"""The files under a URL in S3-compatible object storage.
 
-Credentials, region and endpoint are those of the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_REGION, AWS_ENDPOINT_URL), or what else the AWS SDK finds.
+Credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_REGION, AWS_ENDPOINT_URL) or from any other source of the AWS SDK.
 """
 
 from __future__ import annotations
@@ -22,39 +22,40 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 PART_BYTES = 32 * 2**20
-"""S3 takes 10,000 parts: files of up to 320 GB."""
-PARTS_ON_THE_WAY = 4
-_FOR_GOOD = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH")
+"""S3 allows 10,000 parts per file, so a file may have up to 320 GB."""
+PARTS_IN_FLIGHT = 4
+"""Parts of an upload held in memory before waiting for their transfer."""
+_PERMANENT = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH")
 
 
 class StorageUnavailable(OSError):
-    """The storage did not do what it was asked to; names the URL.
-
-    `for_good`: it would not the next time either, because there is no such bucket or it lets nobody in.
-    """
+    """A request to the storage failed. The message names the URL."""
 
     @property
-    def for_good(self) -> bool:
-        return _FOR_GOOD.search(str(self)) is not None
+    def is_permanent(self) -> bool:
+        """Whether a retry cannot help, because the bucket does not exist or access is denied."""
+        return _PERMANENT.search(str(self)) is not None
 
 
 class File(NamedTuple):
-    """`size` in bytes."""
+    """A file in the bucket. size: in bytes."""
 
     name: str
     size: int
     written_at: datetime
 
 
-def _or_unavailable(
+def _translate_errors(
     method: Callable[Concatenate[Bucket, Parameters], Result],
 ) -> Callable[Concatenate[Bucket, Parameters], Result]:
+    """Makes a method raise StorageUnavailable for errors of the storage."""
+
     @wraps(method)
     def call(bucket: Bucket, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return method(bucket, *args, **kwargs)
         except (OSError, ArrowException) as error:
-            if getattr(error, "errno", None):  # a file that is not there, or this machine's own disk
+            if getattr(error, "errno", None):  # a missing file, or this machine's own disk
                 raise
             raise StorageUnavailable(errno.EIO, str(error), bucket.url) from error
 
@@ -62,76 +63,76 @@ def _or_unavailable(
 
 
 class Bucket:
-    """Every method blocks. Tries three times, then raises StorageUnavailable."""
+    """The files under `url`. Every method blocks, tries three times, then raises StorageUnavailable."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
-    @_or_unavailable
+    @_translate_errors
     def files(self) -> list[File]:
-        """All of them."""
-        storage, root = self._opened
+        """Lists all files."""
+        storage, root = self._filesystem
         try:
-            found = storage.get_file_info(fs.FileSelector(root, recursive=True))
-        except FileNotFoundError:  # no file yet; a bucket that is not there is another error
+            infos = storage.get_file_info(fs.FileSelector(root, recursive=True))
+        except FileNotFoundError:  # no file yet; a missing bucket raises another error
             return []
         return [
-            File(info.path.removeprefix(f"{root}/"), info.size, info.mtime) for info in found if info.is_file
+            File(info.path.removeprefix(f"{root}/"), info.size, info.mtime) for info in infos if info.is_file
         ]
 
-    @_or_unavailable
+    @_translate_errors
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
-        storage, root = self._opened
+        """Returns a file's content. Raises FileNotFoundError."""
+        storage, root = self._filesystem
         with storage.open_input_file(f"{root}/{name}") as source:
             return bytes(source.read())
 
-    @_or_unavailable
+    @_translate_errors
     def download(self, name: str, target: Path) -> None:
-        """Raises FileNotFoundError."""
-        storage, root = self._opened
+        """Copies a file to the local path `target`. Raises FileNotFoundError."""
+        storage, root = self._filesystem
         with storage.open_input_file(f"{root}/{name}") as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy, PART_BYTES)
 
-    @_or_unavailable
+    @_translate_errors
     def write(self, name: str, content: bytes) -> None:
-        """Whole or not at all, in the place of what was there."""
-        storage, root = self._opened
+        """Writes a file atomically, replacing an existing one."""
+        storage, root = self._filesystem
         with storage.open_output_stream(f"{root}/{name}") as target:
             target.write(content)
 
-    @_or_unavailable
+    @_translate_errors
     def upload(self, source: Path, name: str) -> None:
-        """An error may leave a part of it under its name."""
-        storage, root = self._opened
+        """Copies a local file of any size to the storage. After an error, part of it may be there."""
+        storage, root = self._filesystem
         with source.open("rb") as file, storage.open_output_stream(f"{root}/{name}") as target:
             parts = 0
             while part := file.read(PART_BYTES):
-                target.write(part)  # returns at once: what is on its way stays in memory
+                target.write(part)  # returns at once: the part stays in memory until it is sent
                 parts += 1
-                if parts % PARTS_ON_THE_WAY == 0:
+                if parts % PARTS_IN_FLIGHT == 0:
                     target.flush()
 
-    @_or_unavailable
+    @_translate_errors
     def rename(self, name: str, new: str) -> None:
-        """By a copy: for small files."""
-        storage, root = self._opened
+        """Renames a file by copying it: for small files only."""
+        storage, root = self._filesystem
         storage.move(f"{root}/{name}", f"{root}/{new}")
 
-    @_or_unavailable
+    @_translate_errors
     def remove(self, name: str) -> None:
-        storage, root = self._opened
+        storage, root = self._filesystem
         with suppress(FileNotFoundError):
             storage.delete_file(f"{root}/{name}")
 
-    @_or_unavailable
+    @_translate_errors
     def remove_folder(self, name: str) -> None:
-        storage, root = self._opened
+        storage, root = self._filesystem
         with suppress(FileNotFoundError):
             storage.delete_dir(f"{root}/{name}")
 
     @cached_property
-    def _opened(self) -> tuple[Any, str]:
-        """The storage, and what its paths begin with."""
+    def _filesystem(self) -> tuple[Any, str]:
+        """The file system, and the path of `url` in it."""
         storage, root = fs.FileSystem.from_uri(self.url)
         return storage, root

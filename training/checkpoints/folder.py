@@ -1,13 +1,13 @@
-"""The checkpoints of a run: one folder on a file system that all machines share.
+"""A run's checkpoints in one folder on a file system that all machines share.
 
 checkpoints/
-├── step-000000120/   whole: what was saved, and manifest.json with the size and SHA-256 of every file
-├── .writing-…/       on its way; one rename makes it step-…, so that half a checkpoint never has a good name
-├── .deleting-…/      on its way out; it lost its good name before its first file
-└── broken-step-…/    was refused when it should be read; kept for a look at it
+├── step-000000120/   a complete checkpoint: its files, and manifest.json with their sizes and SHA-256
+├── .writing-…/       being written; one rename makes it step-…, so a partial checkpoint never has that name
+├── .deleting-…/      being deleted; it was renamed before its first file was removed
+└── broken-step-…/    failed its check when it was read; kept for inspection
 
-Whatever is killed, at whatever moment, the last checkpoint that was written stays, and stays whole. The file
-system has to rename atomically; no lock is asked of it.
+The last checkpoint written stays complete, whichever process is killed at whichever moment. Requires atomic
+rename from the file system; needs no locks.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from pathlib import Path
 from uuid import uuid4
 
 from training.checkpoints import manifest
-from training.checkpoints.manifest import Saved, Torn, step_of
-from training.checkpoints.retention import BROKEN_KEPT, Mode, comparable, newest_whole, outdated
+from training.checkpoints.manifest import InvalidCheckpoint, Saved, step_of
+from training.checkpoints.retention import BROKEN_KEPT, Mode, comparable, newest_valid, outdated
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Keeps the last `keep_last` checkpoints and the one whose metric is the best, the `mode` of all."""
+    """Keeps the last `keep_last` checkpoints and the one with the best metric.
+
+    mode: whether the best metric is the smallest or the largest one.
+    """
 
     def __init__(self, folder: Path, *, keep_last: int = 2, mode: Mode = "min") -> None:
         assert keep_last >= 1
@@ -38,17 +41,17 @@ class Checkpoints:
 
     @property
     def remedy(self) -> str:
-        """What to do when a checkpoint could not be written."""
+        """What the user can do if a checkpoint cannot be written; ends the warning about it."""
         return f"Make room in {self.folder}."
 
     @contextmanager
     def writing(self, step: int, *, metric: float | None = None) -> Iterator[Path]:
-        """An empty folder for the files of a checkpoint, subfolders allowed. One process of a run calls this.
+        """Yields an empty folder for the files of a checkpoint. Only one process of a run may call this.
 
-        Left without an error, the checkpoint is on disk and in place, and what is not to be kept any more is
-        gone. On any error, that of a full disk included, nothing of it stays and the error goes on. Where
-        the step has a whole checkpoint already, that one stays, and learns the metric if it had none.
-        Raises ValueError for a symbolic link and for a file named manifest.json.
+        When the context exits, the checkpoint is in place and synced to disk, and outdated checkpoints are
+        deleted. On any error, such as a full disk, the draft is removed and the error is raised again. If the
+        step already has a valid checkpoint, that one stays and gets the metric if it had none.
+        Raises ValueError for symbolic links and for a file named manifest.json.
         """
         metric = comparable(metric)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,32 +61,32 @@ class Checkpoints:
             yield draft
             manifest.seal(draft, step, metric)
             _make_durable(draft)
-            self._put_in_place(draft, self.folder / f"step-{step:09d}", metric)
+            self._publish(draft, self.folder / f"step-{step:09d}", metric)
         except BaseException:
             _remove(draft)
             raise
         self._retain()
 
     def latest_valid(self) -> Saved | None:
-        """The newest whole checkpoint, every byte of it verified; None where there is none.
+        """Returns the newest valid checkpoint, every byte of it verified; None if there is none.
 
-        Newer ones that are not whole are set aside and reported, and what killed writers left is removed:
-        called where no other process writes. Raises OSError where the storage does not answer: that is no
-        reason to go back to an older checkpoint.
+        Sets newer invalid ones aside with a warning, and removes what killed writers left behind. Call it
+        only while no other process writes. Raises OSError if the storage does not answer, instead of going
+        back to an older checkpoint.
         """
-        for left in self._named(r"\.writing-.*"):
-            # Renamed first: should its writer live after all, it cannot put half of it in place.
-            _discard(left)
-        for left in self._named(r"\.deleting-.*"):
-            _remove(left)
-        return newest_whole([path.name for path in self._newest_first()], self._read, self._refuse)
+        for leftover in self._matching(r"\.writing-.*"):
+            # Race closed: renamed first, so a writer that still lives cannot put a partial draft in place.
+            _discard(leftover)
+        for leftover in self._matching(r"\.deleting-.*"):
+            _remove(leftover)
+        return newest_valid([path.name for path in self._newest_first()], self._read, self._refuse)
 
     def fetch_to_node(self, saved: Saved) -> Saved:
-        """What `latest_valid` has found on another machine, where this one can read it."""
+        """Returns `saved`, which `latest_valid` found on another machine: this one can read it as well."""
         return saved
 
     def release(self) -> None:
-        """What was found has been read, by all ranks of this machine."""
+        """Does nothing: there is no local copy to remove. Call it when all ranks have read the checkpoint."""
 
     def _read(self, name: str) -> Saved:
         try:
@@ -92,7 +95,7 @@ class Checkpoints:
             raise OSError(
                 error.errno,
                 f"the checkpoint cannot be read ({error.strerror}): try again when its storage answers, "
-                "or move it away to go on from the one before",
+                "or move it away to resume from the one before",
                 str(self.folder / name),
             ) from error
 
@@ -100,23 +103,23 @@ class Checkpoints:
         self._set_aside(self.folder / name)
         return f"broken-{name}"
 
-    def _put_in_place(self, draft: Path, target: Path, metric: float | None) -> None:
-        while not _renamed(draft, target):
-            # An earlier attempt was here, or one that is not dead yet is here at this moment.
+    def _publish(self, draft: Path, target: Path, metric: float | None) -> None:
+        while not _try_rename(draft, target):
+            # An earlier attempt has written this step, or is writing it now because it is not dead yet.
             try:
                 saved, contents = manifest.verified(target), manifest.read(target)
                 if saved.metric is None and metric is not None:
-                    (draft / manifest.NAME).write_text(manifest.text_of(contents | {"metric": metric}))
+                    (draft / manifest.NAME).write_text(manifest.serialize(contents | {"metric": metric}))
                     _sync(draft / manifest.NAME)
-                    with suppress(FileNotFoundError):  # by now another writer has newer ones
+                    with suppress(FileNotFoundError):  # another writer has newer ones and deleted this one
                         (draft / manifest.NAME).replace(target / manifest.NAME)
                         _sync(target)
                 _remove(draft)
                 break
-            except Torn as fault:
+            except InvalidCheckpoint as fault:
                 if self._set_aside(target):
                     log.warning(
-                        "checkpoint %s is written anew: %s; it is kept as broken-%s",
+                        "checkpoint %s is written again: %s; it is kept as broken-%s",
                         target.name,
                         fault,
                         target.name,
@@ -126,22 +129,22 @@ class Checkpoints:
     def _retain(self) -> None:
         metrics = {}
         for path in self._newest_first():
-            with suppress(Torn):  # what is not whole takes the place of none that is
-                metrics[path.name] = manifest.described(path).metric
+            with suppress(InvalidCheckpoint):  # an invalid checkpoint does not count towards `keep_last`
+                metrics[path.name] = manifest.sizes_checked(path).metric
         for name in outdated(metrics, keep_last=self.keep_last, mode=self.mode):
             _discard(self.folder / name)
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self._named(r"step-\d{9,}"), key=lambda path: step_of(path.name), reverse=True)
+        return sorted(self._matching(r"step-\d{9,}"), key=lambda path: step_of(path.name), reverse=True)
 
-    def _named(self, pattern: str) -> list[Path]:
-        # Not by glob, which takes a folder that it may not read for an empty one.
+    def _matching(self, pattern: str) -> list[Path]:
+        # Not with glob, which treats a folder without read permission as empty.
         if not self.folder.exists():
             return []
         return [path for path in self.folder.iterdir() if re.fullmatch(pattern, path.name)]
 
     def _set_aside(self, path: Path) -> bool:
-        """False where it is gone: another writer has newer ones and did not keep it."""
+        """Renames an invalid checkpoint to broken-…. Returns False if another writer has deleted it."""
         aside = path.with_name(f"broken-{path.name}")
         _discard(aside)
         try:
@@ -149,7 +152,7 @@ class Checkpoints:
         except FileNotFoundError:
             return False
         os.utime(aside, follow_symlinks=False)
-        by_age = sorted(self._named("broken-.*"), key=lambda broken: broken.lstat().st_mtime_ns)
+        by_age = sorted(self._matching("broken-.*"), key=lambda broken: broken.lstat().st_mtime_ns)
         for old in by_age[:-BROKEN_KEPT]:
             _discard(old)
         return True
@@ -162,8 +165,8 @@ def _make_durable(draft: Path) -> None:
         _sync(Path(folder))
 
 
-def _renamed(draft: Path, target: Path) -> bool:
-    """False where something is in the way; an empty folder is not."""
+def _try_rename(draft: Path, target: Path) -> bool:
+    """Renames `draft` to `target`. Returns False if `target` exists and is not an empty folder."""
     try:
         draft.rename(target)
     except OSError as error:
@@ -174,15 +177,16 @@ def _renamed(draft: Path, target: Path) -> bool:
 
 
 def _discard(path: Path) -> None:
+    """Renames the folder first, so that a partly deleted checkpoint never has a valid name."""
     doomed = path.with_name(f".deleting-{path.name}-{uuid4().hex}")
-    with suppress(FileNotFoundError):  # another writer does the same
+    with suppress(FileNotFoundError):  # another writer is deleting it too
         path.rename(doomed)
         _remove(doomed)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)  # a part that stays has no valid name; removed next time
+        shutil.rmtree(path, ignore_errors=True)  # what remains has no valid name and is removed next time
     else:
         path.unlink(missing_ok=True)
 
@@ -192,7 +196,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if not (path.is_dir() and error.errno in {errno.EINVAL, errno.EBADF}):  # some sync no folders
+        if not (path.is_dir() and error.errno in {errno.EINVAL, errno.EBADF}):  # some cannot sync folders
             raise
     finally:
         os.close(descriptor)

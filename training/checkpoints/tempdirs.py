@@ -1,7 +1,7 @@
-"""Temporary folders for whole checkpoints, in TMPDIR. Those that a killed process left go with the next one.
+"""Temporary folders for checkpoints in TMPDIR. A new one removes those that killed processes left behind.
 
-A folder's name begins with the machine and the process that made it: TMPDIR may be on a shared file system,
-and another machine's processes cannot be seen.
+A folder's name starts with the host name and process id of its owner: TMPDIR may be on a shared file system,
+and a process of another machine cannot be looked up.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import psutil
 
 
 class TemporaryFolder:
-    """An empty folder `path`, gone with `remove`, with this object, or with its process."""
+    """An empty folder `path`, deleted by `remove`, with this object, or when its process exits."""
 
     def __init__(self) -> None:
-        of_machine = f"syncbn-{socket.gethostname()}-"
-        _remove_what_is_left(of_machine)
-        self.path = Path(tempfile.mkdtemp(prefix=f"{of_machine}{os.getpid()}-"))
+        prefix = f"syncbn-{socket.gethostname()}-"
+        _remove_stale(prefix)
+        self.path = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
         self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-def _remove_what_is_left(of_machine: str) -> None:
+def _remove_stale(prefix: str) -> None:
     for folder in Path(tempfile.gettempdir()).iterdir():
-        named = re.fullmatch(rf"{re.escape(of_machine)}(\d+)-\w+", folder.name)
+        named = re.fullmatch(rf"{re.escape(prefix)}(\d+)-\w+", folder.name)
         if named and not psutil.pid_exists(int(named[1])):
             shutil.rmtree(folder, ignore_errors=True)

@@ -239,17 +239,19 @@ def of_another_step(saved: Path) -> None:
 
 
 DAMAGES = {
-    "model.pt has other content": lambda saved: flip(saved / "model.pt", 42),
-    "ranks/0.pt has 2 bytes and not 11": lambda saved: (saved / "ranks" / "0.pt").write_text("ra"),
+    "model.pt has different content": lambda saved: flip(saved / "model.pt", 42),
+    "ranks/0.pt has 2 bytes instead of 11": lambda saved: (saved / "ranks" / "0.pt").write_text("ra"),
     "model.pt is missing": lambda saved: (saved / "model.pt").unlink(),
-    "ranks/1.pt is no part of it": lambda saved: (saved / "ranks" / "1.pt").write_text(""),
-    "link is no part of it": lambda saved: (saved / "link").symlink_to("ranks"),
-    "model.pt is no file": with_a_link_for_a_file,
+    "ranks/1.pt is not part of it": lambda saved: (saved / "ranks" / "1.pt").write_text(""),
+    "link is not part of it": lambda saved: (saved / "link").symlink_to("ranks"),
+    "model.pt is not a file": with_a_link_for_a_file,
     "manifest.json is missing": lambda saved: (saved / "manifest.json").unlink(),
-    "manifest.json is no JSON": lambda saved: (saved / "manifest.json").write_bytes(b'{"format": 1, \xff'),
-    "manifest.json is none of a checkpoint": lambda saved: (saved / "manifest.json").write_text("[]"),
-    "manifest.json is not as it was written": with_another_metric,
-    "it is of format 2, and this version of the software reads 1": of_a_newer_format,
+    "manifest.json is not valid JSON": lambda saved: (saved / "manifest.json").write_bytes(
+        b'{"format": 1, \xff'
+    ),
+    "manifest.json is not a checkpoint manifest": lambda saved: (saved / "manifest.json").write_text("[]"),
+    "manifest.json was changed after it was written": with_another_metric,
+    "it has format 2, but this version of the software reads 1": of_a_newer_format,
     "it was saved as step 1": of_another_step,
     "it is a symbolic link": as_a_link,
     "manifest.json is missing ": as_a_file,
@@ -271,7 +273,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert f"checkpoint step-000000002 is not used: {fault.strip()}" in record.message
-    assert "it is kept as broken-step-000000002; the run goes on from step-000000001" in record.message
+    assert "it is kept as broken-step-000000002; the run resumes from step-000000001" in record.message
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
@@ -332,7 +334,7 @@ def test_storage_that_does_not_answer_is_an_error_and_no_reason_to_go_back(
     path = checkpoints.folder / unreadable
 
     path.chmod(0)
-    with pytest.raises(PermissionError, match="move it away to go on" if unreadable else "checkpoints"):
+    with pytest.raises(PermissionError, match="move it away to resume" if unreadable else "checkpoints"):
         checkpoints.latest_valid()
     path.chmod(0o700)
 
@@ -374,7 +376,7 @@ def test_a_step_that_is_there_but_broken_is_replaced(
 
     assert (newest(checkpoints).path / "model.pt").read_text() == "second"
     assert names(checkpoints.folder) == ["broken-step-000000001", "step-000000001"]
-    assert "step-000000001 is written anew: model.pt has other content" in caplog.text
+    assert "step-000000001 is written again: model.pt has different content" in caplog.text
 
 
 def test_two_writers_of_the_same_steps_do_no_harm(tmp_path: Path) -> None:

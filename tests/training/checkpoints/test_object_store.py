@@ -171,10 +171,10 @@ def changed(bucket: Bucket, upload: str) -> None:
 
 
 DAMAGES: Mapping[str, Callable[[Bucket, str], None]] = {
-    "model.pt has other content than was saved": changed,
-    "model.pt has 2 bytes and not 10": lambda bucket, upload: bucket.write(f"{upload}/model.pt", b"mo"),
+    "model.pt has different content than was saved": changed,
+    "model.pt has 2 bytes instead of 10": lambda bucket, upload: bucket.write(f"{upload}/model.pt", b"mo"),
     "ranks/0.pt is missing": lambda bucket, upload: bucket.remove(f"{upload}/ranks/0.pt"),
-    "manifest.json is no JSON": lambda bucket, upload: bucket.write(f"{upload}/manifest.json", b"{"),
+    "manifest.json is not valid JSON": lambda bucket, upload: bucket.write(f"{upload}/manifest.json", b"{"),
 }
 
 
@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
 
     (record,) = caplog.records
     assert f"checkpoint {two} is not used: {fault}; it is kept as {store.url}/{two}" in record.message
-    assert record.message.endswith(f"the run goes on from {one}")
+    assert record.message.endswith(f"the run resumes from {one}")
     assert "broken-manifest.json" in files(store.url)[two]
     assert newest(store).step == 1
     assert len(caplog.records) == 1
@@ -245,7 +245,7 @@ def test_a_step_that_is_there_but_broken_is_replaced(
 
     assert list(temporary.iterdir()) == []
     assert (newest(store).path / "model.pt").read_text() == "second"
-    assert f"{broken} is written anew: model.pt has other content" in caplog.text
+    assert f"{broken} is written again: model.pt has different content" in caplog.text
     assert "broken-manifest.json" in files(store.url)[broken]
 
 
@@ -259,7 +259,7 @@ def test_an_upload_that_was_cleared_away_does_not_become_a_checkpoint(store: Obj
 
     late = ObjectStore(url)
     late._bucket = Slow(url)
-    with pytest.raises(OSError, match=r"was cleared away.*runs"):
+    with pytest.raises(OSError, match=r"was removed meanwhile.*runs"):
         save(late, 2)
 
     assert list(uploads(url)) == [1]
@@ -358,7 +358,7 @@ def test_storage_that_does_not_answer_is_asked_again_and_at_last_an_error(
         patient = pool.submit(ObjectStore(url).latest_valid)
         with pytest.raises(OSError, match=f"connect to server.*{url}"):
             ObjectStore(url, retry_seconds=0).latest_valid()
-        while "it is asked again" not in caplog.text:
+        while "retrying for another" not in caplog.text:
             assert not patient.done()
             time.sleep(0.05)
         try:
@@ -465,7 +465,7 @@ def test_storage_that_goes_away_costs_checkpoints_but_not_the_steps_of_a_run(
     actual, left = ends[0]
     assert "the checkpoint of step 20 could not be written" in actual.said
     assert "the last one is of step 10" in actual.said
-    assert f"See to it that {url} can be written" in actual.said
+    assert f"Make sure that {url} can be written" in actual.said
     assert left == []
     assert "stopped as asked, saved at step 10" in actual.said
     assert [row["step"] for row in actual.rows] == list(range(1, 26))
