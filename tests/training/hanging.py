@@ -140,7 +140,7 @@ def train(what: str, folder: Path, rank: int, world_size: int) -> None:
 
 def wait_until_written(hang: Path, rank: int, step: int) -> None:
     """A process that is stuck in C or stopped cannot say later where it is."""
-    while (place := last_position(RankFiles(hang).sign_of_life(rank))) is None or place.step < step:
+    while (position := last_position(RankFiles(hang).position_content(rank))) is None or position.step < step:
         time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""Finds ranks that make no step, and says where they stand.
+"""Detects ranks that make no progress, and reports where they are stuck.
 
 May import `protocol`.
 """

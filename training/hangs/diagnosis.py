@@ -1,4 +1,4 @@
-"""Why a run hung, from what its ranks have written: for the driver, after the workers ended."""
+"""The diagnosis of a hang from the files that the ranks have written, made after the ranks have ended."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.hangs.rank_files import HangReport, Position, RankFiles
-from training.hangs.stack_traces import Frame, Stack, innermost, shown, waits_for_ranks
+from training.hangs.stack_traces import Frame, Stack, formatted, innermost, waits_for_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hang:
-    """rank: the one that the others wait for; None if there is no single one. step: where it stands.
+    """The diagnosis of a hang.
 
-    message: one line that says what happened, a blank one, and the stacks of all ranks.
+    rank: the one that the others wait for; None if there is no single one. step: the optimizer step of that
+    rank. message: one line that says what happened, a blank line, and the stacks of all ranks.
     """
 
     rank: int | None
@@ -24,7 +25,7 @@ class Hang:
 
 @dataclass(frozen=True, kw_only=True)
 class _Account:
-    """What is known of a rank: its report, or only its last position, or nothing."""
+    """What is known about a rank: its report, or only its last position, or nothing."""
 
     rank: int
     position: Position | None = None
@@ -35,7 +36,7 @@ class _Account:
         return self.report is None and not (self.position and self.position.ended)
 
     @property
-    def is_old(self) -> bool:
+    def is_outdated(self) -> bool:
         return self.is_silent or (self.report is not None and self.report.dumped)
 
     @property
@@ -64,7 +65,7 @@ class _Account:
 
 
 def hang_report(folder: Path) -> Hang | None:
-    """None: no rank was found to make no progress, whatever else ended the run."""
+    """Returns the diagnosis from the files in `folder`; None if no rank has reported a hang."""
     files = RankFiles(folder)
     reports = {report.position.rank: report for report in files.reports()}
     if not reports:
@@ -87,17 +88,17 @@ def hang_report(folder: Path) -> Hang | None:
 
 
 def _step(accounts: Sequence[_Account], blamed: Sequence[_Account]) -> int:
-    """The last that a rank wrote before it could not any more may be old; those that wait know better."""
-    is_old = any(account.is_old for account in blamed)
-    return max(account.step for account in (accounts if is_old else blamed))
+    """Returns the step of the hang: the blamed ranks' own or, if that may be outdated, the latest of all."""
+    is_outdated = any(account.is_outdated for account in blamed)
+    return max(account.step for account in (accounts if is_outdated else blamed))
 
 
 def _blamed(accounts: Sequence[_Account]) -> Sequence[_Account]:
-    """Those that the others wait for: each rule narrows down whom the one before left, or says nothing."""
-    left = accounts
+    """Returns the ranks that the others wait for: each rule that selects any rank narrows the candidates."""
+    candidates = accounts
     for rule in (_silent_ones, _with_fewest_collectives, _not_waiting, _with_fewest_steps):
-        left = rule(left) or left
-    return left
+        candidates = rule(candidates) or candidates
+    return candidates
 
 
 def _silent_ones(accounts: Sequence[_Account]) -> Sequence[_Account]:
@@ -105,7 +106,7 @@ def _silent_ones(accounts: Sequence[_Account]) -> Sequence[_Account]:
 
 
 def _with_fewest_collectives(accounts: Sequence[_Account]) -> Sequence[_Account]:
-    """A rank that waits has entered a collective that the one it waits for has not."""
+    """A waiting rank has entered a collective that the rank it waits for has not entered."""
     counts = [account.position.collectives if account.position else None for account in accounts]
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
@@ -125,25 +126,28 @@ def _what_happened(accounts: Sequence[_Account], blamed: Sequence[_Account]) -> 
     others = [account for account in accounts if account not in blamed]
     if len(blamed) > 1 and all(account.waits for account in blamed):
         seconds = min(account.report.seconds for account in blamed if account.report)
-        parts = [f"{ranks} waited {_waiting(one)}" for ranks, one in _alike(blamed, _waiting)]
+        parts = [f"{ranks} waited {_waiting(one)}" for ranks, one in _grouped(blamed, _waiting)]
         why = (
-            "they wait in different collectives, one of them has skipped some"
+            "they wait in different collectives, so one of them has skipped some"
             if len(parts) > 1
-            else "they wait in the same collective: the network between them failed, or they called it for "
+            else "they wait in the same collective: the network between them failed, or they called it with "
             "tensors of different shapes"
         )
         return f"no rank made progress for {seconds:.0f} s: {'; '.join(parts)}; {why}"
-    parts = [f"{ranks} {_stuck(one)}" for ranks, one in _alike(blamed, _stuck)]
+    parts = [f"{ranks} {_stuck(one)}" for ranks, one in _grouped(blamed, _stuck)]
     whom = "it" if len(blamed) == 1 else "them"
 
-    def stood(account: _Account) -> str:
-        return f"{f'waited for {whom}' if _is_ahead(account, blamed) else 'stood'} {_waiting(account)}"
+    def whereabouts(account: _Account) -> str:
+        return f"{f'waited for {whom}' if _is_ahead(account, blamed) else 'was'} {_waiting(account)}"
 
-    return "; ".join(parts + [f"{ranks} {stood(one)}" for ranks, one in _alike(others, stood)])
+    return "; ".join(parts + [f"{ranks} {whereabouts(one)}" for ranks, one in _grouped(others, whereabouts)])
 
 
 def _is_ahead(account: _Account, blamed: Sequence[_Account]) -> bool:
-    """On a GPU a rank waits wherever it reads a value, after the collective; its stack does not tell."""
+    """Returns whether a rank waits for `blamed`, by its stack or its count of collectives.
+
+    The stack alone is not enough: on a GPU, a rank blocks where it reads a value after the collective.
+    """
     return account.waits or account not in (_with_fewest_collectives([account, *blamed]) or [account])
 
 
@@ -154,10 +158,10 @@ def _stuck(account: _Account) -> str:
         )
     if account.report is None:
         return f"had left the training {account.doing}"
-    where = account.frame or "a position unknown"
-    if account.is_old:
+    where = account.frame or "an unknown position"
+    if account.is_outdated:
         return (
-            f"made no progress, last heard of {account.doing}: stuck at {where}, in C code that keeps "
+            f"made no progress, last heard of {account.doing}: stuck at {where}, in C code that holds "
             "Python's global lock"
         )
     return f"made no progress for {account.report.seconds:.0f} s {account.doing}: stuck at {where}"
@@ -167,11 +171,14 @@ def _waiting(account: _Account) -> str:
     return f"{account.doing} at {account.frame}" if account.frame else account.doing
 
 
-def _alike(accounts: Sequence[_Account], said: Callable[[_Account], str]) -> list[tuple[str, _Account]]:
-    """Ranks of which the same is to be said, together; hundreds of ranks wait in the same position."""
+def _grouped(accounts: Sequence[_Account], text: Callable[[_Account], str]) -> list[tuple[str, _Account]]:
+    """Groups ranks by their text: hundreds of ranks may wait at the same position.
+
+    Returns each group's ranks as text, and one of its accounts.
+    """
     groups: dict[str, list[_Account]] = {}
     for account in accounts:
-        groups.setdefault(said(account), []).append(account)
+        groups.setdefault(text(account), []).append(account)
     return [(_ranks(group), group[0]) for group in groups.values()]
 
 
@@ -188,7 +195,7 @@ def _stacks(accounts: Sequence[_Account]) -> str:
     )
     stacks = (
         f"\n{ranks} {one.doing}:\n{_all_threads(one)}"
-        for ranks, one in _alike(accounts, lambda account: account.doing + _all_threads(account))
+        for ranks, one in _grouped(accounts, lambda account: account.doing + _all_threads(account))
     )
     return processes + "".join(stacks)
 
@@ -196,5 +203,5 @@ def _stacks(accounts: Sequence[_Account]) -> str:
 def _all_threads(account: _Account) -> str:
     if account.report is None:
         return "  no stack\n"
-    threads = [f"  thread {name}:\n{shown(stack)}" for name, stack in account.report.threads.items()]
-    return shown(account.report.stack) + "".join(threads)
+    threads = [f"  thread {name}:\n{formatted(stack)}" for name, stack in account.report.threads.items()]
+    return formatted(account.report.stack) + "".join(threads)

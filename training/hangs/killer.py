@@ -1,7 +1,7 @@
-"""A small process beside a rank, which ends it where it cannot end itself.
+"""A small process beside each rank that kills the rank if it cannot end itself.
 
-A process that keeps Python's global lock in C code, or that was stopped, runs none of its own Python. The
-sentinel imports nothing of this project: it runs this file alone.
+A process that is stopped, or that holds Python's global lock in C code, cannot run Python code of its own.
+The killer process runs only this file and imports nothing else of this project.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import sys
 from contextlib import suppress
 from time import monotonic
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class Killer:
-    """Kills this process once the time is over that `allow` gave it last."""
+    """Kills this process when the time of the last `allow` has run out."""
 
     def __init__(self) -> None:
-        # The same process group: whoever backoff the group backoff the sentinel with it.
+        # In the rank's process group, so that killing the group also ends the killer.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -31,13 +31,13 @@ class Killer:
         )
 
     def allow(self, seconds: float) -> None:
-        """From now on; replaces what was allowed before."""
+        """Sets the remaining time, counted from now; replaces the previous one."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(f"{seconds}\n".encode())
 
     def close(self) -> None:
-        """Dismisses it; it is gone when this returns."""
+        """Ends the killer process; blocks until it has exited."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.kill()
@@ -45,18 +45,20 @@ class Killer:
 
 
 def _guard(pid: int) -> None:
-    """Counts only time in which it runs itself, so that a pause of both does not count."""
-    left, before = float("inf"), monotonic()
-    # Data loaders that were forked from the rank may keep the pipe open longer than it lives.
-    while left > 0 and os.getppid() == pid:
-        told, _, _ = select.select([0], [], [], _LOOK_SECONDS)
+    """Kills the rank when its time runs out. Counts only time in which this process runs: a pause of both
+    processes does not count.
+    """
+    remaining, before = float("inf"), monotonic()
+    # The parent is checked too: data loaders forked from the rank may keep the pipe open after its death.
+    while remaining > 0 and os.getppid() == pid:
+        readable, _, _ = select.select([0], [], [], _POLL_SECONDS)
         now = monotonic()
-        left, before = left - min(now - before, 2 * _LOOK_SECONDS), now
-        if told:
+        remaining, before = remaining - min(now - before, 2 * _POLL_SECONDS), now
+        if readable:
             text = os.read(0, 65536)
             if not text:
                 return
-            left = float(text.split()[-1])
+            remaining = float(text.split()[-1])
     if os.getppid() == pid:
         os.kill(pid, signal.SIGKILL)
 

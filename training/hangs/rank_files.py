@@ -1,8 +1,8 @@
-"""What ranks tell one another, and the driver, about where they stand: files in a folder that all see.
+"""The files by which ranks report their position to one another, in a folder that all ranks share.
 
-Two files a rank. `rank-3.position` is overwritten every second or so: one record of fixed length, after
-which `faulthandler` writes the stack of a process that cannot do it itself. `rank-3.json` exists while the
-rank has made no progress for too long.
+Each rank has two files. `rank-3.position` is overwritten about once a second: one record of fixed length,
+after which `faulthandler` writes the stack of a process that cannot do so itself. `rank-3.json` exists while
+the rank has made no progress for too long.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, Self
 from training.hangs.stack_traces import Frame, Stack, dumped_stack
 
 _RECORD = 4096
-_LONGEST_DOING = 300  # characters; of six bytes each, if it comes to that
+_LONGEST_DOING = 300  # characters, each of up to six bytes in JSON
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a rank stands.
+    """The position of a rank in its training.
 
-    thread: ident of the one that trains. collectives: how many the rank has entered in the default group,
-    None without a group. limit: seconds without progress from which on it counts as hung. tick: rises while
-    the process lives.
+    thread: ident of the training thread. doing: what the rank is doing at `step`. collectives: number entered
+    in the default process group, None without a group. limit: seconds without progress after which the rank
+    counts as hung. tick: increases while the process runs.
     """
 
     rank: int
@@ -42,16 +42,17 @@ class Position:
     ended: bool = False
 
     def record(self) -> bytes:
+        """Returns the position as a record of fixed length."""
         text = json.dumps(asdict(replace(self, doing=self.doing[:_LONGEST_DOING])))
         return text.encode().ljust(_RECORD)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HangReport:
-    """A rank that made no progress: for how many seconds, and its stacks.
+    """The report of a rank that made no progress.
 
-    stack: of the thread that trains. threads: of others. dumped: by C code, since the process kept Python's
-    global lock.
+    seconds: time without progress. stack: of the training thread. threads: stacks of other threads by name.
+    dumped: whether `faulthandler` wrote the stack, because the process held Python's global lock.
     """
 
     position: Position
@@ -76,47 +77,51 @@ class HangReport:
 
 @dataclass(frozen=True)
 class RankFiles:
+    """The position files and hang reports of all ranks in the folder `path`."""
+
     path: Path
 
     def report(self, report: HangReport) -> None:
-        """Atomic: whoever sees it sees all of it."""
+        """Writes a rank's report atomically."""
         temporary = self.path / f"rank-{report.position.rank}.tmp"
         temporary.write_text(report.to_json(), encoding="utf-8")
         temporary.replace(self._report(report.position.rank))
 
     def withdraw(self, rank: int) -> None:
+        """Deletes a rank's report, if there is one."""
         self._report(rank).unlink(missing_ok=True)
 
     def reported(self) -> set[int]:
-        """The ranks that have made no progress for too long."""
+        """Returns the ranks that have reported no progress for too long."""
         return {_rank_of(path.name) for path in self.path.glob("rank-*.json")}
 
-    def sign_of_life(self, rank: int) -> bytes:
-        """Changes while the rank's process runs; empty if it never did."""
+    def position_content(self, rank: int) -> bytes:
+        """Returns the bytes of a rank's position file, which change while the process runs; b"" if missing."""
         try:
             return self.position_file(rank).read_bytes()
         except FileNotFoundError:
             return b""
 
     def positions(self) -> list[Position]:
-        """The last that is known of each rank, in order, as far as anything is."""
+        """Returns the last known position of each rank that has written one, in order of rank."""
         ranks = sorted(_rank_of(path.name) for path in self.path.glob("rank-*.position"))
-        return [position for rank in ranks if (position := last_position(self.sign_of_life(rank)))]
+        return [position for rank in ranks if (position := last_position(self.position_content(rank)))]
 
     def reports(self) -> list[HangReport]:
-        """Of ranks that made no progress, in order: their own, or what was dumped in their place."""
-        found = {
+        """Returns the hang reports in order of rank: a rank's own, or one made from its dump."""
+        reports = {
             rank: HangReport.from_json(self._report(rank).read_text("utf-8")) for rank in self.reported()
         }
         for position in self.positions():
-            if position.rank not in found and (dump := dump_in(self.sign_of_life(position.rank))):
+            if position.rank not in reports and (dump := dump_in(self.position_content(position.rank))):
                 stack = dumped_stack(dump, position.thread)
-                found[position.rank] = HangReport(
+                reports[position.rank] = HangReport(
                     position=position, seconds=position.limit, stack=stack, dumped=True
                 )
-        return [found[rank] for rank in sorted(found)]
+        return [reports[rank] for rank in sorted(reports)]
 
     def position_file(self, rank: int) -> Path:
+        """Returns the path of a rank's position file."""
         return self.path / f"rank-{rank}.position"
 
     def _report(self, rank: int) -> Path:
@@ -124,21 +129,21 @@ class RankFiles:
 
 
 class PositionFile:
-    """The rank's own position, as an open file: a write costs no round trip over a network."""
+    """This rank's position file, kept open so that a write needs no round trip on a network file system."""
 
     def __init__(self, path: Path) -> None:
-        path.unlink(missing_ok=True)  # a process of an earlier start may still have it open
+        path.unlink(missing_ok=True)  # a process of an earlier start may still have the old file open
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-        os.lseek(self.descriptor, _RECORD, os.SEEK_SET)  # where a dump goes
+        os.lseek(self.descriptor, _RECORD, os.SEEK_SET)  # faulthandler writes a dump here
 
-    def write(self, position: Position, *, through: bool = False) -> None:
-        """through: at once for readers on other machines too."""
+    def write(self, position: Position, *, sync: bool = False) -> None:
+        """Overwrites the record. sync: whether to sync it, so that other machines see it at once."""
         if os.lseek(self.descriptor, 0, os.SEEK_CUR) > _RECORD:
-            # Dumped, but alive: the process was paused.
+            # A stack was dumped, but the process is alive: it was only paused. Remove the dump.
             os.ftruncate(self.descriptor, _RECORD)
             os.lseek(self.descriptor, _RECORD, os.SEEK_SET)
         os.pwrite(self.descriptor, position.record(), 0)
-        if through:
+        if sync:
             os.fsync(self.descriptor)
 
     def close(self) -> None:
@@ -146,17 +151,19 @@ class PositionFile:
 
 
 def last_position(content: bytes) -> Position | None:
-    with suppress(ValueError, TypeError):  # not written yet, or half
+    """Returns the position in a position file's content; None if it is missing or incomplete."""
+    with suppress(ValueError, TypeError):  # not written yet, or only in part
         return Position(**json.loads(content[:_RECORD]))
     return None
 
 
 def dump_in(content: bytes) -> str:
+    """Returns the stack dump in a position file's content; empty if there is none."""
     return content[_RECORD:].decode(errors="replace")
 
 
-def is_settled(content: bytes) -> bool:
-    """Whether a rank with this in its file will not say more: it has ended, or cannot run."""
+def cannot_progress(content: bytes) -> bool:
+    """Returns whether a rank with this position file has ended or is stuck, so that it will not progress."""
     position = last_position(content)
     return bool(dump_in(content)) or (position is not None and position.ended)
 

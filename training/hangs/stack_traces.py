@@ -1,4 +1,4 @@
-"""Where a thread of Python stands, for people: its frames, which of them is the user's, whether it waits."""
+"""The stacks of Python threads: their frames, whether these are user code, and whether the thread waits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ _ROOT = Path(__file__).parents[2]
 _OURS = tuple(f"{_ROOT / package}{os.sep}" for package in ("training", "sync_bn"))
 _LIBRARY = re.compile(r"[/\\](site-packages|dist-packages|lib[/\\]python3\.\d+)[/\\]|^<")
 _WAITS = re.compile(r"torch[/\\]distributed[/\\]|sync_bn[/\\]_handshake\.py$")
-# Under backward, DDP's collectives are C++: the innermost frame of Python is the one that started the engine.
+# In the backward pass DDP's collectives run in C++: the innermost Python frame is the start of the engine.
 _ENGINE = "_engine_run_backward"
 _DUMPED_THREAD = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+)", re.MULTILINE)
 _DUMPED_FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$', re.MULTILINE)
 
 
 class Frame(NamedTuple):
+    """One frame of a stack. source: the line of code, empty if unknown."""
+
     file: str
     line: int
     function: str
@@ -33,7 +35,7 @@ class Frame(NamedTuple):
         return bool(_LIBRARY.search(self.file))
 
     @property
-    def is_users(self) -> bool:
+    def is_user_code(self) -> bool:
         return not self.is_library and not self.file.startswith(_OURS)
 
     def __str__(self) -> str:
@@ -45,11 +47,11 @@ Stack = Sequence[Frame]
 """The frames of a thread, innermost last."""
 
 
-def stacks(watched: int) -> tuple[Stack, dict[str, Stack]]:
-    """The stack of the thread with the ident `watched`, and those of others by name, without daemons.
+def thread_stacks(watched: int) -> tuple[Stack, dict[str, Stack]]:
+    """Returns the stack of the thread with the ident `watched`, and the stacks of other threads by name.
 
-    Threads that autograd started for a device belong to the watched one, which waits for them: their frames,
-    if they run Python, follow its own.
+    Daemon threads are left out. While the watched thread waits for the autograd engine, the frames of the
+    engine's own threads are appended to its stack, if these run Python.
     """
     running = {ident: _frames(frame) for ident, frame in sys._current_frames().items()}
     known = {thread.ident: thread for thread in threading.enumerate()}
@@ -65,30 +67,30 @@ def stacks(watched: int) -> tuple[Stack, dict[str, Stack]]:
 
 
 def dumped_stack(dump: str, watched: int) -> Stack:
-    """The stack of the thread with the ident `watched` in what `faulthandler` wrote; empty without it."""
+    """Returns the stack of the thread `watched` from a dump of `faulthandler`; empty if it is not there."""
     parts = _DUMPED_THREAD.split(dump)[1:]
     for ident, frames in zip(parts[::2], parts[1::2], strict=True):
         if int(ident, 16) == watched:
-            found = [_with_source(*match.groups()) for match in _DUMPED_FRAME.finditer(frames)]
-            return found[::-1]
+            stack = [_with_source(*match.groups()) for match in _DUMPED_FRAME.finditer(frames)]
+            return stack[::-1]
     return []
 
 
 def innermost(stack: Stack) -> Frame | None:
-    """The frame that says most: the user's innermost, else this project's, else a library's."""
-    for is_telling in (lambda frame: frame.is_users, lambda frame: not frame.is_library, lambda _: True):
-        if found := next(filter(is_telling, reversed(stack)), None):
-            return found
+    """Returns the innermost frame of user code, or else of this project, or else of a library."""
+    for is_match in (lambda frame: frame.is_user_code, lambda frame: not frame.is_library, lambda _: True):
+        if frame := next(filter(is_match, reversed(stack)), None):
+            return frame
     return None
 
 
 def waits_for_ranks(stack: Stack) -> bool:
-    """Whether a thread is in a collective, or in something else that ends when other ranks come."""
+    """Returns whether a thread is in a collective, the backward pass, or another wait for other ranks."""
     return any(_WAITS.search(frame.file) or frame.function == _ENGINE for frame in _since_project(stack))
 
 
-def shown(stack: Stack) -> str:
-    """As in a traceback, innermost last, indented by two."""
+def formatted(stack: Stack) -> str:
+    """Formats a stack like a traceback, innermost frame last, indented by two."""
     return "".join(
         f'  File "{frame.file}", line {frame.line}, in {frame.function}\n'
         + (f"    {frame.source}\n" if frame.source else "")
@@ -97,7 +99,7 @@ def shown(stack: Stack) -> str:
 
 
 def _since_project(stack: Stack) -> Iterator[Frame]:
-    """From the innermost frame outwards to the first that is the user's or this project's."""
+    """Yields frames from the innermost outwards, up to the first of user code or of this project."""
     for frame in reversed(stack):
         yield frame
         if not frame.is_library:
@@ -105,8 +107,8 @@ def _since_project(stack: Stack) -> Iterator[Frame]:
 
 
 def _frames(frame: object) -> Stack:
-    found = traceback.extract_stack(frame)  # type: ignore[arg-type]
-    return [Frame(each.filename, each.lineno or 0, each.name, each.line or "") for each in found]
+    summary = traceback.extract_stack(frame)  # type: ignore[arg-type]
+    return [Frame(each.filename, each.lineno or 0, each.name, each.line or "") for each in summary]
 
 
 def _with_source(file: str, line: str, function: str) -> Frame:

@@ -1,15 +1,15 @@
-"""Finds a rank that makes no progress, on that rank: it reports where it stands, and ends its process.
+"""The watchdog of a rank: detects that the rank makes no progress, reports where it is, and ends it.
 
-Each rank watches itself, without a word to the others while all is well. A rank that made no progress for
-too long writes its report and looks at what the other ranks write (`hangs.rank_files`). As long as one of
-them is alive and not hung itself, this one may be waiting for it, and goes on waiting: rank 0 may evaluate or
-save alone. When none is left the run hangs for certain, and every process ends.
+Each rank watches itself and does not communicate while it makes progress. A rank without progress for too
+long writes a report and reads the files of the other ranks (`hangs.rank_files`). While another rank is alive
+and not hung, this one may be waiting for it and keeps waiting: rank 0 may be evaluating or saving alone. If
+there is no such rank, the run hangs, and every process ends.
 
     the training thread waits or loops     this module's thread reports and ends the process
-    C code keeps Python's global lock      faulthandler's thread writes the stack, the sentinel kills
-    the process is stopped                 the others report that it did not answer, the sentinel kills
+    C code holds Python's global lock      faulthandler's thread writes the stack, the killer kills
+    the process is stopped                 the other ranks report that it did not answer, the killer kills
 
-Time is counted in ticks of the thread that watches, so a pause of the process or of the machine is no hang.
+Time is counted in ticks of the watching thread, so a pause of the process or the machine is not a hang.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from types import TracebackType
 from typing import Self
 
 from training.hangs.killer import Killer
-from training.hangs.rank_files import HangReport, Position, PositionFile, RankFiles, is_settled
-from training.hangs.stack_traces import stacks
+from training.hangs.rank_files import HangReport, Position, PositionFile, RankFiles, cannot_progress
+from training.hangs.stack_traces import thread_stacks
 from training.protocol import HANG_EXIT_CODE
 
 _LONGEST_TICK = 1.0
-_PATIENCE = 3.0, 60.0
-"""At least and at most: seconds that a rank which hangs gives another one to answer."""
-_DUMP_AFTER = 1.0  # seconds beyond the limit; less than any patience, since a dump is an answer
-_KILL_AFTER = 3.0  # beyond limit and patience: the others say first what they know, then lose their peer
+_ANSWER_SECONDS = 3.0, 60.0
+"""Minimum and maximum seconds that a hung rank waits for a sign of life from another rank."""
+_DUMP_AFTER = 1.0  # seconds beyond the limit; shorter than any answer timeout, since a dump is an answer
+_KILL_AFTER = 3.0  # seconds beyond limit and answer timeout, so that the other ranks can report first
 
 
 class Watchdog:
-    """Watches the thread that enters this context; used on every rank.
+    """Watches the thread that enters this context. Every rank must enter one.
 
-    folder: on a file system that all ranks and the driver share. hang_seconds: without progress. A rank gets
-    `first_step_seconds` instead, if they are more, until `warmed_up` is called: its set-up may take long.
-    step_made: told of every step, at once.
+    folder: shared by all ranks and the process that reads the diagnosis. hang_seconds: time without progress
+    that counts as a hang. first_step_seconds: replaces it, if larger, until `warmed_up`, because set-up may
+    take long. step_made: called with the step at every `progress`.
     """
 
     def __init__(
@@ -64,29 +64,29 @@ class Watchdog:
         self._tick_seconds = min(_LONGEST_TICK, hang_seconds / 10)
         self._ticks = 0
         self._stop = threading.Event()
-        self._patience = min(max(hang_seconds, _PATIENCE[0]), _PATIENCE[1])
-        self._others = _Others(self._files, rank, world_size, self._patience)
+        self._answer_seconds = min(max(hang_seconds, _ANSWER_SECONDS[0]), _ANSWER_SECONDS[1])
+        self._peers = _Peers(self._files, rank, world_size, self._answer_seconds)
 
     def progress(self, step: int, doing: str) -> None:
-        """Says that the rank is getting on: `doing` this, at the optimizer's `step`, counted from 1.
+        """Reports progress: the rank is now `doing` this at optimizer step `step`, counted from 1.
 
-        Costs as much as storing an attribute; call it at whatever may be minutes apart.
+        As cheap as storing an attribute. Call it between all operations that may take minutes.
         """
         self._step_made(step)
-        self._at = (step, doing)  # a new object each time, which is how the other thread knows
+        self._at = (step, doing)  # a new object each time: the watching thread compares identity
 
     @property
     def step(self) -> int:
-        """The one that `progress` named last; 0 before."""
+        """The step of the last `progress`; 0 before the first."""
         return self._at[0]
 
     def warmed_up(self) -> None:
-        """From now on `hang_seconds` count: the first step is through."""
+        """Applies `hang_seconds` from now on. Called after the first step."""
         self._limit = self.hang_seconds
 
     @contextmanager
     def busy(self, doing: str, seconds: float = 3600.0) -> Iterator[None]:
-        """For what takes long without progress, like saving: `seconds` count meanwhile, if they are more."""
+        """Raises the limit to `seconds`, if larger, during a long operation such as saving."""
         step = self._at[0]
         self.progress(step, doing)
         self._busy.append(seconds)
@@ -101,7 +101,7 @@ class Watchdog:
         self._files.path.mkdir(parents=True, exist_ok=True)
         self._files.withdraw(self.rank)
         self._position_file = PositionFile(self._files.position_file(self.rank))
-        self._sentinel = Killer()
+        self._killer = Killer()
         self._arm()
         self._position_file.write(self._position())
         self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -116,55 +116,55 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         self.progress(self._at[0], f"ended with {kind.__name__}" if kind else "ended")
         with suppress(OSError):
-            self._position_file.write(self._position(ended=True), through=True)
+            self._position_file.write(self._position(ended=True), sync=True)
             if kind is None:
-                self._files.withdraw(self.rank)  # after an error it may tell why others are gone
+                self._files.withdraw(self.rank)  # kept after an error: it may explain why others are gone
         self._position_file.close()
-        self._sentinel.close()
+        self._killer.close()
 
     @property
-    def _allowed(self) -> float:
+    def _current_limit(self) -> float:
         return max([self._limit, *self._busy])
 
     def _watch(self) -> None:
-        seen, still, before = self._at, 0.0, monotonic()
+        seen, stalled, before = self._at, 0.0, monotonic()
         while not self._stop.wait(self._tick_seconds):
             now = monotonic()
-            # After a pause the wait has lasted much longer than it was asked to.
+            # A wait much longer than requested means that the process was paused.
             elapsed, before = min(now - before, 2 * self._tick_seconds), now
-            still = still + elapsed if self._at is seen else 0.0
+            stalled = stalled + elapsed if self._at is seen else 0.0
             seen = self._at
             self._arm()
-            with suppress(OSError):  # a file system that is away for a while does not end the training
-                self._tick(still, elapsed)
+            with suppress(OSError):  # a file system that is unavailable for a while must not end the training
+                self._tick(stalled, elapsed)
 
     def _arm(self) -> None:
-        """Puts off what would happen if this thread did not run any more."""
-        allowed = self._allowed
+        """Postpones the dump and the kill, which happen if this thread can no longer run."""
+        allowed = self._current_limit
         faulthandler.dump_traceback_later(allowed + _DUMP_AFTER, file=self._position_file.descriptor)
-        self._sentinel.allow(allowed + self._patience + _KILL_AFTER)
+        self._killer.allow(allowed + self._answer_seconds + _KILL_AFTER)
 
-    def _tick(self, still: float, elapsed: float) -> None:
+    def _tick(self, stalled: float, elapsed: float) -> None:
         self._ticks += 1
         reported = self._files.reported()
-        self._position_file.write(self._position(), through=bool(reported))
-        if still < self._allowed:
+        self._position_file.write(self._position(), sync=bool(reported))
+        if stalled < self._current_limit:
             if self.rank in reported:
                 self._files.withdraw(self.rank)
-            self._others.forget()
+            self._peers.forget()
             return
         if self.rank not in reported:
-            stack, threads = stacks(self._thread)
+            stack, threads = thread_stacks(self._thread)
             self._files.report(
-                HangReport(position=self._position(), seconds=still, stack=stack, threads=threads)
+                HangReport(position=self._position(), seconds=stalled, stack=stack, threads=threads)
             )
-        if not self._others.may_go_on(elapsed):
-            self._end(still)
+        if not self._peers.any_may_progress(elapsed):
+            self._end(stalled)
 
-    def _end(self, still: float) -> None:
+    def _end(self, stalled: float) -> None:
         step, doing = self._at
-        text = f"rank {self.rank}: no progress for {still:.0f} s at step {step} ({doing}); the run hangs\n"
-        os.write(2, text.encode())  # the thread that hangs may hold the lock of sys.stderr
+        text = f"rank {self.rank}: no progress for {stalled:.0f} s at step {step} ({doing}); the run hangs\n"
+        os.write(2, text.encode())  # the hung thread may hold the lock of sys.stderr
         os._exit(HANG_EXIT_CODE)
 
     def _position(self, *, ended: bool = False) -> Position:
@@ -178,42 +178,43 @@ class Watchdog:
             step=step,
             doing=doing,
             collectives=_collectives(),
-            limit=self._allowed,
+            limit=self._current_limit,
             tick=self._ticks,
             ended=ended,
         )
 
 
-class _Others:
-    """The other ranks, as seen by one that hangs."""
+class _Peers:
+    """The other ranks, as seen by a hung rank."""
 
-    def __init__(self, files: RankFiles, rank: int, world_size: int, patience: float) -> None:
-        self._files, self._patience = files, patience
+    def __init__(self, files: RankFiles, rank: int, world_size: int, answer_seconds: float) -> None:
+        self._files, self._answer_seconds = files, answer_seconds
         self._ranks = set(range(world_size)) - {rank}
         self._seen: dict[int, bytes] = {}
         self._silent: dict[int, float] = {}
 
-    def may_go_on(self, elapsed: float) -> bool:
-        """Whether one of them is alive and not hung; it is given `patience` seconds to say so."""
+    def any_may_progress(self, elapsed: float) -> bool:
+        """Returns whether any other rank is alive and not hung. elapsed: seconds since the last call."""
         alive = {rank for rank in self._ranks - self._files.reported() if self._is_alive(rank, elapsed)}
         return bool(alive)
 
     def forget(self) -> None:
+        """Forgets what was seen, because this rank makes progress again."""
         self._seen.clear()
         self._silent.clear()
 
     def _is_alive(self, rank: int, elapsed: float) -> bool:
-        content = self._files.sign_of_life(rank)
-        if is_settled(content):
+        content = self._files.position_content(rank)
+        if cannot_progress(content):
             return False
         is_news = content != self._seen.get(rank)
         self._seen[rank] = content
         self._silent[rank] = 0.0 if is_news else self._silent[rank] + elapsed
-        return self._silent[rank] < self._patience
+        return self._silent[rank] < self._answer_seconds
 
 
 def _collectives() -> int | None:
-    """How many this rank has entered in the default process group; tells who is behind."""
+    """Returns the number of collectives that this rank has entered in the default process group, or None."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
         return None

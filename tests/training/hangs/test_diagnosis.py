@@ -36,7 +36,7 @@ def report(folder: Path, rank: int, *stack: Frame, step: int = 7, collectives: i
     RankFiles(folder).report(HangReport(position=where, seconds=31.4, stack=stack))
 
 
-def write_place(folder: Path, where: Position, dump: str = "") -> None:
+def write_position(folder: Path, where: Position, dump: str = "") -> None:
     file = RankFiles(folder).position_file(where.rank)
     opened = PositionFile(file)
     opened.write(where)
@@ -56,7 +56,7 @@ def sentence(folder: Path) -> str:
 
 def test_places_alone_are_no_hang(tmp_path: Path) -> None:
     for rank in range(3):
-        write_place(tmp_path, position(rank))
+        write_position(tmp_path, position(rank))
 
     assert hang_report(tmp_path) is None
     assert hang_report(tmp_path / "none") is None
@@ -133,7 +133,7 @@ Thread 0x0000000000000abc (most recent call first):
   File "/code/net.py", line 9 in parse
 """
     report(tmp_path, 0, USER, ALL_REDUCE, step=8)
-    write_place(tmp_path, position(1), dump)
+    write_position(tmp_path, position(1), dump)
     report(tmp_path, 2, USER, ALL_REDUCE, step=8)
 
     assert (found(tmp_path).rank, found(tmp_path).step) == (1, 8)  # its own may be of the second before

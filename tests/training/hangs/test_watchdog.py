@@ -77,7 +77,7 @@ def test_a_rank_that_keeps_pythons_lock_is_found_and_killed(tmp_path: Path, worl
     hang, sentence = found(run.hang_folder)
     assert (hang.rank, hang.step) == (world_size - 1, BAD_STEP)
     assert (
-        'in spin (re.match(r"(a+)+$", "a" * 100 + "b")), in C code that keeps Python\'s global lock'
+        'in spin (re.match(r"(a+)+$", "a" * 100 + "b")), in C code that holds Python\'s global lock'
         in sentence
     )
 
