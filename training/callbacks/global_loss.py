@@ -23,7 +23,7 @@ from torch import Tensor
 
 from training.callbacks.stop_vote import StopVote, Vote
 from training.loading.batches import GlobalBatches
-from training.model.nonfinite import blame
+from training.model.nonfinite import nonfinite_error
 from training.tracking.tracker import Tracker
 
 
@@ -76,7 +76,7 @@ class GlobalLoss(Callback):
         total, count, save, stop = sums.tolist()
         self.vote.count(save=save, stop=stop)
         if not math.isfinite(total / count):
-            raise blame(pl_module, *self.batch, step=trainer.global_step + 1, loss=total / count)
+            raise nonfinite_error(pl_module, *self.batch, step=trainer.global_step + 1, loss=total / count)
         self._micro_batch_sums = (total, count)
         weight = self.samples * dist.get_world_size() * micro_batches / self._samples_of_step(trainer, count)
         loss.register_hook(lambda gradient: gradient * weight)  # type: ignore[no-untyped-call]

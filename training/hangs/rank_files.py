@@ -96,7 +96,7 @@ class RankFiles:
         return {_rank_of(path.name) for path in self.path.glob("rank-*.json")}
 
     def position_content(self, rank: int) -> bytes:
-        """Returns the bytes of a rank's position file, which change while the process runs; b"" if missing."""
+        """Returns a position file's bytes, which change while the process runs; b"" if it is missing."""
         try:
             return self.position_file(rank).read_bytes()
         except FileNotFoundError:

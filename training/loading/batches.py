@@ -1,7 +1,7 @@
-"""Global batches and the share that each rank takes.
+"""Global batches, and the share of each that a rank takes.
 
-The order of samples is a function of (seed, epoch) alone and a batch is cut in order, into micro-batches and
-these into shares, so the samples of a step are the same whatever the number of ranks.
+The order of samples depends only on (seed, epoch). Each global batch is cut in order into micro-batches, and
+each micro-batch into shares, so a step has the same samples for any world size.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from training.spec import shares
 
 
 class GlobalBatches(Sampler[list[int]]):
-    """This rank's share of each micro-batch, as `Indices` of samples; a share may be empty.
+    """Yields this rank's share of each micro-batch, as `Indices` of samples; a share may be empty.
 
-    A global batch is cut in order into `accumulate_grad_batches` micro-batches, or as many as it has samples.
-    Only the last batch of an epoch may be short, so the first micro-batch of each has a multiple of
-    `accumulate_grad_batches` as its number, as Lightning expects.
+    A global batch has `accumulate_grad_batches` micro-batches, or one per sample if it has fewer samples.
+    Only the last batch of an epoch may be short. The index of each batch's first micro-batch is therefore a
+    multiple of `accumulate_grad_batches`, as Lightning expects.
     """
 
     def __init__(
@@ -62,23 +62,24 @@ class GlobalBatches(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that the next iteration yields."""
         self.epoch = epoch
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """This epoch begins with this of its micro-batches (from 0), once; later ones with their first.
+        """Makes the next iteration of `epoch` start at micro-batch `batch`, counted from 0; once only.
 
-        `batch` may be the length: then nothing is left of the epoch.
+        If `batch` equals the length, the epoch yields nothing.
         """
         self.epoch, self._start = epoch, (epoch, batch)
 
     @property
     def first(self) -> int:
-        """The micro-batch that this epoch begins with."""
+        """The micro-batch at which the next iteration starts."""
         epoch, batch = self._start
         return batch if epoch == self.epoch else 0
 
     def count(self, start: int, stop: int) -> int:
-        """How many samples the micro-batches `start` to `stop - 1` have, of all ranks together."""
+        """Returns the number of samples in the micro-batches `start` to `stop - 1`, over all ranks."""
         return self._begin(stop) - self._begin(start)
 
     def __len__(self) -> int:
@@ -96,11 +97,11 @@ class GlobalBatches(Sampler[list[int]]):
 
     @property
     def _drawn(self) -> int:
-        """Samples of an epoch."""
+        """Number of samples used per epoch."""
         return self.samples - (self.samples % self.batch_size if self.drop_last else 0)
 
     def _begin(self, number: int) -> int:
-        """Where a micro-batch begins in the order of samples; the one after the last: where they end."""
+        """Returns the position in the sample order at which a micro-batch begins; the end after the last."""
         step, part = divmod(number, self.accumulate_grad_batches)
         begin = min(step * self.batch_size, self._drawn)
         size = min(self.batch_size, self._drawn - begin)
@@ -109,7 +110,7 @@ class GlobalBatches(Sampler[list[int]]):
     def _order(self) -> list[int]:
         if not self.shuffle:
             return list(range(self.samples))
-        # Not torch's generator: it takes 32 bits of a seed, which is no room for a seed and an epoch.
+        # Not torch's generator: it uses 32 bits of its seed, too few for both a seed and an epoch.
         generator = np.random.default_rng((self.seed, self.epoch))
         return cast(list[int], generator.permutation(self.samples).tolist())
 
@@ -117,9 +118,9 @@ class GlobalBatches(Sampler[list[int]]):
 class ShareLoader(DataLoader[Any]):
     """A DataLoader over `GlobalBatches` that Lightning can resume within an epoch.
 
-    Lightning asks for an iterator before it says which epoch it is, and processes of a loader begin with the
-    iterator; therefore nothing is drawn before the first batch is asked for. `state_dict` is saved and loaded
-    by Lightning; it says how many batches of which epoch were taken.
+    Lightning requests an iterator before it sets the epoch, and an iterator starts the loader's processes.
+    Nothing is therefore fetched before the first batch is requested. Lightning saves and loads `state_dict`:
+    the epoch, and the number of its batches that were taken.
     """
 
     batch_sampler: GlobalBatches
@@ -141,7 +142,7 @@ class ShareLoader(DataLoader[Any]):
 
 
 class _CollateShare:
-    """A collate function that can make a batch of no samples: one of the right shape, cut to nothing."""
+    """A collate function that also makes empty batches: a batch of one sample, cut to length 0."""
 
     def __init__(self, collate: Callable[[list[Any]], Any], dataset: Dataset[Any]) -> None:
         self.collate, self.dataset = collate, dataset
@@ -166,24 +167,24 @@ def share_loader(
     drop_last: bool = False,
     accumulate_grad_batches: int = 1,
 ) -> ShareLoader:
-    """A loader like `loader` (its dataset, collation, processes) that gives this rank's share of each batch.
+    """Returns a loader like `loader` that yields this rank's share of each global batch.
 
-    Whether samples are shuffled is taken from `loader`; its batch size is not: the spec's is global. What its
-    dataset draws at random is a function of (seed, epoch, index): `training.loading.sample_rng`.
-    Raises BuildError for data that cannot be cut into global batches.
+    batch_size: of the global batch, over all ranks. Dataset, collation, processes and shuffling are those of
+    `loader`; its batch size is ignored. Random draws of the dataset depend only on (seed, epoch, index), see
+    `training.loading.sample_rng`. Raises BuildError for data that cannot be cut into global batches.
     """
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise BuildError(
             "data.class_path",
             f"{type(dataset).__name__} has no length or no index, so it cannot be cut into global batches "
-            "that are the same for any number of workers; give a map-style Dataset",
+            "that are the same for any number of workers; use a map-style Dataset",
         )
     if loader.batch_size is None and loader.batch_sampler is None:
         raise BuildError(
             "data.class_path",
-            "its loader has batch_size=None, so each item is a batch of a size of its own; return a "
-            "DataLoader over single samples",
+            "its loader has batch_size=None, so each item is a batch of its own size; return a DataLoader "
+            "over single samples",
         )
     samples = len(cast(Sized, dataset))
     if samples == 0 or (drop_last and samples < batch_size):
@@ -198,13 +199,13 @@ def share_loader(
         drop_last=drop_last,
         accumulate_grad_batches=accumulate_grad_batches,
     )
-    if type(dataset) is not TensorDataset:  # which draws nothing
+    if type(dataset) is not TensorDataset:  # a TensorDataset draws nothing
         dataset = SeededSamples(dataset, seed)
     return ShareLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=_CollateShare(loader.collate_fn, dataset),
-        # Its own, so that an iterator's beginning draws nothing from the generator of the model's noise.
+        # A separate generator, so that starting an iterator does not change the model's random numbers.
         generator=torch.Generator().manual_seed(seed),
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
@@ -216,7 +217,7 @@ def share_loader(
 
 
 def _is_shuffled(loader: DataLoader[Any]) -> bool:
-    """Whether the loader draws at random. A sampler with an order of its own cannot be shared: refused."""
+    """Returns whether the loader shuffles. Raises BuildError for a sampler with an order of its own."""
     sampler = loader.sampler
     plain_batches = loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler
     if plain_batches and isinstance(sampler, RandomSampler) and not sampler.replacement:
@@ -230,14 +231,17 @@ def _is_shuffled(loader: DataLoader[Any]) -> bool:
         "data.class_path",
         f"its loader has a sampler of its own ({type(own).__name__}), whose order would depend on the number "
         "of workers; return a DataLoader with shuffle=True or shuffle=False, or set training.sampler to own "
-        "and let results depend on the number of workers",
+        "and accept results that depend on the number of workers",
     )
 
 
 def loaders_of(loaders: object, key: str) -> list[DataLoader[Any]]:
-    """What a DataModule's *_dataloader returned, as a list. Raises BuildError for anything else."""
-    found: Sequence[object] = loaders if isinstance(loaders, list | tuple) else [loaders]
-    for loader in found:
+    """Returns the result of a DataModule's *_dataloader as a list.
+
+    Raises BuildError naming `key` unless all of them are DataLoaders.
+    """
+    as_sequence: Sequence[object] = loaders if isinstance(loaders, list | tuple) else [loaders]
+    for loader in as_sequence:
         if not isinstance(loader, DataLoader):
             raise BuildError(key, f"expected a torch DataLoader, got {type(loader).__name__}")
-    return cast(list[DataLoader[Any]], list(found))
+    return cast(list[DataLoader[Any]], list(as_sequence))

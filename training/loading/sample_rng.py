@@ -1,7 +1,6 @@
-"""What a data set draws at random for a sample, as a function of (seed, epoch, index of the sample) alone.
+"""Random draws of a data set that depend only on (seed, epoch, sample index).
 
-Augmentation then is the same whichever rank takes the sample, in whichever process of its loader, and in a
-run that was resumed.
+Augmentation is then the same on any rank, in any process of the loader, and in a resumed run.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch.utils.data import Dataset
 
 
 class Indices(list[int]):
-    """Indices of samples, and the epoch they are drawn in: it goes with them to the loader's processes."""
+    """Indices of samples, together with their epoch, which the loader's processes need."""
 
     def __init__(self, indices: Sequence[int] = (), *, epoch: int = 0) -> None:
         super().__init__(indices)
@@ -27,11 +26,11 @@ class Indices(list[int]):
 
 
 class SeededSamples(Dataset[Any]):
-    """`dataset`, with the global generators of torch, numpy and Python seeded anew before each sample.
+    """Wraps `dataset` to reseed the global generators of torch, NumPy and Python before each sample.
 
-    Afterwards this process's generators stand where they stood: the model's noise does not see the data's.
-    Samples are fetched one by one, from a data set with `__getitems__`, too. Generators that the data set
-    keeps for itself, and what a collate function draws, are not covered. 15 µs a sample, 0.2 ms a batch.
+    Afterwards the generators' states are restored, so that the model's random numbers do not depend on the
+    data's. Samples are fetched one by one, even if the data set has `__getitems__`. Private generators of the
+    data set and draws of a collate function are not covered. Costs 15 µs per sample and 0.2 ms per batch.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
@@ -41,61 +40,61 @@ class SeededSamples(Dataset[Any]):
         return len(cast(Sized, self.dataset))
 
     def __getitem__(self, index: int) -> Any:
-        """The sample as it is in epoch 0."""
+        """Returns the sample as drawn in epoch 0."""
         return self.__getitems__(Indices([index]))[0]
 
     def __getitems__(self, indices: Indices) -> list[Any]:
-        with _generators_put_back():
+        with _restored_generators():
             return [self._draw(indices.epoch, index) for index in indices]
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # not there yet: a copy is being made
+        if name == "dataset":  # not set yet while a copy is being made
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def _draw(self, epoch: int, index: int) -> Any:
         _seed(self.seed, epoch, index)
-        # As torch's loader does: where there is a way to fetch several, it is the one that is used.
-        several = getattr(self.dataset, "__getitems__", None)
-        return several([index])[0] if several else self.dataset[index]
+        # Like torch's loader, prefer `__getitems__` if the data set has it.
+        getitems = getattr(self.dataset, "__getitems__", None)
+        return getitems([index])[0] if getitems else self.dataset[index]
 
 
 def sample_generator() -> torch.Generator:
-    """Inside a data set's `__getitem__`: a generator for this sample, seeded by (seed, epoch, index).
+    """Returns the current sample's generator, seeded by (seed, epoch, index). Call it in `__getitem__`.
 
-    The same object for each call within a sample, so what is drawn goes on. Outside of a training's loader (a
-    notebook, a test), one seeded from torch's global generator.
+    All calls within a sample return the same object, so draws continue. Outside a loader of this project (in
+    a notebook or test), it returns a new generator seeded from torch's global one.
     """
     return _Current.generator()
 
 
 class _Current:
-    """The sample that this process is fetching."""
+    """The seed and generator of the sample that this process is fetching; None between samples."""
 
     seed: int | None = None
-    made: torch.Generator | None = None
+    cached_generator: torch.Generator | None = None
 
     @classmethod
     def generator(cls) -> torch.Generator:
         if cls.seed is None:
             return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        if cls.made is None:
-            cls.made = torch.Generator().manual_seed(cls.seed)
-        return cls.made
+        if cls.cached_generator is None:
+            cls.cached_generator = torch.Generator().manual_seed(cls.seed)
+        return cls.cached_generator
 
 
 def _seed(seed: int, epoch: int, index: int) -> None:
-    """A hash, for it is the fastest good mix; it is the same on every machine."""
+    """Seeds all generators from a hash, which mixes well, is fast, and is the same on every machine."""
     digest = hashlib.blake2b(struct.pack("<QQq", seed, epoch, index), digest_size=24).digest()
     own, for_torch, for_numpy, for_python = struct.unpack("<QQII", digest)
-    torch.default_generator.manual_seed(for_torch)  # torch.manual_seed asks every device: 170 µs
+    torch.default_generator.manual_seed(for_torch)  # torch.manual_seed seeds every device: 170 µs
     np.random.seed(for_numpy)
     random.seed(for_python)
-    _Current.seed, _Current.made = own, None
+    _Current.seed, _Current.cached_generator = own, None
 
 
 @contextmanager
-def _generators_put_back() -> Iterator[None]:
+def _restored_generators() -> Iterator[None]:
     states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
     try:
         yield
@@ -103,4 +102,4 @@ def _generators_put_back() -> Iterator[None]:
         torch.default_generator.set_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
-        _Current.seed = _Current.made = None
+        _Current.seed = _Current.cached_generator = None

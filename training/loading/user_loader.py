@@ -1,4 +1,4 @@
-"""Loaders of the user's own, taken as they are (`training.sampler: own`)."""
+"""A user's own loader, used without cutting global batches (`training.sampler: own`)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.utils.data import DataLoader
 from training.errors import BuildError
 
 WARNING = (
-    "training.sampler is own: each worker trains on what its own loader gives it, so the result depends on "
-    "the number of workers. A resumed run draws and drops the batches that were done in its epoch: these are "
-    "the same ones only if the loader's order follows from set_epoch(epoch), as a DistributedSampler's does."
+    "training.sampler is own: each worker trains on the batches of its own loader, so the result depends on "
+    "the number of workers. A resumed run fetches and drops the batches that its epoch has already used. "
+    "They are the same only if the loader's order follows from set_epoch(epoch), as in a DistributedSampler."
 )
 
 
 class UserLoader:
-    """Gives the batches of `loader`, from a batch on if it is told to; Lightning takes it for a loader.
+    """Yields the batches of `loader`, and can resume within an epoch; Lightning uses it as a loader.
 
-    Nothing is drawn before the first batch is asked for, when the epoch is known. `state_dict` is saved and
-    loaded by Lightning; it says how many batches of which epoch were taken.
+    Nothing is fetched before the first batch is requested, when the epoch is known. Lightning saves and loads
+    `state_dict`: the epoch, and the number of its batches that were taken.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -36,15 +36,15 @@ class UserLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Tells the loader's samplers, those of them that want to know."""
+        """Sets the epoch here and on all of the loader's samplers that have `set_epoch`."""
         self.epoch = epoch
         batches = self.loader.batch_sampler
         for sampler in (self.loader.sampler, batches, getattr(batches, "sampler", None)):
-            if callable(tell := getattr(sampler, "set_epoch", None)):
-                tell(epoch)
+            if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                set_epoch(epoch)
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """This epoch goes on after its first `batch` batches, which are drawn and dropped; once."""
+        """Makes the next iteration of `epoch` fetch and drop its first `batch` batches; once only."""
         self.set_epoch(epoch)
         self._start = self._taken = (epoch, batch)
 
@@ -69,23 +69,23 @@ class UserLoader:
         self.start_at(state["epoch"], state["batch"])
 
 
-def own_loader(loader: DataLoader[Any]) -> UserLoader:
-    """The loader as it is. Every rank calls it, where there are several.
+def user_loader(loader: DataLoader[Any]) -> UserLoader:
+    """Wraps a user's own loader. Collective if there is a process group: every rank must call it.
 
-    Raises BuildError where training could not be done: an epoch without a known number of batches, or of
-    another number on another rank, which would wait for the others for ever.
+    Raises BuildError if the number of batches per epoch is unknown, zero, or not the same on all ranks, which
+    would make ranks wait for one another forever.
     """
     length = _length(loader)
     lengths = [length]
     if dist.is_initialized():
         lengths = [0] * dist.get_world_size()
-        dist.all_gather_object(lengths, length)  # every rank gets here, whatever its length
+        dist.all_gather_object(lengths, length)  # every rank reaches this, whatever its length
     for problem, wrong in (
         ("has no length; give its data set or its sampler a __len__", None in lengths),
         ("has no batches", 0 in lengths),
         (
-            f"gives the workers {lengths} batches in an epoch, and those with fewer would be waited for; "
-            "give all the same number",
+            f"gives the workers {lengths} batches per epoch, so the workers with more would wait forever; "
+            "give all workers the same number",
             len(set(lengths)) > 1,
         ),
     ):

@@ -1,4 +1,4 @@
-"""From class paths to the module that is trained, and from that to the model that is saved.
+"""Building the module to train from class paths, and exporting the trained model.
 
 May import `errors`, `spec`, `tracking`, `sync_bn`.
 """

@@ -1,4 +1,4 @@
-"""The trained model as something that torch alone can load, and the figure of its curves."""
+"""Export of the trained model so that torch alone can load it, and the figure of the run's curves."""
 
 from __future__ import annotations
 
@@ -18,48 +18,49 @@ from training.tracking.tracker import History
 log = logging.getLogger(__name__)
 
 CURVES = ("train_", "val_", "test_")
-"""How the names of the metrics begin that have a place in the figure of curves."""
+"""Name prefixes of the metrics that the figure of curves shows."""
 
 
 def exportable(module: nn.Module) -> nn.Module:
-    """A copy on the CPU in evaluation mode, with plain BatchNorm, that unpickles without this project.
+    """Returns a copy on the CPU in evaluation mode, with plain BatchNorm, that loads without this project.
 
-    Where torch.fx can trace the model, the copy is a GraphModule: its code travels with it, its modules and
-    state_dict keep their names. Otherwise it is the model itself, whose class must then be importable.
+    A model of torch's own layers only is copied as it is. Any other model becomes a GraphModule if torch.fx
+    can trace it: that contains its own code, and keeps the names of modules and state_dict. If tracing fails,
+    the copy has the model's own class, which must be importable where it is loaded.
     """
     model = module.model if isinstance(module, Supervised) else module
     model = revert_sync_batchnorm(copy.deepcopy(model)).cpu().eval()
     if all(type(layer).__module__.startswith("torch.") for layer in model.modules()):
         return model
     try:
-        return _traced(model)
-    except Exception as error:  # control flow that depends on data, or whatever a user's forward does
-        log.warning("the model is saved as its class (%s), which whoever loads it must have", error)
+        return _trace(model)
+    except Exception as error:  # data-dependent control flow, or anything else in a user's forward
+        log.warning("the model is saved as its class, which must be importable to load it (%s)", error)
         return model
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
+def _trace(model: nn.Module) -> fx.GraphModule:
     traced = fx.symbolic_trace(model)
     for node in traced.graph.nodes:
-        node.type = None  # annotations may be strings, or classes that are not there when it is loaded
+        node.type = None  # annotations may be strings, or classes that cannot be imported on loading
     traced.recompile()
     return traced
 
 
 def save(model: nn.Module, path: Path) -> None:
-    """Writes the whole model; `torch.load(path, weights_only=False)` gives it back."""
+    """Writes the whole model; load it with `torch.load(path, weights_only=False)`."""
     torch.save(model, path)
 
 
 def example_input(batch: Any) -> Tensor | None:
-    """One sample of the batch's input, for the model's signature; None for batches of another kind."""
+    """Returns one sample of the batch's input for the model's signature; None unless batch[0] is a Tensor."""
     if isinstance(batch, list | tuple) and len(batch) and isinstance(batch[0], Tensor):
         return batch[0][:1].cpu()
     return None
 
 
 def draw_curves(history: History, path: Path) -> None:
-    """Loss and every other metric against the optimizer's step, as a PNG."""
+    """Draws the loss and all other metrics against the optimizer step, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -67,7 +68,7 @@ def draw_curves(history: History, path: Path) -> None:
     columns = max(len(panels), 1)
     figure = Figure(figsize=(6.4 * columns, 4.2))
     FigureCanvasAgg(figure)
-    # Fixed: a layout that measures all text takes as long again as drawing.
+    # Fixed margins: a layout engine that measures all text doubles the time.
     margins = {"left": 0.1 / columns, "right": 1 - 0.03 / columns, "bottom": 0.12, "top": 0.92}
     axes_of_panels = figure.subplots(1, columns, squeeze=False, gridspec_kw=margins)[0]
     for axes, (title, names) in zip(axes_of_panels, panels.items(), strict=False):
@@ -82,7 +83,7 @@ def draw_curves(history: History, path: Path) -> None:
 
 
 def _panels(history: Mapping[str, Any]) -> dict[str, list[str]]:
-    """train_loss, val_loss and test_loss share the panel `loss`; and so for every metric."""
+    """Groups metrics by panel: train_loss, val_loss and test_loss share the panel `loss`, and so on."""
     panels: dict[str, list[str]] = {}
     for name in sorted(history, key=lambda name: (not name.endswith("loss"), name)):
         _, _, metric = name.partition("_")

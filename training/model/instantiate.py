@@ -1,4 +1,4 @@
-"""From class paths to objects: model, data, loss, metrics, optimizer."""
+"""Construction of objects from class paths: model, data, loss, metrics, optimizer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from training.spec import ClassSpec
 
 
 def construct(spec: ClassSpec, key: str, *args: object) -> Any:
-    """Calls the class (or function) of `spec` with `args` and its init_args.
+    """Calls the class (or function) of `spec` with `args` and its init_args; returns the result.
 
     An init_args value {class_path: …, init_args: …} is constructed first, as in LightningCLI.
-    Raises BuildError naming `key` when it cannot be imported or does not take these arguments; what the
-    constructor itself raises passes through.
+    Raises BuildError naming `key` if it cannot be imported or does not accept these arguments. Exceptions
+    from the constructor itself pass through.
     """
     target = locate(spec.class_path, f"{key}.class_path")
     arguments = {name: _nested(value, f"{key}.init_args.{name}") for name, value in spec.init_args.items()}
@@ -26,13 +26,13 @@ def construct(spec: ClassSpec, key: str, *args: object) -> Any:
 
 
 def locate(class_path: str, key: str) -> Callable[..., Any]:
-    """Imports what a class path names. Raises BuildError when there is no such thing."""
+    """Imports and returns the callable that a class path names. Raises BuildError if there is none."""
     module_name, _, name = class_path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists; one that it imports does not
+            raise  # the module exists, but one of its own imports does not
         raise BuildError(
             key, f"there is no module {error.name!r} in the uploaded code or the environment"
         ) from error
@@ -57,7 +57,7 @@ def _check_arguments(
 ) -> None:
     try:
         signature = inspect.signature(target)
-    except (TypeError, ValueError):  # some classes written in C have none; the call itself will tell
+    except (TypeError, ValueError):  # some C classes have no signature; the call itself will raise
         return
     try:
         signature.bind(*args, **named)

@@ -1,4 +1,4 @@
-"""What a spec's `norm` makes of a model's BatchNorm layers."""
+"""Applies a spec's `norm` to a model's BatchNorm layers."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ _PLAIN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
-    """Replaces the BatchNorm layers as `norm.kind` says.
+    """Replaces the BatchNorm layers in place as `norm.kind` says; returns the model, or the new top layer.
 
-    sync_batch_norm and keep leave the model alone: the trainer's plug-in converts for fitting only.
+    sync_batch_norm and keep leave the model unchanged: the trainer's plug-in converts it for fitting only.
     """
     _refuse_fused_activations(model)
     if norm.kind == "batch_norm":
         return revert_sync_batchnorm(model)
     if norm.kind == "group_norm":
-        return _replaced(_only_batch_norm(revert_sync_batchnorm(model)), _group_count)
+        return _replace(_only_batch_norm(revert_sync_batchnorm(model)), _group_count)
     if norm.kind == "layer_norm":
-        return _replaced(_only_batch_norm(revert_sync_batchnorm(model)), lambda _channels: 1)
+        return _replace(_only_batch_norm(revert_sync_batchnorm(model)), lambda _channels: 1)
     return model
 
 
 def _refuse_fused_activations(model: nn.Module) -> None:
-    """Now, and not after the training: the model that comes out of it has plain BatchNorm."""
+    """Raises BuildError before training instead of at export, where layers become plain BatchNorm."""
     for name, layer in model.named_modules():
         if isinstance(layer, SyncBatchNorm) and layer.activation is not None:
             where = f"layer {name!r}" if name else "the model"
             raise BuildError(
                 "model.class_path",
                 f"{where} has activation={layer.activation!r}, which the exported nn.BatchNorm would not "
-                "have; construct it without, and put a module for it (nn.ReLU for 'relu') after it",
+                "have; construct it without activation, and add a module (nn.ReLU for 'relu') after it",
             )
 
 
 def _only_batch_norm(model: nn.Module) -> nn.Module:
-    """The model, if its BatchNorm layers are that alone: what else one does would be gone without a word."""
+    """Returns the model. Raises BuildError for a BatchNorm layer with behaviour that replacing would lose."""
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm) and (more := _more_than_batch_norm(layer)):
             where = f"layer {name!r}" if name else "the model"
@@ -54,25 +54,25 @@ def _only_batch_norm(model: nn.Module) -> nn.Module:
 
 def _more_than_batch_norm(layer: _BatchNorm) -> str:
     if isinstance(layer, LazyModuleMixin):
-        return "which does not know its number of features; construct it with the number"
+        return "which does not know its number of features yet; construct it with that number"
     if type(layer).forward not in _PLAIN_FORWARDS:
         return (
-            "whose forward is its own; put a plain nn.BatchNorm there and a module for the rest beside it, "
-            "or use norm.kind: keep"
+            "which has its own forward; use a plain nn.BatchNorm and a separate module for the rest, "
+            "or norm.kind: keep"
         )
     return ""
 
 
 def _group_count(channels: int) -> int:
-    """32 groups (Wu & He 2018), or the next power of 2 that leaves two channels or more in each.
+    """Returns 32 (Wu & He 2018), or the next power of 2 that leaves an even number of channels per group.
 
-    One channel alone has no variance where it has one value, as behind a linear layer.
+    Not one channel per group: after a linear layer it has a single value per sample, and so no variance.
     """
     return next((groups for groups in (32, 16, 8, 4, 2) if channels % (2 * groups) == 0), 1)
 
 
-def _replaced(model: nn.Module, groups: Callable[[int], int]) -> nn.Module:
-    """A layer that stands in several places stays one layer."""
+def _replace(model: nn.Module, groups: Callable[[int], int]) -> nn.Module:
+    """Replaces each BatchNorm by a GroupNorm. A layer used in several places stays a single layer."""
     new = {m: _group_norm(m, groups(m.num_features)) for m in model.modules() if isinstance(m, _BatchNorm)}
     if isinstance(model, _BatchNorm):
         return new[model]
@@ -91,9 +91,10 @@ def _group_norm(layer: _BatchNorm, groups: int) -> nn.GroupNorm:
 
 
 def process_group(norm: Norm, node_rank: int) -> dist.ProcessGroup | None:
-    """The ranks that share statistics with this one; None for all of them.
+    """Returns the group of ranks that share statistics with this one; None for all ranks.
 
-    Collective: every rank calls it. `node_rank` tells the ranks of one node from those of another.
+    Collective: every rank must call it. node_rank: the same for all ranks of a node. Raises BuildError if
+    `norm.group` does not fit the ranks.
     """
     try:
         return process_group_of(norm.group, node=node_rank)

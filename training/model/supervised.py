@@ -1,4 +1,4 @@
-"""A plain nn.Module as a LightningModule: loss, metrics and optimizer from the spec."""
+"""The LightningModule around a plain nn.Module, with loss, metrics and optimizer from the spec."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DEFAULT_OPTIMIZER = Optimizer(init_args={"lr": 0.1, "momentum": 0.9})
 class MeanLoss(Metric):
     """The mean over all samples of all ranks.
 
-    In float64, so that the mean over a large data set does not depend on how it was cut; and NaN stays NaN:
-    torchmetrics' own mean either leaves it out or, told not to, leaves out the weights.
+    Computed in float64, so that the mean over a large data set does not depend on how it was split. NaN stays
+    NaN: torchmetrics' own mean ignores either NaN values or the weights.
     """
 
     total: Tensor
@@ -42,11 +42,10 @@ class MeanLoss(Metric):
 
 
 class Supervised(LightningModule):
-    """Trains `model` on batches (input, target): loss(model(input), target).
+    """Trains `model` on batches (input, target) with loss(model(input), target).
 
-    The loss is a mean over this rank's samples; what the ranks' means weigh is the trainer's business
-    (`callbacks.global_loss`). Metrics are counted by samples over all ranks, and a rank with an empty share
-    takes part in every collective.
+    The loss is a mean over this rank's samples; `callbacks.global_loss` weights the ranks. Metrics are
+    weighted by samples over all ranks. A rank with an empty share takes part in every collective.
     """
 
     def __init__(self, model: nn.Module, spec: Spec) -> None:
@@ -79,7 +78,7 @@ class Supervised(LightningModule):
         output = self(x)
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, MetricCollection)
-        if len(x):  # torchmetrics refuses an empty update; compute() below still meets every rank
+        if len(x):  # torchmetrics rejects an empty update; compute() still runs on every rank
             metrics.update(output.detach(), target)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=max(len(x), 1))
         loss: Tensor = self.loss(output, target)
@@ -108,24 +107,27 @@ class Supervised(LightningModule):
 
 
 def checked_module(model: object, spec: Spec) -> nn.Module:
-    """The model as it is, which a LightningModule is too. Raises BuildError for anything else."""
+    """Returns the model, which may be a LightningModule. Raises BuildError unless it is an nn.Module."""
     if isinstance(model, nn.Module):
         return model
     raise BuildError(
         "model.class_path",
-        f"{spec.model.class_path} gives a {type(model).__name__}, which is neither an nn.Module nor a "
+        f"{spec.model.class_path} returns a {type(model).__name__}, which is neither an nn.Module nor a "
         "LightningModule",
     )
 
 
 def as_lightning_module(model: nn.Module, spec: Spec) -> LightningModule:
-    """The user's LightningModule as it is, an nn.Module wrapped."""
+    """Returns a user's LightningModule unchanged, and any other nn.Module wrapped in `Supervised`.
+
+    Raises BuildError if the spec has an optimizer for a LightningModule.
+    """
     if isinstance(model, LightningModule):
         if spec.optimizer is not None:
             raise BuildError(
                 "optimizer",
-                f"{type(model).__name__} is a LightningModule and configures its own; leave this key out, or "
-                "pass what it needs in model.init_args",
+                f"{type(model).__name__} is a LightningModule and configures its own optimizer; leave this "
+                "key out, or pass what it needs in model.init_args",
             )
         return model
     return Supervised(model, spec)
@@ -145,6 +147,6 @@ def _input_and_target(batch: object) -> Batch:
         return batch[0], batch[1]
     raise BuildError(
         "data.class_path",
-        f"an nn.Module is trained on batches (input, target), but the data gives a {type(batch).__name__}; "
+        f"an nn.Module is trained on batches (input, target), but the data yields a {type(batch).__name__}; "
         "write a LightningModule for batches of another kind",
     )

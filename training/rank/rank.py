@@ -211,7 +211,7 @@ class RankRun:
         from lightning.pytorch.utilities.model_helpers import is_overridden
 
         from training.loading.batches import loaders_of, share_loader
-        from training.loading.user_loader import WARNING, own_loader
+        from training.loading.user_loader import WARNING, user_loader
 
         if not is_overridden(f"{stage}_dataloader", data):
             if stage == "train":
@@ -221,7 +221,7 @@ class RankRun:
         loaders = loaders_of(getattr(data, f"{stage}_dataloader")(), f"data.{stage}_dataloader")
         if settings.sampler == "own" and stage == "train":
             self._say(f"warning: {WARNING}")
-            return [own_loader(loader) for loader in loaders]
+            return [user_loader(loader) for loader in loaders]
         return [
             share_loader(
                 loader,

@@ -25,7 +25,7 @@ from tests.training.fitting import (
 )
 from tests.training.worlds import Worlds
 from training.callbacks.stop_vote import StopVote, Vote
-from training.loading.user_loader import own_loader
+from training.loading.user_loader import user_loader
 from training.spec import Spec
 
 STEPS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]  # three epochs of 7, 7, 7 and 1 samples
@@ -216,7 +216,7 @@ def own_fit(rank: int, passes: int) -> tuple[list[float], dict[str, Tensor]]:
     spec = make_spec(max_epochs=1, accumulate_grad_batches=passes)
     data = samples(24, 1)
     mine = Subset(data, range(rank, 24, dist.get_world_size()))
-    fitted = fit(rank, spec, plain, loader=own_loader(DataLoader(mine, batch_size=4)))
+    fitted = fit(rank, spec, plain, loader=user_loader(DataLoader(mine, batch_size=4)))
     return [value for _, value in fitted.history["train_loss"]], fitted.state
 
 

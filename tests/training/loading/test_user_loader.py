@@ -10,7 +10,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from tests.training.worlds import Worlds
 from training.errors import BuildError
-from training.loading.user_loader import UserLoader, own_loader
+from training.loading.user_loader import UserLoader, user_loader
 
 
 def loader_of(samples: int, rank: int = 0, processes: int = 0) -> DataLoader[Any]:
@@ -24,7 +24,7 @@ def numbers(loader: UserLoader) -> list[list[int]]:
 
 
 def of_epoch(epoch: int) -> list[list[int]]:
-    loader = own_loader(loader_of(20))
+    loader = user_loader(loader_of(20))
     loader.set_epoch(epoch)
     return numbers(loader)
 
@@ -34,7 +34,7 @@ def test_the_loader_is_taken_as_it_is_in_the_order_of_its_epoch(processes: int) 
     plain = loader_of(20)
     assert isinstance(plain.sampler, DistributedSampler)
     plain.sampler.set_epoch(4)
-    loader = own_loader(loader_of(20, processes=processes))
+    loader = user_loader(loader_of(20, processes=processes))
 
     iterator = iter(loader)
     loader.sampler.set_epoch(4)  # Lightning says so after it has asked for the iterator
@@ -44,7 +44,7 @@ def test_the_loader_is_taken_as_it_is_in_the_order_of_its_epoch(processes: int) 
 
 
 def test_a_start_within_an_epoch_drops_what_was_done_once() -> None:
-    loader = own_loader(loader_of(20))
+    loader = user_loader(loader_of(20))
 
     loader.start_at(2, 3)
     loader.set_epoch(2)
@@ -57,7 +57,7 @@ def test_a_start_within_an_epoch_drops_what_was_done_once() -> None:
 
 
 def test_the_state_tells_what_was_taken() -> None:
-    first, second = own_loader(loader_of(20)), own_loader(loader_of(20))
+    first, second = user_loader(loader_of(20)), user_loader(loader_of(20))
     first.set_epoch(2)
     iterator = iter(first)
     next(iterator), next(iterator)
@@ -88,12 +88,12 @@ class Lengthless(Dataset[int]):
 )
 def test_a_loader_that_cannot_be_trained_on_is_refused(loader: DataLoader[Any], message: str) -> None:
     with pytest.raises(BuildError, match=rf"training\.sampler: own, its loader {message}"):
-        own_loader(loader)
+        user_loader(loader)
 
 
 def refused(rank: int) -> str:
     try:
-        own_loader(DataLoader(TensorDataset(torch.zeros(4 + rank)), batch_size=2))
+        user_loader(DataLoader(TensorDataset(torch.zeros(4 + rank)), batch_size=2))
     except BuildError as error:
         return str(error)
     return "taken"
@@ -101,4 +101,4 @@ def refused(rank: int) -> str:
 
 def test_loaders_of_different_lengths_are_refused_by_all_ranks(worlds: Worlds) -> None:
     for message in worlds.run(2, refused):
-        assert "gives the workers [2, 3] batches in an epoch" in message
+        assert "gives the workers [2, 3] batches per epoch" in message

@@ -112,7 +112,7 @@ def test_a_fused_activation_is_refused_before_the_training_and_not_lost_after_it
 @pytest.mark.parametrize(
     ("layer", "complaint"),
     [
-        (FusedActivation(8), "FusedActivation, whose forward is its own"),
+        (FusedActivation(8), "FusedActivation, which has its own forward"),
         (nn.LazyBatchNorm2d(), "LazyBatchNorm2d, which does not know"),
     ],
 )

@@ -67,7 +67,7 @@ def test_a_lightning_module_beside_an_optimizer_is_refused() -> None:
 
 
 def test_what_is_no_module_is_refused() -> None:
-    with pytest.raises(BuildError, match=r"model.class_path: a\.Model gives a dict"):
+    with pytest.raises(BuildError, match=r"model.class_path: a\.Model returns a dict"):
         checked_module({}, make_spec())
 
 
