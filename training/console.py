@@ -1,24 +1,24 @@
-"""What a rank says in its log, whatever user code has made of sys.stdout and of descriptors 1 and 2."""
+"""Output to a rank's log that works even if user code has replaced sys.stdout or descriptors 1 and 2."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 
-_log: list[int] = []  # its descriptor, in the process of a rank
+_log: list[int] = []  # the log's file descriptor in a rank's process, empty elsewhere
 
 
 def say_into(descriptor: int) -> None:
-    """From now on `say` writes there."""
+    """Makes `say` write to `descriptor` from now on."""
     _log[:] = [descriptor]
 
 
 def say(text: str) -> None:
-    """Prints a line. In the process of a rank it never raises: no training fails for want of a log."""
+    """Prints a line. In a rank's process it never raises, so that a broken log cannot fail the training."""
     if not _log:
         print(text, flush=True)  # noqa: T201
         return
-    left = f"{text}\n".encode("utf-8", "backslashreplace")
+    remaining = f"{text}\n".encode("utf-8", "backslashreplace")
     with suppress(OSError):
-        while left:
-            left = left[os.write(_log[0], left) :]
+        while remaining:
+            remaining = remaining[os.write(_log[0], remaining) :]

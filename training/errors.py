@@ -1,10 +1,10 @@
-"""What can end a run, one tree.
+"""The exceptions that end a run.
 
 TrainingError
-├── BuildError        the spec names something that cannot be built: carries the key
-├── NonFiniteLoss     NaN or infinity: carries the step and the layer
-├── NotWritten        MLflow took nothing for too long (training.tracking.mlflow_tracker)
-└── RunFailed         a run on this machine that is not tried again: carries the rank's exit record
+├── BuildError        the spec names something that cannot be built: has the key
+├── NonFiniteLoss     the loss is NaN or infinite: the message has the step and the layer
+├── NotWritten        MLflow accepted nothing for too long (training.tracking.mlflow_tracker)
+└── RunFailed         a run on this machine failed and is not retried: has the rank's exit record
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _GLOO = re.compile(r"\[[^\]]*gloo/transport/")
 
 
 class TrainingError(Exception):
-    """The training could not be done."""
+    """The training failed."""
 
 
 class BuildError(TrainingError):
-    """What the spec names cannot be built."""
+    """Something that the spec names cannot be built. key: its path in the spec."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(key, message)
@@ -36,37 +36,37 @@ class NonFiniteLoss(TrainingError):
 
 
 class RunFailed(TrainingError):
-    """A run that is not tried again. `record`: of the rank that the failure began with."""
+    """A run failed and is not retried. record: of the rank that failed first."""
 
-    def __init__(self, record: ExitRecord, why_not_again: str) -> None:
-        super().__init__(record, why_not_again)
-        self.record, self.why_not_again = record, why_not_again
+    def __init__(self, record: ExitRecord, why_no_retry: str) -> None:
+        super().__init__(record, why_no_retry)
+        self.record, self.why_no_retry = record, why_no_retry
 
     def __str__(self) -> str:
-        return "\n".join(filter(None, [self.record.headline, self.why_not_again]))
+        return "\n".join(filter(None, [self.record.headline, self.why_no_retry]))
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether a rank has only noticed that another one was gone, or raised `error` because it had."""
+    """Returns whether `error`, or an exception that caused it, only reports that another rank is gone."""
     seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        if _is_of_a_collective(link):
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if _is_collective_error(cause):
             return True
-        seen.add(id(link))
-        link = link.__cause__ or link.__context__
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
-def _is_of_a_collective(error: BaseException) -> bool:
-    """gloo has no exception class of its own: it raises RuntimeErrors that begin with its source file."""
+def _is_collective_error(error: BaseException) -> bool:
+    """gloo has no exception class: it raises RuntimeErrors that start with the name of its source file."""
     if type(error).__module__ == "torch.distributed":
         return type(error).__name__ in {"DistBackendError", "DistNetworkError"}
     return type(error) is RuntimeError and _GLOO.match(message_of(error)) is not None
 
 
 def message_of(error: BaseException) -> str:
-    """Never raises, unlike the `__str__` that a user may have written."""
+    """Returns the error's message; never raises, even if a user's `__str__` does."""
     try:
         return str(error)
     except Exception as another:

@@ -1,4 +1,4 @@
-"""What Linux offers for ending processes and for telling why one has ended; elsewhere nothing happens."""
+"""Linux functions for ending processes and for finding out why one ended; no-ops on other systems."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """This process gets the signal when the one that forked it ends."""
+    """Makes the kernel send this process the signal `number` when its parent ends."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def adopt_orphans() -> None:
-    """Processes below this one whose parent has ended become its own children, daemons included."""
+    """Makes this process the parent of its orphaned descendants, including daemons."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def out_of_memory_kills() -> int:
-    """How many processes of this machine the kernel has killed because memory ran out; rises only."""
+    """Returns how many processes the kernel has killed for lack of memory since this machine's boot."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:

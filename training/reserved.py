@@ -1,7 +1,7 @@
-"""Names that a user's own modules may not have, because the user's folder comes first on the import path.
+"""The check for names that user modules must not have: the user's folder is first on the import path.
 
-A file `random.py` or a package `numpy` in it would be imported wherever torch, Lightning or this project asks
-for theirs. Light: the API process imports this module, too.
+A file `random.py` or a package `numpy` in that folder would be imported by torch, Lightning or this project
+instead of the real one. This module must stay light, because the API process imports it too.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ _DISTRIBUTION = "syncbn"
 _SUFFIXES = (*SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)
 _COMPILED = ".so"
 _NOT_FOR_IMPORT = re.compile("__pycache__|benchmarks?|docs?|examples?|scripts?|setup|tests?")
-"""What distributions install beside their packages by mistake; nobody imports it from there."""
+"""Names that distributions install at top level by mistake; nobody imports them from there."""
 
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?")
 _EXTRA = re.compile(r"""extra\s*==\s*["']([^"']+)["']""")
 
 
 def hiding(names: Iterable[str]) -> dict[str, str]:
-    """Those of these top-level modules that would hide another one, each with what is wrong with it."""
-    return {name: hidden for name in sorted(set(names)) if (hidden := _hidden_by(name))}
+    """Returns the problem of each top-level module in `names` that would hide another one, by name."""
+    return {name: problem for name in sorted(set(names)) if (problem := _hidden_by(name))}
 
 
 def hiding_in_folder(path: Path) -> dict[str, str]:
-    """As `hiding`, by the name of the file or folder that lies in `path` and has to be renamed."""
+    """As `hiding`, for the modules in the folder `path`; by the name of the file or folder to rename."""
     return hiding_among(_top_level(path))
 
 
 def hiding_among(paths: Iterable[str]) -> dict[str, str]:
-    """As `hiding_in_folder`, for the files of a tree, each by its path in it; a folder's ends with a slash.
+    """As `hiding_in_folder`, for a tree given by relative paths; those of folders end with a slash.
 
-    A folder without `__init__.py` hides no module of others: Python goes on to look for a regular one. It
-    may not have the name of a package of this project all the same, since class paths would be ambiguous.
+    A folder without `__init__.py` hides no other module, because Python prefers a regular one. It still must
+    not have the name of a package of this project, since class paths would be ambiguous.
     """
     modules = {}
     for path in paths:
@@ -54,19 +54,19 @@ def hiding_among(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _top_level(folder: Path) -> Iterator[str]:
-    """As much of the tree as decides what can be imported from it by a name without dots."""
+    """Yields the paths in `folder` that decide which top-level modules can be imported from it."""
     for entry in folder.iterdir():
         if not entry.is_dir():
             yield entry.name
         elif entry.name.isidentifier():
             yield f"{entry.name}/"
-            # Asked for by name: a folder of data may hold millions of files.
+            # Looked up by name instead of listed: a data folder may hold millions of files.
             initial = (f"__init__{suffix}" for suffix in all_suffixes())
             yield from (f"{entry.name}/{file}" for file in initial if (entry / file).is_file())
 
 
 def _module_name(file: str) -> str:
-    """What the file is imported as, "" if it is not a module. Compiled ones have a tag before the suffix."""
+    """Returns the module name of a file, "" if it is not a module. Compiled ones have a tag before .so."""
     if file.endswith(_COMPILED):
         return file.partition(".")[0]
     return next((file.removesuffix(suffix) for suffix in _SUFFIXES if file.endswith(suffix)), "")
@@ -86,7 +86,7 @@ def _hidden_by(name: str) -> str:
 
 @cache
 def _installed() -> dict[str, str]:
-    """Top-level modules of all that this project requires, each with the distribution that it belongs to."""
+    """Returns the top-level modules of this project's requirements, each with its distribution's name."""
     return {
         name: distribution.name
         for distribution in reversed(_requirements())
@@ -96,42 +96,45 @@ def _installed() -> dict[str, str]:
 
 
 def _requirements() -> list[metadata.Distribution]:
-    """The distribution of this project and all that it needs, as far as they are installed.
+    """Returns the installed distributions of this project and of all its direct and indirect requirements.
 
-    Of a requirement's marker the extra alone counts: what is for another system is not installed here.
+    Of a requirement's marker only the extra is read: a requirement for another system is not installed here.
     """
-    found: dict[str, metadata.Distribution] = {}
+    distributions: dict[str, metadata.Distribution] = {}
     extras: dict[str, set[str]] = {}
-    waiting = [(_DISTRIBUTION, frozenset[str]())]
-    while waiting:
-        name, wanted = waiting.pop()
-        if name in found and wanted <= extras[name]:
+    pending = [(_DISTRIBUTION, frozenset[str]())]
+    while pending:
+        name, wanted = pending.pop()
+        if name in distributions and wanted <= extras[name]:
             continue
         try:
-            found[name] = found.get(name) or metadata.distribution(name)
+            distributions[name] = distributions.get(name) or metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
         extras.setdefault(name, set()).update(wanted)
-        waiting += _required(found[name].requires or [], extras[name])
-    return list(found.values())
+        pending += _required(distributions[name].requires or [], extras[name])
+    return list(distributions.values())
 
 
 def _required(requirements: Iterable[str], extras: set[str]) -> Iterator[tuple[str, frozenset[str]]]:
-    """Name and extras of each that applies with these extras."""
+    """Yields name and extras of each requirement that applies with the extras `extras`."""
     for requirement in requirements:
         what, _, marker = requirement.partition(";")
-        only_for = {_normal(extra) for extra in _EXTRA.findall(marker)}
+        only_for = {_normalized(extra) for extra in _EXTRA.findall(marker)}
         if (match := _REQUIREMENT.match(what)) and (not only_for or only_for & extras):
-            asked = (match[2] or "").split(",")
-            yield _normal(match[1]), frozenset(_normal(extra.strip()) for extra in asked if extra.strip())
+            wanted = (match[2] or "").split(",")
+            yield (
+                _normalized(match[1]),
+                frozenset(_normalized(extra.strip()) for extra in wanted if extra.strip()),
+            )
 
 
-def _normal(name: str) -> str:
+def _normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _modules_of(distribution: metadata.Distribution) -> set[str]:
-    """Those that it declares or, where it declares none, those that it has installed."""
+    """Returns the top-level modules that a distribution declares or, if it declares none, has installed."""
     if declared := distribution.read_text("top_level.txt"):
         return set(declared.split())
     files = distribution.files or []

@@ -1,6 +1,6 @@
-"""Where a run keeps what it needs to go on: one folder that all its machines see.
+"""The folder of a run on a file system that all its machines share: what it needs to resume.
 
-Its checkpoints, which are what is large, may be elsewhere.
+The checkpoints, which are large, may be in object storage instead.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """`path`: on a file system that all machines of the cluster share.
+    """The paths in a run's folder.
 
-    `checkpoints_url`: of the run's checkpoints, if they are in object storage (s3://bucket/prefix/run).
-    `attempt`, `start`: which start of the run this is; what one leaves behind means nothing to the next.
+    path: on a file system that all machines of the cluster share. checkpoints_url: of the run's checkpoints,
+    if they are in object storage (s3://bucket/prefix/run). attempt, start: identify this start of the run;
+    files about one start are ignored by the next.
     """
 
     path: Path
@@ -24,7 +25,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a checkpoint: see `training.checkpoints.folder`."""
+        """One folder per checkpoint: see `training.checkpoints.folder`."""
         return self.path / "checkpoints"
 
     @property
@@ -34,7 +35,7 @@ class RunFolder:
 
     @property
     def stop_request(self) -> Path:
-        """Exists while the run shall save itself and end: written by an agent, looked for by rank 0."""
+        """A file that asks the run to save itself and stop: written by an agent, polled by rank 0."""
         return self.path / "stop" / self._this_start
 
     @property

@@ -1,4 +1,4 @@
-"""The path by which data sets import `sample_generator`, wherever it is kept."""
+"""The stable import path of `sample_generator` for data sets."""
 
 from training.loading.sample_rng import sample_generator
 

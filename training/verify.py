@@ -1,7 +1,8 @@
-"""What splitting a batch does to a training: one spec on several numbers of workers, with both BatchNorms.
+"""Measures how splitting a batch over workers changes training, with and without synchronized BatchNorm.
 
-The differences of loss curves are relative to the run on the first number of workers given: with synchronized
-statistics they are rounding, with each worker's own they are another training.
+Trains one spec on several numbers of workers. Differences between loss curves are relative to the run on the
+first number given. With synchronized statistics they are only rounding; with per-worker statistics the runs
+diverge.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
 
 KINDS = ("sync_batch_norm", "batch_norm")
 BOUNDS = {"64-true": 1e-9, "32-true": 1e-4}
-"""How far loss curves may be apart for rounding that does not grow; of half precisions nothing is said."""
-GROWN = 10.0
-"""Where a training makes rounding grow, curves may be apart by this many times what a change in the last bit
-of the first weights does: that is one change, while another split rounds differently at every step."""
+"""Maximum relative difference of loss curves if rounding does not grow; half precisions have no bound."""
+AMPLIFICATION = 10.0
+"""If training amplifies rounding, curves may differ by this factor times the effect of changing the last bit
+of the initial weights. That is a single change, while a different split rounds differently at every step."""
 RESULTS = ("verify.json", "verify.png")
-_SMALLEST = 1e-17  # a difference of 0 on a logarithmic axis
+_SMALLEST = 1e-17  # drawn for a difference of 0, as the axis is logarithmic
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The training loss of one run, a value for each optimizer step."""
+    """The training loss of one run, one value per optimizer step."""
 
     kind: str
     workers: int
@@ -39,7 +40,9 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """last_bit: sync_batch_norm on the first number of workers, from weights changed in their last bit."""
+    """The curves of all runs. last_bit: with synchronized BatchNorm on the first number of workers, from
+    initial weights changed in their last bit.
+    """
 
     name: str
     precision: str
@@ -47,40 +50,41 @@ class Verification:
     last_bit: Curve | None = None
 
     def differences(self, curve: Curve) -> list[float]:
-        """Of every step, relative, to the run of its kind on the first number of workers."""
+        """Returns the relative difference, per step, to the same kind on the first number of workers."""
         first = next(other for other in self.curves if other.kind == curve.kind)
         return [abs(a - b) / abs(b) for a, b in zip(curve.losses, first.losses, strict=True)]
 
     @property
     def bound(self) -> float | None:
+        """The bound on rounding for this precision, None if there is none."""
         return BOUNDS.get(self.precision)
 
     @property
     def largest(self) -> float:
-        """How far the curves of sync_batch_norm are apart."""
-        return max(max(self.differences(curve)) for curve in self._ours())
+        """The largest difference between the curves of sync_batch_norm."""
+        return max(max(self.differences(curve)) for curve in self._synchronized())
 
     @property
     def holds(self) -> bool:
-        """Whether the curves of sync_batch_norm differ by rounding alone, as far as it can be said."""
+        """Whether the curves of sync_batch_norm differ only by rounding; True if there is no bound."""
         if self.bound is None:
             return True
         bounds = self._bounds(self.bound)
         return all(
             difference <= bound
-            for curve in self._ours()
+            for curve in self._synchronized()
             for difference, bound in zip(self.differences(curve), bounds, strict=True)
         )
 
-    def _ours(self) -> list[Curve]:
+    def _synchronized(self) -> list[Curve]:
         return [curve for curve in self.curves if curve.kind == "sync_batch_norm"]
 
     def _bounds(self, smallest: float) -> list[float]:
-        """Of every step: what rounding grows to does not shrink again."""
+        """Returns the bound at every step; it never decreases, because amplified rounding does not shrink."""
         if self.last_bit is None:
             return [smallest] * len(self.curves[0].losses)
         grown = accumulate(self.differences(self.last_bit), max)
-        return [max(smallest, GROWN * difference) for difference in grown]
+        return [max(smallest, AMPLIFICATION * difference) for difference in grown]
 
 
 def verify(
@@ -92,9 +96,9 @@ def verify(
     output: Path,
     running: Callable[[str], None],
 ) -> Verification:
-    """Trains `spec` for `steps` steps with each kind on each number of workers; RESULTS go to `output`.
+    """Trains `spec` for `steps` steps with each kind on each number of workers; writes RESULTS to `output`.
 
-    `running` is told what begins. Blocks; raises TrainingError.
+    running: called with a description of each run when it starts. Blocks. Raises TrainingError.
     """
     from training.host.local import LocalHost, code_folder
 
@@ -106,20 +110,22 @@ def verify(
         for count, (kind, number, last_bit) in enumerate(runs, start=1):
             what = f"{kind} on {_workers(number)}"
             running(
-                f"{count} of {len(runs)}: {what}{', the last bits of the first weights changed' * last_bit}"
+                f"{count} of {len(runs)}: {what}{', the last bits of the initial weights changed' * last_bit}"
             )
             folder = output / f"{kind}-{number}{'-last-bit' * last_bit}"
             losses = _train(machine, _variant(spec, kind, number, steps), number, folder, last_bit=last_bit)
             curves.append(Curve(kind=kind, workers=number, losses=losses))
     *curves, changed = curves
-    found = Verification(name=spec.name, precision=spec.training.precision, curves=curves, last_bit=changed)
-    (output / "verify.json").write_text(json.dumps(_as_json(found), indent=2))
-    draw(found, output / "verify.png")
-    return found
+    verification = Verification(
+        name=spec.name, precision=spec.training.precision, curves=curves, last_bit=changed
+    )
+    (output / "verify.json").write_text(json.dumps(_as_json(verification), indent=2))
+    draw(verification, output / "verify.png")
+    return verification
 
 
 def _variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
-    """The same spec but for its normalisation and workers, which share this machine's CPUs if they must."""
+    """Returns the spec with another normalisation and number of workers; these share CPUs if necessary."""
     from training.host.local import usable_cpus
 
     cpus = usable_cpus()
@@ -143,59 +149,59 @@ def _train(machine: LocalHost, spec: Spec, workers: int, folder: Path, *, last_b
     return [row["train_loss"] for row in rows]
 
 
-def _as_json(found: Verification) -> dict[str, Any]:
+def _as_json(verification: Verification) -> dict[str, Any]:
     return {
-        "name": found.name,
-        "precision": found.precision,
-        "bound": found.bound,
-        "holds": found.holds,
+        "name": verification.name,
+        "precision": verification.precision,
+        "bound": verification.bound,
+        "holds": verification.holds,
         "runs": [
             {
                 "norm": curve.kind,
                 "workers": curve.workers,
-                "largest_difference": max(found.differences(curve)),
+                "largest_difference": max(verification.differences(curve)),
                 "train_loss": list(curve.losses),
             }
-            for curve in found.curves
+            for curve in verification.curves
         ],
-        "last_bit": found.last_bit
+        "last_bit": verification.last_bit
         and {
-            "workers": found.last_bit.workers,
-            "largest_difference": max(found.differences(found.last_bit)),
-            "train_loss": list(found.last_bit.losses),
+            "workers": verification.last_bit.workers,
+            "largest_difference": max(verification.differences(verification.last_bit)),
+            "train_loss": list(verification.last_bit.losses),
         },
     }
 
 
-def draw(found: Verification, path: Path) -> None:
-    """Differences by step: what is flat at the bottom is rounding."""
+def draw(verification: Verification, path: Path) -> None:
+    """Draws the differences by step, as a PNG: curves that stay flat at the bottom are rounding."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    first = found.curves[0].workers
-    for position, curve in enumerate(c for c in found.curves if c.workers != first):
-        values = [max(value, _SMALLEST) for value in found.differences(curve)]
-        ours = curve.kind == "sync_batch_norm"
+    first = verification.curves[0].workers
+    for position, curve in enumerate(c for c in verification.curves if c.workers != first):
+        values = [max(value, _SMALLEST) for value in verification.differences(curve)]
+        is_synchronized = curve.kind == "sync_batch_norm"
         axes.plot(
             range(1, len(values) + 1),
             values,
-            color=f"C{position % max(len(found.curves) // 2 - 1, 1)}",
-            linestyle="-" if ours else "--",
+            color=f"C{position % max(len(verification.curves) // 2 - 1, 1)}",
+            linestyle="-" if is_synchronized else "--",
             linewidth=1.4,
             label=f"{curve.kind}, {_workers(curve.workers)}",
         )
-    if found.last_bit is not None:
-        values = [max(value, _SMALLEST) for value in found.differences(found.last_bit)]
-        label = f"last bits of the first weights changed, {_workers(first)}"
+    if verification.last_bit is not None:
+        values = [max(value, _SMALLEST) for value in verification.differences(verification.last_bit)]
+        label = f"last bits of the initial weights changed, {_workers(first)}"
         axes.plot(range(1, len(values) + 1), values, color="gray", linestyle=":", linewidth=1.4, label=label)
     axes.set_yscale("log")
     axes.set(
-        title=f"{found.name}: what splitting the batch does to the loss ({found.precision})",
+        title=f"{verification.name}: effect of splitting the batch on the loss ({verification.precision})",
         xlabel="optimizer step",
-        ylabel=f"difference to {_workers(first)}, relative",
+        ylabel=f"relative difference to {_workers(first)}",
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

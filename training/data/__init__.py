@@ -1,4 +1,4 @@
-"""Data sets that come with the project, as LightningDataModules.
+"""The built-in data sets, as LightningDataModules.
 
 May import `samples`.
 """

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, 8×8 grey values; they come with the library."""
+"""scikit-learn's handwritten digits: 1,797 grey images of 8×8, included in the library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.data.splits import Splits
 
 
 class Digits(Splits):
-    """Images (1, 8, 8) float32 in [0, 1] and labels int64; 1,257 to train on, 180 to validate, 360 to test.
+    """Images (1, 8, 8) float32 in [0, 1] and labels int64: 1,257 for training, 180 validation, 360 test.
 
     The splits are stratified and always the same.
     """

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of 28×28, ten kinds of clothing."""
+"""Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of 28×28 in ten classes of clothing."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MD5 = {
 
 
 class FashionMNIST(Splits):
-    """Images (1, 28, 28) float32, centred and scaled to unit variance, and labels int64.
+    """Images (1, 28, 28) float32, scaled to zero mean and unit variance, and labels int64.
 
-    55,000 to train on, the last 5,000 of the training file to validate, 10,000 to test. `root`: a folder with
-    the IDX files, gzipped or not; without it Debian's package dataset-fashion-mnist is looked for, then
-    the cache, then the files are downloaded into the cache. `limit` keeps the first so many of each split.
-    `augment`: each time an image is trained on, it is moved by up to 2 pixels and flipped every other time.
+    55,000 for training, the last 5,000 of the training file for validation, 10,000 for test. root: a folder
+    with the IDX files, gzipped or not; if None, uses Debian's package dataset-fashion-mnist, else the cache,
+    else downloads the files from `url` into the cache. limit: maximum number of samples per split. augment:
+    shifts each training image by up to 2 pixels and flips it with probability 0.5, anew in each epoch.
 
-    Raises FileNotFoundError naming all three ways when none leads to the data; ValueError on a broken file.
+    Raises FileNotFoundError naming all three ways if none provides the data; ValueError for a broken file.
     """
 
     MEAN, STD = 0.2860, 0.3530
@@ -47,7 +47,7 @@ class FashionMNIST(Splits):
         self.root, self.limit, self.url, self.augment = root, limit, url, augment
 
     def prepare_data(self) -> None:
-        """Downloads what is missing, once per node."""
+        """Downloads missing files. Lightning calls it once per node."""
         self._folder()
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 (Lightning's signature)
@@ -68,10 +68,10 @@ class FashionMNIST(Splits):
 
     def _folder(self) -> Path:
         if self.root is not None:
-            given = Path(self.root).expanduser()
-            if not _complete(given):
-                raise FileNotFoundError(_nowhere(f"data.init_args.root: {given} has not all of them"))
-            return given
+            root = Path(self.root).expanduser()
+            if not _complete(root):
+                raise FileNotFoundError(_not_found(f"data.init_args.root: {root} does not have all files"))
+            return root
         for folder in (DEBIAN_FOLDER, cache_folder()):
             if _complete(folder):
                 return folder
@@ -79,7 +79,7 @@ class FashionMNIST(Splits):
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Images moved by up to PADDING pixels each way, filled up with `black`, and half of them flipped."""
+    """Images shifted by up to PADDING pixels in each direction, filled with `black`; half are flipped."""
 
     PADDING = 2
 
@@ -101,15 +101,16 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 
 def cache_folder() -> Path:
+    """Returns the folder into which the files are downloaded."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "syncbn" / "fashion-mnist"
 
 
-def _nowhere(why: str) -> str:
+def _not_found(why: str) -> str:
     return (
-        f"Fashion-MNIST is not here ({why}). Three ways to it: give data.init_args.root, a folder with the "
-        f"files {', '.join(MD5)}; install Debian's package dataset-fashion-mnist; or let this machine reach "
-        f"{URL} once, so that they are downloaded into {cache_folder()}."
+        f"Fashion-MNIST was not found ({why}). Three ways to provide it: set data.init_args.root to a folder "
+        f"with the files {', '.join(MD5)}; install Debian's package dataset-fashion-mnist; or let this "
+        f"machine reach {URL} once, so that they are downloaded into {cache_folder()}."
     )
 
 
@@ -129,8 +130,8 @@ def _download(url: str, folder: Path) -> Path:
         for name, md5 in MD5.items():
             pooch.retrieve(f"{url}/{name}", f"md5:{md5}", fname=name, path=folder, progressbar=True)
     except (OSError, ValueError) as error:
-        # A refused connection and a file that is not what its checksum says end here alike.
-        raise FileNotFoundError(_nowhere(f"download from {url}: {error}")) from error
+        # Either the connection failed, or a file does not match its checksum.
+        raise FileNotFoundError(_not_found(f"download from {url}: {error}")) from error
     return folder
 
 
@@ -143,7 +144,7 @@ def _split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
-    """The array of an IDX file: two zero bytes, type 8 (uint8), the number of dimensions, their sizes."""
+    """Reads the array of an IDX file: two zero bytes, type 8 (uint8), number of dimensions, their sizes."""
     path = next(path for path in _candidates(folder, name) if path.is_file())
     raw = path.read_bytes()
     try:

@@ -1,4 +1,4 @@
-"""The LightningDataModule of three splits that are ready in memory."""
+"""A LightningDataModule of three splits that are in memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Splits(LightningDataModule):
-    """A subclass sets `train`, `val` and `test` in `setup`.
+    """The base class of data modules with three splits: a subclass sets them in `setup`.
 
-    The loaders say what is loaded and that training is shuffled; the batch size is the job's.
+    The loaders shuffle the training split only; their batch size is ignored in favour of the spec's.
     """
 
     train: Dataset[Any]

@@ -1,4 +1,4 @@
-"""Small networks with BatchNorm for images and vectors, written with torch alone.
+"""Small networks with BatchNorm for images and vectors, in plain torch.
 
 May import nothing else of this project.
 """

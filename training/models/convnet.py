@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Module):
-    """Blocks of 3×3 convolution, BatchNorm and ReLU, each after the first at half the resolution.
+    """Blocks of 3×3 convolution, BatchNorm and ReLU; each block after the first halves the resolution.
 
     Input (N, in_channels, H, W), output (N, num_classes).
     """

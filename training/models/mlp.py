@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear, BatchNorm and ReLU for each hidden width. Input (N, ...) is flattened to (N, in_features)."""
+    """Linear, BatchNorm and ReLU for each hidden width, then a linear head.
+
+    Input (N, ...), flattened to (N, in_features); output (N, num_classes).
+    """
 
     def __init__(
         self, num_classes: int = 10, in_features: int = 64, hidden: Sequence[int] = (128, 128)

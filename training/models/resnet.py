@@ -31,9 +31,9 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Stages of basic blocks; each stage after the first halves the resolution and doubles the channels.
 
-    Input (N, in_channels, H, W), output (N, num_classes). The last BatchNorm of a block starts with γ = 0, so
-    that every block begins as its shortcut (Goyal et al. 2017, section 5.1): training starts smoothly, and
-    rounding is not amplified from layer to layer.
+    Input (N, in_channels, H, W), output (N, num_classes). The last BatchNorm of each block starts with γ = 0,
+    so that every block starts as its shortcut (Goyal et al. 2017, section 5.1): training starts smoothly, and
+    rounding errors are not amplified from layer to layer.
     """
 
     def __init__(self, blocks: Sequence[int], num_classes: int, in_channels: int, width: int) -> None:
