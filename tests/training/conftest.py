@@ -9,14 +9,14 @@ from mlflow import MlflowClient
 from tests.mlflow_server import MlflowServer, environment_of_a_worker
 from tests.training.worlds import Worlds
 
-# A machine that is busy with something else is no reason to fail.
+# A busy machine must not fail a test.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
 def worlds() -> Iterator[Worlds]:
-    """worlds.run(world_size, function, ...): in processes that stay for the whole session."""
+    """worlds.run(world_size, function, ...): in processes that live for the whole session."""
     with Worlds() as worlds:
         yield worlds
 

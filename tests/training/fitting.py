@@ -1,4 +1,4 @@
-"""One rank's part of a training with Lightning, without Ray: what `training.rank` puts together."""
+"""One rank of a Lightning training run without Ray, assembled like in `training.rank`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FEATURES, LENGTH, CLASSES = 3, 4, 3
 
 
 class JoinedEnvironment(LightningEnvironment):
-    """The group exists already; each rank is a node of its own to Lightning."""
+    """Uses the existing process group; Lightning sees each rank as a separate node."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -70,7 +70,7 @@ class Fitted:
 
 
 def make_spec(*, lr: float = 0.1, observe_every: int | None = None, **training: Any) -> Spec:
-    """Global batches of 7 in float64."""
+    """Returns a spec with global batches of 7 in float64."""
     return parse_spec(
         {
             "model": {"class_path": "tests.training.fitting.Small"},
@@ -85,7 +85,7 @@ def make_spec(*, lr: float = 0.1, observe_every: int | None = None, **training: 
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        # No bias: BatchNorm takes it off again, so its gradient is but rounding, which Adam enlarges.
+        # No bias: BatchNorm cancels it, so its gradient is only rounding, which Adam would amplify.
         self.conv = nn.Conv1d(FEATURES, 4, 2, bias=False)
         self.bn = nn.BatchNorm1d(4)
         self.between: nn.Module = nn.Identity()
@@ -98,7 +98,7 @@ class Small(nn.Module):
 
 
 class Plain(nn.Module):
-    """Without layers that see other samples."""
+    """A model without layers that mix samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Plain(nn.Module):
 
 
 class OwnLightning(LightningModule):
-    """A user's own LightningModule, with a loss by regression."""
+    """A user's own LightningModule with a regression loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class OwnLightning(LightningModule):
 
 
 class OnRankFromStep(nn.Module):
-    """Turns its output into NaN on one rank, from a step on."""
+    """Makes its output NaN on one rank, from a given step on."""
 
     def __init__(self, rank: int, step: int) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class OnRankFromStep(nn.Module):
 
 
 class InfiniteBetween(Small):
-    """The infinity arises between two layers, in no layer."""
+    """Produces an infinity between two layers, outside of any layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.head(self.bn(self.conv(x)).mean(2) / 0)
@@ -199,13 +199,13 @@ def fit(
     vote: StopVote | None = None,
     processes: int = 0,
 ) -> Fitted:
-    """22 samples to train on, so that the last batch of 7 has one; 9 to validate and 2 to test on.
+    """Trains on 22 samples, so that the last batch of 7 has one; 9 for validation and 2 for test.
 
-    A step is of `batches_per_step` global batches, loaded by so many `processes`.
-    Into `folder` go files of results and, in the end, a checkpoint, which `resume` goes on from; any other is
-    gone on from by `ckpt_path`.
+    batches_per_step: global batches per optimizer step. processes: of each loader. folder: for result files
+    and a final checkpoint. resume: whether to start from the checkpoint in `folder`. ckpt_path: another
+    checkpoint to start from.
     """
-    warnings.simplefilter("ignore")  # Lightning's advice
+    warnings.simplefilter("ignore")  # Lightning's tips
     seed_everything(spec.training.seed, verbose=False)
     model = make_model()
     module = model if isinstance(model, LightningModule) else as_lightning_module(model, spec)
@@ -224,7 +224,7 @@ def fit(
         seed=spec.training.seed,
     )
     if processes:
-        current_process().daemon = False  # so that it may have children; they end with it
+        current_process().daemon = False  # so that it may have child processes, which end with it
     load = partial(
         DataLoader,
         num_workers=processes,

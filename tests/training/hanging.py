@@ -1,6 +1,6 @@
-"""Ranks that train under a watchdog and meet with something.
+"""Ranks that hang or fail under a watchdog.
 
-The thread that trains is not the main one.
+The training thread is not the main thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BAD_STEP, LAST_STEP = 3, 5
 
 
 class Run:
-    """`world_size` processes in one process group; killed at the end, if they are still there."""
+    """A run of `world_size` processes in one process group."""
 
     def __init__(self, what: str, folder: Path, world_size: int) -> None:
         self.hang_folder = folder / "hang"
@@ -53,18 +53,18 @@ class Run:
         return pid
 
     def exit_code(self, rank: int) -> int:
-        """Blocks until it has ended."""
+        """Returns the exit code of a rank's process; blocks until it has ended."""
         self.processes[rank].join()
         code = self.processes[rank].exitcode
         assert code is not None
         return code
 
     def exit_codes(self) -> list[int]:
-        """Blocks until all have ended."""
+        """Blocks until all processes have ended."""
         return [self.exit_code(rank) for rank in range(len(self.processes))]
 
     def wait_until_nothing_is_left(self) -> None:
-        """Helpers of the ranks included."""
+        """Blocks until the process group is empty, including helper processes of the ranks."""
         with suppress(ProcessLookupError):
             while True:
                 os.killpg(self.group, 0)
@@ -98,7 +98,7 @@ def spin(_step: int) -> None:
 
 def stop(_step: int) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(1e6)  # the signal may reach this thread a little after the call has returned
+    time.sleep(1e6)  # the signal may arrive shortly after the call has returned
 
 
 def other_collective(_step: int) -> None:
@@ -139,13 +139,13 @@ def train(what: str, folder: Path, rank: int, world_size: int) -> None:
 
 
 def wait_until_written(hang: Path, rank: int, step: int) -> None:
-    """A process that is stuck in C or stopped cannot say later where it is."""
+    """Blocks until the position file has this step: a process stuck in C or stopped cannot write it later."""
     while (position := last_position(RankFiles(hang).position_content(rank))) is None or position.step < step:
         time.sleep(0.05)
 
 
 def be_slow(watchdog: Watchdog, rank: int) -> None:
-    """Rank 0 does alone what takes long, first step by step and then at once; the other waits for it."""
+    """Rank 0 works alone for long, first with progress and then in one piece, while the other rank waits."""
     if rank == 0:
         for batch in range(10):
             watchdog.progress(BAD_STEP, f"validation batch {batch}")
@@ -156,7 +156,7 @@ def be_slow(watchdog: Watchdog, rank: int) -> None:
 
 
 def be_paused(folder: Path) -> None:
-    """In the midst of something that takes a while, in many short sleeps: a pause ends one of them only."""
+    """Sleeps in many short naps, so that a pause of the process shortens only one of them."""
     for nap in range(12):
         time.sleep(0.05)
         if nap == 5:
@@ -168,7 +168,7 @@ def average(x: Tensor) -> None:
 
 
 class Sleepy(nn.Module):
-    """One rank of two falls asleep, forward or backward, in its third step."""
+    """Rank 1 sleeps forever in the forward or backward pass of its third step."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ def fit(where: str, folder: Path, rank: int, world_size: int) -> None:
 
 
 def main(what: str, folder: Path, rank: int, world_size: int, group: int) -> None:
-    """group: of processes, which rank 0 makes."""
+    """Runs in the process of one rank. group: the process group to join; 0 to create it."""
     os.setpgid(0, group)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     torch.set_num_threads(1)

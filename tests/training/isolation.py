@@ -1,4 +1,4 @@
-"""Code that runs in a process of its own, without this project's packages."""
+"""Runs code in a separate process that cannot import this project's packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def run_without_us(code: str) -> str:
-    """What `code` prints where this project cannot be imported; AssertionError with what it complains of."""
+    """Returns what `code` prints without this project; raises AssertionError with its stderr if it fails."""
     done = subprocess.run([sys.executable, "-I", "-c", _BLOCKER + code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""One S3 server that is real to its clients (moto), with a bucket, in a process that tests may kill."""
+"""An S3 server (moto) with one bucket, in a process that tests may kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.ports import free_port
 START_SECONDS = 120.0
 BUCKET = "bucket"
 
-# The bucket is there before the server listens: no client may find it missing.
+# The bucket is created before the server listens, so that no client finds it missing.
 SERVER = f"""
 import sys
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -38,7 +38,7 @@ class S3Server:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What a client needs to know."""
+        """The environment variables of a client."""
         return {
             "AWS_ACCESS_KEY_ID": "any",
             "AWS_SECRET_ACCESS_KEY": "any",
@@ -52,7 +52,7 @@ class S3Server:
         return self._process.pid
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Starts the server and blocks until it answers."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", SERVER, str(self.port)],

@@ -1,4 +1,4 @@
-"""Runs that are interrupted, resized, or on other numbers of workers give what one run gives."""
+"""Interrupted, resized and differently sized runs give the same result as one uninterrupted run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.training.worlds import Worlds
 
 RECIPE = Path(__file__).parents[2] / "training/recipes/fashion_resnet18.yaml"
 STEPS = [3, 21, 22, 23]
-"""Of 44, 22 an epoch: in an epoch, before its last batch, after it, after the next epoch's first."""
+"""Of 44 steps, 22 per epoch: mid-epoch, before and after its last batch, after the next epoch's first."""
 
 
 def whole(worlds: Worlds, workers: int, spec: dict[str, Any], folder: Path) -> Done:
@@ -27,7 +27,7 @@ def whole(worlds: Worlds, workers: int, spec: dict[str, Any], folder: Path) -> D
 
 
 def in_parts(worlds: Worlds, sizes: list[int], stops: list[int], spec: dict[str, Any], folder: Path) -> Done:
-    """One run on the one number of workers after the other, stopped after so many steps of each."""
+    """A run that changes its number of workers each time it is stopped, after the given numbers of steps."""
     for workers, stop in zip(sizes, [*stops, None], strict=True):
         done = worlds.run(workers, attempt, spec, folder, stop_after=stop)[0]
         assert done.stopped == (stop is not None)
@@ -166,7 +166,7 @@ def test_full_disk_costs_checkpoints_but_not_the_run(worlds: Worlds, tmp_path: P
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """A file system of so many bytes, where this process may mount one."""
+    """A file system of the given size in bytes; skips the test if this process may not mount one."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this process may not mount a file system, and a disk cannot be filled without")
@@ -178,7 +178,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["noise", "logs"])
 def test_a_run_goes_on_from_a_checkpoint_of_version_0_1(worlds: Worlds, tmp_path: Path, name: str) -> None:
-    """`earlier/` holds one with dropout, and one of a LightningModule that logs in every way there is."""
+    """`earlier/` has one checkpoint with dropout, and one of a LightningModule that logs in every way."""
     earlier = Path(__file__).parent / "earlier" / name
     expected = json.loads((earlier / "expected.json").read_text())
     shutil.copytree(earlier / "step-000000009", tmp_path / "run" / "checkpoints" / "step-000000009")

@@ -1,4 +1,4 @@
-"""Worlds of 1 to 4 ranks from one set of processes: starting them takes most of a test's time."""
+"""Worlds of 1 to 4 ranks that share one set of processes, because starting processes is slow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRELOAD = (
 
 
 class Worlds:
-    """Use as a context; the processes start with the first `run` and end with the context."""
+    """A context manager; the processes start with the first `run` and end with the context."""
 
     def __init__(self) -> None:
         self._ranks = Ranks(LARGEST, TIMEOUT_SECONDS, PRELOAD)
@@ -45,8 +45,8 @@ class Worlds:
         *args: Parameters.args,
         **kwargs: Parameters.kwargs,
     ) -> list[Result]:
-        """function(rank, *args) in `world_size` ranks, whose default group is of that size."""
-        # A pickle in a pickle: what the function imports is loaded only where it runs.
+        """Runs function(rank, *args) on `world_size` ranks in one process group; returns their results."""
+        # A nested pickle, so that the function's modules are imported only in the ranks.
         call = pickle.dumps((function, args, kwargs))
         with tempfile.TemporaryDirectory(prefix="world-") as folder:
             store = (Path(folder) / "store").as_uri()

@@ -91,7 +91,7 @@ def test_a_lightning_module_of_a_users_own_does_not_depend_on_the_number_of_rank
 def error_of_all(
     worlds: Worlds, make_model: Callable[[], nn.Module] = small, *, nan_at: int | None = None, **training: Any
 ) -> tuple[str, int]:
-    """The message that all of three ranks give, and how many steps were recorded before it."""
+    """Returns the message that all three ranks raise, and the number of steps logged before it."""
     spec = make_spec(**training)
     found = worlds.run(3, fit, spec, make_model, train=samples(22, 1, nan_at), shuffle=False)
     messages = {fitted.error for fitted in found}
@@ -143,7 +143,7 @@ def test_weights_that_explode_are_caught_at_the_step_that_shows_it(worlds: World
 
 
 def curve(worlds: Worlds, world_size: int, make_model: Callable[[], nn.Module], **training: Any) -> Fitted:
-    """Two epochs of the same 17 samples in their order."""
+    """Trains for two epochs on the same 17 samples in order."""
     spec = make_spec(max_epochs=2, **training)
     first, *_ = worlds.run(world_size, fit, spec, make_model, train=samples(17, 1), shuffle=False)
     return first
@@ -184,7 +184,7 @@ def test_with_synchronized_layers_the_number_of_passes_counts_and_that_of_ranks_
 
 
 class Voter(Callback):
-    """Casts this rank's votes, by step, and writes down what was decided, by micro-batch."""
+    """Casts this rank's votes by step, and records the decisions by micro-batch."""
 
     def __init__(self, votes: dict[int, Vote]) -> None:
         self.votes, self.vote = votes, StopVote()
@@ -232,7 +232,7 @@ def test_with_loaders_of_the_users_own_a_step_is_the_mean_over_its_passes_and_ra
 
 
 def by_hand(batches: list[tuple[Tensor, Tensor]]) -> tuple[list[float], dict[str, Tensor]]:
-    """SGD on whole batches in one process, with the weights that `fit` begins with."""
+    """SGD on whole batches in one process, from the same initial weights as `fit`."""
     seed_everything(0, verbose=False)
     model = plain().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -1,4 +1,4 @@
-"""What a user's own LightningModule logs does not depend on the number of workers, nor on a break."""
+"""Values logged by a user's LightningModule depend neither on the number of workers nor on a resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EACH_EPOCH = {"both_epoch", "mean", "counted", "largest", "samples", "seldom", "
 
 
 def spec(**training: Any) -> dict[str, Any]:
-    """11 batches an epoch, the last of 3 samples; 11 samples to validate on, in batches of 7 and 4."""
+    """11 batches per epoch, the last of 3 samples; 11 validation samples in batches of 7 and 4."""
     own = spec_of(samples=73, **training)
     del own["optimizer"], own["lr_scheduler"]
     return own | {"model": {"class_path": "tests.training.attempts.Logs"}}

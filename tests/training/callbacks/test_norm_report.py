@@ -41,7 +41,7 @@ COUNTS = {"dead", "exploding"}
 
 
 class Ahead(nn.Module):
-    """Two layers that see the data itself; the second has no running statistics."""
+    """Two layers directly on the data; the second has no running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Ahead(nn.Module):
 
 
 def data() -> TensorDataset:
-    """22 samples with a channel that is as good as constant and one that explodes."""
+    """22 samples with one almost constant channel and one that explodes."""
     x, y = samples(22, 1).tensors
     x[:, 1] = 1e-4 * (x[:, 1] - 100)
     x[:, 2] *= 1e3
@@ -75,7 +75,7 @@ def root_mean_square(x: Tensor) -> float:
 
 
 def by_hand(batches: list[Tensor], mine: int) -> dict[str, float]:
-    """The measures of the last of these batches, of which the first `mine` samples are this rank's."""
+    """Returns the measures of the last batch, whose first `mine` samples are this rank's share."""
     running_mean, running_var = torch.zeros(FEATURES).double(), torch.ones(FEATURES).double()
     for x in batches[:-1]:
         running_mean = 0.9 * running_mean + 0.1 * x.mean((0, 2))
@@ -272,7 +272,7 @@ def test_layers_are_left_alone_between_observed_steps_and_after_a_batch_that_was
     for _ in range(4):
         drive.begin()
         seen.append(drive.is_observing)
-        drive.begin()  # the one before came to no end
+        drive.begin()  # the batch before has not ended
         drive.end()
         assert not drive.is_observing
 

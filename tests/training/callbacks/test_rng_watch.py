@@ -35,7 +35,7 @@ def has_hooks() -> bool:
 
 
 class Hooked(Callback):
-    """In which of the batches, and whether at the end, torch had hooks for all modules."""
+    """Records in which batches, and whether at the end, torch had global module hooks."""
 
     def __init__(self) -> None:
         self.batches: list[bool] = []
@@ -80,7 +80,7 @@ def dropout() -> nn.Module:
 
 
 class Functional(Small):
-    """Draws in its own forward, before and after a layer that draws."""
+    """Draws in its own forward before and after calling a layer that draws."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Fails(nn.Module):
 
 
 class Recovers(nn.Module):
-    """A layer of it fails, and it does something else instead."""
+    """Catches the failure of one of its layers and does something else instead."""
 
     def __init__(self) -> None:
         super().__init__()

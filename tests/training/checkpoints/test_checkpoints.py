@@ -19,7 +19,7 @@ from training.checkpoints.folder import Checkpoints
 from training.checkpoints.manifest import Saved
 from training.checkpoints.object_store import ObjectStore
 
-# Saves one step after the other and says so. The KILL_AT-th thing it does to the file system is its last.
+# Saves one step after the other and prints each. Kills itself at its KILL_AT-th file system operation.
 WRITER = """
 import os, signal, sys
 from pathlib import Path
@@ -85,7 +85,7 @@ def names(folder: Path) -> list[str]:
 
 
 def steps(folder: Path) -> list[int]:
-    """Of all that is in the folder, which must be checkpoints."""
+    """Returns the steps of all entries in the folder, which must be checkpoints."""
     return [int(name.removeprefix("step-")) for name in names(folder)]
 
 
@@ -159,7 +159,7 @@ def test_a_link_or_a_manifest_of_the_callers_is_refused(
     assert names(checkpoints.folder) == []
 
 
-# What is kept
+# Retention
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_one_that_is_not_whole_takes_no_place_of_those_that_are(tmp_path: Path) 
     assert newest(checkpoints).step == 3
 
 
-# What is refused
+# Invalid checkpoints
 
 
 def flip(file: Path, bit: int) -> None:
@@ -314,7 +314,7 @@ def test_only_the_latest_few_broken_ones_are_kept(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_root() -> Iterator[Path]:
-    """A folder in which this process is not the super-user, who may read everything."""
+    """A folder for a test during which this process gives up root, who may read everything."""
     with tempfile.TemporaryDirectory() as folder:
         user = os.geteuid()
         if user == 0:
@@ -341,7 +341,7 @@ def test_storage_that_does_not_answer_is_an_error_and_no_reason_to_go_back(
     assert newest(checkpoints).step == 2
 
 
-# Twice the same step
+# The same step saved twice
 
 
 def test_a_step_that_is_there_already_stays_as_it_is(checkpoints: Checkpoints) -> None:
@@ -385,7 +385,7 @@ def test_two_writers_of_the_same_steps_do_no_harm(tmp_path: Path) -> None:
     errors = [one.communicate(timeout=120)[1] for one in writers]
 
     assert errors == ["", ""]
-    assert steps(tmp_path) == [117, 119]  # the best is the last of those that 3 divides
+    assert steps(tmp_path) == [117, 119]  # the best metric: the last step divisible by 3
     assert newest(Checkpoints(tmp_path)).step == 119
 
 
@@ -406,7 +406,7 @@ def test_a_writer_whose_draft_was_cleared_away_puts_nothing_in_place(checkpoints
 
 
 def after_the_kill(folder: Path, said: str) -> None:
-    """What the writer said it saved is there, whole, or the step after it; and the next attempt can go on."""
+    """Checks that the last step printed, or the next one, is valid, and that the next attempt can save."""
     acknowledged = int(said.split()[-1]) if said else 0
     checkpoints = Checkpoints(folder, keep_last=1)
     found = checkpoints.latest_valid()
@@ -437,7 +437,7 @@ def test_a_kill_at_any_operation_of_a_writer_leaves_the_last_checkpoint_whole(
     assert set(exit_codes[:-1]) == {-signal.SIGKILL}
     assert exit_codes[-1] == 0
     assert len(exit_codes) > 60
-    assert not caplog.records  # a kill leaves no checkpoint that has to be refused
+    assert not caplog.records  # a kill leaves no invalid checkpoint
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -505,7 +505,7 @@ def test_a_disk_that_says_so_when_it_is_asked_to_write_costs_no_checkpoint(
             raise OSError(28, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(os, "fsync", full)  # quotas and network file systems answer late
+    monkeypatch.setattr(os, "fsync", full)  # quotas and network file systems report errors late
     for fails_at in range(1, 6):  # two files, the manifest, two folders
         calls.clear()
         with pytest.raises(OSError, match="No space left"):

@@ -35,7 +35,7 @@ NAME = r"step-(\d{9})-[0-9a-f]{8}"
 
 @contextmanager
 def client(environment: Mapping[str, str], temporary: Path) -> Iterator[None]:
-    """In a process that knows the server, and whose TMPDIR this is."""
+    """Sets the server's environment variables and TMPDIR."""
     temporary.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
@@ -52,14 +52,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def temporary(server: S3Server, tmp_path: Path) -> Iterator[Path]:
-    """TMPDIR."""
+    """The TMPDIR of a client."""
     with client(server.environment, tmp_path / "tmp"):
         yield tmp_path / "tmp"
 
 
 @pytest.fixture
 def url(temporary: Path) -> str:  # noqa: ARG001 (its environment)
-    """Of a run of its own."""
+    """The URL of a new run."""
     return f"s3://{BUCKET}/runs/{uuid4().hex}"
 
 
@@ -69,7 +69,7 @@ def store(url: str) -> ObjectStore:
 
 
 def files(url: str) -> dict[str, list[str]]:
-    """By upload."""
+    """Returns the names of files by upload."""
     found: dict[str, list[str]] = {}
     for file in Bucket(url).files():
         upload, _, name = file.name.partition("/")
@@ -78,7 +78,7 @@ def files(url: str) -> dict[str, list[str]]:
 
 
 def uploads(url: str) -> dict[int, str]:
-    """Names by steps, of which none may be there twice."""
+    """Returns the uploads by step; no step may have two."""
     steps = [(int(named[1]), named[0]) for name in files(url) if (named := re.fullmatch(NAME, name))]
     assert len(steps) == len(dict(steps)) == len(files(url))
     return dict(steps)
@@ -163,7 +163,7 @@ def test_the_last_and_the_best_are_kept(url: str, mode: Any, kept: list[int]) ->
     assert list(uploads(url)) == kept
 
 
-# What is refused
+# Invalid checkpoints
 
 
 def changed(bucket: Bucket, upload: str) -> None:
@@ -219,7 +219,7 @@ def test_only_the_latest_few_broken_ones_are_kept(url: str) -> None:
     assert 5 in uploads(url)
 
 
-# Twice the same step
+# The same step saved twice
 
 
 def test_a_step_that_is_there_already_stays_and_learns_its_metric(store: ObjectStore) -> None:
@@ -255,7 +255,7 @@ def test_an_upload_that_was_cleared_away_does_not_become_a_checkpoint(store: Obj
     class Slow(Bucket):
         def upload(self, source: Path, name: str) -> None:
             super().upload(source, name)
-            assert newest(ObjectStore(url)).step == 1  # of an attempt that takes this one for dead
+            assert newest(ObjectStore(url)).step == 1  # an attempt that believes this one dead
 
     late = ObjectStore(url)
     late._bucket = Slow(url)
@@ -267,8 +267,8 @@ def test_an_upload_that_was_cleared_away_does_not_become_a_checkpoint(store: Obj
 
 # Kills
 
-# Processes of which each saves two steps, into a run of its own; the n-th thing that the n-th of them asks of
-# the storage is its last. Forked before anything is asked, so that imports take their time once.
+# Forks processes that each save two steps into a new run. The n-th process kills itself at its n-th request.
+# Forking before the first request means that modules are imported only once.
 WRITERS = """
 import json, os, signal, sys
 from training.checkpoints.bucket import Bucket
@@ -332,11 +332,11 @@ def test_a_kill_at_any_request_of_a_writer_leaves_the_last_checkpoint_whole(
         save(store, step + 1)
         assert list(uploads(store.url)) == [step + 1]
         store.release()
-    assert not caplog.records  # a kill leaves no checkpoint that has to be refused
+    assert not caplog.records  # a kill leaves no invalid checkpoint
     assert list(temporary.iterdir()) == []
 
 
-# Storage that is away
+# Storage that is unavailable
 
 
 def test_a_bucket_that_is_not_there_is_an_error_at_once(temporary: Path) -> None:
@@ -379,7 +379,7 @@ def attempt_in_s3(
     folder: Path,
     stop_after: int | None = None,
 ) -> tuple[Done, list[Path]]:
-    """And what is left in the rank's TMPDIR."""
+    """Returns also what remains in the rank's TMPDIR."""
     temporary = folder / f"tmp-{rank}"
     folder.mkdir(exist_ok=True)
     with client(environment, temporary):
@@ -389,7 +389,7 @@ def attempt_in_s3(
 
 @pytest.fixture(scope="module")
 def expected(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The run that nothing happens to, on two workers."""
+    """The uninterrupted run on two workers."""
     return worlds.run(2, attempt, spec_of(noise=0.3), tmp_path_factory.mktemp("whole"))[0]
 
 
@@ -412,7 +412,7 @@ def test_a_run_on_two_machines_goes_on_from_s3_as_if_it_had_not_been_stopped(
 
 
 def resumed(rank: int, environment: Mapping[str, str], url: str, folder: Path) -> tuple[str, str]:
-    """What it goes on from, alone on its machine or one of two: where, and what it reads there."""
+    """Returns the path of the checkpoint that a rank resumes from, and what it reads there."""
     own = rank_run(rank, spec_of(), folder, checkpoints_url=url, keep_results=False)
     own.context = replace(context(own.assignment), local_rank=rank // 2, node_rank=min(rank, 1))
     with client(environment, folder / f"tmp-{rank}"):
@@ -420,7 +420,7 @@ def resumed(rank: int, environment: Mapping[str, str], url: str, folder: Path) -
         found = own._resumed(store)
         assert found is not None
         text = (found.path / "model.pt").read_text()
-        dist.barrier()  # whoever has the copy lets go of it when all have read
+        dist.barrier()  # the copy is released only after all ranks have read it
         return str(found.path), text
 
 
@@ -437,7 +437,7 @@ def test_each_machine_has_one_copy_that_all_its_ranks_read(
 
 
 class Cutting(Net):
-    """In its 15th step it kills the process `pid`."""
+    """Kills the process `pid` in its 15th step."""
 
     def __init__(self, noise: float, pid: int) -> None:
         super().__init__(noise)

@@ -21,7 +21,7 @@ input()
 
 
 def holder(temporary: Path) -> tuple[subprocess.Popen[str], Path]:
-    """And what it holds."""
+    """Starts a process with a temporary folder; returns both."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER],
         stdin=subprocess.PIPE,

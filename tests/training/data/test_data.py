@@ -82,7 +82,7 @@ def idx(array: np.ndarray) -> bytes:
 
 
 def contents() -> dict[str, bytes]:
-    """24 images to train and validate on and 4 to test, each filled with its number."""
+    """24 images for training and validation and 4 for test, each filled with its index."""
     found = {}
     for split, size in (("train", 24), ("t10k", 4)):
         numbers = np.arange(size, dtype=np.uint8)
@@ -194,7 +194,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server with the small files, whose checksums are expected."""
+    """The URL of a server of small files; their checksums replace the real ones."""
     folder = write(tmp_path / "mirror", zipped=True)
     sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name in module.MD5}
     monkeypatch.setattr(module, "MD5", sums)

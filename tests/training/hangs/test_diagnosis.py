@@ -1,4 +1,4 @@
-"""What is said about a hang, from what ranks have written."""
+"""The diagnosis of a hang from the ranks' files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_places_alone_are_no_hang(tmp_path: Path) -> None:
 def test_the_rank_behind_in_collectives_is_to_blame_wherever_it_stands(tmp_path: Path) -> None:
     report(tmp_path, 0, USER, ALL_REDUCE, collectives=40)
     report(tmp_path, 1, LIGHTNING, ENGINE, collectives=39)
-    report(tmp_path, 2, LIGHTNING, collectives=40)  # on a GPU, a rank waits wherever it reads a value
+    report(tmp_path, 2, LIGHTNING, collectives=40)  # on a GPU, a rank blocks where it reads a value
 
     assert (found(tmp_path).rank, found(tmp_path).step) == (1, 7)
     assert sentence(tmp_path) == (
@@ -136,7 +136,7 @@ Thread 0x0000000000000abc (most recent call first):
     write_position(tmp_path, position(1), dump)
     report(tmp_path, 2, USER, ALL_REDUCE, step=8)
 
-    assert (found(tmp_path).rank, found(tmp_path).step) == (1, 8)  # its own may be of the second before
+    assert (found(tmp_path).rank, found(tmp_path).step) == (1, 8)  # its own step may be a second old
     assert sentence(tmp_path).startswith(
         "rank 1 made no progress, last heard of at step 7 (train batch 6): stuck at net.py:9 in parse"
     )

@@ -1,4 +1,4 @@
-"""Real processes over gloo that hang in every way, and some that do not."""
+"""Real gloo processes that hang in every way, and some that do not hang."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from training.hangs.diagnosis import Hang, hang_report
 from training.protocol import HANG_EXIT_CODE as EXIT_CODE
 
 ENDED_WITH_IT = {EXIT_CODE, 1}
-"""A rank ends by itself, or gloo tells it first that the others have ended."""
+"""Exit codes of a rank that ends itself, or that gloo first tells that the others have ended."""
 
 
 def found(folder: Path) -> tuple[Hang, str]:
-    """The hang and the first line of what is said about it."""
+    """Returns the hang and the first line of its message."""
     hang = hang_report(folder)
     assert hang is not None
     return hang, hang.message.splitlines()[0]

@@ -163,7 +163,7 @@ def test_a_start_in_another_epoch_than_the_one_that_begins_is_no_start() -> None
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_nothing_is_drawn_before_the_first_batch_is_asked_for(processes: int) -> None:
-    """Lightning asks for the iterator first and says the epoch then."""
+    """Lightning requests the iterator before it sets the epoch."""
     loader = share(
         DataLoader(numbered(64), shuffle=True, num_workers=processes), rank=0, world_size=1, batch_size=64
     )

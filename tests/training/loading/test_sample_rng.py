@@ -19,7 +19,7 @@ SAMPLES = 11
 
 
 def draw(index: int) -> Tensor:
-    """From each of the generators, the cached second halves of their normal numbers included."""
+    """Draws from each generator, including the cached second normal number of each pair."""
     drawn = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]
     drawn += [torch.rand(()).item(), torch.randn(()).item()]
     drawn += [torch.rand((), generator=sample_generator()).item() for _ in range(2)]
@@ -35,7 +35,7 @@ class Noisy(Dataset[Tensor]):
 
 
 class Several(Dataset[Tensor]):
-    """Can be asked for several samples at once only."""
+    """A data set without `__getitem__`."""
 
     def __len__(self) -> int:
         return SAMPLES
@@ -47,7 +47,7 @@ class Several(Dataset[Tensor]):
 def epoch_of(
     dataset: Dataset[Any], *, world_size: int = 1, processes: int = 0, epoch: int = 2, seed: int = 7
 ) -> Tensor:
-    """All samples of an epoch by their index."""
+    """Returns all samples of an epoch by index."""
     found = []
     for rank in range(world_size):
         loader = share_loader(
@@ -97,7 +97,7 @@ def test_the_generators_of_the_process_stand_where_they_stood() -> None:
         torch.manual_seed(1)
         np.random.seed(1)
         random.seed(1)
-        torch.randn(()), np.random.randn(), random.gauss(0, 1)  # the halves that are kept for the next one
+        torch.randn(()), np.random.randn(), random.gauss(0, 1)  # caches the second number of each pair
 
     seeded()
     expected = state()

@@ -37,7 +37,7 @@ def test_the_loader_is_taken_as_it_is_in_the_order_of_its_epoch(processes: int) 
     loader = user_loader(loader_of(20, processes=processes))
 
     iterator = iter(loader)
-    loader.sampler.set_epoch(4)  # Lightning says so after it has asked for the iterator
+    loader.sampler.set_epoch(4)  # Lightning sets the epoch after it has requested the iterator
 
     assert [batch[0].tolist() for batch in iterator] == [batch[0].tolist() for batch in plain]
     assert len(loader) == 5

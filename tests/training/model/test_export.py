@@ -20,14 +20,14 @@ from training.tracking.tracker import History
 
 
 class Scaled(nn.Module):
-    """A block of a user's own."""
+    """A user's own block."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * x
 
 
 class Branching(nn.Module):
-    """torch.fx cannot trace it: which way it goes depends on the values."""
+    """torch.fx cannot trace it, because its control flow depends on values."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ PREDICTED = torch.tensor([0, 1, 1, 0, 2, 2, 0, 0])
 
 
 def synced(rank: int, metric: Metric) -> tuple[list[float], int]:
-    """What a metric comes to after each rank has seen its share, and how often ranks met at a barrier."""
+    """Returns a metric over all shares, and the number of barriers that computing it took."""
     module = nn.ModuleList([metric])
     sync_directly(module)
     mine = slice(sum(SHARES[:rank]), sum(SHARES[: rank + 1]))

@@ -126,7 +126,7 @@ def test_a_layer_that_cannot_be_replaced_without_loss_is_refused_by_name(
 
 
 def members(rank: int, norm: Norm, nodes: list[int]) -> list[int]:
-    """The ranks whose numbers arrive in this rank's group."""
+    """Returns the ranks in this rank's group."""
     seen = torch.zeros(dist.get_world_size())
     seen[rank] = 1
     dist.all_reduce(seen, group=process_group(norm, nodes[rank]))
