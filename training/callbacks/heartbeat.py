@@ -32,7 +32,7 @@ class Heartbeat(Callback):
         self._at_batch(trainer, "backward pass of train batch", trainer.fit_loop.batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, _module: LightningModule, _optimizer: Any) -> None:
-        self._at_batch(trainer, "optimizer's step of train batch", trainer.fit_loop.batch_idx)
+        self._at_batch(trainer, "optimizer step of train batch", trainer.fit_loop.batch_idx)
 
     def on_train_batch_end(
         self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int

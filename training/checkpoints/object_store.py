@@ -156,8 +156,10 @@ class ObjectStore:
         for name, sizes in self._uploads().items():
             if not sizes.keys() & {manifest.NAME, BROKEN}:
                 self._remove(name)
-        found, local_folder = self._checkpoints(), self._new_local_folder()
-        return newest_valid(found, lambda name: self._fetch(name, found[name], local_folder), self._set_aside)
+        checkpoints, local_folder = self._checkpoints(), self._new_local_folder()
+        return newest_valid(
+            checkpoints, lambda name: self._fetch(name, checkpoints[name], local_folder), self._set_aside
+        )
 
     def _new_local_folder(self) -> Path:
         self.release()
