@@ -141,9 +141,9 @@ def _variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
 
 
 def _train(machine: LocalHost, spec: Spec, workers: int, folder: Path, *, last_bit: bool) -> list[float]:
-    from training.host.local import fresh
+    from training.host.local import prepare_output
 
-    folder = fresh(folder)
+    folder = prepare_output(folder)
     machine.run(spec, workers=workers, output=folder, curves_only=True, last_bit=last_bit, retries=0)
     rows = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
     return [row["train_loss"] for row in rows]

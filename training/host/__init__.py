@@ -1,4 +1,4 @@
-"""Ranks on one machine: an agent forks them from a warm process, watches and ends them.
+"""The host agent of one machine: forks ranks from a warm process, watches them and ends them.
 
 May import `callbacks`, `checkpoints`, `data`, `errors`, `hangs`, `linux`, `model`, `models`, `protocol`,
 `rank`, `reserved`, `run_dir`, `spec`, `tracking`, `sync_bn`.

@@ -1,9 +1,9 @@
-"""The host agent: forks the ranks of this machine, watches them, ends them, and tells how they are.
+"""The host agent: forks the ranks of this machine, watches them, ends them, and reports their state.
 
-A plain class, of which each machine has one: in the process of `syncbn train`, or in an actor of Ray
-(`training.host.ray_agent`). It holds no state that matters: when it is killed, its ranks end with it.
+Each machine has one: in the process of `syncbn train`, or in a Ray actor (`training.host.ray_agent`). It has
+no durable state: when it is killed, its ranks end with it.
 
-    agent ── fork server ── supervisor of a start ── ranks ── what they start
+    agent ── fork server ── supervisor of a start ── ranks ── their child processes
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from time import monotonic
 import psutil
 
 from training.host.code import CodeCache
-from training.host.environment import OURS, WARM, of_rank, of_storage, of_the_machine
+from training.host.environment import (
+    FORK_SERVER_VARIABLES,
+    RANK_DEFAULTS,
+    machine_variables,
+    rank_environment,
+    storage_variables,
+)
 from training.host.fork_server import PRELOAD, ForkServer
 from training.host.gang import Gang
 from training.host.supervisor import supervise
@@ -33,24 +39,27 @@ from training.protocol import CodeMissing, News, Order, log_folder
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 class HostAgent:
-    """Thread-safe; no method but `news` and `close` blocks for longer than a fork takes.
+    """Forks and watches ranks. Thread-safe; only `news` and `close` block for longer than a fork takes.
 
-    folder: on this machine, for its use alone. environment: what every rank gets; by default
-    `of_the_machine(os.environ)`. on_cluster: see ForkServer.
+    folder: a folder on this machine for this agent alone; `close` deletes it.
+    environment: the variables of every rank; None: `machine_variables(os.environ)`.
+    on_cluster: see ForkServer.
     """
 
     def __init__(
         self, folder: Path, environment: Mapping[str, str] | None = None, *, on_cluster: bool = True
     ) -> None:
-        self._base = of_the_machine(os.environ) if environment is None else dict(environment)
-        self._storage = of_storage(os.environ) if environment is None else {}
+        self._base = machine_variables(os.environ) if environment is None else dict(environment)
+        self._storage = storage_variables(os.environ) if environment is None else {}
         self._folder = folder
         self._code = CodeCache(folder)
-        self._server = ForkServer({**OURS, **self._base, **WARM}, on_cluster=on_cluster)
+        self._server = ForkServer(
+            {**RANK_DEFAULTS, **self._base, **FORK_SERVER_VARIABLES}, on_cluster=on_cluster
+        )
         self._gangs: dict[str, Gang] = {}
         self._listeners: dict[tuple[str, int], socket.socket] = {}
         self._version = 0
@@ -59,9 +68,9 @@ class HostAgent:
         self._closing = False
         self._warm = threading.Event()
         self._selector = DefaultSelector()
-        self._woken, self._wakes = socket.socketpair()
-        self._woken.setblocking(False)
-        self._selector.register(self._woken, EVENT_READ, None)
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._selector.register(self._wake_receiver, EVENT_READ, None)
         self._threads = [
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True),
             threading.Thread(target=self._watch, name="host-agent", daemon=True),
@@ -69,10 +78,10 @@ class HostAgent:
         for thread in self._threads:
             thread.start()
 
-    # What it tells
+    # State
 
     def news(self, seen: int, seconds: float) -> News:
-        """All that it knows, as soon as its version is another than `seen`, or after `seconds`."""
+        """Returns the state of all starts. Blocks until its version is not `seen`, for at most `seconds`."""
         with self._news:
             self._news.wait_for(lambda: self._version != seen or self._closing, seconds)
             starts = tuple(gang.status() for gang in self._gangs.values())
@@ -81,8 +90,9 @@ class HostAgent:
     # Orders
 
     def rendezvous(self, attempt: str, start: int, address: str) -> str:
-        """Where the ranks of a start meet, "ADDRESS:PORT": a socket that listens there until rank 0, which is
-        to be launched by this agent, takes it over. The same answer when asked again.
+        """Returns the "ADDRESS:PORT" at which the ranks of a start join their process group. Idempotent.
+
+        The agent listens there until it launches rank 0, which takes the socket over.
         """
         with self._lock:
             listener = self._listeners.get((attempt, start))
@@ -94,50 +104,61 @@ class HostAgent:
             return f"{address}:{listener.getsockname()[1]}"
 
     def put_code(self, digest: str, archive: bytes) -> None:
+        """Stores the zip archive of uploaded code under its `digest`. Idempotent."""
         self._code.put(digest, archive)
 
     def launch(self, order: Order) -> None:
-        """Forks the ranks of the order. Does nothing for a start that it has, or an older one.
+        """Forks the ranks of `order`. Idempotent: ignores a start that it already has, or an older one.
 
-        Raises CodeMissing. Whatever else goes wrong becomes the end of the ranks.
+        If an older start of the attempt still runs, only ends that one: the caller sends the order again.
+        Raises CodeMissing if `put_code` was not called for `order.code`. Any other error is recorded as the
+        exit of the ranks.
         """
         with self._lock:
-            known = self._gangs.get(order.attempt)
-            if known is not None and known.order.start >= order.start:
+            current = self._gangs.get(order.attempt)
+            if current is not None and current.order.start >= order.start:
                 return
-            if known is not None and not known.over:
-                known.end()  # two starts never run at once; the order comes again when this one has ended
+            if current is not None and not current.ended:
+                current.end()  # two starts never run at once; the caller sends the order again
                 return
             gang = Gang(order, self._changed)
             try:
-                self._begin(gang, self._code.folder_for(order))
+                self._fork_ranks(gang, self._code.folder_for(order))
             except CodeMissing:
                 raise
             except Exception as error:
                 log.exception("%s could not be started", order.attempt)
-                gang.failed_to_begin(error)
+                gang.launch_failed(error)
             self._gangs[order.attempt] = gang
             self._changed()
 
     def stop(self, attempt: str, *, seconds: float) -> None:
-        """Asks its ranks to save the run and to end; they are ended when they make no progress, or after
-        `seconds`. Harmless for one that is unknown or has ended.
+        """Asks the ranks of `attempt` to write a checkpoint and exit. Does not block.
+
+        Kills them if they make no progress, or after `seconds`. Does nothing if the attempt is unknown or has
+        ended.
         """
         with self._lock:
-            if (gang := self._gangs.get(attempt)) is not None and not gang.over:
+            if (gang := self._gangs.get(attempt)) is not None and not gang.ended:
                 gang.stop(seconds)
 
     def end(self, attempt: str) -> None:
-        """Kills its ranks and what they have started. Harmless for one that is unknown or has ended."""
+        """Kills the ranks of `attempt` and their child processes. Does not block.
+
+        Does nothing if the attempt is unknown or has ended.
+        """
         with self._lock:
-            if (gang := self._gangs.get(attempt)) is not None and not gang.over:
+            if (gang := self._gangs.get(attempt)) is not None and not gang.ended:
                 gang.end()
 
     def forget(self, attempt: str) -> None:
-        """Of an attempt that has ended, or is unknown, nothing is told any more."""
+        """Drops an attempt that has ended from `news` and deletes its working directory. Idempotent.
+
+        Keeps an attempt that still runs.
+        """
         with self._lock:
             gang = self._gangs.get(attempt)
-            if gang is not None and gang.over:
+            if gang is not None and gang.ended:
                 del self._gangs[attempt]
                 self._code.remove(gang.order)
                 self._changed()
@@ -145,22 +166,22 @@ class HostAgent:
                 self._listeners.pop(key).close()
 
     def close(self) -> None:
-        """Ends all ranks, and returns when nothing of them is left."""
+        """Kills all ranks and blocks until none of their processes is left, for at most 30 s."""
         with self._news:
             for gang in self._gangs.values():
-                if not gang.over:
+                if not gang.ended:
                     gang.end()
-            self._news.wait_for(lambda: all(gang.over for gang in self._gangs.values()), 30.0)
+            self._news.wait_for(lambda: all(gang.ended for gang in self._gangs.values()), 30.0)
             self._closing = True
             self._news.notify_all()
-        self._wakes.send(b"x")
+        self._wake_sender.send(b"x")
         self._threads[1].join()
         self._selector.close()
-        for end in (self._woken, self._wakes, *self._listeners.values()):
+        for end in (self._wake_receiver, self._wake_sender, *self._listeners.values()):
             end.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    # Its own work
+    # Internals
 
     def _warm_up(self) -> None:
         try:
@@ -170,19 +191,19 @@ class HostAgent:
         self._warm.set()
         self._changed()
 
-    def _begin(self, gang: Gang, folder: Path) -> None:
+    def _fork_ranks(self, gang: Gang, folder: Path) -> None:
         order = gang.order
         log_folder(order.folder, order.number).mkdir(parents=True, exist_ok=True)
         if order.rendezvous is None:
-            # All ranks are here, so nothing needs to listen beyond this machine.
-            meeting = self.rendezvous(order.attempt, order.start, "127.0.0.1")
-            order = gang.order = _on_loopback(order, meeting)
+            # All ranks are on this machine, so the socket listens on loopback only.
+            rendezvous = self.rendezvous(order.attempt, order.start, "127.0.0.1")
+            order = gang.order = _on_loopback(order, rendezvous)
         listener = self._listeners.pop((order.attempt, order.start), None)
         control, for_supervisor = Pipe()
         reports, for_ranks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reports.setblocking(False)
         environments = {
-            assignment.rank: of_rank(self._base, self._storage, order, assignment)
+            assignment.rank: rank_environment(self._base, self._storage, order, assignment)
             for assignment in order.ranks
         }
         arguments = (order.to_json(), environments, str(folder), for_supervisor, for_ranks, listener)
@@ -197,45 +218,45 @@ class HostAgent:
             for_ranks.close()
             if listener is not None:
                 listener.close()
-        gang.began(process, control, reports)
-        self._selector.register(control, EVENT_READ, (gang, gang.heard))
-        self._selector.register(reports, EVENT_READ, (gang, gang.told))
-        self._wakes.send(b"x")
+        gang.attach(process, control, reports)
+        self._selector.register(control, EVENT_READ, (gang, gang.read_control))
+        self._selector.register(reports, EVENT_READ, (gang, gang.read_reports))
+        self._wake_sender.send(b"x")
 
     def _watch(self) -> None:
-        looked = monotonic()
+        last_check = monotonic()
         while not self._closing:
-            ready = self._selector.select(_LOOK_SECONDS if self._gangs else None)
+            ready = self._selector.select(_POLL_SECONDS if self._gangs else None)
             with self._lock, suppress(BlockingIOError):
                 for key, _ in ready:
                     if key.data is None:
-                        self._woken.recv(4096)
+                        self._wake_receiver.recv(4096)
                     else:
-                        self._hear(*key.data)
-                if monotonic() - looked >= _LOOK_SECONDS:
-                    looked = monotonic()
+                        self._handle_readable(*key.data)
+                if monotonic() - last_check >= _POLL_SECONDS:
+                    last_check = monotonic()
                     for gang in self._gangs.values():
-                        gang.look()
+                        gang.check_deadlines()
 
-    def _hear(self, gang: Gang, read: Callable[[], None]) -> None:
+    def _handle_readable(self, gang: Gang, read: Callable[[], None]) -> None:
         if gang.control is None or gang.reports is None:
-            return  # closed since it was found to be readable
+            return  # closed since `select` returned it
         try:
             read()
         except Exception:
             log.exception("%s", gang.order.attempt)
-        if gang.over:
+        if gang.ended:
             for end in (gang.control, gang.reports):
                 self._selector.unregister(end)
             gang.close()
             self._end_orphans()
 
     def _end_orphans(self) -> None:
-        """What is below the fork server and no supervisor of ours: left by one that was killed."""
-        known = {gang.process.pid for gang in self._gangs.values() if gang.process is not None}
+        """Kills children of the fork server that a killed supervisor left behind."""
+        supervisors = {gang.process.pid for gang in self._gangs.values() if gang.process is not None}
         for process in _fork_servers():
             for child in process.children():
-                if child.pid not in known:
+                if child.pid not in supervisors:
                     with suppress(psutil.Error):
                         child.kill()
 
@@ -246,19 +267,19 @@ class HostAgent:
 
 
 def _fork_servers() -> list[psutil.Process]:
-    found = []
+    servers = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             if any(PRELOAD in word for word in child.cmdline()):
-                found.append(child)
-    return found
+                servers.append(child)
+    return servers
 
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def _on_loopback(order: Order, meeting: str) -> Order:
+def _on_loopback(order: Order, rendezvous: str) -> Order:
     interface = "lo" if sys.platform == "linux" else "lo0"
     variables = {"GLOO_SOCKET_IFNAME": interface, **order.variables}
-    return replace(order, rendezvous=meeting, variables=variables)
+    return replace(order, rendezvous=rendezvous, variables=variables)

@@ -1,4 +1,4 @@
-"""Uploaded code on this machine: archives by digest, and a folder of its own for each start of an attempt."""
+"""Uploaded code on this machine: archives by digest, and a working directory for each start of an attempt."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from training.protocol import CodeMissing, Order
 
-_KEPT = 20
-"""Archives of those used last; an agent that has not got one is given it again."""
+_MAX_ARCHIVES = 20
+"""Number of archives to keep, the most recently used; the service uploads a missing one again."""
 
 
 class CodeCache:
-    """In `folder`, which nobody else writes to."""
+    """Code archives and working directories in `folder`, which no other process writes to."""
 
     def __init__(self, folder: Path) -> None:
         self._archives, self._work = folder / "archives", folder / "work"
@@ -22,17 +22,19 @@ class CodeCache:
             each.mkdir(parents=True, exist_ok=True)
 
     def put(self, digest: str, archive: bytes) -> None:
+        """Stores a zip archive under its digest, atomically, and deletes the least recently used ones."""
         temporary = self._archives / f"{digest}.new"
         temporary.write_bytes(archive)
         temporary.replace(self._archives / digest)
         by_age = sorted(self._archives.iterdir(), key=lambda path: path.stat().st_mtime)
-        for old in by_age[:-_KEPT]:
+        for old in by_age[:-_MAX_ARCHIVES]:
             old.unlink(missing_ok=True)
 
     def folder_for(self, order: Order) -> Path:
-        """The working directory of its ranks on this host: the code, unpacked anew, or nothing.
+        """Returns the working directory of the order's ranks: a new folder with the unpacked code, if any.
 
-        A job may write where it works; no other one reads that. Raises CodeMissing.
+        No other job reads it, so a job may write there. If the order names a `code_folder`, returns that one.
+        Raises CodeMissing if the archive is not in the cache.
         """
         if order.code_folder is not None:
             return Path(order.code_folder)
@@ -51,5 +53,5 @@ class CodeCache:
         return folder
 
     def remove(self, order: Order) -> None:
-        """What the ranks of a start have left in their working directory."""
+        """Deletes the working directory of a start."""
         shutil.rmtree(self._work / f"{order.attempt}-{order.start}", ignore_errors=True)

@@ -1,6 +1,6 @@
-"""The environment of a job: what the machine gives to every program, and what the job was given. Pure.
+"""The environment variables of ranks: those of the machine and those of the job. Pure functions.
 
-Variables of the service that started it, secrets above all, are not among them.
+The service's own variables, above all its secrets, never reach a job.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from training.protocol import Order, RankAssignment
 
-_OF_THE_MACHINE = frozenset(
+_MACHINE_NAMES = frozenset(
     {
         "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH",
         "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
@@ -17,57 +17,61 @@ _OF_THE_MACHINE = frozenset(
         "PYTHONDONTWRITEBYTECODE",
     }
 )  # fmt: skip
-_KINDS_OF_THE_MACHINE = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "KMP_", "OPENBLAS_")
-_OF_STORAGE = "AWS_"
-_OF_THE_SERVICE = ("SYNCBN_", "RAY_")
+_MACHINE_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "KMP_", "OPENBLAS_")
+_STORAGE_PREFIX = "AWS_"
+_SERVICE_PREFIXES = ("SYNCBN_", "RAY_")
 
-OURS: Mapping[str, str] = {
-    # A rank asks MLflow again by itself; the library's own retries would block for minutes.
+RANK_DEFAULTS: Mapping[str, str] = {
+    # The tracker retries MLflow requests itself; the library's own retries would block for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
-    # Otherwise to ask whether there is a GPU would touch it, which must not happen before the fork.
+    # Without this, torch.cuda.is_available() initialises CUDA, which must not happen before the fork.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 
-WARM: Mapping[str, str] = {
+FORK_SERVER_VARIABLES: Mapping[str, str] = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's allocator
 }
-"""For the process that ranks are forked from: a pool of threads would not survive the fork."""
+"""For the fork server alone: thread pools do not survive a fork."""
 
 
-def of_the_machine(variables: Mapping[str, str]) -> dict[str, str]:
-    """Of an agent's variables those for ranks on a cluster: locale, paths, proxies, numerical libraries."""
+def machine_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Selects the agent's variables for ranks on a cluster: locale, paths, proxies, numerical libraries."""
     return {
         name: value
         for name, value in variables.items()
-        if name in _OF_THE_MACHINE or name.startswith(_KINDS_OF_THE_MACHINE)
+        if name in _MACHINE_NAMES or name.startswith(_MACHINE_PREFIXES)
     }
 
 
-def of_storage(variables: Mapping[str, str]) -> dict[str, str]:
-    """For ranks whose checkpoints are in object storage, beside those of the machine."""
-    return {name: value for name, value in variables.items() if name.startswith(_OF_STORAGE)}
+def storage_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Returns the credentials and settings of S3, for ranks whose checkpoints are in object storage."""
+    return {name: value for name, value in variables.items() if name.startswith(_STORAGE_PREFIX)}
 
 
-def of_the_user(variables: Mapping[str, str]) -> dict[str, str]:
-    """For ranks that a user starts from a shell, without the service: all that is not the service's."""
-    return {name: value for name, value in variables.items() if not name.startswith(_OF_THE_SERVICE)}
+def user_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables for ranks started from a user's shell: all except the service's own."""
+    return {name: value for name, value in variables.items() if not name.startswith(_SERVICE_PREFIXES)}
 
 
-def of_rank(
+def rank_environment(
     base: Mapping[str, str], storage: Mapping[str, str], order: Order, assignment: RankAssignment
 ) -> dict[str, str]:
-    """`base` and `storage` as the functions above give them."""
-    asked = order.spec["resources"]
-    found = {**OURS, **base, **(storage if order.checkpoints is not None else {})}
-    if asked["gpus_per_worker"]:
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
-    found.setdefault("OMP_NUM_THREADS", str(max(int(asked["cpus_per_worker"]), 1)))
-    return {**found, **order.variables}
+    """Returns the whole environment of one rank.
+
+    base: the result of `machine_variables` or `user_variables`. storage: the result of `storage_variables`,
+    used only if the order has a checkpoint URL. The order's own variables win over all others.
+    """
+    resources = order.spec["resources"]
+    environment = {**RANK_DEFAULTS, **base, **(storage if order.checkpoints is not None else {})}
+    if resources["gpus_per_worker"]:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
+    environment.setdefault("OMP_NUM_THREADS", str(max(int(resources["cpus_per_worker"]), 1)))
+    return {**environment, **order.variables}

@@ -1,5 +1,6 @@
-"""Processes forked from one that has torch, lightning and our packages imported: the standard library's
-fork server, started with an environment of its own.
+"""The fork server: forks processes that have torch, lightning and our packages already imported.
+
+It is the standard library's, started with an environment of its own.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ PRELOAD, PRELOAD_ON_CLUSTER = "training.host.warm", "training.host.warm_cluster"
 
 
 class ForkServer:
-    """One for each process that uses it; it ends with that process.
+    """The fork server of this process, which ends with this process.
 
-    environment: of the processes that it forks, until they change it. on_cluster: it imports what the
-    runs of a cluster need.
+    environment: the initial environment of the processes that it forks.
+    on_cluster: also preload what runs on a cluster need (`training.host.warm_cluster`).
     """
 
     def __init__(self, environment: Mapping[str, str], *, on_cluster: bool = True) -> None:
@@ -32,13 +33,13 @@ class ForkServer:
         self._lock = threading.Lock()
 
     def warm_up(self) -> None:
-        """Starts it, if it does not run, and blocks until everything is imported."""
+        """Starts the server if it does not run, and blocks until everything is imported."""
         self.fork(_nothing).join()
 
     def fork(self, target: Callable[..., object], *arguments: Any) -> BaseProcess:
-        """Calls `target` in a new process. Arguments are pickled; sockets and connections may be among them.
+        """Calls `target` in a new process. Arguments are pickled; they may include sockets and connections.
 
-        Starts the server again if it was killed; then this blocks until everything is imported.
+        Starts the server again if it was killed, and then blocks until everything is imported.
         """
         process = self._context.Process(target=target, args=arguments)
         with self._lock, _environment(self._environment), _no_main_module():
@@ -48,12 +49,12 @@ class ForkServer:
 
 
 def _nothing() -> None:
-    """What is forked to see that it can be."""
+    """Does nothing: `warm_up` forks it to wait for the server."""
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """The fork server gets the environment of the process that starts it, secrets included."""
+    """Replaces `os.environ` while the fork server starts, which inherits all of it, secrets included."""
     own = dict(os.environ)
     _replace_environment(variables)
     try:
@@ -70,9 +71,7 @@ def _replace_environment(variables: Mapping[str, str]) -> None:
 
 @contextmanager
 def _no_main_module() -> Iterator[None]:
-    """A process that is forked imports the main module of the one that asks for it: here a command line, or
-    a worker of Ray, which a rank has no use for.
-    """
+    """Hides the main module (a command line or a Ray worker), which a forked process would import."""
     own = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

@@ -1,4 +1,4 @@
-"""The ranks of one start on one host, as their agent sees them: what the supervisor says of them."""
+"""The agent's view of one start: its ranks on this host, their progress and how they exited."""
 
 from __future__ import annotations
 
@@ -35,14 +35,17 @@ from training.rank.process import write_record
 from training.run_dir import RunFolder
 
 GRACE_SECONDS, LOST_PEER_GRACE_SECONDS = 0.1, 1.0
-"""How long the other ranks may say what they know, once one has failed, or only noticed that another has."""
-PATIENCE_SECONDS = 20.0
-"""Without any progress of ranks that were asked to stop; then the last checkpoint has to do."""
+"""After one rank has failed, or lost a peer: how long the others keep running, to record their own errors."""
+STALL_SECONDS = 20.0
+"""Ranks that were asked to stop are killed after this time without progress; the last checkpoint counts."""
 _LONGEST_HANG = 8_000  # characters: the stacks of a few ranks
 
 
 class Gang:
-    """Not thread-safe: its agent sees to that. `changed` is called when `status` may say something new."""
+    """The ranks of `order`, one start on this host. Not thread-safe: the agent calls it under its lock.
+
+    changed: called whenever the result of `status` may have changed.
+    """
 
     def __init__(self, order: Order, changed: Callable[[], None]) -> None:
         self.order, self._changed = order, changed
@@ -58,14 +61,14 @@ class Gang:
         self._progress: Progress | None = None
         self._joined: set[int] = set()
         self._exits: dict[int, ExitRecord] = {}
-        self._over = False  # everything below the supervisor is gone
+        self._ended = False  # all processes of the start are gone
         self._ending = False
         self._end_at: float | None = None
         self._stop: _Stop | None = None
-        self._forget_earlier_launch()
+        self._delete_files_of_earlier_launch()
 
-    def _forget_earlier_launch(self) -> None:
-        """Of this very start, which was lost with the machine that had told of it: nothing of it counts."""
+    def _delete_files_of_earlier_launch(self) -> None:
+        """Deletes what an earlier launch of the same start left: its host was lost before it reported."""
         for rank in self.ranks:
             exit_file(self.order.folder, self.order.number, self.order.start, rank).unlink(missing_ok=True)
         if 0 in self.ranks:
@@ -77,8 +80,8 @@ class Gang:
         return tuple(assignment.rank for assignment in self.order.ranks)
 
     @property
-    def over(self) -> bool:
-        return self._over
+    def ended(self) -> bool:
+        return self._ended
 
     def status(self) -> StartStatus:
         known = tuple(self._exits.values())
@@ -88,14 +91,14 @@ class Gang:
             ranks=self.ranks,
             joined=self._joined >= set(self.ranks),
             progress=self._progress,
-            # The last one is told when nothing of the start is left.
-            exits=known if self._over else known[: len(self.ranks) - 1],
+            # The last exit is withheld until all processes of the start are gone.
+            exits=known if self._ended else known[: len(self.ranks) - 1],
         )
 
-    def began(self, process: BaseProcess, control: Connection, reports: socket.socket) -> None:
+    def attach(self, process: BaseProcess, control: Connection, reports: socket.socket) -> None:
         self.process, self.control, self.reports = process, control, reports
 
-    def failed_to_begin(self, error: Exception) -> None:
+    def launch_failed(self, error: Exception) -> None:
         for rank in self.ranks:
             self._exits[rank] = ExitRecord(
                 rank=rank,
@@ -104,40 +107,42 @@ class Gang:
                 message=f"the rank could not be started: {type(error).__name__}: {error}"[:_LONGEST_HANG],
                 when=time.time(),
             )
-        self._over = True
+        self._ended = True
         self._changed()
 
-    # What the supervisor and the ranks say
+    # Messages of the supervisor and the ranks
 
-    def heard(self) -> None:
-        """Reads what the supervisor has said."""
+    def read_control(self) -> None:
+        """Reads one message of the supervisor: a rank has exited, or the supervisor has."""
         assert self.control is not None
         try:
-            said = json.loads(self.control.recv_bytes())
+            message = json.loads(self.control.recv_bytes())
         except (EOFError, OSError):
             self._supervisor_ended()
             return
-        self._rank_ended(**said)
+        self._rank_ended(**message)
 
-    def told(self) -> None:
-        """Reads what ranks have told of themselves."""
+    def read_reports(self) -> None:
+        """Reads all messages that ranks have sent with `Reports`."""
         assert self.reports is not None
         with suppress(BlockingIOError):
             while message := self.reports.recv(2**20):
-                self._take(json.loads(message))
+                self._handle_report(json.loads(message))
 
-    def _take(self, said: dict[str, Any]) -> None:
-        if said.get("joined"):
-            self._joined.add(said["rank"])
-        if progress := said.get("progress"):
+    def _handle_report(self, report: dict[str, Any]) -> None:
+        if report.get("joined"):
+            self._joined.add(report["rank"])
+        if progress := report.get("progress"):
             self._progress = Progress.from_json(progress)
         self._changed()
 
     def _rank_ended(self, rank: int, status: int, step: int, *, out_of_memory: bool) -> None:
-        self.told()
-        record = self._record(rank) or self._found_dead(rank, status, step, out_of_memory=out_of_memory)
+        self.read_reports()
+        record = self._own_record(rank) or self._record_death(rank, status, step, out_of_memory=out_of_memory)
         if record.failed:
-            record = replace(record, log_tail=_tail(log_file(self.order.folder, self.order.number, rank)))
+            record = replace(
+                record, log_tail=_last_lines(log_file(self.order.folder, self.order.number, rank))
+            )
             grace = LOST_PEER_GRACE_SECONDS if record.lost_peer else GRACE_SECONDS
             self._end_at = min(monotonic() + grace, self._end_at or float("inf"))
         self._exits[rank] = record
@@ -145,21 +150,21 @@ class Gang:
             self._progress = record.progress
         self._changed()
 
-    def _record(self, rank: int) -> ExitRecord | None:
-        """What the rank has written itself."""
+    def _own_record(self, rank: int) -> ExitRecord | None:
+        """Returns the exit record that the rank wrote itself; None if there is no readable one."""
         try:
             text = exit_file(self.order.folder, self.order.number, self.order.start, rank).read_text()
             return ExitRecord.from_json(json.loads(text))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def _found_dead(self, rank: int, status: int, step: int, *, out_of_memory: bool) -> ExitRecord:
-        record = self._told_by(rank, status, step, out_of_memory=out_of_memory)
+    def _record_death(self, rank: int, status: int, step: int, *, out_of_memory: bool) -> ExitRecord:
+        record = self._record_from_status(rank, status, step, out_of_memory=out_of_memory)
         with suppress(OSError):
             write_record(record, self.order)
         return record
 
-    def _told_by(self, rank: int, status: int, step: int, *, out_of_memory: bool) -> ExitRecord:
+    def _record_from_status(self, rank: int, status: int, step: int, *, out_of_memory: bool) -> ExitRecord:
         record = ExitRecord(rank=rank, kind=Exit.ENDED, step=step, when=time.time())
         if self._ending:
             return record
@@ -173,20 +178,20 @@ class Gang:
         return replace(record, kind=Exit.EXITED, code=code)
 
     def _supervisor_ended(self) -> None:
-        """Either all is over, or it was killed, and its ranks with it."""
+        """Records exits for the remaining ranks: the supervisor was killed, and its ranks with it."""
         for rank in set(self.ranks) - self._exits.keys():
             if self._ending:
                 record = ExitRecord(rank=rank, kind=Exit.ENDED, when=time.time())
             else:
                 message = "the supervisor of its start was killed"
                 record = ExitRecord(rank=rank, kind=Exit.LOST, message=message, when=time.time())
-            self._exits[rank] = self._record(rank) or record
-        self._over = True
-        self._say_if_hung()
+            self._exits[rank] = self._own_record(rank) or record
+        self._ended = True
+        self._mark_if_hung()
         self._changed()
 
-    def _say_if_hung(self) -> None:
-        """What the ranks have written before they ended themselves tells more than their exit codes."""
+    def _mark_if_hung(self) -> None:
+        """Marks failed ranks as hung if there is a hang report and no rank raised an error of its own."""
         if any(record.kind is Exit.ERROR and not record.lost_peer for record in self._exits.values()):
             return
         hang = hang_report(self.folder.hang)
@@ -203,7 +208,7 @@ class Gang:
                 )
 
     def close(self) -> None:
-        """Lets go of what led to the supervisor, which has ended."""
+        """Closes the connections to the supervisor, which has ended."""
         for end in (self.control, self.reports):
             if end is not None:
                 end.close()
@@ -211,29 +216,31 @@ class Gang:
         if self.process is not None:
             self.process.join(5.0)
 
-    # What is asked of it
+    # Orders of the agent
 
     def stop(self, seconds: float) -> None:
+        """Asks the ranks to write a checkpoint and exit within `seconds`; a second call can only shorten it."""
         if self._stop is None:
             self.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
             self.folder.stop_request.touch()
             self._stop = _Stop(monotonic() + seconds, monotonic())
         else:
-            self._stop.until = min(self._stop.until, monotonic() + seconds)
+            self._stop.deadline = min(self._stop.deadline, monotonic() + seconds)
 
     def end(self) -> None:
+        """Makes the supervisor kill all processes of the start."""
         self._ending = True
         if self.control is not None:
             with suppress(OSError):
                 self.control.send_bytes(b"end")
 
-    def look(self) -> None:
-        """To be called several times a second: what is due by time alone."""
-        if self._over or self._ending:
+    def check_deadlines(self) -> None:
+        """Ends the ranks once a deadline has passed. The agent calls it several times a second."""
+        if self._ended or self._ending:
             return
         now = monotonic()
         if (self._end_at is not None and now >= self._end_at) or (
-            self._stop is not None and self._stop.is_over(self._positions(), now)
+            self._stop is not None and self._stop.is_due(self._positions(), now)
         ):
             self.end()
 
@@ -242,24 +249,24 @@ class Gang:
 
 
 class _Stop:
-    """A request to stop: `until` when at most, and since when nothing has moved."""
+    """A request to stop: its deadline, and since when the ranks make no progress (both `monotonic`)."""
 
-    def __init__(self, until: float, now: float) -> None:
-        self.until, self._still_since = until, now
-        self._seen: list[tuple[int, str]] | None = None
+    def __init__(self, deadline: float, now: float) -> None:
+        self.deadline, self._stalled_since = deadline, now
+        self._last: list[tuple[int, str]] | None = None
 
-    def is_over(self, positions: list[Any], now: float) -> bool:
-        """Whether ranks with these positions are not waited for any more."""
+    def is_due(self, positions: list[Any], now: float) -> bool:
+        """Whether to kill the ranks now, given their current positions."""
         doing = [(position.step, position.doing) for position in positions]
-        if doing != self._seen or any(what.startswith("saving") for _, what in doing):
-            self._seen, self._still_since = doing, now
-        if not doing:  # where no rank has begun there is nothing to save
+        if doing != self._last or any(what.startswith("saving") for _, what in doing):
+            self._last, self._stalled_since = doing, now
+        if not doing:  # no rank has started training, so there is nothing to save
             return True
-        return now >= self.until or now - self._still_since >= PATIENCE_SECONDS
+        return now >= self.deadline or now - self._stalled_since >= STALL_SECONDS
 
 
-def _tail(path: Path) -> str:
-    """The last lines of a log, of which there may be any number."""
+def _last_lines(path: Path) -> str:
+    """Returns the last TAIL_LINES lines of a log, from its last LONGEST_TAIL bytes; "" if there is none."""
     try:
         with path.open("rb") as log:
             log.seek(max(log.seek(0, os.SEEK_END) - LONGEST_TAIL, 0))

@@ -1,4 +1,7 @@
-"""`syncbn train` and `verify`: specs on this machine, without the service: a host agent in this process."""
+"""Runs specs on this machine without the service, with a host agent in this process.
+
+`syncbn train` and `syncbn verify` use it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import Self
 
 from training.errors import BuildError, RunFailed, TrainingError
 from training.host.agent import HostAgent
-from training.host.environment import of_the_user
+from training.host.environment import user_variables
 from training.host.own_folder import own_folder
 from training.protocol import (
     ExitRecord,
@@ -36,42 +39,42 @@ _NAME = "local"
 
 
 def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
-    """Runs `spec` and writes `output`/metrics.jsonl, model.pt and figures; blocks until the end.
+    """Runs `spec` and writes metrics.jsonl, model.pt and figures to `output`. Blocks until the end.
 
-    `code`: a folder whose modules class paths may name. With MLFLOW_TRACKING_URI set, the run is tracked
-    there too. Prints what happens; returns the exit code: 0, 1 when the training failed, 2 when it could not
-    begin.
+    code: a folder with modules for the spec's class paths. If MLFLOW_TRACKING_URI is set, also tracks the run
+    there. Prints progress and errors. Returns the exit code: 0, 1 if the training failed, 2 if it could not
+    start.
     """
     try:
         workers = _workers_that_fit(spec)
         folder = code_folder(code)
-        output = fresh(output)
+        output = prepare_output(output)
         with LocalHost(folder) as machine, _mlflow_run(spec) as (uri, run_id):
             machine.run(spec, workers=workers, output=output, mlflow_uri=uri, run_id=run_id)
     except BuildError as error:
-        return _complain(error, output, 2)
+        return _print_error(error, output, 2)
     except TrainingError as error:
-        return _complain(error, output, 1)
-    _say(f"done: {', '.join(str(output / name) for name in RESULTS if (output / name).exists())}")
+        return _print_error(error, output, 1)
+    _print(f"done: {', '.join(str(output / name) for name in RESULTS if (output / name).exists())}")
     return 0
 
 
 @dataclass(kw_only=True)
 class _Run:
-    """What of a run outlives its starts."""
+    """The retries of a run: their limit, the last failure and the reasons so far."""
 
     retries: int
     before: Failure | None = None
     restarts: list[str] = field(default_factory=list)
 
     def restart(self, exits: tuple[ExitRecord, ...]) -> str:
-        """What is said of another start. Raises RunFailed where there is to be none."""
+        """Counts a restart and returns the text to print. Raises RunFailed if the run must not restart."""
         failure = cause(exits)
         if failure is None:
-            raise RunFailed(_without_a_word(exits), "")
-        again = is_final(failure, self.before)
-        if again is not None:
-            raise RunFailed(failure, again)
+            raise RunFailed(exits[0], "")
+        final = is_final(failure, self.before)
+        if final is not None:
+            raise RunFailed(failure, final)
         if len(self.restarts) == self.retries:
             raise RunFailed(failure, f"retries: {self.retries} are used up" if self.retries else "")
         self.before = Failure.of(failure)
@@ -81,14 +84,14 @@ class _Run:
 
 
 class LocalHost:
-    """This machine, for runs one after the other; use it as a context, which leaves nothing behind.
+    """Runs specs on this machine, one after another. A context manager: on exit no process is left.
 
-    code: a folder that comes first on the path of ranks, and in which they work.
+    code: the working directory of the ranks and first entry of their import path; None: the current one.
     """
 
     def __init__(self, code: Path | None) -> None:
         self._code = code
-        self._agent = HostAgent(own_folder(), environment=of_the_user(os.environ), on_cluster=False)
+        self._agent = HostAgent(own_folder(), environment=user_variables(os.environ), on_cluster=False)
         self._runs = 0
 
     def __enter__(self) -> Self:
@@ -110,9 +113,11 @@ class LocalHost:
         retries: int | None = None,
         show: bool = True,
     ) -> None:
-        """Blocks until the run has come to its end; what fails is started again from the last checkpoint.
+        """Runs `spec` and blocks until it has finished. After a failure restarts from the last checkpoint.
 
-        show: prints what rank 0 prints. Raises RunFailed.
+        workers: the number of ranks. output: the folder for results; run files go to `output`/run.
+        curves_only, last_bit: see Order. retries: None: those of the spec. show: print the output of rank 0.
+        Raises RunFailed if the run fails for good.
         """
         self._runs += 1
         run = _Run(retries=spec.retries if retries is None else retries)
@@ -129,14 +134,14 @@ class LocalHost:
             curves_only=curves_only,
             last_bit=last_bit,
         )
-        with _shown(log_file(order.folder, order.number, 0), show=show):
+        with _printing(log_file(order.folder, order.number, 0), show=show):
             while True:
                 exits = self._start(order, start=len(run.restarts) + 1, restarts=tuple(run.restarts))
                 if finished(exits, workers):
                     return
-                said = run.restart(exits)
+                reason = run.restart(exits)
                 if show:
-                    _say(said)
+                    _print(reason)
 
     def _start(self, order: Order, *, start: int, restarts: tuple[str, ...]) -> tuple[ExitRecord, ...]:
         self._agent.launch(replace(order, start=start, restarts=restarts))
@@ -153,7 +158,7 @@ class LocalHost:
 
 
 def _assignments(workers: int, gpus_per_worker: float) -> tuple[RankAssignment, ...]:
-    """Each rank with GPUs of its own; fractions share them in order."""
+    """Returns an assignment for each rank, with its own GPUs; with a fraction, ranks share them in order."""
     assignments = []
     for rank in range(workers):
         first = int(rank * gpus_per_worker + 1e-9)
@@ -163,30 +168,26 @@ def _assignments(workers: int, gpus_per_worker: float) -> tuple[RankAssignment, 
     return tuple(assignments)
 
 
-def _without_a_word(exits: tuple[ExitRecord, ...]) -> ExitRecord:
-    return exits[0]
-
-
 @contextlib.contextmanager
-def _shown(log: Path, *, show: bool) -> Iterator[None]:
-    """Prints what is appended to a log until the context ends, all of it."""
+def _printing(log: Path, *, show: bool) -> Iterator[None]:
+    """Prints everything that is appended to a log until the context ends."""
     if not show:
         yield
         return
-    over = threading.Event()
-    thread = threading.Thread(target=_follow, args=(log, over), daemon=True)
+    done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(log, done), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        done.set()
         thread.join()
 
 
-def _follow(log: Path, over: threading.Event) -> None:
+def _follow(log: Path, done: threading.Event) -> None:
     offset = 0
     while True:
-        ended = over.wait(_POLL_SECONDS)
+        ended = done.wait(_POLL_SECONDS)
         with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
             file.seek(offset)
             while block := file.read(2**16):
@@ -212,11 +213,12 @@ def _workers_that_fit(spec: Spec) -> int:
 
 
 def usable_cpus() -> int:
+    """Returns the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def code_folder(code: Path | None) -> Path | None:
-    """The folder, if its modules may come before all others. Raises BuildError."""
+    """Returns `code` as an absolute path. Raises BuildError if it is no folder or hides a reserved module."""
     if code is None:
         return None
     if not code.is_dir():
@@ -226,8 +228,8 @@ def code_folder(code: Path | None) -> Path | None:
     return code.resolve()
 
 
-def fresh(output: Path) -> Path:
-    """The output folder without what an earlier run left in it."""
+def prepare_output(output: Path) -> Path:
+    """Creates the output folder, deletes results of an earlier run, and returns its absolute path."""
     output.mkdir(parents=True, exist_ok=True)
     for name in RESULTS:
         (output / name).unlink(missing_ok=True)
@@ -237,7 +239,10 @@ def fresh(output: Path) -> Path:
 
 @contextlib.contextmanager
 def _mlflow_run(spec: Spec) -> Iterator[tuple[str | None, str | None]]:
-    """A new run where MLFLOW_TRACKING_URI says, ended with the status that the context ends with."""
+    """Creates a run on the server of MLFLOW_TRACKING_URI and sets its final status when the context ends.
+
+    Yields the server's URI and the run's id, or None twice if the variable is not set.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         yield None, None
@@ -261,8 +266,8 @@ def _mlflow_run(spec: Spec) -> Iterator[tuple[str | None, str | None]]:
         client.set_terminated(run_id, status)
 
 
-def _complain(error: TrainingError, output: Path, code: int) -> int:
-    if isinstance(error, RunFailed) and error.record.rank:  # rank 0's log has been shown
+def _print_error(error: TrainingError, output: Path, code: int) -> int:
+    if isinstance(error, RunFailed) and error.record.rank:  # rank 0's log has been printed already
         rank = error.record.rank
         log = log_file(output / "run", 1, rank)
         print(f"the end of rank {rank}'s log, {log}:", file=sys.stderr)  # noqa: T201
@@ -271,5 +276,5 @@ def _complain(error: TrainingError, output: Path, code: int) -> int:
     return code
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""A folder on this machine for one process alone, which does not outlive it for long, however it ends."""
+"""A temporary folder for one process, deleted after it ends, also after a kill."""
 
 from __future__ import annotations
 
@@ -12,37 +12,39 @@ from contextlib import suppress
 from pathlib import Path
 
 _PREFIX = "syncbn-agent-"
-_SECONDS_TO_HOLD = 60.0
+_SECONDS_TO_LOCK = 60.0
 
 
 def own_folder() -> Path:
-    """A new folder for this process alone. It goes with the process or, if that was killed, when the next
-    agent on this machine begins.
+    """Creates a folder for this process alone.
+
+    It is deleted when the process exits or, if the process was killed, when the next agent starts on this
+    machine.
     """
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for other in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):
-            if _is_abandoned(left):
-                shutil.rmtree(left, ignore_errors=True)
+            if _is_abandoned(other):
+                shutil.rmtree(other, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    _hold(folder)  # for as long as this process lives: the descriptor is never closed, and not inherited
+    _lock(folder)  # for the life of this process: the descriptor is never closed, and not inherited
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def _is_abandoned(folder: Path) -> bool:
-    found = folder.stat()
-    # Race closed: another agent of this machine has made its folder, and does not hold it yet.
-    if found.st_uid != os.getuid() or time.time() - found.st_mtime < _SECONDS_TO_HOLD:
+    info = folder.stat()
+    # Race closed: another agent of this machine has created its folder, and has not locked it yet.
+    if info.st_uid != os.getuid() or time.time() - info.st_mtime < _SECONDS_TO_LOCK:
         return False
     try:
-        os.close(_hold(folder))
+        os.close(_lock(folder))
     except BlockingIOError:
         return False
     return True
 
 
-def _hold(folder: Path) -> int:
-    """Raises BlockingIOError where another process has it."""
+def _lock(folder: Path) -> int:
+    """Locks `folder` and returns the descriptor. Raises BlockingIOError if another process holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""The host agent as an actor of Ray, one on each machine of a cluster, and what a bundle's GPUs are.
+"""The host agent as a Ray actor, one on each node of a cluster, and a task that returns a bundle's GPUs.
 
-Ray imports this module on every node; the actor and the task are made by `service.backends.ray_calls`.
+Ray imports this module on every node; `service.backends.ray_calls` creates the actor and the task.
 """
 
 from __future__ import annotations
@@ -22,31 +22,34 @@ _SECONDS_TO_CHECK = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class HostReport:
-    """`instance`: another one after the agent was started again; it knows nothing of what was before."""
+    """An agent's state. instance: a new id after each restart of the agent, which forgets earlier starts."""
 
     instance: str
     news: News
 
 
 class RayHostAgent:
-    """Each call carries the fencing number of the scheduler that makes it. Raises Superseded if a scheduler
-    with a higher one has called before.
+    """A HostAgent behind a fence. Each call carries the fencing token of the calling scheduler.
 
-    `fence`: of the scheduler that has the actor made; Ray hands it in again when it starts the actor again.
+    A call raises Superseded if a scheduler with a higher token has called before. fence: the token of the
+    scheduler that creates the actor; Ray passes the same one when it restarts the actor.
     """
 
     def __init__(self, fence: int) -> None:
         self._fence, self._lock = fence, threading.Lock()
         self._instance = uuid.uuid4().hex
-        _forget_threads_of_ray()
+        _unset_ray_thread_count()
         self._agent = HostAgent(own_folder())
 
     def news(self, fence: int, instance: str, seen: int, seconds: float) -> HostReport:
-        """All that it knows: at once if `seen` was told by another `instance`, or is not its version."""
-        until = monotonic() + seconds
+        """Returns the state of the agent. Blocks for up to `seconds` while nothing is new to the caller.
+
+        instance, seen: the instance and the version of the last report that the caller got.
+        """
+        deadline = monotonic() + seconds
         while True:
-            self._check(fence)  # another scheduler may have come while this one waited
-            left = until - monotonic()
+            self._check(fence)  # another scheduler may have taken over while this call waited
+            left = deadline - monotonic()
             news = self._agent.news(seen if instance == self._instance else -1, min(left, _SECONDS_TO_CHECK))
             if news.version != seen or instance != self._instance or left <= _SECONDS_TO_CHECK:
                 return HostReport(instance=self._instance, news=news)
@@ -76,23 +79,26 @@ class RayHostAgent:
         self._agent.forget(attempt)
 
     def _check(self, fence: int) -> None:
-        # Race closed: orders of two schedulers that arrive at once, since Ray calls from several threads.
+        # Race closed: orders of two schedulers that arrive at once; Ray calls the actor from several threads.
         with self._lock:
             if fence < self._fence:
-                raise Superseded(f"scheduler {fence} has been followed by scheduler {self._fence}")
+                raise Superseded(f"scheduler {fence} has been superseded by scheduler {self._fence}")
             self._fence = fence
 
 
 def gpus_of_this_task() -> tuple[str, ...]:
-    """A Ray task in a bundle: the ids of the GPUs that Ray has given it."""
+    """Returns the ids of the GPUs that Ray has given the current task. Runs as a Ray task in a bundle."""
     import ray
 
     return tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
 
 
-def _forget_threads_of_ray() -> None:
-    """Ray sets OMP_NUM_THREADS to 1 for an actor without CPUs; ranks have some. The machine's own stays."""
+def _unset_ray_thread_count() -> None:
+    """Removes the OMP_NUM_THREADS=1 that Ray sets for an actor without CPUs, so that ranks do not inherit it.
+
+    Keeps the variable if the machine itself sets it.
+    """
     with suppress(OSError):
-        at_first = Path("/proc/self/environ").read_bytes().split(b"\0")
-        if not any(line.startswith(b"OMP_NUM_THREADS=") for line in at_first):
+        initial = Path("/proc/self/environ").read_bytes().split(b"\0")
+        if not any(line.startswith(b"OMP_NUM_THREADS=") for line in initial):
             os.environ.pop("OMP_NUM_THREADS", None)

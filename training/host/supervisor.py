@@ -1,8 +1,8 @@
-"""The process between the fork server and the ranks of one start: it forks them, says how each has ended,
-and ends them with everything that they have started.
+"""The supervisor of one start: forks its ranks, reports how each exited, and kills what is left of them.
 
-It leads a session of its own and adopts what its ranks leave behind, so that every process of the start is
-below it: a daemon with an empty environment, too. When its agent goes away, it ends all of them.
+It is a process between the fork server and the ranks. It leads its own session and adopts orphans, so that
+every process of the start is its descendant, even a daemon with an empty environment. When its agent goes
+away, it kills all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.rank.process import RankProcess
 from training.rank.reports import Reports
 from training.rank.steps import Steps
 
-_LOOK_SECONDS = 0.01  # while processes that were killed are still there
+_POLL_SECONDS = 0.01  # while killed processes have not exited yet
 
 
 def supervise(
@@ -36,17 +36,19 @@ def supervise(
     reports: socket.socket,
     listener: socket.socket | None,
 ) -> None:
-    """Runs the ranks of `order` (Order as JSON) until all have ended.
+    """Runs the ranks of `order` (Order as JSON). Blocks until all of their processes have ended.
 
-    environments: by rank. folder: their working directory. reports: where ranks tell their progress.
-    listener: of the rendezvous, for rank 0. To `control` goes {"rank", "status", "step",
-    "out_of_memory"} for each rank that has ended, `status` as os.waitpid has it; anything that comes from
-    there ends all of them.
+    environments: the environment variables of each rank. folder: the ranks' working directory.
+    control: gets {"rank", "status", "step", "out_of_memory"} for each rank that exits, with the status of
+    os.waitpid; any message that arrives on it, or its end, kills all ranks.
+    reports: the socket to which ranks send their progress. listener: the rendezvous socket, for rank 0.
     """
     Supervisor(Order.from_json(order), environments, folder, control, reports, listener).run()
 
 
 class Supervisor:
+    """The state of `supervise`."""
+
     def __init__(
         self,
         order: Order,
@@ -58,28 +60,28 @@ class Supervisor:
     ) -> None:
         self.order, self.environments, self.folder = order, environments, folder
         self.control, self.reports, self.listener = control, reports, listener
-        self._ranks: dict[int, int] = {}  # by process
+        self._ranks: dict[int, int] = {}  # rank by process id
         self._killed_before = out_of_memory_kills()
         self._steps = Steps(len(order.ranks))
 
     def run(self) -> None:
         os.setsid()
         adopt_orphans()
-        woken, wakes = socket.socketpair()
-        for end in (woken, wakes):
+        wake_receiver, wake_sender = socket.socketpair()
+        for end in (wake_receiver, wake_sender):
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever ends it ends its ranks through the agent
+        signal.set_wakeup_fd(wake_sender.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the agent ends it, through `control`
         for assignment in self.order.ranks:
-            self._fork(assignment, woken, wakes)
+            self._fork(assignment, wake_receiver, wake_sender)
         if self.listener is not None:
             self.listener.close()
         while self._ranks:
-            ready = wait([self.control, woken])
+            ready = wait([self.control, wake_receiver])
             with suppress(BlockingIOError):
-                woken.recv(4096)
-            if self.control in ready:  # an order to end, or the agent is gone
+                wake_receiver.recv(4096)
+            if self.control in ready:  # the agent orders the end, or is gone
                 break
             self._reap()
         self._end_all()
@@ -103,7 +105,7 @@ class Supervisor:
         self._ranks[pid] = assignment.rank
 
     def _reap(self) -> bool:
-        """Tells of the ranks that have ended; False: there is no process left below this one."""
+        """Reaps all children that have exited and reports the ranks. Returns False if no child is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -112,17 +114,17 @@ class Supervisor:
             if pid == 0:
                 return True
             if pid in self._ranks:
-                self._tell(self._ranks.pop(pid), status)
+                self._report_exit(self._ranks.pop(pid), status)
 
-    def _tell(self, rank: int, status: int) -> None:
+    def _report_exit(self, rank: int, status: int) -> None:
         killed = out_of_memory_kills()
         out_of_memory = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         out_of_memory &= killed > self._killed_before
         self._killed_before = killed
         step = self._steps.read(self._index(rank))
-        said = {"rank": rank, "status": status, "step": step, "out_of_memory": out_of_memory}
+        message = {"rank": rank, "status": status, "step": step, "out_of_memory": out_of_memory}
         with suppress(OSError):  # the agent is gone
-            self.control.send_bytes(json.dumps(said).encode())
+            self.control.send_bytes(json.dumps(message).encode())
 
     def _index(self, rank: int) -> int:
         return next(index for index, assignment in enumerate(self.order.ranks) if assignment.rank == rank)
@@ -132,4 +134,4 @@ class Supervisor:
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     process.kill()
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)

@@ -1,6 +1,6 @@
-"""What the fork server imports once, so that no rank has to: importing this module is its whole effect.
+"""Preload of the fork server: importing this module imports what every rank needs.
 
-Nothing here may start a thread or touch a GPU, since neither survives a fork; a test holds that.
+Nothing here may start a thread or touch a GPU, since neither survives a fork; a test checks that.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 
-gc.disable()  # a tenth of the time of these imports; they make little that it could free
+gc.disable()  # saves a tenth of the import time; imports create little garbage
 
 # ruff: noqa: E402
 import lightning.pytorch
@@ -37,12 +37,12 @@ __all__ = [
     "training",
 ]
 
-# Orphans of a supervisor that was killed stay below the fork server, where the agent finds and ends them.
+# If a supervisor is killed, its orphans become children of the fork server; the agent finds and kills them.
 adopt_orphans()
-# Some library has set up logging for itself, and a job's own set-up would do nothing.
+# One of the imported libraries configures logging; undo that, so that a job's own basicConfig takes effect.
 logging.root.handlers.clear()
 logging.root.setLevel(logging.WARNING)
-# What is shared with every rank stays shared: the collector writes to each object that it looks at.
+# Keeps the imported objects in memory pages shared with the ranks: the collector writes to objects it visits.
 gc.collect()
 gc.freeze()
 gc.enable()

@@ -1,6 +1,6 @@
-"""What the fork server of a cluster imports besides: MLflow, object storage, what built-in data needs.
+"""Preload of the fork server on a cluster, in addition: MLflow, object storage, built-in data.
 
-For a single run it would take longer to import all of that than what the run uses of it.
+A single local run would spend more time on these imports than it saves.
 """
 
 from __future__ import annotations
@@ -16,5 +16,5 @@ import training.tracking.system_metrics
 
 __all__ = ["mlflow", "sklearn", "training"]
 
-# Looks for what is installed, half a second that a model's first `log_model` would take; MLflow keeps it.
+# Scans the installed packages, which MLflow caches: saves half a second of a job's first `log_model`.
 mlflow.utils.requirements_utils.warn_dependency_requirement_mismatches(["torch"])

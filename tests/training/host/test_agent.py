@@ -19,7 +19,7 @@ import pytest
 
 from tests.memory_cgroup import memory_cgroup
 from training.host.agent import HostAgent
-from training.host.environment import of_the_machine
+from training.host.environment import machine_variables
 from training.host.fork_server import PRELOAD
 from training.protocol import (
     CodeMissing,
@@ -40,7 +40,7 @@ SECRET = "of the service alone"
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostAgent]:
-    environment = of_the_machine(os.environ | {"SYNCBN_API_KEY": SECRET, "RAY_AUTH_TOKEN": SECRET})
+    environment = machine_variables(os.environ | {"SYNCBN_API_KEY": SECRET, "RAY_AUTH_TOKEN": SECRET})
     agent = HostAgent(tmp_path_factory.mktemp("agent"), environment, on_cluster=False)
     agent.put_code("lab", archive())
     # Its fork server starts with an environment that this process has for a moment: pytest sets its own

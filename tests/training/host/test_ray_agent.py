@@ -45,7 +45,7 @@ def test_orders_of_a_scheduler_that_was_followed_by_another_are_refused(agent: R
         order(fence)
         order(fence)
         for each in orders:
-            with pytest.raises(Superseded, match=f"scheduler {fence - 1} has been followed by"):
+            with pytest.raises(Superseded, match=f"scheduler {fence - 1} has been superseded by"):
                 each(fence - 1)
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from training.host.environment import OURS, WARM
+from training.host.environment import FORK_SERVER_VARIABLES, RANK_DEFAULTS
 
 LOOK = """
 import logging, os, sys
@@ -22,7 +22,7 @@ print(logging.root.handlers, logging.root.level, "ray" in sys.modules)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in Linux's /proc")
 def test_it_has_one_thread_has_not_touched_a_gpu_and_has_not_set_up_logging() -> None:
-    environment = {**os.environ, **OURS, **WARM}
+    environment = {**os.environ, **RANK_DEFAULTS, **FORK_SERVER_VARIABLES}
 
     seen = subprocess.run(
         [sys.executable, "-c", LOOK], env=environment, capture_output=True, text=True, timeout=300, check=True
