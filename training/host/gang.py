@@ -219,7 +219,7 @@ class Gang:
     # Orders of the agent
 
     def stop(self, seconds: float) -> None:
-        """Asks the ranks to write a checkpoint and exit within `seconds`; a second call can only shorten it."""
+        """Asks the ranks to write a checkpoint and exit within `seconds`. Another call can shorten that."""
         if self._stop is None:
             self.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
             self.folder.stop_request.touch()

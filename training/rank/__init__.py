@@ -1,4 +1,4 @@
-"""What one rank does, from the fork to its exit record.
+"""One rank of a run, from the fork to its exit record.
 
 May import `callbacks`, `checkpoints`, `console`, `errors`, `hangs`, `linux`, `loading`, `model`, `protocol`,
 `run_dir`, `spec`, `tracking`, `sync_bn`.

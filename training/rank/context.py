@@ -1,4 +1,4 @@
-"""A rank among its peers: the process group that it joins, and what tells Lightning of it."""
+"""The process group of a rank, and the Lightning environment and strategy that use it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from training.protocol import RankAssignment
 
 JOIN_SECONDS = 300.0
-COLLECTIVE_SECONDS = 1800.0  # the watchdog looks into ranks that wait, long before
+COLLECTIVE_SECONDS = 1800.0  # long enough that the watchdog diagnoses waiting ranks first
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankContext:
-    """In a process group that is there already. strategy: a Lightning DDPStrategy, of the keyword arguments
-    of torch's DistributedDataParallel.
+    """The position of a rank in a process group that is initialised already.
+
+    environment: makes the Lightning ClusterEnvironment.
+    strategy: makes the Lightning DDPStrategy from keyword arguments of torch's DistributedDataParallel.
     """
 
     rank: int
@@ -37,9 +39,10 @@ class RankContext:
 def join(
     assignment: RankAssignment, world_size: int, rendezvous: str, listener: socket.socket | None
 ) -> RankContext:
-    """Blocks until all ranks are in the default process group: NCCL's if they have GPUs, otherwise gloo's.
+    """Initialises the default process group, with NCCL if the ranks have GPUs, otherwise with gloo.
 
-    rendezvous: "ADDRESS:PORT" of rank 0, which has the listening socket.
+    Every rank must call it; blocks until all have joined, for at most JOIN_SECONDS.
+    rendezvous: "ADDRESS:PORT" at which rank 0 listens. listener: its listening socket on rank 0, else None.
     """
     address, _, port = rendezvous.rpartition(":")
     store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -52,7 +55,7 @@ def join(
         master_listen_fd=listener.detach() if listener is not None else None,
     )
     if assignment.gpus:
-        torch.cuda.set_device(0)  # of those that this rank sees
+        torch.cuda.set_device(0)  # the first of those that this rank sees
     dist.init_process_group(
         "nccl" if assignment.gpus else "gloo",
         store=store,
@@ -75,7 +78,7 @@ def join(
 
 
 def own_address(rendezvous: str) -> str:
-    """The address by which this machine reaches the one of rank 0. Nothing is sent."""
+    """Returns the local address from which this machine reaches rank 0's. Sends nothing."""
     address, _, port = rendezvous.rpartition(":")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -85,7 +88,7 @@ def own_address(rendezvous: str) -> str:
 
 
 class GroupEnvironment(LightningEnvironment):
-    """Lightning finds the ranks of the group that there is."""
+    """A ClusterEnvironment that reports the existing process group to Lightning."""
 
     def __init__(self, assignment: RankAssignment) -> None:
         super().__init__()
@@ -115,7 +118,7 @@ class GroupEnvironment(LightningEnvironment):
 
 
 class GroupStrategy(DDPStrategy):
-    """DDP in that group. A rank sees its own GPUs alone, and takes the first of them."""
+    """DDP in the existing process group. A rank sees only its own GPUs and uses the first."""
 
     @property
     def root_device(self) -> torch.device:
@@ -127,6 +130,6 @@ class GroupStrategy(DDPStrategy):
         return {"num_replicas": dist.get_world_size(), "rank": dist.get_rank()}
 
 
-def use_threads() -> None:
-    """As many as OMP_NUM_THREADS says: the process was forked from one that has read another number."""
+def apply_thread_count() -> None:
+    """Applies OMP_NUM_THREADS to torch: the fork server had another value when it imported torch."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -1,4 +1,4 @@
-"""The process of a rank from the fork to its end: environment, log, code, exit record."""
+"""The process of one rank: sets up its environment and log, trains, writes the exit record, and exits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SECONDS_AT_EXIT = 10.0
 
 
 class RankProcess:
-    """To be run in a process that was just forked for it, which ends with `run`."""
+    """The current process as a rank. Make it right after the fork; `run` ends the process."""
 
     def __init__(
         self,
@@ -50,31 +50,34 @@ class RankProcess:
         self.reports = reports
 
     def run(self, parent: int, listener: socket.socket | None) -> NoReturn:
-        """Trains, writes the exit record, and ends the process."""
-        code, own, umask = 1, os.getpid(), _umask()
+        """Trains, writes the exit record, and exits the process.
+
+        parent: process id of the supervisor. listener: the rendezvous socket, on rank 0.
+        """
+        code, own_pid, umask = 1, os.getpid(), _umask()
         try:
             die_with_parent()
             if os.getppid() != parent:
-                os._exit(1)  # it had ended before it could be said
-            self._begin()
+                os._exit(1)  # the supervisor ended before `die_with_parent` took effect
+            self._set_up()
             record = self._train(listener)
             code = (
                 record.code if record.kind is Exit.EXITED and record.code is not None else int(record.failed)
             )
-            if os.getpid() != own:
-                os._exit(code)  # a child that user code has forked, and that came back here by an exception
+            if os.getpid() != own_pid:
+                os._exit(code)  # a child that user code forked, and whose exception propagated to here
             os.umask(umask)
             self._write(record)
-            _end_soon(code)
+            _exit_after_timeout(code)
             atexit._run_exitfuncs()
         except BaseException as error:
-            say(_whole_trace(error))
+            say(_full_trace(error))
         finally:
             with suppress(Exception):
                 sys.stdout.flush()
             os._exit(code)
 
-    def _begin(self) -> None:
+    def _set_up(self) -> None:
         os.setsid()
         self._open_log()
         os.environ.clear()
@@ -92,11 +95,11 @@ class RankProcess:
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
-        say_into(log)  # which stays open: user code may close the others
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
-        os.close(nothing)
-        # A line is there to be read as soon as it is printed; what is no text does not end the training.
+        say_into(log)  # this descriptor stays open even if user code closes 1 and 2
+        devnull = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(devnull, 0)
+        os.close(devnull)
+        # Line-buffered, so that each line can be read at once; unencodable text must not end the training.
         for descriptor, name in ((1, "stdout"), (2, "stderr")):
             stream = open(  # noqa: SIM115 (for the life of the process)
                 descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
@@ -112,18 +115,18 @@ class RankProcess:
             run = RankRun(self.order, self.assignment, self.reports)
             kind = run.run(listener)
         except SystemExit as error:
-            say(_whole_trace(error))
-            interrupt = error.__context__  # Lightning makes an exit of it
+            say(_full_trace(error))
+            interrupt = error.__context__  # Lightning turns a KeyboardInterrupt into SystemExit
             if isinstance(interrupt, KeyboardInterrupt):
                 record = self._failed(interrupt)
             else:
                 record = self._exited(error)
         except BaseException as error:
             record = self._failed(error)
-            if record.lost_peer:  # the stack of one that only waited would bury what has happened
+            if record.lost_peer:  # the traceback of a rank that only waited would bury the cause
                 say(f"rank {self.assignment.rank} lost another rank: {message_of(error)}")
             else:
-                say(_whole_trace(error))
+                say(_full_trace(error))
         else:
             record = ExitRecord(rank=self.assignment.rank, kind=kind)
         step = run.step if run is not None else 0
@@ -131,12 +134,12 @@ class RankProcess:
 
     def _exited(self, error: SystemExit) -> ExitRecord:
         code = int(error.code) if isinstance(error.code, int) else (0 if error.code is None else 1)
-        said = "" if isinstance(error.code, int | None) else f": {message_of(error)}"
+        text = "" if isinstance(error.code, int | None) else f": {message_of(error)}"
         return ExitRecord(
             rank=self.assignment.rank,
             kind=Exit.EXITED,
             code=code,
-            message=_bounded(f"sys.exit was called{said}", LONGEST_MESSAGE),
+            message=_bounded(f"sys.exit was called{text}", LONGEST_MESSAGE),
             trace=_trace(error),
         )
 
@@ -151,11 +154,11 @@ class RankProcess:
         )
 
     def _write(self, record: ExitRecord) -> None:
-        """Whole or not at all, and before the process ends."""
         write_record(record, self.order)
 
 
 def write_record(record: ExitRecord, order: Order) -> None:
+    """Writes an exit record to the run folder, atomically."""
     path = exit_file(order.folder, order.number, order.start, record.rank or 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
@@ -169,11 +172,11 @@ def _umask() -> int:
     return umask
 
 
-def _end_soon(code: int) -> None:
-    """Ends the process if what user code has registered with `atexit` does not end."""
+def _exit_after_timeout(code: int) -> None:
+    """Starts a timer that exits the process if functions registered with `atexit` do not return in time."""
 
     def end() -> None:
-        say(f"atexit: a function did not end within {_SECONDS_AT_EXIT:g} s, so the process is ended")
+        say(f"atexit: a function did not return within {_SECONDS_AT_EXIT:g} s, so the process is ended")
         os._exit(code)
 
     timer = threading.Timer(_SECONDS_AT_EXIT, end)
@@ -181,7 +184,7 @@ def _end_soon(code: int) -> None:
     timer.start()
 
 
-def _whole_trace(error: BaseException) -> str:
+def _full_trace(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception(error)).rstrip("\n")
     except Exception:
@@ -189,11 +192,11 @@ def _whole_trace(error: BaseException) -> str:
 
 
 def _trace(error: BaseException) -> str:
-    return _bounded(f"{_whole_trace(error)}\n", LONGEST_TRACE)
+    return _bounded(f"{_full_trace(error)}\n", LONGEST_TRACE)
 
 
 def _bounded(text: str, longest: int) -> str:
-    """What is no text is escaped, and of what is too long the middle is left out: the log has it whole."""
+    """Escapes bytes that are not text, and cuts the middle out of a text longer than `longest` characters."""
     text = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
     if len(text) <= longest:
         return text

@@ -1,4 +1,4 @@
-"""Tells the rank's agent where the run stands: once a second at most, and at the end."""
+"""Reports the progress of a run to the host agent, at most once a second and at the end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SECONDS_BETWEEN = 1.0
 
 
 class ProgressTracker(NullTracker):
-    """`tell` gets the last known progress with the latest value of each metric; rank 0 has one."""
+    """Calls `report` with the last progress and the latest value of each metric. Used on rank 0."""
 
-    def __init__(self, tell: Callable[[Progress], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[Progress], None]) -> None:
+        self._report = report
         self._metrics: dict[str, float] = {}
         self._progress: Progress | None = None
-        self._told = float("-inf")
+        self._last_report = float("-inf")
 
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
         for name, value in metrics.items():
@@ -28,13 +28,13 @@ class ProgressTracker(NullTracker):
 
     def progress(self, progress: Progress) -> None:
         self._progress = progress
-        if time.monotonic() - self._told >= SECONDS_BETWEEN:
-            self._say()
+        if time.monotonic() - self._last_report >= SECONDS_BETWEEN:
+            self._report_now()
 
     def close(self, *, patient: bool = True) -> None:  # noqa: ARG002
-        self._say()
+        self._report_now()
 
-    def _say(self) -> None:
+    def _report_now(self) -> None:
         if self._progress is not None:
-            self._told = time.monotonic()
-            self._tell(replace(self._progress, metrics=dict(self._metrics)))
+            self._last_report = time.monotonic()
+            self._report(replace(self._progress, metrics=dict(self._metrics)))

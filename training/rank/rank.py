@@ -1,4 +1,4 @@
-"""What each rank does with a spec: join, build, fit, test, export."""
+"""One rank's training of a spec: joins the group, builds the model, fits, tests, exports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.console import say
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
 from training.protocol import Exit, Order, RankAssignment
-from training.rank.context import RankContext, join, own_address, use_threads
+from training.rank.context import RankContext, apply_thread_count, join, own_address
 from training.rank.progress import ProgressTracker
 from training.rank.reports import Reports
 from training.run_dir import RunFolder
@@ -30,9 +30,7 @@ T = TypeVar("T")
 
 
 class RankRun:
-    """One rank's part of one start of an attempt. `step`: the one that is being made, from 1; 0 before the
-    first; once `run` has returned the last one, or the one that the run goes on from.
-    """
+    """One rank's part of one start of an attempt."""
 
     def __init__(self, order: Order, assignment: RankAssignment, reports: Reports) -> None:
         self.order, self.assignment, self.reports = order, assignment, reports
@@ -46,21 +44,25 @@ class RankRun:
         self.rank, self.world_size = assignment.rank, order.world_size
         self.trainer: Any = None
         self.watchdog: Watchdog | None = None
-        self._went_to: int | None = None
+        self._final_step: int | None = None
 
     @property
     def step(self) -> int:
-        if self._went_to is not None:
-            return self._went_to
+        """The current optimizer step, from 1; 0 before the first.
+
+        After `run` has returned: the last step or, if the run was stopped, the step that it resumes from.
+        """
+        if self._final_step is not None:
+            return self._final_step
         return self.watchdog.step if self.watchdog else 0
 
     def run(self, listener: socket.socket | None) -> Exit:
-        """Trains until the end, or until the run has been saved because somebody asked for it to stop.
+        """Trains until the end, or until a stop request was answered with a checkpoint. Blocks.
 
-        listener: of the rendezvous, for rank 0. Raises whatever goes wrong.
+        Every rank must call it. listener: the rendezvous socket on rank 0, else None. Raises any error.
         """
         assert self.order.rendezvous is not None
-        use_threads()
+        apply_thread_count()
         self.context = join(self.assignment, self.world_size, self.order.rendezvous, listener)
         self.reports.joined()
         where = f"{socket.gethostname()} ({own_address(self.order.rendezvous)})"
@@ -68,18 +70,18 @@ class RankRun:
         return self.train_in(self.context)
 
     def train_in(self, context: RankContext) -> Exit:
-        """`run` in a process group that is there already."""
+        """Does the work of `run` in a process group that is initialised already."""
         from training.callbacks.checkpointing import StopRequested
 
         self.context = context
-        _quiet()
+        _silence_lightning()
         try:
-            with self._tracker() as tracker, self._watching() as self.watchdog, self._store() as store:
+            with self._tracker() as tracker, self._make_watchdog() as self.watchdog, self._store() as store:
                 self._run(tracker, self.watchdog, store)
-                self._went_to = self.trainer.global_step
+                self._final_step = self.trainer.global_step
         except StopRequested as stopped:
-            self._went_to = stopped.step
-            self._say(f"stopped as asked, saved at step {stopped.step}")
+            self._final_step = stopped.step
+            self._print_on_rank_0(f"stopped as asked, saved at step {stopped.step}")
             return Exit.STOPPED
         return Exit.FINISHED
 
@@ -96,17 +98,17 @@ class RankRun:
         seed_everything(self.spec.training.seed, verbose=False)
         with watchdog.busy("preparing the data"):
             data = self._data()
-        model = _built_model(self.spec)
+        model = _build_model(self.spec)
         module = as_lightning_module(apply_norm(model, self.spec.norm), self.spec)
         if isinstance(module, Supervised):
-            self.spec = module.spec  # with the optimizer that it has by default
+            self.spec = module.spec  # with the default optimizer filled in
             tracker.params(flat(self.spec))
         if self.spec.training.precision == "64-true":
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
         if self.order.last_bit:
             _change_last_bits(module)
         with watchdog.busy("reading the checkpoint"):
-            resumed = self._resumed(store)
+            resumed = self._checkpoint_to_resume(store)
         train_loader = self._loaders(data, "train")[0]
         report = norm_report(self.spec.norm, self.rank, tracker)
         self.trainer = trainer = make_trainer(
@@ -120,7 +122,7 @@ class RankRun:
             resumed=resumed,
         )
         workers = f"{self.world_size} worker{'s' if self.world_size > 1 else ''}"
-        self._say(f"{type(model).__name__} on {workers}: training")
+        self._print_on_rank_0(f"{type(model).__name__} on {workers}: training")
         if self.order.curves_only:
             warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
         log_global_means(module)
@@ -138,7 +140,7 @@ class RankRun:
         del module.log
         if self.rank == 0:
             with watchdog.busy("saving the model"):
-                self._deliver(module, train_loader, tracker, report)
+                self._save_results(module, train_loader, tracker, report)
 
     @contextmanager
     def _store(self) -> Iterator[Store]:
@@ -150,34 +152,37 @@ class RankRun:
         finally:
             store.release()
 
-    def _resumed(self, store: Store) -> Saved | None:
-        """The checkpoint to go on from: rank 0 looks, because it moves aside what is broken."""
+    def _checkpoint_to_resume(self, store: Store) -> Saved | None:
+        """Returns the checkpoint to resume from, or None. Collective.
+
+        Only rank 0 searches for it, because the search moves broken checkpoints aside.
+        """
         import torch.distributed as dist
 
-        found = [store.latest_valid() if self.rank == 0 else None]
-        dist.broadcast_object_list(found)  # every rank learns what all of them go on from
-        (resumed,) = found
+        latest = [store.latest_valid() if self.rank == 0 else None]
+        dist.broadcast_object_list(latest)  # all ranks must resume from the same checkpoint
+        (resumed,) = latest
         if resumed is None:
             return None
-        self._say(f"going on from the checkpoint of step {resumed.step}")
+        self._print_on_rank_0(f"going on from the checkpoint of step {resumed.step}")
         return self._fetch_to_node(store, resumed)
 
     def _fetch_to_node(self, store: Store, resumed: Saved) -> Saved:
-        """The same where this rank can read it: the first rank of each machine sees to that."""
-        first = self._gathered(self.context.node_rank).index(self.context.node_rank)
+        """Returns the checkpoint at a path on this node; the node's first rank fetches it. Collective."""
+        first = self._all_gather(self.context.node_rank).index(self.context.node_rank)
         if self.rank == first != 0:
             resumed = store.fetch_to_node(resumed)
-        return self._gathered(resumed)[first]
+        return self._all_gather(resumed)[first]
 
-    def _gathered(self, own: T) -> list[T]:
-        """Every rank's, in their order. Collective: every rank calls it, at the same point."""
+    def _all_gather(self, own: T) -> list[T]:
+        """Returns the values of all ranks, in rank order. Collective: every rank must call it."""
         import torch.distributed as dist
 
-        everyones: list[Any] = [None] * self.world_size
-        dist.all_gather_object(everyones, own)
-        return everyones
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, own)
+        return values
 
-    def _watching(self) -> Watchdog:
+    def _make_watchdog(self) -> Watchdog:
         hang_seconds = self.spec.training.hang_seconds
         return Watchdog(
             self.folder.hang,
@@ -196,13 +201,13 @@ class RankRun:
         if not isinstance(data, LightningDataModule):
             raise BuildError(
                 "data.class_path",
-                f"{self.spec.data.class_path} gives a {type(data).__name__}, which is no LightningDataModule",
+                f"{self.spec.data.class_path} gives a {type(data).__name__}, not a LightningDataModule",
             )
         if self.context.local_rank == 0:
             data.prepare_data()
         import torch.distributed as dist
 
-        dist.barrier()  # every rank gets here: nobody sets up before the node's first has the files
+        dist.barrier()  # every rank waits until the first rank of its node has prepared the files
         data.setup("fit")
         data.setup("test")
         return data
@@ -220,7 +225,7 @@ class RankRun:
         settings = self.spec.training
         loaders = loaders_of(getattr(data, f"{stage}_dataloader")(), f"data.{stage}_dataloader")
         if settings.sampler == "own" and stage == "train":
-            self._say(f"warning: {WARNING}")
+            self._print_on_rank_0(f"warning: {WARNING}")
             return [user_loader(loader) for loader in loaders]
         return [
             share_loader(
@@ -237,7 +242,7 @@ class RankRun:
 
     @contextmanager
     def _tracker(self) -> Iterator[Tracker]:
-        """Rank 0 writes; the others have a null object."""
+        """Yields the tracker of rank 0, or a null object on the other ranks."""
         from training.tracking.tracker import Fanout, JsonLines, NullTracker
 
         uri, run_id = self.order.mlflow_uri, self.order.run_id
@@ -258,8 +263,8 @@ class RankRun:
             try:
                 yield tracker
             except BaseException:
-                # What happened is what the user must read, not that its last metrics did not get through;
-                # they are in the spool, and the next attempt sends them.
+                # The user must see this error, not that the last metrics were not sent: they are in the
+                # spool, and the next attempt sends them.
                 with suppress(Exception):
                     tracker.close(patient=False)
                 raise
@@ -278,7 +283,7 @@ class RankRun:
         )
 
     def _tags(self) -> dict[str, str]:
-        """What of a run is not in its spec, or is but changes what its curves mean."""
+        """Returns facts that are not in the spec, and settings that change what the curves mean."""
         settings = self.spec.training
         tags = {"syncbn.world_size": str(self.world_size), "syncbn.norm": self.spec.norm.kind}
         if settings.sampler == "own":
@@ -290,11 +295,11 @@ class RankRun:
             tags["syncbn.restarts"] = "\n".join(self.order.restarts)
         return tags
 
-    def _deliver(self, module: Any, loader: Any, tracker: Any, norm_report: Any) -> None:
-        """The model and the figures; rank 0 only."""
+    def _save_results(self, module: Any, loader: Any, tracker: Any, norm_report: Any) -> None:
+        """Saves the model and the figures. Rank 0 only."""
         from training.model.export import CURVES, draw_curves, example_input, exportable, save
 
-        self._say("saving the model")
+        self._print_on_rank_0("saving the model")
         model = exportable(module)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self.order.output or temporary)
@@ -304,12 +309,12 @@ class RankRun:
                 tracker.artifact(figure)
         tracker.model(model, example_input(next(iter(loader))))
 
-    def _say(self, text: str) -> None:
+    def _print_on_rank_0(self, text: str) -> None:
         if self.rank == 0:
             say(text)
 
 
-def _built_model(spec: Spec) -> Any:
+def _build_model(spec: Spec) -> Any:
     from training.model.instantiate import construct
     from training.model.supervised import checked_module
 
@@ -317,7 +322,7 @@ def _built_model(spec: Spec) -> Any:
 
 
 def _change_last_bits(module: Any) -> None:
-    """Moves each real parameter to the next larger number of its dtype."""
+    """Changes each real parameter to the next larger number of its dtype."""
     import torch
 
     real = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
@@ -326,9 +331,9 @@ def _change_last_bits(module: Any) -> None:
             parameter.copy_(parameter.nextafter(torch.full_like(parameter, torch.inf)))
 
 
-def _quiet() -> None:
-    """Lightning's tips and its warnings about what is meant here would fill a job's log."""
-    # MLflow imports Lightning by its other name, whose logger is the one that Lightning uses then.
+def _silence_lightning() -> None:
+    """Silences Lightning's tips, and its warnings about things that are intended here."""
+    # MLflow imports Lightning under its other name, and then Lightning uses that name's logger.
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

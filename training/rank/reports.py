@@ -1,4 +1,4 @@
-"""What a rank tells its agent while it trains."""
+"""Messages of a rank to its host agent while it trains."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from training.protocol import Progress
 
 
 class Reports:
-    """Where a rank tells its agent how it gets on; what the agent does not take at once is dropped.
+    """Sends a rank's state to its agent. Never blocks: a message that the agent does not take is dropped.
 
-    `step` is told the one that is being made.
+    channel: a SOCK_SEQPACKET socket. step: a function to call with the number of each step as it starts.
     """
 
     def __init__(self, channel: socket.socket, rank: int, step: Callable[[int], None]) -> None:
@@ -22,13 +22,14 @@ class Reports:
         self.last: Progress | None = None
 
     def joined(self) -> None:
-        """This rank is in the process group."""
+        """Reports that this rank has joined the process group."""
         self._send({"joined": True})
 
     def progress(self, progress: Progress) -> None:
+        """Sends the progress and keeps it as `last`, for the exit record."""
         self.last = progress
         self._send({"progress": progress.to_json()})
 
-    def _send(self, said: Mapping[str, object]) -> None:
+    def _send(self, message: Mapping[str, object]) -> None:
         with suppress(OSError):
-            self._channel.send(json.dumps({"rank": self._rank, **said}).encode())
+            self._channel.send(json.dumps({"rank": self._rank, **message}).encode())

@@ -1,4 +1,4 @@
-"""SIGTERM ends a rank, as it ends any program."""
+"""A Lightning callback that keeps the default effect of SIGTERM: it ends the rank."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_BROADCAST = "_broadcast_sigterm_tensor"  # a method of Lightning's; a test holds that it is there
+_BROADCAST = "_broadcast_sigterm_tensor"  # a private method of Lightning; a test checks that it exists
 
 
-def _nothing() -> None: ...
+def _no_broadcast() -> None: ...
 
 
 class KeepSignals(Callback):
-    """Puts back the handler that Lightning replaces when it begins to run.
+    """Restores the SIGTERM handler that Lightning replaces.
 
-    Lightning's enters a collective in the midst of whatever the rank is doing, which never ends where the
-    other ranks got no signal. Runs are asked to stop in another way (callbacks.checkpointing). Without that
-    handler the broadcast of the signal before each batch is of no use, and it is left out: it costs a
-    collective a batch, and on a GPU a wait for everything that is queued there.
+    Lightning's handler enters a collective in the middle of whatever the rank is doing, and hangs if the
+    other ranks got no signal. Runs are stopped in another way (callbacks.checkpointing). Without the handler,
+    Lightning's broadcast of the signal before each batch has no use, so it is disabled: it costs a collective
+    a batch, and on a GPU a synchronisation with the device.
     """
 
     def __init__(self) -> None:
-        self._own: Any = signal.getsignal(signal.SIGTERM)
+        self._handler: Any = signal.getsignal(signal.SIGTERM)
 
     def on_fit_start(self, _trainer: Trainer, _module: LightningModule) -> None:
-        self._own = signal.getsignal(signal.SIGTERM)  # of the user's, if it is set by now
+        self._handler = signal.getsignal(signal.SIGTERM)  # the user's handler, if one is set by now
 
     def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
-        setattr(trainer.fit_loop.epoch_loop, _BROADCAST, _nothing)
-        signal.signal(signal.SIGTERM, self._own)
+        setattr(trainer.fit_loop.epoch_loop, _BROADCAST, _no_broadcast)
+        signal.signal(signal.SIGTERM, self._handler)
 
     def on_test_start(self, _trainer: Trainer, _module: LightningModule) -> None:
-        signal.signal(signal.SIGTERM, self._own)
+        signal.signal(signal.SIGTERM, self._handler)

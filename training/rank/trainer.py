@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run: what of Lightning is used, and everything that hangs on it."""
+"""The Lightning Trainer of a run, with its plugins and callbacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from training.rank.context import RankContext
 
 FIRST_BATCH_SECONDS = 300.0
-"""How long workers wait for one another in the first steps: the first batch of one may come late."""
+"""How long ranks wait for one another in the first steps: the first batch of one may take long to load."""
 
 
 def make_trainer(
@@ -40,13 +40,14 @@ def make_trainer(
     store: Store,
     resumed: Saved | None,
 ) -> Trainer:
+    """Returns the Trainer for one rank. Every rank must call it, because it may create process groups."""
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
     plugins: list[Any] = [context.environment(), InMemoryCheckpointIO()]
     if synchronized:
         group = process_group(spec.norm, context.node_rank)
         plugins.append(SyncBatchNormPlugin(process_group=group))
         check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
-    # Synchronized over the world, buffers are equal on all ranks already; sending them costs time.
+    # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
     same_buffers = synchronized and spec.norm.group == "world"
     vote = StopVote()
     return Trainer(
@@ -61,8 +62,8 @@ def make_trainer(
         callbacks=[
             Heartbeat(watchdog),
             KeepSignals(),
-            # Before RngWatch, which looks whether random generators move: it puts them back. Before
-            # GlobalLoss, which counts the votes: it casts one.
+            # Saving restores random generators, so it precedes RngWatch, which checks whether they advance.
+            # It casts a vote, so it precedes GlobalLoss, which counts the votes.
             CheckpointCallback(spec, folder, tracker, store, vote=vote, busy=watchdog.busy, resumed=resumed),
             RngWatch(tracker),
             norm_report,

@@ -417,7 +417,7 @@ def resumed(rank: int, environment: Mapping[str, str], url: str, folder: Path) -
     own.context = replace(context(own.assignment), local_rank=rank // 2, node_rank=min(rank, 1))
     with client(environment, folder / f"tmp-{rank}"):
         store = checkpoint_store(own.spec, own.folder)
-        found = own._resumed(store)
+        found = own._checkpoint_to_resume(store)
         assert found is not None
         text = (found.path / "model.pt").read_text()
         dist.barrier()  # the copy is released only after all ranks have read it

@@ -218,7 +218,7 @@ def test_functions_at_exit_that_do_not_end_hold_up_nobody_for_long(agent: HostAg
     status = run(agent, given)
 
     assert finished(status.exits, 2)
-    assert "did not end within" in log(given, 1)
+    assert "did not return within" in log(given, 1)
     assert below_fork_server() == []
 
 
