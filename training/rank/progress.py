@@ -31,7 +31,7 @@ class ProgressTracker(NullTracker):
         if time.monotonic() - self._last_report >= SECONDS_BETWEEN:
             self._report_now()
 
-    def close(self, *, patient: bool = True) -> None:  # noqa: ARG002
+    def close(self, *, wait: bool = True) -> None:  # noqa: ARG002
         self._report_now()
 
     def _report_now(self) -> None:

@@ -266,7 +266,7 @@ class RankRun:
                 # The user must see this error, not that the last metrics were not sent: they are in the
                 # spool, and the next attempt sends them.
                 with suppress(Exception):
-                    tracker.close(patient=False)
+                    tracker.close(wait=False)
                 raise
             tracker.close()
 

@@ -1,6 +1,6 @@
-"""The job specification, the one thing a user writes: its model, its text, and what is said of a wrong one.
+"""The job specification: its pydantic model, its YAML and JSON text, and its error messages.
 
-May import nothing else of this project. Of libraries it imports pydantic and yaml alone: the API and the
+May import nothing else of this project. It imports no library but pydantic and yaml, because the API and the
 command line read specs without torch.
 """
 

@@ -1,4 +1,4 @@
-"""What is wrong with a spec, in words that name the key and what to do about it."""
+"""Error messages for invalid specs: each names the key, the value and what to do."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 MAX_PROBLEMS = 50
-"""Nobody reads more of them, and a document can have a hundred thousand."""
+"""Maximum number of problems in a SpecError; a document can have a hundred thousand."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing wrong with a spec: the key it stands at and what to do about it."""
+    """One error in a spec.
+
+    key: the dotted path of the offending key; "" for the spec as a whole. message: what is wrong with it and
+    what to do.
+    """
 
     key: str
     message: str
@@ -28,7 +32,7 @@ class Problem:
 
 
 class SpecError(ValueError):
-    """The spec is not valid."""
+    """The spec is not valid. problems: one Problem for each offending key; the message joins them."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
@@ -36,32 +40,38 @@ class SpecError(ValueError):
 
 
 class LocatedError(ValueError):
+    """An error of a validator that names its key itself, since pydantic would report the key of the model."""
+
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
 
 
 def located(key: str, message: str) -> LocatedError:
+    """Returns the error for a validator to raise about the key with dotted path `key`."""
     return LocatedError(key, message)
 
 
 def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
-    """The first `MAX_PROBLEMS` of them, one a key."""
-    found: dict[str, Problem] = {}
+    """Returns one Problem per key from pydantic's error, at most MAX_PROBLEMS.
+
+    root: the model that was validated.
+    """
+    problems: dict[str, Problem] = {}
     for item in error.errors():
-        if len(found) == MAX_PROBLEMS:
+        if len(problems) == MAX_PROBLEMS:
             break
         if item["type"] == "int_type" and isinstance(item["input"], Mapping):
-            continue  # a number or a mapping is wanted: what is wrong with the mapping stands beside this
+            continue  # the key takes a number or a mapping; another item reports the error in the mapping
         cause = item.get("ctx", {}).get("error")
         location = [part for part in item["loc"] if not _is_branch(part)]
         key = cause.key if isinstance(cause, LocatedError) else ".".join(map(str, location))
-        found.setdefault(key, Problem(key=key, message=_message(dict(item), location, root)))
-    return list(found.values())
+        problems.setdefault(key, Problem(key=key, message=_message(dict(item), location, root)))
+    return list(problems.values())
 
 
 def _is_branch(part: int | str) -> bool:
-    """pydantic names the member of a union in the location; a user's key never looks like that."""
+    """Whether a part of pydantic's location is the name of a union's member, not a key."""
     return isinstance(part, str) and (part in {"WorkerRange", "int", "str", "constrained-int"} or "[" in part)
 
 

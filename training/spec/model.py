@@ -1,8 +1,6 @@
-"""The job specification: the one thing a user writes.
+"""The pydantic model of a job specification, and functions to parse, override and flatten one.
 
-This module is imported by the API process, so it knows pydantic and PyYAML and nothing heavier.
-
-Errors: `SpecError` (a `ValueError`) carries one `Problem` for each offending key.
+The API process imports this module, so it imports only pydantic and PyYAML.
 """
 
 from __future__ import annotations
@@ -35,41 +33,49 @@ class _Part(BaseModel):
 
 
 class ClassSpec(_Part):
-    """A class and the arguments to construct it with (LightningCLI's convention)."""
+    """A class and its constructor's keyword arguments (LightningCLI's convention)."""
 
     class_path: ClassPath
     init_args: dict[str, Any] = Field(default_factory=dict)
 
 
 class Norm(_Part):
-    """What the model's BatchNorm layers become."""
+    """The normalisation that replaces the model's BatchNorm layers."""
 
     kind: Literal["sync_batch_norm", "batch_norm", "group_norm", "layer_norm", "keep"] = Field(
         default="sync_batch_norm",
-        description="sync_batch_norm: statistics over the group; batch_norm: each worker its own; "
-        "group_norm, layer_norm: replaced by a layer that needs no batch; keep: left as the model has it",
+        description="sync_batch_norm: statistics over the group; batch_norm: statistics of each worker; "
+        "group_norm, layer_norm: replaced by a layer that needs no batch; keep: the model's own layers",
     )
     group: Literal["world", "node"] | Annotated[int, Field(ge=1)] = Field(
-        default="world", description="Which workers share statistics: all, those of a node, or k neighbours"
+        default="world",
+        description="The workers that share statistics: all, those of a node, or k consecutive ranks",
     )
     observe_every: int | None = Field(
         default=None,
         ge=1,
-        description="For sync_batch_norm: at every so many optimizer steps, log for each layer how far the "
-        "statistics of worker 0 and the running ones lie from those of the group; null: never",
+        description="For sync_batch_norm: every this many optimizer steps, log for each layer how far the "
+        "statistics of worker 0 and the running statistics are from those of the group; null: never",
     )
 
 
 class Optimizer(ClassSpec):
+    """A torch optimizer, constructed with the model's parameters and `init_args`."""
+
     class_path: ClassPath = "torch.optim.SGD"
 
 
 class LRScheduler(ClassSpec):
+    """A torch learning rate scheduler, and whether it steps once an epoch or once an optimizer step."""
+
     interval: Literal["epoch", "step"] = "epoch"
 
 
 class Checkpoint(_Part):
-    """When a run is saved on its way, and what is kept of that. Runs resume with the very next sample."""
+    """When checkpoints are written, and how many are kept. A run resumes with the next sample.
+
+    keep_last: the number of most recent checkpoints to keep, beside the best one.
+    """
 
     every_steps: int | None = Field(default=None, ge=1, description="Optimizer steps; null: by time alone")
     every_minutes: float | None = Field(default=5, gt=0, description="null: by steps alone")
@@ -77,16 +83,21 @@ class Checkpoint(_Part):
     monitor: str = Field(
         default="val_loss",
         min_length=1,
-        description="The metric of an epoch by which the best checkpoint is kept, too",
+        description="The epoch metric that decides which checkpoint is the best one",
     )
     mode: Literal["min", "max"] = Field(default="min", description="Which value of `monitor` is the best")
 
 
 class Training(_Part):
+    """The training loop.
+
+    precision: Lightning's names. seed: determines initial weights, order of samples and random augmentation.
+    """
+
     global_batch_size: int = Field(
-        default=32, ge=1, le=2**31, description="Samples in one optimizer step, all workers together"
+        default=32, ge=1, le=2**31, description="Samples in one optimizer step, over all workers"
     )
-    max_epochs: int | None = Field(default=None, ge=1, description="10 where max_steps is not given either")
+    max_epochs: int | None = Field(default=None, ge=1, description="10 if max_steps is not given either")
     max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps, instead of max_epochs")
     precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -94,20 +105,20 @@ class Training(_Part):
     accumulate_grad_batches: int = Field(
         default=1,
         ge=1,
-        description="Forward and backward passes that a global batch is cut into, one after the other; the "
-        "statistics of normalisation are those of each pass",
+        description="Number of micro-batches that a global batch is split into; each is normalised by its "
+        "own statistics over all workers",
     )
     sampler: Literal["global", "own"] = Field(
         default="global",
-        description="global: the order of samples follows from the seed, whatever the workers; own: the "
-        "DataModule's loaders are taken as they are, and results depend on the number of workers",
+        description="global: the order of samples depends on the seed alone, not on the number of workers; "
+        "own: the DataModule's loaders are used as they are, and results depend on the number of workers",
     )
     checkpoint: Checkpoint = Checkpoint()
     hang_seconds: float = Field(
         default=300,
         gt=0,
         le=86_400,
-        description="Workers that make no step for so long are looked into, ended, and start again from the "
+        description="After this time without progress workers are diagnosed, killed, and restarted from the "
         "last checkpoint",
     )
 
@@ -122,11 +133,13 @@ class Training(_Part):
     @model_validator(mode="after")
     def _not_both(self) -> Self:
         if self.max_epochs is not None and self.max_steps is not None:
-            raise ValueError("max_epochs and max_steps are both given; keep the one that shall end the run")
+            raise ValueError("max_epochs and max_steps are both given; keep the one that should end the run")
         return self
 
 
 class WorkerRange(_Part):
+    """The least and the greatest number of workers; the scheduler chooses between them."""
+
     min: int = Field(ge=1, le=100_000)
     max: int = Field(ge=1, le=100_000)
 
@@ -138,6 +151,11 @@ class WorkerRange(_Part):
 
 
 class Resources(_Part):
+    """The machines' share that a job needs.
+
+    workers: the number of ranks, or a range. cpus_per_worker, gpus_per_worker: per rank, may be fractions.
+    """
+
     workers: Annotated[int, Field(ge=1, le=100_000)] | WorkerRange = 1
     cpus_per_worker: float = Field(default=1, gt=0, le=100_000)
     gpus_per_worker: float = Field(default=0, ge=0, le=100_000)
@@ -152,20 +170,26 @@ class Resources(_Part):
 
 
 class Tracking(_Part):
+    """The MLflow experiment of the run, and the name under which its model is registered."""
+
     experiment: str = Field(default="default", min_length=1, max_length=250)
     register_as: str | None = Field(default=None, min_length=1, description="Name in the model registry")
 
 
 class Spec(_Part):
-    """One training job. The shortest is a model and data; everything else has a default."""
+    """One training job. Only `model` and `data` are required.
 
-    name: str = Field(default="", max_length=200, description="Defaults to the model's class")
+    Immutable. `parse_spec` constructs it and raises SpecError; `Spec.model_validate` raises pydantic's
+    ValidationError. labels: free key-value pairs, by which jobs can be listed.
+    """
+
+    name: str = Field(default="", max_length=200, description="Defaults to the name of the model's class")
     model: ClassSpec = Field(description="nn.Module or LightningModule")
     data: ClassSpec = Field(description="LightningDataModule")
     norm: Norm = Norm()
     loss: ClassSpec = Field(
         default=ClassSpec(class_path="torch.nn.CrossEntropyLoss"),
-        description="For an nn.Module: called with (output, target), returns the mean over the samples",
+        description="For an nn.Module: called with (output, target); must return the mean over the samples",
     )
     metrics: dict[str, ClassSpec] = Field(
         default={
@@ -173,17 +197,17 @@ class Spec(_Part):
                 class_path="torchmetrics.classification.MulticlassAccuracy", init_args={"average": "micro"}
             )
         },
-        description="For an nn.Module: torchmetrics by name, logged as train_NAME, val_NAME, test_NAME",
+        description="For an nn.Module: torchmetrics metrics, logged as train_NAME, val_NAME, test_NAME",
     )
     optimizer: Optimizer | None = Field(
         default=None,
-        description="SGD(lr=0.1, momentum=0.9) for an nn.Module; a LightningModule configures its own",
+        description="Default for an nn.Module: SGD(lr=0.1, momentum=0.9); a LightningModule has its own",
     )
     lr_scheduler: LRScheduler | None = None
     training: Training = Training(max_epochs=10)
     resources: Resources = Resources()
-    priority: int = Field(default=0, ge=-1000, le=1000, description="Higher runs first")
-    retries: int = Field(default=3, ge=0, le=100, description="Restarts after a lost worker or driver")
+    priority: int = Field(default=0, ge=-1000, le=1000, description="Jobs with a higher priority start first")
+    retries: int = Field(default=3, ge=0, le=100, description="Maximum number of restarts after failures")
     tracking: Tracking = Tracking()
     labels: dict[str, str] = Field(default_factory=dict)
     code: str | None = Field(
@@ -210,8 +234,8 @@ class Spec(_Part):
         if batch < self.training.accumulate_grad_batches:
             raise located(
                 "training.accumulate_grad_batches",
-                f"{batch} samples cannot be cut into {self.training.accumulate_grad_batches} passes; give at "
-                "most training.global_batch_size",
+                f"{batch} samples cannot be split into {self.training.accumulate_grad_batches} "
+                "micro-batches; give at most training.global_batch_size",
             )
         if isinstance(self.norm.group, int) and self.resources.min_workers % self.norm.group:
             raise located(
@@ -222,7 +246,7 @@ class Spec(_Part):
         if self.norm.observe_every is not None and self.norm.kind != "sync_batch_norm":
             raise located(
                 "norm.observe_every",
-                f"only sync_batch_norm is observed, and norm.kind is {self.norm.kind}; leave this key out",
+                f"only sync_batch_norm can be observed, and norm.kind is {self.norm.kind}; omit this key",
             )
         if self.training.precision == "16-mixed" and not self.resources.gpus_per_worker:
             raise located("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")
@@ -230,7 +254,7 @@ class Spec(_Part):
 
 
 def parse_spec(data: object) -> Spec:
-    """Validates `data` (what YAML or JSON gave). Raises SpecError naming every offending key."""
+    """Validates `data`, the parsed YAML or JSON. Raises SpecError with every offending key."""
     if not isinstance(data, Mapping):
         kind = type(data).__name__
         raise SpecError([Problem(key="", message=f"a spec is a mapping with model and data, not {kind}")])
@@ -241,21 +265,24 @@ def parse_spec(data: object) -> Spec:
 
 
 def load_yaml(text: str) -> object:
-    """Parses YAML or JSON (its subset); numbers like 1e-3 are floats, as in YAML 1.2.
+    """Parses YAML, of which JSON is a subset. Numbers like 1e-3 are floats, as in YAML 1.2.
 
-    Raises SpecError with the line at fault.
+    Does not validate the result. Raises SpecError with the line of a syntax error.
     """
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
         raise SpecError([Problem(key="", message=f"neither YAML nor JSON: {where}")]) from None
-    except (ValueError, RecursionError) as error:  # an impossible date, nesting without end
+    except (ValueError, RecursionError) as error:  # an impossible date, unbounded nesting
         raise SpecError([Problem(key="", message=f"neither YAML nor JSON: {error}")]) from None
 
 
 def override(data: object, assignments: Iterable[str]) -> object:
-    """Returns `data` with each `key.path=value` applied; values are YAML. Raises SpecError."""
+    """Returns a copy of `data` with each `key.path=value` applied in order; values are YAML.
+
+    Raises SpecError if an assignment has no "=", an empty key, or a value that is not YAML.
+    """
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         keys = path.strip().split(".")
@@ -273,21 +300,23 @@ def _replaced(data: object, keys: list[str], value: object) -> object:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string), without dates and without merge
-    keys, which multiply: a few hundred bytes of them can take minutes. A key that stands twice is an error.
+    """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string), without dates and merge keys.
+
+    Nested merge keys grow exponentially: a few hundred bytes can take minutes to load. A repeated key is an
+    error.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
-            self._refuse_the_second([key for key, _ in node.value])
+            self._raise_for_repeated_key([key for key, _ in node.value])
         return mapping
 
-    def _refuse_the_second(self, nodes: Iterable[yaml.Node]) -> None:
+    def _raise_for_repeated_key(self, nodes: Iterable[yaml.Node]) -> None:
         seen = set()
         for node in nodes:
             if (key := self.construct_object(node, deep=True)) in seen:
-                problem = f"the key {key!r} stands twice in one mapping; keep one of them"
+                problem = f"the key {key!r} occurs twice in one mapping; keep one of them"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
             seen.add(key)
 
@@ -306,22 +335,22 @@ _Loader.add_implicit_resolver(
 
 
 def flat(spec: Spec) -> dict[str, str]:
-    """Every value of the spec by its dotted key, as text: what a tracking server keeps as parameters."""
-    found: dict[str, str] = {}
+    """Returns every value of the spec that is not None, as text by its dotted key: the run's parameters."""
+    values: dict[str, str] = {}
 
     def walk(key: str, value: object) -> None:
         if isinstance(value, Mapping) and value:
             for name, inner in value.items():
                 walk(f"{key}.{name}" if key else str(name), inner)
         else:
-            found[key] = str(value)
+            values[key] = str(value)
 
     walk("", spec.model_dump(mode="json", exclude_none=True))
-    return found
+    return values
 
 
 def shares(batch_size: int, world_size: int) -> list[int]:
-    """How many samples of a batch each rank takes: as even as can be, the first ranks one more.
+    """Returns the number of samples of each rank: as even as possible, the first ranks get one more.
 
     >>> shares(7, 4)
     [2, 2, 2, 1]

@@ -1,4 +1,4 @@
-"""Where metrics go: files, and MLflow by way of a spool.
+"""Tracking of metrics: to a JSON Lines file, and to MLflow through a spool.
 
 May import `errors`, `protocol`.
 """

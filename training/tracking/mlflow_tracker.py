@@ -1,4 +1,4 @@
-"""Tracking in MLflow, in the background and by batches: a request every two seconds, whatever the pace."""
+"""The MLflow tracker: sends metrics in the background in batches, one request every two seconds."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ LONGEST_PARAM = 6000  # characters
 LONGEST_TAG = 8000
 LONGEST_NAME = 250
 SEND_SECONDS = 2.0
-GIVE_UP_SECONDS = 600.0  # how long the end of a training waits for a server that takes nothing
-HURRY_SECONDS = 10.0  # how long, where it must not wait
-REPORT_SECONDS = 15.0
+GIVE_UP_SECONDS = 600.0  # how long `close` and other blocking calls wait for a server that accepts nothing
+SHORT_GIVE_UP_SECONDS = 10.0  # the same for `close(wait=False)`
+REPORT_SECONDS = 15.0  # between log lines while a call waits
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Answer")
 
 
 class NotWritten(TrainingError):
-    """MLflow did not take everything."""
+    """MLflow did not accept all metrics, parameters or tags in time."""
 
 
 class MlflowTracker:
     """Writes to the run `run_id` of the server at `uri`.
 
-    `log` and `tags` only append to memory; a thread sends. A server that is away is asked again
-    until it answers. Points wait in the file `spool` (see `spool`), or in memory where there is none;
-    what an earlier attempt left there is sent first. Steps that an earlier attempt of this run has taken are
-    not written twice. In names, characters that MLflow does not take become underscores.
+    `log` and `tags` only append to memory; a thread sends, and retries while the server is unreachable.
+    spool: the file in which points wait (see training.tracking.spool); None: they wait in memory. Points that
+    an earlier attempt left in it are sent first. Points that an earlier attempt has logged are not logged
+    again. register_as: the model's name in the registry; None: not registered. In names, characters that
+    MLflow refuses become underscores.
     """
 
     def __init__(
@@ -63,15 +64,15 @@ class MlflowTracker:
     ) -> None:
         self.uri, self.run_id, self.register_as = uri, run_id, register_as
         self._params = dict(params)
-        self._known: set[str] = set()  # names of parameters that the run has
+        self._params_sent: set[str] = set()  # names of the parameters that MLflow has
         self._spool = Spool(spool)
-        self._taken = dict(self._spool.last_steps)  # the last step of each metric
-        self._written: dict[str, int] = {}  # of those, what MLflow had before
+        self._last_logged = dict(self._spool.last_steps)  # the last logged step of each metric
+        self._last_sent: dict[str, int] = {}  # the last step of each metric that MLflow had at the beginning
         self._tags: dict[str, str] = {}
         self._tags_lock = threading.Lock()
         self.tags(tags)
-        self._begun = False
-        self._trouble: Exception | None = None
+        self._initialised = False
+        self._last_error: Exception | None = None
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._send_forever, name="mlflow-sender", daemon=True)
         self._thread.start()
@@ -80,12 +81,12 @@ class MlflowTracker:
         now = int(time.time() * 1000)
         for given, value in metrics.items():
             name = _name(given)
-            if step > self._taken.get(name, 0):
-                self._taken[name] = step
+            if step > self._last_logged.get(name, 0):
+                self._last_logged[name] = step
                 self._spool.append(Point(name, float(value), now, step))
 
     def progress(self, progress: Progress) -> None:
-        """The run's agent is told of that (training.rank.progress)."""
+        """Does nothing: the progress goes to the host agent (training.rank.progress)."""
 
     def params(self, params: Mapping[str, str]) -> None:
         self._params = {**params, **self._params}
@@ -101,22 +102,22 @@ class MlflowTracker:
         self._drain(GIVE_UP_SECONDS)
         names = [  # each costs a request
             name
-            for name in self._retried("to tell its metrics", lambda: _last_steps(self._run()))
+            for name in self._with_retries("to return its metrics", lambda: _last_steps(self._run()))
             if name.startswith(prefixes)
         ]
-        return {name: self._retried(f"to tell {name}", partial(self._points, name)) for name in names}
+        return {name: self._with_retries(f"to return {name}", partial(self._points, name)) for name in names}
 
     def _points(self, name: str) -> list[tuple[int, float]]:
         points = self._client.get_metric_history(self.run_id, name)
         return sorted((point.step, point.value) for point in points)
 
     def artifact(self, path: Path) -> None:
-        self._retried(f"to take {path.name}", lambda: self._client.log_artifact(self.run_id, str(path)))
+        self._with_retries(f"to take {path.name}", lambda: self._client.log_artifact(self.run_id, str(path)))
 
     def model(self, model: nn.Module, example: Any) -> None:
-        """Logs the model as MLflow's pytorch flavour; it loads with torch alone."""
+        """Logs the model in MLflow's pytorch flavour. Loading it needs torch alone."""
         signature = _signature(model, example)
-        self._retried("to take the model", lambda: self._log_model(model, signature))
+        self._with_retries("to take the model", lambda: self._log_model(model, signature))
 
     def _log_model(self, model: nn.Module, signature: Any) -> None:
         import mlflow
@@ -127,103 +128,110 @@ class MlflowTracker:
                 model,
                 name="model",
                 signature=signature,
-                serialization_format="pickle",  # the other one, pt2, fixes the batch size and drops training
-                pickle_module=pickle,  # the default, cloudpickle, would have to be there to load it
+                serialization_format="pickle",  # pt2 would fix the batch size and drop the training mode
+                pickle_module=pickle,  # loading a model of the default, cloudpickle, needs cloudpickle
                 pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
                 registered_model_name=self.register_as,
             )
 
-    def close(self, *, patient: bool = True) -> None:
-        """Raises NotWritten when MLflow refuses, or takes nothing for GIVE_UP_SECONDS, or HURRY_SECONDS."""
+    def close(self, *, wait: bool = True) -> None:
+        """Blocks until everything is sent; ends the thread.
+
+        Raises NotWritten if MLflow refuses something, or accepts nothing for GIVE_UP_SECONDS
+        (SHORT_GIVE_UP_SECONDS if `wait` is False).
+        """
         try:
-            self._drain(GIVE_UP_SECONDS if patient else HURRY_SECONDS)
+            self._drain(GIVE_UP_SECONDS if wait else SHORT_GIVE_UP_SECONDS)
         finally:
             self._closing.set()
             self._wake.set()
-            self._thread.join(HURRY_SECONDS)  # it may sit in a request that nobody answers
+            self._thread.join(SHORT_GIVE_UP_SECONDS)  # it may be blocked in a request
             self._spool.close()
 
     def _drain(self, seconds: float) -> None:
-        """Waits until the thread has sent everything; gives up when for so long nothing gets through."""
-        left, patience = len(self._spool), _Deadline(seconds)
-        while len(self._spool) or self._tags or not self._begun or self._new_params():
+        """Blocks until the thread has sent everything. Raises NotWritten after `seconds` without progress."""
+        left, deadline = len(self._spool), _Deadline(seconds)
+        while len(self._spool) or self._tags or not self._initialised or self._new_params():
             self._wake.set()
             if len(self._spool) < left:
-                left, patience = len(self._spool), _Deadline(seconds)
-            if self._trouble is not None and not _may_pass(self._trouble):
+                left, deadline = len(self._spool), _Deadline(seconds)
+            if self._last_error is not None and not _is_transient(self._last_error):
                 raise self._not_written("refuses metrics")
-            if patience.is_over(f"MLflow at {self.uri}: {left} metric values are left; {self._trouble}"):
+            if deadline.is_over(f"MLflow at {self.uri}: {left} metric values are left; {self._last_error}"):
                 raise self._not_written(f"has taken nothing for {seconds:.0f} s")
             time.sleep(0.02)
 
     def _not_written(self, why: str) -> NotWritten:
         where = "were in memory alone and are lost"
         if self._spool.path is not None:
-            where = f"are kept in {self._spool.path} and sent when this run goes on"
+            where = f"are kept in {self._spool.path} and sent when this run resumes"
         return NotWritten(
-            f"MLflow at {self.uri} {why} ({self._trouble}): {len(self._spool)} metric values {where}"
+            f"MLflow at {self.uri} {why} ({self._last_error}): {len(self._spool)} metric values {where}"
         )
 
-    def _retried(self, what: str, request: Callable[[], Answer]) -> Answer:
-        """Asks again while nobody answers; what the server refuses is raised at once."""
-        patience = _Deadline(GIVE_UP_SECONDS)
+    def _with_retries(self, what: str, request: Callable[[], Result]) -> Result:
+        """Calls `request`, and retries for GIVE_UP_SECONDS on transient errors; raises others at once.
+
+        what: what MLflow is waited for, for the log.
+        """
+        deadline = _Deadline(GIVE_UP_SECONDS)
         while True:
             try:
                 return request()
             except Exception as error:
                 line = f"MLflow at {self.uri} {what}: {len(self._spool)} metric values are left; {error}"
-                if not _may_pass(error) or patience.is_over(line):
+                if not _is_transient(error) or deadline.is_over(line):
                     raise
                 time.sleep(SEND_SECONDS)
 
     def _send_forever(self) -> None:
         while not self._closing.is_set():
             self._wake.wait(SEND_SECONDS)
-            self._wake.clear()  # before sending: a wake that comes meanwhile counts for the next round
+            self._wake.clear()  # before sending: a wake-up during sending counts for the next round
             try:
-                if not self._begun:  # importing mlflow takes seconds: here, not in the training thread
-                    self._begin()
-                    self._begun = True
+                if not self._initialised:  # in this thread, because importing mlflow takes seconds
+                    self._initialise()
+                    self._initialised = True
                 while self._send() and not self._closing.is_set():
                     pass
-            except Exception as error:  # the server is away, for whatever reason: keep, wait, try again
-                if self._trouble is None:
-                    log.warning("MLflow at %s: %s; metrics wait, and are sent again", self.uri, error)
-                self._trouble = error
+            except Exception as error:  # keep the points and retry, whatever the error is
+                if self._last_error is None:
+                    log.warning("MLflow at %s: %s; metrics are kept and sent again", self.uri, error)
+                self._last_error = error
                 self._closing.wait(SEND_SECONDS)
             else:
-                if self._trouble is not None:
-                    log.warning("MLflow at %s takes metrics again", self.uri)
-                self._trouble = None
+                if self._last_error is not None:
+                    log.warning("MLflow at %s accepts metrics again", self.uri)
+                self._last_error = None
 
     def _send(self) -> bool:
-        """One request; returns whether there is enough left for another at once."""
+        """Sends one batch. Returns whether another full one may be waiting."""
         from mlflow.entities import Metric, Param, RunTag
 
         while params := self._new_params():
             self._client.log_batch(self.run_id, params=[Param(*param) for param in params.items()])
-            self._known |= params.keys()
+            self._params_sent |= params.keys()
         batch = self._spool.peek(BATCH)
         with self._tags_lock:
             tags = dict(islice(self._tags.items(), TAGS))
-        new = [Metric(*point) for point in batch.points if point.step > self._written.get(point.name, 0)]
+        new = [Metric(*point) for point in batch.points if point.step > self._last_sent.get(point.name, 0)]
         if new or tags:
             self._client.log_batch(self.run_id, metrics=new, tags=[RunTag(*tag) for tag in tags.items()])
-        self._spool.acknowledge(batch)  # only now: what was not acknowledged stays
+        self._spool.acknowledge(batch)  # only now: points that were not acknowledged are sent again
         with self._tags_lock:
             self._tags = {key: value for key, value in self._tags.items() if tags.get(key) != value}
         return len(batch.points) == BATCH or len(tags) == TAGS
 
-    def _begin(self) -> None:
+    def _initialise(self) -> None:
         run = self._run()
-        # Points of one metric are sent in order: of those in the spool, MLflow has all up to its last step.
-        self._written = _last_steps(run)
-        self._known = set(run.data.params)
+        # The points of a metric are sent in order, so MLflow has all of them up to its last step.
+        self._last_sent = _last_steps(run)
+        self._params_sent = set(run.data.params)
 
     def _new_params(self) -> dict[str, str]:
-        """As many as MLflow takes at once."""
+        """Returns parameters that MLflow does not have yet, at most as many as it accepts at once."""
         named = ((_name(key), value[:LONGEST_PARAM]) for key, value in self._params.items())
-        return dict(islice((item for item in named if item[0] not in self._known), PARAMS))
+        return dict(islice((item for item in named if item[0] not in self._params_sent), PARAMS))
 
     def _run(self) -> Any:
         return self._client.get_run(self.run_id)
@@ -236,7 +244,7 @@ class MlflowTracker:
 
 
 def _signature(model: nn.Module, example: Any) -> Any:
-    """The shapes of input and output, where the model is one that takes a tensor and gives one."""
+    """Returns the shapes of input and output; None unless the model maps a tensor to a tensor."""
     import mlflow
 
     if not isinstance(example, torch.Tensor):
@@ -256,21 +264,21 @@ def _signature(model: nn.Module, example: Any) -> Any:
 
 
 def _last_steps(run: Any) -> dict[str, int]:
-    """By name; what the machines measure of themselves is none of it."""
-    points = run.data.to_proto().metrics  # of each metric the point of the highest step
+    """Returns the last step of each metric, system metrics excluded."""
+    points = run.data.to_proto().metrics  # the point with the highest step of each metric
     return {point.key: point.step for point in points if not point.key.startswith("system/")}
 
 
 @cache
 def _name(given: str) -> str:
-    """A name that MLflow takes: some characters only, and a path that is written as short as can be."""
+    """Returns a name that MLflow accepts: a limited character set, and a normalised path."""
     name = re.sub(r"[^\w\-. :/]", "_", given)[:LONGEST_NAME]
     unique = posixpath.normpath(name) == name and not name.startswith((".", "/"))
     return name if unique else re.sub(r"^\.|/", "_", name) or "_"
 
 
 class _Deadline:
-    """So many seconds for something; on the way says what it waits for."""
+    """A deadline in `seconds` from now that logs what it waits for every REPORT_SECONDS."""
 
     def __init__(self, seconds: float) -> None:
         now = time.monotonic()
@@ -284,8 +292,8 @@ class _Deadline:
         return now > self._end
 
 
-def _may_pass(error: BaseException | None) -> bool:
-    """Nobody answered, or somebody who cannot now: a server that starts, one without its database."""
+def _is_transient(error: BaseException | None) -> bool:
+    """Whether an error is transient: a connection error, a timeout, or a status of 500 or above."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import ConnectionError, HTTPError, Timeout
 

@@ -1,11 +1,11 @@
-"""Metric points on their way to MLflow: in a file, so that neither a kill nor a long outage costs any.
+"""The spool: a file in which metric points wait for MLflow, so that no kill or outage loses any.
 
     append ─▶ memory ─flush─▶ file ─▶ peek ─▶ MLflow ─▶ acknowledge
-               ≤ 1 s          `spool`                   `spool.sent`: bytes of it that MLflow has
+               ≤ 1 s          `spool`                   `spool.sent`: number of its bytes that MLflow has
 
-A point is a line, `time step value name`, in the order in which points were taken; names hold no line break.
-`spool.sent` may lag behind: then points are sent again, with the times they had, and MLflow keeps one of two
-points that are equal in all. One process at a time writes.
+Each point is a line, `time step value name`, in the order of `append`; names contain no line break.
+`spool.sent` may lag behind. Then points are sent twice with the same times, and MLflow keeps one of two equal
+points. Only one process writes at a time.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import BinaryIO, NamedTuple
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
-LARGE = 64 << 20  # bytes; from there on a file of which everything was acknowledged is emptied
-AT_ONCE = 2000  # points in one write
+TRUNCATE_BYTES = 64 << 20  # a file of at least this size is truncated once all of it is acknowledged
+POINTS_PER_WRITE = 2000  # points in one write
 LONGEST_LINE = 1100  # bytes: three numbers and a name of 250 characters
 
 
 class Point(NamedTuple):
-    """`time`: milliseconds since 1970."""
+    """A value of a metric. time: milliseconds since the epoch. step: the optimizer's, from 1."""
 
     name: str
     value: float
@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`end`: the position after its last point, in bytes of the file or, `in_file` or not, in points."""
+    """Points to send. end: the position after the last one, in bytes if `in_file`, otherwise in points."""
 
     points: list[Point]
     end: int
@@ -47,23 +47,24 @@ class Batch:
 
 
 class Spool:
-    """The spool at `path`, with what an earlier process left there; without a path, memory alone.
+    """The spool in the file `path`, including points that an earlier process left; None: in memory only.
 
-    `append` belongs to one thread and never waits; all else may be called from any. Where the file cannot be
-    written (a full disk), points stay in memory, in order, and are sent from there: said once, never raised.
+    Only one thread may call `append`, which never blocks; any thread may call the other methods. If the file
+    cannot be written (a full disk), points stay in memory, in order, and are sent from there. This is logged
+    once, and no method raises for it.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.last_steps: dict[str, int] = {}
-        """By name, of the points in the file when it was opened."""
-        self._fresh: deque[Point] = deque()  # not in the file
-        self._gone = 0  # points that have left `_fresh`, for the file or for MLflow
+        """The last step of each metric in the file when it was opened."""
+        self._in_memory: deque[Point] = deque()  # points that are not in the file
+        self._removed = 0  # number of points moved from `_in_memory` to the file or to MLflow
         self._file: BinaryIO | None = None
-        self._sent = self._end = 0  # bytes
-        self._unsent = 0  # points in the file
+        self._sent = self._end = 0  # bytes of the file that MLflow has; all bytes
+        self._unsent = 0  # points in the file that MLflow does not have
         self._warned = False
-        self._lock = threading.RLock()  # of everything but appending
+        self._lock = threading.RLock()  # held by everything except `append`
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._flush_forever, name="spool-writer", daemon=True)
         if path is not None:
@@ -71,27 +72,27 @@ class Spool:
             self._writer.start()
 
     def append(self, point: Point) -> None:
-        self._fresh.append(point)
+        self._in_memory.append(point)
 
     def __len__(self) -> int:
-        """Points that were not acknowledged."""
-        return self._unsent + len(self._fresh)
+        """Returns the number of points that are not acknowledged."""
+        return self._unsent + len(self._in_memory)
 
     def flush(self) -> None:
-        """Hands everything to the operating system: from there on a kill of this process cannot lose it."""
+        """Writes all points to the file, without fsync: then a kill of this process cannot lose them."""
         with self._lock:
             if self.path is None or self._closing.is_set():
                 return
             try:
                 if self._file is None:
-                    self._file = self._opened(self.path)
-                while self._fresh:
+                    self._file = self._open(self.path)
+                while self._in_memory:
                     self._write(self._file)
             except OSError as error:
                 self._keep_in_memory(error)
 
     def sync(self) -> None:
-        """Blocks until everything appended so far is on the disk: no crash of the machine can lose it."""
+        """Blocks until all points are on disk: then a crash of the machine cannot lose them."""
         with self._lock:
             self.flush()
             if self._file is not None:
@@ -100,32 +101,35 @@ class Spool:
                 except OSError as error:
                     self._keep_in_memory(error)
 
-    def peek(self, most: int) -> Batch:
-        """The first points that were not acknowledged, at most so many; none when there are none."""
+    def peek(self, limit: int) -> Batch:
+        """Returns the first points that are not acknowledged, at most `limit`. The batch may be empty."""
         with self._lock:
             self.flush()
             if self._file is not None and self._sent < self._end:
-                length = min(self._end - self._sent, most * LONGEST_LINE)
-                lines = os.pread(self._file.fileno(), length, self._sent).split(b"\n")[:-1][:most]
+                length = min(self._end - self._sent, limit * LONGEST_LINE)
+                lines = os.pread(self._file.fileno(), length, self._sent).split(b"\n")[:-1][:limit]
                 end = self._sent + sum(map(len, lines)) + len(lines)
                 return Batch(points=[_point(line) for line in lines], end=end, in_file=True)
-            points = _first(self._fresh, most)
-            return Batch(points=points, end=self._gone + len(points), in_file=False)
+            points = _first(self._in_memory, limit)
+            return Batch(points=points, end=self._removed + len(points), in_file=False)
 
     def acknowledge(self, batch: Batch) -> None:
-        """MLflow has these, the last ones peeked. Those that a flush has moved meanwhile are peeked again."""
+        """Records that MLflow has `batch`, the result of the last `peek`.
+
+        If a flush has moved points of the batch to the file meanwhile, `peek` returns those again.
+        """
         with self._lock:
             if self._closing.is_set():
                 return
             if batch.in_file:
                 self._sent, self._unsent = batch.end, self._unsent - len(batch.points)
-                with suppress(OSError):  # what cannot be noted is sent again
-                    self._note()
+                with suppress(OSError):  # points whose acknowledgement is not stored are sent again
+                    self._store_sent()
             else:
-                self._drop(batch.end - self._gone)
+                self._drop(batch.end - self._removed)
 
     def close(self) -> None:
-        """What was not acknowledged stays in the file."""
+        """Flushes and closes the file; points that are not acknowledged stay in it. Idempotent."""
         with self._lock:
             self.sync()
             self._closing.set()
@@ -140,29 +144,29 @@ class Spool:
             self.flush()
 
     def _write(self, file: BinaryIO) -> None:
-        points = _first(self._fresh, AT_ONCE)
+        points = _first(self._in_memory, POINTS_PER_WRITE)
         data = memoryview("".join(map(_line, points)).encode())
         try:
             written = 0
             while written < len(data):
                 written += file.write(data[written:])
         except OSError:
-            file.truncate(self._end)  # the file holds whole lines
+            file.truncate(self._end)  # removes an incomplete line
             raise
         self._end += len(data)
-        self._unsent += len(points)  # before they leave memory: `len` may count them twice, never not at all
+        self._unsent += len(points)  # before `_drop`: `len` may count points twice, but never miss them
         self._drop(len(points))
 
     def _drop(self, count: int) -> None:
         for _ in range(count):
-            self._fresh.popleft()
-            self._gone += 1
+            self._in_memory.popleft()
+            self._removed += 1
 
-    def _opened(self, path: Path) -> BinaryIO:
-        """Finds what an earlier process left; what follows the last whole line is cut off."""
+    def _open(self, path: Path) -> BinaryIO:
+        """Opens the file, counts the points that an earlier process left, and cuts off an incomplete line."""
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b", buffering=0)
-        sent = self._noted()
+        sent = self._stored_sent()
         self._sent = self._end = self._unsent = 0
         for line, point in _readable(path):
             self._end += len(line)
@@ -173,20 +177,20 @@ class Spool:
         file.truncate(self._end)
         return file
 
-    def _note(self) -> None:
-        if self._sent == self._end >= LARGE:
+    def _store_sent(self) -> None:
+        if self._sent == self._end >= TRUNCATE_BYTES:
             assert self._file is not None
-            self._sent_path.unlink(missing_ok=True)  # first: it must not be taken for one of the next points
+            self._sent_path.unlink(missing_ok=True)  # first: its offset must not apply to later points
             self._file.truncate(0)
             self._sent = self._end = 0
             return
         with self._sent_path.open("r+b" if self._sent_path.exists() else "wb") as file:
-            file.write(b"%020d\n" % self._sent)  # over the last one: never half of it, and no room needed
+            file.write(b"%020d\n" % self._sent)  # in place: the size is fixed, so it needs no disk space
 
-    def _noted(self) -> int:
+    def _stored_sent(self) -> int:
         try:
             return int(self._sent_path.read_bytes())
-        except (OSError, ValueError):  # not there, or empty
+        except (OSError, ValueError):  # missing or empty
             return 0
 
     @property
@@ -197,11 +201,11 @@ class Spool:
     def _keep_in_memory(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            log.warning("%s: metrics are kept in memory; a crash would lose those that MLflow has not", error)
+            log.warning("%s: metrics are kept in memory; a crash would lose those not sent to MLflow", error)
 
 
-def _first(points: deque[Point], most: int) -> list[Point]:
-    return [points[index] for index in range(min(most, len(points)))]  # an iterator would forbid appending
+def _first(points: deque[Point], limit: int) -> list[Point]:
+    return [points[index] for index in range(min(limit, len(points)))]  # an iterator would fail on `append`
 
 
 def _line(point: Point) -> str:
@@ -214,7 +218,7 @@ def _point(line: bytes) -> Point:
 
 
 def _readable(path: Path) -> Iterator[tuple[bytes, Point]]:
-    """Lines, up to the first that a crash has left half written."""
+    """Yields the lines and their points, up to the first incomplete line."""
     with path.open("rb") as lines:
         for line in lines:
             try:

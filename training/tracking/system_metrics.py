@@ -1,4 +1,4 @@
-"""What the machines of a run measure of themselves, in MLflow beside the metrics of the training."""
+"""System metrics of the machines of a run, logged to MLflow beside the metrics of the training."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 1.0
-SAMPLES = 5  # one point each
+SAMPLES = 5  # averaged into one point
 LEAVE_SECONDS = 2.0
 
 
 class SystemMetrics:
-    """CPU, memory, disk, network and GPUs of this node, for as long as the context lasts.
+    """A context manager that logs CPU, memory, disk, network and GPU use of this node until it exits.
 
-    Each worker has its own `node_id`, the middle of the names: system/worker-0/cpu_utilization_percentage.
-    All of it happens in a thread: importing mlflow takes seconds. Entering never waits, leaving a moment at
-    most. What MLflow does not take at once is dropped: a nicety, unlike the training's own metrics.
+    uri, run_id: the MLflow server and run. node_id: a name for each worker, the middle part of the metric
+    names: system/worker-0/cpu_utilization_percentage. Works in a thread, because importing mlflow takes
+    seconds: entering does not block, exiting blocks for at most LEAVE_SECONDS. If a request fails, its points
+    are dropped.
     """
 
     def __init__(self, uri: str, run_id: str, node_id: str) -> None:
@@ -32,7 +33,7 @@ class SystemMetrics:
 
     def __exit__(self, *_: object) -> None:
         self._leaving.set()
-        self._thread.join(LEAVE_SECONDS)  # it may import, or wait for a server that is away; it dies with us
+        self._thread.join(LEAVE_SECONDS)  # may be importing or waiting for a server; a daemon, ends with us
 
     def _run(self) -> None:
         try:
@@ -45,7 +46,7 @@ class SystemMetrics:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         client = MlflowClient(tracking_uri=self.uri)
-        # Its collectors alone: its own thread ends when MLflow is away once, and joining it can take minutes.
+        # Only its collectors: its own thread ends after one failed request, and joining it can take minutes.
         monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
         step: int | None = None
         while not self._leaving.is_set():
@@ -60,7 +61,7 @@ class SystemMetrics:
                 step = self._next_step(client) if step is None else step
                 self._write(client, values, step)
                 step += 1
-            except Exception as error:  # away: the next ones may get through
+            except Exception as error:  # the server may be unreachable: later points may succeed
                 log.debug("system metrics of %s: %s", self.node_id, error)
 
     def _write(self, client: Any, values: dict[str, float], step: int) -> None:
@@ -71,7 +72,7 @@ class SystemMetrics:
         client.log_batch(self.run_id, metrics=points)
 
     def _next_step(self, client: Any) -> int:
-        """After those of an earlier attempt."""
+        """Returns the first step after those of earlier attempts."""
         points = client.get_run(self.run_id).data.to_proto().metrics
         return 1 + max((point.step for point in points if point.key.startswith(self._prefix)), default=-1)
 

@@ -1,11 +1,13 @@
-"""Where the metrics of a run go. One writer: rank 0. The other ranks hold a `NullTracker`.
+"""The Tracker protocol, which receives the metrics of a run, and its simple implementations.
+
+Only rank 0 writes; the other ranks have a `NullTracker`.
 
 Tracker           the protocol
-├── NullTracker   takes everything, keeps nothing
-├── ProgressTracker  tells the agent where the run stands (training.rank.progress)
-├── JsonLines     one JSON object a step, in a file
-├── MlflowTracker by way of a spool, in the background (training.tracking.mlflow_tracker)
-└── Fanout        several at once
+├── NullTracker   discards everything
+├── ProgressTracker  reports progress to the host agent (training.rank.progress)
+├── JsonLines     a file with one JSON object per step
+├── MlflowTracker MLflow, through a spool and in the background (training.tracking.mlflow_tracker)
+└── Fanout        several trackers at once
 """
 
 from __future__ import annotations
@@ -24,43 +26,49 @@ from torch import nn
 from training.protocol import Progress
 
 History = dict[str, list[tuple[int, float]]]
+"""The points (step, value) of each metric, by name, in order of steps."""
 
 
 class Tracker(Protocol):
+    """Receives metrics, parameters and results of one run."""
+
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Takes metrics of a step; never blocks on a network. A (metric, step) it has is not taken again."""
+        """Records metrics of a step. Idempotent for each metric and step. Never blocks on a network.
+
+        step: the optimizer's, from 1. epoch: from 0.
+        """
 
     def progress(self, progress: Progress) -> None:
-        """Replaces what is known of where the run stands."""
+        """Replaces the progress of the run."""
 
     def params(self, params: Mapping[str, str]) -> None:
-        """Adds parameters of the run; one that is known keeps its value. Never blocks on a network."""
+        """Adds parameters of the run; existing ones keep their values. Never blocks on a network."""
 
     def tags(self, tags: Mapping[str, str]) -> None:
-        """Replaces what is known under these names; never blocks on a network."""
+        """Sets tags of the run; replaces existing values. Never blocks on a network."""
 
     def sync(self) -> None:
-        """Blocks until no crash can lose what was logged so far: called at every checkpoint."""
+        """Blocks until everything logged so far survives a crash. Called at every checkpoint."""
 
     def history(self, prefixes: tuple[str, ...] = ("",)) -> History:
-        """The metrics of the whole run so far whose names begin so, those of earlier attempts included."""
+        """Returns the metrics of all attempts of the run so far whose names have one of the prefixes."""
 
     def artifact(self, path: Path) -> None:
-        """Keeps a file under its name."""
+        """Stores a file under its name."""
 
     def model(self, model: nn.Module, example: Any) -> None:
-        """Keeps the trained model; `example` is one input batch for its signature."""
+        """Stores the trained model. example: an input batch, for the model's signature."""
 
-    def close(self, *, patient: bool = True) -> None:
-        """Blocks until everything is written, or says what could not be.
+    def close(self, *, wait: bool = True) -> None:
+        """Blocks until everything is written. Raises an error if something could not be.
 
-        Not `patient`, it waits seconds, not minutes, for a server that is away: another attempt will write
-        the rest, or something worse has happened.
+        wait: retry an unreachable server for minutes; if False, for seconds: another attempt will write the
+        rest, or the run has failed anyway.
         """
 
 
 class NullTracker:
-    """Takes everything, keeps nothing."""
+    """A tracker that discards everything."""
 
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -79,15 +87,15 @@ class NullTracker:
 
     def model(self, model: nn.Module, example: Any) -> None: ...
 
-    def close(self, *, patient: bool = True) -> None: ...
+    def close(self, *, wait: bool = True) -> None: ...
 
 
 class JsonLines(NullTracker):
-    """`metrics.jsonl`: {"step", "epoch", and every metric of that step by name} a line, in order of steps.
+    """`metrics.jsonl`: a line per step, {"step", "epoch", and every metric of that step by name}.
 
-    A line is written when the next step begins, because an epoch's metrics belong to its last step. Opened
-    again on the same file (a resumed run), it goes on at the last step there, whose metrics may be
-    incomplete; half a line, left by a crash, is written over. What JSON has no number for is null.
+    A line is written when the next step begins, because an epoch's metrics belong to its last step. A resumed
+    run continues in the same file at the last step there, whose metrics may be incomplete, and overwrites an
+    incomplete line that a crash has left. NaN and infinity become null.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,18 +114,18 @@ class JsonLines(NullTracker):
         self._pending = {"step": step, "epoch": epoch} | self._pending | dict(metrics)
 
     def sync(self) -> None:
-        self._put()
+        self._write_pending()
         os.fsync(self._file.fileno())
 
     def _write(self) -> None:
         if self._pending:
-            self._put()
+            self._write_pending()
             self._end = self._file.tell()
             self.written = self._pending["step"]
             self._pending = {}
 
-    def _put(self) -> None:
-        """The pending line, over the one of the same step that may be there."""
+    def _write_pending(self) -> None:
+        """Writes the pending line; overwrites an earlier version of it in the file."""
         if self._pending:
             values = {name: value if math.isfinite(value) else None for name, value in self._pending.items()}
             self._file.seek(self._end)
@@ -133,13 +141,13 @@ class JsonLines(NullTracker):
                     history.setdefault(name, []).append((row["step"], value))
         return history
 
-    def close(self, *, patient: bool = True) -> None:  # noqa: ARG002
+    def close(self, *, wait: bool = True) -> None:  # noqa: ARG002
         self._write()
         self._file.close()
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Each whole line of the file and where it starts; null is NaN again."""
+    """Returns each complete line of the file with its byte offset; null becomes NaN."""
     rows, start = [], 0
     for line in path.read_bytes().splitlines(keepends=True):
         if line.endswith(b"\n"):
@@ -152,7 +160,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 class Fanout:
-    """Several trackers at once; the history is the first one's that has any."""
+    """A tracker that forwards to several. Its history is the first one that is not empty."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = trackers
@@ -189,14 +197,17 @@ class Fanout:
         for tracker in self.trackers:
             tracker.model(model, example)
 
-    def close(self, *, patient: bool = True) -> None:
-        with ExitStack() as stack:  # one that fails does not keep the others open
+    def close(self, *, wait: bool = True) -> None:
+        with ExitStack() as stack:  # closes all, even if one raises
             for tracker in self.trackers:
-                stack.callback(tracker.close, patient=patient)
+                stack.callback(tracker.close, wait=wait)
 
 
 class Eta:
-    """Time left, from the pace of the last steps (an exponential mean, so that a slow start is forgotten)."""
+    """Estimates the remaining time from an exponential moving average of the seconds per step.
+
+    total_steps: None if unknown; then there is no estimate.
+    """
 
     def __init__(self, total_steps: int | None) -> None:
         self.total_steps = total_steps
@@ -204,6 +215,7 @@ class Eta:
         self._last: tuple[int, float] | None = None
 
     def at(self, step: int, epoch: int, now: float | None = None) -> Progress:
+        """Returns the progress after `step` steps. now: seconds of the monotonic clock; None: the current."""
         now = time.monotonic() if now is None else now
         if self._last is not None and step > self._last[0]:
             pace = (now - self._last[1]) / (step - self._last[0])

@@ -79,7 +79,7 @@ def test_passes_that_a_global_batch_is_cut_into_cannot_be_more_than_its_samples(
 
     (problem,) = caught.value.problems
     assert problem.key == "training.accumulate_grad_batches"
-    assert "4 samples cannot be cut into 5 passes" in problem.message
+    assert "4 samples cannot be split into 5 micro-batches" in problem.message
 
 
 def test_another_optimizer_does_not_inherit_the_arguments_of_the_default_one() -> None:
@@ -191,7 +191,7 @@ def test_a_wrong_value_is_refused_at_its_key_with_what_was_given(
             (
                 {"norm": {"kind": kind, "observe_every": 20}},
                 "norm.observe_every",
-                f"only sync_batch_norm is observed, and norm.kind is {kind}; leave this key out",
+                f"only sync_batch_norm can be observed, and norm.kind is {kind}; omit this key",
             )
             for kind in ("batch_norm", "group_norm", "layer_norm", "keep")
         ),

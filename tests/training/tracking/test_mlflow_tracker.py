@@ -229,12 +229,12 @@ def test_what_a_server_that_stays_away_has_not_taken_is_sent_by_the_next_attempt
 def test_one_that_is_in_a_hurry_leaves_its_points_to_the_next_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlflow_tracker, "HURRY_SECONDS", 0.5)
+    monkeypatch.setattr(mlflow_tracker, "SHORT_GIVE_UP_SECONDS", 0.5)
     tracker = MlflowTracker(NOWHERE, "0" * 32, params={}, tags={}, spool=tmp_path / "spool")
     tracker.log(1, 0, {"train_loss": 1.0})
 
     with pytest.raises(NotWritten, match="has taken nothing for 0 s"):
-        tracker.close(patient=False)
+        tracker.close(wait=False)
 
     assert (tmp_path / "spool").read_text().endswith(" 1 1.0 train_loss\n")
 

@@ -171,7 +171,7 @@ def test_where_no_file_can_be_made_points_stay_in_memory(
 def test_the_file_is_emptied_when_it_is_large_and_all_was_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LARGE", 1000)
+    monkeypatch.setattr(module, "TRUNCATE_BYTES", 1000)
     path = tmp_path / "spool"
     with opened(path) as spool:
         for step in range(1, 101):

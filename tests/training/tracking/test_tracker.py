@@ -164,8 +164,8 @@ class Recorder(NullTracker):
     def model(self, _model: nn.Module, example: Any) -> None:
         self.calls.append(f"model {example}")
 
-    def close(self, *, patient: bool = True) -> None:
-        self.calls.append("close" if patient else "close in a hurry")
+    def close(self, *, wait: bool = True) -> None:
+        self.calls.append("close" if wait else "close in a hurry")
         if self._fails:
             raise TimeoutError
 
@@ -180,7 +180,7 @@ def test_a_fanout_hands_everything_to_all() -> None:
     fanout.sync()
     fanout.artifact(Path("figure.png"))
     fanout.model(nn.Identity(), 3)
-    fanout.close(patient=False)
+    fanout.close(wait=False)
 
     assert [tracker.calls for tracker in trackers] == [
         ["log", "progress", "tag", "sync", "figure.png", "model 3", "close in a hurry"]
