@@ -1,9 +1,9 @@
-"""What the service, host agents and ranks say to one another: orders, progress, exit records, reserved names.
+"""Messages between the service, host agents and ranks: orders, progress, exit records, reserved names.
 
     service ── Order ──► host agent ── forks ──► ranks
     service ◄── StartStatus ── host agent ◄── Progress, ExitRecord ── ranks
 
-Light: the API process imports this module. Everything here is plain data that survives JSON.
+All of it is plain data that can be sent as JSON. The API process imports this module, so it needs no library.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 RESERVED_PACKAGES = frozenset({"sync_bn", "training", "service"})
-"""Top-level names that uploaded code may not have: they are this project's own."""
+"""Top-level package names that uploaded code may not use, because they are this project's own."""
 
 JOB_TAG = "syncbn.job_id"
-"""Tag of a run in MLflow."""
+"""The MLflow tag that holds the id of a run's job."""
 
 LONGEST_MESSAGE = 4_000
 LONGEST_TRACE = 20_000
@@ -27,15 +27,15 @@ LONGEST_TYPE = 200
 LONGEST_TAIL = 8_000
 TAIL_LINES = 30
 LONGEST_METRICS = 200
-"""Characters, lines and values that a record or a report may have; logs and MLflow have the rest."""
+"""Limits of exit records and progress, in characters, lines and metrics; logs and MLflow have the rest."""
 
 HANG_EXIT_CODE = 75
-"""What a rank exits with that its watchdog has ended."""
+"""Exit code of a rank that its watchdog has killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankAssignment:
-    """Where a rank is among its peers. `gpus`: the ids that it may see, as CUDA_VISIBLE_DEVICES has them."""
+    """The position of one rank. gpus: the ids of its GPUs, in the form of CUDA_VISIBLE_DEVICES."""
 
     rank: int
     local_rank: int
@@ -45,19 +45,21 @@ class RankAssignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One start of an attempt, as far as it concerns one host. Launching it twice is harmless.
+    """One start of an attempt, for one host. Launching it twice is harmless.
 
-    attempt: its name, unique in the cluster. start: from 1; a restart in place is the next one.
-    code: digest of the archive that the agent has been given, if the job has code of its own.
-    code_folder: instead of that, a folder of this machine, taken as it is.
-    ranks: those to fork on this host, of `world_size` in all.
-    rendezvous: "ADDRESS:PORT" where rank 0 listens; None: all ranks are on this host.
-    folder: the run's, on a file system that all hosts share. checkpoints: URL of the run's checkpoints, if
-    they are in object storage.
-    curves_only: no validation, no test, no model at the end. last_bit: the first weights are changed by one
-    bit each, which shows how far rounding alone takes a training.
-    restarts: why this is not the attempt's first start.
-    variables: of the job's own environment.
+    attempt: its name, unique in the cluster. start: from 1; each restart in place adds 1.
+    spec: the job's Spec as JSON. ranks: those to fork on this host. world_size: their number on all hosts.
+    rendezvous: "ADDRESS:PORT" at which rank 0 listens; None: all ranks are on this host.
+    folder: the run folder, on a file system that all hosts share.
+    checkpoints: URL of the checkpoints in object storage; None: they are in `folder`.
+    code: digest of the job's uploaded code, which the agent must have; None: there is none.
+    code_folder: a folder on this host to use in place of uploaded code.
+    mlflow_uri, run_id: the run to track in MLflow; None: not tracked there.
+    output: the folder for metrics.jsonl, model.pt and figures; None: not written.
+    curves_only: skip validation, test and the export of the model.
+    last_bit: change the last bit of each initial parameter, to see what rounding alone does to a training.
+    restarts: the failure before each earlier restart of the attempt.
+    variables: the job's own environment variables.
     """
 
     attempt: str
@@ -83,46 +85,52 @@ class Order:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        ranks = tuple(RankAssignment(**{**place, "gpus": tuple(place["gpus"])}) for place in data["ranks"])
+        ranks = tuple(RankAssignment(**{**each, "gpus": tuple(each["gpus"])}) for each in data["ranks"])
         return cls(**{**data, "ranks": ranks, "restarts": tuple(data["restarts"])})
 
     @property
     def number(self) -> int:
-        """Of the attempt within its job, from 1."""
+        """The number of the attempt within its job, from 1."""
         return attempt_number(self.attempt)
 
 
 def is_detail(metric: str) -> bool:
-    """Whether a metric is shown only to those who name it: one of the machine, or of a single layer."""
+    """Whether a metric is shown only on request: those of machines and of single layers."""
     return metric.startswith(("system/", "norm/"))
 
 
 def attempt_name(job_id: str, number: int) -> str:
+    """Returns the cluster-wide name of a job's attempt, JOB-NUMBER."""
     return f"{job_id}-{number}"
 
 
 def attempt_number(name: str) -> int:
+    """Returns the number in the name of an attempt, from 1."""
     return int(name.rpartition("-")[2])
 
 
 def log_file(run_folder: str | Path, number: int, rank: int) -> Path:
-    """What a rank printed in all starts of an attempt; bytes are only ever appended."""
+    """Returns the path of a rank's log, which has the output of all starts of an attempt. Append-only."""
     return log_folder(run_folder, number) / f"rank-{rank}.log"
 
 
 def log_folder(run_folder: str | Path, number: int) -> Path:
+    """Returns the path of the folder with the logs of attempt `number`."""
     return Path(run_folder) / "logs" / f"attempt-{number}"
 
 
 def exit_file(run_folder: str | Path, number: int, start: int, rank: int) -> Path:
+    """Returns the path of a rank's exit record for one start of attempt `number`."""
     return Path(run_folder) / "exits" / f"attempt-{number}" / f"start-{start}-rank-{rank}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. Steps are the optimizer's, from 1; epochs count from 0.
+    """The progress of a run.
 
-    metrics: the latest value of each; at most LONGEST_METRICS of them.
+    step: the last optimizer step, from 1. total_steps: None if unknown. epoch: the current one, from 0.
+    eta_seconds: estimated seconds until the end; None if unknown.
+    metrics: the latest value of each metric; at most LONGEST_METRICS of them.
     """
 
     step: int
@@ -143,32 +151,35 @@ class Exit(enum.StrEnum):
     """How a rank ended."""
 
     FINISHED = "finished"
-    """It came to the end of its training."""
+    """It finished its training."""
     STOPPED = "stopped"
-    """It was asked to stop and has saved the run, at `step`."""
+    """It was asked to stop, and the run has a checkpoint of `step`."""
     ERROR = "error"
-    """An exception: `type`, `message`, `trace`."""
+    """It raised an exception: `type`, `message`, `trace`."""
     EXITED = "exited"
-    """The process ended itself with `code`."""
+    """The process exited with `code`."""
     SIGNAL = "signal"
-    """A signal killed it: `type` is its name."""
+    """A signal killed it; `type` is the signal's name."""
     OUT_OF_MEMORY = "out of memory"
     """The kernel killed it because memory ran out."""
     HUNG = "hung"
-    """It made no progress for too long, or another one did."""
+    """It, or another rank, made no progress for too long."""
     ENDED = "ended"
-    """Its agent ended it: another rank had failed, or somebody asked for it. Never a cause."""
+    """Its agent killed it after another rank's failure or by order. Never the cause of a failure."""
     LOST = "lost"
     """Its host, or the agent there, is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExitRecord:
-    """The end of one rank, written by itself or, for what it cannot say, by its agent.
+    """How and when one rank ended. The rank writes it or, if it was killed, its agent does.
 
-    step: of a rank that finished its last; of one that was stopped the step that it goes on from; otherwise
-    the one that was being made, from 1; 0: before the first.
-    when: seconds since the epoch. lost_peer: it only noticed that another rank was gone.
+    rank: None if the failure belongs to no single rank.
+    step: the last step of a finished rank; for a stopped one the step from which the run resumes; otherwise
+    the step in progress, from 1; 0 before the first.
+    type, message, trace: see Exit. code: the exit code, for EXITED. when: seconds since the epoch.
+    lost_peer: the rank failed only because another rank was gone.
+    log_tail: the last lines of the rank's log, for a failure. progress: the last that the rank reported.
     """
 
     rank: int | None
@@ -183,7 +194,7 @@ class ExitRecord:
     log_tail: str = ""
     progress: Progress | None = None
     blamed_rank: int | None = None
-    """Of a hang: the rank that the others waited for, if it was one."""
+    """For HUNG: the rank that the others waited for, if it is a single one."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -196,32 +207,34 @@ class ExitRecord:
 
     @property
     def failed(self) -> bool:
+        """Whether the end is a failure: neither finished, nor stopped, nor killed by the agent."""
         return self.kind not in {Exit.FINISHED, Exit.STOPPED, Exit.ENDED}
 
     @property
     def headline(self) -> str:
-        """One line: which rank, what happened, where."""
+        """One line that names the rank, what happened and at which step."""
         rank = "a rank" if self.rank is None else f"rank {self.rank}"
         where = f" at step {self.step}" if self.step else " before the first step"
-        said = {
-            Exit.FINISHED: "came to its end",
-            Exit.STOPPED: f"saved itself{where}",
+        what = {
+            Exit.FINISHED: "finished",
+            Exit.STOPPED: f"saved a checkpoint and stopped{where}",
             Exit.ERROR: f"failed{where}: {self.type}: {self.message.partition(chr(10))[0]}",
             Exit.EXITED: f"exited with code {self.code}{where}",
             Exit.SIGNAL: f"was killed by {self.type}{where}",
             Exit.OUT_OF_MEMORY: f"was killed by SIGKILL{where}: memory ran out",
             Exit.HUNG: f"hung{where}: {self.message.partition(chr(10))[0]}",
-            Exit.ENDED: "was ended",
+            Exit.ENDED: "was ended by its agent",
             Exit.LOST: f"was lost{where}: {self.message.partition(chr(10))[0]}",
         }
-        return f"{rank} {said[self.kind]}" if self.kind is not Exit.HUNG else self.message.partition("\n")[0]
+        return f"{rank} {what[self.kind]}" if self.kind is not Exit.HUNG else self.message.partition("\n")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StartStatus:
-    """What an agent knows of one start of an attempt: of `ranks`, those on its host.
+    """The state of one start of an attempt on one host.
 
-    joined: all of them are in the process group. exits: of those that have ended.
+    ranks: those on this host. joined: all of them have joined the process group. progress: rank 0's, if it is
+    on this host. exits: the records of the ranks that have ended.
     """
 
     attempt: str
@@ -233,16 +246,13 @@ class StartStatus:
 
     @property
     def ended(self) -> bool:
-        """Every rank has ended, and so has everything that they had started."""
+        """Whether every rank on this host has ended, and so have all processes that they started."""
         return len(self.exits) == len(self.ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """All that an agent knows; `version` rises with every change.
-
-    warm: its fork server has imported everything.
-    """
+    """The state of an agent. version: increases with every change. warm: its fork server is ready."""
 
     version: int
     starts: tuple[StartStatus, ...]
@@ -250,15 +260,15 @@ class News:
 
 
 class Superseded(Exception):
-    """An order of a scheduler that another one has taken over from."""
+    """The order comes from a scheduler that another one has superseded."""
 
 
 class CodeMissing(Exception):
-    """The agent has not been given the archive that an order names."""
+    """The agent does not have the code archive that an order names."""
 
 
 def signal_name(number: int) -> str:
-    """SIGKILL for 9; `signal 64` where there is no name."""
+    """Returns the name of a signal: SIGKILL for 9; "signal 64" if it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -266,48 +276,48 @@ def signal_name(number: int) -> str:
 
 
 def cause(exits: Iterable[ExitRecord]) -> ExitRecord | None:
-    """The failure that the others followed from; None if no rank has failed.
+    """Returns the failure that caused the others; None if no rank failed.
 
-    A rank's own exception comes first, the earliest of several; then a hang, which the agent has found; then
-    ranks that were killed or exited; last those that only noticed that a peer was gone.
+    Order of preference: a rank's own exception; the rank blamed for a hang; any hung rank; a rank that was
+    killed or exited; a rank that only lost its peer. Among equals, the earliest.
     """
     failed = [record for record in exits if record.failed]
-    for wanted in (_own_error, _blamed, _hung, lambda record: not record.lost_peer, lambda _: True):
+    for wanted in (_is_own_error, _is_blamed, _is_hung, lambda record: not record.lost_peer, lambda _: True):
         if chosen := [record for record in failed if wanted(record)]:
             return min(chosen, key=lambda record: record.when)
     return None
 
 
-def _own_error(record: ExitRecord) -> bool:
+def _is_own_error(record: ExitRecord) -> bool:
     return record.kind is Exit.ERROR and not record.lost_peer
 
 
-def _blamed(record: ExitRecord) -> bool:
+def _is_blamed(record: ExitRecord) -> bool:
     return record.kind is Exit.HUNG and record.blamed_rank == record.rank
 
 
-def _hung(record: ExitRecord) -> bool:
+def _is_hung(record: ExitRecord) -> bool:
     return record.kind is Exit.HUNG
 
 
 def finished(exits: Sequence[ExitRecord], world_size: int) -> bool:
-    """Whether every rank's record says that it came to its end."""
+    """Whether every rank of `world_size` has a record that says it finished."""
     return {record.rank for record in exits if record.kind is Exit.FINISHED} == set(range(world_size))
 
 
 def stopped_at(exits: Iterable[ExitRecord]) -> int | None:
-    """The step that a run which has saved itself goes on from; None if it has not."""
-    # Rank 0 alone knows which step that is: the others say 0.
+    """Returns the step from which a stopped run resumes; None if no rank was stopped."""
+    # Only rank 0 knows the step; the others record 0.
     return max((record.step for record in exits if record.kind is Exit.STOPPED), default=None)
 
 
 FINAL = frozenset({"BuildError", "NonFiniteLoss"})
-"""Exceptions that would come again."""
+"""Types of exceptions that a restart would only repeat."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """What is remembered of a failure, to know it when it comes again."""
+    """The identity of a failure: equal for two failures with the same kind, type, code and step."""
 
     kind: str
     type: str
@@ -316,6 +326,7 @@ class Failure:
 
     @classmethod
     def of(cls, record: ExitRecord) -> Self:
+        """Returns the identity of the failure in `record`."""
         return cls(kind=str(record.kind), type=record.type, code=record.code, step=record.step)
 
     def to_json(self) -> dict[str, Any]:
@@ -323,15 +334,15 @@ class Failure:
 
 
 def is_final(record: ExitRecord, before: Failure | None) -> str | None:
-    """Why a failure would come again; None if it is worth another start.
+    """Returns why a restart would only repeat a failure, "" if its headline says so; None to restart.
 
-    An exception of a kind that would, and one (or a program that ends itself) that came at the same step
-    before, since that start began with the last checkpoint, too.
+    A failure is final if its exception type is in FINAL, or if an exception or exit equals the previous one,
+    `before`, since the last start also began at the last checkpoint.
     """
     if record.kind is Exit.ERROR and record.type in FINAL:
         return ""
     ends_itself = record.kind in {Exit.ERROR, Exit.EXITED} and not record.lost_peer
     if ends_itself and before == Failure.of(record):
         where = f"at step {record.step}" if record.step else "before the first step"
-        return f"It came twice {where}, the second time from the last checkpoint on: it is not tried again."
+        return f"It failed twice {where}, the second time after a restart from the last checkpoint: no retry."
     return None

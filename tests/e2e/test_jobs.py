@@ -106,7 +106,7 @@ def test_an_exception_in_uploaded_code_is_the_reason(stack: Stack, code: Path) -
     assert "the user's own mistake" in job["reason"]
     assert f"rank {job['error']['rank']} failed at step 3: RuntimeError" in job["reason"]
     assert "nets.py" in job["error"]["log_tail"]
-    assert "came twice at step 3" in job["reason"]
+    assert "failed twice at step 3" in job["reason"]
     assert job["attempt"] == 1
 
 

@@ -65,7 +65,7 @@ def test_what_the_users_code_raises_is_printed_with_its_traceback(tmp_path: Path
 
     assert done.returncode == 1
     assert "rank 0 failed at step 2: RuntimeError: the user's own mistake" in done.stderr
-    assert "It came twice at step 2" in done.stderr
+    assert "It failed twice at step 2" in done.stderr
     assert "nets.py" in done.stdout
     assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_command(p))]
 

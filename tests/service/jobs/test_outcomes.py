@@ -179,7 +179,7 @@ def test_the_same_exception_twice_at_a_step_is_final() -> None:
     assert end.failures == 1
     assert end.reason == (
         "rank 1 failed at step 5: ValueError: boom\n"
-        "It came twice at step 5, the second time from the last checkpoint on: it is not tried again. "
+        "It failed twice at step 5, the second time after a restart from the last checkpoint: no retry. "
         "1 of 3 retries was used.\n\n"
         "last lines of the log of rank 1:\nthe last line"
     )
