@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch, on any device."""
+"""Batch normalisation over the global batch, on any device with a torch.distributed backend."""
 
 from sync_bn._handshake import DesynchronizedError, check_ranks
 from sync_bn.convert import convert_sync_batchnorm, revert_sync_batchnorm

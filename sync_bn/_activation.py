@@ -1,4 +1,4 @@
-"""The activations that a layer can fuse: their values, and their gradients from what went in."""
+"""Activations that a layer can fuse: their values, and their gradients as functions of the input."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ NAMES = ("relu", "leaky_relu", "silu")
 
 
 class Activation(NamedTuple):
-    """activation(y) = y for y > 0 and slope·y otherwise; with a slope of None, silu(y) = y·sigmoid(y)."""
+    """activation(y) = y for y > 0 and slope·y otherwise; if slope is None, silu(y) = y·sigmoid(y)."""
 
     slope: float | None
 
@@ -20,16 +20,16 @@ class Activation(NamedTuple):
         return F.relu(y) if self.slope == 0 else F.leaky_relu(y, self.slope)
 
     def gradient(self, dz: Tensor, y: Tensor) -> Tensor:
-        """dz·activation'(y)"""
+        """Returns dz·activation'(y). dz and y have the same shape, that of the result."""
         if self.slope is None:
             dy: Tensor = torch.ops.aten.silu_backward(dz.to(y.dtype), y)
             return dy
-        # A slope of 0 makes 0 of infinite and undefined gradients too, as torch's relu does.
+        # With slope 0, infinite and NaN gradients become 0 too, as in torch's relu.
         return dz.masked_fill(y <= 0, 0) if self.slope == 0 else torch.where(y > 0, dz, dz * self.slope)
 
 
 def activation_named(name: str | None) -> Activation | None:
-    """None for None; raises ValueError for any name that is not in NAMES."""
+    """Returns the activation called `name`; None for None. Raises ValueError if it is not in NAMES."""
     if name is None:
         return None
     if name not in NAMES:

@@ -1,12 +1,12 @@
-"""The arithmetic of batch normalisation over a batch cut into parts: pure tensor functions, no collective.
+"""The arithmetic of batch normalisation over a batch split over ranks: pure functions, no collectives.
 
-Shapes: x, y, z, the residual and their gradients are (N, C, ...); everything else is per channel, (C,),
-unless said otherwise. n is the number of values per channel: N times the dimensions after C, or the sum of
-the weights of these values. Per-channel numbers are float64: they are few, and sums about zero, which are
-what adds up over ranks, lose (mean/std)² of the precision that they are computed in.
+Shapes: x, y, z, the residual and their gradients are (N, C, ...). All other tensors are per channel, (C,),
+unless stated otherwise. n is the number of values per channel: N times the dimensions after C, or the sum of
+the weights of these values. Per-channel numbers are float64. They are few, and sums about zero, which can be
+added over ranks, lose a factor of (mean/std)² in precision.
 
-`local_sums`, `normalise`, `local_gradient_sums` and `input_gradient` are the four passes over the data. Here
-they are what any device runs and torch.compile fuses; `_native` has the same four for a CPU.
+`local_sums`, `normalise`, `local_gradient_sums` and `input_gradient` are the four passes over the data. These
+versions run on any device, and torch.compile fuses them; `_native` has the same four for CPUs.
 
 Source: Ioffe & Szegedy, "Batch Normalization", 2015, Algorithm 1 and the gradients of section 3.
 """
@@ -21,7 +21,7 @@ from sync_bn._activation import Activation
 
 
 class Moments(NamedTuple):
-    """Mean (C,), biased variance (C,) and number of values per channel () of the whole batch: float64."""
+    """Mean (C,), biased variance (C,) and number of values per channel () of the global batch, in float64."""
 
     mean: Tensor
     var: Tensor
@@ -29,10 +29,10 @@ class Moments(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """y = (x - shift)·scale + offset, in the dtype that is computed in.
+    """The coefficients of y = (x - shift)·scale + offset, all (C,).
 
-    `shift` is the mean, rounded; `rest`, what it lacks, mean - shift, and `invstd`, 1/sqrt(var + eps), are
-    float64.
+    shift is the rounded mean; shift, scale and offset have the compute dtype. rest = mean - shift, the
+    rounding error of shift, and invstd = 1/sqrt(var + eps) are float64.
     """
 
     shift: Tensor
@@ -43,20 +43,21 @@ class Scaling(NamedTuple):
 
 
 class LocalGradients(NamedTuple):
-    """[Σdy, Σdy·x̂] (2C,) float64, this rank's gradients of bias and weight, and dy: dz behind the activation.
+    """This rank's [Σdy, Σdy·x̂], (2C,) float64, which are its gradients of bias and weight; and dy.
 
-    dy is still dz, and has to come through `activation_left`, where that is not None.
+    dy is the gradient of the activation's input. If `pending_activation` is not None, it is still dz, and the
+    activation's gradient has to be applied.
     """
 
     sums: Tensor
     dy: Tensor
-    activation_left: Activation | None
+    pending_activation: Activation | None
 
 
 def sums_about_zero(shift: Tensor, s: Tensor, q: Tensor, n: Tensor | float) -> Tensor:
-    """[Σx, Σx², n], 2C+1 float64 numbers, of s = Σ(x - shift), q = Σ(x - shift)², all (C,).
+    """Returns [Σx, Σx², n], (2C+1,) float64, from s = Σ(x - shift) and q = Σ(x - shift)², all (C,).
 
-    Sums over x minus about its mean cancel nothing, whatever the mean; the rest is float64.
+    With a shift close to the mean, s and q have no cancellation; the conversion is in float64.
     """
     shift, s, q = shift.double(), s.double(), q.double()
     total = shift * n
@@ -64,19 +65,19 @@ def sums_about_zero(shift: Tensor, s: Tensor, q: Tensor, n: Tensor | float) -> T
 
 
 def global_moments(sums: Tensor) -> Moments:
-    """The moments that belong to the ranks' added `local_sums`: mean = Σx/n, var = Σx²/n - mean².
+    """Returns the moments from the sum of all ranks' `local_sums`: mean = Σx/n, var = Σx²/n - mean².
 
-    Where no rank has a value, everything is 0. Weights that add up to less than 1 are refused by the layer.
+    All are 0 if no rank has a value. The layer refuses weights whose sum is in (0, 1].
     """
     n = sums[-1]
     mean, mean_of_squares = (sums[:-1] / n.clamp(min=1)).chunk(2)
-    # Rounding may carry the variance of a constant channel below 0.
+    # Rounding may make the variance of a constant channel negative.
     return Moments(mean, torch.addcmul(mean_of_squares, mean, mean, value=-1).clamp(min=0), n)
 
 
 def scaling(x: Tensor, moments: Moments, eps: float, weight: Tensor | None, bias: Tensor | None) -> Scaling:
-    """The coefficients of y = (x - mean)/sqrt(var + eps)·weight + bias."""
-    dtype = computed_in(x)
+    """Returns the coefficients of y = (x - mean)/sqrt(var + eps)·weight + bias."""
+    dtype = compute_dtype(x)
     invstd = (moments.var + eps).rsqrt()
     shift = moments.mean.to(dtype)
     rest = moments.mean - shift
@@ -86,21 +87,21 @@ def scaling(x: Tensor, moments: Moments, eps: float, weight: Tensor | None, bias
 
 
 def local_sums(x: Tensor, w: Tensor | None = None) -> Tensor:
-    """[Σwx, Σwx², Σw]: 2C+1 float64 numbers that add up over ranks.
+    """Returns [Σwx, Σwx², Σw], (2C+1,) float64, which can be added over ranks.
 
-    w: the weights of the values, (N, 1, ...) to be broadcast over x; 1 where it is None.
+    w: the weights of the values, (N, 1, ...), broadcastable over x; None: all 1.
 
-    An empty x has sums too, zeros that come from x: were they made from nothing, they would be the same for
-    all layers, and a compiler might let several layers share one collective, on this rank alone.
+    For an empty x, the sums are zeros computed from x. If they were constants, a compiler could merge the
+    collectives of several layers, on this rank only.
     """
-    wide, dims = x.to(computed_in(x)), _all_but_channels(x)
+    wide, dims = x.to(compute_dtype(x)), _all_but_channels(x)
     values = x.numel() // max(x.shape[1], 1)
     if w is None:
         shift = wide.sum(dims) / max(values, 1)
         d = wide - per_channel(shift, x)
         return sums_about_zero(shift, d.sum(dims), (d * d).sum(dims), values)
     n = w.double().sum() * (values / max(w.numel(), 1))
-    # The mean of what counts: zeros that do not, where a batch is padded, would move it far away.
+    # The weighted mean: padding zeros without weight would move an unweighted one far from it.
     shift = (w * wide).sum(dims) / torch.where(n == 0, 1, n).to(wide.dtype)
     d = wide - per_channel(shift, x)
     wd = w * d
@@ -116,45 +117,50 @@ def normalise(
     residual: Tensor | None,
     activation: Activation | None,
 ) -> tuple[Tensor, Moments, Scaling]:
-    """z = activation(y + residual), of x's dtype and memory format, with the ranks' added `local_sums`."""
+    """Returns z = activation(y + residual), with x's dtype and memory format, the moments and coefficients.
+
+    sums: the sum of all ranks' `local_sums`, (2C+1,) float64.
+    """
     moments = global_moments(sums)
-    by = scaling(x, moments, eps, weight, bias)
-    y = _before_activation(x, by, residual)
+    coefficients = scaling(x, moments, eps, weight, bias)
+    y = _before_activation(x, coefficients, residual)
     z = y if activation is None else activation(y)
-    return z.to(x.dtype), moments, by
+    return z.to(x.dtype), moments, coefficients
 
 
 def local_gradient_sums(
-    dz: Tensor, x: Tensor, by: Scaling, residual: Tensor | None, activation: Activation | None
+    dz: Tensor, x: Tensor, coefficients: Scaling, residual: Tensor | None, activation: Activation | None
 ) -> LocalGradients:
-    """Σdy·x̂ = (Σdy·(x - shift) - rest·Σdy)·invstd, and all zeros for an empty x."""
-    dy = dz if activation is None else activation.gradient(dz, _before_activation(x, by, residual))
-    wide, dims = dy.to(computed_in(x)), _all_but_channels(x)
+    """Returns Σdy and Σdy·x̂ = (Σdy·(x - shift) - rest·Σdy)·invstd; zeros for an empty x."""
+    dy = dz if activation is None else activation.gradient(dz, _before_activation(x, coefficients, residual))
+    wide, dims = dy.to(compute_dtype(x)), _all_but_channels(x)
     dy_sum = wide.sum(dims).double()
-    dy_d = (wide * (x - per_channel(by.shift, x))).sum(dims).double()
-    return LocalGradients(torch.cat([dy_sum, (dy_d - by.rest * dy_sum) * by.invstd]), dy, None)
+    dy_d = (wide * (x - per_channel(coefficients.shift, x))).sum(dims).double()
+    return LocalGradients(
+        torch.cat([dy_sum, (dy_d - coefficients.rest * dy_sum) * coefficients.invstd]), dy, None
+    )
 
 
 def input_gradient(
     local: LocalGradients,
     x: Tensor,
-    by: Scaling,
+    coefficients: Scaling,
     n: Tensor,
     weight: Tensor | None,
     sums: Tensor,
     w: Tensor | None,
 ) -> Tensor:
-    """dx = weight·invstd·(dy - w/n·(Σdy + x̂·Σdy·x̂)), of x's dtype and memory format.
+    """Returns dx = weight·invstd·(dy - w/n·(Σdy + x̂·Σdy·x̂)), with x's dtype and memory format.
 
-    `sums` are the ranks' added [Σdy, Σdy·x̂]; w as in `local_sums`. It is computed as
+    sums: [Σdy, Σdy·x̂] added over all ranks, (2C,) float64. w: as in `local_sums`. Computed as
     a·dy + w·(b·(x - shift) + c), with a = weight·invstd, b = -a·invstd·Σdy·x̂/n and c = -b·rest - a·Σdy/n.
     """
     mean_dy, mean_dy_xhat = (sums / n.clamp(min=1)).chunk(2)
-    a = by.invstd if weight is None else by.invstd * weight
-    b = -a * by.invstd * mean_dy_xhat
-    c = -b * by.rest - a * mean_dy
-    wide = x.to(computed_in(x))
-    dx = _scaled(wide, by.shift, b.to(wide.dtype), c.to(wide.dtype))
+    a = coefficients.invstd if weight is None else coefficients.invstd * weight
+    b = -a * coefficients.invstd * mean_dy_xhat
+    c = -b * coefficients.rest - a * mean_dy
+    wide = x.to(compute_dtype(x))
+    dx = _scaled(wide, coefficients.shift, b.to(wide.dtype), c.to(wide.dtype))
     if w is not None:
         dx = dx * w
     return torch.addcmul(dx, local.dy.to(wide.dtype), per_channel(a.to(wide.dtype), x)).to(x.dtype)
@@ -167,11 +173,11 @@ def update_running_statistics(
     momentum: float | None,
     moments: Moments,
 ) -> None:
-    """running = (1 - momentum)·running + momentum·new, with the unbiased variance; None averages all batches.
+    """Updates in place: running = (1 - momentum)·running + momentum·new, with the unbiased variance.
 
-    Nothing changes if there was no value in all. That is decided on the device: the host does not know.
-    A buffer that is None is left out; without a count of batches their average is not taken, as in
-    `nn.BatchNorm*d`.
+    momentum: None: the running statistics are the average over all batches. Skips buffers that are None.
+    Without a count of batches and without momentum, changes nothing, as in `nn.BatchNorm*d`. Changes nothing
+    if no rank had a value; the device decides that, without a host synchronisation.
     """
     mean, var, n = moments
     any_values = (n > 0).double()
@@ -188,23 +194,23 @@ def update_running_statistics(
         running_var.copy_(running_var.double().lerp(unbiased_var, share))
 
 
-def computed_in(x: Tensor) -> torch.dtype:
-    """float32 for half precision; float32 and float64 as they are."""
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Returns float32 for half precision; otherwise the dtype of x."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """(C,) as (1, C, 1, ...), to be broadcast over x."""
+    """Returns (C,) values as (1, C, 1, ...), broadcastable over x."""
     return values.view(1, -1, *[1] * (x.dim() - 2))
 
 
-def _before_activation(x: Tensor, by: Scaling, residual: Tensor | None) -> Tensor:
-    y = _scaled(x, by.shift, by.scale, by.offset)
+def _before_activation(x: Tensor, coefficients: Scaling, residual: Tensor | None) -> Tensor:
+    y = _scaled(x, coefficients.shift, coefficients.scale, coefficients.offset)
     return y if residual is None else y + residual
 
 
 def _scaled(x: Tensor, shift: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """batch_norm in evaluation is this in one pass, and keeps x's dtype and memory format."""
+    """Returns (x - shift)·scale + offset. batch_norm in evaluation does it in one pass, in x's format."""
     return F.batch_norm(x, shift, torch.ones_like(scale), scale, offset, training=False, eps=0.0)
 
 

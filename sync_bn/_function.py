@@ -1,6 +1,6 @@
-"""The autograd functions: where the ranks meet. One collective forward, one backward.
+"""The autograd functions, with their collectives: one all-reduce forward, one backward.
 
-Derivatives of the backward come from the definition of the layer, written in differentiable operations.
+Second derivatives come from the definition of the layer, written in differentiable operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ from sync_bn._arithmetic import LocalGradients, Moments, Scaling, global_moments
 
 
 class Tensors(NamedTuple):
-    """What goes into the layer; all but x may be None.
+    """The tensor arguments of a call; all except x may be None.
 
-    x: (N, C, ...), any floating dtype, N may be 0; weight, bias: (C,); residual: like x, added before the
-    activation; w: the weights of the values in the statistics, (N, 1, ...), to be broadcast over x.
+    x: (N, C, ...), any floating dtype, N may be 0. weight, bias: (C,). residual: like x, added before the
+    activation. w: the weights of the values in the statistics, (N, 1, ...), broadcastable over x.
     """
 
     x: Tensor
@@ -31,22 +31,23 @@ class Tensors(NamedTuple):
 
 
 class Call(NamedTuple):
-    """How the layer is called.
+    """The other arguments of a call.
 
-    `meet` is called with "forward" or "backward" before each collective. Only if `observed` are the sums of
-    this rank alone kept.
+    synchronized: whether statistics are over the ranks of `group`; if not, this rank's alone.
+    handshake: called with "forward" or "backward" before each collective; None: no handshake.
+    observed: whether to return this rank's own sums.
     """
 
     eps: float
     activation: Activation | None
     synchronized: bool
     group: dist.ProcessGroup | None
-    meet: Callable[[str], None] | None
+    handshake: Callable[[str], None] | None
     observed: bool
 
 
 class Normalised(NamedTuple):
-    """z, the moments that it was normalised by, and the sums of this rank alone, if observed.
+    """The output z, the moments of the global batch and, if observed, this rank's own sums.
 
     Only z is differentiable.
     """
@@ -57,11 +58,11 @@ class Normalised(NamedTuple):
 
 
 def batch_norm_over_ranks(tensors: Tensors, call: Call) -> Normalised:
-    """activation(batch_norm(x) + residual), normalised over the samples of all ranks of the group.
+    """Returns activation(batch_norm(x) + residual), normalised over the samples of all ranks of the group.
 
-    Every rank of the group calls it, and calls backward of its result; both block until all have. Gradients
-    of weight and bias are this rank's sums: whoever averages or adds up parameter gradients over ranks does
-    the same with these. Of its second derivatives all ranks ask too, or none.
+    Collective: every rank of the group must call it, and backward of its result; both block until all ranks
+    have. Gradients of weight and bias are this rank's sums, which DDP averages like any others. Either all
+    ranks or none must request second derivatives.
     """
     z, mean, var, n, local = _Forward.apply(*tensors, call)  # type: ignore[no-untyped-call]
     return Normalised(z, Moments(mean, var, n), local)
@@ -82,18 +83,20 @@ class _Forward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         sums = passes.local_sums(x, w)
         local = sums.clone() if call.observed else None
-        # Nobody can normalise before the moments of the whole batch are known. Every rank gets here, an
-        # empty one with zeros, and always with 2C+1 float64 numbers, whatever the dtype of its input.
-        total = _added_over_ranks(sums, call, "forward")
-        z, moments, by = passes.normalise(x, total, call.eps, weight, bias, residual, call.activation)
+        # Normalising needs the moments of the global batch. Every rank reaches this, an empty one with zeros,
+        # and always with 2C+1 float64 numbers, whatever the dtype of its input.
+        total = _all_reduce(sums, call, "forward")
+        z, moments, coefficients = passes.normalise(
+            x, total, call.eps, weight, bias, residual, call.activation
+        )
         if residual is not None and call.activation is None:
-            # No derivative depends on its values: one zero stands in, and the residual is not kept alive.
+            # No derivative depends on its values: an expanded zero takes its place, to free the residual.
             residual = residual.new_zeros(()).expand_as(residual)
-        # Saved-tensor hooks may change a tensor (its precision, its memory format). The few numbers of the
-        # channels are kept from them: the count may exceed half precision, and the loops' are packed bits.
-        of_channels = (moments.n, *by) if torch.compiler.is_compiling() else ()
-        ctx.save_for_backward(x, weight, bias, residual, w, *of_channels)
-        ctx.of_channels = () if of_channels else (moments.n, by)
+        # Saved-tensor hooks may change a tensor's precision or memory format. The per-channel numbers are not
+        # exposed to them: the count may exceed half precision, and the loops' numbers are packed bits.
+        channel_numbers = (moments.n, *coefficients) if torch.compiler.is_compiling() else ()
+        ctx.save_for_backward(x, weight, bias, residual, w, *channel_numbers)
+        ctx.channel_numbers = () if channel_numbers else (moments.n, coefficients)
         ctx.call, ctx.passes = call, passes
         ctx.mark_non_differentiable(*moments, *([] if local is None else [local]))
         return z, *moments, local
@@ -101,17 +104,17 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dz: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad
-        if ctx.of_channels:
-            tensors, (n, by) = ctx.saved_tensors, ctx.of_channels
+        if ctx.channel_numbers:
+            tensors, (n, coefficients) = ctx.saved_tensors, ctx.channel_numbers
         else:
             *tensors, n = ctx.saved_tensors[:6]
-            by = Scaling(*ctx.saved_tensors[6:])
+            coefficients = Scaling(*ctx.saved_tensors[6:])
         dz = torch.zeros_like(tensors[0]) if dz is None else dz
-        # Grad mode is on where the gradients are to be differentiated themselves.
+        # Grad mode is on if the gradients themselves will be differentiated.
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return *_gradients(dz, tensors, n, by, ctx.passes, ctx.call, needed), None, None
+            return *_gradients(dz, tensors, n, coefficients, ctx.passes, ctx.call, needed), None, None
         gradients = _Backward.apply(  # type: ignore[no-untyped-call]
-            dz, *tensors, n, by, ctx.passes, ctx.call, needed
+            dz, *tensors, n, coefficients, ctx.passes, ctx.call, needed
         )
         return *gradients, None, None
 
@@ -119,10 +122,10 @@ class _Forward(torch.autograd.Function):
 class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dz: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
-        *tensors, n, by, passes, call, needed = args
+        *tensors, n, coefficients, passes, call, needed = args
         ctx.save_for_backward(dz, *tensors)
         ctx.call = call
-        return _gradients(dz, tensors, n, by, passes, call, needed)
+        return _gradients(dz, tensors, n, coefficients, passes, call, needed)
 
     @staticmethod
     @once_differentiable
@@ -133,14 +136,20 @@ class _Backward(torch.autograd.Function):
 
 
 def _gradients(
-    dz: Tensor, tensors: Sequence[Any], n: Tensor, by: Any, passes: Any, call: Call, needed: Sequence[bool]
+    dz: Tensor,
+    tensors: Sequence[Any],
+    n: Tensor,
+    coefficients: Any,
+    passes: Any,
+    call: Call,
+    needed: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight, bias and the residual; None where not needed."""
+    """Returns the gradients of x, weight, bias and the residual; None for those not needed."""
     x, weight, bias, residual, w = tensors
-    of_loops = residual if call.activation is not None else None
-    if passes is not _arithmetic and not passes.handles(dz, x, weight, of_loops):
-        passes, by = _arithmetic, by.scaling()
-    local: LocalGradients = passes.local_gradient_sums(dz, x, by, residual, call.activation)
+    loop_residual = residual if call.activation is not None else None
+    if passes is not _arithmetic and not passes.handles(dz, x, weight, loop_residual):
+        passes, coefficients = _arithmetic, coefficients.scaling()
+    local: LocalGradients = passes.local_gradient_sums(dz, x, coefficients, residual, call.activation)
     dx_needed, weight_needed, bias_needed, residual_needed, *_ = needed
     grad_bias, grad_weight = local.sums.chunk(2)
     gradients = (
@@ -148,23 +157,25 @@ def _gradients(
         grad_bias.to(bias.dtype, copy=True) if bias is not None and bias_needed else None,
         local.dy.to(residual.dtype) if residual is not None and residual_needed else None,
     )
-    # Each sample moved the mean and the variance of all, so its gradient needs everyone's dy. Every rank
-    # gets here, an empty one with zeros, and one whose own input needs no gradient too: its peers' may.
-    total = _added_over_ranks(local.sums, call, "backward")
-    return passes.input_gradient(local, x, by, n, weight, total, w) if dx_needed else None, *gradients
+    # Each sample contributes to the global mean and variance, so its gradient needs the dy of all ranks.
+    # Every rank reaches this: an empty one with zeros, and one whose input needs no gradient, as its peers'
+    # may.
+    total = _all_reduce(local.sums, call, "backward")
+    dx = passes.input_gradient(local, x, coefficients, n, weight, total, w) if dx_needed else None
+    return dx, *gradients
 
 
-def _added_over_ranks(sums: Tensor, call: Call, phase: str) -> Tensor:
-    """The same memory, with the sums of all ranks."""
+def _all_reduce(sums: Tensor, call: Call, phase: str) -> Tensor:
+    """Adds `sums` over all ranks in place and returns it."""
     if call.synchronized:
-        if call.meet is not None:
-            call.meet(phase)
+        if call.handshake is not None:
+            call.handshake(phase)
         dist.all_reduce(sums, group=call.group)
     return sums
 
 
 def _passes(tensors: Tensors, call: Call) -> Any:
-    """What computes the four passes: the compiled loops where they handle these tensors, or `_arithmetic`."""
+    """Returns the implementation of the four passes: the loops if they support all tensors, else torch's."""
     x, weight, bias, residual, w = tensors
     if torch.compiler.is_compiling() or w is not None:
         return _arithmetic
@@ -174,10 +185,10 @@ def _passes(tensors: Tensors, call: Call) -> Any:
 def _second_derivatives(
     dz: Tensor, tensors: Tensors, call: Call, gradients: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of dz, x, weight, bias and residual, from those of the first four gradients.
+    """Returns the gradients of dz, x, weight, bias and residual, from those of the four first gradients.
 
-    On every rank the same graph with the same collectives, whatever it needs itself: what nobody asked for
-    counts as zero.
+    Builds the same graph with the same collectives on every rank, whichever gradients the rank itself needs:
+    missing ones count as zero.
     """
     with torch.enable_grad():
         x, weight, bias, residual, w = (t if t is None else t.detach() for t in tensors)
@@ -189,12 +200,12 @@ def _second_derivatives(
         of_first = [g for g, t in zip(gradients, (x, weight, bias, residual), strict=True) if t is not None]
         of_first = [torch.zeros_like(f) if g is None else g for f, g in zip(first, of_first, strict=True)]
         second = torch.autograd.grad(first, [dz, *inputs], of_first, allow_unused=True)
-    found = iter(second[1:])
-    return second[0], *(None if t is None else next(found) for t in (x, weight, bias, residual))
+    others = iter(second[1:])
+    return second[0], *(None if t is None else next(others) for t in (x, weight, bias, residual))
 
 
 def _definition(tensors: Tensors, call: Call) -> Tensor:
-    """z in differentiable operations, in float64."""
+    """Computes z in float64, in differentiable operations."""
     x, weight, bias, residual, w = tensors
     wide = x.double()
     w = torch.ones_like(wide[:, :1]) if w is None else w.double()
@@ -212,7 +223,7 @@ def _definition(tensors: Tensors, call: Call) -> Tensor:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Adds a tensor up over ranks. It is worth to each what it is worth to all: its gradient adds up too."""
+    """Adds a tensor over ranks, and its gradient too: the loss of every rank depends on the sum."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -1,11 +1,11 @@
-// The four passes over the data on a CPU. Each reads its inputs once, in the order of memory.
+// The four passes over the data on a CPU. Each reads its inputs once, in memory order.
 //
-// A tensor (N, C, ...) is here outer x channels x inner values: contiguous is (N, C, S), channels_last is
-// (N*S, C, 1). Values are float or bfloat16 and are computed with as float; coefficients are float, one per
-// channel. inner is at least LANES, or it is 1 and channels is at least LANES: whoever calls has to see to it.
+// A tensor (N, C, ...) is treated as outer x channels x inner values: (N, C, S) if it is contiguous, (N*S, C, 1)
+// if it is channels_last. Values are float or bfloat16, and computations are in float; coefficients are float, one
+// per channel. The caller must ensure that inner is at least LANES, or that it is 1 and channels is at least LANES.
 //
-// Sums are of float over at most CHUNK values, and of double over these. No result depends on the number of
-// threads, which are OpenMP's: GOMP_parallel is not linked but found in the process, so they are torch's own.
+// Sums are accumulated in float over at most CHUNK values, and in double beyond that. No result depends on the
+// number of threads. Threads are torch's own: GOMP_parallel is not linked but found in the process.
 
 #include <cstdint>
 #include <cstdlib>
@@ -14,10 +14,10 @@
 namespace {
 
 constexpr long LANES = 16;       // a vector: one cache line of float
-constexpr long CHUNK = 2048;     // values of a channel that are added up in float, over all lanes
-constexpr long BLOCK = 1 << 19;  // values of an (N*S, C, 1) that one thread adds up at a time
-constexpr long ROWS_AT_ONCE = 16;  // the same where a lane is a channel
-constexpr long ROWS_WITH_ONE_LOAD = 4;  // of the coefficients of their channels
+constexpr long CHUNK = 2048;     // values of a channel that are accumulated in float, over all lanes
+constexpr long BLOCK = 1 << 19;  // values of an (N*S, C, 1) tensor that one thread accumulates at a time
+constexpr long ROWS_AT_ONCE = 16;  // rows accumulated in float if each lane is a channel
+constexpr long ROWS_WITH_ONE_LOAD = 4;  // rows that share one load of their channels' coefficients
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -29,14 +29,14 @@ struct BFloat16 { uint16_t bits; };
 struct Two { Floats first, second; };
 struct Shape { long outer, channels, inner; };
 
-// Code is compiled once for each instruction set, and the best one is taken when the library is loaded.
+// Code is compiled once per instruction set; the loader selects the best one for the CPU.
 #if defined(FOR_EVERY_CPU)  // a build that needs one only
 #elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_EVERY_CPU __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_EVERY_CPU
 #endif
-// What is not inlined into a function for every CPU would be compiled for the least of them.
+// Functions that are not inlined into a FOR_EVERY_CPU function would be compiled for the baseline CPU only.
 #define ALWAYS __attribute__((always_inline))
 #define INLINE inline ALWAYS
 
@@ -72,7 +72,7 @@ INLINE double total(Floats v) {
   return v[0];
 }
 
-// True in the last `count` lanes. The rest of a row is read as the last LANES values of it.
+// True in the last `count` lanes. The remainder of a row is read as its last LANES values.
 INLINE Ints last_lanes(long count) {
   Ints lane;
   for (int i = 0; i < LANES; i++) lane[i] = i;
@@ -87,7 +87,7 @@ INLINE void add(Two& sum, Two v) {
 INLINE Two only(Ints lanes, Two v) { return {lanes ? v.first : Floats{}, lanes ? v.second : Floats{}}; }
 
 // Calls f(position, coefficients) for all values of the rows [begin, end): a row is (o, c) or, with inner = 1,
-// one o and all its channels. Some values may come twice.
+// one o with all channels. Some values may be visited twice.
 template <int K, class F>
 INLINE void each(Shape s, long begin, long end, const float* const (&coefficients)[K], F f) {
   Floats k[K];
@@ -111,7 +111,7 @@ INLINE void each(Shape s, long begin, long end, const float* const (&coefficient
   }
 }
 
-// Adds up the two vectors of f(position, coefficients) for the channels [begin, end) of an (N, C, S).
+// Sums the two vectors of f(position, coefficients) for the channels [begin, end) of an (N, C, S) tensor.
 template <int K, class F>
 INLINE void sum_rows(Shape s, long begin, long end, const float* const (&coefficients)[K], double* sums, F f) {
   Ints rest = last_lanes(s.inner % LANES);
@@ -119,7 +119,7 @@ INLINE void sum_rows(Shape s, long begin, long end, const float* const (&coeffic
     Floats k[K];
     for (int j = 0; j < K; j++) k[j] = all(coefficients[j][c]);
     double first = 0, second = 0;
-    Two even = {}, odd = {};  // two chains of additions, because each waits for its last one
+    Two even = {}, odd = {};  // two independent chains of additions, to hide their latency
     long held = 0;
     auto fold = [&]() ALWAYS {
       first += total(even.first + odd.first);
@@ -136,7 +136,7 @@ INLINE void sum_rows(Shape s, long begin, long end, const float* const (&coeffic
       }
       if (at + LANES <= end_of_row) { add(even, f(at, k)); at += LANES; held += LANES; }
       if (at < end_of_row) { add(odd, only(rest, f(end_of_row - LANES, k))); held += LANES; }
-      if (held >= CHUNK) fold();  // rows too short for the loop above add up, too
+      if (held >= CHUNK) fold();  // also for rows too short for the loop above
     }
     fold();
     sums[c] = first;
@@ -144,7 +144,7 @@ INLINE void sum_rows(Shape s, long begin, long end, const float* const (&coeffic
   }
 }
 
-// The same over the rows [begin, end) of an (N*S, C, 1), for all channels.
+// Sums them over the rows [begin, end) of an (N*S, C, 1) tensor, for all channels.
 template <int K, class F>
 INLINE void sum_columns(Shape s, long begin, long end, const float* const (&coefficients)[K], double* sums, F f) {
   memset(sums, 0, 2 * s.channels * sizeof(double));
@@ -175,7 +175,7 @@ INLINE void sum(Shape s, long begin, long end, const float* const (&coefficients
   else sum_columns(s, begin, end, coefficients, sums, f);
 }
 
-// shift = about the mean, at first: that of the first sample, or of some rows from all over the batch.
+// shift = a first estimate of the mean: that of the first sample, or of some rows spread over the batch.
 template <class T>
 INLINE void first_means(const T* x, Shape s, long begin, long end, float* shift) {
   if (s.inner > 1) {
@@ -197,7 +197,7 @@ INLINE void first_means(const T* x, Shape s, long begin, long end, float* shift)
   }
 }
 
-// sums = [sum of x, sum of x*x, n], by way of the sums of d = x - shift and d*d, which cancel nothing.
+// sums = [sum of x, sum of x*x, n], computed from the sums of d = x - shift and d*d, without cancellation.
 template <class T>
 INLINE void sums_about_zero(const T* x, Shape s, long begin, long end, const float* shift, double* sums) {
   sum(s, begin, end, {shift}, sums, [&](long at, const Floats* k) ALWAYS {
@@ -214,8 +214,8 @@ INLINE void sums_about_zero(const T* x, Shape s, long begin, long end, const flo
   if (begin == 0 || !rows) sums[2 * s.channels] = n;
 }
 
-// Moves the shift of channel c to the mean where it turned out so far from it that d*d has lost digits: where the
-// values that it was taken from are unlike the rest, as in a blank first sample. Whoever moves it adds up again.
+// Moves the shift of channel c to the mean if the shift is so far from it that d*d has lost digits, as after a blank
+// first sample. Returns whether it did; then the caller must sum again.
 INLINE bool moved_to_mean(Shape s, long blocks, const double* sums, long c, float* shift) {
   double n = s.outer * s.inner, sum = 0, squares = 0;
   for (const double* of = sums + c; blocks--; of += 2 * s.channels + 1) {
@@ -223,18 +223,18 @@ INLINE bool moved_to_mean(Shape s, long blocks, const double* sums, long c, floa
     squares += of[s.channels];
   }
   double mean = sum / n, off = mean - shift[c], variance = squares / n - mean * mean;
-  bool far = off * off > 16 * variance + 1e-12 * mean * mean;  // the latter is rounding of the shift
+  bool far = off * off > 16 * variance + 1e-12 * mean * mean;  // the last term allows for rounding of the shift
   if (far) shift[c] = (float)mean;
   return far;
 }
 
-// What comes before the activation. Forward and backward have to agree on its sign, so both take it from here.
+// The activation's input. Forward and backward must agree on its sign, so both use this function.
 INLINE Floats scaled(Floats x, const Floats* k) { return (x - k[0]) * k[1] + k[2]; }
 
 struct Coefficients { const float *shift, *scale, *offset; float slope; };
 
-// v where y is above 0 and slope*v elsewhere: the activation of y if v is y, its gradient if v is that of z. A slope
-// of 0 makes 0 of whatever is infinite or not a number below, as torch's relu does.
+// v where y is above 0, slope*v elsewhere: the activation of y if v is y, the gradient of y if v is that of z. With
+// slope 0, infinite values and NaN become 0 where y <= 0, as in torch's relu.
 INLINE Floats through(Floats v, Floats y, Floats slope) {
   Floats below = slope == 0 ? Floats{} : slope * v;
   return y <= 0 ? below : v;
@@ -251,7 +251,7 @@ INLINE void normalise(const T* x, const T* residual, T* z, Shape s, long begin, 
   });
 }
 
-// sums = [sum of dy, sum of dy*xhat], dy = dz*activation'; with a residual, dy is its gradient and kept.
+// sums = [sum of dy, sum of dy*xhat], dy = dz*activation'. With a residual, stores dy, which is its gradient.
 template <bool ACTIVATION, bool RESIDUAL, class T>
 INLINE void gradient_sums(const T* dz, const T* x, const T* residual, T* dy, Shape s, long begin, long end,
                           Coefficients c, const double* rest, const double* invstd, double* sums) {
@@ -283,7 +283,7 @@ INLINE void input_gradient(const T* dz, const T* x, T* dx, Shape s, long begin, 
   });
 }
 
-// What one thread does of a pass, compiled for every CPU; `half` says which type the pointers are of.
+// One thread's part of each pass, compiled for every CPU. half: whether the pointers are to bfloat16, else to float.
 
 FOR_EVERY_CPU void first_means_of(bool half, const void* x, Shape s, long begin, long end, float* shift) {
   if (half) first_means((const BFloat16*)x, s, begin, end, shift);
@@ -346,14 +346,14 @@ void in_threads(long count, long at_once, F part) {
   for (long begin = 0; begin < count; begin += at_once) part(begin, least(begin + at_once, count));
 }
 
-// A map goes by rows, about 64 KiB of float at once.
+// Runs an elementwise pass over rows, about 64 KiB of float at a time.
 template <class F>
 void map_in_threads(Shape s, F part) {
   bool rows = s.inner > 1;
   in_threads(rows ? s.outer * s.channels : s.outer, 1 + 16384 / (rows ? s.inner : s.channels), part);
 }
 
-// Memory while a function runs. There is never much of it: some numbers per channel.
+// Scratch memory for the duration of a function: a few numbers per channel.
 template <class T>
 struct Room {
   T* const at;
@@ -362,9 +362,8 @@ struct Room {
   Room(const Room&) = delete;
 };
 
-// A reduction of an (N, C, S) goes by channels, straight into `sums`; one of an (N*S, C, 1) by blocks of rows, each
-// with sums of its own, which then are added up in their order. check(blocks, sums of them) says whether to do it
-// again.
+// Runs a reduction. An (N, C, S) tensor is split by channels, directly into `sums`; an (N*S, C, 1) tensor by blocks of
+// rows, whose own sums are then added in a fixed order. again(blocks, their sums) says whether to repeat it.
 template <class F, class G>
 void sum_in_threads(Shape s, double* sums, long size, F part, G again) {
   if (s.inner > 1) return in_threads(s.channels, 4, [&](long b, long e) { part(b, e, sums); });
@@ -379,7 +378,7 @@ void sum_in_threads(Shape s, double* sums, long size, F part, G again) {
   }
 }
 
-// What a forward pass leaves to the backward one, in one piece of memory of 6*C doubles.
+// What the forward pass saves for the backward pass, in one buffer of 6*C doubles.
 struct Kept {
   double *mean, *variance, *rest, *invstd;
   float *shift, *scale, *offset;
@@ -393,7 +392,7 @@ struct Kept {
 
 extern "C" {
 
-// To be counted on whenever a signature below changes: whoever calls looks at it first.
+// The version of the interface. Increase it whenever a signature below changes; the caller checks it first.
 long sync_bn_interface() { return 2; }
 
 // sums = [sum of x, sum of x*x, n], 2*C+1
@@ -466,7 +465,7 @@ void sync_bn_input_gradient(bool half, const void* dz, const void* x, void* dx, 
   });
 }
 
-// momentum < 0: the average of all batches
+// momentum < 0: running statistics are the average of all batches
 void sync_bn_update(long channels, const double* mean, const double* variance, const double* count,
                     double momentum, int64_t* batches, float* running_mean, float* running_var) {
   if (!(*count > 0)) return;

@@ -1,7 +1,7 @@
-"""The four passes of `_arithmetic`, each as a loop over the memory of a CPU: `_kernels.cpp`, by ctypes.
+"""The four passes of `_arithmetic` as compiled loops for CPUs: bindings to `_kernels.cpp` with ctypes.
 
-The library is built where the package is installed with a C++ compiler at hand. Where it is not there, or for
-a tensor that it does not handle, `_arithmetic` does the same.
+The library is built when the package is installed and there is a C++ compiler. Without it, or for a tensor
+that it does not support, `_arithmetic` is used.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ def _load() -> ctypes.CDLL | None:
         library = ctypes.CDLL(spec.origin)
         if library.sync_bn_interface() != _INTERFACE:
             return None
-    except (OSError, AttributeError):  # built for another machine or version, or a torch without GNU's OpenMP
+    except (OSError, AttributeError):  # built for another machine or version, or torch lacks GNU's OpenMP
         return None
     pointer, half, real, slope = ctypes.c_void_p, ctypes.c_bool, ctypes.c_double, ctypes.c_float
     arguments: dict[str, list[Any]] = {
@@ -54,16 +54,17 @@ _LIBRARY = _load()
 
 
 def is_built() -> bool:
+    """Whether the library of CPU loops is available."""
     return _LIBRARY is not None
 
 
-class Kept(NamedTuple):
-    """Moments and `_arithmetic.Scaling` in one piece of memory, as the loops use it: (6C,) float64."""
+class SavedScaling(NamedTuple):
+    """The moments and the contents of `_arithmetic.Scaling` in one tensor, (6C,) float64, for the loops."""
 
     numbers: Tensor
 
     def scaling(self) -> Scaling:
-        """The same coefficients for `_arithmetic`, without a copy."""
+        """Returns the coefficients as views, for `_arithmetic`."""
         channels = len(self.numbers) // 6
         rest, invstd = self.numbers[2 * channels : 4 * channels].chunk(2)
         shift, scale, offset = self.numbers.view(torch.float32)[8 * channels : 11 * channels].chunk(3)
@@ -71,10 +72,10 @@ class Kept(NamedTuple):
 
 
 class Passes:
-    """The four passes for tensors that have the shape, dtype and memory layout of `x`.
+    """The four passes for tensors with the shape, dtype and memory layout of `x`. See `_arithmetic`.
 
-    The loops read and write raw memory, so each method checks or converts every tensor that comes from
-    outside. Only `x` is taken as it is: `handles` says whether it is still what it was.
+    The loops read and write raw memory, so each method checks or converts every tensor argument except `x`.
+    `handles` checks whether `x` still has its original layout.
     """
 
     def __init__(self, x: Tensor, shape: _Shape) -> None:
@@ -84,7 +85,7 @@ class Passes:
         self._half = x.dtype == torch.bfloat16
 
     def handles(self, dz: Tensor, x: Tensor, weight: Tensor | None, residual: Tensor | None) -> bool:
-        """Whether the backward pass may use the loops: saved-tensor hooks may have changed what was saved."""
+        """Whether the backward pass may use the loops: saved-tensor hooks may have changed saved tensors."""
         return (
             _is_dense(x)
             and (x.shape, x.stride(), x.dtype) == (self._size, self._stride, self._dtype)
@@ -110,30 +111,35 @@ class Passes:
         bias: Tensor | None,
         residual: Tensor | None,
         activation: Activation | None,
-    ) -> tuple[Tensor, Moments, Kept]:
+    ) -> tuple[Tensor, Moments, SavedScaling]:
         channels = self._channels
-        z, kept = torch.empty_like(x), _doubles(6 * channels)
+        z, saved = torch.empty_like(x), _doubles(6 * channels)
         weight, bias = _floats(weight, channels), _floats(bias, channels)
         residual = None if residual is None else _like(x, residual)
         _library().sync_bn_normalise(
             self._half,
             *(x.data_ptr(), _pointer(residual), z.data_ptr(), self._shape, _slope(activation)),
-            *(sums.data_ptr(), eps, _pointer(weight), _pointer(bias), kept.data_ptr()),
+            *(sums.data_ptr(), eps, _pointer(weight), _pointer(bias), saved.data_ptr()),
         )
-        mean, var = kept.narrow(0, 0, channels), kept.narrow(0, channels, channels)
-        return z, Moments(mean, var, sums[-1]), Kept(kept)
+        mean, var = saved.narrow(0, 0, channels), saved.narrow(0, channels, channels)
+        return z, Moments(mean, var, sums[-1]), SavedScaling(saved)
 
     def local_gradient_sums(
-        self, dz: Tensor, x: Tensor, by: Kept, residual: Tensor | None, activation: Activation | None
+        self,
+        dz: Tensor,
+        x: Tensor,
+        saved: SavedScaling,
+        residual: Tensor | None,
+        activation: Activation | None,
     ) -> LocalGradients:
-        """With a residual dy is written, because it is the residual's gradient; else it stays dz."""
+        """Returns the sums and dy. Computes dy only with a residual, whose gradient it is; else dy is dz."""
         dz, sums = _like(x, dz), _doubles(2 * self._channels)
         residual = None if residual is None or activation is None else _like(x, residual)
         dy = dz if residual is None else torch.empty_like(x)
         _library().sync_bn_gradient_sums(
             self._half,
             *(dz.data_ptr(), x.data_ptr(), _pointer(residual), dy.data_ptr(), self._shape),
-            *(_slope(activation), by.numbers.data_ptr(), sums.data_ptr()),
+            *(_slope(activation), saved.numbers.data_ptr(), sums.data_ptr()),
         )
         return LocalGradients(sums, dy, activation if residual is None else None)
 
@@ -141,7 +147,7 @@ class Passes:
         self,
         local: LocalGradients,
         x: Tensor,
-        by: Kept,
+        saved: SavedScaling,
         n: Tensor,
         weight: Tensor | None,
         sums: Tensor,
@@ -150,8 +156,14 @@ class Passes:
         dx, weight = torch.empty_like(x), _floats(weight, self._channels)
         _library().sync_bn_input_gradient(
             self._half,
-            *(local.dy.data_ptr(), x.data_ptr(), dx.data_ptr(), self._shape, _slope(local.activation_left)),
-            *(by.numbers.data_ptr(), n.data_ptr(), _pointer(weight), sums.data_ptr()),
+            *(
+                local.dy.data_ptr(),
+                x.data_ptr(),
+                dx.data_ptr(),
+                self._shape,
+                _slope(local.pending_activation),
+            ),
+            *(saved.numbers.data_ptr(), n.data_ptr(), _pointer(weight), sums.data_ptr()),
         )
         return dx
 
@@ -163,7 +175,7 @@ def passes(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Passes | None:
-    """None for what the loops do not handle: other types or devices, odd strides, rows of a few values."""
+    """Returns the passes for x; None if the loops do not support a type, device, dtype, strides or size."""
     if (
         _LIBRARY is None
         or not _is_dense(x)
@@ -187,17 +199,20 @@ def update_running_statistics(
     momentum: float | None,
     moments: Moments,
 ) -> bool:
-    """As in `_arithmetic`; False, and nothing done, for moments or buffers that the loop does not handle."""
+    """Does the update of `_arithmetic`. Returns False, without any change, if the loop cannot do it.
+
+    It needs all three buffers, as plain contiguous CPU tensors: float32 statistics and an int64 counter.
+    """
     channels = moments.mean.numel()
     if _LIBRARY is None or running_mean is None or running_var is None or batches is None:
         return False
     if not (
-        _is_memory_of(running_mean, torch.float32, channels)
-        and _is_memory_of(running_var, torch.float32, channels)
-        and _is_memory_of(batches, torch.int64, 1)
-        and _is_memory_of(moments.mean, torch.float64, channels)
-        and _is_memory_of(moments.var, torch.float64, channels)
-        and _is_memory_of(moments.n, torch.float64, 1)
+        _is_contiguous_buffer(running_mean, torch.float32, channels)
+        and _is_contiguous_buffer(running_var, torch.float32, channels)
+        and _is_contiguous_buffer(batches, torch.int64, 1)
+        and _is_contiguous_buffer(moments.mean, torch.float64, channels)
+        and _is_contiguous_buffer(moments.var, torch.float64, channels)
+        and _is_contiguous_buffer(moments.n, torch.float64, 1)
     ):
         return False
     _LIBRARY.sync_bn_update(
@@ -211,7 +226,7 @@ def update_running_statistics(
 
 
 def _is_readable(values: Tensor) -> bool:
-    """Whether `values` are real numbers on the CPU, of no subclass: they can be copied into plain memory."""
+    """Whether `values` is a strided floating-point CPU tensor of no subclass, which can be copied."""
     return (
         type(values) in _PLAIN
         and values.is_cpu
@@ -221,7 +236,7 @@ def _is_readable(values: Tensor) -> bool:
 
 
 def _is_dense(values: Tensor) -> bool:
-    """Whether the memory at `data_ptr` holds `numel` numbers, as it does for the layouts of `_shape`."""
+    """Whether the memory at `data_ptr` holds `numel` plain numbers, as the layouts of `_shape` require."""
     return (
         type(values) in _PLAIN
         and values.is_cpu
@@ -237,7 +252,7 @@ def _is_per_channel(values: Tensor | None, channels: int) -> bool:
     return values is None or (_is_readable(values) and values.shape == (channels,))
 
 
-def _is_memory_of(values: Tensor, dtype: torch.dtype, numbers: int) -> bool:
+def _is_contiguous_buffer(values: Tensor, dtype: torch.dtype, numbers: int) -> bool:
     return (
         _is_dense(values) and values.dtype == dtype and values.numel() == numbers and values.is_contiguous()
     )
@@ -264,12 +279,12 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _doubles(size: int) -> Tensor:
-    """Memory for numbers of C++, whatever torch's defaults are."""
+    """Returns uninitialised float64 memory on the CPU, whatever torch's defaults are."""
     return torch.empty(size, dtype=torch.float64, device="cpu")
 
 
 def _like(x: Tensor, other: Tensor) -> Tensor:
-    """`other` with the dtype and the strides of x; a copy unless it has them."""
+    """Returns `other` with the dtype and strides of x; a copy only if they differ."""
     assert other.shape == x.shape
     if other.dtype == x.dtype and other.stride() == x.stride() and _is_dense(other):
         return other
@@ -277,8 +292,8 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _floats(values: Tensor | None, channels: int) -> Tensor | None:
-    """float32 numbers side by side; a copy unless they are."""
-    if values is None or _is_memory_of(values, torch.float32, channels):
+    """Returns contiguous float32 values, (channels,); a copy only if they are not so already."""
+    if values is None or _is_contiguous_buffer(values, torch.float32, channels):
         return values
     return torch.empty(channels, dtype=torch.float32, device="cpu").copy_(values)
 

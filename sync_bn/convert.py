@@ -1,4 +1,4 @@
-"""Converting a model to SyncBatchNorm and back, in place and without loss."""
+"""Converts the layers of a model to SyncBatchNorm and back, in place."""
 
 import torch.distributed as dist
 from torch import nn
@@ -8,37 +8,38 @@ from sync_bn.layer import SyncBatchNorm
 
 
 def convert_sync_batchnorm(module: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Make every batch normalisation in `module`, itself included, a `SyncBatchNorm`; returns `module`.
+    """Makes every batch normalisation in `module`, itself included, a `SyncBatchNorm`. Returns `module`.
 
-    Only the class of a layer changes. Parameters, buffers, hooks, flags, parametrizations and layers shared
-    between several places are the same objects as before, so an optimizer may exist already. For its messages
-    each layer learns its name in `module`; converting a larger module later gives it the longer one.
+    Only the classes of layers change. Parameters, buffers, hooks, flags, parametrizations and shared layers
+    stay the same objects, so an optimizer may exist already. Each layer stores its name in `module` for error
+    messages; converting a larger module later replaces it by the longer name.
 
-    Converted are `nn.BatchNorm1d`, `2d`, `3d`, `torch.nn.SyncBatchNorm`, their lazy twins, whose first batch
-    is synchronized already, and subclasses that compute the same; nothing else is touched. A `SyncBatchNorm`
-    stays as it is. `process_group=None` is the default group, or for a layer that has a group already, that
-    one; `process_group_of` makes others.
+    It converts `nn.BatchNorm1d`, `2d`, `3d`, `torch.nn.SyncBatchNorm`, their lazy variants (which synchronize
+    from the first batch), and subclasses that compute the same. It changes no other modules.
 
-    Every rank must convert the same layers. It exchanges nothing, and calling it again changes nothing.
+    process_group: the ranks that share statistics, see `process_group_of`. None: the default group, or the
+        group that a layer has already.
 
-    Raises, before anything is changed, and naming the layer:
+    Every rank must convert the same layers. It does not communicate or block, and is idempotent.
 
-    - TypeError: a subclass has a forward of its own (a fused activation, say), or another method of
-      nn.Module or a batch normalisation, or an attribute that `SyncBatchNorm` uses. It would be lost.
-    - ValueError: num_features is 0, and neither parameters nor buffers tell it either.
+    Raises, naming the layer and before any change:
+
+    - TypeError if a subclass overrides forward (a fused activation, say) or another method of nn.Module or of
+      a batch normalisation, or has an attribute that `SyncBatchNorm` uses: it would be lost.
+    - ValueError if num_features is 0 and cannot be inferred from parameters or buffers.
     """
     return convert(module, SyncBatchNorm, process_group)
 
 
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Undo `convert_sync_batchnorm`: every layer gets back its very class, and its own group if it had one.
+    """Undoes `convert_sync_batchnorm`: every layer gets its original class and group back. Returns `module`.
 
-    A lazy layer that has seen its first batch since becomes what torch would have made of it. A
-    `SyncBatchNorm` that was constructed as such becomes the torch class that accepts the inputs it has seen
-    last: `nn.BatchNorm1d` for (N, C) and (N, C, L), `nn.BatchNorm3d` for (N, C, D, H, W), otherwise
-    `nn.BatchNorm2d`. What was learned since stays. Returns `module`; in a model without any, does nothing.
+    Parameters and buffers keep their current values. A lazy layer that has had its first batch becomes the
+    class that torch would have given it. A layer that was constructed as `SyncBatchNorm` becomes the torch
+    class for its last input: `nn.BatchNorm1d` for (N, C) and (N, C, L), `nn.BatchNorm3d` for (N, C, D, H, W),
+    otherwise `nn.BatchNorm2d`. Does not communicate or block, and is idempotent.
 
-    Raises TypeError, before anything is changed, and naming the layer, if one has an `activation`, which no
-    torch class could apply.
+    Raises TypeError, naming the layer and before any change, if a layer has an `activation`, which no torch
+    class applies, or is sharded by itself (`fully_shard`).
     """
     return revert(module, SyncBatchNorm)

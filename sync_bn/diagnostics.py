@@ -1,4 +1,4 @@
-"""What synchronizing changes, by layer and step: `with observe(model) as report:`."""
+"""Diagnostics of what synchronization changes, by layer and step: `with observe(model) as report:`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,39 +15,41 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXPLODING = 1e4
-"""A root mean square above this counts as exploding: float16 ends at 65,504."""
+"""A channel whose root mean square is above this counts as exploding; the largest float16 is 65,504."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """One layer in one step, of this rank's batch and of the batch of all ranks; μ, σ² are the latter's.
+    """Statistics of one layer in one step: of this rank's batch against those of the global batch.
 
-    σ² is the variance + eps, by which the layer divides.
+    μ and variance are those of the global batch, biased; σ² = variance + eps. Noise and drift are root mean
+    squares over channels, in units of σ for means and σ² for variances. Noise is NaN on a rank without
+    samples, drift in a layer without running statistics.
 
-    Noise and drift are root mean squares over channels. They are NaN where there is nothing to compare: noise
-    on a rank without samples, drift in a layer without running statistics.
+    layer: its name in the observed model. step: see Report.step.
     """
 
     layer: str
     step: int
     mean_noise: float
-    """of (rank's mean - μ)/σ: what BatchNorm without synchronization would have been off by"""
+    """Of (rank's mean - μ)/σ: the error of the mean without synchronization."""
     var_noise: float
-    """of (rank's variance - variance)/σ²"""
+    """Of (rank's variance - variance)/σ²."""
     mean_drift: float
-    """of (running mean - μ)/σ, before this step's update: what evaluation would have been off by"""
+    """Of (running mean - μ)/σ, before this step's update: the error of the mean in evaluation."""
     var_drift: float
-    """of (running variance - unbiased variance)/σ²"""
+    """Of (running variance - unbiased variance)/σ², before this step's update."""
     dead: int
-    """channels with a variance below eps: as good as constant, normalising does not bring them to 1"""
+    """Number of channels with a variance below eps: nearly constant, so not scaled to a variance of 1."""
     exploding: int
-    """channels whose root mean square is above `EXPLODING` or not finite"""
+    """Number of channels whose root mean square is above `EXPLODING` or not finite."""
 
 
 MEASURES = ("mean_noise", "var_noise", "mean_drift", "var_drift", "dead", "exploding")
+"""The fields of Observation that `Report.heat_map` and `Report.figure` accept."""
 
 
-class _Kept(NamedTuple):
+class _Record(NamedTuple):
     layer: str
     step: int
     values: Tensor
@@ -55,9 +57,10 @@ class _Kept(NamedTuple):
 
 
 class Report:
-    """What was observed so far. Reading it waits for the device; observing does not.
+    """The observations so far. Reading them synchronises with the device; recording them does not.
 
-    step: the number that the next observations get. None counts the calls of each layer from 0.
+    step: the number for the next observations, set by the caller. None, the default: the number of calls of
+        the layer so far.
     """
 
     def __init__(self, names: Mapping[SyncBatchNorm, str], every: int) -> None:
@@ -65,7 +68,7 @@ class Report:
         self._names = names
         self._every = every
         self._calls = dict.fromkeys(names, 0)
-        self._kept: list[_Kept] = []
+        self._records: list[_Record] = []
 
     @property
     def layers(self) -> list[str]:
@@ -73,25 +76,29 @@ class Report:
         return list(self._names.values())
 
     def observations(self) -> list[Observation]:
-        """In the order in which they were made."""
-        return [_observation(kept) for kept in self._kept]
+        """Returns all observations in the order of recording. Synchronises with the device."""
+        return [_observation(record) for record in self._records]
 
     def heat_map(self, measure: str = "mean_noise") -> tuple[Tensor, list[int]]:
-        """(layers, steps) float64, and the steps; NaN where a layer was not called in a step.
+        """Returns a measure as a (layers, steps) float64 tensor on the CPU, and the list of steps.
 
-        Of several calls in one step it has the last. Raises ValueError for an unknown measure.
+        NaN: the layer was not called in that step. If it was called several times, the value is the last
+        one's. Raises ValueError if `measure` is not in MEASURES.
         """
         if measure not in MEASURES:
             raise ValueError(f"measure={measure!r} is not known; expected one of {', '.join(MEASURES)}.")
-        steps = sorted({kept.step for kept in self._kept})
+        steps = sorted({record.step for record in self._records})
         rows, columns = ({key: i for i, key in enumerate(keys)} for keys in (self.layers, steps))
         values = torch.full((len(rows), len(columns)), torch.nan, dtype=torch.float64)
-        for kept in self._kept:
-            values[rows[kept.layer], columns[kept.step]] = kept.values[MEASURES.index(measure)].cpu()
+        for record in self._records:
+            values[rows[record.layer], columns[record.step]] = record.values[MEASURES.index(measure)].cpu()
         return values, steps
 
     def figure(self, measures: Sequence[str] = ("mean_noise", "mean_drift")) -> "Figure":
-        """A heat map by layer and step for each measure, one below the other. Needs matplotlib."""
+        """Returns a figure with a heat map by layer and step for each measure, one below the other.
+
+        Raises ValueError if a measure is not in MEASURES. Needs matplotlib.
+        """
         from matplotlib.figure import Figure
 
         height = 1.2 + 0.22 * max(len(self._names), 6)
@@ -108,31 +115,30 @@ class Report:
         return figure
 
     def record(self, layer: SyncBatchNorm, moments: Moments, local_sums: Tensor) -> None:
-        """Called by the layers."""
+        """Records one training step. The layers call it; see `Observer` in sync_bn.layer."""
         call = self._calls[layer]
         self._calls[layer] += 1
         step = call if self.step is None else self.step
         if step % self._every == 0:
-            self._kept.append(_Kept(self._names[layer], step, _measured(layer, moments, local_sums)))
+            self._records.append(_Record(self._names[layer], step, _measured(layer, moments, local_sums)))
 
 
 @contextmanager
 def observe(model: nn.Module, *, every: int = 1) -> Iterator[Report]:
     """Observes the `SyncBatchNorm` layers of `model` in training, on this rank, in every `every`-th step.
 
-    It takes no collective, and nothing of a layer that is not observed; observed layers compute a few numbers
-    for each channel more. Each rank sees its own noise; drift, dead and exploding channels are the same on
-    all. Nothing is seen in evaluation and in recomputations of checkpointed forwards. A compiled model is
-    compiled once more for it.
+    A context manager that yields the Report. Any rank may use it alone: it adds no collective, only a few
+    operations per channel in observed layers. Noise is this rank's own; drift, dead and exploding channels
+    are equal on all ranks. Evaluation and recomputations of checkpointed forwards are not observed. A
+    compiled model is compiled once more.
 
-    Raises ValueError if the model has no such layer, if one is being observed already, or if `every` is less
-    than 1.
+    Raises ValueError if the model has no such layer, if one is already observed, or if `every` is below 1.
     """
     if every < 1:
-        raise ValueError(f"every={every}: expected a number of steps from 1 on.")
+        raise ValueError(f"every={every}: expected a number of steps ≥ 1.")
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, SyncBatchNorm)}
     if not names:
-        raise ValueError("There is no SyncBatchNorm in the model: convert it first.")
+        raise ValueError("The model has no SyncBatchNorm layer: convert it first.")
     observed = [name for layer, name in names.items() if layer._observer is not None]
     if observed:
         raise ValueError(f"{observed[0]!r} is being observed already.")
@@ -150,7 +156,7 @@ def observe(model: nn.Module, *, every: int = 1) -> Iterator[Report]:
 def _measured(layer: SyncBatchNorm, moments: Moments, local_sums: Tensor) -> Tensor:
     mean, var, n = moments
     local = global_moments(local_sums)
-    # With eps, as in the layer: a constant channel has noise and drift too.
+    # With eps, as in the layer, so that noise and drift are finite for a constant channel.
     invstd = (var + layer.eps).rsqrt()
     nothing = torch.where(local.n > 0, 0.0, torch.nan)
     noise = (
@@ -173,11 +179,11 @@ def _root_mean_square(values: Tensor) -> Tensor:
     return values.square().mean().sqrt()
 
 
-def _observation(kept: _Kept) -> Observation:
-    mean_noise, var_noise, mean_drift, var_drift, dead, exploding = kept.values.tolist()
+def _observation(record: _Record) -> Observation:
+    mean_noise, var_noise, mean_drift, var_drift, dead, exploding = record.values.tolist()
     return Observation(
-        layer=kept.layer,
-        step=kept.step,
+        layer=record.layer,
+        step=record.step,
         mean_noise=mean_noise,
         var_noise=var_noise,
         mean_drift=mean_drift,

@@ -1,4 +1,4 @@
-"""Which ranks share their statistics: all, those of one node, or a given number of them."""
+"""Process groups of ranks that share statistics: all ranks, those of a node, or k consecutive ones."""
 
 import socket
 from pathlib import Path
@@ -10,19 +10,20 @@ import torch.distributed as dist
 def process_group_of(
     size: Literal["world", "node"] | int, *, node: int | str | None = None
 ) -> dist.ProcessGroup | None:
-    """The group of the ranks that share statistics with this one; None if they are all, the default group.
+    """Returns the process group of the ranks that share statistics with this one.
 
-    size: "world", all ranks; "node", those on the same host; a number k, k ranks that follow each other, of
-        which the first is a multiple of k.
-    node: what tells the ranks of one node from those of another, where that is not the host: a node's rank or
-        name in a cluster whose nodes share a host, for example.
+    Returns None, the default group, if that is all ranks.
 
-    Collective for "node" and numbers: every rank calls it after init_process_group, with the same size, and
-    blocks until all have; for "world" it exchanges nothing. With NCCL each rank has set its device before.
-    Each call makes new groups, so call it once.
+    size: "world": all ranks; "node": those on the same host; a number k: k consecutive ranks, of which the
+        first is a multiple of k.
+    node: with "node", an id that is equal on the ranks of one node and differs between nodes, for clusters
+        whose nodes share a host, for example. None: the host.
 
-    Raises ValueError, on every rank alike, for a k that does not divide the number of ranks, and for anything
-    that is no size.
+    Collective for "node" and numbers: every rank must call it after init_process_group, with the same size;
+    it blocks until all have. With NCCL, set the device first. For "world" it does not communicate. Not
+    idempotent: each call creates new groups, so call it once.
+
+    Raises ValueError, on every rank alike, if k does not divide the world size, or if `size` is invalid.
     """
     if size == "world":
         return None
@@ -30,14 +31,14 @@ def process_group_of(
     if len(members) == 1:
         return None
     group: dist.ProcessGroup
-    # Every rank takes part in making every group, also those that it is not in.
+    # Every rank must take part in the creation of every group, even those without it.
     group, _ = dist.new_subgroups_by_enumeration(members)  # type: ignore[no-untyped-call]
     return group
 
 
 def _by_node(node: int | str | None) -> list[list[int]]:
     nodes: list[Any] = [None] * dist.get_world_size()
-    # Nobody knows alone who else is on its host. Every rank gets here.
+    # A rank does not know which others are on its host. Every rank reaches this collective.
     dist.all_gather_object(nodes, _host() if node is None else node)
     members: dict[Any, list[int]] = {}
     for rank, its_node in enumerate(nodes):
@@ -47,7 +48,7 @@ def _by_node(node: int | str | None) -> list[list[int]]:
 
 def _by_number(size: Any) -> list[list[int]]:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"size is {size!r}; expected 'world', 'node' or a number of ranks from 1")
+        raise ValueError(f"size is {size!r}; expected 'world', 'node' or a number of ranks ≥ 1")
     world_size = dist.get_world_size()
     if world_size % size:
         possible = ", ".join(str(k) for k in range(1, world_size + 1) if world_size % k == 0)
@@ -59,6 +60,6 @@ def _by_number(size: Any) -> list[list[int]]:
 
 
 def _host() -> tuple[str, str]:
-    """The host's name and, because several may have the same one, Linux's number for its running system."""
+    """Returns the host name and, since several hosts may have the same one, Linux's boot id."""
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     return socket.gethostname(), boot_id.read_text() if boot_id.exists() else ""

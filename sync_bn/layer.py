@@ -1,4 +1,4 @@
-"""SyncBatchNorm: the module with its buffers, its checks and its process group."""
+"""The SyncBatchNorm module: its parameters, buffers, input checks and process group."""
 
 from copy import deepcopy
 from functools import partial
@@ -17,15 +17,18 @@ from sync_bn._arithmetic import Moments
 from sync_bn._class_swap import convert
 from sync_bn._function import Call, Tensors, batch_norm_over_ranks
 
-# What Module.compile leaves on a module. It calls that very module, so no copy may have it.
+# Module.compile sets this attribute. It calls the original module, so copies must not have it.
 _COMPILED = "_compiled_call_impl"
 
 
 class Observer(Protocol):
-    """Is told of the statistics of each training step of a layer."""
+    """Receives the statistics of each training step of a layer."""
 
     def record(self, layer: "SyncBatchNorm", moments: Moments, local_sums: Tensor) -> None:
-        """`moments` are of all ranks, `local_sums` [Σx, Σx², n] of this one; running ones are the old."""
+        """Called before the running statistics are updated.
+
+        moments: of the global batch. local_sums: this rank's [Σx, Σx², n], (2C+1,) float64.
+        """
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -40,28 +43,29 @@ class SyncBatchNorm(_BatchNorm):
 
     Input and output are (N, C, ...), of any floating dtype and memory format, on any device whose
     torch.distributed backend can all-reduce float64 (CPU with gloo, CUDA with NCCL). N may differ between
-    ranks and be 0. If it is 0 on all ranks nothing is updated.
+    ranks and may be 0. If it is 0 on all ranks, no buffer changes.
 
-    In training every rank of the group must call forward, and backward of the result, as often and in the
-    same order: each blocks in one all-reduce. In the first steps the ranks make sure of that and raise
-    `DesynchronizedError` if not: see `check_ranks`. Nothing else is exchanged:
+    In training every rank of the group must call forward, and backward of the result, equally often and in
+    the same order: each blocks in one all-reduce. In the first steps the ranks check that, and raise
+    `DesynchronizedError` if it is not so: see `check_ranks`. There is no communication
 
-    - in evaluation the running statistics are used. With `track_running_stats=False` there are none, and
-      evaluation normalises by this rank's own batch, as `torch.nn.SyncBatchNorm` does;
-    - without an initialised torch.distributed, or with one rank in the group, it is plain BatchNorm.
+    - in evaluation, which uses the running statistics. With `track_running_stats=False` it normalises by this
+      rank's own batch, as `torch.nn.SyncBatchNorm` does;
+    - without an initialised torch.distributed, or with one rank in the group: it is plain BatchNorm then.
 
-    activation: None, "relu", "leaky_relu" (slope 0.01) or "silu", applied to the result without a tensor in
-    between: what the backward needs of it is computed again.
+    process_group: None: the default group. A deep copy keeps the group. Pickling drops it, because a group
+        belongs to one process: a loaded layer has the default group.
+    bias: whether there is a bias, if `affine`.
+    activation: None, "relu", "leaky_relu" (slope 0.01) or "silu", fused with the normalisation: no
+        intermediate tensor is stored, and backward recomputes what it needs.
 
-    `process_group=None` is the default group. A deep copy keeps the group; pickling drops it, because a
-    group is of one process: the loaded layer has the default group.
+    A forward within a backward pass counts as the recomputation of a checkpointed forward and does not update
+    the running statistics again. Second derivatives are those of the layer's definition, in float64.
 
-    Within a backward pass a forward is taken for the recomputation of a checkpointed one, which has updated
-    the running statistics already. Second derivatives are those of the layer's definition in float64.
-
-    Raises ValueError for an input that is not (N, num_features, ...), on a rank outside the group, and on
-    every rank if the global batch has one value per channel, whose variance is not defined. The last is a
-    RuntimeError within torch.compile, and on a GPU an assertion of the device, for which nobody waits.
+    Raises ValueError if the input is not (N, num_features, ...), in training on a rank outside the group, for
+    an unknown `activation`, and, on every rank, if the global batch has one value per channel, since its
+    variance is undefined. Within torch.compile the last is a RuntimeError, and on a GPU an asynchronous
+    device assertion. Raises RuntimeError if a parameter or buffer has the wrong size or device.
     """
 
     process_group: dist.ProcessGroup | None
@@ -70,9 +74,9 @@ class SyncBatchNorm(_BatchNorm):
     _original_process_group: dist.ProcessGroup | None = None
     _layer_name: str | None = None
     _last_input_dim: int = 4
-    _checked_as: str | None = None
+    _check_key: str | None = None
     _observer: Observer | None = None
-    _counts_nothing: bool = False
+    _is_uncounted: bool = False
 
     def __init__(
         self,
@@ -89,7 +93,7 @@ class SyncBatchNorm(_BatchNorm):
         activation: str | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        if not bias:  # an argument of torch's layers from 2.13 on
+        if not bias:  # torch's layers have this argument since 2.13
             self.register_parameter("bias", None)
         activation_named(activation)
         self.process_group = process_group
@@ -100,19 +104,21 @@ class SyncBatchNorm(_BatchNorm):
     def convert_sync_batchnorm(
         cls, module: nn.Module, process_group: dist.ProcessGroup | None = None
     ) -> nn.Module:
-        """See `sync_bn.convert_sync_batchnorm`."""
+        """Does the same as `sync_bn.convert_sync_batchnorm`, for `cls`."""
         return convert(module, cls, process_group)
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, sample_weight: Tensor | None = None
     ) -> Tensor:
-        """activation(batch_norm(input) + residual), like input.
+        """Returns activation(batch_norm(input) + residual), with the shape and dtype of input.
 
-        residual: of input's shape, or None.
-        sample_weight: (N,) or (N, ...) without the channels, of any dtype; how often a sample, or a position
-        of it, counts in the statistics of training: a mask (True counts) where a batch is padded. None
-        counts all once. All of the output is normalised; no gradient flows into the weights. They have to
-        add up to more than 1 over all ranks, or to 0, which updates nothing.
+        residual: a tensor of input's shape; None: 0.
+        sample_weight: the weight of each sample, (N,), or of each position, (N, ...) without the channels, in
+            the statistics of training, for example a mask for a padded batch. Any dtype; True is 1. None: 1
+            for all. All of the output is normalised, whatever the weights; no gradient flows into them.
+            Their sum over all ranks must be above 1, or 0, which updates nothing.
+
+        Raises ValueError for another shape of residual or sample_weight; see the class for other errors.
         """
         self._check_input_dim(input)
         if not (residual is sample_weight is None):
@@ -124,7 +130,7 @@ class SyncBatchNorm(_BatchNorm):
             extras = self._observer or self.activation or not (residual is sample_weight is None)
             if not plain or extras or input.numel() == 0:
                 return self._normalised(input, residual, sample_weight, synchronized=not plain)
-            return self._plain_again(input) if _is_recomputation() else super().forward(input)
+            return self._recompute_plain(input) if _is_recomputation() else super().forward(input)
         if self.running_mean is None and self.running_var is None and sample_weight is not None:
             return self._normalised(input, residual, sample_weight, synchronized=False)
         y = super().forward(input)
@@ -132,8 +138,8 @@ class SyncBatchNorm(_BatchNorm):
         activation = activation_named(self.activation)
         return y if activation is None else activation(y)
 
-    def _plain_again(self, input: Tensor) -> Tensor:
-        """Plain BatchNorm as the forward that it recomputes, but for the running statistics."""
+    def _recompute_plain(self, input: Tensor) -> Tensor:
+        """Recomputes a forward of plain BatchNorm without updating the running statistics."""
         tracked = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
         mean, var = (None if running is None else running.clone() for running in tracked)
         return F.batch_norm(input, mean, var, self.weight, self.bias, training=True, eps=self.eps)
@@ -143,7 +149,7 @@ class SyncBatchNorm(_BatchNorm):
         return f"{arguments}, activation={self.activation}" if self.activation else arguments
 
     def _is_plain(self) -> bool:
-        """Whether there is nobody to share statistics with."""
+        """Whether the group has only this rank."""
         return self._world_size() == 1
 
     def _normalised(
@@ -154,11 +160,11 @@ class SyncBatchNorm(_BatchNorm):
         *,
         synchronized: bool,
     ) -> Tensor:
-        """The layer in training, for tensors of any class.
+        """Computes the layer in training, for tensors of any class.
 
-        A subclass with `__torch_function__` (MONAI's MetaTensor) sees this as an operation of torch: it gets
-        the call, and what it makes of the plain result is the output. The autograd function itself gets plain
-        tensors: autograd refuses in-place operations on views that were made within one.
+        To a subclass with `__torch_function__` (MONAI's MetaTensor) this is a torch operation: the subclass
+        handles the call and wraps the plain result. The autograd function itself gets plain tensors, because
+        autograd refuses in-place operations on views that were created within one.
         """
         given = tuple(tensor for tensor in (input, residual, sample_weight) if tensor is not None)
         if has_torch_function(given):
@@ -172,22 +178,22 @@ class SyncBatchNorm(_BatchNorm):
                 synchronized=synchronized,
             )
             return result
-        x = _without_class(input)
+        x = _as_plain(input)
         self._check_per_channel(x)
-        if self._counts_nothing:
+        if self._is_uncounted:
             sample_weight = x.new_zeros(len(x))
-        weights = None if sample_weight is None else _over_channels(_without_class(sample_weight), x)
-        residual = None if residual is None else _without_class(residual)
+        weights = None if sample_weight is None else _broadcastable(_as_plain(sample_weight), x)
+        residual = None if residual is None else _as_plain(residual)
         tensors = Tensors(x, self.weight, self.bias, residual, weights)
-        meet = None
+        handshake = None
         if synchronized and not torch.compiler.is_compiling() and not self._is_checked():
-            meet = partial(_handshake.meet, self.process_group, self._description(tensors))
+            handshake = partial(_handshake.handshake, self.process_group, self._description(tensors))
         activation, observed = activation_named(self.activation), self._observer is not None
-        call = Call(self.eps, activation, synchronized, self.process_group, meet, observed)
+        call = Call(self.eps, activation, synchronized, self.process_group, handshake, observed)
         z, moments, local_sums = batch_norm_over_ranks(tensors, call)
         self._check_global_count(x, moments.n, weighted=weights is not None)
         if self.training and not _is_recomputation():
-            if meet is not None:
+            if handshake is not None:
                 self._count_step()
             if self._observer is not None and local_sums is not None:
                 self._observer.record(self, moments, local_sums)
@@ -196,25 +202,25 @@ class SyncBatchNorm(_BatchNorm):
         return z
 
     def _is_checked(self) -> bool:
-        if self._checked_as is None:
-            self._checked_as = _handshake.new_key()
-        return _handshake.is_checked(self._checked_as)
+        if self._check_key is None:
+            self._check_key = _handshake.new_key()
+        return _handshake.is_checked(self._check_key)
 
     def _count_step(self) -> None:
-        assert self._checked_as is not None
-        _handshake.count_step(self._checked_as)
+        assert self._check_key is not None
+        _handshake.count_step(self._check_key)
 
     def _description(self, tensors: Tensors) -> str:
-        """What the ranks compare: see `check_ranks`."""
+        """Returns the text that the ranks compare in the handshake: see `check_ranks`."""
         differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         return (
-            f"{self._called()}, input of {str(tensors.x.dtype).removeprefix('torch.')}, "
+            f"{self._label()}, input of {str(tensors.x.dtype).removeprefix('torch.')}, "
             f"{'gradients' if differentiable else 'no gradients'} needed"
         )
 
-    def _called(self) -> str:
-        called = f"SyncBatchNorm({self.num_features})"
-        return f"{self._layer_name} ({called})" if self._layer_name else called
+    def _label(self) -> str:
+        label = f"SyncBatchNorm({self.num_features})"
+        return f"{self._layer_name} ({label})" if self._layer_name else label
 
     def _world_size(self) -> int:
         if not (dist.is_available() and dist.is_initialized()):
@@ -222,7 +228,7 @@ class SyncBatchNorm(_BatchNorm):
         world_size = dist.get_world_size(self.process_group)
         if world_size < 1:
             raise ValueError(
-                f"{self._called()} runs on rank {dist.get_rank()}, which is not in its process_group. "
+                f"{self._label()} runs on rank {dist.get_rank()}, which is not in its process_group. "
                 "Give each rank a group that it is a member of."
             )
         return world_size
@@ -231,7 +237,7 @@ class SyncBatchNorm(_BatchNorm):
         shape = input.shape
         if len(shape) < 2 or shape[1] != self.num_features:
             raise ValueError(
-                f"{self._called()} got an input of shape {tuple(shape)}; "
+                f"{self._label()} got an input of shape {tuple(shape)}; "
                 f"expected (N, {self.num_features}, ...): samples, channels, any further dimensions."
             )
 
@@ -239,18 +245,18 @@ class SyncBatchNorm(_BatchNorm):
         shape = tuple(input.shape)
         if residual is not None and residual.shape != input.shape:
             raise ValueError(
-                f"{self._called()} got a residual of shape {tuple(residual.shape)}; "
+                f"{self._label()} got a residual of shape {tuple(residual.shape)}; "
                 f"expected the input's, {shape}."
             )
         expected = shape[:1], (shape[0], *shape[2:])
         if sample_weight is not None and sample_weight.shape not in expected:
             raise ValueError(
-                f"{self._called()} got a sample_weight of shape {tuple(sample_weight.shape)}; expected "
+                f"{self._label()} got a sample_weight of shape {tuple(sample_weight.shape)}; expected "
                 f"{expected[0]}, a weight for each sample, or {expected[1]}, one for each position."
             )
 
     def _check_per_channel(self, input: Tensor) -> None:
-        """Raises what `nn.BatchNorm*d` does, before any rank waits for this one in a collective."""
+        """Raises the errors of `nn.BatchNorm*d` before any rank waits for this one in a collective."""
         device = input.device
         for name in ("weight", "bias", "running_mean", "running_var"):
             values = getattr(self, name)
@@ -259,25 +265,25 @@ class SyncBatchNorm(_BatchNorm):
             if values.shape != (self.num_features,):
                 raise RuntimeError(
                     f"{name} should contain {self.num_features} elements not {values.numel()}: "
-                    f"{self._called()} has one of shape {tuple(values.shape)}"
+                    f"{self._label()} has one of shape {tuple(values.shape)}"
                 )
             if values.device != device:
                 raise RuntimeError(
-                    f"{self._called()} got an input on {device}, but its {name} is on {values.device}. "
+                    f"{self._label()} got an input on {device}, but its {name} is on {values.device}. "
                     "Move the model and its input to one device."
                 )
 
     def _check_global_count(self, input: Tensor, n: Tensor, *, weighted: bool) -> None:
-        # If there is one value in all, no rank has more. Those with more need not look, so in most models
-        # nobody does; and looking does not wait for the device, which raises by itself.
+        # If the global batch has one value, no rank has more than one. So a rank with more skips the check,
+        # and the check does not wait for the device, which raises by itself.
         if input.numel() > self.num_features and not weighted:
             return
         enough = (n == 0) | (n > 1)
-        if torch.compiler.is_compiling():  # with words that are known to the compiler
+        if torch.compiler.is_compiling():  # the compiler needs a constant message
             torch._assert_async(enough, "SyncBatchNorm needs more than 1 value per channel over all ranks")
             return
         message = (
-            f"{self._called()} needs more than 1 value per channel in training, but the batches of all "
+            f"{self._label()} needs more than 1 value per channel in training, but the batches of all "
             f"{self._world_size()} ranks together have 1 or less; this rank's has the shape "
             f"{tuple(input.shape)}. Use a larger global batch, or eval()."
         )
@@ -306,7 +312,7 @@ class SyncBatchNorm(_BatchNorm):
         return copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A group cannot be copied, and need not: the copy meets the same ranks. Nobody observes the copy.
+        # A group cannot be copied, and need not be: the copy has the same ranks. The copy is not observed.
         memo.update({id(group): group for group in (self.process_group, self._original_process_group)})
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
@@ -315,17 +321,18 @@ class SyncBatchNorm(_BatchNorm):
         return copy
 
 
-def _without_class(tensor: Tensor) -> Tensor:
+def _as_plain(tensor: Tensor) -> Tensor:
+    """Returns a plain Tensor with the same data, for a subclass."""
     return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def _is_recomputation() -> bool:
-    """Whether a backward pass is running, in which a checkpointed forward is done again."""
+    """Whether a backward pass is running, which then recomputes a checkpointed forward."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-def _over_channels(sample_weight: Tensor, input: Tensor) -> Tensor:
-    """(N,) or (N, ...) as (N, 1, ...) of the dtype that is computed in."""
+def _broadcastable(sample_weight: Tensor, input: Tensor) -> Tensor:
+    """Returns weights of shape (N,) or (N, ...) as (N, 1, ...) in the compute dtype."""
     spatial = sample_weight.shape[1:] if sample_weight.dim() > 1 else [1] * (input.dim() - 2)
     dtype = torch.promote_types(input.dtype, torch.float32)
     return sample_weight.detach().to(dtype).reshape(len(input), 1, *spatial)

@@ -1,4 +1,4 @@
-"""The plug-in for Lightning: `Trainer(plugins=[SyncBatchNormPlugin()])`, without `sync_batchnorm=True`."""
+"""The Lightning plug-in: `Trainer(plugins=[SyncBatchNormPlugin()])`, instead of `sync_batchnorm=True`."""
 
 import torch.distributed as dist
 from lightning.pytorch.plugins.layer_sync import LayerSync
@@ -9,21 +9,24 @@ from sync_bn.layer import SyncBatchNorm
 
 
 class SyncBatchNormPlugin(LayerSync):
-    """Converts the model before it is fitted, and afterwards reverts what it has converted.
+    """Converts the model's BatchNorm layers before fitting, and reverts the ones it converted afterwards.
 
-    `process_group=None` is the default group, which Lightning's strategy sets up.
+    process_group: the ranks that share statistics; None: the default group, which Lightning's strategy sets
+        up. Raises the errors of `convert_sync_batchnorm`.
     """
 
     def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
         self.process_group = process_group
-        self._there_before: set[nn.Module] = set()
+        self._converted_before: set[nn.Module] = set()
 
     def apply(self, model: nn.Module) -> nn.Module:
-        self._there_before = _layers(model)
+        """Converts `model` in place and returns it. Lightning calls it before fitting."""
+        self._converted_before = _layers(model)
         return convert_sync_batchnorm(model, self.process_group)
 
     def revert(self, model: nn.Module) -> nn.Module:
-        for layer in _layers(model) - self._there_before:
+        """Reverts in place the layers that `apply` converted, and returns `model`."""
+        for layer in _layers(model) - self._converted_before:
             revert_sync_batchnorm(layer)
         return model
 

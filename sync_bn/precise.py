@@ -1,4 +1,4 @@
-"""Population statistics in place of running ones: `precise_bn(model, loader)`."""
+"""Precise BatchNorm: sets running statistics to those of a whole data set, `precise_bn(model, loader)`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,21 +18,23 @@ def precise_bn(
     *,
     forward: Callable[[nn.Module, Any], object] | None = None,
 ) -> nn.Module:
-    """Sets the running statistics of every `SyncBatchNorm` to those of all data; returns `model`.
+    """Sets the running statistics of every `SyncBatchNorm` to those of all data. Returns `model`.
 
-    Running statistics are an average over past steps, of weights that have changed since. Here the model
-    stays as it is, the batches of all ranks go through it once, with dropout and the like in evaluation and
-    the layers normalising by their batch, and the mean and the unbiased variance are of all values that came
-    by (Wu & Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3; Ioffe & Szegedy 2015, Algorithm 2).
-    All ranks of a layer's group end with the same bits. Training flags and `num_batches_tracked` stay.
+    Running statistics average over past steps, with weights that have changed since. This function runs the
+    batches of all ranks through the model once, with its current weights. Layers normalise by their global
+    batch; all other modules, such as dropout, are in evaluation mode. The running mean and the unbiased
+    running variance become those of all values of all batches (Wu & Johnson, "Rethinking 'Batch' in
+    BatchNorm", 2021, section 3; Ioffe & Szegedy 2015, Algorithm 2). All ranks of a layer's group get the same
+    bits. Training flags and `num_batches_tracked` do not change.
 
-    loader: this rank's batches, of any kind. Ranks may have different numbers of them, but each has at least
-        one: a rank that runs out repeats its last batch, which no longer counts, until all have finished.
-    forward: how a batch goes through the model; by default `model(batch)`, or `model(batch[0])` for a tuple
-        or list.
+    loader: this rank's batches, of any type. Ranks may have different numbers of batches, but at least one
+        each; a rank that runs out repeats its last batch, which is not counted, until all have finished.
+    forward: called with the model and a batch. None: `model(batch)`, or `model(batch[0])` for a tuple or
+        list.
 
-    Every rank calls it; blocks until all have finished. Raises ValueError, and on every rank, if there is
-    nothing to set or a rank has no batch; after any error the statistics are as before.
+    Collective: every rank must call it; blocks until all have finished. Raises ValueError if the model has no
+    `SyncBatchNorm` with running statistics that is not observed, or, on every rank, if a rank has no batch.
+    After any error the statistics are unchanged.
     """
     layers = [
         layer
@@ -43,12 +45,12 @@ def precise_bn(
         and layer._observer is None
     ]
     if not layers:
-        raise ValueError("There is no SyncBatchNorm with running statistics in the model, or it is observed.")
+        raise ValueError("The model has no SyncBatchNorm with running statistics, or it is observed.")
     population = _Population(layers)
-    with torch.no_grad(), _normalising_by_batches(model, layers, population):
-        for batch, counts in _as_many_on_every_rank(loader, _device(layers)):
+    with torch.no_grad(), _batch_statistics(model, layers, population):
+        for batch, counts in _padded_batches(loader, _device(layers)):
             for layer in layers:
-                layer._counts_nothing = not counts
+                layer._is_uncounted = not counts
             (forward or _forward)(model, batch)
     population.write()
     return model
@@ -58,7 +60,7 @@ _NO_BATCH: Any = object()
 
 
 class _Population:
-    """Adds up what the layers normalise by: the same numbers in the same order on every rank."""
+    """Adds up the moments of all batches, with the same numbers in the same order on every rank."""
 
     def __init__(self, layers: list[SyncBatchNorm]) -> None:
         self._sums: dict[SyncBatchNorm, Tensor | float] = dict.fromkeys(layers, 0.0)
@@ -69,7 +71,7 @@ class _Population:
 
     def write(self) -> None:
         for layer, sums in self._sums.items():
-            if isinstance(sums, Tensor):  # a layer that no batch came to keeps what it has
+            if isinstance(sums, Tensor):  # a layer that was not called keeps its statistics
                 mean, var, n = global_moments(sums)
                 assert layer.running_mean is not None
                 assert layer.running_var is not None
@@ -78,7 +80,7 @@ class _Population:
 
 
 @contextmanager
-def _normalising_by_batches(
+def _batch_statistics(
     model: nn.Module, layers: list[SyncBatchNorm], population: _Population
 ) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
@@ -92,30 +94,30 @@ def _normalising_by_batches(
     finally:
         for layer in layers:
             del layer._observer
-            layer._counts_nothing = False
+            layer._is_uncounted = False
         for buffer, value in buffers.items():
             buffer.copy_(value)
         for module, flag in training.items():
             module.training = flag
 
 
-def _as_many_on_every_rank(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, bool]]:
-    """This rank's batches with True, then its last one with False until every rank has had all of its own."""
+def _padded_batches(loader: Iterable[Any], device: torch.device) -> Iterator[tuple[Any, bool]]:
+    """Yields this rank's batches with True, then its last one with False until every rank has finished."""
     batches, last = iter(loader), _NO_BATCH
     while True:
         batch = next(batches, _NO_BATCH)
-        if _highest_over_ranks(batch is last is _NO_BATCH, device):
+        if _any_rank(batch is last is _NO_BATCH, device):
             raise ValueError(
-                "A rank has no batch at all. Give each rank one or more, if need be an empty one."
+                "A rank has no batch at all. Give each rank at least one, if necessary an empty one."
             )
         counts = batch is not _NO_BATCH
-        if not _highest_over_ranks(counts, device):
+        if not _any_rank(counts, device):
             return
         last = batch if counts else last
         yield last, counts
 
 
-def _highest_over_ranks(flag: bool, device: torch.device) -> bool:
+def _any_rank(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(float(flag), device=device)
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(value, dist.ReduceOp.MAX)

@@ -90,7 +90,7 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise SpecError([_at((), f"the key {twice!r} stands twice in one mapping; keep one of them")])
+        raise SpecError([_at((), f"the key {twice!r} occurs twice in one mapping; keep one of them")])
     return mapping
 
 

@@ -167,7 +167,7 @@ def test_layer_that_does_more_is_refused_by_name_and_nothing_is_changed(
     with pytest.raises(TypeError, match=rf"^{name} \(tests.*{complaint}") as caught:
         convert_sync_batchnorm(model)
 
-    assert "Put a plain nn.BatchNorm there" in str(caught.value)
+    assert "Use a plain nn.BatchNorm" in str(caught.value)
     assert [(type(module), set(module.__dict__)) for module in model.modules()] == before
 
 
@@ -227,7 +227,7 @@ def test_layer_that_cannot_know_its_number_of_features_is_refused() -> None:
     layer = nn.LazyBatchNorm1d(affine=False, track_running_stats=False)
     layer(torch.randn(4, 3))
     with pytest.raises(
-        ValueError, match=r"'0' \(.*BatchNorm1d\) has num_features=0.*[\s\S]*Set its num_features"
+        ValueError, match=r"'0' \(.*BatchNorm1d\) has num_features=0.*[\s\S]*Set num_features"
     ):
         convert_sync_batchnorm(nn.Sequential(layer))
 

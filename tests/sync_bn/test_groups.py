@@ -107,7 +107,7 @@ def test_ranks_that_cannot_be_cut_into_groups_are_refused_on_every_rank(ranks_of
 
 @pytest.mark.parametrize("size", [0, -2, True, 2.0, "host", None])
 def test_what_is_no_size_is_refused(size: Any) -> None:
-    assert refusal(0, size) == f"size is {size!r}; expected 'world', 'node' or a number of ranks from 1"
+    assert refusal(0, size) == f"size is {size!r}; expected 'world', 'node' or a number of ranks ≥ 1"
 
 
 @pytest.mark.parametrize("size", ["node", 1])

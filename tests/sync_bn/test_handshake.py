@@ -106,7 +106,7 @@ def test_rank_that_does_not_come_is_named_after_the_timeout_and_raises_the_same_
 
     for message, warnings in waiting:
         assert message == late[0]
-        assert "Rank 0 did not come within 1.5 s, while rank 1, 2 waited to enter" in message
+        assert "Rank 0 did not arrive within 1.5 s, while rank 1, 2 waited to enter" in message
         assert "first.1 (SyncBatchNorm(3))" in message
         assert "check_ranks(timeout_seconds=...)" in message
         assert "waited 0.5 s for rank 0" in warnings[0]
@@ -116,11 +116,11 @@ def handshakes_of_steps(rank: int, steps: int, policy: dict[str, Any]) -> list[i
     check_ranks(**policy)
     layer = SyncBatchNorm(3)
     counts = []
-    with patch.object(_handshake, "meet", wraps=_handshake.meet) as meet:
+    with patch.object(_handshake, "handshake", wraps=_handshake.handshake) as handshake:
         for _ in range(steps):
-            meet.reset_mock()
+            handshake.reset_mock()
             torch.autograd.backward(layer(torch.randn(2, 3)).sum())
-            counts.append(meet.call_count)
+            counts.append(handshake.call_count)
     check_ranks()
     return counts
 

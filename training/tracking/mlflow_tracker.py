@@ -35,7 +35,7 @@ GIVE_UP_SECONDS = 600.0  # how long `close` and other blocking calls wait for a 
 SHORT_GIVE_UP_SECONDS = 10.0  # the same for `close(wait=False)`
 REPORT_SECONDS = 15.0  # between log lines while a call waits
 
-Result = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class NotWritten(TrainingError):

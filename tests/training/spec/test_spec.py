@@ -248,7 +248,7 @@ def test_yaml_values_are_what_they_look_like(text: str, value: object) -> None:
         ("a: 1\n---\nb: 2", "line 2"),
         ("model: !!python/name:os.system x", "line 1"),
         ("{[1]: 2}", "line 1"),
-        ("a: 1\nb: 2\na: 3", "the key 'a' stands twice in one mapping"),
+        ("a: 1\nb: 2\na: 3", "the key 'a' occurs twice in one mapping"),
         ("a: {b: {c: 1,\n c: 2}}", "line 2"),
         ("[" * 5000, "neither YAML nor JSON"),
     ],
