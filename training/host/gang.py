@@ -84,6 +84,7 @@ class Gang:
         return self._ended
 
     def status(self) -> StartStatus:
+        """Returns the start's state for the service."""
         known = tuple(self._exits.values())
         return StartStatus(
             attempt=self.order.attempt,
@@ -96,9 +97,11 @@ class Gang:
         )
 
     def attach(self, process: BaseProcess, control: Connection, reports: socket.socket) -> None:
+        """Stores the supervisor's process, its control connection, and the socket of the ranks' reports."""
         self.process, self.control, self.reports = process, control, reports
 
     def launch_failed(self, error: Exception) -> None:
+        """Records `error` as the exit of all ranks: none was forked."""
         for rank in self.ranks:
             self._exits[rank] = ExitRecord(
                 rank=rank,
@@ -178,7 +181,7 @@ class Gang:
         return replace(record, kind=Exit.EXITED, code=code)
 
     def _supervisor_ended(self) -> None:
-        """Records exits for the remaining ranks: the supervisor was killed, and its ranks with it."""
+        """Records exits for ranks without one: the supervisor was killed, and its ranks with it."""
         for rank in set(self.ranks) - self._exits.keys():
             if self._ending:
                 record = ExitRecord(rank=rank, kind=Exit.ENDED, when=time.time())

@@ -34,7 +34,7 @@ from training.reserved import hiding_in_folder
 from training.spec import Spec
 
 RESULTS = ("metrics.jsonl", "model.pt", "curves.png", "norm_noise.png")
-_POLL_SECONDS = 0.2  # of the log, while ranks print
+_POLL_SECONDS = 0.2  # between reads of the log
 _NAME = "local"
 
 

@@ -29,7 +29,7 @@ class HostReport:
 
 
 class RayHostAgent:
-    """A HostAgent behind a fence. Each call carries the fencing token of the calling scheduler.
+    """A HostAgent whose calls carry the fencing token of the calling scheduler. See HostAgent for each call.
 
     A call raises Superseded if a scheduler with a higher token has called before. fence: the token of the
     scheduler that creates the actor; Ray passes the same one when it restarts the actor.

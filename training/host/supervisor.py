@@ -65,6 +65,7 @@ class Supervisor:
         self._steps = Steps(len(order.ranks))
 
     def run(self) -> None:
+        """Forks the ranks and blocks until all processes of the start have ended."""
         os.setsid()
         adopt_orphans()
         wake_receiver, wake_sender = socket.socketpair()

@@ -162,10 +162,12 @@ class Resources(_Part):
 
     @property
     def min_workers(self) -> int:
+        """The least number of workers with which the job may run."""
         return self.workers if isinstance(self.workers, int) else self.workers.min
 
     @property
     def max_workers(self) -> int:
+        """The greatest number of workers that the job may get."""
         return self.workers if isinstance(self.workers, int) else self.workers.max
 
 

@@ -25,7 +25,7 @@ from training.tracking.tracker import History
 log = logging.getLogger(__name__)
 
 TAGS = 20  # in one log_batch
-BATCH = 980  # metrics in one log_batch: MLflow takes 1000 entries
+BATCH = 980  # metrics in one log_batch: MLflow accepts 1000 entries, tags included
 PARAMS = 100  # in one log_batch
 LONGEST_PARAM = 6000  # characters
 LONGEST_TAG = 8000
@@ -255,7 +255,7 @@ def _signature(model: nn.Module, example: Any) -> Any:
     try:
         with torch.no_grad():
             output = model(example)
-    except Exception as error:  # a LightningModule need not have a forward, nor one for such a batch
+    except Exception as error:  # a LightningModule may have no forward, or none for such a batch
         log.warning("the model is logged without a signature: %s", error)
         return None
     if not isinstance(output, torch.Tensor):

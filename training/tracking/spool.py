@@ -72,6 +72,7 @@ class Spool:
             self._writer.start()
 
     def append(self, point: Point) -> None:
+        """Adds a point in memory. Never blocks; only one thread may call it."""
         self._in_memory.append(point)
 
     def __len__(self) -> int:
