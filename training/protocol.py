@@ -58,7 +58,7 @@ class Order:
     output: the folder for metrics.jsonl, model.pt and figures; None: not written.
     curves_only: skip validation, test and the export of the model.
     last_bit: change the last bit of each initial parameter, to see what rounding alone does to a training.
-    restarts: the failure before each earlier restart of the attempt.
+    restarts: the reasons for the restarts of the attempt so far.
     variables: the job's own environment variables.
     """
 

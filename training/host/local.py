@@ -76,7 +76,7 @@ class _Run:
         if final is not None:
             raise RunFailed(failure, final)
         if len(self.restarts) == self.retries:
-            raise RunFailed(failure, f"retries: {self.retries} are used up" if self.retries else "")
+            raise RunFailed(failure, f"no retries left ({self.retries} used)" if self.retries else "")
         self.before = Failure.of(failure)
         self.restarts.append(failure.headline)
         used = f"{len(self.restarts)} of {self.retries} retries used"

@@ -36,7 +36,7 @@ _SECONDS_AT_EXIT = 10.0
 
 
 class RankProcess:
-    """The current process as a rank. Make it right after the fork; `run` ends the process."""
+    """One rank in the current, just forked process, which `run` ends."""
 
     def __init__(
         self,
