@@ -151,9 +151,9 @@ class WorkerRange(_Part):
 
 
 class Resources(_Part):
-    """The machines' share that a job needs.
+    """The workers of a job and what each needs.
 
-    workers: the number of ranks, or a range. cpus_per_worker, gpus_per_worker: per rank, may be fractions.
+    workers: the number of workers (ranks), or a range. cpus_per_worker, gpus_per_worker: may be fractions.
     """
 
     workers: Annotated[int, Field(ge=1, le=100_000)] | WorkerRange = 1
