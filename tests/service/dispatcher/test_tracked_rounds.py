@@ -259,7 +259,7 @@ def test_an_mlflow_that_hangs_holds_up_no_job_that_has_a_run(hanging: World, in_
     in_thread(hanging.dispatcher.finisher.finish_all)
     assert hanging.look(ends).state is State.SUCCEEDED
 
-    making = in_thread(hanging.dispatcher.runs.make_all)
+    making = in_thread(hanging.dispatcher.runs.create_all)
     hanging.dispatcher.round()
     assert hanging.look(waits).state is State.QUEUED
     hanging.now += 5

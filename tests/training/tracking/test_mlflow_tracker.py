@@ -267,10 +267,10 @@ def test_a_server_that_does_not_answer_for_long_costs_no_point(
     server.signal(signal.SIGSTOP)
     steps = iter(range(2, 2002))
     for _ in range(4):
-        trouble = tracker._trouble
+        error = tracker._last_error
         for step in islice(steps, 500):
             tracker.log(step, 0, {"train_loss": float(step)})
-        while tracker._trouble is trouble:
+        while tracker._last_error is error:
             time.sleep(0.05)
     server.signal(signal.SIGCONT)
     monkeypatch.undo()
