@@ -20,6 +20,8 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torchmetrics import Metric
 
+from training.internals import forget_computed, logged_in_epoch, logged_in_stage
+
 _NEUTRAL_VALUE = {"mean": 0.0, "sum": 0.0, "max": -math.inf, "min": math.inf}
 _MERGE_FUNCTIONS = {"mean": sum, "sum": sum, "max": max, "min": min}
 
@@ -47,7 +49,7 @@ def log_global_means(module: LightningModule) -> None:
 
 def _weight_by_samples(module: LightningModule, arguments: dict[str, Any]) -> None:
     """Replaces value and batch size in the arguments of a `log` call: weighted and, if per step, global."""
-    results: Any = module.trainer._results
+    results: Any = logged_in_stage(module.trainer)
     in_batch = results is not None and results.batch is not None
     size = arguments.get("batch_size")
     if size is None:
@@ -98,7 +100,7 @@ class LoggedValue:
             later.value = getattr(torch, f"{self.reduction}imum")(later.value, earlier)
         if self.samples is not None:
             later.cumulated_batch_size = later.cumulated_batch_size + self.samples.to(later.value.device)
-        later._computed = None
+        forget_computed(later)
 
 
 def values_of_epoch(trainer: Trainer) -> dict[str, LoggedValue]:
@@ -110,7 +112,7 @@ def values_of_epoch(trainer: Trainer) -> dict[str, LoggedValue]:
             value=result.value.clone().cpu(),
             samples=result.cumulated_batch_size.clone().cpu() if result.meta.is_mean_reduction else None,
         )
-        for key, result in _results(trainer).items()
+        for key, result in logged_in_epoch(trainer).items()
         if result.is_tensor and result.meta.on_epoch and not result.has_reset
     }
 
@@ -147,11 +149,7 @@ def _merge(parts: Sequence[LoggedValue]) -> LoggedValue:
 
 def merge_resumed(trainer: Trainer, before: dict[str, LoggedValue]) -> None:
     """Moves the values in `before` into Lightning's results, each once its name has been logged again."""
-    results = _results(trainer)
+    results = logged_in_epoch(trainer)
     for key in before.keys() & results.keys():
         if not results[key].has_reset:
             before.pop(key).merge_into(results[key])
-
-
-def _results(trainer: Trainer) -> Any:
-    return trainer.fit_loop.epoch_loop._results

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from numpy._core.multiarray import _reconstruct
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
 
+from training import internals
 from training.callbacks.log_reduction import LoggedValue, values_for_rank, values_of_epoch
 
 FILE, EARLIER_FILE = "train_state.pt", "carried.pt"
@@ -71,7 +71,9 @@ def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainStat
     dist.all_gather_object(own, (_generators(), values_of_epoch(trainer)))
     metrics = _metrics(module)
     # Ranks may differ in whether a metric was updated, but they must agree on whether to sync it.
-    updates = torch.tensor([metric._update_count for metric in metrics.values()], device=module.device)
+    updates = torch.tensor(
+        [internals.update_count(metric) for metric in metrics.values()], device=module.device
+    )
     dist.all_reduce(updates)
     states = {
         name: {"state": _synced(metric), "updates": count}
@@ -97,9 +99,8 @@ def load(folder: Path) -> TrainState:
 
 def _load_version_0_1(path: Path) -> TrainState:
     """Reads a state of version 0.1, which pickled two classes and NumPy arrays. Only attributes are read."""
-    arrays: list[Any] = [_reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
     classes = [(SimpleNamespace, name) for name in ("training.carried.Carried", "training.logged.Logged")]
-    with torch.serialization.safe_globals([*arrays, *classes]):
+    with torch.serialization.safe_globals([*internals.PICKLED_ARRAY, *classes]):
         fields = vars(torch.load(path, weights_only=True))
     generators = [{**rank, "numpy": _numpy_state(rank["numpy"])} for rank in fields["generators"]]
     logged = [{name: LoggedValue(**vars(value)) for name, value in rank.items()} for rank in fields["logged"]]
@@ -112,7 +113,9 @@ def _metrics(module: LightningModule) -> dict[str, Metric]:
         name: metric
         for name, metric in module.named_modules()
         if isinstance(metric, Metric)
-        and all(reduction in SHARED_BY_ALL + HELD_BY_ONE for reduction in metric._reductions.values())
+        and all(
+            reduction in SHARED_BY_ALL + HELD_BY_ONE for reduction in internals.reductions(metric).values()
+        )
     }
 
 
@@ -124,10 +127,11 @@ def _synced(metric: Metric) -> dict[str, Any]:
 def _restore(metric: Metric, saved: dict[str, Any]) -> None:
     metric.reset()
     for name, value in saved["state"].items():
-        if metric._reductions[name] in SHARED_BY_ALL or dist.get_rank() == 0:
+        if internals.reductions(metric)[name] in SHARED_BY_ALL or dist.get_rank() == 0:
             setattr(metric, name, _to_device(value, metric.device))
-    metric._update_count = saved["updates"] if dist.get_rank() == 0 else min(saved["updates"], 1)
-    metric._computed = None
+    updates = saved["updates"] if dist.get_rank() == 0 else min(saved["updates"], 1)
+    internals.set_update_count(metric, updates)
+    internals.forget_computed(metric)
 
 
 def _cloned(value: Any) -> Any:

@@ -215,10 +215,8 @@ class _Peers:
 
 def _collectives() -> int | None:
     """Returns the number of collectives that this rank has entered in the default process group, or None."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():
+    if "torch.distributed" not in sys.modules:
         return None
-    try:
-        return int(distributed.group.WORLD._get_sequence_number_for_group())
-    except RuntimeError:  # not every backend counts
-        return None
+    from training.internals import collectives_entered
+
+    return collectives_entered()

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
 
+from training.internals import reductions
+
 _SHAPE_PRESERVING = {dim_zero_sum, dim_zero_mean, dim_zero_max, dim_zero_min}
 
 
@@ -24,7 +26,7 @@ def sync_directly(module: nn.Module) -> None:
     reduced by a custom function.
     """
     for submodule in module.modules():
-        if isinstance(submodule, Metric) and set(submodule._reductions.values()) <= _SHAPE_PRESERVING:
+        if isinstance(submodule, Metric) and set(reductions(submodule).values()) <= _SHAPE_PRESERVING:
             submodule.dist_sync_fn = _all_gather
 
 

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from training.errors import NonFiniteLoss
+from training.internals import tree_leaves
 
 Finding = tuple[int, str]  # position in the order of execution on its rank, and description
 

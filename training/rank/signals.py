@@ -7,10 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_BROADCAST = "_broadcast_sigterm_tensor"  # a private method of Lightning; a test checks that it exists
-
-
-def _no_broadcast() -> None: ...
+from training.internals import skip_sigterm_broadcast
 
 
 class KeepSignals(Callback):
@@ -29,7 +26,7 @@ class KeepSignals(Callback):
         self._handler = signal.getsignal(signal.SIGTERM)  # the user's handler, if one is set by now
 
     def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
-        setattr(trainer.fit_loop.epoch_loop, _BROADCAST, _no_broadcast)
+        skip_sigterm_broadcast(trainer)
         signal.signal(signal.SIGTERM, self._handler)
 
     def on_test_start(self, _trainer: Trainer, _module: LightningModule) -> None:

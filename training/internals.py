@@ -1,0 +1,70 @@
+"""Private parts of Lightning, torchmetrics, torch and NumPy that the training needs: each is used here alone.
+
+An upgrade may change them without notice. tests/training/test_internals.py says which one it broke.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from numpy._core.multiarray import _reconstruct
+from torch.utils import _pytree
+from torchmetrics import Metric
+
+tree_map, tree_leaves = _pytree.tree_map, _pytree.tree_leaves
+"""Over tensors in nested lists, tuples and dicts; `torch.utils` has no public ones."""
+
+PICKLED_ARRAY: tuple[Any, ...] = (_reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32)))
+"""What `torch.load(weights_only=True)` must allow for a NumPy array of uint32."""
+
+
+def logged_in_stage(trainer: Trainer) -> Any:
+    """Returns what the running stage has logged: Lightning's `_ResultCollection`; None outside a loop."""
+    return trainer._results
+
+
+def logged_in_epoch(trainer: Trainer) -> Any:
+    """Returns what the running training epoch has logged: Lightning's `_ResultCollection`."""
+    return trainer.fit_loop.epoch_loop._results
+
+
+def skip_sigterm_broadcast(trainer: Trainer) -> None:
+    """Leaves out the broadcast of a received SIGTERM that Lightning makes before each training batch."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = _no_broadcast
+
+
+def _no_broadcast() -> None: ...
+
+
+def reductions(metric: Metric) -> dict[str, Any]:
+    """Returns the reduction over ranks of each state of a metric, by the state's name."""
+    return metric._reductions
+
+
+def update_count(metric: Metric) -> int:
+    """Returns how often a metric was updated since its reset."""
+    return metric._update_count
+
+
+def set_update_count(metric: Metric, updates: int) -> None:
+    metric._update_count = updates
+
+
+def forget_computed(metric: Metric) -> None:
+    """Makes a metric compute its value anew: its states have changed other than by an update."""
+    metric._computed = None
+
+
+def collectives_entered() -> int | None:
+    """Returns how many collectives this rank has entered in the default group; None if nobody counts."""
+    group: Any = dist.group.WORLD
+    if group is None:
+        return None
+    try:
+        return int(group._get_sequence_number_for_group())
+    except RuntimeError:  # not every backend counts
+        return None
