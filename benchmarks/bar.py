@@ -7,7 +7,7 @@ from typing import Self
 
 from rich import progress
 
-from benchmarks.progress import Progress
+from benchmarks.lines import Progress
 from service.cli.output import console
 
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("sync_bn", "training", "service")
 HEAVY = {"torch", "ray", "lightning", "mlflow", "numpy", "pandas", "sklearn", "matplotlib"}
 LIGHT_PARTS_OF_TRAINING = {
+    "training.backoff",
     "training.spec",
     "training.spec.errors",
     "training.spec.model",
@@ -166,6 +167,21 @@ def test_no_import_leads_back_to_where_it_began() -> None:
         module: {found.imported for found in imports_of(module)} & modules().keys() - {module}
         for module in modules()
     }
+    assert cycle_in(graph) is None
+
+
+def test_no_import_of_the_benchmarks_leads_back_to_where_it_began() -> None:
+    paths = {name_of(path): path for path in (ROOT / "benchmarks").rglob("*.py")}
+    graph = {}
+    for module, path in paths.items():
+        named = [
+            (node.module, f"{node.module}.{alias.name}")
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        graph[module] = {whole if whole in paths else str(part) for part, whole in named} & paths.keys()
+    assert any(graph.values())
     assert cycle_in(graph) is None
 
 

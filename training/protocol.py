@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 RESERVED_PACKAGES = frozenset({"sync_bn", "training", "service"})
 """Top-level package names that uploaded code may not use, because they are this project's own."""
@@ -145,6 +145,15 @@ class Progress:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         return cls(**data)
+
+
+class Point(NamedTuple):
+    """One value of a metric. timestamp: milliseconds since 1970. step: the optimizer's, from 1."""
+
+    name: str
+    value: float
+    timestamp: int
+    step: int
 
 
 class Exit(enum.StrEnum):

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from service.backends.tracking import Point
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from service.log_files import open_log
-from training.protocol import is_detail
+from training.protocol import Point, is_detail
 
 _ENDINGS = {"FINISHED", "FAILED", "KILLED"}
 

@@ -10,11 +10,10 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from service.backends.tracking import Point
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from service.log_files import open_log
-from training.protocol import JOB_TAG, is_detail
+from training.protocol import JOB_TAG, Point, is_detail
 
 _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"

@@ -11,6 +11,7 @@ from typing import Any
 from service.backends import ray_calls
 from service.backends.cluster import Node
 from service.errors import Unavailable
+from training.backoff import Backoff
 from training.protocol import News, StartStatus, Superseded
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ ANSWER_SECONDS = 30.0
 SILENT_SECONDS = 600.0
 """How long an agent may be silent while Ray reports its machine alive, for example because storage hangs.
 Then the agent is killed together with its ranks, and Ray restarts it."""
-_PAUSE_SECONDS, _LONGEST_PAUSE = 0.5, 10.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 
 
 class Host:
@@ -42,7 +43,7 @@ class Host:
         self._news: News | None = None
         self._starts: dict[str, StartStatus] = {}
         self._heard_at = time.monotonic()
-        self._deaths = 0  # agents that died in a row without an answer
+        self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
 
     @property
     def answers(self) -> bool:
@@ -92,7 +93,8 @@ class Host:
         answer = await self._ask(
             "news", self.instance, seen, NEWS_SECONDS, seconds=NEWS_SECONDS + ANSWER_SECONDS
         )
-        self._heard_at, self._deaths = time.monotonic(), 0
+        self._heard_at = time.monotonic()
+        self._backoff.reset()
         if answer.instance != self.instance:
             self.instance, self.since = answer.instance, time.time()
         elif answer.news.version == seen:
@@ -102,19 +104,19 @@ class Host:
         self._heard(self)
 
     async def _not_heard(self, error: Exception) -> None:
-        silent = time.monotonic() - self._heard_at
+        silent, pause = time.monotonic() - self._heard_at, _FIRST_PAUSE
         log.info("the host agent on %s: %s: %s", self.node.address, type(error).__name__, error)
         if isinstance(error, ray_calls.AgentDied):
             self._agent = None
-            self._deaths += 1
             self._forget()
+            pause = self._backoff.next()
         elif silent >= SILENT_SECONDS and self._agent is not None:
             log.warning(
                 "the host agent on %s has been silent for %.0f s: killing it", self.node.address, silent
             )
             self._heard_at = time.monotonic()
             ray_calls.kill(self._agent)
-        await asyncio.sleep(min(_PAUSE_SECONDS * 2**self._deaths, _LONGEST_PAUSE))
+        await asyncio.sleep(pause)
 
     def _forget(self) -> None:
         """Drops what the agent had reported: it has ended with its ranks, and the next one knows nothing."""

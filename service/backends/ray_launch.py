@@ -17,6 +17,7 @@ from service.backends.cluster import Launch
 from service.backends.gangs import does_not_answer, host_orders, nodes_of_ranks
 from service.backends.ray_gang import Gang, Gpus
 from service.backends.ray_host import Host
+from training.backoff import Backoff
 from training.protocol import CodeMissing, Order, StartStatus, Superseded
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Launching:
 
     async def _placed(self) -> tuple[str, ...]:
         """Creates the placement group and returns the node of each bundle, once Ray has placed all."""
-        name, began, pause = self.gang.name, monotonic(), _FIRST_PAUSE
+        name, began, backoff = self.gang.name, monotonic(), Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             group = self.gang.group = await ray_calls.in_thread(ray_calls.group, name)
             if group is None:
@@ -111,8 +112,7 @@ class Launching:
                 return group.nodes
             elif monotonic() - began > _ROOM_SECONDS:
                 self._set_message(NO_ROOM)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await asyncio.sleep(backoff.next())
 
     async def _gpus(self, nodes: tuple[str, ...]) -> Gpus:
         """Returns the GPU ids of each bundle. Only a task that runs in the bundle can read them."""

@@ -7,21 +7,11 @@ tests.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from service.jobs.job import Run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One value of a metric. `timestamp`: milliseconds since the epoch."""
-
-    name: str
-    step: int
-    value: float
-    timestamp: int
+from training.protocol import Point
 
 
 class Results(Protocol):

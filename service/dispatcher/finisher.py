@@ -17,6 +17,7 @@ from service.job_logs import JobLogs, LogFile
 from service.jobs.job import Job, Run
 from service.queue.store import Store
 from service.settings import Settings
+from training.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,11 @@ class Finisher:
 
     def run(self) -> None:
         """Blocks until `stop` is called."""
-        pause = _SECONDS_BETWEEN
+        backoff = Backoff(_SECONDS_BETWEEN, _MOST_SECONDS_BETWEEN)
         while not self._stopped:
-            pause = _SECONDS_BETWEEN if self.finish_all() else min(2 * pause, _MOST_SECONDS_BETWEEN)
-            self._woken.wait(pause)
+            if self.finish_all():
+                backoff.reset()
+            self._woken.wait(backoff.next())
             self._woken.clear()
 
     def wake(self) -> None:

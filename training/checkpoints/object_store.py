@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from training.backoff import Backoff
 from training.checkpoints import manifest
 from training.checkpoints.bucket import Bucket, StorageUnavailable
 from training.checkpoints.manifest import InvalidCheckpoint, Saved, step_of
@@ -206,8 +207,7 @@ class ObjectStore:
         return f"{self.url}/{name}, with its manifest renamed to {BROKEN}"
 
     def _retry(self, read: Callable[[], Result]) -> Result:
-        deadline = time.monotonic() + self.retry_seconds
-        backoff, longest = SECONDS_BETWEEN
+        deadline, backoff = time.monotonic() + self.retry_seconds, Backoff(*SECONDS_BETWEEN)
         while True:
             try:
                 return read()
@@ -216,5 +216,4 @@ class ObjectStore:
                 if remaining <= 0 or error.is_permanent:
                     raise
                 log.warning("%s; retrying for another %.0f seconds", error, remaining)
-                time.sleep(min(backoff, remaining))
-                backoff = min(2 * backoff, longest)
+                time.sleep(min(backoff.next(), remaining))

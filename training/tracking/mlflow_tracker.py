@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from training.errors import TrainingError
-from training.protocol import Progress
-from training.tracking.spool import Point, Spool
+from training.protocol import Point, Progress
+from training.tracking.spool import Spool
 from training.tracking.tracker import History
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
+
+from training.protocol import Point
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +28,6 @@ FLUSH_SECONDS = 1.0
 TRUNCATE_BYTES = 64 << 20  # a file of at least this size is truncated once all of it is acknowledged
 POINTS_PER_WRITE = 2000  # points in one write
 LONGEST_LINE = 1100  # bytes: three numbers and a name of 250 characters
-
-
-class Point(NamedTuple):
-    """A value of a metric. time: milliseconds since the epoch. step: the optimizer's, from 1."""
-
-    name: str
-    value: float
-    time: int
-    step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +203,12 @@ def _first(points: deque[Point], limit: int) -> list[Point]:
 
 
 def _line(point: Point) -> str:
-    return f"{point.time} {point.step} {point.value!r} {point.name}\n"
+    return f"{point.timestamp} {point.step} {point.value!r} {point.name}\n"
 
 
 def _point(line: bytes) -> Point:
-    time, step, value, name = line.decode().split(" ", 3)
-    return Point(name, float(value), int(time), int(step))
+    timestamp, step, value, name = line.decode().split(" ", 3)
+    return Point(name, float(value), int(timestamp), int(step))
 
 
 def _readable(path: Path) -> Iterator[tuple[bytes, Point]]:

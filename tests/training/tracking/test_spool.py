@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from tests.training.worlds import PRELOAD
 from tests.warm import warm
+from training.protocol import Point
 from training.tracking import spool as module
-from training.tracking.spool import Point, Spool
+from training.tracking.spool import Spool
 
 
 def point(step: int, name: str = "train_loss") -> Point:
