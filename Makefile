@@ -5,7 +5,7 @@ PORT ?= 8000
 MLFLOW_PORT ?= 5000
 
 .PHONY: setup demo demo-fashion demo-down secrets cluster-up cluster-smoke cluster-down \
-	cluster-backup cluster-restore test lint docs bench
+	cluster-backup cluster-restore test test-quick lint docs bench
 
 setup: $(VENV)/.ready  ## everything that the other targets need, into .venv
 
@@ -53,6 +53,9 @@ cluster-down:  ## end it; its data stays, but for VOLUMES=1
 test: setup  ## all tests, with the system packages they need
 	deploy/test-packages.sh
 	OMP_NUM_THREADS=1 PYTEST='$(BIN)/python -m pytest' deploy/test.sh
+
+test-quick: setup  ## those that need no Ray, MLflow, PostgreSQL or browser, in two minutes
+	OMP_NUM_THREADS=1 PYTEST='$(BIN)/python -m pytest' deploy/test.sh quick
 
 lint: setup  ## style and types
 	$(BIN)/ruff check .

@@ -1,30 +1,41 @@
 #!/usr/bin/env bash
-# All tests in two processes: those of a real stack, which wait most of the time, beside those that compute.
+# All tests, or with the argument `quick` those that need no server, in processes beside each other: whoever
+# waits leaves the CPUs to the others. All tests on MLflow's server are in one of them, on PostgreSQL in another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-log=$(mktemp)
+beside=("tests/training tests/service/backends")
+select=()
+if [ "${1:-}" = quick ]; then
+  select=(-m "not full")
+else
+  beside+=("tests/e2e")
+fi
+rest=(--ignore=tests/e2e)
+for folder in ${beside[*]}; do rest+=("--ignore=$folder"); done
+
+logs=$(mktemp -d)
+running=()
 # Job control: otherwise what runs in the background ignores an interrupt, and so does all that it starts.
 set -m
-$PYTEST tests/e2e >"$log" 2>&1 &
-stack=$!
-$PYTEST --ignore tests/e2e &
-rest=$!
-end() { # an interrupted pytest ends the stack that it has started
-  kill -INT "$stack" "$rest" 2>/dev/null || true
+for folders in "${beside[@]}"; do
+  # shellcheck disable=SC2086 # words of a command, names of folders
+  $PYTEST "${select[@]}" $folders >"$logs/${#running[@]}" 2>&1 &
+  running+=($!)
+done
+$PYTEST "${select[@]}" "${rest[@]}" &
+running+=($!)
+
+end() { # an interrupted pytest ends the servers that it has started
   # A command under test may take an interrupt for its own; its test fails then, and pytest goes on.
-  while kill -0 "$rest" 2>/dev/null; do
-    sleep 10
-    kill -INT "$rest" 2>/dev/null || true
-  done
+  while kill -INT "${running[@]}" 2>/dev/null || [ -n "$(jobs -r)" ]; do sleep 10; done
   wait || true
-  rm -f "$log"
+  rm -rf "$logs"
 }
 trap end EXIT
 trap 'exit 130' INT TERM
 
-echo "tests/e2e runs beside these; what it says follows"
+echo "beside these run ${beside[*]}; what they say follows"
 failed=0
-wait "$rest" || failed=$?
-wait "$stack" || failed=$?
-cat "$log"
+for each in "${running[@]}"; do wait "$each" || failed=$?; done
+cat "$logs"/*
 exit "$failed"

@@ -25,8 +25,6 @@ from tests.e2e.small_ray import SmallRay, until
 from tests.training.host.test_agent import archive
 from training.protocol import Exit, Order, Superseded, cause, finished, stopped_at
 
-pytestmark = pytest.mark.ray
-
 NAMES = (f"contract-{number}" for number in range(1, 1_000))
 CPUS = 2
 

@@ -23,8 +23,6 @@ from service.user_code.pack import pack
 from tests.e2e.stack import ENVIRONMENT, Stack
 from tests.memory_cgroup import memory_cgroup
 
-pytestmark = pytest.mark.ray
-
 LAB = Path(__file__).parent.parent / "training" / "host" / "lab.py"
 STEPS = 150
 

@@ -21,8 +21,6 @@ from service.client import Job
 from tests.e2e.machines import Machines
 from tests.e2e.stack import Served, Stack, digits
 
-pytestmark = pytest.mark.ray
-
 STEPS = 120
 KINDS = ("0", "1", "agent", "sleep")
 ROUNDS = int(os.environ.get("SYNCBN_TEST_KILLS", "1"))

@@ -12,12 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from service.ports import free_port
 from tests.e2e.stack import SYNCBN, Stack, digits
-
-pytestmark = pytest.mark.ray
 
 RECIPE = Path("training/recipes/digits.yaml")
 

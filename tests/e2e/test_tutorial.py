@@ -8,11 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.e2e.stack import ENVIRONMENT, Stack
-
-pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 SET_UP = ["make setup", ". .venv/bin/activate"]  # what this test runs in

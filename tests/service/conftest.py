@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-from benchmarks.postgres import NotInstalled, Postgres
-from benchmarks.postgres import postgres as running_postgres
+from benchmarks.postgres import Postgres
 from service.client import Client
 from service.queue import lease
 from service.queue.store import Store
@@ -20,28 +18,23 @@ from service.settings import Settings, names_of
 from tests.service.live_api import FaultyApp, Later, LiveServer, Service, live_service, timers
 from tests.service.serving import Stage, running_stage
 
-# A machine that is busy with something else is no reason to fail: neither for a slow example, nor for a
-# scheduler that a test plays and that is not heard of while the machine stands still.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+# A scheduler that a test plays is not heard of while the machine is busy with something else.
 lease.SILENCE_SECONDS = 3600.0
 # Nor is a service of the developer's own: `Settings()` reads its variables.
 for _field in Settings.model_fields:
     for _name in names_of(_field):
         os.environ.pop(_name, None)
 
+POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.full)
+
 _names = (f"test_{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A running PostgreSQL that has a migrated database `migrated`."""
-    try:
-        with running_postgres(fsync="off", max_connections="200") as server:
-            _migrate(server.create("migrated"))
-            yield server
-    except NotInstalled as error:
-        pytest.skip(str(error))
+def migrated_postgres(postgres: Postgres) -> Postgres:
+    """It has a migrated database `migrated`, a template for others."""
+    _migrate(postgres.create("migrated"))
+    return postgres
 
 
 @pytest.fixture(scope="session")
@@ -83,13 +76,22 @@ def later() -> Iterator[Later]:
         yield later
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", POSTGRESQL])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new database with its tables, of either kind."""
     if request.param == "postgresql":
-        server: Postgres = request.getfixturevalue("postgres")
+        server: Postgres = request.getfixturevalue("migrated_postgres")
         return server.create(next(_names), template="migrated")
     return _copied(request.getfixturevalue("migrated_sqlite"), tmp_path)
+
+
+@pytest.fixture(params=["sqlite", POSTGRESQL])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database without tables, of either kind."""
+    if request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        return server.create(next(_names))
+    return f"sqlite:///{tmp_path}/new.db"
 
 
 @pytest.fixture

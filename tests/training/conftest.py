@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
-from mlflow import MlflowClient
 
 from tests.mlflow_server import MlflowServer, environment_of_a_worker
 from tests.training.worlds import Worlds
 
-# A busy machine must not fail a test.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +33,8 @@ def server(mlflow_server: MlflowServer, environment: None) -> MlflowServer:  # n
 
 @pytest.fixture
 def client(server: MlflowServer) -> MlflowClient:
+    from mlflow import MlflowClient  # takes seconds
+
     return MlflowClient(tracking_uri=server.url)
 
 

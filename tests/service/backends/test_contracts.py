@@ -109,7 +109,7 @@ def rest(mlflow_server: MlflowServer) -> Iterator[OverRest]:
     subject.http.close()
 
 
-@pytest.fixture(params=["memory", "mlflow"])
+@pytest.fixture(params=["memory", pytest.param("mlflow", marks=pytest.mark.full)])
 def subject(request: pytest.FixtureRequest) -> Subject:
     if request.param == "memory":
         return InMemory()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import alembic.command
 import alembic.config
-import pytest
 from sqlalchemy import Connection, Engine, text
 
 from service.jobs.job import State, new_id, utc_now
@@ -29,14 +28,8 @@ OLD_STATES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_jobs_of_an_older_version_are_kept_and_go_on(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    url = f"sqlite:///{tmp_path}/old.db"
-    if kind == "postgresql":
-        url = request.getfixturevalue("postgres").create("old_tables")
-    store, engine = Store(url), database.make_engine(url)
+def test_jobs_of_an_older_version_are_kept_and_go_on(empty_database_url: str) -> None:
+    store, engine = Store(empty_database_url), database.make_engine(empty_database_url)
     migrate_to(engine, "0003")
     with engine.begin() as connection:
         old = {state: old_job(connection, state) for state in OLD_STATES}

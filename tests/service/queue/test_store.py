@@ -376,8 +376,8 @@ def test_unknown_code_is_not_found(store: Store) -> None:
 # Databases
 
 
-def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(postgres: Postgres) -> None:
-    url = postgres.create("many_ended", template="migrated")
+def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(migrated_postgres: Postgres) -> None:
+    url = migrated_postgres.create("many_ended", template="migrated")
     store, engine = Store(url), database.make_engine(url)
     for _ in range(3):
         job = store.request_cancel(create(store).id)
@@ -422,16 +422,9 @@ def test_tables_of_a_newer_version_are_refused_and_stay(store: Store, database_u
     engine.dispose()
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_several_processes_may_migrate_an_empty_database_at_once(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    url = f"sqlite:///{tmp_path}/new.db"
-    if kind == "postgresql":
-        url = request.getfixturevalue("postgres").create("fresh")
-
+def test_several_processes_may_migrate_an_empty_database_at_once(empty_database_url: str) -> None:
     with ProcessPoolExecutor(3, mp_context=warm("service.queue.store", "psycopg")) as pool:
-        ids = list(pool.map(_migrate_and_create, [url] * 3))
+        ids = list(pool.map(_migrate_and_create, [empty_database_url] * 3))
 
     assert len(set(ids)) == 3
 
@@ -481,11 +474,11 @@ def test_what_was_created_survives_a_kill_at_any_moment(database_url: str) -> No
     assert len(found) - len(acknowledged) in {0, 1}  # one may have been committed but not printed yet
 
 
-def test_a_restarted_database_costs_a_reconnect_not_an_error(postgres: Postgres) -> None:
-    store = Store(postgres.create("restarted", template="migrated"))
+def test_a_restarted_database_costs_a_reconnect_not_an_error(migrated_postgres: Postgres) -> None:
+    store = Store(migrated_postgres.create("restarted", template="migrated"))
     job, _ = store.create_job(SPEC)
 
-    with postgres.connect("postgres") as admin:
+    with migrated_postgres.connect("postgres") as admin:
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'restarted'")
 
     assert store.get(job.id) == job

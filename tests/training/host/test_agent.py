@@ -39,7 +39,10 @@ SECRET = "of the service alone"
 
 
 @pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostAgent]:
+def agent(
+    full_run: None,  # noqa: ARG001
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[HostAgent]:
     environment = machine_variables(os.environ | {"SYNCBN_API_KEY": SECRET, "RAY_AUTH_TOKEN": SECRET})
     agent = HostAgent(tmp_path_factory.mktemp("agent"), environment, on_cluster=False)
     agent.put_code("lab", archive())

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from mlflow import MlflowClient
 
 from service.ports import free_port
 from tests.mlflow_server import MlflowServer
@@ -23,6 +22,9 @@ from training.models import ConvNet
 from training.spec import flat, parse_spec
 from training.tracking import mlflow_tracker
 from training.tracking.mlflow_tracker import MlflowTracker, NotWritten
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # What MLflow and what it stands on warn of is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")

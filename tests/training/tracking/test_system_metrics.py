@@ -3,14 +3,17 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import pytest
-from mlflow import MlflowClient
 
 from tests.line import Line
 from tests.mlflow_server import MlflowServer
 from training.tracking import system_metrics
 from training.tracking.system_metrics import SystemMetrics
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # What MLflow and what it stands on warn of is theirs to mend.
 pytestmark = pytest.mark.filterwarnings("ignore")
