@@ -27,7 +27,7 @@ running+=($!)
 
 end() { # an interrupted pytest ends the servers that it has started
   # A command under test may take an interrupt for its own; its test fails then, and pytest goes on.
-  while kill -INT "${running[@]}" 2>/dev/null || [ -n "$(jobs -r)" ]; do sleep 10; done
+  while kill -INT "${running[@]}" 2>/dev/null || [ -n "$(jobs -r)" ]; do sleep 30; done
   wait || true
   rm -rf "$logs"
 }

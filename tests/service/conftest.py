@@ -6,13 +6,15 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.postgres import Postgres
 from service.client import Client
-from service.queue import lease
+from service.queue import database, lease
 from service.queue.store import Store
 from service.settings import Settings, names_of
 from tests.service.live_api import FaultyApp, Later, LiveServer, Service, live_service, timers
@@ -24,6 +26,18 @@ lease.SILENCE_SECONDS = 3600.0
 for _field in Settings.model_fields:
     for _name in names_of(_field):
         os.environ.pop(_name, None)
+
+
+_set_up_sqlite = database._set_up_sqlite
+
+
+@wraps(_set_up_sqlite)
+def _set_up_sqlite_without_waiting_for_the_disk(connection: Any, record: object) -> None:
+    _set_up_sqlite(connection, record)
+    connection.execute("PRAGMA synchronous = OFF")  # processes are killed here, but no machine loses power
+
+
+setattr(database, "_set_up_sqlite", _set_up_sqlite_without_waiting_for_the_disk)  # noqa: B010
 
 POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.full)
 

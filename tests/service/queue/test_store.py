@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 import sqlite3
 import subprocess
@@ -500,6 +501,15 @@ def test_a_writer_of_sqlite_locks_at_once_and_readers_go_on(tmp_path: Path) -> N
         other.rollback()
     other.close()
     engine.dispose()
+
+
+def test_what_sqlite_has_written_survives_a_power_cut(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "jobs.db")
+
+    inspect.unwrap(database._set_up_sqlite)(connection, None)
+
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    connection.close()
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
