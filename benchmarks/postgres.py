@@ -31,7 +31,17 @@ class Postgres:
         """A new database; returns its URL."""
         with self.connect("postgres") as admin:
             admin.execute(f"CREATE DATABASE {database} TEMPLATE {template}".encode())
+        return self.url(database)
+
+    def url(self, database: str) -> str:
         return f"postgresql://postgres@/{database}?host={self.folder}"
+
+    def disconnect(self, database: str) -> None:
+        """Its clients lose their connections."""
+        with self.connect("postgres") as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [database]
+            )
 
     def connect(self, database: str) -> psycopg.Connection:
         return psycopg.connect(host=str(self.folder), user="postgres", dbname=database, autocommit=True)

@@ -377,9 +377,8 @@ def test_unknown_code_is_not_found(store: Store) -> None:
 # Databases
 
 
-def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(migrated_postgres: Postgres) -> None:
-    url = migrated_postgres.create("many_ended", template="migrated")
-    store, engine = Store(url), database.make_engine(url)
+def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(postgres_url: str) -> None:
+    store, engine = Store(postgres_url), database.make_engine(postgres_url)
     for _ in range(3):
         job = store.request_cancel(create(store).id)
         store.mark_archived(job.id)
@@ -410,8 +409,9 @@ def test_the_migrations_make_the_tables_that_the_code_uses(store: Store, databas
     assert difference == []
 
 
-def test_tables_of_a_newer_version_are_refused_and_stay(store: Store, database_url: str) -> None:
-    engine = database.make_engine(database_url)
+def test_tables_of_a_newer_version_are_refused_and_stay(empty_database_url: str) -> None:
+    store, engine = Store(empty_database_url), database.make_engine(empty_database_url)
+    store.migrate()
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
 
@@ -420,6 +420,7 @@ def test_tables_of_a_newer_version_are_refused_and_stay(store: Store, database_u
 
     with engine.connect() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
+    store.close()
     engine.dispose()
 
 
@@ -475,12 +476,11 @@ def test_what_was_created_survives_a_kill_at_any_moment(database_url: str) -> No
     assert len(found) - len(acknowledged) in {0, 1}  # one may have been committed but not printed yet
 
 
-def test_a_restarted_database_costs_a_reconnect_not_an_error(migrated_postgres: Postgres) -> None:
-    store = Store(migrated_postgres.create("restarted", template="migrated"))
+def test_a_restarted_database_costs_a_reconnect_not_an_error(postgres: Postgres, postgres_url: str) -> None:
+    store = Store(postgres_url)
     job, _ = store.create_job(SPEC)
 
-    with migrated_postgres.connect("postgres") as admin:
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'restarted'")
+    postgres.disconnect("migrated")
 
     assert store.get(job.id) == job
     store.close()
