@@ -4,14 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 beside=("tests/training tests/service/backends")
-select=()
 if [ "${1:-}" = quick ]; then
-  select=(-m "not full")
+  export PYTEST_ADDOPTS="${PYTEST_ADDOPTS:-} -m 'not full'"
 else
-  beside+=("tests/e2e")
+  stack=(tests/e2e/test_{deaths,interruptions,jobs,tutorial}.py) # they share one
+  beside=("${stack[*]}" "${beside[0]} tests/e2e ${stack[*]/#/--ignore=}")
 fi
-rest=(--ignore=tests/e2e)
-for folder in ${beside[*]}; do rest+=("--ignore=$folder"); done
+rest=(--ignore=tests/e2e --ignore=tests/training --ignore=tests/service/backends)
 
 logs=$(mktemp -d)
 running=()
@@ -19,10 +18,10 @@ running=()
 set -m
 for folders in "${beside[@]}"; do
   # shellcheck disable=SC2086 # words of a command, names of folders
-  $PYTEST "${select[@]}" $folders >"$logs/${#running[@]}" 2>&1 &
+  $PYTEST $folders >"$logs/${#running[@]}" 2>&1 &
   running+=($!)
 done
-$PYTEST "${select[@]}" "${rest[@]}" &
+$PYTEST "${rest[@]}" &
 running+=($!)
 
 end() { # an interrupted pytest ends the servers that it has started

@@ -21,7 +21,7 @@ from service.client import Job
 from tests.e2e.machines import Machines
 from tests.e2e.stack import Served, Stack, digits
 
-STEPS = 120
+STEPS = 60
 KINDS = ("0", "1", "agent", "sleep")
 ROUNDS = int(os.environ.get("SYNCBN_TEST_KILLS", "1"))
 """How often each of these strikes a job. With 10 the test takes a quarter of an hour more."""
@@ -36,7 +36,7 @@ def struck(folder: Path, strikes: dict[int, str], *, pace: float = 0.0, **change
         "max_steps": STEPS,
         "precision": "64-true",
         "checkpoint": {"every_steps": 7},
-        "hang_seconds": 15,
+        "hang_seconds": 5,
     }
     return digits(
         model={"class_path": "mine.nets.Struck", "init_args": arguments},
@@ -81,7 +81,7 @@ def test_job_is_resized_and_paused_and_follows_the_same_curve(
         wait_for_step(stack, job.id, 10)
         client.resize(job.id, 1)
         until(stack, job.id, lambda job: job.attempt == 2 and job.state == "running")
-        wait_for_step(stack, job.id, 60)
+        wait_for_step(stack, job.id, 30)
         client.pause(job.id)
         paused = until(stack, job.id, lambda job: job.state == "paused")
         assert "paused at step" in (paused.reason or "")
@@ -102,7 +102,7 @@ def test_machine_that_is_gone_costs_its_workers_and_nothing_else(
 ) -> None:
     """The job has one worker on each of two; all that runs on the second is killed."""
     elastic = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": 1}
-    job = submitted(machines, struck(tmp_path / "struck", {}, pace=0.1, resources=elastic))
+    job = submitted(machines, struck(tmp_path / "struck", {}, pace=0.2, resources=elastic))
     running = wait_for_step(machines, job.id, 10)
     assert running.workers == 2
     machines.kill_second()
