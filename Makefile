@@ -1,4 +1,5 @@
-PYTHON ?= python3.11
+# An environment that is there keeps its Python; a new one takes the newest that will do.
+PYTHON ?= $(or $(shell deploy/python.sh),$(error no Python))
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
@@ -9,10 +10,15 @@ MLFLOW_PORT ?= 5000
 
 setup: $(VENV)/.ready  ## everything that the other targets need, into .venv
 
-# constraints.txt names torch's CPU build; without it pip takes gigabytes of CUDA.
+# constraints.txt pins torch's version. Its build is that of the package index: on Linux most have the one for CUDA.
+# TORCH_INDEX= names another index for torch alone (PyTorch's installation page lists them, one for the CPU too).
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 $(VENV)/.ready: pyproject.toml constraints.txt sync_bn/_kernels.cpp
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "about to download 350 MB, and torch: 200 MB as built for the CPU, 2.7 GB as built for CUDA;" \
+		"it is the build of $(or $(TORCH_INDEX),the index that pip uses: TORCH_INDEX= names another)"
+	$(if $(TORCH_INDEX),$(PIP) --index-url '$(TORCH_INDEX)' "$$(grep '^torch==' constraints.txt)")
+	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup  ## train the example on two workers; KEEP=1 leaves the stack up
@@ -67,5 +73,5 @@ docs: setup  ## the documentation site, into build/docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs . build/docs
 
 bench: setup  ## measure, beside peers that only this installs; results go to benchmarks/results
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[bench]'
+	$(PIP) -q -c constraints.txt -e '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
