@@ -17,9 +17,20 @@ def is_free(host: str, port: int) -> bool:
             probe.bind((host, port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise Refused(f"cannot listen on {host}:{port}: {error.strerror}") from None
+                raise Refused(f"cannot listen on {host}:{port}: {_reason(host, error)}") from None
             return False
     return True
+
+
+def _reason(host: str, error: OSError) -> str:
+    if error.errno != errno.EADDRNOTAVAIL:
+        return str(error.strerror)
+    if host.startswith("127."):
+        return (
+            "loopback has no IPv4 address, by which this machine's servers reach each other; give it one, "
+            "on Linux as root with: ip address add 127.0.0.1/8 dev lo"
+        )
+    return "this machine has no such address"
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tests.e2e.stack import ENVIRONMENT, SYNCBN
+from tests.namespaces import IPV6_ALONE, needs_namespaces
 
 # float64, so that what the number of workers changes stands out from rounding. 32 samples on 3 workers are
 # shared unevenly, and the last batch of an epoch has 20.
@@ -45,6 +47,30 @@ def test_the_same_spec_gives_the_same_curve_on_one_and_on_three_workers(tmp_path
     assert all(run.returncode == 0 for run in runs)
     assert [row["step"] for row in _rows(tmp_path / "3") if "norm/bn1/var_noise" in row] == [10, 20]
     assert f"{tmp_path / '3' / 'norm_noise.png'}" in runs[1].stdout
+
+
+@pytest.mark.parametrize(
+    ("before", "variables"),
+    [
+        (("env", "--unset=HOME", "--unset=OMP_NUM_THREADS"), {}),
+        ((), {"HOME": "/proc/nowhere", "OMP_NUM_THREADS": "2", "LC_ALL": "C"}),
+        pytest.param(IPV6_ALONE, {}, marks=needs_namespaces),
+    ],
+    ids=["no home", "a home that cannot be written", "no IPv4"],
+)
+def test_two_workers_train_on_a_machine_that_is_unusual(
+    tmp_path: Path, before: tuple[str, ...], variables: dict[str, str]
+) -> None:
+    spec = {
+        "model": {"class_path": "training.models.ConvNet"},
+        "data": {"class_path": "training.data.Digits"},
+        "training": {"max_steps": 2},
+    }
+
+    done = _train(tmp_path / "a föld er", _on(spec, 2), before=before, variables=variables)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _rows(tmp_path / "a föld er")[-1]["step"] == 2
 
 
 def test_more_workers_than_cpus_are_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -130,16 +156,20 @@ def _on(spec: dict[str, Any], workers: int) -> dict[str, Any]:
     return spec | {"resources": {"workers": workers, "cpus_per_worker": 0.5}}
 
 
-def _train(output: Path, spec: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
+def _train(
+    output: Path,
+    spec: dict[str, Any],
+    *options: str,
+    before: Sequence[str] = (),
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
     output.mkdir(parents=True, exist_ok=True)
     path = output / "spec.json"
     path.write_text(json.dumps(spec))
-    return _syncbn("train", str(path), "--output", str(output), *options, cwd=output)
-
-
-def _syncbn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [*before, SYNCBN, "train", str(path), "--output", str(output), *options]
+    environment = {**ENVIRONMENT, **(variables or {})}
     return subprocess.run(
-        [SYNCBN, *arguments], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        command, cwd=output, env=environment, capture_output=True, encoding="utf-8", timeout=300
     )
 
 

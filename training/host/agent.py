@@ -196,7 +196,7 @@ class HostAgent:
         log_folder(order.folder, order.number).mkdir(parents=True, exist_ok=True)
         if order.rendezvous is None:
             # All ranks are on this machine, so the socket listens on loopback only.
-            rendezvous = self.rendezvous(order.attempt, order.start, "127.0.0.1")
+            rendezvous = self.rendezvous(order.attempt, order.start, _loopback())
             order = gang.order = _on_loopback(order, rendezvous)
         listener = self._listeners.pop((order.attempt, order.start), None)
         control, for_supervisor = Pipe()
@@ -277,6 +277,16 @@ def _fork_servers() -> list[psutil.Process]:
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _loopback() -> str:
+    """127.0.0.1, or ::1 on a machine without IPv4."""
+    with socket.socket(socket.AF_INET) as probe:
+        try:
+            probe.bind(("127.0.0.1", 0))
+        except OSError:
+            return "::1"
+    return "127.0.0.1"
 
 
 def _on_loopback(order: Order, rendezvous: str) -> Order:
