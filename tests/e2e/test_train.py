@@ -142,6 +142,14 @@ def test_an_interrupt_ends_it_with_all_its_ranks(tmp_path: Path) -> None:
     assert left == []
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    done = _train(tmp_path, _on(FASHION, 1), "--output", "/proc/output")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --output: /proc/output cannot be used: ")
+    assert done.stderr.endswith("; name a folder that can be written\n")
+
+
 def test_code_that_would_hide_a_module_is_refused(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "random.py").write_text("")

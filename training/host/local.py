@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -229,10 +230,19 @@ def code_folder(code: Path | None) -> Path | None:
 
 
 def prepare_output(output: Path) -> Path:
-    """Creates the output folder, deletes results of an earlier run, and returns its absolute path."""
-    output.mkdir(parents=True, exist_ok=True)
-    for name in RESULTS:
-        (output / name).unlink(missing_ok=True)
+    """Creates the output folder, deletes results of an earlier run, and returns its absolute path.
+
+    Raises BuildError if it cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name in RESULTS:
+            (output / name).unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        why = f"{output} cannot be used: {error.strerror}; name a folder that can be written"
+        raise BuildError("--output", why) from None
     shutil.rmtree(output / "run", ignore_errors=True)
     return output.resolve()
 
