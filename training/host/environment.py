@@ -73,5 +73,6 @@ def rank_environment(
     environment = {**RANK_DEFAULTS, **base, **(storage if order.checkpoints is not None else {})}
     if resources["gpus_per_worker"]:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
-    environment.setdefault("OMP_NUM_THREADS", str(max(int(resources["cpus_per_worker"]), 1)))
+    if not environment.get("OMP_NUM_THREADS"):
+        environment["OMP_NUM_THREADS"] = str(max(int(resources["cpus_per_worker"]), 1))
     return {**environment, **order.variables}
