@@ -8,9 +8,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "deploy" / "python.sh"
@@ -91,3 +94,23 @@ def test_torchs_index_is_asked_for_torch_alone_and_its_size_is_said_first() -> N
     assert not any(
         "--index-url" in line for line in run([*command[:-1]], os.environ["PATH"]).stdout.splitlines()
     )
+
+
+def test_every_pinned_package_takes_every_python_that_is_named() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(name): pin for name, _, pin in (line.partition("==") for line in lines) if pin}
+    versions = [f"{version}.0" for version in re.findall(r"Python :: (3\.\d+)", str(PROJECT["classifiers"]))]
+    wanted = {
+        found.name: found.metadata.get("Requires-Python") or ""
+        for found in distributions()
+        if pins.get(canonicalize_name(found.name)) == found.version
+    }
+
+    assert len(wanted) > 100
+    refused = {
+        (name, version)
+        for name, specifier in wanted.items()
+        for version in versions
+        if version not in SpecifierSet(specifier)
+    }
+    assert refused == set()

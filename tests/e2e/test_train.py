@@ -69,7 +69,10 @@ def test_two_workers_train_on_a_machine_that_is_unusual(
 
     done = _train(tmp_path / "a föld er", _on(spec, 2), before=before, variables=variables)
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "Traceback" not in said
+    assert "Matplotlib created" not in said
     assert _rows(tmp_path / "a föld er")[-1]["step"] == 2
 
 

@@ -34,6 +34,7 @@ from training.host.environment import (
 )
 from training.host.fork_server import PRELOAD, ForkServer
 from training.host.gang import Gang
+from training.host.own_folder import matplotlib_folder
 from training.host.supervisor import supervise
 from training.protocol import CodeMissing, News, Order, log_folder
 
@@ -53,7 +54,8 @@ class HostAgent:
     def __init__(
         self, folder: Path, environment: Mapping[str, str] | None = None, *, on_cluster: bool = True
     ) -> None:
-        self._base = machine_variables(os.environ) if environment is None else dict(environment)
+        given = machine_variables(os.environ) if environment is None else environment
+        self._base = {**given, **matplotlib_folder(folder)}
         self._storage = storage_variables(os.environ) if environment is None else {}
         self._folder = folder
         self._code = CodeCache(folder)

@@ -52,3 +52,17 @@ def _lock(folder: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def matplotlib_folder(folder: Path) -> dict[str, str]:
+    """MPLCONFIGDIR for the ranks, below `folder` where matplotlib's own cannot be written. It would otherwise
+    make one in the fork server, and every rank that ends would remove that.
+    """
+    if given := os.environ.get("MPLCONFIGDIR"):
+        return {"MPLCONFIGDIR": given}
+    with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
+        own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "matplotlib"
+        own.mkdir(parents=True, exist_ok=True)
+        if os.access(own, os.W_OK):
+            return {}
+    return {"MPLCONFIGDIR": str(folder / "matplotlib")}
