@@ -66,7 +66,7 @@ test-quick: setup  ## those that need no Ray, MLflow, PostgreSQL or browser, in 
 lint: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy sync_bn training service deploy tests benchmarks docs
+	$(BIN)/mypy sync_bn training service deploy testing tests benchmarks docs
 
 docs: setup  ## the documentation site, into build/docs
 	$(BIN)/python docs/generate.py

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from benchmarks.postgres import NotInstalled, Postgres
-from benchmarks.postgres import postgres as started_postgres
+from testing.postgres import NotInstalled, Postgres
+from testing.postgres import postgres as started_postgres
 from tests.mlflow_server import MlflowServer, running_server
 
 # A busy machine must not fail a test.

@@ -127,7 +127,23 @@ def test_training_knows_no_service() -> None:
 
 
 def test_nothing_imports_the_tests() -> None:
-    assert not [found for package in PACKAGES for found in imports(package) if top(found.imported) == "tests"]
+    tools = {"tests", "testing", "benchmarks"}
+    assert not [found for package in PACKAGES for found in imports(package) if top(found.imported) in tools]
+
+
+def test_tests_and_benchmarks_share_the_package_testing_alone() -> None:
+    def imported_by(folder: str) -> set[str]:
+        return {
+            str(node.module)
+            for path in (ROOT / folder).rglob("*.py")
+            if not path.is_relative_to(ROOT / "tests" / "benchmarks")  # which are tests of these
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom)
+        }
+
+    assert not {module for module in imported_by("tests") if top(module) == "benchmarks"}
+    assert not {module for module in imported_by("benchmarks") if top(module) == "tests"}
+    assert not {module for module in imported_by("testing") if top(module) in {"tests", "benchmarks"}}
 
 
 def test_service_knows_only_the_light_parts_of_training() -> None:

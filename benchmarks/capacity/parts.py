@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from benchmarks.capacity import points, queue, rounds
-from benchmarks.postgres import postgres
 from benchmarks.progress import progress
 from benchmarks.result import Options, Result
+from testing.postgres import postgres
 
 NOTES = (
     "Each part runs once. On two cores the clients, the API and PostgreSQL share what is there: figures are "

@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from benchmarks.capacity import cpu
-from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
 from benchmarks.servers import wait_until
 from service.embedded.processes import StackState
 from service.embedded.servers import MlflowServer
 from service.ports import free_port
+from testing.postgres import Postgres
 from training.tracking.mlflow_tracker import BATCH, MlflowTracker
 
 RUNS, REQUESTS, QUICK_REQUESTS = (1, 4), 20, 3

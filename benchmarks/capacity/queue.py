@@ -18,7 +18,6 @@ import httpx
 from sqlalchemy import select
 
 from benchmarks.capacity import cpu, rows
-from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
 from service.backends.memory import MemoryCluster
@@ -29,6 +28,7 @@ from service.queue.database import make_engine
 from service.queue.store import Store
 from service.queue.tables import jobs
 from service.settings import Settings
+from testing.postgres import Postgres
 
 SIZES, QUICK_SIZES = (1_000, 10_000, 100_000), (100, 1_000)
 REQUESTS, QUICK_REQUESTS = 200, 20

@@ -11,7 +11,6 @@ from itertools import product
 from sqlalchemy import Engine, event
 
 from benchmarks.capacity import rows
-from benchmarks.postgres import Postgres
 from benchmarks.progress import Progress
 from benchmarks.result import Result
 from service.backends.cluster import Launch, Node
@@ -23,6 +22,7 @@ from service.jobs.job import Job
 from service.queue.database import make_engine
 from service.queue.store import Store
 from service.settings import Settings
+from testing.postgres import Postgres
 from training import protocol
 
 MACHINES, QUEUED = (10, 100, 1_000), (100, 1_000, 10_000)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from unittest.mock import patch
 
-from tests.parallel import Ranks
+from testing.ranks import Ranks
 
 LONGEST_SECONDS = 600.0  # for one call in the ranks
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.postgres import Postgres
 from service.client import Client
 from service.queue import database, lease
 from service.queue.store import Store
 from service.queue.tables import metadata
 from service.settings import Settings, names_of
+from testing.postgres import Postgres
 from tests.service.live_api import FaultyApp, Later, LiveServer, Service, live_service, timers
 from tests.service.serving import Stage, running_stage
 

@@ -3,7 +3,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.parallel import Ranks
+from testing.ranks import Ranks
 
 RanksOf = Callable[[int], Ranks]
 

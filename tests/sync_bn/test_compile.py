@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from sync_bn import SyncBatchNorm
-from tests.parallel import Ranks
+from testing.ranks import Ranks
 
 can_compile = (
     bool(shutil.which("g++") or shutil.which("clang++"))

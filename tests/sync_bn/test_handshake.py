@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_process_group_store
 
 from sync_bn import DesynchronizedError, SyncBatchNorm, _handshake, check_ranks, convert_sync_batchnorm
-from tests.parallel import Ranks
+from testing.ranks import Ranks
 from tests.sync_bn.conftest import RanksOf
 
 

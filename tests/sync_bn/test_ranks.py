@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.parallel import RankError, Ranks
+from testing.ranks import RankError, Ranks
 
 
 def sum_of_ranks(rank: int, offset: float) -> tuple[int, float, int]:

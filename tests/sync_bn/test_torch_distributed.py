@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.parallel import RankError, Ranks
+from testing.ranks import RankError, Ranks
 from tests.sync_bn.torch_harness import TORCHS_TESTS, cases, modules_about_sync_batch_norm, run_case
 
 pytest.importorskip("numpy", reason="torch's own tests import it")

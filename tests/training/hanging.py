@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from testing.warm import warm
 from tests.training.worlds import PRELOAD
-from tests.warm import warm
 from training.hangs.rank_files import RankFiles, last_position
 from training.hangs.watchdog import Watchdog
 

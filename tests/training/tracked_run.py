@@ -7,8 +7,8 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from testing.warm import warm
 from tests.training.worlds import PRELOAD
-from tests.warm import warm
 
 VALIDATE_EVERY = 10
 SAVE_EVERY = 100

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import torch.distributed as dist
 
-from tests.parallel import Ranks
+from testing.ranks import Ranks
 
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")

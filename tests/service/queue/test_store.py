@@ -17,14 +17,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
-from benchmarks.postgres import Postgres
 from service.errors import Conflict, KeyReused, NotFound, Refused, Unavailable
 from service.jobs.job import Job, State, utc_now
 from service.queue import database, storable
 from service.queue.store import Store
 from service.queue.tables import metadata
+from testing.postgres import Postgres
+from testing.warm import warm
 from tests.service.examples import make_spec
-from tests.warm import warm
 
 SPEC = make_spec()
 T = TypeVar("T")

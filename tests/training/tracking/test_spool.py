@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testing.warm import warm
 from tests.training.worlds import PRELOAD
-from tests.warm import warm
 from training.protocol import Point
 from training.tracking import spool as module
 from training.tracking.spool import Spool

@@ -25,7 +25,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 import torch
 import torch.distributed as dist
 
-from tests.warm import warm
+from testing.warm import warm
 
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
