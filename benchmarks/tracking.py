@@ -29,6 +29,7 @@ from benchmarks.result import Options, Result, comparison
 from benchmarks.servers import mlflow_server
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.progress import LightningLogger, ProgressReporter
+from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
 from training.loading.batches import share_loader
 from training.model.instantiate import construct
@@ -143,11 +144,12 @@ def _train(tracker: Tracker, seconds: float) -> tuple[float, float]:
 
 def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
     """As a worker's (`training.rank.trainer`), of one rank and without checkpoints."""
+    share = ShareCounts()
     return pl.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=-1,
-        callbacks=[GlobalLoss(tracker, StopVote()), ProgressReporter(tracker), pace],
+        callbacks=[share, GlobalLoss(tracker, StopVote(), share), ProgressReporter(tracker), pace],
         logger=LightningLogger(tracker),
         log_every_n_steps=1,
         use_distributed_sampler=False,

@@ -56,6 +56,8 @@ class SyncBatchNorm(_BatchNorm):
     process_group: None: the default group. A deep copy keeps the group. Pickling drops it, because a group
         belongs to one process: a loaded layer has the default group.
     bias: whether there is a bias, if `affine`.
+    counts_samples: an attribute, True. While it is False, this rank's samples are normalised but do not count
+        in the statistics, as with a `sample_weight` of zeros.
     activation: None, "relu", "leaky_relu" (slope 0.01) or "silu", fused with the normalisation: no
         intermediate tensor is stored, and backward recomputes what it needs.
 
@@ -76,7 +78,7 @@ class SyncBatchNorm(_BatchNorm):
     _last_input_dim: int = 4
     _check_key: str | None = None
     _observer: Observer | None = None
-    _is_uncounted: bool = False
+    counts_samples: bool = True
 
     def __init__(
         self,
@@ -180,7 +182,7 @@ class SyncBatchNorm(_BatchNorm):
             return result
         x = _as_plain(input)
         self._check_per_channel(x)
-        if self._is_uncounted:
+        if not self.counts_samples:
             sample_weight = x.new_zeros(len(x))
         weights = None if sample_weight is None else _broadcastable(_as_plain(sample_weight), x)
         residual = None if residual is None else _as_plain(residual)

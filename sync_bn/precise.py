@@ -50,7 +50,7 @@ def precise_bn(
     with torch.no_grad(), _batch_statistics(model, layers, population):
         for batch, counts in _padded_batches(loader, _device(layers)):
             for layer in layers:
-                layer._is_uncounted = not counts
+                layer.counts_samples = counts
             (forward or _forward)(model, batch)
     population.write()
     return model
@@ -94,7 +94,7 @@ def _batch_statistics(
     finally:
         for layer in layers:
             del layer._observer
-            layer._is_uncounted = False
+            layer.counts_samples = True
         for buffer, value in buffers.items():
             buffer.copy_(value)
         for module, flag in training.items():

@@ -54,6 +54,23 @@ def set_update_count(metric: Metric, updates: int) -> None:
     metric._update_count = updates
 
 
+def metric_state(metric: Metric) -> tuple[dict[str, Any], int]:
+    """Returns copies of a metric's states, and how often it was updated."""
+    states = {name: getattr(metric, name) for name in metric._defaults}
+    copies = {
+        name: list(value) if isinstance(value, list) else value.clone() for name, value in states.items()
+    }
+    return copies, metric._update_count
+
+
+def restore_metric_state(metric: Metric, state: tuple[dict[str, Any], int]) -> None:
+    """Puts back what `metric_state` returned."""
+    copies, updates = state
+    for name, value in copies.items():
+        setattr(metric, name, value)
+    metric._update_count, metric._computed = updates, None
+
+
 def forget_computed(metric: Metric) -> None:
     """Makes a metric compute its value anew: its states have changed other than by an update."""
     metric._computed = None

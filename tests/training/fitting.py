@@ -22,6 +22,7 @@ from sync_bn.lightning import SyncBatchNormPlugin
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.norm_report import norm_report
 from training.callbacks.progress import LightningLogger, ProgressReporter
+from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
 from training.errors import NonFiniteLoss
 from training.loading.batches import share_loader
@@ -213,7 +214,8 @@ def fit(
     files = [JsonLines(folder / "metrics.jsonl")] if folder and rank == 0 else []
     tracker = Fanout([recorder, *files])
     report = norm_report(spec.norm, rank, tracker)
-    first = [report, GlobalLoss(tracker, vote or StopVote())]
+    share_counts = ShareCounts()
+    first = [share_counts, report, GlobalLoss(tracker, vote or StopVote(), share_counts)]
     trainer = _trainer(spec, tracker, [*first, ProgressReporter(tracker), *callbacks], batches_per_step)
     share = partial(
         share_loader,

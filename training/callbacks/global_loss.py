@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
+from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote, Vote
 from training.loading.batches import GlobalBatches
 from training.model.nonfinite import nonfinite_error
@@ -36,9 +36,8 @@ class GlobalLoss(Callback):
     or infinite.
     """
 
-    def __init__(self, tracker: Tracker, vote: StopVote) -> None:
-        self.tracker, self.vote = tracker, vote
-        self.samples = 0
+    def __init__(self, tracker: Tracker, vote: StopVote, share: ShareCounts) -> None:
+        self.tracker, self.vote, self.share = tracker, vote, share
         self.batch: tuple[Any, int] = (None, 0)
         self.value = math.nan
         self._micro_batches = range(1)  # indices of this step's micro-batches
@@ -48,7 +47,6 @@ class GlobalLoss(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, _module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.samples = extract_batch_size(batch)
         self.batch = (batch, batch_idx)
         first = batch_idx - batch_idx % trainer.accumulate_grad_batches
         stop = min(first + trainer.accumulate_grad_batches, trainer.num_training_batches)
@@ -68,9 +66,12 @@ class GlobalLoss(Callback):
         local_mean = loss.detach().double() * micro_batches / _loss_scale(trainer)
         vote = self.vote.own if self._is_last else Vote.GO_ON
         # A rank without samples has a NaN mean, so it contributes zero instead of mean times 0.
-        loss_sum = local_mean * self.samples if self.samples else torch.zeros_like(local_mean)
+        loss_sum = local_mean * self.share.samples if self.share.samples else torch.zeros_like(local_mean)
         sums = torch.stack(
-            [loss_sum, *local_mean.new_tensor([self.samples, vote >= Vote.SAVE, vote >= Vote.SAVE_AND_STOP])]
+            [
+                loss_sum,
+                *local_mean.new_tensor([self.share.samples, vote >= Vote.SAVE, vote >= Vote.SAVE_AND_STOP]),
+            ]
         )
         dist.all_reduce(sums)
         total, count, save, stop = sums.tolist()
@@ -78,7 +79,9 @@ class GlobalLoss(Callback):
         if not math.isfinite(total / count):
             raise nonfinite_error(pl_module, *self.batch, step=trainer.global_step + 1, loss=total / count)
         self._micro_batch_sums = (total, count)
-        weight = self.samples * dist.get_world_size() * micro_batches / self._samples_of_step(trainer, count)
+        weight = (
+            self.share.samples * dist.get_world_size() * micro_batches / self._samples_of_step(trainer, count)
+        )
         loss.register_hook(lambda gradient: gradient * weight)  # type: ignore[no-untyped-call]
 
     def _samples_of_step(self, trainer: Trainer, count: float) -> float:

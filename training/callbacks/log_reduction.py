@@ -16,17 +16,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torchmetrics import Metric
 
+from training.callbacks.share_counts import ShareCounts
 from training.internals import forget_computed, logged_in_epoch, logged_in_stage
 
 _NEUTRAL_VALUE = {"mean": 0.0, "sum": 0.0, "max": -math.inf, "min": math.inf}
 _MERGE_FUNCTIONS = {"mean": sum, "sum": sum, "max": max, "min": min}
 
 
-def log_global_means(module: LightningModule) -> None:
+def log_global_means(module: LightningModule, share: ShareCounts) -> None:
     """Makes `module.log` weight values by samples over all ranks, until `del module.log`.
 
     A number or tensor logged for a batch counts as the mean over this rank's samples (or as `reduce_fx`
@@ -41,19 +41,23 @@ def log_global_means(module: LightningModule) -> None:
         bound = signature.bind(*args, **kwargs)
         bound.arguments["sync_dist"] = not bound.arguments.get("rank_zero_only")
         if bound.arguments["sync_dist"] and not isinstance(bound.arguments["value"], Metric):
-            _weight_by_samples(module, bound.arguments)
+            _weight_by_samples(module, bound.arguments, share.samples)
         log(*bound.args, **bound.kwargs)
 
     module.log = counted  # type: ignore[method-assign]
 
 
-def _weight_by_samples(module: LightningModule, arguments: dict[str, Any]) -> None:
-    """Replaces value and batch size in the arguments of a `log` call: weighted and, if per step, global."""
+def _weight_by_samples(module: LightningModule, arguments: dict[str, Any], samples: int) -> None:
+    """Replaces value and batch size in the arguments of a `log` call: weighted and, if per step, global.
+
+    samples: how many of the running batch this rank has.
+    """
     results: Any = logged_in_stage(module.trainer)
     in_batch = results is not None and results.batch is not None
     size = arguments.get("batch_size")
-    if size is None:
-        size = extract_batch_size(results.batch) if in_batch else 1
+    if in_batch and (size is None or not samples):
+        size = samples
+    size = 1 if size is None else size
     reduction = _reduction_name(arguments.get("reduce_fx", "mean"))
     # Without samples the logged mean is NaN, and NaN times 0 would still be NaN.
     value = torch.as_tensor(arguments["value"] if size else _NEUTRAL_VALUE[reduction], device=module.device)

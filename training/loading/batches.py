@@ -24,7 +24,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from training.errors import BuildError
-from training.internals import tree_map
+from training.loading.empty_shares import Placeholder, empty_batch
 from training.loading.sample_rng import Indices, SeededSamples
 from training.spec import shares
 
@@ -78,6 +78,10 @@ class GlobalBatches(Sampler[list[int]]):
         epoch, batch = self._start
         return batch if epoch == self.epoch else 0
 
+    def share(self, number: int) -> int:
+        """Returns how many samples this rank's share of a micro-batch has."""
+        return shares(self.count(number, number + 1), self.world_size)[self.rank]
+
     def count(self, start: int, stop: int) -> int:
         """Returns the number of samples in the micro-batches `start` to `stop - 1`, over all ranks."""
         return self._begin(stop) - self._begin(start)
@@ -125,13 +129,25 @@ class ShareLoader(DataLoader[Any]):
 
     batch_sampler: GlobalBatches
     _taken: tuple[int, int] | None = None
+    _placeholders: frozenset[int] = frozenset()
 
     def __iter__(self) -> Any:
         epoch, number = self.batch_sampler.epoch, self.batch_sampler.first
+        self._placeholders = frozenset()
         for batch in super().__iter__():
+            if isinstance(batch, Placeholder):
+                self._placeholders |= {number}
             number += 1
             self._taken = (epoch, number)
-            yield batch
+            yield batch.batch if isinstance(batch, Placeholder) else batch
+
+    def samples(self, number: int) -> int:
+        """Returns how many samples this rank's share of a micro-batch of the running epoch has."""
+        return self.batch_sampler.share(number)
+
+    def is_placeholder(self, number: int) -> bool:
+        """Returns whether a `Placeholder` stood in for an empty share of the running epoch."""
+        return number in self._placeholders
 
     def state_dict(self) -> dict[str, int]:
         epoch, batch = self._taken or (self.batch_sampler.epoch, self.batch_sampler.first)
@@ -142,7 +158,7 @@ class ShareLoader(DataLoader[Any]):
 
 
 class _CollateShare:
-    """A collate function that also makes empty batches: a batch of one sample, cut to length 0."""
+    """A collate function that also makes batches for empty shares."""
 
     def __init__(self, collate: Callable[[list[Any]], Any], dataset: Dataset[Any]) -> None:
         self.collate, self.dataset = collate, dataset
@@ -150,11 +166,8 @@ class _CollateShare:
     def __call__(self, samples: list[Any]) -> Any:
         if samples:
             return self.collate(samples)
-        return tree_map(_emptied, self.collate([self.dataset[0]]))
-
-
-def _emptied(leaf: object) -> object:
-    return leaf[:0] if isinstance(leaf, torch.Tensor) and leaf.ndim else leaf
+        sample = self.dataset[0]
+        return empty_batch(self.collate([sample]), self.collate([sample, sample]))
 
 
 def share_loader(

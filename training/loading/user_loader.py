@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.distributed as dist
@@ -17,6 +17,25 @@ WARNING = (
 )
 
 
+_SAMPLES_KEPT = 100  # batches: Lightning fetches one before it is needed
+
+
+class _CollateAndCount:
+    """A collate function that also returns the number of samples."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> tuple[int, Any]:
+        return len(samples), self.collate(samples)
+
+
+def _can_count(loader: DataLoader[Any]) -> bool:
+    """Whether the loader collates samples, and no iterator of a class of its own works on the batches."""
+    makes_batches = loader.batch_size is not None or loader.batch_sampler is not None
+    return makes_batches and type(loader).__iter__ is DataLoader.__iter__
+
+
 class UserLoader:
     """Yields the batches of `loader`, and can resume within an epoch; Lightning uses it as a loader.
 
@@ -26,6 +45,10 @@ class UserLoader:
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
+        self._counts = _can_count(loader)
+        if self._counts:
+            loader.collate_fn = _CollateAndCount(loader.collate_fn)
+        self._samples: dict[int, int] = {}
         self.epoch = 0
         self._start = (0, 0)
         self._taken = (0, 0)
@@ -56,10 +79,18 @@ class UserLoader:
         first = first if epoch == self.epoch else 0
         self._start = (0, 0)  # once
         epoch = self.epoch
+        self._samples = {}
         for number, batch in enumerate(self.loader):
+            if self._counts:
+                self._samples[number], batch = batch
+                self._samples.pop(number - _SAMPLES_KEPT, None)
             if number >= first:
                 self._taken = (epoch, number + 1)
                 yield batch
+
+    def samples(self, number: int) -> int | None:
+        """Returns how many samples a batch of the running epoch has; None if only the loader knows."""
+        return self._samples.get(number)
 
     def state_dict(self) -> dict[str, int]:
         epoch, batch = self._taken

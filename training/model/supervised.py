@@ -48,6 +48,9 @@ class Supervised(LightningModule):
     weighted by samples over all ranks. A rank with an empty share takes part in every collective.
     """
 
+    samples: int | None = None
+    """How many samples the running batch has, set by a callback; None: the length of its input."""
+
     def __init__(self, model: nn.Module, spec: Spec) -> None:
         super().__init__()
         self.model = model
@@ -78,9 +81,10 @@ class Supervised(LightningModule):
         output = self(x)
         metrics = self.metrics[f"{stage}_metrics"]
         assert isinstance(metrics, MetricCollection)
-        if len(x):  # torchmetrics rejects an empty update; compute() still runs on every rank
+        samples = len(x) if self.samples is None else self.samples
+        if samples:  # torchmetrics rejects an empty update; compute() still runs on every rank
             metrics.update(output.detach(), target)
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=max(len(x), 1))
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=max(samples, 1))
         loss: Tensor = self.loss(output, target)
         return loss
 
@@ -88,10 +92,10 @@ class Supervised(LightningModule):
         loss = self._step(batch, stage)
         mean = self.losses[f"{stage}_loss"]
         assert isinstance(mean, MeanLoss)
-        count = len(batch[0])
-        if count:
-            mean.update(loss, count)
-        self.log(f"{stage}_loss", mean, on_step=False, on_epoch=True, batch_size=max(count, 1))
+        samples = len(batch[0]) if self.samples is None else self.samples
+        if samples:
+            mean.update(loss, samples)
+        self.log(f"{stage}_loss", mean, on_step=False, on_epoch=True, batch_size=max(samples, 1))
 
     def configure_optimizers(self) -> Any:
         spec = self.spec

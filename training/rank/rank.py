@@ -91,6 +91,7 @@ class RankRun:
         from training.callbacks.checkpointing import LIGHTNING
         from training.callbacks.log_reduction import log_global_means
         from training.callbacks.norm_report import norm_report
+        from training.callbacks.share_counts import ShareCounts
         from training.model.norms import apply_norm
         from training.model.supervised import Supervised, as_lightning_module
         from training.rank.trainer import make_trainer
@@ -110,9 +111,10 @@ class RankRun:
         with watchdog.busy("reading the checkpoint"):
             resumed = self._checkpoint_to_resume(store)
         train_loader = self._loaders(data, "train")[0]
-        report = norm_report(self.spec.norm, self.rank, tracker)
+        report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
         self.trainer = trainer = make_trainer(
             self.spec,
+            module,
             self.context,
             self.folder,
             tracker=tracker,
@@ -120,12 +122,13 @@ class RankRun:
             watchdog=watchdog,
             store=store,
             resumed=resumed,
+            share=share,
         )
         workers = f"{self.world_size} worker{'s' if self.world_size > 1 else ''}"
         self._print_on_rank_0(f"{type(model).__name__} on {workers}: training")
         if self.order.curves_only:
             warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
-        log_global_means(module)
+        log_global_means(module, share)
         trainer.fit(
             module,
             train_dataloaders=train_loader,

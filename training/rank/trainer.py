@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from sync_bn import check_ranks
 from sync_bn.lightning import SyncBatchNormPlugin
@@ -13,6 +13,7 @@ from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.heartbeat import Heartbeat
 from training.callbacks.progress import LightningLogger, ProgressReporter
 from training.callbacks.rng_watch import RngWatch
+from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
 from training.checkpoints.manifest import Saved
 from training.hangs.watchdog import Watchdog
@@ -31,6 +32,7 @@ FIRST_BATCH_SECONDS = 300.0
 
 def make_trainer(
     spec: Spec,
+    module: LightningModule,
     context: RankContext,
     folder: RunFolder,
     *,
@@ -39,6 +41,7 @@ def make_trainer(
     watchdog: Watchdog,
     store: Store,
     resumed: Saved | None,
+    share: ShareCounts,
 ) -> Trainer:
     """Returns the Trainer for one rank. Every rank must call it, because it may create process groups."""
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
@@ -53,7 +56,12 @@ def make_trainer(
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
-        strategy=context.strategy(forward_sync_buffers=not same_buffers),
+        strategy=context.strategy(
+            forward_sync_buffers=not same_buffers,
+            # Optimizers that the module steps by itself have parameters of their own: a backward pass reaches
+            # some of them. To learn which costs a collective, so others do without.
+            find_unused_parameters=not module.automatic_optimization,
+        ),
         plugins=plugins,
         precision=settings.precision,
         max_epochs=settings.max_epochs or -1,
@@ -62,12 +70,13 @@ def make_trainer(
         callbacks=[
             Heartbeat(watchdog),
             KeepSignals(),
+            share,
             # Saving restores random generators, so it precedes RngWatch, which checks whether they advance.
             # It casts a vote, so it precedes GlobalLoss, which counts the votes.
             CheckpointCallback(spec, folder, tracker, store, vote=vote, busy=watchdog.busy, resumed=resumed),
             RngWatch(tracker),
             norm_report,
-            GlobalLoss(tracker, vote),
+            GlobalLoss(tracker, vote, share),
             ProgressReporter(tracker),
         ],
         logger=LightningLogger(tracker),

@@ -1,0 +1,85 @@
+"""A callback that knows how many samples this rank's share of the running batch has, from the sampler.
+
+The first dimension of a batch's first tensor need not be the samples: sequences may have time first, and a
+batch may be an object of the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+from torchmetrics import Metric
+
+from sync_bn import SyncBatchNorm
+from training import internals
+from training.loading.batches import ShareLoader
+from training.loading.user_loader import UserLoader
+from training.model.supervised import Supervised
+
+
+class ShareCounts(Callback):
+    """Sets `samples` at the start of each batch; other callbacks and `module.log` read it, so it comes first.
+
+    If the share is empty but its batch is a `Placeholder`, its samples count for nothing while it runs:
+    neither in the statistics of SyncBatchNorm nor in metrics of torchmetrics.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 1
+        self._batch = ExitStack()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._begin(module, trainer.train_dataloader, batch, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._begin(module, _loader(trainer.val_dataloaders, dataloader_idx), batch, batch_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._begin(module, _loader(trainer.test_dataloaders, dataloader_idx), batch, batch_idx)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._batch.close()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._batch.close()
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self._batch.close()
+
+    def _begin(self, module: LightningModule, loader: Any, batch: Any, number: int) -> None:
+        known = loader.samples(number) if isinstance(loader, ShareLoader | UserLoader) else None
+        self.samples = extract_batch_size(batch) if known is None else known
+        if isinstance(module, Supervised):
+            module.samples = self.samples
+        if isinstance(loader, ShareLoader) and loader.is_placeholder(number):
+            self._batch.enter_context(_counts_nothing(module))
+
+
+def _loader(loaders: Any, index: int) -> Any:
+    return loaders[index] if isinstance(loaders, list) else loaders
+
+
+@contextmanager
+def _counts_nothing(module: LightningModule) -> Iterator[None]:
+    layers = [layer for layer in module.modules() if isinstance(layer, SyncBatchNorm)]
+    metrics = [metric for metric in module.modules() if isinstance(metric, Metric)]
+    before = [(metric, internals.metric_state(metric)) for metric in metrics]
+    for layer in layers:
+        layer.counts_samples = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.counts_samples = True
+        for metric, state in before:
+            internals.restore_metric_state(metric, state)
