@@ -55,8 +55,9 @@ def _lock(folder: Path) -> int:
 
 
 def matplotlib_folder(folder: Path) -> dict[str, str]:
-    """MPLCONFIGDIR for the ranks, below `folder` where matplotlib's own cannot be written. It would otherwise
-    make one in the fork server, and every rank that ends would remove that.
+    """Returns MPLCONFIGDIR for the ranks: in `folder` if matplotlib's default folder cannot be written.
+
+    Without it matplotlib would create one in the fork server, and every rank would delete that at exit.
     """
     if given := os.environ.get("MPLCONFIGDIR"):
         return {"MPLCONFIGDIR": given}
