@@ -53,13 +53,13 @@ class SyncBatchNorm(_BatchNorm):
       rank's own batch, as `torch.nn.SyncBatchNorm` does;
     - without an initialised torch.distributed, or with one rank in the group: it is plain BatchNorm then.
 
-    process_group: None: the default group. A deep copy keeps the group. Pickling drops it, because a group
-        belongs to one process: a loaded layer has the default group.
-    bias: whether there is a bias, if `affine`.
-    counts_samples: an attribute, True. While it is False, this rank's samples are normalised but do not count
-        in the statistics, as with a `sample_weight` of zeros.
-    activation: None, "relu", "leaky_relu" (slope 0.01) or "silu", fused with the normalisation: no
-        intermediate tensor is stored, and backward recomputes what it needs.
+    - process_group: None: the default group. A deep copy keeps the group. Pickling drops it, because a group
+      belongs to one process: a loaded layer has the default group.
+    - bias: whether there is a bias, if `affine`.
+    - activation: None, "relu", "leaky_relu" (slope 0.01) or "silu", fused with the normalisation: no
+      intermediate tensor is stored, and backward recomputes what it needs.
+    - counts_samples: an attribute, True. While it is False, this rank's samples are normalised but do not
+      count in the statistics, as with a `sample_weight` of zeros.
 
     A forward within a backward pass counts as the recomputation of a checkpointed forward and does not update
     the running statistics again. Second derivatives are those of the layer's definition, in float64.
@@ -114,11 +114,11 @@ class SyncBatchNorm(_BatchNorm):
     ) -> Tensor:
         """Returns activation(batch_norm(input) + residual), with the shape and dtype of input.
 
-        residual: a tensor of input's shape; None: 0.
-        sample_weight: the weight of each sample, (N,), or of each position, (N, ...) without the channels, in
-            the statistics of training, for example a mask for a padded batch. Any dtype; True is 1. None: 1
-            for all. All of the output is normalised, whatever the weights; no gradient flows into them.
-            Their sum over all ranks must be above 1, or 0, which updates nothing.
+        - residual: a tensor of input's shape; None: 0.
+        - sample_weight: the weight of each sample, (N,), or of each position, (N, ...) without the channels,
+          in the statistics of training, for example a mask for a padded batch. Any dtype; True is 1. None: 1
+          for all. All of the output is normalised, whatever the weights; no gradient flows into them. Their
+          sum over all ranks must be above 1, or 0, which updates nothing.
 
         Raises ValueError for another shape of residual or sample_weight; see the class for other errors.
         """

@@ -71,8 +71,8 @@ def make_trainer(
             Heartbeat(watchdog),
             KeepSignals(),
             share,
-            # Saving restores random generators, so it precedes RngWatch, which checks whether they advance.
-            # It casts a vote, so it precedes GlobalLoss, which counts the votes.
+            # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
+            # whether they advance. It casts a vote, so it precedes GlobalLoss, which counts the votes.
             CheckpointCallback(spec, folder, tracker, store, vote=vote, busy=watchdog.busy, resumed=resumed),
             RngWatch(tracker),
             norm_report,
