@@ -282,7 +282,7 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def _loopback() -> str:
-    """127.0.0.1, or ::1 on a machine without IPv4."""
+    """Returns 127.0.0.1, or ::1 on a machine without IPv4."""
     with socket.socket(socket.AF_INET) as probe:
         try:
             probe.bind(("127.0.0.1", 0))

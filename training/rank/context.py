@@ -133,6 +133,6 @@ class GroupStrategy(DDPStrategy):
 def apply_thread_count() -> None:
     """Applies OMP_NUM_THREADS to torch: the fork server had another value when it imported torch.
 
-    OpenMP allows a list, a number for each level of nested loops: torch takes the first.
+    OpenMP allows a list with a number for each level of nested loops; torch gets the first.
     """
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]))
