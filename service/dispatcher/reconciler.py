@@ -8,7 +8,7 @@
     active, has to stop     running                     ask it to save a checkpoint and end
     not active, or another  anything                    end it, then release it
 
-Every action is idempotent, and holds no matter which scheduler took the step before.
+Every action is idempotent, and correct no matter which scheduler took the step before.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ _OURS = ("stack.json", "syncbn.db", "ray.token")
 
 
 def make_private(folder: Path, databases: Iterable[str]) -> None:
-    """Creates the folder, or makes one of an earlier `up` private; also creates private SQLite files in it.
+    """Creates the folder, or makes one of an earlier `up` private, together with its SQLite files.
 
+    databases: the names of the SQLite files, which are created if missing.
     A folder with other contents keeps its permissions: it may be a home directory, or /tmp.
     Raises Refused if the folder cannot be used.
     """

@@ -120,7 +120,7 @@ class Child(ABC):
             self.start()
 
     def restart_if_dead(self) -> bool:
-        """Restarts the server if it has ended, with backoff. Returns whether it was started; never blocks."""
+        """Restarts the server if it has ended and its backoff is over. Returns whether it was started."""
         if self.is_alive():
             return False
         if self._restart_at is None:

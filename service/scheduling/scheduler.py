@@ -5,7 +5,8 @@ job that does not fit yet blocks those behind it, because a stream of small jobs
 job that does not fit even into the empty cluster blocks no other.
 
 Jobs that ask for a range of workers give way. They start with their minimum while others wait, and running
-ones shrink for a job of the same or a higher priority (preemption). Workers that no job waits for are shared.
+ones shrink for a job of the same or a higher priority (preemption). Workers that no job waits for are
+distributed among them.
 """
 
 from __future__ import annotations
