@@ -1,8 +1,8 @@
 """The command line, `syncbn`.
 
-Exit codes: 0 done, or the job succeeded; 1 the job failed; 2 wrong usage, or the server refused the request;
-3 the job was cancelled; 4 no such job; 5 the server cannot be reached, or cannot answer now;
-124 `wait --timeout` ran out; 130 interrupted.
+Exit codes: 0 success, or the job succeeded; 1 the job failed; 2 wrong usage, or the server refused the
+request; 3 the job was cancelled; 4 no such job; 5 the server cannot be reached, or cannot answer now;
+124 `wait --timeout` expired; 130 interrupted.
 
 May import `client`, `embedded`, `roles`, `server`, `user_code`, `training.errors`, `training.host`,
 `training.protocol`, `training.spec`, `training.verify`.

@@ -1,6 +1,6 @@
 """The `syncbn` command: its global options and the table of its commands.
 
-Nothing heavy is imported before a command runs, so that `syncbn --help` answers at once.
+Heavy modules are imported only when a command runs, so that `syncbn --help` is fast.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from service.cli import cluster, control, jobs, results, submit, train, up, veri
 from service.cli.options import DEFAULT_URL, Connection
 
 _EPILOG = (
-    "Exit codes: 0 done, or the job succeeded; 1 the job failed; 2 wrong usage, or the server refused the "
+    "Exit codes: 0 success, or the job succeeded; 1 the job failed; 2 wrong usage, or the server refused the "
     "request; 3 the job was cancelled; 4 no such job; 5 the server cannot be reached, or cannot answer now; "
-    "124 `wait --timeout` ran out; 130 interrupted."
+    "124 `wait --timeout` expired; 130 interrupted."
 )
 
 app = typer.Typer(
     name="syncbn",
-    help="Train batch-normalised networks: the result does not depend on how many devices ran the job.",
+    help="Train networks with batch normalisation: the result does not depend on the number of devices.",
     epilog=_EPILOG,
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,  # its traceback prints local variables, an API key among them
+    pretty_exceptions_enable=False,  # their tracebacks print local variables, including the API key
 )
 
 
@@ -41,14 +41,14 @@ def _print_version(wanted: bool) -> None:
 def _connection(
     ctx: typer.Context,
     url: Annotated[
-        str, typer.Option(envvar="SYNCBN_URL", help="Address of the server; before the command.")
+        str, typer.Option(envvar="SYNCBN_URL", help="Address of the server. Give it before the command.")
     ] = DEFAULT_URL,
     api_key: Annotated[
         str | None,
         typer.Option(
             envvar="SYNCBN_API_KEY",
             show_default=False,
-            help="Its key, if it asks for one; before the command.",
+            help="The server's API key, if it requires one. Give it before the command.",
         ),
     ] = None,
     version: Annotated[  # noqa: ARG001 - its callback does the work
@@ -93,5 +93,5 @@ for _panel, _commands in _COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point of the console script; ends the process with one of the exit codes above."""
+    """Runs the console script and exits with one of the exit codes above."""
     app()

@@ -1,4 +1,4 @@
-"""`queue`, `cluster`, `ready`: what waits, the machines, and whether all servers answer."""
+"""`queue`, `cluster`, `ready`: the waiting jobs, the machines, and whether all servers answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def queue(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Show the jobs that wait, in order, and what each waits for."""
+    """Show the queued jobs in starting order, and why each one waits."""
     from service.cli import output
 
     with session(ctx, as_json=as_json) as client:
@@ -28,7 +28,7 @@ def queue(ctx: typer.Context, as_json: AsJson = False) -> None:
         columns = ["", "ID", "NAME", "PRIORITY", "NEEDS", "WAITING", "REASON"]
         output.console().print(output.table(columns, map(_waiting, waiting), wrap="REASON"))
     else:
-        output.console().print("no job waits")
+        output.console().print("no job is queued")
 
 
 def _waiting(job: Waiting) -> list[RenderableType]:
@@ -40,7 +40,7 @@ def _waiting(job: Waiting) -> list[RenderableType]:
 
 
 def ready(ctx: typer.Context) -> None:
-    """Say whether the service and all that it depends on answer: exit code 0, otherwise 5."""
+    """Check that the service and everything it depends on answer. Exit code 0 if so, otherwise 5."""
     from service.cli.options import ExitCode
 
     with session(ctx) as client:
@@ -51,7 +51,7 @@ def ready(ctx: typer.Context) -> None:
 
 
 def cluster(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Show the machines and what is free on them."""
+    """Show the cluster's nodes and free resources."""
     from service.cli import output
 
     with session(ctx, as_json=as_json) as client:

@@ -1,4 +1,4 @@
-"""`cancel`, `pause`, `resume`, `resize`: what is asked of jobs that are there."""
+"""`cancel`, `pause`, `resume`, `resize`: the commands that act on submitted jobs."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
 
     from service.client import Client, Job, RequestError
 
-JobIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Which jobs.")]
+JobIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the jobs.")]
 
 
 def cancel(ctx: typer.Context, job_ids: JobIds, as_json: AsJson = False) -> None:
     """Cancel jobs.
 
-    All are tried; the exit code is that of the first that could not be cancelled.
+    Tries all of them; the exit code is that of the first job that could not be cancelled.
     """
     _each(ctx, job_ids, lambda client, job_id: client.cancel(job_id), as_json)
 
 
 def pause(ctx: typer.Context, job_ids: JobIds, as_json: AsJson = False) -> None:
-    """Pause jobs: each saves itself and gives its workers back.
+    """Pause jobs: each saves a checkpoint and releases its workers.
 
-    All are tried; the exit code is that of the first that could not be paused.
+    Tries all of them; the exit code is that of the first job that could not be paused.
     """
     _each(ctx, job_ids, lambda client, job_id: client.pause(job_id), as_json)
 
 
 def resume(ctx: typer.Context, job_ids: JobIds, as_json: AsJson = False) -> None:
-    """Resume paused jobs: each goes on where it was saved, when there is room.
+    """Resume paused jobs: each continues from its checkpoint once there is room.
 
-    All are tried; the exit code is that of the first that could not be resumed.
+    Tries all of them; the exit code is that of the first job that could not be resumed.
     """
     _each(ctx, job_ids, lambda client, job_id: client.resume(job_id), as_json)
 
@@ -45,21 +45,22 @@ def resume(ctx: typer.Context, job_ids: JobIds, as_json: AsJson = False) -> None
 def resize(
     ctx: typer.Context,
     job_id: JobId,
-    workers: Annotated[int, typer.Argument(metavar="N", min=1, help="So many workers, and no more.")],
+    workers: Annotated[int, typer.Argument(metavar="N", min=1, help="New number of workers.")],
     as_json: AsJson = False,
 ) -> None:
-    """Change the number of workers of a job that was submitted with a range of them.
+    """Change the number of workers of a job that was submitted with a range of workers.
 
-    If it runs it saves itself and goes on with the new number, once there is room; the result stays the same.
+    A running job saves a checkpoint and continues on the new number once there is room. The training result
+    stays the same.
     """
-    note = f"goes on with {workers} worker{'' if workers == 1 else 's'} once there is room"
+    note = f"continues on {workers} worker{'' if workers == 1 else 's'} once there is room"
     _each(ctx, [job_id], lambda client, job_id: client.resize(job_id, workers), as_json, note=note)
 
 
 def _each(
     ctx: typer.Context,
     job_ids: Iterable[str],
-    ask: Callable[[Client, str], Job],
+    command: Callable[[Client, str], Job],
     as_json: bool,
     *,
     note: str = "",
@@ -72,7 +73,7 @@ def _each(
     with session(ctx, as_json=as_json) as client:
         for job_id in job_ids:
             try:
-                jobs.append(ask(client, job_id))
+                jobs.append(command(client, job_id))
             except RequestError as error:
                 errors.append(error)
                 report(problem_document(error) or {}, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Watching a job: a live view on a terminal, plain lines anywhere else, a summary at the end."""
+"""Shows a job while it runs: a live view on a terminal, plain lines elsewhere, a summary at the end."""
 
 from __future__ import annotations
 
@@ -17,48 +17,51 @@ from training.protocol import is_detail
 
 _LINE_SECONDS = 2.0
 _LINE_METRICS = 3
-_OUTAGE_SECONDS = 5.0  # longer than the client rests between two tries
-_AWAY = "the server does not answer; the job goes on, trying again"
+_OUTAGE_SECONDS = 5.0  # longer than the client's longest backoff
+_OUTAGE = "the server does not answer; the job continues, retrying"
 
 
 def follow(client: Client, job_id: str, console: Console) -> Job:
-    """Shows the job until it has ended, then its summary; returns it as it ended.
+    """Shows the job until it has ended, then its summary, and returns it.
 
-    Blocks. Ctrl-C ends the watching, not the job, says so, and is raised again (KeyboardInterrupt).
+    Blocks. Ctrl-C stops the display, not the job: prints that and raises KeyboardInterrupt again.
     """
     watch = _watch_live if console.is_interactive else _watch_lines
     try:
         job = watch(client, job_id, console)
     except KeyboardInterrupt:
-        console.print("\nno longer watching; the job goes on")
-        console.print(fields([("watch", f"syncbn logs -f {job_id}"), ("end it", f"syncbn cancel {job_id}")]))
+        console.print("\nno longer watching; the job continues")
+        console.print(fields([("watch", f"syncbn logs -f {job_id}"), ("cancel", f"syncbn cancel {job_id}")]))
         raise
     print_summary(job, console)
     return job
 
 
 def _watch_lines(client: Client, job_id: str, console: Console) -> Job:
-    said, said_progress, said_at = "", "", -math.inf
-    outages = _Outages(console)
-    for job in client.follow(job_id, on_away=outages.note):
-        if not job.ended and (standing := _standing(job)) != said:
-            console.print(standing)
-            said = standing
+    last_status, last_progress, printed_at = "", "", -math.inf
+    outages = _OutageReporter(console)
+    for job in client.follow(job_id, on_retry=outages.note):
+        if not job.ended and (status := _status(job)) != last_status:
+            console.print(status)
+            last_status = status
         line = progress_line(job)
-        if line and line != said_progress and time.monotonic() - said_at >= _LINE_SECONDS:
+        if line and line != last_progress and time.monotonic() - printed_at >= _LINE_SECONDS:
             console.print(line)
-            said_progress, said_at = line, time.monotonic()
+            last_progress, printed_at = line, time.monotonic()
     return job
 
 
-def _standing(job: Job) -> str:
-    """The state and the reason; the reason alone if it begins with the state."""
+def _status(job: Job) -> str:
+    """Returns the state and the reason, or the reason alone if it begins with the state."""
     reason = clean(job.reason or "")
     return reason if reason.startswith(job.state) else ": ".join(filter(None, [job.state, reason]))
 
 
 def progress_line(job: Job) -> str:
-    """One line of a running job: step 120/400 · epoch 3 · train_loss 0.123 · 12 s left; else empty."""
+    """Returns a running job's progress: step 120/400 · epoch 3 · train_loss 0.123 · 12 s left.
+
+    Empty if the job is not running or has no progress yet.
+    """
     if job.state != "running" or job.progress is None:
         return ""
     metrics = [f"{name} {metric(job.metrics[name])}" for name in _headline(job)]
@@ -67,6 +70,7 @@ def progress_line(job: Job) -> str:
 
 
 def progress_text(job: Job) -> str:
+    """Returns the job's step and epoch, as in step 120/400 · epoch 3; empty before the first step."""
     if job.progress is None:
         return ""
     total, epoch = job.progress.total_steps, job.progress.epoch
@@ -75,44 +79,45 @@ def progress_text(job: Job) -> str:
 
 
 def _headline(job: Job) -> list[str]:
-    """The few metrics worth a place on a line: the loss, then what validation says, then the rest."""
+    """Returns the names of up to three metrics for a line: training loss, validation metrics, the rest."""
     first = ("train_loss", "val_accuracy", "val_", "train_", "test_", "")
     names = [name for name in job.metrics if not is_detail(name) and name != "learning_rate"]
     names.sort(key=lambda name: next(i for i, prefix in enumerate(first) if name.startswith(prefix)))
     return names[:_LINE_METRICS]
 
 
-class _Outages:
-    """Says once, for each time that the server is away, that it is."""
+class _OutageReporter:
+    """Prints one line for each outage of the server."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._noted_at = -math.inf
 
     def note(self, error: ClientError) -> None:
+        """Prints `error` unless it belongs to the outage that was printed last."""
         if time.monotonic() - self._noted_at > _OUTAGE_SECONDS:
-            self._console.print(f"{_AWAY} ({error})")
+            self._console.print(f"{_OUTAGE} ({error})")
         self._noted_at = time.monotonic()
 
 
 def _watch_live(client: Client, job_id: str, console: Console) -> Job:
     view = _View()
     with Live(view, console=console, refresh_per_second=4, transient=True):
-        for job in client.follow(job_id, on_away=view.note_away):
+        for job in client.follow(job_id, on_retry=view.note_outage):
             view.show(job)
     return job
 
 
 class _View:
-    """The live view; drawn again four times a second, so that times go on between two answers."""
+    """The live view. It is redrawn four times a second, so that times advance between two answers."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
         self._seen_at = time.monotonic()
-        self._away_at = -math.inf
+        self._outage_at = -math.inf
 
-    def note_away(self, error: ClientError) -> None:  # noqa: ARG002 - there is room for one line
-        self._away_at = time.monotonic()
+    def note_outage(self, error: ClientError) -> None:  # noqa: ARG002 - there is room for one line
+        self._outage_at = time.monotonic()
 
     def show(self, job: Job) -> None:
         self._job, self._seen_at = job, time.monotonic()
@@ -128,8 +133,8 @@ class _View:
             parts.append(self._bar(job))
         if job.metrics:
             parts.append(_metrics(job))
-        if time.monotonic() - self._away_at < _OUTAGE_SECONDS:
-            parts.append(Text(f"  {_AWAY}", style="yellow"))
+        if time.monotonic() - self._outage_at < _OUTAGE_SECONDS:
+            parts.append(Text(f"  {_OUTAGE}", style="yellow"))
         return Group(*parts)
 
     def _title(self, job: Job) -> Text:
@@ -144,10 +149,10 @@ class _View:
     def _bar(self, job: Job) -> Table:
         assert job.progress is not None
         eta = job.progress.eta_seconds
-        left = "" if eta is None else f"{duration(eta - (time.monotonic() - self._seen_at))} left"
+        remaining = "" if eta is None else f"{duration(eta - (time.monotonic() - self._seen_at))} left"
         bar = ProgressBar(total=job.progress.total_steps, completed=job.progress.step, width=40)
         grid = Table.grid(padding=(0, 2))
-        grid.add_row("", bar, progress_text(job), left)
+        grid.add_row("", bar, progress_text(job), remaining)
         return grid
 
 
@@ -159,7 +164,7 @@ def _metrics(job: Job) -> Table:
 
 
 def print_summary(job: Job, console: Console) -> None:
-    """How the job ended: state, duration, final metrics, where to look, what to do next."""
+    """Prints how the job ended: state, duration, final metrics, links and the next command."""
     took = "before it started" if job.attempt == 0 else ""
     if job.seconds is not None:
         took = f"after {duration(job.seconds)}"
@@ -176,7 +181,7 @@ def print_summary(job: Job, console: Console) -> None:
 
 
 def print_failure(job: Job, console: Console) -> None:
-    """Why the job failed, with the end of its log; nothing for any other."""
+    """Prints why the job failed, with the end of its log. Prints nothing if the job did not fail."""
     if job.state != "failed":
         return
     if job.error is None:

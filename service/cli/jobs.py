@@ -1,4 +1,4 @@
-"""`list`, `show`, `wait`: jobs as they stand."""
+"""`list`, `show`, `wait`: the state of jobs."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ if TYPE_CHECKING:
 def list_jobs(
     ctx: typer.Context,
     states: Annotated[
-        list[str] | None, typer.Option("--state", metavar="STATE", help="Only jobs in this state.")
+        list[str] | None,
+        typer.Option("--state", metavar="STATE", help="Only jobs in this state; may be repeated."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs with this name.")] = None,
     labels: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 20,
+    everything: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    wanted = dict(map(_label, labels or []))
+    required_labels = dict(map(_label, labels or []))
     with session(ctx, as_json=as_json) as client:
-        # One more than is shown tells whether there are more.
-        found = client.jobs(
-            states=states or [], name=name, labels=wanted, limit=None if everything else limit + 1
+        # One job more than the limit tells whether there are more.
+        matching = client.jobs(
+            states=states or [], name=name, labels=required_labels, limit=None if everything else limit + 1
         )
-        jobs = list(found)
+        jobs = list(matching)
     shown = jobs if everything else jobs[:limit]
     if as_json:
         from service.cli.output import print_json
@@ -63,7 +64,7 @@ def _print_list(jobs: list[Job], *, more: bool) -> None:
     columns = ["ID", "NAME", "STATE", "PROGRESS", "AGE", "REASON"]
     screen.print(output.table(columns, map(_row, jobs), wrap="REASON"))
     if more:
-        screen.print(f"the newest {len(jobs)}; there are more: --all, or --limit N", style="dim")
+        screen.print(f"only the newest {len(jobs)}; list more with --all or --limit N", style="dim")
 
 
 def _row(job: Job) -> list[RenderableType]:
@@ -71,8 +72,8 @@ def _row(job: Job) -> list[RenderableType]:
 
     age = (datetime.now(UTC) - job.created_at).total_seconds()
     reason = "" if job.state == "succeeded" else output.headline(job.reason or "")
-    standing = output.state(job.state)
-    return [job.id, output.clean(job.name), standing, _progress(job), output.duration(age), reason]
+    state = output.state(job.state)
+    return [job.id, output.clean(job.name), state, _progress(job), output.duration(age), reason]
 
 
 def _progress(job: Job) -> str:
@@ -83,7 +84,7 @@ def _progress(job: Job) -> str:
 
 
 def show(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Show one job: state, progress, metrics, where to look."""
+    """Show one job: state, progress, metrics, links."""
     with session(ctx, as_json=as_json) as client:
         job = client.job(job_id)
     if as_json:
@@ -107,7 +108,7 @@ def _print_job(job: Job) -> None:
         ("created", _moment(job.created_at)),
         ("started", _moment(job.started_at)),
         ("finished", _moment(job.finished_at)),
-        ("took" if job.ended else "since its start", _took(job)),
+        ("took" if job.ended else "running for", _took(job)),
         ("attempt", str(job.attempt) if job.attempt else None),
         ("workers", str(job.workers) if job.workers else None),
         ("priority", str(job.priority)),
@@ -134,11 +135,11 @@ def wait(
     ctx: typer.Context,
     job_id: JobId,
     timeout: Annotated[
-        float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after so long (exit code 124).")
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after this time (exit code 124).")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until a job has ended; the exit code tells how."""
+    """Wait until a job has ended. The exit code says how it ended."""
     with session(ctx, as_json=as_json) as client:
         job = client.wait(job_id, timeout=timeout)
     if as_json:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the exit codes. Imports nothing but typer."""
+"""The options that several commands share, and the exit codes. Imports only typer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 class ExitCode(enum.IntEnum):
+    """The exit codes of the command line."""
+
     OK = 0
     JOB_FAILED = 1
     REFUSED = 2
@@ -25,19 +27,22 @@ class ExitCode(enum.IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """Which server the commands talk to."""
+    """The server that the commands talk to. `api_key` is None if it requires none."""
 
     url: str
     api_key: str | None = field(repr=False)
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
-SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML or JSON file; - is standard input.")]
+SpecFile = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or - for standard input.")
+]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the spec; may be repeated."),
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Set a value of the spec; may be repeated."),
 ]
 CodeDirectory = Annotated[
-    Path | None, typer.Option("--code", metavar="DIR", help="Your own modules, found by their class paths.")
+    Path | None,
+    typer.Option("--code", metavar="DIR", help="Directory of your own modules, for class paths in the spec."),
 ]

@@ -1,4 +1,4 @@
-"""How things look: tables, numbers, durations, sparklines. JSON for machines."""
+"""Output formatting: tables, numbers, durations, sparklines, JSON."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ _PIPE_WIDTH = 10_000
 
 
 def print_json(data: object) -> None:
+    """Prints `data` as indented JSON on standard output."""
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it is. Into a pipe nothing is cut or wrapped to a width."""
+    """Returns a console that interprets no markup. Output to a pipe is neither cut nor wrapped."""
     plain = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not plain.is_terminal:
         plain.width = _PIPE_WIDTH
@@ -41,17 +42,17 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]], *, wrap: str = "") -> Table:
-    """A table without lines; only the column named `wrap` gives way where the terminal is narrow."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    """Returns a table without lines. On a narrow terminal only the column named `wrap` wraps."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, no_wrap=column != wrap)
+        grid.add_column(column, no_wrap=column != wrap)
     for row in rows:
-        made.add_row(*row)
-    return made
+        grid.add_row(*row)
+    return grid
 
 
 def fields(pairs: Iterable[tuple[str, RenderableType | None]]) -> Table:
-    """Names and values below each other; a value of None or "" is left out."""
+    """Returns names and values in two columns, one pair a row; skips values that are None or ""."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -62,28 +63,30 @@ def fields(pairs: Iterable[tuple[str, RenderableType | None]]) -> Table:
 
 
 def state(name: str) -> Text:
+    """Returns a job's state in its colour."""
     return Text(name, style=_STYLES.get(name, "yellow"))
 
 
 def clean(text: object) -> str:
-    """One line without control characters: a job's name must not be able to steer the terminal."""
+    """Replaces control characters by spaces, so that a job's name cannot control the terminal."""
     return "".join(char if char.isprintable() else " " for char in str(text))
 
 
 def headline(text: str, longest: int = 160) -> str:
-    """The first line, cut: a failed job's reason goes on with its log."""
+    """Returns the first line, cut to `longest` characters. A failed job's reason also holds its log."""
     line = clean(text.partition("\n")[0])
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def number(value: float | None) -> str:
+    """Formats a number with four significant digits, large integers in full; None is "-"."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1000 else f"{value:.4g}"
 
 
 def duration(seconds: float | None) -> str:
-    """In the two largest units: 3 min 5 s.
+    """Formats a duration in its two largest units; None is "-".
 
     >>> duration(185.2)
     '3 min 5 s'
@@ -98,24 +101,24 @@ def duration(seconds: float | None) -> str:
 
 
 def metric_order(name: str) -> tuple[int, str]:
-    """Sorts metrics by what a reader looks for first: test, validation, training; accuracy before loss."""
+    """Returns a sort key for metrics: test, validation, training, others; then by name."""
     stage = next((i for i, prefix in enumerate(("test_", "val_", "train_")) if name.startswith(prefix)), 3)
     return stage, name
 
 
 def sorted_metrics(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:
-    """Names and formatted values, without details."""
+    """Returns names and formatted values in display order, without detail metrics."""
     names = sorted((name for name in metrics if not is_detail(name)), key=metric_order)
     return [(clean(name), metric(metrics[name])) for name in names]
 
 
 def metric(value: float | None) -> str:
-    """The server has null for what JSON cannot say: a loss that diverged."""
+    """Formats a metric's value. None is a value that is not finite, such as a diverged loss."""
     return "not finite" if value is None else number(value)
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """The curve of `values` in at most `width` characters, lowest to highest.
+    """Draws the curve of `values` in at most `width` characters, scaled from lowest to highest.
 
     >>> sparkline([0, 1, 2, 3])
     '▁▃▆█'
@@ -125,7 +128,7 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
         return ""
     means = [_mean(finite, i, min(width, len(finite))) for i in range(min(width, len(finite)))]
     low, spread = min(means), max(means) - min(means)
-    if spread <= 1e-9 * max(map(abs, means)):  # a constant, but for the rounding of its means
+    if spread <= 1e-9 * max(map(abs, means)):  # a constant, up to the rounding of the means
         spread = math.inf
     return "".join(_BARS[round((mean - low) / spread * (len(_BARS) - 1))] for mean in means)
 
@@ -136,6 +139,6 @@ def _mean(values: Sequence[float], part: int, parts: int) -> float:
 
 
 def total(amount: Total) -> str:
-    """2 workers, 4 CPUs, 1 GPU."""
+    """Formats an amount, as in 2 workers, 4 CPUs, 1 GPU."""
     counts = [(amount.workers, "worker"), (amount.cpus, "CPU"), (amount.gpus, "GPU")]
     return ", ".join(f"{number(count)} {unit}{'' if count == 1 else 's'}" for count, unit in counts if count)

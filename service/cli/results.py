@@ -1,4 +1,4 @@
-"""`logs`, `metrics`: what a job printed and what it learned."""
+"""`logs`, `metrics`: a job's output and its metrics."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 def logs(
     ctx: typer.Context,
     job_id: JobId,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing until the job has ended.")
+    ] = False,
     tail: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Only the last N lines of each worker.")
+        int | None, typer.Option(min=0, metavar="N", help="Only the last N lines of each rank.")
     ] = None,
-    rank: Annotated[int | None, typer.Option(min=0, metavar="K", help="Only this worker's, from 0.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, metavar="K", help="Only this rank, from 0.")] = None,
     attempt: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Only this attempt's, from 1.")
+        int | None, typer.Option(min=1, metavar="N", help="Only this attempt, from 1.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print a job's log.
 
-    What several workers or attempts have printed is told apart by header lines. With --tail it is that of
-    the latest attempt; with --follow as well, it goes on from there.
+    A header line precedes the output of each rank and attempt if there are several. --tail prints only
+    the latest attempt; with --follow, it continues from there.
 
-    With --json an object, {"text": ...}; with --follow one for each line, {"line": ..., "rank": ...,
+    --json prints an object, {"text": ...}; with --follow one object a line, {"line": ..., "rank": ...,
     "attempt": ...}.
     """
     with session(ctx, as_json=as_json) as client:
@@ -41,22 +43,24 @@ def logs(
             text = client.logs(job_id, tail, rank=rank, attempt=attempt)
             typer.echo(json.dumps({"text": text}) if as_json else text, nl=as_json)
         elif as_json:
-            for found in client.follow_log_lines(job_id, tail, rank=rank, attempt=attempt):
-                typer.echo(json.dumps({"line": found.line, "rank": found.rank, "attempt": found.attempt}))
+            for line in client.follow_log_lines(job_id, tail, rank=rank, attempt=attempt):
+                typer.echo(json.dumps({"line": line.line, "rank": line.rank, "attempt": line.attempt}))
         else:
-            for line in client.follow_logs(job_id, tail, rank=rank, attempt=attempt):
-                typer.echo(line)
+            for text in client.follow_logs(job_id, tail, rank=rank, attempt=attempt):
+                typer.echo(text)
 
 
 def metrics(
     ctx: typer.Context,
     job_id: JobId,
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these metrics.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a job's metrics: last, lowest, highest, the curve.
+    """Show a job's metrics: last, lowest and highest value, and the curve.
 
-    With --json every point.
+    --json prints every point.
     """
     from service.cli import output
 

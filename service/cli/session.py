@@ -1,4 +1,4 @@
-"""From a command to the server and back: opens the client, turns errors into words and exit codes."""
+"""Opens the client for a command and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def session(ctx: typer.Context, *, as_json: bool = False) -> Iterator[Client]:
-    """A client of the server that the global options name, with errors reported as `reporting` does."""
+    """Yields a client of the server that the global options name; reports errors as `reporting` does."""
     with reporting(as_json=as_json):
         from service.client import Client
 
@@ -28,7 +28,10 @@ def session(ctx: typer.Context, *, as_json: bool = False) -> Iterator[Client]:
 
 @contextmanager
 def reporting(*, as_json: bool = False) -> Iterator[None]:
-    """Reports every expected error on stderr, in words or as a problem document; exits with its code."""
+    """Reports expected errors on stderr, as text or as a problem document, and exits with their code.
+
+    Other exceptions are bugs and pass through.
+    """
     try:
         yield
     except typer.Exit:
@@ -44,6 +47,7 @@ def reporting(*, as_json: bool = False) -> Iterator[None]:
 
 
 def report(problem: dict[str, Any], *, as_json: bool) -> None:
+    """Prints a problem document on stderr, as text or as JSON."""
     if as_json:
         typer.echo(json.dumps(problem), err=True)
         return
@@ -54,11 +58,11 @@ def report(problem: dict[str, Any], *, as_json: bool) -> None:
     for item in errors:
         typer.echo("  " + ": ".join(filter(None, [item.get("key"), item.get("message")])), err=True)
     if problem.get("status") in {401, 403}:
-        typer.echo("  give the server's key in SYNCBN_API_KEY, or with --api-key", err=True)
+        typer.echo("  give the server's API key in SYNCBN_API_KEY, or with --api-key", err=True)
 
 
 def problem_document(error: Exception) -> dict[str, Any] | None:
-    """The error in the form that the server gives its own (RFC 9457); None for a bug."""
+    """Returns the error as a problem document (RFC 9457); None if it is not an expected error."""
     from service.client import ClientError, RequestError
     from service.user_code.pack import PackError
     from training.spec import SpecError
@@ -80,6 +84,7 @@ def _document(title: str, detail: str) -> dict[str, Any]:
 
 
 def exit_code(error: Exception) -> ExitCode:
+    """Returns the exit code for an expected error."""
     from service import client
 
     if isinstance(error, client.NotFound):
@@ -94,6 +99,6 @@ def exit_code(error: Exception) -> ExitCode:
 
 
 def exit_with_state(job: Job) -> None:
-    """Ends the command with the exit code that tells how the job ended."""
+    """Exits with the code for the state in which the job ended."""
     codes = {"succeeded": ExitCode.OK, "cancelled": ExitCode.JOB_CANCELLED}
     raise typer.Exit(codes.get(job.state, ExitCode.JOB_FAILED))

@@ -1,4 +1,4 @@
-"""`submit`, `validate`, `schema`: from a spec file to a job."""
+"""`submit`, `validate`, `schema`: the commands that take or describe a spec."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def submit(
     spec: SpecFile,
     assignments: Assignments = None,
     code: CodeDirectory = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Stay and watch until it has ended.")
-    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it has ended.")] = False,
     key: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +56,7 @@ def _submit(client: Client, spec: Mapping[str, Any], key: str | None, as_json: b
         return client.submit(spec, idempotency_key=key)
     except ServerUnreachable as error:
         if error.may_have_arrived and not as_json:
-            typer.echo(f"the job may be queued; with --key {key} it can be submitted again safely", err=True)
+            typer.echo(f"the job may be queued; submit it again safely with --key {key}", err=True)
         raise
 
 
@@ -87,7 +85,7 @@ def validate(
     code: CodeDirectory = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a spec: what would run, where, how big. Queues nothing."""
+    """Check a spec and show what it would run, with which resources. Queues nothing."""
     with session(ctx, as_json=as_json) as client:
         answer = client.validate(_spec(client, spec, assignments, code))
         if as_json:
@@ -103,8 +101,8 @@ def _print_valid(answer: Validation) -> None:
 
     rows = [
         ("name", output.clean(answer.spec.get("name", ""))),
-        ("takes", output.total(answer.resources)),
-        ("samples of each worker", _shares(answer.shares or [])),
+        ("needs", output.total(answer.resources)),
+        ("samples per worker", _shares(answer.shares or [])),
         ("starts", _when(answer)),
         ("reason", output.clean(answer.reason or "")),
     ]
@@ -114,7 +112,7 @@ def _print_valid(answer: Validation) -> None:
 
 
 def _shares(shares: list[int]) -> str:
-    """86, 85, 85; where there are many: 86 (64 workers), 85 (64 workers)."""
+    """Formats shares as in 86, 85, 85; more than eight as in 86 (64 workers), 85 (64 workers)."""
     if len(shares) <= 8:
         return ", ".join(map(str, shares))
     return ", ".join(f"{size} ({count} workers)" for size, count in Counter(shares).items())
@@ -127,7 +125,7 @@ def _when(answer: Validation) -> str:
 
 
 def schema(
-    as_json: AsJson = False,  # noqa: ARG001 - it is JSON either way; scripts may ask for it as everywhere
+    as_json: AsJson = False,  # noqa: ARG001 - always JSON; accepted because every command has it
 ) -> None:
     """Print the JSON Schema of a spec. Needs no server."""
     from service.cli.output import print_json
@@ -137,15 +135,15 @@ def schema(
 
 
 def read_spec(source: str, assignments: list[str] | None) -> Mapping[str, Any]:
-    """The spec in the file `source` (- is stdin) with each assignment applied. Raises SpecError.
+    """Returns the spec in the file `source` (- is stdin) with the assignments applied. Raises SpecError.
 
-    Only its syntax is checked here: whether it is a valid spec is the server's to say.
+    Checks only the syntax; the server checks whether the spec is valid.
     """
     from training.spec import load_yaml, override, parse_spec
 
     data = load_yaml(_text(source))
     if not isinstance(data, Mapping):
-        parse_spec(data)  # raises, in the words used everywhere
+        parse_spec(data)  # raises the usual error for a spec that is not a mapping
     data = override(data, assignments or [])
     assert isinstance(data, Mapping)
     _check_json(data)
@@ -164,13 +162,13 @@ def _text(source: str) -> str:
 
 
 def _check_json(data: Mapping[str, Any]) -> None:
-    """YAML holds things that JSON does not: infinities, dates, sets, keys of any kind."""
+    """Raises SpecError for a value that YAML has and JSON lacks: infinity, a date, a set, a non-text key."""
     from training.spec import Problem, SpecError
 
     try:
         json.dumps(data, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
-        raise SpecError([Problem(key="", message=f"a value that JSON has not: {error}")]) from None
+        raise SpecError([Problem(key="", message=f"a value that JSON cannot hold: {error}")]) from None
 
 
 def _spec(client: Client, source: str, assignments: list[str] | None, code: Path | None) -> Mapping[str, Any]:

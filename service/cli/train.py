@@ -1,4 +1,4 @@
-"""`train`: one spec, here and now, without a service."""
+"""`train`: runs one spec on this machine, without a service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def train(
     assignments: Assignments = None,
     code: CodeDirectory = None,
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where checkpoints, metrics and the model go.")
+        Path, typer.Option(metavar="DIR", help="Folder for checkpoints, metrics and the model.")
     ] = Path("output"),
 ) -> None:
     """Run a spec on this machine, without a service."""

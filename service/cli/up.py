@@ -1,4 +1,4 @@
-"""`up` and `down`: the whole service on this machine. `serve` and `migrate`: a part of it, in a cluster."""
+"""`up`, `down`: the whole service on this machine. `serve`, `migrate`: one part of it in a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from service.roles import Role
 
 DataDir = Annotated[
-    Path, typer.Option(metavar="DIR", help="Where everything is kept: database, results, logs.")
+    Path, typer.Option(metavar="DIR", help="Folder that holds everything: database, results, logs.")
 ]
 
 
@@ -20,7 +20,7 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API.")] = 8000,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
 ) -> None:
-    """Start the whole service on this machine; Ctrl-C ends it."""
+    """Start the whole service on this machine. Ctrl-C stops it."""
     from service.embedded.stack import run
 
     raise typer.Exit(run(data_dir=data_dir, host=host, port=port, mlflow_port=mlflow_port))
@@ -30,14 +30,14 @@ def serve(
     role: Annotated[
         Role,
         typer.Option(
-            help="Which part to run: `api` needs neither Ray nor torch; `scheduler` runs on a machine of "
-            "Ray's cluster. Of several schedulers one works, the others stand by."
+            help="Which part to run: `api` needs neither Ray nor torch; `scheduler` runs on a node of the "
+            "Ray cluster. Several schedulers may run: one is active, the others stand by."
         ),
     ] = Role.BOTH,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API.")] = 8000,
 ) -> None:
-    """Run the API, the scheduler or both; database, Ray and MLflow are where SYNCBN_* variables say."""
+    """Run the API, the scheduler or both. SYNCBN_* variables locate the database, Ray and MLflow."""
     from service.server import serve
 
     raise typer.Exit(serve(role=role, host=host, port=port))
@@ -52,11 +52,11 @@ def migrate() -> None:
 
 def down(
     data_dir: DataDir = Path("syncbn-data"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
-    """End the service that `up` started on a folder, or what is left of it."""
+    """Stop the service that `up` started on a folder, or the processes left of it."""
     from service.embedded.stack import down
 
-    found = down(data_dir=data_dir)
+    stopped = down(data_dir=data_dir)
     if not quiet:
-        typer.echo("ended" if found else f"nothing runs on {data_dir}")
+        typer.echo("stopped" if stopped else f"nothing runs on {data_dir}")

@@ -1,4 +1,4 @@
-"""The Python client of the service: `from service.client import Client`.
+"""The service's Python client: `from service.client import Client`.
 
 May import nothing else of this project.
 """

@@ -1,4 +1,4 @@
-"""`Client`: every call of the REST API as a method, blocking, with the retries that are safe."""
+"""`Client`: every call of the REST API as a blocking method with safe retries."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ from service.client.retry import Retry, ignore
 from service.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-_PAGE = 100
+_PAGE_SIZE = 100
 
 
 class Client:
-    """Talks to one service. Close it, or use it in a `with` statement; not for several threads at once.
+    """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
-    Every call blocks for up to `timeout` seconds without an answer, retries a lost connection for about a
-    second, and raises ClientError. No retry can do a thing twice. `wait`, `follow` and `follow_logs`, once
-    they have found the job, go on while the server is away, as during its restart, for up to `retry_seconds`
-    seconds.
+    Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
+    second, and raises ClientError. Retries are idempotent. `wait`, `follow` and `follow_logs` retry for up
+    to `retry_seconds` after they have found the job, so they survive a restart of the server.
+
+    url: address of the server. api_key: None if the server asks for none. Raises ClientError if either
+    cannot be used.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Client:
 
     @property
     def url(self) -> str:
+        """The address of the server, without a trailing slash."""
         return self._server.url
 
     def __enter__(self) -> Self:
@@ -66,22 +69,27 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Closes the connections; the client cannot be used afterwards."""
         self._server.close()
 
     def submit(self, spec: Mapping[str, Any] | str, idempotency_key: str | None = None) -> Job:
-        """Queues a job; `spec` is a mapping, or YAML or JSON text.
+        """Queues a job and returns it. `spec` is a mapping, or YAML or JSON text.
 
-        Idempotent under its key: the same key and spec again give the same job. Without one a key is
-        made for this call, so that its own retries cannot run a job twice.
+        Idempotent under `idempotency_key`: the same key and spec return the same job. None generates a key
+        for this call, so that its own retries cannot queue the job twice. Raises RequestError if the spec is
+        not valid or the key was used for another spec.
         """
         body, headers = _encoded(spec)
         headers["Idempotency-Key"] = idempotency_key or str(uuid.uuid4())
-        return self._server.ask(Job, "POST", "/v1/jobs", content=body, headers=headers)
+        return self._server.call(Job, "POST", "/v1/jobs", content=body, headers=headers)
 
     def validate(self, spec: Mapping[str, Any] | str) -> Validation:
-        """What would run, where and how big; changes nothing. Raises RequestError for a bad spec."""
+        """Returns what the spec would run, with which resources; changes nothing.
+
+        Raises RequestError if the spec is not valid.
+        """
         body, headers = _encoded(spec)
-        return self._server.ask(Validation, "POST", "/v1/jobs/validate", content=body, headers=headers)
+        return self._server.call(Validation, "POST", "/v1/jobs/validate", content=body, headers=headers)
 
     def jobs(
         self,
@@ -91,87 +99,103 @@ class Client:
         labels: Mapping[str, str] | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
-        """Jobs, newest first, up to `limit`; pages are fetched as the iteration reaches them."""
+        """Yields jobs, newest first, at most `limit` (None: all); fetches pages during the iteration.
+
+        states: only jobs in one of these. name: only jobs with exactly this name. labels: only jobs with all
+        of these.
+        """
         query: list[tuple[str, Any]] = [("state", state) for state in states]
         query += [("label", f"{key}:{value}") for key, value in (labels or {}).items()]
         query += [("name", name)] if name else []
-        cursor, left = None, limit
-        while left is None or left > 0:
-            size = _PAGE if left is None else min(left, _PAGE)
+        cursor, remaining = None, limit
+        while remaining is None or remaining > 0:
+            size = _PAGE_SIZE if remaining is None else min(remaining, _PAGE_SIZE)
             position = [("limit", size)] + ([("cursor", cursor)] if cursor else [])
-            page = self._server.ask(JobPage, "GET", "/v1/jobs", params=[*query, *position])
+            page = self._server.call(JobPage, "GET", "/v1/jobs", params=[*query, *position])
             yield from page.items
-            left = None if left is None else left - len(page.items)
+            remaining = None if remaining is None else remaining - len(page.items)
             cursor = page.next_cursor
             if not cursor:
                 return
 
     def job(self, job_id: str) -> Job:
-        return self._server.ask(Job, "GET", _path(job_id))
+        """Returns the job as it is now. Raises NotFound."""
+        return self._server.call(Job, "GET", _path(job_id))
 
     def cancel(self, job_id: str) -> Job:
-        """Asks the job to end. Returns at once; the job may still be stopping."""
-        return self._server.ask(Job, "POST", f"{_path(job_id)}/cancel")
+        """Cancels the job: at once if it waits or is paused, soon if it runs. Idempotent.
+
+        Returns the job without waiting for it to stop. Raises RequestError if it has succeeded or failed.
+        """
+        return self._server.call(Job, "POST", f"{_path(job_id)}/cancel")
 
     def pause(self, job_id: str) -> Job:
-        """Asks the job to save itself and to give its workers back. Returns at once: it may still be pausing.
+        """Pauses the job: it saves a checkpoint at its next step and releases its workers. Idempotent.
 
-        Raises RequestError if it has ended or is being cancelled.
+        Returns the job without waiting; it may still be pausing. Raises RequestError if it has ended or is
+        being cancelled.
         """
-        return self._server.ask(Job, "POST", f"{_path(job_id)}/pause")
+        return self._server.call(Job, "POST", f"{_path(job_id)}/pause")
 
     def resume(self, job_id: str) -> Job:
-        """Puts a paused job back into the queue; it goes on where it stopped. One that runs is left alone.
+        """Puts a paused job back into the queue; it continues from its checkpoint. Idempotent.
 
-        Raises RequestError if it has ended, is being cancelled, or is still pausing.
+        Returns the job, unchanged if it is not paused. Raises RequestError if it has ended, is being
+        cancelled, or is still pausing.
         """
-        return self._server.ask(Job, "POST", f"{_path(job_id)}/resume")
+        return self._server.call(Job, "POST", f"{_path(job_id)}/resume")
 
     def resize(self, job_id: str, workers: int) -> Job:
-        """Asks for so many workers, within the range of the job's spec; the result stays the same.
+        """Changes the job's number of workers to `workers`. Idempotent; the training result stays the same.
 
-        Returns at once: the job is stopped, and goes on with them, as soon as the cluster has room.
-        Raises RequestError for a number out of that range, and if the job has ended.
+        Returns the job without waiting. A running job stops with a checkpoint and continues on the new
+        number of workers as soon as the cluster has room. Raises RequestError if `workers` is outside the
+        range in the job's spec or the job has ended.
         """
-        return self._server.ask(Job, "POST", f"{_path(job_id)}/resize", json={"workers": workers})
+        return self._server.call(Job, "POST", f"{_path(job_id)}/resize", json={"workers": workers})
 
     def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5) -> Job:
-        """Blocks until the job has ended, in whatever state. Raises WaitTimeout after `timeout` seconds."""
+        """Blocks until the job has succeeded, failed or been cancelled, and returns it.
+
+        timeout: seconds until WaitTimeout is raised; None: no limit. poll: seconds between requests.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         job = self.job(job_id)
         while not job.ended:
-            left = math.inf if deadline is None else deadline - time.monotonic()
-            if left <= 0:
+            remaining = math.inf if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
                 raise WaitTimeout(f"job {job_id} is still {job.state} after {timeout:g} s")
-            time.sleep(min(poll, left))
+            time.sleep(min(poll, remaining))
             job = self._job(job_id)
         return job
 
     def follow(
-        self, job_id: str, poll: float = 0.5, *, on_away: Callable[[ClientError], None] = ignore
+        self, job_id: str, poll: float = 0.5, *, on_retry: Callable[[ClientError], None] = ignore
     ) -> Iterator[Job]:
-        """Yields the job now and whenever it has changed; the last one has ended.
+        """Yields the job as it is now and after each change, until it has ended. Blocks between changes.
 
-        `on_away` is called with each failure to reach the server that is going to be tried again.
+        poll: seconds between requests. on_retry: called with each error that is going to be retried.
         """
         last = self.job(job_id)
         yield last
         while not last.ended:
             time.sleep(poll)
-            if (job := self._job(job_id, on_away)) != last:
+            if (job := self._job(job_id, on_retry)) != last:
                 last = job
                 yield job
 
-    def _job(self, job_id: str, on_away: Callable[[ClientError], None] = ignore) -> Job:
-        return self._server.ask(Job, "GET", _path(job_id), retry=Retry(self.retry_seconds, on_away))
+    def _job(self, job_id: str, on_retry: Callable[[ClientError], None] = ignore) -> Job:
+        return self._server.call(Job, "GET", _path(job_id), retry=Retry(self.retry_seconds, on_retry))
 
     def logs(
         self, job_id: str, tail: int | None = None, *, rank: int | None = None, attempt: int | None = None
     ) -> str:
-        """What the job printed so far, in all attempts and ranks or in one, each behind a header line if
-        there are several; with `tail` the last lines of each rank in the latest attempt.
+        """Returns what the job has printed so far.
+
+        rank, attempt: only the log of this rank or attempt (None: all; a header line precedes each log if
+        there are several). tail: only the last `tail` lines of each rank in the latest attempt.
         """
-        params = _given(rank=rank, attempt=attempt, tail=tail)
+        params = _without_none(rank=rank, attempt=attempt, tail=tail)
         return self._server.send("GET", f"{_path(job_id)}/logs", params=params).text
 
     def follow_logs(
@@ -182,17 +206,17 @@ class Client:
         rank: int | None = None,
         attempt: int | None = None,
     ) -> Iterator[str]:
-        """Yields each line that the job prints, from the first, as it comes, until the job has ended.
+        """Yields each line that the job prints, from the first one, until the job has ended. Blocks.
 
-        A header line comes before those of another attempt or rank. With `tail` it begins with the last
-        lines of each rank, with `attempt` it ends with that. A dropped connection is taken up where it
-        broke: no line is missing and none comes twice.
+        A header line precedes the lines of another attempt or rank. With `tail`, starts with the last
+        `tail` lines of each rank; with `attempt`, stops when that attempt has ended. Reconnects where the
+        connection broke: no line is lost or repeated.
         """
-        for said in self._follow_logs(job_id, _given(rank=rank, attempt=attempt, tail=tail)):
-            if isinstance(said, LogLine):
-                yield said.line
-            elif said.header is not None:
-                yield said.header
+        for item in self._follow_logs(job_id, _without_none(rank=rank, attempt=attempt, tail=tail)):
+            if isinstance(item, LogLine):
+                yield item.line
+            elif item.header is not None:
+                yield item.header
 
     def follow_log_lines(
         self,
@@ -202,36 +226,48 @@ class Client:
         rank: int | None = None,
         attempt: int | None = None,
     ) -> Iterator[LogLine]:
-        """As `follow_logs`, each line with the attempt and the rank that it came from, without headers."""
-        for said in self._follow_logs(job_id, _given(rank=rank, attempt=attempt, tail=tail)):
-            if isinstance(said, LogLine):
-                yield said
+        """Like `follow_logs`, but yields each line with its attempt and rank, and no header lines."""
+        for item in self._follow_logs(job_id, _without_none(rank=rank, attempt=attempt, tail=tail)):
+            if isinstance(item, LogLine):
+                yield item
 
     def _follow_logs(self, job_id: str, params: Mapping[str, int]) -> Iterator[LogLine | LogSource]:
-        self.job(job_id)  # a server that is not there at all is told at once
+        self.job(job_id)  # raises at once if the server cannot be reached or has no such job
         query = urlencode({"follow": "true", **params})
         yield from follow_log(self._server, f"{_path(job_id)}/logs?{query}", Retry(self.retry_seconds))
 
     def metrics(self, job_id: str, names: Iterable[str] = ()) -> list[Point]:
-        """Every point of the metrics named (none named: all), by name and step."""
+        """Returns every point of the metrics in `names`, ordered by name and step.
+
+        No names: all metrics except the system's, which must be named.
+        """
         params = [("name", name) for name in names]
-        return self._server.ask(Points, "GET", f"{_path(job_id)}/metrics", params=params).items
+        return self._server.call(Points, "GET", f"{_path(job_id)}/metrics", params=params).items
 
     def upload_code(self, archive: bytes) -> str:
-        """Stores a zip archive, once however often; returns the digest to put into a spec's `code`."""
+        """Uploads a zip archive and returns its digest, which goes into a spec's `code`. Idempotent.
+
+        Raises RequestError if the archive is not valid or too large.
+        """
         headers = {"Content-Type": "application/zip"}
-        return self._server.ask(Upload, "POST", "/v1/code", headers=headers, content=archive).digest
+        return self._server.call(Upload, "POST", "/v1/code", headers=headers, content=archive).digest
 
     def queue(self) -> list[Waiting]:
-        """The jobs that wait, in the order in which they start."""
-        return self._server.ask(Queue, "GET", "/v1/queue").items
+        """Returns the queued jobs, in the order in which they will start."""
+        return self._server.call(Queue, "GET", "/v1/queue").items
 
     def cluster(self) -> Cluster:
-        """The machines and what is free on them."""
-        return self._server.ask(Cluster, "GET", "/v1/cluster")
+        """Returns the cluster's nodes and free resources.
+
+        Raises RequestError (503) if no scheduler runs or Ray does not answer it.
+        """
+        return self._server.call(Cluster, "GET", "/v1/cluster")
 
     def ready(self) -> bool:
-        """Whether the server and all that it depends on can take jobs now. Raises ServerUnreachable."""
+        """Returns whether the database, the scheduler, Ray and MLflow all answer. Does not retry.
+
+        Raises ServerUnreachable if the API itself does not answer.
+        """
         try:
             self._server.send("GET", "/readyz", retry=Retry(0))
         except RequestError:
@@ -245,7 +281,7 @@ def _encoded(spec: Mapping[str, Any] | str) -> tuple[bytes, dict[str, str]]:
     return json.dumps(dict(spec), allow_nan=False).encode(), {"Content-Type": "application/json"}
 
 
-def _given(**params: int | None) -> dict[str, int]:
+def _without_none(**params: int | None) -> dict[str, int]:
     return {name: value for name, value in params.items() if value is not None}
 
 

@@ -1,10 +1,10 @@
-"""What a call to the service can raise, one tree.
+"""The exceptions that the client raises, in one tree.
 
 ClientError
-├── ServerUnreachable   nobody answers at the address
-├── UnexpectedAnswer    somebody answers, but not as this service does
-├── WaitTimeout         the job did not end in the time given (a TimeoutError too)
-└── RequestError        the service said no: status, title, detail, errors
+├── ServerUnreachable   no server answers at the address
+├── UnexpectedAnswer    a server answers, but it is not this service
+├── WaitTimeout         the job did not end within the timeout (also a TimeoutError)
+└── RequestError        the service returned an error: status, title, detail, errors
     └── NotFound        no such job
 """
 
@@ -17,13 +17,14 @@ from service.client.models import KeyProblem
 
 
 class ClientError(Exception):
-    """Something went wrong between this program and the service."""
+    """A call to the service failed. Base class of everything that the client raises."""
 
 
 class ServerUnreachable(ClientError):
     """No server answers at the address.
 
-    `may_have_arrived`: the request was sent and only its answer is missing.
+    `may_have_arrived`: whether the server may have received and carried out the request, because the
+    connection was lost after it was opened.
     """
 
     def __init__(self, url: str, cause: object, *, may_have_arrived: bool = False) -> None:
@@ -36,7 +37,7 @@ class ServerUnreachable(ClientError):
 
 
 class UnexpectedAnswer(ClientError):
-    """The server's answer is not one of this service."""
+    """The server's answer is not one that this service gives."""
 
     def __init__(self, url: str, what: str) -> None:
         super().__init__(f"{url} does not answer as a syncbn server does: {what}. Is it the right address?")
@@ -44,11 +45,11 @@ class UnexpectedAnswer(ClientError):
 
 
 class WaitTimeout(ClientError, TimeoutError):
-    """The job did not end in time."""
+    """The job did not end within the timeout of `Client.wait`."""
 
 
 class RequestError(ClientError):
-    """The service refused the request, or failed at it.
+    """The service refused the request (HTTP status 4xx) or failed to carry it out (5xx).
 
     `errors` names each offending key; `document` is the whole problem document (RFC 9457).
     """
@@ -59,12 +60,12 @@ class RequestError(ClientError):
         self.title = str(document.get("title") or f"HTTP {status}")
         self.detail = str(document.get("detail") or self.title)
         self.errors = _key_problems(document.get("errors"))
-        said = all(error.message in self.detail for error in self.errors)
-        super().__init__(self.detail if said else "; ".join([self.detail, *map(str, self.errors)]))
+        complete = all(error.message in self.detail for error in self.errors)
+        super().__init__(self.detail if complete else "; ".join([self.detail, *map(str, self.errors)]))
 
 
 class NotFound(RequestError):
-    """The service knows no such job."""
+    """The service has no job with this id, or the job has no such attempt or rank."""
 
 
 def _key_problems(items: object) -> list[KeyProblem]:

@@ -1,4 +1,4 @@
-"""A job's log as it comes, over as many connections as it takes."""
+"""Follows a job's log over server-sent events, reconnecting where the last connection broke."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from service.client.errors import ClientError, RequestError, ServerUnreachable
 from service.client.models import LogLine, LogSource
 from service.client.retry import Retry
-from service.client.transport import AWAY, Transport
+from service.client.transport import RETRIED_STATUSES, Transport
 
 
 def follow_log(server: Transport, path: str, retry: Retry) -> Iterator[LogLine | LogSource]:
-    """Yields what the stream at `path` says until its end. One that breaks is taken up where it broke, for
-    as long as there is `retry` without an event.
+    """Yields the sources and lines of the event stream at `path` until its `end` event.
+
+    Blocks. When a connection breaks, it reconnects after the last event received; no line is lost or
+    repeated. Each event renews `retry`. Raises ClientError once `retry` is exhausted.
     """
     last_id, source = "", None
     while True:
@@ -31,10 +33,10 @@ def follow_log(server: Transport, path: str, retry: Retry) -> Iterator[LogLine |
         except ServerUnreachable as error:
             broken = error
         except RequestError as error:
-            if error.status not in AWAY:
+            if error.status not in RETRIED_STATUSES:
                 raise
             broken = error
-        retry.rest(broken)
+        retry.back_off(broken)
 
 
 def _line(text: str, source: LogSource | None) -> LogLine:

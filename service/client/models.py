@@ -1,4 +1,4 @@
-"""What the service answers, typed. Fields that a newer server adds are kept, not refused."""
+"""The service's answers as typed models. Fields that a newer server adds are kept."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Answer(BaseModel):
+    """Base class of every answer."""
+
     model_config = ConfigDict(extra="allow", frozen=True)
 
     def to_json(self) -> dict[str, Any]:
-        """As the server sent it: times in ISO 8601, unknown fields included."""
+        """Returns the answer as the server sent it: times in ISO 8601, unknown fields included."""
         return self.model_dump(mode="json")
 
 
 class Progress(Answer):
-    """Where a job stands. Steps are the optimizer's, from 1; epochs count from 0."""
+    """A job's progress. Steps are optimizer steps, counted from 1; epochs are counted from 0."""
 
     step: int
     total_steps: int | None = None
@@ -28,10 +30,10 @@ class Progress(Answer):
 
 
 class Failure(Answer):
-    """Why a job failed: what happened, on which rank, in which step, and the end of that rank's log.
+    """Why a job failed: the error, its rank and step, and the end of that rank's log.
 
-    type: of an exception its class, of a signal its name, else Exited (with `code`), OutOfMemory, Hung, Lost
-    or StartTimeout. step: from 1; None: before the first.
+    type: the class of the exception, the name of the signal, or Exited (with `code`), OutOfMemory, Hung, Lost
+    or StartTimeout. step: counted from 1; None before the first.
     """
 
     type: str | None = None
@@ -44,7 +46,7 @@ class Failure(Answer):
 
 
 class Run(Answer):
-    """The job's run in MLflow; `url` is for a browser."""
+    """The job's MLflow run; `url` opens in a browser."""
 
     experiment_id: str
     run_id: str
@@ -52,7 +54,7 @@ class Run(Answer):
 
 
 class Job(Answer):
-    """One job. `state` is text, not an enum, so that this client outlives a server with more states."""
+    """One job. `state` is a string, not an enum, so that the client accepts states of a newer server."""
 
     id: str
     name: str
@@ -74,18 +76,19 @@ class Job(Answer):
 
     @property
     def ended(self) -> bool:
+        """Whether the job has succeeded, failed or been cancelled."""
         return self.state in ENDED
 
     @property
     def seconds(self) -> float | None:
-        """How long it has been running, or ran; None before it started."""
+        """Seconds from the job's start until its end, or until now; None before it started."""
         if self.started_at is None:
             return None
         return ((self.finished_at or datetime.now(UTC)) - self.started_at).total_seconds()
 
 
 class Point(Answer):
-    """One value of a metric. `timestamp` in milliseconds since the epoch."""
+    """One value of a metric; None if it is not finite. `timestamp` is in milliseconds since the epoch."""
 
     name: str
     step: int
@@ -94,9 +97,9 @@ class Point(Answer):
 
 
 class LogSource(Answer):
-    """Whose lines follow in a log: of an attempt and its rank, None where the server kept one log of all.
+    """The attempt and rank whose log lines follow. `rank` is None if the server kept one log for all ranks.
 
-    header: what to print before them, where there are others.
+    header: the line to print before them; None if the log has no other source.
     """
 
     attempt: int
@@ -105,7 +108,7 @@ class LogSource(Answer):
 
 
 class LogLine(Answer):
-    """A line that a rank of a job has printed. The server may not say which rank it was."""
+    """A line that a rank printed. `attempt` and `rank` are None if the server does not say."""
 
     line: str
     attempt: int | None = None
@@ -113,7 +116,7 @@ class LogLine(Answer):
 
 
 class KeyProblem(Answer):
-    """One thing wrong with a request: the key it stands at and what to do about it."""
+    """One problem with a request: the offending key and what to do about it."""
 
     key: str = ""
     message: str = ""
@@ -123,7 +126,7 @@ class KeyProblem(Answer):
 
 
 class Total(Answer):
-    """Workers, and what all of them together take."""
+    """A number of workers, and the CPUs and GPUs that all of them need together."""
 
     workers: int
     cpus: float | None = None
@@ -131,10 +134,10 @@ class Total(Answer):
 
 
 class Validation(Answer):
-    """What would become of a spec if it were submitted now.
+    """What would happen to a spec if it were submitted now.
 
-    `spec` has every default filled in; `shares` are the samples of each worker in a global batch. What
-    depends on the cluster is None while the cluster does not answer.
+    `spec` has every default filled in; `shares` is the number of samples of each worker in a global batch.
+    Fields that depend on the cluster are None while it does not answer.
     """
 
     valid: bool
@@ -147,7 +150,7 @@ class Validation(Answer):
 
 
 class Waiting(Answer):
-    """A job in the queue; `position` counts from 1."""
+    """A job in the queue; `position` is counted from 1."""
 
     position: int
     id: str
@@ -159,19 +162,21 @@ class Waiting(Answer):
 
 
 class Amount(Answer):
+    """A number of CPUs and GPUs; fractions are possible."""
+
     cpus: float
     gpus: float
 
 
 class Node(Amount):
-    """A machine and everything it has, busy or not."""
+    """A node and its resources, in use or not."""
 
     id: str
     address: str
 
 
 class Cluster(Answer):
-    """The machines, what is free on them, and the jobs that hold the rest."""
+    """The nodes, their total and free resources, and the ids of the jobs that hold workers."""
 
     nodes: list[Node]
     total: Amount
@@ -180,18 +185,26 @@ class Cluster(Answer):
 
 
 class JobPage(Answer):
+    """One page of jobs; `next_cursor` is None on the last."""
+
     items: list[Job]
     next_cursor: str | None = None
 
 
 class Points(Answer):
+    """The points of a job's metrics."""
+
     items: list[Point]
 
 
 class Queue(Answer):
+    """The queued jobs."""
+
     items: list[Waiting]
 
 
 class Upload(Answer):
+    """An uploaded archive: its digest (SHA-256, hex) and its size in bytes."""
+
     digest: str
     size: int

@@ -1,4 +1,4 @@
-"""How long to go on trying to reach a server."""
+"""A deadline for retries, with exponential backoff."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from service.client.errors import ClientError
 
 
 def ignore(error: ClientError) -> None:
-    """Tells nobody that the server is away."""
+    """Does nothing: the default for `on_retry`."""
 
 
 class Retry:
-    """A time to go on trying in. `renew` starts it again, once something has worked."""
+    """A deadline for retries, `seconds` from now. `on_retry` is called with each error that is retried."""
 
-    def __init__(self, seconds: float, on_away: Callable[[ClientError], None] = ignore) -> None:
+    def __init__(self, seconds: float, on_retry: Callable[[ClientError], None] = ignore) -> None:
         self._seconds = seconds
-        self._on_away = on_away
+        self._on_retry = on_retry
         self.renew()
 
     def renew(self) -> None:
+        """Restarts the deadline and the backoff. Call it after a success."""
         self._deadline = time.monotonic() + self._seconds
         self._pause = 0.1
 
-    def rest(self, error: ClientError) -> None:
-        """Sleeps, a little longer each time. Raises `error` where that would take longer than is left."""
+    def back_off(self, error: ClientError) -> None:
+        """Sleeps 0.1 s to 2 s before the next try. Raises `error` if that would pass the deadline."""
         if time.monotonic() + self._pause > self._deadline:
             raise error
-        self._on_away(error)
+        self._on_retry(error)
         time.sleep(self._pause)
         self._pause = min(2.0, 2 * self._pause)

@@ -1,4 +1,4 @@
-"""Server-sent events, read from the lines of a response (WHATWG HTML, section 9.2)."""
+"""A parser of server-sent events (WHATWG HTML, section 9.2)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
+    """One server-sent event. `data` is empty for an event that only carries an id."""
+
     name: str
     id: str
     data: str
 
 
 def events(chunks: Iterable[str]) -> Iterator[Event]:
-    """Yields each complete event; one that the connection broke off is not yielded.
+    """Yields each complete event of a response's text; an event cut off by a lost connection is dropped.
 
-    One that only has an id tells where the stream has come to; its data is empty.
+    An event with an id and no data is yielded too: it gives a position in the stream.
     """
     fields: dict[str, str] = {}
     data: list[str] = []
@@ -35,7 +37,7 @@ def events(chunks: Iterable[str]) -> Iterator[Event]:
 
 
 def _lines(chunks: Iterable[str]) -> Iterator[str]:
-    """Splits at newlines alone: str.splitlines would cut a log at a form feed or a Unicode separator too."""
+    """Splits at newlines only: str.splitlines would also split at a form feed or a Unicode separator."""
     rest = ""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split("\n")

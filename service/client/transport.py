@@ -1,4 +1,4 @@
-"""Requests and answers: addresses, the key, retries, problem documents, streams."""
+"""HTTP requests to one server: address, API key, retries, problem documents, event streams."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from service.client.errors import ClientError, NotFound, RequestError, ServerUnr
 from service.client.models import Answer
 from service.client.retry import Retry
 
-AWAY = frozenset({502, 503, 504})
-"""Statuses of a proxy without its server, or of a server without its database: worth another try."""
+RETRIED_STATUSES = frozenset({502, 503, 504})
+"""Statuses to retry: a proxy cannot reach the server, or the server cannot reach its database."""
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _RETRY_SECONDS = 1.0
@@ -22,9 +22,7 @@ A = TypeVar("A", bound=Answer)
 
 
 class Transport:
-    """One server as seen from here. Every request is sent again after a lost connection, so all must be
-    idempotent.
-    """
+    """Sends requests to one server. Retries after a lost connection, so every request must be idempotent."""
 
     def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
@@ -37,35 +35,39 @@ class Transport:
                 trust_env=address.host not in _LOOPBACK,  # a company's proxy cannot reach this machine
             )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
-            raise ClientError(f"not an address and key to use: {self.url} ({error})") from None
+            raise ClientError(f"the address or API key is not valid: {self.url} ({error})") from None
 
     def close(self) -> None:
+        """Closes the connections."""
         self._http.close()
 
-    def ask(self, model: type[A], method: str, path: str, **request: Any) -> A:
-        """Sends a request and returns its answer as a `model`."""
+    def call(self, model: type[A], method: str, path: str, **request: Any) -> A:
+        """Sends a request and returns the answer parsed as `model`. Raises ClientError."""
         response = self.send(method, path, **request)
         try:
             return model.model_validate_json(response.content)
         except ValidationError as error:
-            raise UnexpectedAnswer(self.url, f"{method} {path} gave {_first(error)}") from None
+            raise UnexpectedAnswer(self.url, f"{method} {path} gave {_first_problem(error)}") from None
 
     def send(self, method: str, path: str, *, retry: Retry | None = None, **request: Any) -> httpx.Response:
-        """Sends a request and returns the answer, a good one. Raises ClientError for any other."""
-        trying, may_have_arrived = retry or Retry(_RETRY_SECONDS), False
+        """Sends a request and returns the answer if its status is 2xx; raises ClientError otherwise.
+
+        Blocks. Retries lost connections and `RETRIED_STATUSES` until `retry` is exhausted (default: 1 s).
+        """
+        retry, may_have_arrived = retry or Retry(_RETRY_SECONDS), False
         while True:
             try:
                 return self._checked(self._http.request(method, path, **request))
             except (httpx.TransportError, httpx.DecodingError) as error:
                 may_have_arrived |= not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                trying.rest(ServerUnreachable(self.url, _cause(error), may_have_arrived=may_have_arrived))
+                retry.back_off(ServerUnreachable(self.url, _cause(error), may_have_arrived=may_have_arrived))
             except RequestError as error:
-                if error.status not in AWAY:
+                if error.status not in RETRIED_STATUSES:
                     raise
-                trying.rest(error)
+                retry.back_off(error)
 
     def events(self, path: str, headers: Mapping[str, str]) -> Iterator[sse.Event]:
-        """Yields server-sent events until the stream ends; one that breaks raises ServerUnreachable."""
+        """Yields server-sent events until the stream ends. Raises ServerUnreachable if it breaks."""
         accept = {"Accept": "text/event-stream", **headers}
         try:
             with self._http.stream("GET", path, headers=accept) as response:
@@ -79,7 +81,7 @@ class Transport:
         if response.is_success:
             return response
         document = _problem_document(response)
-        if document is None and response.status_code not in AWAY:
+        if document is None and response.status_code not in RETRIED_STATUSES:
             raise UnexpectedAnswer(self.url, f"{response.request.method} gave HTTP {response.status_code}")
         kind = NotFound if response.status_code == httpx.codes.NOT_FOUND else RequestError
         raise kind(response.status_code, document or {"title": response.reason_phrase})
@@ -97,6 +99,6 @@ def _problem_document(response: httpx.Response) -> dict[str, Any] | None:
     return document if isinstance(document, dict) and "title" in document else None
 
 
-def _first(error: ValidationError) -> str:
+def _first_problem(error: ValidationError) -> str:
     item = error.errors(include_url=False, include_context=False)[0]
     return f"{'.'.join(map(str, item['loc'])) or 'a body'}: {item['msg']}"

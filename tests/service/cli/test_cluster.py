@@ -8,7 +8,7 @@ from tests.service.live_api import SPEC
 
 
 def test_queue_and_cluster_are_tables(syncbn: Syncbn, client: Client) -> None:
-    assert syncbn("queue").stdout == "no job waits\n"
+    assert syncbn("queue").stdout == "no job is queued\n"
     job = client.submit({**SPEC, "resources": {"workers": 3}})
 
     queue, cluster = syncbn("queue").stdout, syncbn("cluster").stdout

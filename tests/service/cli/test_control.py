@@ -84,7 +84,7 @@ def test_resize_says_what_becomes_of_it(syncbn: Syncbn, service: Service, client
     result = syncbn("resize", job.id, "3")
 
     assert result.exit_code == 0
-    assert "goes on with 3 workers once there is room" in result.stdout
+    assert "continues on 3 workers once there is room" in result.stdout
     assert service.store.get(job.id).wanted_workers == 3
 
 

@@ -74,7 +74,7 @@ def test_an_interrupted_follow_leaves_the_job_and_exits_130(
         output, errors = process.communicate(timeout=20)
 
     assert process.returncode == 130
-    assert "the job goes on" in output
+    assert "the job continues" in output
     assert f"syncbn cancel {job_id}" in output
     assert errors == ""
     assert client.job(job_id).state == "queued"
@@ -114,7 +114,7 @@ def test_a_server_that_is_away_is_told_once_and_the_follow_goes_on(
 
     assert isinstance(screen.file, io.StringIO)
     assert ended.state == "cancelled"
-    assert screen.file.getvalue().count("the server does not answer; the job goes on") == 1
+    assert screen.file.getvalue().count("the server does not answer; the job continues") == 1
 
 
 def test_a_submission_that_may_have_arrived_tells_how_to_repeat_it(

@@ -15,7 +15,7 @@ def test_list_shows_the_newest_jobs_and_says_when_there_are_more(syncbn: Syncbn,
     shown = syncbn("list", "--limit", "2").stdout
     assert [ids[2] in shown, ids[1] in shown, ids[0] in shown] == [True, True, False]
     assert "job [2]" in shown
-    assert "there are more" in shown
+    assert "list more with --all" in shown
     assert ids[0] in syncbn("list", "--all").stdout
 
 

@@ -77,8 +77,8 @@ def test_a_refusal_with_json_is_a_problem_document_on_stderr(syncbn: Syncbn, spe
     [
         ("model: [", "neither YAML nor JSON"),
         ("just words", "a spec is a mapping"),
-        ("{model: .nan}", "a value that JSON has not"),
-        ('{name: "\\ud800"}', "a value that JSON has not"),
+        ("{model: .nan}", "a value that JSON cannot hold"),
+        ('{name: "\\ud800"}', "a value that JSON cannot hold"),
     ],
 )
 def test_a_file_that_is_no_spec_is_refused(syncbn: Syncbn, text: str, said: str) -> None:
