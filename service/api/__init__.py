@@ -1,4 +1,4 @@
-"""The HTTP API: routes, request bodies, answers, problem documents, streams of events.
+"""The HTTP API: routes, request bodies, response documents, problem documents, event streams.
 
 May import `backends`, `errors`, `job_logs`, `jobs`, `queue`, `scheduling`, `settings`, `user_code`,
 `training.protocol`, `training.spec`.

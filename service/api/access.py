@@ -1,4 +1,4 @@
-"""Who is served: a key where one is set, this machine alone where none is, and no foreign web page."""
+"""Access control: the API key; without one, loopback requests only; no cross-origin changes."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from service.api.context import Services
 from service.api.problems import problem
 
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-_bearer = HTTPBearer(auto_error=False, description="SYNCBN_API_KEY of the server, where it has one")
+_bearer = HTTPBearer(auto_error=False, description="The server's SYNCBN_API_KEY, if it has one")
 
 
 def require_key(
     services: Services, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
-    """401 unless the request carries the API key; compares in constant time."""
+    """Raises HTTPException(401) unless the request carries the API key. Compares in constant time."""
     key = services.settings.api_key
     if key is None:
         return
     given = credentials.credentials if credentials else ""
-    # Header bytes reach us as Latin-1, whatever they meant.
+    # Starlette decodes header bytes as Latin-1, whatever their encoding.
     if not hmac.compare_digest(given.encode("latin-1"), key.get_secret_value().encode()):
         raise HTTPException(
             401,
-            "this service wants its API key: Authorization: Bearer KEY (SYNCBN_API_KEY)",
+            "this service requires its API key: Authorization: Bearer KEY (SYNCBN_API_KEY)",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
 
 class BrowserGuard:
-    """Refuses what only a browser lured by somebody else would send.
+    """Refuses requests that a foreign web page makes a browser send (ASGI middleware).
 
-    Without an API key whoever reaches the port may use it, so only requests addressed to this machine are
-    served: a foreign name that resolves to 127.0.0.1 (DNS rebinding) is not. And no page from elsewhere may
-    change anything, key or not.
+    With `loopback_only` (no API key is set), serves only requests addressed to a loopback name or address,
+    which stops DNS rebinding: a foreign name that resolves to 127.0.0.1. With or without a key, refuses
+    requests from another origin that change anything (CSRF).
     """
 
     def __init__(self, app: ASGIApp, *, loopback_only: bool) -> None:
@@ -60,11 +60,11 @@ class BrowserGuard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self._loopback_only and not _is_loopback(host):
             return (
-                f"without an API key only this machine is served (localhost, 127.0.0.1), not {host!r}; "
+                f"without an API key only requests to localhost or 127.0.0.1 are served, not to {host!r}; "
                 "start the service with SYNCBN_API_KEY to serve others"
             )
         if origin is not None and scope["method"] not in _SAFE_METHODS and urlsplit(origin).netloc != host:
-            return f"a page of {origin} may not change anything here"
+            return f"a web page of {origin} may not change anything here"
         return None
 
 

@@ -1,4 +1,4 @@
-"""The HTTP application, put together from its routes."""
+"""The FastAPI application, assembled from its routes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _REFERENCE = "#/components/schemas/{model}"
 
 
 def create_app(settings: Settings, store: Store, results: Results) -> FastAPI:
-    """The REST API over these collaborators. Asks none of them anything until a request comes."""
+    """Returns the REST API. Calls neither `store` nor `results` before the first request."""
     job_watcher = JobWatcher(store, lambda job: shown(job, results).model_dump_json())
     app = FastAPI(
         title="syncbn",
-        summary="Trains networks with batch normalisation, the same on any number of devices.",
+        summary="Trains networks with batch normalisation, with the same result on any number of devices.",
         version=version("syncbn"),
         redirect_slashes=False,
     )
@@ -42,7 +42,7 @@ def create_app(settings: Settings, store: Store, results: Results) -> FastAPI:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document with two schemas that it cannot see: specs are parsed, problems made, by us."""
+    """Returns FastAPI's OpenAPI document plus two schemas that no route declares: Spec, ProblemDocument."""
     if not app.openapi_schema:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})

@@ -1,4 +1,4 @@
-"""Routes /v1/queue and /v1/cluster: who waits, and what there is."""
+"""Routes /v1/queue and /v1/cluster: the queued jobs and the cluster's resources."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from service.scheduling.capacity import UNITS, Amount
 router = APIRouter(prefix="/v1", tags=["cluster"])
 
 
-@router.get("/queue", responses=documented(503), summary="The jobs that wait, in the order they start")
+@router.get("/queue", responses=documented(503), summary="List queued jobs in starting order")
 def get_queue(services: Services) -> QueuePage:
+    """Returns the queued jobs in the order in which they will start."""
     waiting = enumerate(services.store.queue(), start=1)
     return QueuePage(items=[WaitingDocument.of(position, job) for position, job in waiting])
 
 
-@router.get("/cluster", responses=documented(503), summary="The machines and what is free")
+@router.get("/cluster", responses=documented(503), summary="Show nodes and free resources")
 def get_cluster(services: Services) -> ClusterDocument:
-    """As the scheduler last saw them; a 503 if none runs or Ray does not answer it."""
+    """Returns the cluster as the scheduler last saw it. 503 if no scheduler runs or Ray does not answer."""
     nodes, active = lease.machines(services.store.scheduler()), services.store.active()
     machines = capacity.occupied(nodes, active)
     return ClusterDocument(

@@ -1,4 +1,4 @@
-"""Route /v1/code: the user's own modules, as a zip archive."""
+"""Route /v1/code: uploads the user's own modules as a zip archive."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ _BODY: dict[str, Any] = {
     summary="Upload code",
 )
 def upload_code(services: Services, body: CodeBody) -> CodeDocument:
-    """Idempotent: the same bytes have the same digest and are kept once."""
+    """Stores the archive and returns its digest. Idempotent: the same bytes are stored once."""
     check_archive(body, services.settings.max_code_bytes)
     return CodeDocument(digest=services.store.put_code(body), size=len(body))

@@ -1,4 +1,4 @@
-"""What every route works with. What jobs do and what there is of machines stands in the database."""
+"""The collaborators that every route uses. The state of jobs and nodes is in the database."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from service.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
+    """What a route gets as `services`."""
+
     settings: Settings
     store: Store
     results: Results

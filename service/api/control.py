@@ -1,4 +1,4 @@
-"""Routes under /v1/jobs/{id}: cancel, pause, resume, resize. All are idempotent and answer at once."""
+"""Routes under /v1/jobs/{id}: cancel, pause, resume, resize. All are idempotent and do not wait."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], responses=document
 
 @router.post("/cancel", status_code=202, summary="Cancel a job")
 def cancel_job(services: Services, job_id: str) -> JobDocument:
-    """A job that waits or is paused is cancelled at once; one that runs is stopped soon."""
+    """Cancels a queued or paused job at once; a running job stops soon."""
     return shown(services.store.request_cancel(job_id), services.results)
 
 
 @router.post("/pause", status_code=202, summary="Pause a job")
 def pause_job(services: Services, job_id: str) -> JobDocument:
-    """A job that runs saves itself at its next step and gives its workers back; one that waits is held."""
+    """A running job saves a checkpoint at its next step and releases its workers. A queued job is held."""
     return shown(services.store.request_pause(job_id), services.results)
 
 
 @router.post("/resume", status_code=202, summary="Resume a paused job")
 def resume_job(services: Services, job_id: str) -> JobDocument:
-    """It waits in its old place, by priority and age, and goes on from where it was saved.
+    """Queues the job again, ordered by priority and age as before; it continues from its checkpoint.
 
-    A job that is not paused is left as it is; one that is still pausing is a conflict.
+    A job that is not paused stays unchanged. A job that is still pausing is a conflict (409).
     """
     return shown(services.store.request_resume(job_id), services.results)
 
 
 @router.post("/resize", status_code=202, summary="Change a job's number of workers")
 def resize_job(services: Services, job_id: str, request: ResizeRequest) -> JobDocument:
-    """For a job whose `resources.workers` is a range: it gets so many from its next attempt on, and no more.
+    """Sets the number of workers from the next attempt on; `resources.workers` must be a range.
 
-    One that runs with others is stopped for that once the machines have room, and goes on where it was. Jobs
-    that wait come first. The result does not depend on the number.
+    A running job saves a checkpoint and continues on the new number once the nodes have room. Queued jobs
+    come first. The training result does not depend on the number.
     """
     return shown(services.store.request_resize(job_id, request.workers), services.results)

@@ -1,4 +1,4 @@
-"""Routes /healthz (this process answers) and /readyz (so do those it depends on)."""
+"""Routes /healthz (this process answers) and /readyz (its dependencies answer too)."""
 
 from __future__ import annotations
 
@@ -23,30 +23,38 @@ router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
+    """The answer of a process that is alive."""
+
     status: Literal["ok"] = "ok"
 
 
 class Check(BaseModel):
+    """Whether one dependency answers; `message` says why not."""
+
     state: Literal["ok", "unavailable"] = "ok"
     message: str = ""
 
 
 class Readiness(BaseModel):
+    """The answer when every dependency answers; `checks` has one entry for each."""
+
     status: Literal["ok"] = "ok"
     checks: dict[str, Check]
 
 
 @router.get("/healthz", summary="Whether this process answers")
 async def healthz() -> Health:
+    """Answers without asking any dependency."""
     return Health()
 
 
 @router.get("/readyz", responses=documented(503), response_model=Readiness, summary="Whether jobs can run")
 async def readyz(request: Request, services: Services) -> Readiness | JSONResponse:
-    """The database, the scheduler, Ray (as the scheduler finds it) and MLflow, all at once; a 503 is a
-    problem document with the same `checks`.
+    """Checks the database, the scheduler, Ray (as the scheduler reports it) and MLflow concurrently.
+
+    A 503 is a problem document with the same `checks`.
     """
-    questions: dict[str, Callable[[], object]] = {
+    probes: dict[str, Callable[[], object]] = {
         "database": services.store.check,
         "scheduler": lambda: lease.check_heard(services.store.scheduler()),
         "ray": lambda: lease.machines(services.store.scheduler()),
@@ -54,27 +62,27 @@ async def readyz(request: Request, services: Services) -> Readiness | JSONRespon
     }
     checks: dict[str, Check] = {}
     async with anyio.create_task_group() as group:
-        for name, question in questions.items():
-            group.start_soon(partial(_ask, name, question, checks))
-    bad = [name for name in questions if checks[name].state != "ok"]
-    if not bad:
-        return Readiness(checks={name: checks[name] for name in questions})
+        for name, probe in probes.items():
+            group.start_soon(partial(_run_check, name, probe, checks))
+    failed = [name for name in probes if checks[name].state != "ok"]
+    if not failed:
+        return Readiness(checks={name: checks[name] for name in probes})
     return problem(
         request.url.path,
         503,
         "Not ready",
-        "; ".join(dict.fromkeys(checks[name].message for name in bad)),
+        "; ".join(dict.fromkeys(checks[name].message for name in failed)),
         kind="unavailable",
         headers={"Retry-After": str(RETRY_AFTER_S)},
-        checks={name: checks[name].model_dump() for name in questions},
+        checks={name: checks[name].model_dump() for name in probes},
     )
 
 
-async def _ask(name: str, question: Callable[[], object], checks: dict[str, Check]) -> None:
+async def _run_check(name: str, probe: Callable[[], object], checks: dict[str, Check]) -> None:
     checks[name] = Check(state="unavailable", message=f"{name}: no answer in {CHECK_TIMEOUT_S:g} s")
     with anyio.move_on_after(CHECK_TIMEOUT_S):
         try:
-            await anyio.to_thread.run_sync(question, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(probe, abandon_on_cancel=True)
             checks[name] = Check()
         except Unavailable as error:
             checks[name] = Check(state="unavailable", message=str(error))

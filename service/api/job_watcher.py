@@ -1,4 +1,4 @@
-"""One look at the database for all who follow jobs, however many they are."""
+"""A shared cache of followed jobs: one database query serves every follower."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from service.jobs.job import Job
 from service.queue.store import Store
 
 _FOLLOWED_SECONDS = 10.0
-"""A job that nobody has asked for in so long is followed no more."""
+"""Seconds without a request after which a job is no longer followed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobSnapshot:
-    """A job as it was seen: its document, a digest of that, and when the look began."""
+    """A job as read from the database.
+
+    document: the job as JSON. version: a digest of `document`. begun: when the query began (monotonic).
+    """
 
     job: Job
     document: str
@@ -29,10 +32,10 @@ class JobSnapshot:
 
 
 class JobWatcher:
-    """Sees all followed jobs in one query, at most one in `sse.POLL_S`. Thread-safe.
+    """Reads all followed jobs in one query, at most once every `sse.POLL_S` seconds. Thread-safe.
 
-    Of all who ask, one at a time waits for the database; the others get what was seen last. So followers
-    hold no more than one thread and one connection when the database is slow.
+    Only one caller at a time waits for the database; the others get the last snapshot. So followers occupy
+    one thread and one connection when the database is slow.
     """
 
     def __init__(self, store: Store, document: Callable[[Job], str]) -> None:
@@ -44,7 +47,10 @@ class JobWatcher:
         self._looking, self._changing = threading.Lock(), threading.Lock()
 
     def sight(self, job_id: str) -> JobSnapshot:
-        """The job, as it was seen less than two intervals ago. Raises NotFound and Unavailable."""
+        """Returns a snapshot of the job. Raises NotFound, and Unavailable if the last query failed.
+
+        Blocks on the database for the first request of a job and when this caller refreshes the snapshots.
+        """
         with self._changing:
             known = self._sights.get(job_id)
             if known is not None:
@@ -89,14 +95,14 @@ class JobWatcher:
 
     def _keep(self, job: Job, begun: float) -> JobSnapshot:
         known = self._sights.get(job.id)
-        sight = replace(known, begun=begun) if known and known.job == job else self._made(job, begun)
+        sight = replace(known, begun=begun) if known and known.job == job else self._snapshot(job, begun)
         with self._changing:
-            # Race closed: a look that began before another one at this job, and ended after it.
+            # Race closed: a query that began before another one and ended after it would restore an old job.
             if (latest := self._sights.get(job.id)) is None or latest.begun < begun:
                 self._sights[job.id] = sight
         return sight
 
-    def _made(self, job: Job, begun: float) -> JobSnapshot:
+    def _snapshot(self, job: Job, begun: float) -> JobSnapshot:
         document = self._document(job)
         version = hashlib.sha256(document.encode()).hexdigest()[:16]
         return JobSnapshot(job=job, document=document, version=version, begun=begun)

@@ -1,4 +1,4 @@
-"""Routes under /v1/jobs: submit, look."""
+"""Routes under /v1/jobs: submit, validate, list, show, metrics."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _TEXT = r"^[^\x00]*$"
 Label = Annotated[str, StringConstraints(pattern=r"^[^\x00:]+:[^\x00]*$")]
 IdempotencyKey = Annotated[
     str | None,
-    Header(min_length=1, max_length=255, description="The same key and spec again give the same job"),
+    Header(min_length=1, max_length=255, description="The same key and spec return the same job"),
 ]
 
 
@@ -57,9 +57,9 @@ def create_job(
     body: SpecBody,
     idempotency_key: IdempotencyKey = None,
 ) -> JobDocument:
-    """Once this has answered 201 the job is never lost.
+    """A job that was acknowledged with 201 is never lost.
 
-    With an Idempotency-Key seen before, the job it made then comes back, with `Idempotency-Replayed: true`.
+    A repeated Idempotency-Key returns the job of the first request, with `Idempotency-Replayed: true`.
     """
     spec = read_spec(body, services.store)
     job, created = services.store.create_job(spec, idempotency_key=idempotency_key)
@@ -73,10 +73,10 @@ def create_job(
     "/validate",
     responses=documented(413, 415, 422, 503),
     openapi_extra=_BODY,
-    summary="Say what would run, where and how big",
+    summary="Check a spec without queueing it",
 )
 def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
-    """A dry run: changes nothing. A spec that `POST /v1/jobs` would refuse gets the same answer here."""
+    """Changes nothing. A spec that `POST /v1/jobs` would refuse gets the same answer here."""
     spec = read_spec(body, services.store)
     queue, active = services.store.queue(), services.store.active()
     scheduler = services.store.scheduler()
@@ -91,12 +91,13 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
 @router.get("", responses=documented(422, 503), summary="List jobs, newest first")
 def list_jobs(
     services: Services,
-    state: Annotated[list[State] | None, Query(description="Any of these")] = None,
+    state: Annotated[list[State] | None, Query(description="Jobs in any of these")] = None,
     name: Annotated[str | None, Query(pattern=_TEXT)] = None,
-    label: Annotated[list[Label] | None, Query(description="KEY:VALUE; all of these")] = None,
+    label: Annotated[list[Label] | None, Query(description="KEY:VALUE; jobs with all of these")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: str | None = None,
 ) -> JobPage:
+    """Returns one page of the jobs that match every given filter."""
     jobs, next_cursor = services.store.list_jobs(
         states=state or (),
         name=name,
@@ -109,15 +110,19 @@ def list_jobs(
 
 @router.get("/{job_id}", responses=documented(404, 503), summary="Show a job")
 def get_job(services: Services, job_id: str) -> JobDocument:
+    """Returns the job as it is in the database."""
     return shown(services.store.get(job_id), services.results)
 
 
-@router.get("/{job_id}/metrics", responses=documented(404, 503), summary="Every point of a job's metrics")
+@router.get(
+    "/{job_id}/metrics", responses=documented(404, 503), summary="List every point of a job's metrics"
+)
 def get_metrics(
     services: Services,
     job_id: str,
-    name: Annotated[list[str] | None, Query(description="These alone; system metrics only by name")] = None,
+    name: Annotated[list[str] | None, Query(description="Only these; system metrics must be named")] = None,
 ) -> PointPage:
+    """Returns the points from the job's MLflow run, by name and step."""
     run = services.store.get(job_id).run
     points = services.results.history(run, name) if run else []
     return PointPage(items=[PointDocument.model_validate(point) for point in points])
@@ -129,5 +134,5 @@ def _pair(label: str) -> tuple[str, str]:
 
 
 def shown(job: Job, results: Results) -> JobDocument:
-    """Everything in it comes from the job's row: nobody else is asked."""
+    """Returns the document of `job`, built from its row alone; `results` only formats the URL."""
     return JobDocument.of(job, results.url(job.run) if job.run else None)

@@ -1,4 +1,4 @@
-"""Route /v1/jobs/{id}/logs: what a job's ranks print, as text or as it comes (server-sent events)."""
+"""Route /v1/jobs/{id}/logs: the output of a job's ranks, as text or as server-sent events."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     response_class=Response,
     responses={
         200: {
-            "description": "The logs of all attempts and ranks in order, each behind a header line if there "
-            "are several; with `follow`, events `source` (whose lines follow), `log` (a line each) and at "
-            "last `end` (the state)",
+            "description": "The logs of all attempts and ranks in order, each after a header line if there "
+            "are several; with `follow`, the events `source` (the attempt and rank of the lines that "
+            "follow), `log` (one line each) and finally `end` (the job's state)",
             "content": {"text/plain": {}, "text/event-stream": {}},
         },
         **documented(404, 422, 503),
     },
-    summary="What a job printed",
+    summary="Show a job's log",
 )
 def get_logs(
     services: Services,
     job_id: str,
-    rank: Annotated[int | None, Query(ge=0, description="This worker's log alone")] = None,
-    attempt: Annotated[int | None, Query(ge=1, description="This attempt's logs alone")] = None,
+    rank: Annotated[int | None, Query(ge=0, description="Only the log of this rank")] = None,
+    attempt: Annotated[int | None, Query(ge=1, description="Only the logs of this attempt")] = None,
     tail: Annotated[
-        int | None, Query(ge=0, description="The last lines alone, of each worker in the latest attempt")
+        int | None, Query(ge=0, description="Only this many last lines of each rank in the latest attempt")
     ] = None,
-    follow: Annotated[bool, Query(description="Go on until the job, or the attempt, has ended")] = False,
+    follow: Annotated[bool, Query(description="Stream until the job, or the attempt, has ended")] = False,
     accept: Annotated[str, Header(include_in_schema=False)] = "",
-    last_event_id: Annotated[str, Header(description="Go on behind this event")] = "",
+    last_event_id: Annotated[str, Header(description="Continue after this event")] = "",
 ) -> Response:
+    """Returns the log so far, or streams it with `follow` or `Accept: text/event-stream`."""
     job = services.store.get(job_id)
     view, logs = View(rank=rank, attempt=attempt), JobLogs(services.settings.storage, services.results)
     follow = follow or "text/event-stream" in accept
@@ -60,11 +61,11 @@ def get_logs(
 
 def _check_attempt(job: Job, attempt: int | None) -> None:
     if attempt is not None and attempt > job.attempt:
-        raise NotFound(f"job {job.id!r} has no attempt {attempt}; it has had {job.attempt}")
+        raise NotFound(f"job {job.id!r} has no attempt {attempt}; its latest attempt is {job.attempt}")
 
 
 def _check_rank(job: Job, rank: int, view: View, logs: JobLogs) -> None:
-    """One that has printed nothing yet is not unknown."""
+    """Raises NotFound for a rank that the job does not have. A rank without a log yet is accepted."""
     found = [log for attempt in view.attempts(job) for log in logs.of(job, attempt)]
     ranks = sorted({log.rank for log in found if log.rank is not None})
     if found and not ranks:
@@ -89,7 +90,7 @@ def _events(
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Bytes of a log, and what comes before them."""
+    """A range of bytes of a log, preceded by `head`."""
 
     log: Log
     head: bytes
@@ -102,7 +103,7 @@ class _Part:
 
 
 def _text(job: Job, logs: JobLogs, view: View, tail: int | None) -> Response:
-    """As much as there is now. The length is told first, so that half of it is not taken for all."""
+    """Returns the log so far. Content-Length lets the client detect a truncated response."""
     attempts = list(view.attempts(job))
     if tail is not None:
         attempts = [] if (latest := logs.latest(job, view)) is None else [latest]
@@ -131,5 +132,5 @@ def _content(parts: list[_Part]) -> Iterator[bytes]:
         for offset in range(part.start, part.end, CHUNK):
             wanted = min(CHUNK, part.end - offset)
             if len(data := part.log.read(offset, wanted)) < wanted:
-                raise Unavailable("the run folder", "a log has become shorter")
+                raise Unavailable("the run folder", "a log file was truncated")
             yield data

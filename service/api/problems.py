@@ -1,4 +1,4 @@
-"""Every error as a problem document (RFC 9457), `application/problem+json`."""
+"""Error responses as problem documents (RFC 9457, `application/problem+json`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class KeyProblem(BaseModel):
-    """One thing wrong with the request and the key it stands at."""
+    """One problem with the request and the offending key."""
 
     key: str = Field(examples=["training.global_batch_size"])
     message: str = Field(examples=["2 samples cannot be shared by 4 workers; give at least 4"])
@@ -41,6 +41,8 @@ class ProblemDocument(BaseModel):
 
 
 class ProblemResponse(JSONResponse):
+    """A problem document as a response."""
+
     media_type = MEDIA_TYPE
 
 
@@ -64,7 +66,11 @@ def problem(
     headers: Mapping[str, str] | None = None,
     **extensions: Any,
 ) -> ProblemResponse:
-    """The answer to a request of `path` that went wrong."""
+    """Returns the error response for a request to `path`.
+
+    kind: last part of the type URN; None: about:blank. errors: the offending keys. extensions: further
+    members of the document.
+    """
     document = ProblemDocument(
         type=f"urn:syncbn:{kind}" if kind else "about:blank",
         title=title,
@@ -78,7 +84,7 @@ def problem(
 
 
 def install(app: FastAPI) -> None:
-    """Makes `app` answer every error with a problem document."""
+    """Registers handlers so that `app` answers every error with a problem document."""
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(SpecError, _spec_error)
     app.add_exception_handler(RequestValidationError, _request_error)
@@ -87,7 +93,7 @@ def install(app: FastAPI) -> None:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: these statuses come with a problem document."""
+    """Returns a route's `responses` entries for statuses that carry a problem document."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     return {status: {"description": _phrase(status), "content": content} for status in statuses}
 
@@ -95,7 +101,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _service_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, ServiceError)
     status, kind, title = next(
-        (found for base, found in _KINDS.items() if isinstance(error, base)), (500, "internal", _phrase(500))
+        (entry for base, entry in _KINDS.items() if isinstance(error, base)), (500, "internal", _phrase(500))
     )
     headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, Unavailable) else {}
     problems = error.problems if isinstance(error, Refused) else []
@@ -121,7 +127,7 @@ def _http_error(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)
     detail = str(error.detail)
     if error.status_code == 404 and detail == _phrase(404):
-        detail = f"there is nothing at {request.url.path}; /docs lists what there is"
+        detail = f"there is nothing at {request.url.path}; /docs lists the routes"
     if error.status_code == 405:
         detail = f"{request.method} is not allowed here"
     title = _phrase(error.status_code)
@@ -130,7 +136,7 @@ def _http_error(request: Request, error: Exception) -> ProblemResponse:
 
 
 def _allowed(request: Request) -> str:
-    """Starlette names the methods of the first route of a path alone; there may be several."""
+    """Returns the methods of all routes of the path; Starlette names only those of the first route."""
 
     def answers(method: str) -> bool:
         scope = {**request.scope, "method": method}

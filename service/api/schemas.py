@@ -1,4 +1,4 @@
-"""What the API answers, as documents. Numbers that are not finite (a loss that diverged) are null."""
+"""The API's response documents. Numbers that are not finite (a diverged loss) are null."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ _SHOWN_SHARES = 4096
 
 
 class Document(BaseModel):
+    """Base class of the response documents."""
+
     model_config = ConfigDict(from_attributes=True, frozen=True)
 
 
 class ProgressDocument(Document):
-    """Where a run stands. Steps are the optimizer's, from 1; epochs count from 0."""
+    """A job's progress. Steps are optimizer steps, counted from 1; epochs are counted from 0."""
 
     step: int
     total_steps: int | None
@@ -31,7 +33,7 @@ class ProgressDocument(Document):
 
 
 class RunDocument(Document):
-    """The job's run in MLflow; `url` is for a browser."""
+    """The job's MLflow run; `url` opens in a browser."""
 
     experiment_id: str
     run_id: str
@@ -45,7 +47,7 @@ class JobDocument(Document):
     name: str = Field(examples=["fashion-resnet18"])
     state: State
     reason: str = Field(
-        description="Why it waits, is stopped, or ended", examples=["needs 4 workers of 1 GPU; 3 GPUs free"]
+        description="Why it waits, was stopped, or ended", examples=["needs 4 workers of 1 GPU; 3 GPUs free"]
     )
     priority: int
     labels: dict[str, str]
@@ -53,20 +55,21 @@ class JobDocument(Document):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    attempt: int = Field(description="Number of the latest placement; 0 before the first")
-    workers: int | None = Field(description="Granted to the attempt; null while it waits")
-    wanted_workers: int | None = Field(description="What a resize asked for; null: what the spec allows")
+    attempt: int = Field(description="Number of the latest attempt; 0 before the first")
+    workers: int | None = Field(description="Workers of the current attempt; null while it waits")
+    wanted_workers: int | None = Field(description="Workers that a resize asked for; null: no resize")
     error: dict[str, Any] | None = Field(
-        description="Why it failed: type, message, rank, log_tail, and step where it is known"
+        description="Why it failed: type, message, rank, log_tail, and step if known"
     )
     progress: ProgressDocument | None = Field(description="null before the first step")
     metrics: Mapping[str, float | None] = Field(
-        description="Latest value of each, null for one that is not finite; empty where progress is null"
+        description="Latest value of each metric, null if not finite; empty before the first step"
     )
     mlflow: RunDocument | None
 
     @classmethod
     def of(cls, job: Job, url: str | None) -> Self:
+        """Returns the document of `job`. `url`: address of its MLflow run; None if there is none."""
         run, progress = job.run, job.progress
         return cls(
             **{name: getattr(job, name) for name in _FROM_JOB},
@@ -90,18 +93,22 @@ _FROM_JOB = [name for name in JobDocument.model_fields if name not in {"progress
 
 
 class ResizeRequest(BaseModel):
+    """The body of a resize."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     workers: int = Field(ge=1, description="Within the range of the job's resources.workers", examples=[2])
 
 
 class JobPage(Document):
+    """One page of jobs."""
+
     items: list[JobDocument]
     next_cursor: str | None = Field(description="Give it as `cursor` to get the next page; null: the last")
 
 
 class PointDocument(Document):
-    """One value of a metric. `timestamp` in milliseconds since the epoch."""
+    """One value of a metric; null if not finite. `timestamp` is in milliseconds since the epoch."""
 
     name: str
     step: int
@@ -110,11 +117,13 @@ class PointDocument(Document):
 
 
 class PointPage(Document):
+    """Every point of the requested metrics."""
+
     items: list[PointDocument]
 
 
 class Total(Document):
-    """Workers, and what all of them together take."""
+    """A number of workers, and the CPUs and GPUs that all of them need together."""
 
     workers: int
     cpus: float | None
@@ -122,33 +131,35 @@ class Total(Document):
 
     @classmethod
     def of(cls, workers: int, cpus_per_worker: float, gpus_per_worker: float) -> Self:
-        # 3 × 0.3333 shall read 0.9999, not 0.9998999999999999.
+        """Returns the total for `workers` workers, rounded to four decimals."""
+        # Rounded so that 3 × 0.3333 is shown as 0.9999, not 0.9998999999999999.
         cpus, gpus = round(workers * cpus_per_worker, 4), round(workers * gpus_per_worker, 4)
         return cls(workers=workers, cpus=cpus, gpus=gpus)
 
 
 class ValidationDocument(Document):
-    """What would become of the spec if it were submitted now."""
+    """What would happen to the spec if it were submitted now."""
 
     valid: bool = True
     spec: dict[str, Any] = Field(description="With every default filled in")
-    resources: Total = Field(description="What it would be granted now; where it has to wait, what it needs")
+    resources: Total = Field(description="What it would get now; if it has to wait, what it needs")
     shares: list[int] | None = Field(
-        description="Samples of a global batch for each of these workers; null for thousands of workers",
+        description=f"Samples of a global batch for each worker; null for more than {_SHOWN_SHARES} workers",
         examples=[[86, 85, 85]],
     )
-    fits_now: bool | None = Field(description="Whether it would start at once; null: not known now")
-    fits_ever: bool | None = Field(description="Whether the empty cluster could hold it")
+    fits_now: bool | None = Field(description="Whether it would start at once; null: unknown")
+    fits_ever: bool | None = Field(description="Whether it fits on the empty cluster; null: unknown")
     reason: str = Field(description="Why it would wait")
 
     @classmethod
     def of(cls, spec: Spec, forecast: Forecast | None, reason: str) -> Self:
-        asked = spec.resources
-        workers = forecast.workers if forecast else asked.min_workers
+        """Returns the document for a valid spec. `forecast`: None if the cluster does not answer."""
+        resources = spec.resources
+        workers = forecast.workers if forecast else resources.min_workers
         few = workers <= _SHOWN_SHARES
         return cls(
             spec=spec.model_dump(mode="json"),
-            resources=Total.of(workers, asked.cpus_per_worker, asked.gpus_per_worker),
+            resources=Total.of(workers, resources.cpus_per_worker, resources.gpus_per_worker),
             shares=shares(spec.training.global_batch_size, workers) if few else None,
             fits_now=forecast.fits_now if forecast else None,
             fits_ever=forecast.fits_ever if forecast else None,
@@ -157,7 +168,7 @@ class ValidationDocument(Document):
 
 
 class CodeDocument(Document):
-    """An uploaded archive; give its digest as `code` in a spec."""
+    """An uploaded code archive; a spec's `code` takes its digest."""
 
     digest: str = Field(description="SHA-256, hex")
     size: int = Field(description="Bytes")
@@ -171,28 +182,33 @@ class WaitingDocument(Document):
     name: str
     priority: int
     reason: str
-    needs: Total = Field(description="For the fewest workers it would start with")
+    needs: Total = Field(description="For the smallest number of workers that it starts with")
     created_at: datetime
 
     @classmethod
     def of(cls, position: int, job: Job) -> Self:
-        asked = job.resources
+        """Returns the document of the job at `position` in the queue."""
+        resources = job.resources
         return cls(
             position=position,
             id=job.id,
             name=job.name,
             priority=job.priority,
             reason=job.reason,
-            needs=Total.of(asked.min_workers, asked.cpus_per_worker, asked.gpus_per_worker),
+            needs=Total.of(resources.min_workers, resources.cpus_per_worker, resources.gpus_per_worker),
             created_at=job.created_at,
         )
 
 
 class QueuePage(Document):
+    """The queued jobs in starting order."""
+
     items: list[WaitingDocument]
 
 
 class NodeDocument(Document):
+    """A node and its resources, in use or not."""
+
     id: str
     address: str
     cpus: float
@@ -200,12 +216,14 @@ class NodeDocument(Document):
 
 
 class AmountDocument(Document):
+    """A number of CPUs and GPUs; fractions are possible."""
+
     cpus: float
     gpus: float
 
 
 class ClusterDocument(Document):
-    """The machines, as the scheduler last saw them, and what the running jobs leave of them."""
+    """The nodes as the scheduler last saw them, and the resources that running jobs leave free."""
 
     nodes: list[NodeDocument]
     total: AmountDocument
