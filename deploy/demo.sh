@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts the embedded stack, runs one spec on it over REST, follows it to its end, ends the stack.
+# Starts the embedded stack, submits one spec over REST, follows the job until it ends, stops the stack.
 #   deploy/demo.sh SPEC [--set key=value …]     PORT, MLFLOW_PORT, KEEP from the environment
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,6 +41,6 @@ $syncbn submit "$@" --follow
 if [ -n "${KEEP:-}" ]; then
   trap - EXIT
   echo
-  echo "the stack stays up: API $SYNCBN_URL/docs, MLflow http://127.0.0.1:${MLFLOW_PORT:-5000}"
-  echo "end it with: make demo-down"
+  echo "the stack keeps running: API $SYNCBN_URL/docs, MLflow http://127.0.0.1:${MLFLOW_PORT:-5000}"
+  echo "stop it with: make demo-down"
 fi

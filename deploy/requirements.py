@@ -1,4 +1,4 @@
-"""Prints the dependencies in ./pyproject.toml, with those of the extras that are named."""
+"""Prints the dependencies in ./pyproject.toml and those of the extras given as arguments."""
 
 import sys
 import tomllib

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Puts back what backup.sh has saved, into a cluster that has no data:  restore.sh FOLDER COMPOSE...
+# Restores a backup made by backup.sh into a cluster without data:  restore.sh FOLDER COMPOSE...
 set -euo pipefail
 folder=$1
 shift
 for name in env syncbn.dump mlflow.dump artifacts.tar.gz checkpoints.tar.gz; do
-  [ -e "$folder/$name" ] || { echo "$folder/$name is not there: this is no backup" >&2; exit 1; }
+  [ -e "$folder/$name" ] || { echo "$folder/$name is missing: this is not a backup" >&2; exit 1; }
 done
 if [ ! -e .env ]; then
   (umask 077 && cp "$folder/env" .env)
-  echo "the secrets of the backup are in .env"
+  echo "copied the backup's secrets to .env"
 fi
 
 "$@" up --detach postgres
@@ -19,7 +19,7 @@ done
 tables=$("$@" exec -T postgres psql --username syncbn --tuples-only --no-align \
   --command "select count(*) from information_schema.tables where table_schema = 'public'")
 if [ "$tables" != 0 ]; then
-  echo "there is data already: nothing was changed. To replace it, first: make cluster-down VOLUMES=1" >&2
+  echo "the cluster has data: nothing was changed. To replace the data, first run: make cluster-down VOLUMES=1" >&2
   exit 1
 fi
 for database in syncbn mlflow; do
@@ -30,7 +30,7 @@ echo "artifacts"
 "$@" run --rm --no-deps -T mlflow tar --directory /data --extract --gzip <"$folder/artifacts.tar.gz"
 echo "runs"
 "$@" run --rm --no-deps -T scheduler tar --directory /data --extract --gzip <"$folder/checkpoints.tar.gz"
-# What MLflow took after its database was saved is still in the spools: they forget what they have sent, and
-# send all again. MLflow keeps one of two points that are equal.
+# Points that MLflow received after its database was saved are still in the spools. Without spool.sent, the spools
+# send every point again; MLflow stores equal points once.
 "$@" run --rm --no-deps -T scheduler find /data/checkpoints -name spool.sent -delete
-echo "restored; now: make cluster-up"
+echo "restored; now run: make cluster-up"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Writes .env from deploy/.env.example with new secrets; leaves one that is there alone.
+# Writes .env from deploy/.env.example with new secrets; never changes an existing .env.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -e .env ]; then
-  echo ".env is there already: nothing changed"
+  echo ".env exists already: nothing changed"
   exit
 fi
 umask 077
@@ -15,4 +15,4 @@ while IFS= read -r line; do
   esac
 done <deploy/.env.example >.env.new
 mv .env.new .env
-echo "new secrets are in .env; whoever has SYNCBN_API_KEY can run code on the cluster"
+echo "new secrets are in .env; anyone who has SYNCBN_API_KEY can run code on the cluster"

@@ -1,10 +1,10 @@
-"""Proves a cluster that `make cluster-up` has started: runs jobs on it, and takes parts of it away meanwhile.
+"""Smoke test of the cluster that `make cluster-up` starts: runs jobs and takes parts of the cluster away.
 
     make cluster-smoke     SYNCBN_URL, SYNCBN_API_KEY, MLFLOW_URL, COMPOSE from the environment
 
-One spec runs five times through the published API: undisturbed, with the container of a worker killed, and
-with those of the scheduler, of the API and of the database restarted. All must end with the same losses, bit
-for bit. Prints a table; the exit code is 0 if every line of it is good.
+Runs one spec five times through the published API: undisturbed, with a worker's container killed, and with
+the scheduler's, the API's and the database's container restarted. All runs must end with the same losses, bit
+for bit. Prints a table; the exit code is 0 if every check passes.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
+    """The result of one check."""
+
     what: str
     found: str
     good: bool
@@ -52,9 +54,11 @@ class Check:
 
 @dataclass(kw_only=True)
 class Smoke:
-    """`kill_worker` kills what runs one of the ranks, `restart` a service; both return when they have.
+    """The checks.
 
-    `disturb_at`: the step of a job from which on they are called. `seconds`: what anything may take.
+    kill_worker: kills the container or process that runs one of the ranks. restart: restarts a service. Both
+    block until that is done. disturb_at: first step of a job at which they are called. seconds: timeout of
+    each wait.
     """
 
     client: Client
@@ -68,10 +72,11 @@ class Smoke:
 
     @property
     def good(self) -> bool:
+        """Whether every check so far has passed."""
         return all(check.good for check in self.checks)
 
     def run(self) -> None:
-        """Makes all checks, those after a failed one included."""
+        """Runs all checks; continues after a failed one."""
         self.ask_without_key()
         first = self.undisturbed()
         others = [self.killed(), *(self.restarted(what, name) for what, name in SERVICES.items())]
@@ -82,30 +87,35 @@ class Smoke:
         self._check("a request without a key", self._refused_without_key)
 
     def undisturbed(self) -> Job | None:
+        """Runs the spec and checks its ranks' logs, its MLflow run and its model."""
         job = self._job("a job on two workers")
         if job is not None:
-            self._check("  each in a container of its own", lambda: self._places(job))
+            self._check("  each in its own container", lambda: self._places(job))
             self._check("  its run in MLflow", lambda: self._run_in_mlflow(job))
             self._check("  its model, loaded from there", lambda: self._model_in_mlflow(job))
         return job
 
     def killed(self) -> Job | None:
+        """Runs the spec, kills a worker, and checks that the job continues from a checkpoint."""
         job = self._job("a worker's container is killed", self.kill_worker)
         if job is not None:
-            self._check("  the job goes on from a checkpoint", lambda: self._resumed(job))
+            self._check("  the job continues from a checkpoint", lambda: self._resumed(job))
         return job
 
     def restarted(self, what: str, name: str) -> Job | None:
+        """Runs the spec, restarts the service `name`, and checks that training was not interrupted."""
         job = self._job(f"{what} is restarted", partial(self.restart, name))
         if job is not None:
-            self._check("  the job trains on meanwhile", lambda: self._trained_on(job))
+            self._check("  the job keeps training", lambda: self._trained_on(job))
         return job
 
     def compare(self, first: Job, others: Iterable[Job]) -> None:
+        """Checks that the losses of `others` are bitwise equal to those of `first`."""
         for job in others:
             self._check(f"  losses of {job.id}", partial(self._same_losses, first, job))
 
     def table(self) -> Table:
+        """Returns the results as a table."""
         table = Table("CHECK", "", "FOUND", "S", box=None)
         for check in self.checks:
             table.add_row(check.what, "ok" if check.good else "FAILED", check.found, f"{check.seconds:.0f}")
@@ -122,7 +132,7 @@ class Smoke:
         self.checks.append(Check(what=what, found=found, good=good, seconds=time.monotonic() - begun))
 
     def _job(self, what: str, disturb: Callable[[], object] | None = None) -> Job | None:
-        """Submits the spec, disturbs once it trains, waits for the end; None if it was not a good one."""
+        """Submits the spec, calls `disturb` during training and waits. Returns None unless it succeeded."""
         done: list[Job] = []
 
         def follow() -> str:
@@ -144,9 +154,9 @@ class Smoke:
             reached = seen.progress.step if seen.progress else 0
             return reached if reached >= self.disturb_at else 0
 
-        reached = self._until(step, f"{job.id} did not come to step {self.disturb_at}")
+        reached = self._until(step, f"{job.id} did not reach step {self.disturb_at}")
         disturb()
-        self._until(self._is_ready, "not ready after a part of it was taken away")
+        self._until(self._is_ready, "not ready after a part of the cluster was taken away")
         return reached
 
     def _is_ready(self) -> bool:
@@ -155,7 +165,7 @@ class Smoke:
         return False
 
     def _until(self, look: Callable[[], Found], otherwise: str) -> Found:
-        """What `look` finds, once that is true."""
+        """Polls `look` until its result is true, and returns it. Raises TimeoutError after `seconds`."""
         deadline = time.monotonic() + self.seconds
         while not (found := look()):
             if time.monotonic() > deadline:
@@ -164,16 +174,16 @@ class Smoke:
         return found
 
     def _refused_without_key(self) -> str:
-        with Client(self.client.url) as stranger:
+        with Client(self.client.url) as anonymous:
             try:
-                list(stranger.jobs(limit=1))
+                list(anonymous.jobs(limit=1))
             except RequestError as error:
                 _expect(error.status == 401, f"HTTP {error.status}: {error}")
                 return "refused"
-        raise AssertionError(f"{self.client.url} told a stranger about its jobs")
+        raise AssertionError(f"{self.client.url} lists its jobs without a key")
 
     def _places(self, job: Job) -> str:
-        """Each rank begins its log with where it is."""
+        """Reads each rank's host and address from the first line of its log."""
         found = []
         for rank in range(WORKERS):
             log = self.client.logs(job.id, rank=rank)
@@ -187,16 +197,16 @@ class Smoke:
 
     def _resumed(self, job: Job) -> str:
         steps = self._checkpoints(job)
-        _expect(bool(steps) and steps[-1] > 0, "its log tells of no checkpoint")
+        _expect(bool(steps) and steps[-1] > 0, "its log mentions no checkpoint")
         return f"of step {steps[-1]}"
 
     def _trained_on(self, job: Job) -> str:
         _expect(job.attempt == 1, f"it took {job.attempt} attempts")
-        _expect(not self._checkpoints(job), "its log tells of a checkpoint from which it went on")
+        _expect(not self._checkpoints(job), "its log says that it continued from a checkpoint")
         return "in its first attempt, without a restart"
 
     def _checkpoints(self, job: Job) -> list[int]:
-        """The steps from which its starts went on."""
+        """Returns the steps of the checkpoints from which the job's starts continued."""
         found = re.findall(r"going on from the checkpoint of step (\d+)", self.client.logs(job.id, rank=0))
         return [int(step) for step in found]
 
@@ -221,7 +231,7 @@ class Smoke:
             return f"{run.info.status}; {', '.join(names)}"
 
     def _model_in_mlflow(self, job: Job) -> str:
-        """Loads it and tests it here: the accuracy must be the one that the run says."""
+        """Loads the model and tests it here; its accuracy must equal the run's `test_accuracy`."""
         run_id = _run_id(job)
         import torch
         from torch.utils.data import DataLoader
@@ -237,8 +247,11 @@ class Smoke:
         images, labels = next(iter(DataLoader(data.test, batch_size=1000)))
         with torch.no_grad():
             accuracy = float((model(images).argmax(1) == labels).double().mean())
-        said = job.metrics["test_accuracy"]
-        _expect(said is not None and abs(accuracy - said) < 1e-6, f"accuracy {accuracy}; the run says {said}")
+        logged = job.metrics["test_accuracy"]
+        _expect(
+            logged is not None and abs(accuracy - logged) < 1e-6,
+            f"accuracy {accuracy}; the run says {logged}",
+        )
         return f"test accuracy {accuracy:.4f}, as the run says"
 
     @contextmanager
@@ -251,19 +264,21 @@ class Smoke:
 
 
 class Compose:
-    """The containers of a project, by Compose's command line."""
+    """The containers of a project, controlled through Compose's command line."""
 
     def __init__(self, command: str) -> None:
         self.command = shlex.split(command)
 
     def kill_worker(self) -> None:
+        """Kills the first worker's container with SIGKILL and starts it again."""
         containers = self._run(*self.command, "ps", "-q", "ray-worker").split()
         _expect(bool(containers), "no container of ray-worker")
         self._run("docker", "kill", containers[0])
-        # A restart policy takes a kill by hand for what somebody wanted: this is the new machine that comes.
+        # Docker's restart policy does not apply to a container killed by hand, so start it again here.
         self._run("docker", "start", containers[0])
 
     def restart(self, service: str) -> None:
+        """Restarts a service's container."""
         self._run(*self.command, "restart", service)
 
     def _run(self, *words: str) -> str:
@@ -284,6 +299,7 @@ def _run_id(job: Job) -> str:
 
 
 def main() -> int:
+    """Runs the checks against the cluster that the environment names; returns the exit code."""
     compose = Compose(os.environ.get("COMPOSE", "docker compose"))
     url = os.environ.get("SYNCBN_URL") or f"http://127.0.0.1:{os.environ.get('PORT', '8000')}"
     mlflow_url = os.environ.get("MLFLOW_URL") or f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"

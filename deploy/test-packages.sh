@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What the tests use of the system: PostgreSQL's server, Debian's package of Fashion-MNIST, Compose, which
-# only reads its files here (its recommended packages would bring a container engine), and ip for a second machine.
-# Where apt-get cannot install them, the tests on PostgreSQL and Compose are skipped with that reason, those on
-# Fashion-MNIST download it into the cache, and two Ray nodes share one network.
+# Installs the system packages that the tests use: PostgreSQL's server, Debian's Fashion-MNIST, Compose (only to read
+# its files; its recommended packages would install a container engine), and ip for a second machine. If apt-get
+# cannot install them, tests on PostgreSQL and Compose are skipped with that reason, tests on Fashion-MNIST download
+# it into the cache, and two Ray nodes share one network.
 set -euo pipefail
 missing=()
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Waits until all containers are healthy and the API says that it reaches the others:  wait-ready.sh COMPOSE...
+# Waits until all containers are healthy and the API reports that it is ready:  wait-ready.sh COMPOSE...
 set -euo pipefail
 for _ in $(seq 90); do
   if ! "$@" ps | grep -q "health: starting" && "$@" exec -T api syncbn ready 2>/dev/null; then
@@ -10,5 +10,5 @@ for _ in $(seq 90); do
 done
 "$@" ps
 "$@" exec -T api python -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/readyz').read())" || true
-echo "not ready after three minutes; what each service says: $* logs" >&2
+echo "not ready after three minutes; see the services' output: $* logs" >&2
 exit 1

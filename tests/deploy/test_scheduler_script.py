@@ -97,4 +97,4 @@ def test_without_the_address_of_a_head_it_says_what_is_missing(tmp_path: Path) -
     )
 
     assert done.returncode != 0
-    assert "SYNCBN_RAY_ADDRESS: is not set; it is HOST:PORT of the head of Ray" in done.stderr
+    assert "SYNCBN_RAY_ADDRESS: is not set; it is HOST:PORT of the Ray head" in done.stderr

@@ -121,15 +121,15 @@ def test_a_good_cluster_is_disturbed_four_times_and_passes(played: PlayedCluster
     assert [(check.what.strip(), check.found) for check in smoke.checks if check.good] == [
         ("a request without a key", "refused"),
         ("a job on two workers", f"{first} succeeded"),
-        ("each in a container of its own", "10.0.0.4 and 10.0.0.5"),
+        ("each in its own container", "10.0.0.4 and 10.0.0.5"),
         ("a worker's container is killed", f"{killed} succeeded; disturbed at step {HALF}"),
-        ("the job goes on from a checkpoint", f"of step {HALF}"),
+        ("the job continues from a checkpoint", f"of step {HALF}"),
         *(
             line
             for what, job in zip(SERVICES, restarted, strict=True)
             for line in (
                 (f"{what} is restarted", f"{job} succeeded; disturbed at step {HALF}"),
-                ("the job trains on meanwhile", "in its first attempt, without a restart"),
+                ("the job keeps training", "in its first attempt, without a restart"),
             )
         ),
         *(
@@ -175,7 +175,8 @@ def test_a_job_that_began_anew_did_not_go_on_from_a_checkpoint(played: PlayedClu
     smoke.killed()
 
     assert (
-        failed(smoke)["the job goes on from a checkpoint"] == "AssertionError: its log tells of no checkpoint"
+        failed(smoke)["the job continues from a checkpoint"]
+        == "AssertionError: its log mentions no checkpoint"
     )
 
 
@@ -186,8 +187,8 @@ def test_a_job_that_was_started_again_with_its_scheduler_is_found(played: Played
 
     assert smoke.restarted("the scheduler", "scheduler") is not None
 
-    found = failed(smoke)["the job trains on meanwhile"]
-    assert found == "AssertionError: its log tells of a checkpoint from which it went on"
+    found = failed(smoke)["the job keeps training"]
+    assert found == "AssertionError: its log says that it continued from a checkpoint"
 
 
 def test_a_job_that_fails_is_shown_with_its_reason_and_the_others_still_run(played: PlayedCluster) -> None:
@@ -223,7 +224,7 @@ def test_a_job_that_comes_to_no_step_is_given_up(played: PlayedCluster) -> None:
     assert smoke.restarted("the API", "api") is None
 
     assert failed(smoke)["the API is restarted"] == (
-        f"TimeoutError: {ids(played)[1]} did not come to step {HALF + 1}, in 1 s"
+        f"TimeoutError: {ids(played)[1]} did not reach step {HALF + 1}, in 1 s"
     )
 
 
@@ -239,7 +240,7 @@ def test_a_cluster_that_does_not_come_back_is_given_up(played: PlayedCluster) ->
     assert smoke.restarted("the API", "api") is None
 
     assert failed(smoke)["the API is restarted"] == (
-        "TimeoutError: not ready after a part of it was taken away, in 1 s"
+        "TimeoutError: not ready after a part of the cluster was taken away, in 1 s"
     )
 
 
@@ -257,7 +258,7 @@ def test_workers_in_one_container_are_found(
     smoke = smoke_on(played)
     smoke.undisturbed()
 
-    assert failed(smoke)["each in a container of its own"] == f"AssertionError: {found}"
+    assert failed(smoke)["each in its own container"] == f"AssertionError: {found}"
 
 
 def test_an_api_that_serves_strangers_is_found(tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_an_api_that_serves_strangers_is_found(tmp_path: Path) -> None:
         smoke.ask_without_key()
 
     assert failed(smoke) == {
-        "a request without a key": f"AssertionError: {service.url} told a stranger about its jobs"
+        "a request without a key": f"AssertionError: {service.url} lists its jobs without a key"
     }
 
 
