@@ -1,4 +1,4 @@
-"""The documentation site: `make docs` builds it into build/docs, warnings are errors."""
+"""Sphinx settings of the documentation site. `make docs` builds it into build/docs; warnings are errors."""
 
 from __future__ import annotations
 

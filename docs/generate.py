@@ -1,6 +1,6 @@
-"""Writes the pages under docs/reference that say what the code says. Usage: python docs/generate.py [--check]
+"""Generates the pages under docs/reference from the code. Usage: python docs/generate.py [--check]
 
---check: writes nothing; exits with 1 if a page is not as it would be written.
+--check: writes nothing; exits with 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ PACKAGES = ("sync_bn", "training", "service")
 
 
 def first_sentence(path: Path) -> str:
-    """Of a module's docstring; "" for an empty module."""
+    """Returns the first paragraph of a module's docstring as one line; "" if it has none."""
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return " ".join(doc.partition("\n\n")[0].split())
 
 
 def modules() -> str:
+    """Returns the page that lists every module."""
     return "\n".join(
         [
             "# Modules",
             "",
-            "Every module by the first sentence of its docstring. Lower packages never import upper ones: "
-            "`service` may import `training`, `training` may import `sync_bn`. What a room may import stands "
-            "in its `__init__.py`, and a test holds it to that.",
+            "Every module with the first sentence of its docstring. Lower packages never import upper ones: "
+            "`service` may import `training`, `training` may import `sync_bn`. The `__init__.py` of each "
+            "sub-package says what it may import, and a test checks it.",
             "",
             *(line for package in PACKAGES for line in _package(ROOT / package)),
         ]
@@ -58,6 +59,7 @@ def _listed(folder: Path) -> Iterator[str]:
 
 
 def cli() -> str:
+    """Returns the page of the command line."""
     from typer.cli import get_docs_for_click
     from typer.main import get_command
 
@@ -69,6 +71,7 @@ def cli() -> str:
 
 
 def settings() -> str:
+    """Returns the page of the service's environment variables."""
     from service.settings import Settings, names_of
 
     rows = []
@@ -80,8 +83,8 @@ def settings() -> str:
         [
             "# Settings",
             "",
-            "Environment variables of `syncbn serve`, read once when it starts. An empty one counts as not "
-            "set; a wrong one is refused by name. `syncbn up` sets what it needs itself.",
+            "Environment variables of `syncbn serve`, read once when it starts. An empty variable counts as "
+            "not set; an invalid one is refused by name. `syncbn up` sets those that it needs itself.",
             "",
             *_table(("variable", "default", "meaning"), rows),
         ]
@@ -89,6 +92,7 @@ def settings() -> str:
 
 
 def spec() -> str:
+    """Returns the page of the spec's keys."""
     from training.spec import Spec
 
     schema = Spec.model_json_schema()
@@ -96,8 +100,8 @@ def spec() -> str:
     lines = [
         "# The spec",
         "",
-        "One YAML or JSON document says what a job is; `syncbn schema` prints this as JSON Schema. Only "
-        "`model` and `data` are required.",
+        "One YAML or JSON document describes a job; `syncbn schema` prints its JSON Schema. Only `model` and "
+        "`data` are required.",
         "",
         *_keys(schema),
     ]
@@ -145,6 +149,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
 
 
 def rest() -> str:
+    """Returns the page of the REST routes."""
     from service.api.app import create_app
     from service.backends.memory_tracking import FakeResults
     from service.queue.store import Store
@@ -154,8 +159,8 @@ def rest() -> str:
     lines = [
         "# REST",
         "",
-        "`/docs` of a running API has the same with every schema, and sends requests. Errors are problem "
-        "documents (RFC 9457).",
+        "`/docs` of a running API shows the same routes with every schema, and can send requests. Errors are "
+        "problem documents (RFC 9457).",
         "",
     ]
     for path, methods in app.openapi()["paths"].items():
@@ -163,20 +168,20 @@ def rest() -> str:
             lines += [f"## {method.upper()} {path}", "", operation.get("summary", ""), ""]
             if description := operation.get("description"):
                 lines += [description, ""]
-            given = operation.get("parameters", [])
+            parameters = operation.get("parameters", [])
             rows = [
                 (
                     f"`{each['name']}`",
                     each["in"],
-                    re.sub(r"\[(\w+)\]\(.*?\)", r"\1", _kind(each["schema"])),  # what it names is in /docs
+                    re.sub(r"\[(\w+)\]\(.*?\)", r"\1", _kind(each["schema"])),  # the named schema is in /docs
                     each.get("description", ""),
                 )
-                for each in given
+                for each in parameters
             ]
             lines += _table(("parameter", "in", "type", "meaning"), rows) if rows else []
-            answers = operation["responses"].items()
-            said = [(f"`{code}`", answer.get("description", "")) for code, answer in answers]
-            lines += _table(("answer", "meaning"), said)
+            responses = operation["responses"].items()
+            meanings = [(f"`{code}`", response.get("description", "")) for code, response in responses]
+            lines += _table(("status", "meaning"), meanings)
     return "\n".join(lines)
 
 
@@ -198,6 +203,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def main() -> int:
+    """Writes or checks the pages; returns the exit code."""
     check = sys.argv[1:] == ["--check"]
     stale = []
     for name, page in PAGES.items():
@@ -207,7 +213,7 @@ def main() -> int:
             if not check:
                 path.write_text(text, encoding="utf-8")
     if check and stale:
-        print(f"not as the code says: {', '.join(stale)}; run `python docs/generate.py`", file=sys.stderr)
+        print(f"out of date: {', '.join(stale)}; run `python docs/generate.py`", file=sys.stderr)
     return int(check and bool(stale))
 
 

@@ -1,4 +1,4 @@
-"""Request bodies: bounded while they arrive, and the spec in one of them."""
+"""Request bodies: size limits while they arrive, and parsing of specs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CODE_TYPES = ("application/zip", "application/octet-stream")
 
 @dataclass(frozen=True, kw_only=True)
 class SpecText:
-    """A spec as it came. What is not called JSON is read as YAML, which JSON is a subset of."""
+    """The body of a request that carries a spec. Without the JSON content type it is parsed as YAML."""
 
     content: bytes
     is_json: bool
@@ -56,7 +56,7 @@ CodeBody = Annotated[bytes, Depends(_code_body)]
 
 
 def read_spec(body: SpecText, store: Store) -> Spec:
-    """The spec in the body, checked as far as it can be without running it. Raises SpecError."""
+    """Parses the spec in the body and checks it without running any of the user's code. Raises SpecError."""
     try:
         text = body.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -89,37 +89,39 @@ def _load_json(text: str) -> object:
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise SpecError([_at((), f"the key {twice!r} occurs twice in one mapping; keep one of them")])
+        repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise SpecError([_at((), f"the key {repeated!r} occurs twice in one mapping; keep one of them")])
     return mapping
 
 
 def _integer(digits: str) -> int:
-    """One of more digits than 64 bits have is not computed: any other number that is refused will do."""
+    """Parses an integer. Returns 2**63, which is refused later, for one too long for 64 bits."""
     return int(digits) if len(digits) < 20 else 2**63
 
 
 def _load_yaml(text: str) -> object:
     data = load_yaml(text)
     if _expanded(data, {}) > MAX_SPEC_BYTES:
-        message = "is far larger than it looks, or holds itself: its YAML aliases multiply it"
+        message = "expands to more than its size limit, or contains itself, through YAML aliases"
         raise SpecError([_at((), message)])
     return data
 
 
 def _expanded(value: object, known: dict[int, float]) -> float:
-    """How many values this is once YAML's aliases are written out; infinite if one holds itself."""
+    """Returns the number of values after expansion of YAML aliases; infinity if one contains itself."""
     if not isinstance(value, Mapping | list):
         return 1
     if id(value) not in known:
-        known[id(value)] = math.inf  # until it is known: whoever meets it again is inside it
+        known[id(value)] = (
+            math.inf
+        )  # while it is being counted: meeting it again means that it contains itself
         items = value.values() if isinstance(value, Mapping) else value
         known[id(value)] = 1 + sum(_expanded(item, known) for item in items)
     return known[id(value)]
 
 
 def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
-    """YAML can say what JSON, and JSON what the database, cannot."""
+    """Yields a problem for each value that JSON or the database cannot store."""
     if len(path) > MAX_DEPTH:
         yield _at(path[:1], _TOO_DEEP)
     elif isinstance(value, Mapping):
@@ -136,18 +138,18 @@ def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
 
 
 def _unstorable_key(key: object) -> str | None:
-    return _unstorable_scalar(key) if isinstance(key, str) else "is no text"
+    return _unstorable_scalar(key) if isinstance(key, str) else "is not text"
 
 
 def _unstorable_scalar(value: object) -> str | None:
     if isinstance(value, str):
         odd = "\0" in value or any("\ud800" <= character <= "\udfff" for character in value)
-        return "holds characters that are no text (NUL or half a surrogate pair)" if odd else None
+        return "contains characters that are not text (NUL or half a surrogate pair)" if odd else None
     if isinstance(value, float):
-        return None if math.isfinite(value) else f"{value} is not a number that JSON knows"
+        return None if math.isfinite(value) else f"{value} is not a number that JSON can hold"
     if isinstance(value, int):
         return None if abs(value) < 2**63 else "is a number of more than 64 bits"
-    return None if value is None else f"should be a value that JSON knows; got {type(value).__name__}"
+    return None if value is None else f"should be a value that JSON can hold; got {type(value).__name__}"
 
 
 def _at(path: tuple[str, ...], message: str) -> Problem:
@@ -155,7 +157,7 @@ def _at(path: tuple[str, ...], message: str) -> Problem:
 
 
 def _check_type(request: Request, allowed: Iterable[str]) -> str:
-    """The type that the body is said to have, in small letters; "" if nothing is said."""
+    """Returns the body's content type in lower case, "" if not given. Raises HTTPException(415)."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given and given not in allowed:
         raise HTTPException(415, f"cannot read {given}; send one of {', '.join(allowed)}")
@@ -163,7 +165,7 @@ def _check_type(request: Request, allowed: Iterable[str]) -> str:
 
 
 async def _read(request: Request, limit: int, what: str) -> bytes:
-    too_large = HTTPException(413, f"{what} may have {limit} bytes at most")
+    too_large = HTTPException(413, f"{what} may have at most {limit} bytes")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise too_large

@@ -1,4 +1,4 @@
-"""Route /v1/jobs/{id}/events: a job as it is now, and again whenever it has changed (server-sent events)."""
+"""Route /v1/jobs/{id}/events: a job as it is now, and after each change (server-sent events)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     response_class=Response,
     responses={
         200: {
-            "description": "Events `job` (the job, as `GET /v1/jobs/{job_id}` has it) and at last `end` (its "
-            "state)",
+            "description": "The events `job` (as in `GET /v1/jobs/{job_id}`) and finally `end` (the state)",
             "content": {"text/event-stream": {}},
         },
         **documented(404, 503),
@@ -31,18 +30,21 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 def get_events(
     services: Services,
     job_id: str,
-    last_event_id: Annotated[str, Header(description="Leave out what this event has said")] = "",
+    last_event_id: Annotated[
+        str, Header(description="Skip the first event if the job is as in this one")
+    ] = "",
 ) -> Response:
-    services.job_watcher.sight(job_id)  # one that does not exist is said before a stream begins
+    """Streams the job until it has ended."""
+    services.job_watcher.snapshot(job_id)  # raises NotFound before the stream begins
     return stream(partial(_news, job_id, services), last_event_id)
 
 
 def _news(job_id: str, services: Context, seen: str) -> tuple[bytes, str, bool]:
-    """An event's id is a digest of what it says: whoever comes again is told only what is different."""
-    sight = services.job_watcher.sight(job_id)
-    events, state = b"", sight.job.state
-    if sight.version != seen:
-        events = format_sse_event(event="job", id=sight.version, data_str=sight.document)
+    """Returns the job's event unless the reader has seen it. Its id is a digest of its data."""
+    snapshot = services.job_watcher.snapshot(job_id)
+    events, state = b"", snapshot.job.state
+    if snapshot.version != seen:
+        events = format_sse_event(event="job", id=snapshot.version, data_str=snapshot.document)
     if state.ended:
         events += format_sse_event(event="end", data_str=state)
-    return events, sight.version, state.ended
+    return events, snapshot.version, state.ended

@@ -40,41 +40,41 @@ class JobWatcher:
 
     def __init__(self, store: Store, document: Callable[[Job], str]) -> None:
         self._store, self._document = store, document
-        self._sights: dict[str, JobSnapshot] = {}
-        self._asked: dict[str, float] = {}
-        self._looked_at = -math.inf
+        self._snapshots: dict[str, JobSnapshot] = {}
+        self._requested_at: dict[str, float] = {}
+        self._refreshed_at = -math.inf
         self._problem: Unavailable | None = None
-        self._looking, self._changing = threading.Lock(), threading.Lock()
+        self._refreshing, self._lock = threading.Lock(), threading.Lock()
 
-    def sight(self, job_id: str) -> JobSnapshot:
+    def snapshot(self, job_id: str) -> JobSnapshot:
         """Returns a snapshot of the job. Raises NotFound, and Unavailable if the last query failed.
 
         Blocks on the database for the first request of a job and when this caller refreshes the snapshots.
         """
-        with self._changing:
-            known = self._sights.get(job_id)
+        with self._lock:
+            known = self._snapshots.get(job_id)
             if known is not None:
-                self._asked[job_id] = time.monotonic()
+                self._requested_at[job_id] = time.monotonic()
         if known is None:
-            known = self._see_first(job_id)
-        if time.monotonic() - self._looked_at >= sse.POLL_S and self._looking.acquire(blocking=False):
+            known = self._read_first(job_id)
+        if time.monotonic() - self._refreshed_at >= sse.POLL_S and self._refreshing.acquire(blocking=False):
             try:
-                self._look()
+                self._refresh()
             finally:
-                self._looked_at = time.monotonic()
-                self._looking.release()
+                self._refreshed_at = time.monotonic()
+                self._refreshing.release()
         if self._problem:
             raise self._problem.with_traceback(None)
-        return self._sights.get(job_id, known)
+        return self._snapshots.get(job_id, known)
 
-    def _see_first(self, job_id: str) -> JobSnapshot:
+    def _read_first(self, job_id: str) -> JobSnapshot:
         begun = time.monotonic()
-        sight = self._keep(self._store.get(job_id), begun)
-        with self._changing:
-            self._asked[job_id] = begun
-        return sight
+        snapshot = self._update(self._store.get(job_id), begun)
+        with self._lock:
+            self._requested_at[job_id] = begun
+        return snapshot
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         begun = time.monotonic()
         try:
             jobs = self._store.several(self._followed(begun))
@@ -83,26 +83,26 @@ class JobWatcher:
             return
         self._problem = None
         for job in jobs:
-            self._keep(job, begun)
+            self._update(job, begun)
 
     def _followed(self, now: float) -> list[str]:
-        with self._changing:
-            gone = [job_id for job_id, asked in self._asked.items() if now - asked > _FOLLOWED_SECONDS]
+        with self._lock:
+            gone = [job_id for job_id, asked in self._requested_at.items() if now - asked > _FOLLOWED_SECONDS]
             for job_id in gone:
-                del self._asked[job_id]
-                self._sights.pop(job_id, None)
-            return list(self._asked)
+                del self._requested_at[job_id]
+                self._snapshots.pop(job_id, None)
+            return list(self._requested_at)
 
-    def _keep(self, job: Job, begun: float) -> JobSnapshot:
-        known = self._sights.get(job.id)
-        sight = replace(known, begun=begun) if known and known.job == job else self._snapshot(job, begun)
-        with self._changing:
+    def _update(self, job: Job, begun: float) -> JobSnapshot:
+        known = self._snapshots.get(job.id)
+        snapshot = replace(known, begun=begun) if known and known.job == job else self._take(job, begun)
+        with self._lock:
             # Race closed: a query that began before another one and ended after it would restore an old job.
-            if (latest := self._sights.get(job.id)) is None or latest.begun < begun:
-                self._sights[job.id] = sight
-        return sight
+            if (latest := self._snapshots.get(job.id)) is None or latest.begun < begun:
+                self._snapshots[job.id] = snapshot
+        return snapshot
 
-    def _snapshot(self, job: Job, begun: float) -> JobSnapshot:
+    def _take(self, job: Job, begun: float) -> JobSnapshot:
         document = self._document(job)
         version = hashlib.sha256(document.encode()).hexdigest()[:16]
         return JobSnapshot(job=job, document=document, version=version, begun=begun)

@@ -1,9 +1,8 @@
-"""A job's logs as server-sent events, as they come.
+"""A job's logs as a stream of server-sent events.
 
-source   whose lines follow: {"attempt": 2, "rank": 1, "header": "==> attempt 2, rank 1 <=="}; `rank` is
-         null for an attempt that an older version ran, `header` where there is nothing else to mistake
-         it for
-log      a line; one that is very long comes in pieces
+source   the log of the lines that follow: {"attempt": 2, "rank": 1, "header": "==> attempt 2, rank 1 <=="}.
+         `rank` is null for an attempt that an older version ran, `header` is null if there is only one log
+log      one line; a very long line is split
 end      the job's state
 """
 
@@ -24,16 +23,16 @@ from service.jobs.job import ACTIVE, Job
 from training.spec import Problem
 
 _TURN = FULL // 2
-"""Bytes of events after which another rank has its turn, if it has printed something, too."""
+"""Bytes of events of one rank after which other ranks with new output take their turn."""
 _ID = re.compile(r"([1-9]\d{0,8}):(\d{1,18}(?:,\d{1,18})*)(?::(\d{1,6}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogPosition:
-    """How far a reader has come: in attempt `attempt`, behind so many bytes of each of its logs.
+    """A reader's position.
 
-    Logs are counted by rank, or there is just the one of the rank that the reader wants. source: the log
-    whose lines the reader gets at the moment.
+    attempt: the attempt that it reads. offsets: byte offset in each log of the attempt, by rank; only one if
+    the reader wants one rank. source: index of the log whose lines were sent last; None before the first.
     """
 
     attempt: int = 1
@@ -41,16 +40,16 @@ class LogPosition:
     source: int | None = None
 
     def __str__(self) -> str:
-        """ATTEMPT:OFFSET,OFFSET,...:SOURCE; offsets of 0 at the end are left out."""
+        """Returns the event id, ATTEMPT:OFFSET,OFFSET,...:SOURCE."""
         offsets = ",".join(map(str, self.offsets or (0,)))
         return f"{self.attempt}:{offsets}" + ("" if self.source is None else f":{self.source}")
 
     @classmethod
     def parse(cls, event_id: str) -> Self:
-        """Raises Refused unless `event_id` could be one of ours."""
+        """Parses an event id. Raises Refused if its format is not valid."""
         if not (match := _ID.fullmatch(event_id)):
             problem = Problem(key="Last-Event-ID", message="is not one that this service gave out")
-            raise Refused("the place in the log is not valid", [problem])
+            raise Refused("the position in the log is not valid", [problem])
         return cls(
             attempt=int(match[1]),
             offsets=tuple(map(int, match[2].split(","))),
@@ -58,58 +57,66 @@ class LogPosition:
         )
 
     def offset(self, log: int) -> int:
+        """Returns the byte offset in the log with this index."""
         return self.offsets[log] if log < len(self.offsets) else 0
 
     def moved(self, log: int, offset: int) -> Self:
+        """Returns a copy with another offset in the log with this index."""
         offsets = (*self.offsets, *[0] * (log + 1 - len(self.offsets)))
         return replace(self, offsets=(*offsets[:log], offset, *offsets[log + 1 :]))
 
 
 def beginning(job: Job, logs: JobLogs, view: View, tail: int | None) -> LogPosition:
-    """Where a reader begins: at the first attempt, or at the last `tail` lines of each log of the latest."""
+    """Returns a reader's first position: the start of the first attempt, or of the last `tail` lines of each
+    log of the latest attempt.
+    """
     attempt = None if tail is None else logs.latest(job, view)
     if tail is None or attempt is None:
         return LogPosition(attempt=view.attempt or 1)
-    place = LogPosition(attempt=attempt)
+    position = LogPosition(attempt=attempt)
     for log in logs.of(job, attempt, view.rank):
-        place = place.moved(_index(log, view), tail_offset(log, tail))
-    return place
+        position = position.moved(_index(log, view), tail_offset(log, tail))
+    return position
 
 
 def _index(log: Log, view: View) -> int:
-    """Of a log in a `LogPosition`."""
+    """Returns the log's index in a `LogPosition`."""
     return 0 if log.rank is None or view.rank is not None else log.rank
 
 
 class Follower:
-    """What is new for one reader, in portions of about `FULL` bytes: see `service.api.sse.News`.
+    """Returns one reader's new log lines in portions of about `FULL` bytes: a `service.api.sse.News`.
 
-    job: looks up the job as it stands. start: where the reader begins, told to it at once, so that it does
-    not begin elsewhere when its first connection breaks; None if it knows.
+    job: returns the job as it is now. start: the first position, sent at once as an event id, so that the
+    reader resumes there if its first connection breaks; None if the reader has one already.
     """
 
     def __init__(self, job: Callable[[], Job], logs: JobLogs, view: View, start: LogPosition | None) -> None:
         self._job, self._logs, self._view = job, logs, view
-        self._welcome = b"" if start is None else format_sse_event(id=str(start))
+        self._first_id = b"" if start is None else format_sse_event(id=str(start))
 
-    def __call__(self, place: LogPosition) -> tuple[bytes, LogPosition, bool]:
-        # Race closed: a job that ends, or goes on to its next attempt, prints no more, so what is read after
-        # this look is all. The other way round its last lines could be missed.
+    def __call__(self, position: LogPosition) -> tuple[bytes, LogPosition, bool]:
+        # Race closed: read the job's state before its logs. After a job has ended or begun its next attempt,
+        # the old logs do not grow, so this reads them completely. The other order could miss the last lines.
         job = self._job()
-        event_batch = _EventBatch(place, self._welcome)
+        event_batch = _EventBatch(position, self._first_id)
         self._fill(event_batch, job)
-        self._welcome = b""
+        self._first_id = b""
         if event_batch.full or not self._is_over(job):
-            return event_batch.events, event_batch.place, False
-        return event_batch.events + format_sse_event(event="end", data_str=job.state), event_batch.place, True
+            return event_batch.events, event_batch.position, False
+        return (
+            event_batch.events + format_sse_event(event="end", data_str=job.state),
+            event_batch.position,
+            True,
+        )
 
     def _is_over(self, job: Job) -> bool:
         return job.state.ended if self._view.attempt is None else _has_ended(self._view.attempt, job)
 
     def _fill(self, event_batch: _EventBatch, job: Job) -> None:
-        """Reads on, attempt by attempt, until the event_batch is full or there is nothing new."""
+        """Adds new lines, attempt by attempt, until `event_batch` is full or there is nothing new."""
         last = self._view.attempts(job).stop - 1
-        while (attempt := event_batch.place.attempt) <= last:
+        while (attempt := event_batch.position.attempt) <= last:
             logs = self._logs.of(job, attempt, self._view.rank)
             headers, over = self._view.needs_headers(job, logs), _has_ended(attempt, job)
             indexed = {_index(log, self._view): log for log in logs}
@@ -117,19 +124,19 @@ class Follower:
                 pass
             if event_batch.full or attempt == last:
                 return
-            event_batch.place = LogPosition(attempt=attempt + 1)
+            event_batch.position = LogPosition(attempt=attempt + 1)
 
 
 def _has_ended(attempt: int, job: Job) -> bool:
-    """Whether no more is printed in the attempt; one that `job` has not got to yet began after that look."""
+    """Returns whether the attempt's logs are complete. An attempt after `job.attempt` has just begun."""
     return attempt < job.attempt or (attempt == job.attempt and job.state not in ACTIVE)
 
 
 class _EventBatch:
-    """Events that are collected from a place on, and the place behind them."""
+    """Encoded events, and the position after them."""
 
-    def __init__(self, place: LogPosition, events: bytes) -> None:
-        self.place = place
+    def __init__(self, position: LogPosition, events: bytes) -> None:
+        self.position = position
         self._events, self._length = [events], len(events)
 
     @property
@@ -141,34 +148,34 @@ class _EventBatch:
         return self._length >= FULL
 
     def take_turns(self, logs: dict[int, Log], *, over: bool, headers: bool) -> bool:
-        """Takes what is new of each log, the reader's present one first. Whether there was anything."""
-        before = self.place
-        for index in _from(self.place.source, logs):
+        """Adds new lines of each log, the current source first. Returns whether there were any."""
+        before = self.position
+        for index in _from(self.position.source, logs):
             self._take(index, logs[index], over=over, header=logs[index].header if headers else None)
             if self.full:
                 break
-        return self.place != before
+        return self.position != before
 
     def _take(self, index: int, log: Log, *, over: bool, header: str | None) -> None:
-        offset, most = self.place.offset(index), self._length + _TURN
+        offset, limit = self.position.offset(index), self._length + _TURN
         data = log.read(offset, CHUNK + 1)
         for line, end in lines_in(data, last=over and len(data) <= CHUNK):
-            if self.place.source != index:
-                self.place = replace(self.place, source=index)
+            if self.position.source != index:
+                self.position = replace(self.position, source=index)
                 source = {"attempt": log.attempt, "rank": log.rank, "header": header}
                 self._add("source", json.dumps(source))
-            self.place = self.place.moved(index, offset + end)
+            self.position = self.position.moved(index, offset + end)
             self._add("log", line.rstrip("\r"))
-            if self._length >= most:
+            if self._length >= limit:
                 return
 
     def _add(self, name: str, data: str) -> None:
-        """Carriage returns in a line, which progress bars print, come as lines of one event."""
-        event = format_sse_event(event=name, id=str(self.place), data_str=data)
+        """Adds an event. Carriage returns, which progress bars print, split `data` into data lines."""
+        event = format_sse_event(event=name, id=str(self.position), data_str=data)
         self._events.append(event)
         self._length += len(event)
 
 
 def _from(first: int | None, indices: Iterable[int]) -> list[int]:
-    """All of them in order, beginning with `first` and going round."""
+    """Returns the indices in cyclic order, beginning with `first`."""
     return sorted(indices, key=lambda index: (first is not None and index < first, index))

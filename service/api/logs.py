@@ -78,14 +78,14 @@ def _events(
     job: Job, logs: JobLogs, view: View, tail: int | None, last_event_id: str, services: Context
 ) -> Response:
     start = None if last_event_id else beginning(job, logs, view, tail)
-    place = start or LogPosition.parse(last_event_id)
-    if view.attempt not in {None, place.attempt}:
+    position = start or LogPosition.parse(last_event_id)
+    if view.attempt not in {None, position.attempt}:
         problem = Problem(key="Last-Event-ID", message=f"is not from attempt {view.attempt}")
-        raise Refused("the place in the log is not valid", [problem])
+        raise Refused("the position in the log is not valid", [problem])
     follower = Follower(
-        lambda: services.job_watcher.sight(job.id).job, logs, view, None if tail is None else start
+        lambda: services.job_watcher.snapshot(job.id).job, logs, view, None if tail is None else start
     )
-    return stream(follower, place)
+    return stream(follower, position)
 
 
 @dataclass(frozen=True, kw_only=True)

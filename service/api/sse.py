@@ -1,7 +1,7 @@
-"""Answers that are streams of server-sent events, in FastAPI's encoding (`fastapi.sse.format_sse_event`).
+"""Responses that are streams of server-sent events, in FastAPI's encoding (`fastapi.sse.format_sse_event`).
 
-They are handed on in portions of many events. A route that yields its events to FastAPI hands on each by
-itself, which takes a hundred times as long: 25 seconds for 100,000 lines of a log.
+They are sent in portions of many events. A route that yields its events to FastAPI sends each one separately,
+which takes a hundred times as long: 25 seconds for 100,000 lines of a log.
 """
 
 from __future__ import annotations
@@ -19,37 +19,39 @@ from service.errors import Unavailable
 POLL_S = 0.5
 HEARTBEAT_S = 10.0
 FULL = 1 << 17
-"""Bytes of news that are taken for a part of what there is: more is asked for at once."""
+"""Bytes of a full portion. After a full portion the next one is fetched at once, without a pause."""
 
-Place = TypeVar("Place")
-News = Callable[[Place], tuple[bytes, Place, bool]]
-"""What is new since a place: the events, where they leave the reader, and whether these were the last.
+Position = TypeVar("Position")
+News = Callable[[Position], tuple[bytes, Position, bool]]
+"""Returns the encoded events after a position, the position after them, and whether they were the last.
 
-Of much that is new it gives the first `FULL` bytes or so: that is what a reader costs who does not read.
+Returns about `FULL` bytes at most, which bounds the memory that a slow reader takes.
 """
 
 
-def stream(news: News[Place], place: Place) -> EventSourceResponse:
-    """Asks for `news` until the last, for more of it only when the client has taken what there was. Never
-    fails once begun: while a server is away it says so in comments and goes on trying.
+def stream(news: News[Position], position: Position) -> EventSourceResponse:
+    """Streams the events after `position` until the last.
+
+    Calls `news` again only when the client has taken the previous portion. Never fails once begun: while
+    `news` raises Unavailable, it sends the error as a comment every `HEARTBEAT_S` seconds and retries.
     """
     return EventSourceResponse(
-        _events(news, place), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        _events(news, position), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     )
 
 
-async def _events(news: News[Place], place: Place) -> AsyncIterator[bytes]:
-    spoken = time.monotonic()
+async def _events(news: News[Position], position: Position) -> AsyncIterator[bytes]:
+    sent_at = time.monotonic()
     while True:
-        portion, ended, silence = b"", False, "still here"
+        portion, ended, heartbeat = b"", False, "still here"
         try:
-            portion, place, ended = await run_in_threadpool(news, place)
+            portion, position, ended = await run_in_threadpool(news, position)
         except Unavailable as error:
-            silence = " ".join(str(error).split())
-        if not portion and time.monotonic() - spoken > HEARTBEAT_S:
-            portion = format_sse_event(comment=silence)
+            heartbeat = " ".join(str(error).split())
+        if not portion and time.monotonic() - sent_at > HEARTBEAT_S:
+            portion = format_sse_event(comment=heartbeat)
         if portion:
-            spoken = time.monotonic()
+            sent_at = time.monotonic()
             yield portion
         if ended:
             return

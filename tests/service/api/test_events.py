@@ -185,13 +185,13 @@ def eager(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> JobWatcher:
 def test_within_an_interval_nobody_asks_the_database_again(
     eager: JobWatcher, watched: Watched, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = eager.sight(job.id)
+    first = eager.snapshot(job.id)
     looks = len(watched.looks)
     monkeypatch.setattr(sse, "POLL_S", 3600.0)
 
     launch(watched, job)
 
-    assert [eager.sight(job.id) for _ in range(100)] == [first] * 100
+    assert [eager.snapshot(job.id) for _ in range(100)] == [first] * 100
     assert len(watched.looks) == looks
 
 
@@ -200,27 +200,27 @@ def test_one_look_is_for_all_jobs_that_are_followed(
 ) -> None:
     jobs = [watched.create_job(make_spec())[0] for _ in range(3)]
     for job in jobs:
-        eager.sight(job.id)
+        eager.snapshot(job.id)
     watched.looks.clear()
 
-    eager.sight(jobs[0].id)
+    eager.snapshot(jobs[0].id)
 
     assert watched.looks == [{job.id for job in jobs}]
     monkeypatch.setattr(job_watcher, "_FOLLOWED_SECONDS", -1.0)
-    eager.sight(jobs[0].id)
+    eager.snapshot(jobs[0].id)
     assert watched.looks[1:] == [set()]
-    assert eager.sight(jobs[1].id).job == jobs[1]
+    assert eager.snapshot(jobs[1].id).job == jobs[1]
 
 
 def test_a_document_is_made_once_however_often_it_is_looked_at(
     eager: JobWatcher, watched: Watched, job: Job
 ) -> None:
-    first, second = eager.sight(job.id), eager.sight(job.id)
+    first, second = eager.snapshot(job.id), eager.snapshot(job.id)
     assert first.document is second.document
 
     launch(watched, job)
 
-    third = eager.sight(job.id)
+    third = eager.snapshot(job.id)
     assert (third.document, third.job.state) == (f"{job.name} is running", State.RUNNING)
     assert third.version != first.version
 
@@ -228,13 +228,13 @@ def test_a_document_is_made_once_however_often_it_is_looked_at(
 def test_while_one_follower_waits_for_the_database_the_others_do_not(
     eager: JobWatcher, watched: Watched, job: Job
 ) -> None:
-    first = eager.sight(job.id)
+    first = eager.snapshot(job.id)
     go_on = watched.slow = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(eager.sight, job.id)
+        waiting = pool.submit(eager.snapshot, job.id)
         assert watched.waits.wait(60)
 
-        assert eager.sight(job.id).document == first.document
+        assert eager.snapshot(job.id).document == first.document
 
         go_on.set()
         assert waiting.result(60).document == first.document
@@ -243,17 +243,17 @@ def test_while_one_follower_waits_for_the_database_the_others_do_not(
 def test_a_database_that_is_away_is_told_to_all_followers_until_it_is_back(
     eager: JobWatcher, watched: Watched, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eager.sight(job.id)
+    eager.snapshot(job.id)
     watched.away = True
     for interval in (0.0, 3600.0):
         monkeypatch.setattr(sse, "POLL_S", interval)
         with pytest.raises(Unavailable):
-            eager.sight(job.id)
+            eager.snapshot(job.id)
 
     watched.away = False
     monkeypatch.setattr(sse, "POLL_S", 0.0)
 
-    assert eager.sight(job.id).job == job
+    assert eager.snapshot(job.id).job == job
 
 
 def test_an_unknown_job_is_not_found_and_not_looked_for(
@@ -261,9 +261,9 @@ def test_an_unknown_job_is_not_found_and_not_looked_for(
 ) -> None:
     for job_id in ("j" + "0" * 20, "\0"):
         with pytest.raises(NotFound):
-            eager.sight(job_id)
+            eager.snapshot(job_id)
 
-    eager.sight(job.id)
+    eager.snapshot(job.id)
 
     assert watched.looks[-1] == {job.id}
 
@@ -272,15 +272,15 @@ def test_an_old_look_that_ends_late_does_not_hide_a_new_one(
     eager: JobWatcher, watched: Watched, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "POLL_S", 3600.0)
-    eager.sight(watched.create_job(make_spec())[0].id)  # its look is the last for long
+    eager.snapshot(watched.create_job(make_spec())[0].id)  # its look is the last for long
     go_on = watched.slow = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        late = pool.submit(eager.sight, job.id)
+        late = pool.submit(eager.snapshot, job.id)
         assert watched.waits.wait(60)
         launch(watched, job)
-        assert eager.sight(job.id).job.state is State.RUNNING
+        assert eager.snapshot(job.id).job.state is State.RUNNING
 
         go_on.set()
         late.result(60)
 
-    assert eager.sight(job.id).job.state is State.RUNNING
+    assert eager.snapshot(job.id).job.state is State.RUNNING
