@@ -153,7 +153,7 @@ def lr(text: str) -> str:
 
 JSON, YAML = "application/json", "application/yaml"
 TWICE = "the key '{}' occurs twice in one mapping; keep one of them"
-NO_TEXT = "holds characters that are no text (NUL or half a surrogate pair)"
+NO_TEXT = "contains characters that are not text (NUL or half a surrogate pair)"
 DEEP = "has values more than 100 levels deep"
 BIG = "is a number of more than 64 bits"
 
