@@ -1,7 +1,7 @@
-"""`python -m benchmarks [NAME …] [--repeats N] [--quick] [--before PATH]`: measures, prints, and writes
-benchmarks/results and docs/explanation/figures.md.
+"""Runs benchmarks: `python -m benchmarks [NAME …] [--repeats N] [--quick] [--before PATH]`.
 
-What was started is ended, also after an error or a signal. The exit code is 0, or 130 when interrupted.
+Measures, prints, and writes benchmarks/results and docs/explanation/figures.md. Stops all processes that it
+started, also after an error or a signal. The exit code is 0, or 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from benchmarks import figures, machine
 from benchmarks.result import Options, Result, as_text, write
 
 BENCHMARKS = {
-    "startup": "from a job's submission to its first step and its end, beside bare Ray; and `syncbn train`",
-    "recovery": "from a rank's death to its step made again, beside Ray Train; pause, resume, resize",
-    "verify": "seconds that `syncbn verify` takes, with --before beside an earlier version's",
-    "head": "memory and CPU of a stack that idles, and of a running job beside its ranks, beside bare Ray",
-    "answers": "how soon the API answers while jobs train, and while MLflow stands still",
-    "logs": "a job that prints 100 MB: whether all of it is there, and what it costs, beside bare Ray",
+    "startup": "time from submission to first step and to end, and `syncbn train`; peer: bare Ray",
+    "recovery": "time from a rank's death until its step is repeated; pause, resume, resize; peer: Ray Train",
+    "verify": "duration of `syncbn verify`; with --before also an earlier version's",
+    "head": "memory and CPU of an idle stack, and of a running job without its ranks; peer: bare Ray",
+    "answers": "response times of the API while jobs train, and while MLflow is stopped",
+    "logs": "a job that prints 100 MB: completeness of the log, and its cost; peer: bare Ray",
     "tracking": "steps per second with every step's metrics in MLflow",
     "sync_bn": "the layer's time, memory and communication, against torch's and other schemes",
     "steps": "steps per second with checkpoints and tracking, against plain DDP under torchrun",
-    "capacity": "what one API, one PostgreSQL, one scheduler and one MLflow carry",
+    "capacity": "the load that one API, one PostgreSQL, one scheduler and one MLflow carry",
     "samples_per_device": "test error of BatchNorm and SyncBatchNorm, the same batches on 1 to 16 devices",
 }
 """Each is a module of this package with `measure(Options) -> Result`."""
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parser(program: str, benchmarks: Mapping[str, str]) -> argparse.ArgumentParser:
-    """For any of `benchmarks`, phrases by name."""
+    """Returns the argument parser for `benchmarks`, a mapping of names to descriptions."""
 
     def known(name: str) -> str:
         if name not in benchmarks:
@@ -64,7 +64,7 @@ def parser(program: str, benchmarks: Mapping[str, str]) -> argparse.ArgumentPars
     )
     made.add_argument("names", nargs="*", metavar="NAME", type=known, help="a benchmark")
     made.add_argument("--repeats", type=_positive, help="runs of each contestant (3; 1 with --quick)")
-    made.add_argument("--quick", action="store_true", help="show that it works; writes no files")
+    made.add_argument("--quick", action="store_true", help="check that the benchmark works; writes no files")
     return made
 
 
@@ -73,7 +73,7 @@ def options_of(asked: argparse.Namespace) -> Options:
 
 
 def report(name: str, measure: Callable[[Options], Result], options: Options, command: str) -> None:
-    """Measures and prints; writes the files of `name` unless it is quick."""
+    """Measures, prints the result, and writes the files of `name` unless `options.quick`."""
     facts = machine.describe()
     result = measure(options)
     facts = {**facts, "load after": machine.load()}
@@ -83,7 +83,7 @@ def report(name: str, measure: Callable[[Options], Result], options: Options, co
 
 
 def run(program: Callable[[Sequence[str]], int]) -> None:
-    """Ends with the program's exit code; SIGINT and SIGTERM end it and what it started."""
+    """Runs `program` and exits with its exit code. SIGINT and SIGTERM stop it and all that it started."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
@@ -104,14 +104,14 @@ def _checkout(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"expected a checkout of this project, got {text}")
     layer = path / "sync_bn"
     if (layer / "_kernels.cpp").exists() and not list(layer.glob("_kernels*.so")):
-        # It would run without them, several times slower than it was.
+        # Without them it would run, but several times slower than that version did.
         build = "python -c 'import setuptools; setuptools.setup()' build_ext --inplace"
         raise argparse.ArgumentTypeError(f"{text} has no compiled kernels: run `{build}` in it first")
     return path
 
 
 def _interrupt(_number: int, _frame: object) -> None:
-    """Ends with all that was started; a second signal must not disturb that."""
+    """Interrupts the program. Ignores further signals, so that they do not disturb the clean-up."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""How soon the API answers while jobs train, and while MLflow stands still."""
+"""Response times of the API while jobs train, and while MLflow is stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.client import Client
 
 JOBS, CPUS = 4, 0.5
 REQUESTS, QUICK_REQUESTS = 300, 30
-OURS, WITHOUT = "ours", "while MLflow stands still"
+OURS, WITHOUT = "ours", "while MLflow is stopped"
 MEDIAN, WORST = "GET /v1/jobs/{id}, median, ms", "GET /v1/jobs/{id}, worst, ms"
 NOTES = (
     f"{JOBS} jobs of recipes/digits.yaml with one worker of {CPUS:g} CPUs each train without end; their "
@@ -53,7 +53,7 @@ def measure(options: Options) -> Result:
 
 @contextmanager
 def _training(stack: Stack, doing: Callable[[str], None]) -> Iterator[list[str]]:
-    """Their ids."""
+    """Yields the ids of the jobs."""
     resources = f"resources={{workers: 1, cpus_per_worker: {CPUS}}}"
     with Client(stack.api_url) as client:
         spec = jobs.digits(jobs.ENDLESS, resources, "tracking.experiment=answers")
@@ -87,7 +87,7 @@ def _stopped(pids: list[int]) -> Iterator[None]:
 
 
 def _asked(stack: Stack, ids: list[str], requests: int) -> Mapping[str, float]:
-    # No certificates are read for http: that would take longer than many a request.
+    # No certificates for http: loading them would take longer than many requests.
     with httpx.Client(base_url=stack.api_url, timeout=60.0, trust_env=False, verify=False) as client:
         times = [_milliseconds(client, f"/v1/jobs/{job_id}") for job_id in islice(cycle(ids), requests)]
     return {MEDIAN: median(times), WORST: max(times)}

@@ -1,4 +1,4 @@
-"""Progress as a bar with the time that has passed."""
+"""A progress bar with the elapsed time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""docs/explanation/figures.md: what the benchmarks of the execution core have found, in one table.
+"""Generates docs/explanation/figures.md: the results of the execution core's benchmarks in one table.
 
-Written from benchmarks/results/*.json alone, so that no figure is copied by hand.
+Reads only benchmarks/results/*.json, so that no figure is copied by hand.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ OURS = "ours"
 SHOWN = ("startup", "recovery", "verify", "head", "answers", "logs")
 HEAD = (
     "# Figures\n\n"
-    "What a job waits for and what a stack takes, each measured beside a peer in one run, in turns; medians. "
-    "A ratio below 1 is in our favour. `python -m benchmarks NAME` measures one of them again and writes "
-    "this page; `make bench` measures all. A result's own page says what was measured exactly, and "
-    "the least and the most of each figure.\n"
+    "The waiting times of a job and the resources of a stack. Each was measured in turns with a peer in one "
+    "run; the figures are medians. A ratio below 1 is in our favour. `python -m benchmarks NAME` measures "
+    "one of them again and writes this page; `make bench` measures all. A result's own page says exactly "
+    "what was measured, with the minimum and maximum of each figure.\n"
 )
-COLUMNS = ("what", "ours", "beside", "ratio", "result")
+COLUMNS = ("measure", "ours", "peer", "ratio", "result")
 
 
 def write(page: Path = PAGE, results: Path = RESULTS) -> None:
+    """Writes the page from the results in a folder."""
     page.write_text(text(read(results)))
 
 
 def text(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page. `results`: the documents of results/NAME.json, by name."""
+    """Returns the page. `results`: the documents of results/NAME.json, by name."""
     rows = [row for name in SHOWN if name in results for row in _rows(name, results[name])]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows))
     loads = [f"{name} {_load(results[name])}" for name in SHOWN if name in results]
@@ -43,20 +44,21 @@ def text(results: Mapping[str, Mapping[str, Any]]) -> str:
             "",
             f"Machine: {'; '.join(sorted(machines))}.",
             "",
-            f"Load of the minute before and after each run: {', '.join(loads)}. It had other work where a "
-            "load is higher than what its own processes make.",
+            f"Load average of the minute before and after each run: {', '.join(loads)}. A load higher than "
+            "the benchmark's own processes cause means that the machine had other work.",
             "",
         ]
     )
 
 
 def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Returns the documents of the results that exist, by name."""
     files = {name: folder / f"{name}.json" for name in SHOWN}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
 def _rows(name: str, result: Mapping[str, Any]) -> Iterator[Sequence[str]]:
-    """A row for each peer of a measure; one for a measure that has none."""
+    """Yields a row for each peer of a measure, and one for a measure without a peer."""
     link = f"[{result['title']}](../../benchmarks/results/{name}.md)"
     for measure, contestants in result["samples"].items():
         (us, own), *others = ((who, median(values)) for who, values in contestants.items())

@@ -1,5 +1,6 @@
-"""What a stack takes that has nothing to do, and what a running job takes of it beside its ranks: memory and
-CPU, beside bare Ray and, with `--before`, an earlier version.
+"""Memory and CPU of an idle stack, and of a running job without its ranks.
+
+The peers are bare Ray and, with `--before`, an earlier version.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ PEER = ROOT / "benchmarks" / "peers" / "ray_ddp.py"
 OURS, BARE = "ours", "bare Ray"
 WORKERS, STEPS, FOREVER = 2, 300, 10**9
 IDLE_SECONDS, QUICK_IDLE_SECONDS = 30.0, 3.0
-REST_SECONDS = 10.0  # for what only ends or starts a job to be over
-IDLE, IDLE_CPU = "memory of a stack that idles, MiB", "CPU of a stack that idles, % of a core"
-A_RANK, BESIDE = "memory of a rank, MiB", "memory of a running job beside its ranks, MiB"
-ADDED = "memory that a running job adds to the machine, its ranks included, MiB"
+REST_SECONDS = 10.0  # lets processes that only start or end a job finish
+IDLE, IDLE_CPU = "memory of an idle stack, MiB", "CPU of an idle stack, % of a core"
+A_RANK, BESIDE = "memory of a rank, MiB", "memory of a running job without its ranks, MiB"
+ADDED = "memory that a running job adds to the machine, including its ranks, MiB"
 NOTES = (
     "A stack of its own for each run, on which recipes/digits.yaml has run to its end before; then nothing "
     "happens for {seconds:g} s, in which CPU is counted (user and system, of all processes of the stack); "
@@ -48,7 +49,11 @@ NOTES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A stack that is up. train: runs the recipe to its end. training: it trains without end meanwhile."""
+    """A running stack.
+
+    roots: its processes; all others are their descendants. train: runs the recipe until it ends. training: a
+    context in which the recipe trains without end.
+    """
 
     roots: Callable[[], Sequence[psutil.Process]]
     train: Callable[[], object]
@@ -64,7 +69,7 @@ def measure(options: Options) -> Result:
     contestants: dict[str, Contestant] = {
         name: partial(_measured, stack, seconds, name, idle) for name, stack in stacks.items()
     }
-    # No warm-up: each stack is a new one.
+    # No warm-up, because each run starts a new stack.
     with progress("head", runs(contestants, options, warm_up=False)) as shown:
         samples = in_turns(shown, contestants, options, warm_up=False)
     notes = [note.format(seconds=seconds) for note in NOTES] + [EARLIER] * (BEFORE in stacks)
@@ -102,7 +107,7 @@ def _measured(
 
 
 def beside_ranks(found: Sequence[Seen]) -> float:
-    """Memory of what is neither a rank nor what it shares pages with, in MiB."""
+    """Returns the memory, in MiB, of all processes that are no ranks and share no pages with ranks."""
     kinds = processes.by_kind(found)
     others = {kind: each for kind, each in kinds.items() if kind not in {RANK, SUPERVISOR, FORK_SERVER}}
     return sum(map(processes.pss, others.values())) + processes.uss(kinds.get(SUPERVISOR, []))
@@ -121,7 +126,7 @@ def _table(name: str, found: Sequence[Seen]) -> Result:
         )
     ]
     columns = ("process", "count", "USS, MiB", "PSS, MiB")
-    return Result(title=f"A stack that idles: {name}", columns=columns, rows=rows)
+    return Result(title=f"An idle stack: {name}", columns=columns, rows=rows)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Jobs of the service, as benchmarks submit, watch and end them."""
+"""Submits, watches and ends jobs of the service for benchmarks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ UPLOADED = Path(__file__).parent / "uploaded"
 LONGEST_SECONDS = 600.0
 POLL_SECONDS = 0.1
 ENDLESS = "training.max_epochs=100000"
-"""An assignment for `digits`: it trains until somebody ends it."""
+"""An assignment for `digits`: trains until the job is cancelled."""
 
 
 def digits(*assignments: str) -> Any:
-    """recipes/digits.yaml with these assignments, as `--set` takes them."""
+    """Returns recipes/digits.yaml with these assignments, in the form of `--set`."""
     return override(load_yaml(RECIPE.read_text()), list(assignments))
 
 
 def upload(client: Client) -> str:
-    """The digest of the benchmarks' own modules, for a spec's `code`."""
+    """Uploads the benchmarks' own modules and returns their digest, for a spec's `code`."""
     return client.upload_code(pack(UPLOADED))
 
 
 def until(client: Client, job_id: str, is_so: Callable[[Job], bool], *, poll: float = POLL_SECONDS) -> Job:
-    """The job as soon as it is so. Raises RuntimeError when it ends before that, or takes too long."""
+    """Blocks until the condition holds and returns the job. Raises RuntimeError if it ends or times out."""
     deadline = time.monotonic() + LONGEST_SECONDS
     while not is_so(job := client.job(job_id)):
         if job.ended or time.monotonic() > deadline:
@@ -48,6 +48,6 @@ def until_it_succeeds(client: Client, job_id: str) -> Job:
 
 
 def end(client: Client, job_id: str) -> None:
-    """Cancels it and blocks until it has ended."""
+    """Cancels the job and blocks until it has ended."""
     client.cancel(job_id)
     client.wait(job_id, timeout=LONGEST_SECONDS, poll=POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""A job that prints much: whether all of it is there, what that costs, how soon its last lines are read."""
+"""A job with much output: completeness of its log, its cost, and the time to read the last lines."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from service.client import Client
 
 PEER = ROOT / "benchmarks" / "peers" / "ray_ddp.py"
 STEPS, QUICK_STEPS = 250, 20
-LINES = 4_000  # a step
+LINES = 4_000  # per step
 TAIL, TAILS, PEER_TAILS = 100, 50, 3
 OURS, FILE, BARE = "ours", "into a file", "bare Ray"
-TRAINING, MISSING = "training, s", "printed lines that are missing from the log, %"
+TRAINING, MISSING = "training, s", "printed lines missing from the log, %"
 TAIL_TIME = f"last {TAIL} lines, median, ms"
 NOTES = (
     "recipes/digits.yaml on one worker, {steps} steps, of which each prints "
@@ -61,7 +61,7 @@ def measure(options: Options) -> Result:
             samples = in_turns(shown, contestants, options)
             shown.doing("ending them")
     notes = [note.format(steps=steps, megabytes=steps * LINES * LINE_BYTES / 1e6) for note in NOTES]
-    return comparison("Jobs that print much", samples, reference=FILE, notes=notes)
+    return comparison("Jobs with much output", samples, reference=FILE, notes=notes)
 
 
 class _Trained(NamedTuple):
@@ -72,7 +72,7 @@ class _Trained(NamedTuple):
 def _trained(
     stack: Stack, client: Client, code: str, steps: int, numbers: Iterator[int], *, into_file: bool = False
 ) -> _Trained:
-    """A job that has come to its end."""
+    """Runs a job and returns its id and the duration of its training."""
     number = next(numbers)
     path, file = stack.folder / f"stamps-{number}", stack.folder / f"printed-{number}"
     arguments = {"stamps": str(path), "lines": LINES, "path": str(file) if into_file else None}
@@ -107,7 +107,7 @@ def _peer(ray: BareRay, steps: int) -> Mapping[str, float]:
 
 
 def whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Each line with its newline; what comes behind the last newline is left out."""
+    """Yields each line with its newline; skips text after the last newline."""
     rest = b""
     for block in blocks:
         *lines, rest = (rest + block).split(b"\n")
@@ -115,7 +115,9 @@ def whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def share_missing(lines: Iterable[bytes], printed: int) -> float:
-    """Of so many lines printed. Raises RuntimeError where as many are there, but not the same bytes."""
+    """Returns the fraction of the `printed` lines that is missing. Raises RuntimeError if none is missing but
+    the bytes differ.
+    """
     digest, found = hashlib.sha256(), 0
     for each in lines:
         if each.startswith(b"printed "):

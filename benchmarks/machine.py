@@ -1,4 +1,4 @@
-"""What a measurement ran on: enough to judge a figure by, and no name of a host or a folder."""
+"""Describes the machine of a measurement, without names of hosts or folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "lightning", "ray", "mlflow")
 
 
 def describe() -> dict[str, str]:
-    """Facts by their name."""
+    """Returns the facts by name."""
     return {
         "CPU": _cpu_model(),
         "cores": str(_cores()),
@@ -25,12 +25,12 @@ def describe() -> dict[str, str]:
 
 
 def load() -> str:
-    """Of the minute before this call."""
+    """Returns the load average of the last minute."""
     return f"{os.getloadavg()[0]:.1f}"
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a stack are, and what memory and CPU time they take."""
+"""The processes of a stack, by kind, with their memory and CPU time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 _FORKED, _OURS = "multiprocessing.forkserver", "training.host.warm"
-_SHELL = "/bin/sh -c"  # of a driver: a megabyte
+_SHELL = "/bin/sh -c"  # the shell of a driver: one megabyte
 RANK, SUPERVISOR, FORK_SERVER = "rank", "supervisor", "fork server"
 KNOWN = {
     "ray start": "ray start",
@@ -39,13 +39,15 @@ KNOWN = {
     "ray.util.client": "Ray's client server",
     _FORKED: "dashboard",  # Ray's own fork server
 }
-"""What stands in a command line, and a name; the first that does counts."""
+"""A part of the command line, and the process's kind. The first match counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A process at one moment. Memory in MiB: its own (USS), and with its share of what it has in common
-    with others (PSS), which adds up. cpu: seconds so far, with those of its children that have ended.
+    """A process at one moment.
+
+    uss: private memory in MiB. pss: memory in MiB with its share of shared pages, which adds up over
+    processes. cpu: CPU seconds so far, including those of children that have ended.
     """
 
     pid: int
@@ -57,7 +59,7 @@ class Seen:
 
 
 def look(roots: Iterable[psutil.Process]) -> list[Seen]:
-    """These processes and all below them; those that end meanwhile are left out."""
+    """Returns these processes and their descendants, without processes that end meanwhile."""
     found: dict[int, Seen] = {}
     for process in _with_descendants(roots):
         with suppress(psutil.Error):
@@ -74,7 +76,7 @@ def look(roots: Iterable[psutil.Process]) -> list[Seen]:
 
 
 def _with_descendants(roots: Iterable[psutil.Process]) -> Iterable[psutil.Process]:
-    """A process that gives itself a long title loses what marks it as one of the stack."""
+    """Returns the processes by parentage, not by environment: a process with a long title overwrites that."""
     found: dict[int, psutil.Process] = {}
     for process in roots:
         with suppress(psutil.NoSuchProcess):
@@ -83,7 +85,7 @@ def _with_descendants(roots: Iterable[psutil.Process]) -> Iterable[psutil.Proces
 
 
 def by_kind(processes: Sequence[Seen]) -> Mapping[str, list[Seen]]:
-    """By what they are; the fork server and what is forked from it look the same, but for their parents."""
+    """Returns the processes by kind. Fork server, supervisors and ranks differ only in their parents."""
     known = {process.pid: process for process in processes}
     found: dict[str, list[Seen]] = defaultdict(list)
     for process in processes:
@@ -106,7 +108,7 @@ def _forks_above(process: Seen, known: Mapping[int, Seen]) -> int:
 
 
 def _is_forked(process: Seen) -> bool:
-    """Or is the fork server itself."""
+    """Returns whether the process is the fork server or was forked from it."""
     return _FORKED in process.command and _OURS in process.command
 
 
@@ -121,5 +123,5 @@ def pss(processes: Iterable[Seen]) -> float:
 
 
 def cpu(processes: Iterable[Seen]) -> float:
-    """Of all together, in seconds."""
+    """Returns the CPU time of all together, in seconds."""
     return sum(process.cpu for process in processes)

@@ -1,5 +1,6 @@
-"""Seconds from a rank's death to its step made again, beside Ray Train's restart; and from a command
-(pause, resume, resize) to the step that follows it.
+"""Recovery times: from a rank's death until its step is repeated, and from a command to its effect.
+
+The peer of the first is Ray Train's restart; the commands are pause, resume and resize.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ from service.client import Client
 
 WORKERS, STEPS, DIES_AT, EVERY, BATCH = 2, 40, 25, 10, 64
 LONG = 300
-"""Steps of an epoch of the job that commands are given to: more than it ever makes."""
+"""Steps of the job that gets commands: more than it ever does."""
 TRAINED = 5
-"""Steps that are made between two commands."""
+"""Steps between two commands."""
 OURS, PEER, COMMANDS = "ours", "Ray Train's restart", "commands"
-AGAIN, NEW = "SIGKILL of a rank to its step made again, s", "SIGKILL of a rank to the first new step, s"
-PAUSED, RESUMED = "pause to its workers given back, s", "resume to a step, s"
+AGAIN, NEW = (
+    "SIGKILL of a rank until its step is repeated, s",
+    "SIGKILL of a rank until the first new step, s",
+)
+PAUSED, RESUMED = "pause until the workers are released, s", "resume until the next step, s"
 SHRUNK, GROWN = (
-    "resize of 2 workers to 1, to the first step, s",
-    "resize of 1 worker to 2, to the first step, s",
+    "resize from 2 workers to 1, until the first step, s",
+    "resize from 1 worker to 2, until the first step, s",
 )
 NOTES = (
     f"ResNet-18, {stamped.WIDTH} channels wide, Fashion-MNIST, {WORKERS} workers, global batch {BATCH}; a "
@@ -78,7 +82,7 @@ def _after_death(path: Path) -> Mapping[str, float]:
 
 
 class _Service:
-    """Jobs whose steps are stamped."""
+    """Runs jobs whose steps are stamped."""
 
     def __init__(self, stack: Stack, client: Client) -> None:
         self._folder, self._client = stack.folder, client
@@ -86,14 +90,14 @@ class _Service:
         self._numbers = count()
 
     def killed(self) -> Path:
-        """The stamps of a job that has lost a rank and come to its end."""
+        """Runs a job that loses a rank; returns the path of its stamps."""
         path = self._path()
         job = self._client.submit(self._spec(path, WORKERS, STEPS, die_at=DIES_AT))
         jobs.until_it_succeeds(self._client, job.id)
         return path
 
     def commanded(self, saves: list[float]) -> Mapping[str, float]:
-        """A job that is paused, resumed and resized; what its checkpoints cost goes to `saves`."""
+        """Pauses, resumes and resizes a job; appends the cost of its checkpoints to `saves`."""
         path = self._path()
         job = self._client.submit(self._spec(path, {"min": 1, "max": WORKERS}, LONG))
         try:
@@ -128,7 +132,7 @@ class _Service:
         return found[0].seconds - begun
 
     def _trained(self, job_id: str, path: Path, *, steps: int) -> None:
-        """Blocks until so many more steps have begun and the job says that it runs."""
+        """Blocks until `steps` more steps have begun and the job is running."""
         before = len(stamps.read(path))
         jobs.until(
             self._client,

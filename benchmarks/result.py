@@ -1,4 +1,4 @@
-"""What a benchmark hands back, and its files: results/NAME.json and results/NAME.md."""
+"""The result of a benchmark, and its files: results/NAME.json and results/NAME.md."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 Samples = Mapping[str, Mapping[str, Sequence[float]]]
-"""By measure, by contestant: one value a repeat."""
+"""Values by measure and contestant, one a repeat."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """quick: as small as shows that the benchmark works; its figures say little. before: a checkout of an
-    earlier version of this project, to be measured beside it where a benchmark does that.
+    """Options of a benchmark.
+
+    repeats: runs of each contestant. quick: as small as possible, only to check that the benchmark works.
+    before: a checkout of an earlier version of this project to compare with; None: no comparison.
     """
 
     repeats: int = 3
@@ -28,9 +30,9 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A table, what was measured for it, and what a reader has to know to read it right.
+    """A table, its samples, and the notes that a reader needs.
 
-    `parts` are further tables below it; what only holds parts has no columns.
+    parts: further tables below it. A result that only has parts has no columns.
     """
 
     title: str
@@ -42,8 +44,11 @@ class Result:
 
 
 def comparison(title: str, samples: Samples, *, reference: str | None, notes: Sequence[str]) -> Result:
-    """Medians and ranges; with `reference`, the ratio of each median to its own, where it was measured."""
-    columns: tuple[str, ...] = ("measure", "contestant", "median", "least", "most")
+    """Returns a table of medians and ranges.
+
+    reference: the contestant to whose median each median's ratio is shown; None: no ratios.
+    """
+    columns: tuple[str, ...] = ("measure", "contestant", "median", "minimum", "maximum")
     rows: list[tuple[str, ...]] = [
         (measure, contestant, *_spread(values))
         for measure, contestants in samples.items()
@@ -67,12 +72,12 @@ def _spread(values: Sequence[float]) -> tuple[str, str, str]:
 
 def _ratio(value: float, reference: Sequence[float] | None) -> str:
     other = median(reference) if reference else 0.0
-    # What is shown as 0.00 is no measure.
+    # A reference that is shown as 0.00 gives no meaningful ratio.
     return f"{value / other:.2f}" if value >= 0 and other >= 0.005 else "-"
 
 
 def as_text(result: Result) -> str:
-    """For a terminal: columns below each other."""
+    """Returns the result as text for a terminal, with aligned columns."""
     parts = [result.title, _aligned(result), "\n".join(f"- {note}" for note in result.notes)]
     return "\n\n".join([*filter(None, parts), *map(as_text, result.parts)])
 

@@ -1,6 +1,6 @@
-"""Test error against samples per device: BatchNorm, which each device does alone, and SyncBatchNorm.
+"""Test error against samples per device, with BatchNorm on each device alone and with SyncBatchNorm.
 
-The same training on the digits of scikit-learn, with the same global batches, cut over more and more devices.
+The same training on scikit-learn's digits, with the same global batches, split over more and more devices.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def measure(options: Options) -> Result:
 
 
 def _test_error(rank: int, case: Case) -> float:
-    """Runs in every rank; those that the case has no use for only take part in making the group."""
+    """Runs on every rank. Ranks that the case does not use only take part in creating the group."""
     group = dist.new_group(list(range(case.devices)))
     if rank >= case.devices:
         return float("nan")
-    check_ranks(timeout_seconds=300)  # many processes on few cores start late
+    check_ranks(timeout_seconds=300)  # many processes on few cores start slowly
     data = Digits()
     data.setup()
     torch.manual_seed(case.seed)
@@ -108,7 +108,7 @@ def _test_error(rank: int, case: Case) -> float:
 
 
 def _tensors(part: Dataset[Any]) -> tuple[Tensor, ...]:
-    """Images in float64, and labels."""
+    """Returns images in float64, and labels."""
     assert isinstance(part, TensorDataset)
     images, labels = part.tensors
     return images.double(), labels

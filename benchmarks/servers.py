@@ -1,4 +1,4 @@
-"""The servers that a benchmark measures against, real ones, in a folder that goes with them."""
+"""The real servers that benchmarks use, each with a temporary folder."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Where an embedded stack answers."""
+    """The addresses of a running embedded stack, and its folder."""
 
     folder: Path
     api_url: str
     up: int
-    """The process of `syncbn up`."""
+    """Returns the process of `syncbn up`."""
 
     def roots(self) -> list[psutil.Process]:
-        """All its processes are among these and below them."""
+        """Returns the root processes; all others are their descendants."""
         return [psutil.Process(self.up), *marked(self.folder)]
 
 
 @contextmanager
 def embedded_stack(checkout: Path | None = None) -> Iterator[Stack]:
-    """`syncbn up` on free ports; all of it is ended with the context, however that ends.
+    """Runs `syncbn up` on free ports; stops all its processes when the context ends.
 
-    checkout: of another version of this project, which runs instead. Raises RuntimeError with the end of its
-    log when it does not become ready.
+    checkout: a checkout of another version to run instead. Raises RuntimeError with the end of its log if it
+    does not become ready.
     """
     with folder_of_our_own() as folder:
         port = free_port()
@@ -55,12 +55,14 @@ def embedded_stack(checkout: Path | None = None) -> Iterator[Stack]:
             yield Stack(folder=folder, api_url=url, up=up.pid)
         finally:
             _end(up)
-            _in_background("down", folder, environment(checkout)).wait()  # what it may have left
+            _in_background(
+                "down", folder, environment(checkout)
+            ).wait()  # processes that it may have left behind
 
 
 @contextmanager
 def mlflow_server() -> Iterator[str]:
-    """The URL of an MLflow server as the embedded stack starts it; it is ended with the context."""
+    """Runs an MLflow server as the embedded stack does and yields its URL; stops it with the context."""
     with folder_of_our_own() as folder:
         server = MlflowServer(StackState.load(folder), free_port())
         try:
@@ -78,9 +80,9 @@ def folder_of_our_own() -> Iterator[Path]:
 
 
 def environment(checkout: Path | None = None) -> dict[str, str]:
-    """This process's variables, but for those that would make a stack another one.
+    """Returns this process's variables without those that would change a stack's settings.
 
-    checkout: what runs with them is that version of this project.
+    checkout: the version of this project that runs with them; None: this one.
     """
     others = ("SYNCBN_", "RAY_", "MLFLOW_", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
@@ -89,9 +91,9 @@ def environment(checkout: Path | None = None) -> dict[str, str]:
 
 
 def seconds_of(command: list[str], folder: Path, variables: Mapping[str, str]) -> float:
-    """How long a command takes. Nothing of it is left afterwards, however this ends.
+    """Returns the seconds that a command takes. Leaves no process of it behind.
 
-    Raises RuntimeError with the end of what it printed when it fails.
+    Raises RuntimeError with the end of its output if it fails.
     """
     marked_variables = {**variables, MARK: str(folder)}
     with (folder / "command.log").open("w+") as log:
@@ -114,7 +116,7 @@ def seconds_of(command: list[str], folder: Path, variables: Mapping[str, str]) -
 def _in_background(
     command: str, folder: Path, variables: Mapping[str, str], *options: str
 ) -> subprocess.Popen[bytes]:
-    """In a session of its own: a Ctrl-C at the terminal is for the benchmark, which then ends the stack."""
+    """Starts a command in a new session: Ctrl-C reaches only the benchmark, which then stops the stack."""
     with (folder / f"{command}.log").open("wb") as log:
         return subprocess.Popen(
             [SYNCBN, command, "--data-dir", str(folder), *options],

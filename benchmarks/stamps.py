@@ -1,4 +1,4 @@
-"""When the steps of a training began, as modules in `benchmarks.uploaded` have written it down."""
+"""The start times of training steps, as written by the modules in `benchmarks.uploaded`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Stamp(NamedTuple):
-    """The beginning of a step. seconds: of the machine's monotonic clock. workers: how many made it."""
+    """The start of a step. seconds: on the machine's monotonic clock. workers: the number of ranks."""
 
     step: int
     seconds: float
@@ -18,7 +18,7 @@ class Stamp(NamedTuple):
 
 
 def read(path: Path) -> list[Stamp]:
-    """The whole lines of a file, in their order; none if it is not there yet."""
+    """Returns the complete lines of a file, in order; none if the file does not exist yet."""
     if not path.exists():
         return []
     whole, _, _ = path.read_text().rpartition("\n")
@@ -27,9 +27,9 @@ def read(path: Path) -> list[Stamp]:
 
 
 def seconds_by_step(stamps: Sequence[Stamp], *, after: int = 0) -> dict[int, float]:
-    """From the beginning of each step to that of the next, of steps after `after`.
+    """Returns the seconds from the start of each step after `after` to the start of the next.
 
-    Where a training started again there is no next one.
+    Skips the last step before a restart, which has no next step.
     """
     return {
         now.step: then.seconds - now.seconds
@@ -39,13 +39,13 @@ def seconds_by_step(stamps: Sequence[Stamp], *, after: int = 0) -> dict[int, flo
 
 
 def seconds_of_a_save(seconds: dict[int, float], *, every: int) -> float:
-    """The median step that has a checkpoint, less the median step that has none."""
+    """Returns the median step with a checkpoint minus the median step without one."""
     saving = [value for step, value in seconds.items() if step % every == 0]
     return median(saving) - median(value for step, value in seconds.items() if step % every)
 
 
 def first_after(stamps: Iterable[Stamp], moment: float, *, workers: int | None = None) -> Stamp | None:
-    """The first step that began after that moment, on so many workers if that is given."""
+    """Returns the first step after `moment`, on `workers` workers if given; None if there is none."""
     return next(
         (stamp for stamp in stamps if stamp.seconds > moment and workers in {None, stamp.workers}), None
     )

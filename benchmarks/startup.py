@@ -1,4 +1,4 @@
-"""Seconds from a job's submission to its first training step and to its end: ours, and bare Ray.
+"""Seconds from a job's submission to its first training step and to its end, for the service and bare Ray.
 
 Both run the same network on the same data with the same batches, in turns.
 """
@@ -22,7 +22,7 @@ from service.client import Client
 PEER = ROOT / "benchmarks" / "peers" / "ray_ddp.py"
 WORKERS, STEPS = 2, 300
 OURS, BARE, SHELL = "ours", "bare Ray", "syncbn train"
-FIRST_STEP, END, FROM_SHELL = "submit to first step, s", "submit to end, s", "from the shell to its end, s"
+FIRST_STEP, END, FROM_SHELL = "submit to first step, s", "submit to end, s", "from its start to its exit, s"
 NOTES = (
     f"recipes/digits.yaml as it is: {WORKERS} workers of 1 CPU, {STEPS} steps, global batch 64. The service "
     "also synchronizes BatchNorm, writes each step's metrics to MLflow, validates, saves checkpoints, tests, "
@@ -52,7 +52,7 @@ def measure(options: Options) -> Result:
 
 
 def run_service(stack: Stack) -> Mapping[str, float]:
-    """A job of the service, to its end."""
+    """Runs a job of the service until it ends."""
     with Client(stack.api_url) as client:
         submitted = time.time()
         job = jobs.until_it_succeeds(client, client.submit(_spec()).id)
@@ -66,7 +66,7 @@ def _spec() -> Any:
 
 
 def run_peer(ray: BareRay) -> Mapping[str, float]:
-    """A bare Ray job, to its end."""
+    """Runs a bare Ray job until it ends."""
     options = f"--steps {STEPS} --workers {WORKERS} --storage {ray.folder / 'peer'}"
     submitted = time.time()
     name = ray.submit(f"{sys.executable} {PEER} {options}")

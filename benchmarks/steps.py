@@ -1,4 +1,4 @@
-"""Steps per second at 1 and 2 workers: ours, with checkpoints, with MLflow, and plain DDP under torchrun."""
+"""Steps per second on 1 and 2 workers: ours, with checkpoints, with MLflow, and plain DDP under torchrun."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks.servers import mlflow_server
 from benchmarks.uploaded import stamped
 
 STEPS, QUICK_STEPS, WARM_UP = 60, 24, 10
-EVERY = 10  # steps between two checkpoints, where there are any
+EVERY = 10  # steps between two checkpoints, in contests with checkpoints
 LONGEST_SECONDS = 600
 SCRIPT = Path(__file__).parent / "peers" / "torchrun_rank.py"
 PLAIN, OURS, SAVING, TRACKED = "plain DDP, BatchNorm", "ours", "ours, with checkpoints", "ours, in MLflow"
@@ -72,7 +72,7 @@ def measure(options: Options) -> Result:
 
 
 def _run(name: str, workers: int, steps: int, folder: Path, mlflow: list[str]) -> dict[int, float]:
-    """Seconds from the beginning of each step to that of the next."""
+    """Returns the seconds from the start of each step to the start of the next."""
     folder.mkdir()
     path = folder / "stamps"
     checkpoint = {"every_steps": EVERY if name == SAVING else None, "every_minutes": None}

@@ -1,6 +1,6 @@
-"""Steps per second with the metrics of every step in MLflow: the service's tracker, none, and the naive one.
+"""Steps per second with every step's metrics in MLflow: the service's tracker, no tracker, a naive one.
 
-One process in a group of one rank, so that nothing but the tracker differs; a real MLflow server beside it.
+One process in a group of one rank, so that only the tracker differs, with a real MLflow server.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ NOTES = (
 
 
 class LogMetric(NullTracker):
-    """The naive peer: one request for each metric, which the training waits for."""
+    """The naive peer: sends one request for each metric, and the training waits for it."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         self._client, self._run_id = MlflowClient(tracking_uri=uri), run_id
@@ -65,7 +65,7 @@ class LogMetric(NullTracker):
 
 
 class Pace(pl.Callback):
-    """Ends the training `seconds` after the warm-up and says how many steps a second there were."""
+    """Stops the training `seconds` after the warm-up and holds the steps per second."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -93,7 +93,7 @@ def measure(options: Options) -> Result:
             _quiet(),
         ):
             trackers = _trackers(uri, Path(folder))
-            _train(NullTracker(), QUICK_SECONDS)  # the first training of a process is slower
+            _train(NullTracker(), QUICK_SECONDS)  # warms up: the first training of a process is slower
             for _, (name, tracker) in product(range(options.repeats), trackers.items()):
                 shown.doing(name)
                 pace, wait = _train(tracker(), seconds)
@@ -109,7 +109,7 @@ def measure(options: Options) -> Result:
 
 
 def _trackers(uri: str, folder: Path) -> dict[str, Callable[[], Tracker]]:
-    """Each makes a tracker with a run of its own."""
+    """Returns factories of trackers, each with its own run."""
     client = MlflowClient(tracking_uri=uri)
     experiment = client.create_experiment("tracking")
 
@@ -128,7 +128,7 @@ def _trackers(uri: str, folder: Path) -> dict[str, Callable[[], Tracker]]:
 
 
 def _train(tracker: Tracker, seconds: float) -> tuple[float, float]:
-    """Steps per second, and the seconds that closing the tracker takes."""
+    """Returns the steps per second and the seconds that closing the tracker takes."""
     spec, pace = _spec(), Pace(seconds)
     pl.seed_everything(spec.training.seed, verbose=False)
     module = as_lightning_module(construct(spec.model, "model"), spec)
@@ -143,7 +143,7 @@ def _train(tracker: Tracker, seconds: float) -> tuple[float, float]:
 
 
 def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
-    """As a worker's (`training.rank.trainer`), of one rank and without checkpoints."""
+    """Returns a trainer like a worker's (`training.rank.trainer`), with one rank and without checkpoints."""
     share = ShareCounts()
     return pl.Trainer(
         accelerator="cpu",
@@ -178,7 +178,7 @@ def _spec() -> Spec:
 
 @contextmanager
 def _one_rank() -> Iterator[None]:
-    """A gloo group of this process alone, which computes with one thread, as a worker of one CPU does."""
+    """Initialises a gloo group of this process alone, with one thread, like a worker with one CPU."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -193,7 +193,7 @@ def _one_rank() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's tips would tear the progress bar."""
+    """Silences Lightning's tips, which would break the progress bar."""
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     logger.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Contestants in turns, so that whatever else the machine does meets all of them alike."""
+"""Runs contestants in turns, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.progress import Progress
 from benchmarks.result import Options, Samples
 
 Contestant = Callable[[], Mapping[str, float]]
-"""One run: what was measured, by the name of the measure."""
+"""Runs once and returns the values by measure."""
 
 BEFORE = "before"
 EARLIER = (
@@ -18,11 +18,11 @@ EARLIER = (
 )
 
 REST_SECONDS = 3.0
-"""Between two runs, for the processes of the last one to go."""
+"""Pause between two runs, in which the processes of the last one exit."""
 
 
 def runs(contestants: Sized, options: Options, *, warm_up: bool = True) -> int:
-    """How many there are in all, warm-ups included."""
+    """Returns the number of runs, warm-ups included."""
     return len(contestants) * (options.repeats + _warm_ups(options, warm_up))
 
 
@@ -34,9 +34,9 @@ def in_turns(
     warm_up: bool = True,
     rest: float = REST_SECONDS,
 ) -> Samples:
-    """Each contestant `options.repeats` times.
+    """Runs each contestant `options.repeats` times and returns the samples.
 
-    warm_up: each of them once before, which is not counted; not if the benchmark is to be quick.
+    warm_up: runs each contestant once before, uncounted, unless `options.quick`. rest: seconds between runs.
     """
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for repeat in range(-_warm_ups(options, warm_up), options.repeats):

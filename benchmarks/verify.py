@@ -1,4 +1,4 @@
-"""Seconds that `syncbn verify` takes; with `--before`, those of an earlier version, too."""
+"""Duration of `syncbn verify`; with `--before`, also of an earlier version."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measure(options: Options) -> Result:
         samples = in_turns(shown, contestants, options)
     notes = [note.format(steps=steps) for note in NOTES] + [EARLIER] * (earlier is not None)
     reference = None if earlier is None else BEFORE
-    return comparison("What verify takes", samples, reference=reference, notes=notes)
+    return comparison("Duration of syncbn verify", samples, reference=reference, notes=notes)
 
 
 def run(steps: int, checkout: Path | None = None) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own, in a folder that goes with it, reached by a Unix socket."""
+"""A temporary PostgreSQL server with its own data folder, reached through a Unix socket."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ SECONDS_TO_START = 30.0
 
 
 class NotInstalled(RuntimeError):
-    """There is no PostgreSQL here."""
+    """PostgreSQL is not installed on this machine."""
 
 
 class Postgres:
-    """A server that runs as `pid`; `folder` holds its socket."""
+    """A running server. pid: its process. folder: the folder of its socket."""
 
     def __init__(self, folder: Path, pid: int) -> None:
         self.folder, self.pid = folder, pid
 
     def create(self, database: str, *, template: str = "template1") -> str:
-        """A new database; returns its URL."""
+        """Creates a database and returns its URL."""
         with self.connect("postgres") as admin:
             admin.execute(f"CREATE DATABASE {database} TEMPLATE {template}".encode())
         return self.url(database)
@@ -49,12 +49,12 @@ class Postgres:
 
 @contextmanager
 def postgres(**settings: str) -> Iterator[Postgres]:
-    """With the default `settings` it waits for the disk at each commit. Ended with the context.
+    """Runs a server and stops it when the context ends. Raises NotInstalled.
 
-    Raises NotInstalled.
+    With the default `settings` each commit waits for the disk.
     """
     binaries = _binaries()
-    home = Path(tempfile.mkdtemp(prefix="syncbn-pg-"))  # short: a socket's path may have 107 bytes
+    home = Path(tempfile.mkdtemp(prefix="syncbn-pg-"))  # short: a socket's path may have at most 107 bytes
     as_user = _as_postgres(home)
     data = str(home / "data")
     initdb = [str(binaries / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "-N"]
@@ -67,7 +67,7 @@ def postgres(**settings: str) -> Iterator[Postgres]:
             cwd=home,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a Ctrl-C at the terminal is for the benchmark, which then ends it
+            start_new_session=True,  # Ctrl-C reaches only the benchmark, which stops the server
         )
     try:
         running = Postgres(home, server.pid)

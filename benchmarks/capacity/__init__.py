@@ -1,4 +1,4 @@
-"""What one API, one PostgreSQL, one scheduler and one MLflow carry."""
+"""The load that one API, one PostgreSQL, one scheduler and one MLflow carry."""
 
 from benchmarks.capacity.parts import measure
 

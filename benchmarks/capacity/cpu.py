@@ -1,4 +1,4 @@
-"""What a server computes: unlike the time that passes, it hardly depends on what else a machine has to do."""
+"""A server's CPU time. Unlike elapsed time, it hardly depends on the machine's other load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 
 
 def seconds(pid: int) -> float:
-    """CPU time of the process and everything below it so far, also of what has ended."""
+    """Returns the CPU time so far of the process and its descendants, including those that have ended."""
     total = 0.0
     process = psutil.Process(pid)
     for one in (process, *process.children(recursive=True)):

@@ -1,4 +1,4 @@
-"""All of it, one part after the other: nothing that is measured shares its cores with another measurement."""
+"""The parts of the capacity benchmark, run one after the other, so that they do not share cores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Points per second that an MLflow server over PostgreSQL takes from the trackers of several runs."""
+"""Metric points per second that an MLflow server on PostgreSQL accepts from several runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOTES = (
 
 
 class OverPostgres(MlflowServer):
-    """As docker-compose.yml starts it."""
+    """As in docker-compose.yml."""
 
     def __init__(self, state: StackState, port: int, database: str) -> None:
         super().__init__(state, port)
@@ -89,7 +89,7 @@ def measure(server: Postgres, shown: Progress, *, quick: bool) -> Result:
 
 
 def _send_large(uri: str, run_id: str, requests: int) -> None:
-    """Returns when the server has all of them."""
+    """Blocks until the server has all points."""
     tracker = MlflowTracker(uri, run_id, params={}, tags={})
     for number in range(requests * BATCH):
         tracker.log(1 + number // METRICS, 0, {f"metric_{number % METRICS}": 1 / (1 + number)})
@@ -107,7 +107,7 @@ def _send_small(uri: str, run_id: str, requests: int) -> None:
 
 @contextmanager
 def _mlflow(server: Postgres, folder: Path) -> Iterator[tuple[str, int]]:
-    """Its URL and its process."""
+    """Yields the server's URL and process."""
     mlflow = OverPostgres(StackState.load(folder), free_port(), server.create("mlflow"))
     try:
         mlflow.start()

@@ -1,6 +1,6 @@
-"""The API over PostgreSQL: requests per second and their latency, with more and more jobs in the table.
+"""The API on PostgreSQL: requests per second and latency for growing numbers of jobs in the table.
 
-The API is a process of its own, without a scheduler; it asks the database alone.
+The API is a separate process without a scheduler; it only uses the database.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def measure(server: Postgres, shown: Progress, *, quick: bool) -> list[Result]:
             shown.doing(f"{size:,} jobs in the table")
             rows.fill(engine, rows.ended(size - before))
             with server.connect("queue") as admin:
-                admin.execute("VACUUM ANALYZE")  # what autovacuum does a minute later
+                admin.execute("VACUUM ANALYZE")  # autovacuum would do this a minute later
             with engine.connect() as connection:
                 some = list(connection.execute(select(jobs.c.id).limit(requests)).scalars())
             latencies += _latencies(api.url, f"{size:,}", some)
@@ -156,7 +156,7 @@ def _idle_rounds(store: Store) -> list[float]:
 
 
 def _shown(times: list[float]) -> tuple[str, str]:
-    """The median and the 95th percentile, in milliseconds."""
+    """Returns the median and the 95th percentile, in milliseconds."""
     return f"{1000 * median(times):.1f}", f"{1000 * quantiles(times, n=20)[-1]:.1f}"
 
 
@@ -167,7 +167,7 @@ def _rate(
     ask: Callable[[httpx.Client, int], httpx.Response],
     pids: tuple[int, ...],
 ) -> tuple[str, ...]:
-    """Requests per second, and the CPU time that each of them took of each of the processes, in ms."""
+    """Returns requests per second, and each process's CPU time a request in ms."""
     before = [cpu.seconds(pid) for pid in pids]
     end = time.perf_counter() + seconds
 
@@ -208,7 +208,7 @@ def _bytes_per_job(server: Postgres) -> float:
 
 
 def _client(api: str) -> httpx.Client:
-    # No certificates are read for http: that would take longer than many a request.
+    # No certificates for http: loading them would take longer than many requests.
     return httpx.Client(base_url=api, timeout=60.0, trust_env=False, verify=False)
 
 

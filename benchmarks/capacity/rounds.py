@@ -1,4 +1,4 @@
-"""One round of the dispatcher over PostgreSQL, with a cluster in memory: its own work, without Ray's."""
+"""One round of the dispatcher on PostgreSQL with an in-memory cluster: its own work, without Ray's."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOTES = (
 )
 
 Round = tuple[float, float, int]
-"""Seconds that pass, seconds that the service computes, statements."""
+"""The elapsed seconds, the service's CPU seconds and the statements of a round."""
 
 
 def runs(*, quick: bool) -> int:
@@ -70,7 +70,7 @@ def _cells(seconds: float, computed: float, statements: int) -> tuple[str, ...]:
 
 
 def _rounds(server: Postgres, machines: int, queued: int) -> list[Round]:
-    """A round of each kind."""
+    """Returns the cost of a round of each kind."""
     url = server.create(f"rounds_{machines}_{queued}")
     store, engine = Store(url), make_engine(url)
     store.migrate()
@@ -107,7 +107,7 @@ def _with_run(job: Job, results: FakeResults) -> Job:
 
 
 def _cluster(launches: Sequence[Launch]) -> MemoryCluster:
-    """A machine for each of the attempts, which all train."""
+    """Returns a cluster with one machine for each attempt; all attempts train."""
     cpus = float(rows.SHAPES[0])
     cluster = MemoryCluster(
         [Node(id=f"node-{launch.name}", address="10.0.0.1", cpus=cpus, gpus=0) for launch in launches]
@@ -126,7 +126,7 @@ def _timed(do: Callable[[], object], sent: list[str]) -> Round:
 
 @contextmanager
 def _statements() -> Iterator[list[str]]:
-    """All that any engine of this process sends while the context lasts."""
+    """Collects the statements that any engine of this process sends within the context."""
     sent: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""A queue's table, filled without the API: jobs of the past, jobs that run, jobs that wait."""
+"""Fills a queue's table without the API: with ended, running and queued jobs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from training.spec import Spec, load_yaml, override, parse_spec
 
 RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "digits.yaml"
 SHAPES = (8, 4, 2, 1)
-"""Workers of the jobs, in turns; each has a CPU."""
+"""Numbers of workers of the jobs, in turns; each worker has one CPU."""
 
 _AT_ONCE = 5_000
 
 
 def spec(workers: int = SHAPES[0]) -> Spec:
-    """recipes/digits.yaml with a label, on so many workers."""
+    """Returns recipes/digits.yaml with a label, on `workers` workers."""
     changes = [f"resources.workers={workers}", "labels={team: vision}"]
     return parse_spec(override(load_yaml(RECIPE.read_text()), changes))
 
 
 def waiting(count: int) -> Iterator[Job]:
-    """Jobs of all shapes, each younger than the one before."""
+    """Returns queued jobs of all shapes, each younger than the one before."""
     begun, shapes = utc_now(), [spec(workers) for workers in SHAPES]
     first = [new_job(shape, created_at=begun) for shape in shapes]
     for number in range(count):
@@ -38,7 +38,7 @@ def waiting(count: int) -> Iterator[Job]:
 
 
 def running(count: int) -> Iterator[Job]:
-    """Jobs of the largest shape in their first attempt, older than those that wait."""
+    """Returns running jobs of the largest shape, in their first attempt, older than the queued jobs."""
     begun = utc_now() - timedelta(hours=1)
     first = new_job(spec(), created_at=begun)
     for number in range(count):
@@ -59,7 +59,7 @@ def running(count: int) -> Iterator[Job]:
 
 
 def ended(count: int) -> Iterator[Job]:
-    """Jobs that have succeeded and whose logs are archived, older than all others."""
+    """Returns succeeded jobs with archived logs, older than all others."""
     for job in running(count):
         created = job.created_at - timedelta(days=30)
         yield replace(

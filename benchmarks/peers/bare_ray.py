@@ -1,4 +1,4 @@
-"""A Ray of its own for the peers: a head with its dashboard, by which Ray Jobs are submitted. No service."""
+"""A separate Ray head for the peers, with a dashboard for Ray Jobs and without the service."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class BareRay:
-    """`client`: of ray.job_submission. head: the process of `ray start`."""
+    """A running Ray head. client: a ray.job_submission client. head: the process of `ray start`."""
 
     folder: Path
     head: int
     client: Any
 
     def roots(self) -> list[psutil.Process]:
-        """All its processes are among these and below them."""
+        """Returns the root processes; all others are their descendants."""
         return [psutil.Process(self.head), *marked(self.folder)]
 
     def submit(self, entrypoint: str) -> str:
-        """Starts a job that finds this project's packages and the benchmarks; returns its id."""
+        """Starts a job that can import this project's packages and the benchmarks; returns its id."""
         name: str = self.client.submit_job(
             entrypoint=entrypoint, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}}
         )
         return name
 
     def wait(self, name: str) -> None:
-        """Blocks until the job has succeeded. Raises RuntimeError with its log when it does not."""
+        """Blocks until the job has succeeded. Raises RuntimeError with its log if it fails."""
         deadline = time.monotonic() + LONGEST_SECONDS
         while not (status := self.client.get_job_status(name)).is_terminal():
             if time.monotonic() > deadline:
@@ -56,7 +56,7 @@ class BareRay:
             raise RuntimeError(f"the peer's job {status.value}; its log ends:\n{self.log(name)[-2000:]}")
 
     def wait_for_word(self, name: str, word: str) -> None:
-        """Blocks until the job has printed it."""
+        """Blocks until the job has printed the word."""
         deadline = time.monotonic() + LONGEST_SECONDS
         while word not in (log := self.log(name)):
             if self.client.get_job_status(name).is_terminal() or time.monotonic() > deadline:
@@ -76,11 +76,11 @@ class BareRay:
 
 @contextmanager
 def bare_ray() -> Iterator[BareRay]:
-    """`ray start --head` on free ports; all of it is ended with the context, however that ends."""
+    """Runs `ray start --head` on free ports; stops all its processes when the context ends."""
     from ray.job_submission import JobSubmissionClient
 
     token = secrets.token_hex(32)
-    # Not below the folder: the path of a socket may have no more than 107 characters.
+    # Not below the folder: a socket's path may have at most 107 characters.
     sockets = tempfile.mkdtemp(prefix="bench-ray-", dir="/tmp")
     with folder_of_our_own() as folder:
         dashboard = free_port()
@@ -126,7 +126,7 @@ def _start(
 
 
 def _variables(folder: Path, token: str) -> dict[str, str]:
-    """As a user's who knows that Ray listens on all interfaces; the mark is for ending what it starts."""
+    """Returns the variables of a user who secures Ray with a token, plus a mark to find its processes by."""
     return {
         **environment(),
         MARK: str(folder),
@@ -134,7 +134,7 @@ def _variables(folder: Path, token: str) -> dict[str, str]:
         "RAY_AUTH_TOKEN": token,
         "RAY_enable_metrics_collection": "0",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise printed lines come twice
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise printed lines appear twice
         "RAY_COLOR_PREFIX": "0",
         "AUTOSCALER_METRIC_PORT": "99999",
         "DASHBOARD_METRIC_PORT": "99999",
@@ -144,7 +144,7 @@ def _variables(folder: Path, token: str) -> dict[str, str]:
 
 
 def _answers(url: str, headers: Mapping[str, str]) -> bool:
-    """Whether it has a machine."""
+    """Returns whether Ray has a node."""
     import httpx
 
     try:

@@ -1,10 +1,10 @@
-"""What one writes without a service, TorchTrainer and DDP: peer of `benchmarks.startup`, `head` and `logs`.
+"""Training with TorchTrainer and DDP, without a service: the peer of `benchmarks.startup`, `head` and `logs`.
 
     python ray_ddp.py --steps 300 --workers 2 --storage FOLDER
 
 Trains the ConvNet of the digits recipe on the same data with the same global batch. No Lightning, no MLflow,
 no checkpoint, no validation. Rank 0 prints `first_step SECONDS`, the time of day after its first step. With
---lines N it prints as many in each step, those of `benchmarks.uploaded.printing`.
+--lines N it prints N lines of `benchmarks.uploaded.printing` in each step.
 """
 
 from __future__ import annotations

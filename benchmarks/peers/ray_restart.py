@@ -1,8 +1,8 @@
-"""The peer of `benchmarks.recovery`: Ray Train's own restart of a plain DDP training that loses a worker.
+"""Ray Train's own restart of a plain DDP training that loses a worker: the peer of `benchmarks.recovery`.
 
     python -m benchmarks.peers.ray_restart CONFIG_JSON
 
-Reports a checkpoint every so many steps, and goes on from the last one.
+Reports a checkpoint at fixed intervals of steps, and continues from the last one.
 """
 
 from __future__ import annotations

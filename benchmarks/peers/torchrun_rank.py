@@ -1,4 +1,4 @@
-"""One rank of a training under torchrun: ours, or what one writes with DDP and torch's own BatchNorm.
+"""One rank of a training under torchrun: ours, or plain DDP with torch's own BatchNorm.
 
     torchrun --standalone --nproc-per-node 2 torchrun_rank.py ours|plain SPEC_JSON FOLDER [MLFLOW_URI RUN_ID]
 
@@ -34,7 +34,7 @@ from training.spec import Spec, parse_spec
 
 
 class Torchrun(TorchElasticEnvironment):
-    """Lightning counts devices, of which a CPU has one however many ranks there are."""
+    """Lightning counts devices, and a CPU is one device, whatever the number of ranks."""
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None: ...
 

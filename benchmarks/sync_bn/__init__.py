@@ -1,4 +1,4 @@
-"""The layer against what stands in its place elsewhere: `python -m benchmarks.sync_bn`, with torch alone."""
+"""The layer compared with its alternatives: `python -m benchmarks.sync_bn`. Needs only torch."""
 
 from benchmarks.sync_bn.parts import measure
 

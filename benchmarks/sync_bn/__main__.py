@@ -1,6 +1,6 @@
-"""`python -m benchmarks.sync_bn [PART …] [--repeats N] [--quick]`: the whole benchmark, or parts of it.
+"""Runs the whole benchmark or parts: `python -m benchmarks.sync_bn [PART …] [--repeats N] [--quick]`.
 
-It needs torch and nothing else. Parts alone have files of their own: results/sync_bn_gpu.md, say.
+Needs only torch. A part that runs alone has its own file, such as results/sync_bn_gpu.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is normalised: the shapes of ResNet-50, in two layouts and two dtypes."""
+"""The inputs: the shapes of ResNet-50, in two layouts and two dtypes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-# Channels and side of every distinct input of a batch normalisation in ResNet-50 at 224 × 224 (He et al.
+# Channels and side of every distinct input of a BatchNorm layer in ResNet-50 at 224 × 224 (He et al.
 # 2015, table 1; the stride is in the 3 × 3 convolution, as in torchvision).
 RESNET50 = (
     (64, 112),
@@ -31,7 +31,7 @@ LARGEST_BATCH, MOST_ELEMENTS = 16, 13_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One input; it travels to the ranks."""
+    """One input, which is sent to the ranks."""
 
     batch: int
     channels: int
@@ -53,7 +53,7 @@ class Case:
         return self.batch * self.channels * self.side**2 * self.dtype.itemsize
 
     def tensor(self, seed: int, device: str = "cpu") -> Tensor:
-        """Standard normal values."""
+        """Returns standard normal values."""
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn(self.batch, self.channels, self.side, self.side, generator=generator)
         return values.to(device, self.dtype).contiguous(memory_format=self.memory_format)
@@ -64,7 +64,7 @@ def every_format(
     batch: int | None = None,
     dtypes: Iterable[torch.dtype] = (torch.float32, torch.bfloat16),
 ) -> Iterator[Case]:
-    """Each shape in each format. Without `batch`: 16 samples, fewer where that passes 13 million elements."""
+    """Returns each shape in each format. Without `batch`: 16 samples, fewer above 13 million elements."""
     layouts = (torch.contiguous_format, torch.channels_last)
     for dtype, layout, (channels, side) in product(dtypes, layouts, shapes):
         samples = batch or min(LARGEST_BATCH, MOST_ELEMENTS // (channels * side**2))

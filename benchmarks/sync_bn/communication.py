@@ -1,4 +1,4 @@
-"""Calls and bytes of a layer against the number of ranks: computed, and counted where there are that many."""
+"""Calls and bytes of a layer by number of ranks: computed, and counted for numbers that can run here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHANNELS = 256
 WORLD_SIZES = tuple(2**power for power in range(1, 11))
 COUNTED_WORLD_SIZES, QUICK_WORLD_SIZES = (2, 3, 4), (2,)
 FLOAT32, FLOAT64 = 4, 8
-STEPS_BEFORE = 3  # what a layer exchanges once, if anything, is not a step's
+STEPS_BEFORE = 3  # uncounted, because a layer may exchange something only once
 NOTES = (
     f"A layer of {CHANNELS} channels; bytes are close to proportional to the channels. Sent by each rank, "
     "with rings: an all-reduce of p bytes among W ranks sends 2·(W - 1)/W·p, an all-gather of p bytes from "
@@ -38,14 +38,14 @@ COUNTED_NOTES = (
 
 
 class Traffic(NamedTuple):
-    """Of one rank, bytes."""
+    """Bytes that one rank sends."""
 
     forward: float
     backward: float
 
 
 class Calls(NamedTuple):
-    """Into process groups, of one rank, by the operation's name."""
+    """The calls of one rank into process groups, by the operation's name."""
 
     names: Sequence[str]
     payload: int
@@ -128,8 +128,8 @@ def _counted_rows(world_size: int, of_ranks: Sequence[tuple[Calls, Calls]]) -> I
 
 
 def count(rank: int, channels: int) -> tuple[Calls, Calls]:
-    """Of one forward and of one backward."""
-    case = Case(batch=rank + 1, channels=channels, side=2)  # no rank has as many samples as another
+    """Returns the calls of one forward and of one backward."""
+    case = Case(batch=rank + 1, channels=channels, side=2)  # each rank has a different number of samples
     x, dy = case.tensor(seed=rank).requires_grad_(), case.tensor(seed=rank)
     layer = SyncBatchNorm(channels)
     for _ in range(STEPS_BEFORE):
@@ -142,7 +142,7 @@ def count(rank: int, channels: int) -> tuple[Calls, Calls]:
 
 
 class CountCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation of this thread, and so every collective, whichever interface it came by."""
+    """Sees every operation of this thread, and so every collective, whatever interface was used."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

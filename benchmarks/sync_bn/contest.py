@@ -1,4 +1,4 @@
-"""A contest over many inputs and its table: medians, ratios of medians, geometric means of ratios."""
+"""A comparison over many inputs and its table: medians, ratios of medians, geometric means of ratios."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from benchmarks.result import Result
 from benchmarks.sync_bn.cases import Case
 
 Milliseconds = Mapping[str, Sequence[float]]
-"""By contestant, one value a round."""
+"""Values by contestant, one a round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """One input: the group whose geometric mean it enters, and what was measured."""
+    """One input: the group whose geometric mean it enters, and its measurements."""
 
     shape: str
     group: str
@@ -31,7 +31,7 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """Who is compared with whom. `beside` are shown without a ratio; `goals` are for the ratio to a peer."""
+    """The contestants. beside: shown without a ratio. goals: bounds for the ratio to a peer."""
 
     title: str
     ours: str
@@ -45,7 +45,7 @@ class Contest:
         milliseconds_of: Callable[[Case], Milliseconds],
         group_of: Callable[[Case], str] = lambda case: case.format,
     ) -> list[Timed]:
-        """Times all inputs, with progress."""
+        """Times all inputs and shows progress."""
         timed = []
         with progress(self.title, len(cases)) as shown:
             for case in cases:
@@ -73,7 +73,7 @@ class Contest:
         )
 
     def _means(self, timed: Sequence[Timed]) -> dict[str, dict[str, float]]:
-        """Of the ratio to each peer, by group."""
+        """Returns the geometric means of the ratio to each peer, by group."""
         groups: dict[str, list[Timed]] = {}
         for row in timed:
             groups.setdefault(row.group, []).append(row)

@@ -1,4 +1,4 @@
-"""The figure of bytes against ranks."""
+"""The plot of bytes against ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COLOURS = ("#1b6ca8", "#c0504d")
 
 
 def draw(bytes_by_layer: Mapping[str, Mapping[int, float]], channels: int, file: Path = FIGURE) -> str:
-    """Bytes by world size, for each layer, into `file`; returns what became of it. Needs matplotlib."""
+    """Plots each layer's bytes by world size into `file`; returns a note on it. Needs matplotlib."""
     if not find_spec("matplotlib"):
         return "No figure: matplotlib is not installed."
     from matplotlib.backends.backend_agg import FigureCanvasAgg

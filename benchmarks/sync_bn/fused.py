@@ -1,4 +1,4 @@
-"""The activation within the layer, against one behind it."""
+"""The activation fused into the layer, compared with a separate one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer on a GPU: time, waits of the host, capture in a CUDA graph. Without a GPU it claims nothing."""
+"""The layer on a GPU: time, host waits, capture in a CUDA graph. Reports nothing without a GPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOTES = (
 
 
 class TorchSyncBatchNorm(nn.SyncBatchNorm):
-    """torch's layer on its way of many ranks, which it does not take in a group of one."""
+    """torch's layer on its code path for several ranks, which it does not take in a group of one."""
 
     def forward(self, input: Tensor) -> Tensor:
         assert self.num_batches_tracked is not None
@@ -115,7 +115,7 @@ def _times_of(case: Case, rounds: int) -> Milliseconds:
 
 
 def event_clock(step: Step) -> float:
-    """Milliseconds of the GPU's stream for one step, launches that it waits for included."""
+    """Returns the milliseconds of the GPU's stream for one step, including waits for launches."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     begin.record()

@@ -1,4 +1,4 @@
-"""What a layer on a GPU must let others do: run ahead of the GPU, and capture a step in a CUDA graph."""
+"""Checks of a layer on a GPU: the host can run ahead, and a step can be captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ WARM_UP_STEPS = 3
 
 
 def run(layer: nn.Module, case: Case) -> tuple[str, str, str]:
-    """A cell for each check; a check that fails says why."""
+    """Returns a table cell for each check; the cell of a failed check says why it failed."""
     x, dy = case.tensor(seed=0, device="cuda").requires_grad_(), case.tensor(seed=1, device="cuda")
     difference = f"{difference_from_float64(layer, x, dy):.1e}"
     return difference, waits_of_host(layer, x, dy), capture(layer, x, dy, case.tensor(seed=2, device="cuda"))
 
 
 def difference_from_float64(layer: nn.Module, x: Tensor, dy: Tensor) -> float:
-    """Of a layer as it is constructed."""
+    """Returns the largest difference of one step from float64 BatchNorm. `layer` must be new."""
     reference = nn.BatchNorm2d(x.shape[1], device=x.device, dtype=torch.float64)
     expected = _step(reference, x.detach().double().requires_grad_(), dy.double())
     return _difference(_step(layer, x, dy), expected)
@@ -46,7 +46,7 @@ def difference_from_float64(layer: nn.Module, x: Tensor, dy: Tensor) -> float:
 
 def waits_of_host(layer: nn.Module, x: Tensor, dy: Tensor) -> str:
     step = training_step(layer, x, dy)
-    for _ in range(WARM_UP_STEPS):  # the group's first collective connects, and may wait
+    for _ in range(WARM_UP_STEPS):  # the group's first collective connects and may block
         step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -74,10 +74,10 @@ def capture(layer: nn.Module, x: Tensor, dy: Tensor, other_x: Tensor) -> str:
 def _replayed_and_eager(
     layer: nn.Module, x: Tensor, dy: Tensor, other_x: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Both of one step on `other_x`, from the same running statistics."""
+    """Returns the results of a replayed and of an eager step on `other_x`, from equal running statistics."""
     _warm_up_beside(layer, x, dy)
     graph = torch.cuda.CUDAGraph()
-    # In this mode other threads may use CUDA meanwhile: NCCL's watchdog, and that of the backward pass.
+    # In this mode other threads may use CUDA meanwhile: NCCL's watchdog and the backward pass's thread.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         results = _step(layer, x, dy)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def _replayed_and_eager(
 
 
 def _warm_up_beside(layer: nn.Module, x: Tensor, dy: Tensor) -> None:
-    """On a stream of its own, as capture requires of whatever is done once."""
+    """Runs warm-up steps on a separate stream, as graph capture requires."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -107,7 +107,7 @@ def _step(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
 
 
 def _difference(values: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest, in parts of the largest value; not a number where one is not finite."""
+    """Returns the largest difference relative to the largest value; NaN if a value is not finite."""
     pairs = [(values[name].double(), expected[name].double()) for name in expected]
     return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max())
 

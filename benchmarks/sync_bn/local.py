@@ -1,4 +1,4 @@
-"""One rank's own work, forward and backward, against torch's unsynchronized layer and the memory's speed."""
+"""One rank's local work, forward and backward, compared with torch's plain layer and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _times(_rank: int, case: Case, rounds: int) -> Milliseconds:
 
 
 def _all_reduces(channels: int) -> Step:
-    """What a step of the layer exchanges."""
+    """Returns a step that only does the all-reduces of the layer's step."""
     buffers = [
         torch.zeros(2 * channels + 1, dtype=torch.float64),
         torch.zeros(2 * channels, dtype=torch.float64),

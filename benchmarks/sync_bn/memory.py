@@ -1,4 +1,4 @@
-"""The bytes of living tensors while a layer and its activation work, counted at every allocation."""
+"""Peak and retained tensor memory of a layer and its activation, counted at every allocation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOTES = (
 
 
 class Bytes(NamedTuple):
-    """Beyond those of the input."""
+    """Bytes beyond those of the input."""
 
     forward_peak: int
     kept: int
@@ -68,7 +68,7 @@ def measure(options: Options, ranks_of: RanksOf) -> Result:
 
 
 def count(_rank: int, case: Case) -> dict[int, dict[str, Bytes]]:
-    """By the number of blocks, by contestant."""
+    """Returns the bytes by number of blocks and contestant."""
     x, dy = case.tensor(seed=0).requires_grad_(), case.tensor(seed=1)
     return {
         blocks: {name: _bytes_of(_chain(name, case, blocks), x, dy) for name in NAMES}
@@ -86,13 +86,13 @@ def _bytes_of(layer: nn.Module, x: Tensor, dy: Tensor) -> Bytes:
     def step() -> None:
         torch.autograd.grad(layer(x), inputs, dy)
 
-    step()  # what is allocated once, at the first call, is not the step's
+    step()  # a first step, so that allocations that happen once are not counted
     forward = living_bytes(lambda: layer(x))
     return Bytes(forward_peak=max(forward), kept=forward[-1], step_peak=max(living_bytes(step)))
 
 
 def living_bytes(work: Callable[[], Any]) -> list[int]:
-    """The running sum of what `work` allocates and frees. What it returns lives until the last."""
+    """Returns the running sum of bytes that `work` allocates and frees. Its result is freed last."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         returned = work()
     events = profiler.profiler.kineto_results.events()

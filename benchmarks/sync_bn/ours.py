@@ -1,10 +1,10 @@
-"""The layer as it works among ranks, where there is only one."""
+"""The layer's code path for several ranks, on one rank."""
 
 from sync_bn import SyncBatchNorm
 
 
 class DistributedSyncBatchNorm(SyncBatchNorm):
-    """Takes the way of many ranks in a group of one too, where it would be torch's layer."""
+    """Takes the code path for several ranks in a group of one too, instead of plain BatchNorm's."""
 
     def _is_plain(self) -> bool:
         return False

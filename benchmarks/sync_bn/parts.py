@@ -1,4 +1,4 @@
-"""The parts of the benchmark, one table or a few each."""
+"""The parts of the benchmark, each with one or more tables."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Other schemes of synchronized batch normalisation that run on a CPU: fairscale's own, and three from ideas.
+"""Other synchronized batch normalisation schemes that run on a CPU: fairscale's, and three reimplemented.
 
-All compute in the input's dtype and expect as many samples on every rank. Shapes: x is (N, C, H, W).
+All compute in the input's dtype and expect the same number of samples on every rank. x is (N, C, H, W).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DIMS = (0, 2, 3)
 class AutogradSyncBatchNorm(nn.BatchNorm2d):
     """Plain autograd around one differentiable all-reduce of means and means of squares.
 
-    It is what one writes first; detectron2's NaiveSyncBatchNorm does so.
+    The simplest implementation; detectron2's NaiveSyncBatchNorm works like this.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -36,14 +36,14 @@ class AutogradSyncBatchNorm(nn.BatchNorm2d):
 
 
 class PackedSyncBatchNorm(nn.BatchNorm2d):
-    """Sums, sums of squares and the count in one all-reduce, two sums in one backward."""
+    """One all-reduce of sums, sums of squares and the count in forward, and one of two sums in backward."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _synchronized(self, input, all_reduce_together)
 
 
 class UnpackedSyncBatchNorm(nn.BatchNorm2d):
-    """The same with an all-reduce for each of the two sums, forward and backward."""
+    """Like the one above, with a separate all-reduce for each of the two sums, forward and backward."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _synchronized(self, input, all_reduce_one_by_one)
@@ -62,8 +62,8 @@ def all_reduce_one_by_one(*parts: Tensor) -> tuple[Tensor, ...]:
 
 
 def fairscale_sync_batch_norm(num_features: int) -> nn.Module:
-    """The layer of fairscale, which has to be installed."""
-    with warnings.catch_warnings():  # about names of torch that other parts of it use
+    """fairscale's layer. Needs fairscale."""
+    with warnings.catch_warnings():  # about torch names that other parts of fairscale use
         warnings.simplefilter("ignore")
         layer: nn.Module = import_module("fairscale.experimental.nn").SyncBatchNorm(num_features)
     return layer

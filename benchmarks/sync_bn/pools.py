@@ -1,4 +1,4 @@
-"""The processes that the parts measure in."""
+"""The processes in which the parts measure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from unittest.mock import patch
 
 from testing.ranks import Ranks
 
-LONGEST_SECONDS = 600.0  # for one call in the ranks
+LONGEST_SECONDS = 600.0  # for one call on the ranks
 
 RanksOf = Callable[[int], Ranks]
-"""Of one thread each, joined by gloo, by their number."""
+"""Returns the pool of single-threaded ranks joined by gloo for a number of ranks."""
 
 
 @contextmanager
 def pools() -> Iterator[RanksOf]:
-    """Ranks are started when asked for, and stay until the end."""
-    # The profiler's library tells its own steps on stderr unless the level is above them all.
+    """Starts ranks on first use and keeps them until the end."""
+    # The profiler's library logs its own steps to stderr unless the level is above all of them.
     with patch.dict(os.environ, KINETO_LOG_LEVEL="99"), ExitStack() as stack:
         yield cache(lambda world_size: stack.enter_context(Ranks(world_size, LONGEST_SECONDS)))

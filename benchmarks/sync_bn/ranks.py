@@ -1,4 +1,4 @@
-"""Two ranks: forward and backward among other ways to synchronize, after all have shown the same results."""
+"""Two ranks: forward and backward of several schemes, after a check that their results agree."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Compared(NamedTuple):
 
 
 class Disagreement(RuntimeError):
-    """Contestants give different results: their times are not of the same work."""
+    """Contestants give different results, so their times cannot be compared."""
 
 
 def measure(options: Options, ranks_of: RanksOf) -> Result:
@@ -97,7 +97,7 @@ def measure(options: Options, ranks_of: RanksOf) -> Result:
 
 
 def slowest(ranks: Sequence[Milliseconds]) -> Milliseconds:
-    """Of each round, the time of the rank that took longest."""
+    """Returns for each round the time of the slowest rank."""
     return {
         name: [max(times) for times in zip(*(rank[name] for rank in ranks), strict=True)] for name in ranks[0]
     }
@@ -122,14 +122,15 @@ def _layer(kind: Kind, channels: int) -> nn.Module:
 def _results(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
     y = layer(x)
     dx, dweight, dbias = torch.autograd.grad(y, (x, *layer.parameters()), dy)
-    # Not num_batches_tracked, which fairscale leaves at 0: with momentum it has no use.
+    # Without num_batches_tracked, which fairscale leaves at 0: it has no effect with momentum.
     running = {name: layer.get_buffer(name) for name in ("running_mean", "running_var")}
     return {"output": y.detach(), "dx": dx, "dweight": dweight, "dbias": dbias, **running}
 
 
 def largest_difference(results: Mapping[str, Mapping[str, Tensor]]) -> float:
-    """To ours, in parts of the largest value. Raises Disagreement above the tolerance, and for what is not
-    finite."""
+    """Returns the difference to ours relative to the largest value. Raises Disagreement if it is above the
+    tolerance or not finite.
+    """
     largest = 0.0
     for peer, values in results.items():
         for name, expected in results[OURS].items():

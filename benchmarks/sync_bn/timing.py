@@ -1,4 +1,4 @@
-"""Steps, clocks, and contestants in turns."""
+"""Times steps of contestants in turns."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Clock = Callable[[Step], float]
 
 WARM_UP_STEPS = 3
 PASSES = 8
-"""Over memory, at the least: forward reads x, reads x again and writes y; backward reads x and dy, then reads
-x and dy and writes dx."""
+"""Minimum number of passes over memory: forward reads x, reads x again and writes y; backward reads x and dy,
+then reads x and dy and writes dx."""
 
 
 def training_step(layer: nn.Module, x: Tensor, dy: Tensor) -> Step:
-    """Forward and backward, for the gradients of x and all parameters. It drops what it got."""
+    """Returns a step: forward and backward for the gradients of x and all parameters, which it drops."""
     inputs = (x, *layer.parameters())
 
     def step() -> None:
@@ -29,7 +29,7 @@ def training_step(layer: nn.Module, x: Tensor, dy: Tensor) -> Step:
 
 
 def copies(x: Tensor) -> Step:
-    """As many passes over memory as a step takes at the least, at the speed of copying x."""
+    """Returns a step that copies x as often as a layer's step has to pass over memory."""
     source, target = x.detach(), torch.empty_like(x.detach())
 
     def step() -> None:
@@ -40,17 +40,17 @@ def copies(x: Tensor) -> Step:
 
 
 def wall_clock(step: Step) -> float:
-    """Milliseconds."""
+    """Returns the time in milliseconds."""
     begun = time.perf_counter()
     step()
     return 1e3 * (time.perf_counter() - begun)
 
 
 def interleaved(steps: Mapping[str, Step], rounds: int, clock: Clock = wall_clock) -> dict[str, list[float]]:
-    """Milliseconds by contestant: each once, then each again. What disturbs a round disturbs all of them.
+    """Returns milliseconds by contestant. Each round runs every contestant once, so disturbances affect all.
 
-    Each round has an order of its own, the same on all ranks: a step finds in the caches what the one before
-    it left there, and this is to help or hinder all alike.
+    The order differs between rounds and is the same on all ranks, because a step depends on what the step
+    before it left in the caches.
     """
     for step in steps.values():
         for _ in range(WARM_UP_STEPS):

@@ -1,4 +1,4 @@
-"""A network that prints much. Uploaded as a job's code."""
+"""A network that prints many lines. Uploaded as a job's code."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LINE_BYTES = 100
 
 
 def line(number: int) -> str:
-    """LINE_BYTES bytes, newline included, that are like no other line."""
+    """Returns a unique line of LINE_BYTES bytes, newline included."""
     return f"printed {number:09d} ".ljust(LINE_BYTES - 1, ".") + "\n"
 
 
 class Printing(ConvNet):
-    """The network of the digits recipe. On rank 0 each forward pass in training prints `lines` lines, into
-    the job's log, or into the file `path`; and appends a line to `stamps`, as `stamped` does.
+    """The network of the digits recipe. On rank 0 each forward pass in training prints `lines` lines to the
+    job's log or to the file `path`, and appends a line to `stamps`, like `stamped`.
     """
 
     def __init__(self, stamps: str, lines: int, path: str | None = None) -> None:
@@ -39,7 +39,7 @@ class Printing(ConvNet):
         return super().forward(x)
 
     def _print(self) -> None:
-        """Flushed at each line, wherever it goes."""
+        """Writes a line and flushes it."""
         with ExitStack() as stack:
             file = sys.stdout if self.path is None else stack.enter_context(self.path.open("a", buffering=1))
             for number in range(self._printed, self._printed + self.lines):

@@ -1,4 +1,4 @@
-"""A network that writes down when each of its training steps began. Uploaded as a job's code, too."""
+"""A network that records when each of its training steps begins. Also uploaded as a job's code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Stamped(nn.Module):
     """ResNet-18, WIDTH channels wide. On rank 0 each forward pass in training appends a line to `path`: the
     step, from 1, the machine's monotonic clock in seconds, and the number of ranks.
 
-    die_at: the step in which rank 1 kills its process, once; its line goes to `path` with the suffix .died.
+    die_at: the step in which rank 1 kills its process, once; it appends its line to `path` with suffix .died.
     """
 
     def __init__(self, path: str, die_at: int | None = None) -> None:

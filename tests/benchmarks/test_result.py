@@ -49,7 +49,7 @@ def test_both_files_hold_the_table_the_command_and_the_machine(tmp_path: Path) -
     assert facts["machine"] == {"CPU": "one"}
     assert (tmp_path / "times.md").read_text() == (
         "# Times\n\n"
-        "| measure | contestant | median | least | most | ratio to theirs |\n"
+        "| measure | contestant | median | minimum | maximum | ratio to theirs |\n"
         "| --- | --- | --- | --- | --- | --- |\n"
         "| time, s | ours | 2.00 | 1.00 | 3.00 | 0.50 |\n"
         "| time, s | theirs | 4.00 | 4.00 | 8.00 | 1.00 |\n\n"
