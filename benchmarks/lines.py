@@ -1,4 +1,4 @@
-"""Progress of a benchmark as lines on stderr."""
+"""A benchmark's progress as lines on stderr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Progress:
-    """Lines. Shown while the context lasts; `total` counts runs."""
+    """Prints progress as lines. `total`: the number of runs."""
 
     def __init__(self, title: str, total: int) -> None:
         self._title, self._total = title, total
@@ -23,10 +23,11 @@ class Progress:
         pass
 
     def doing(self, what: str) -> None:
+        """Reports what the benchmark does now."""
         self._say(f"{self._title}: {what}")
 
     def done(self, what: str) -> None:
-        """One run is done."""
+        """Reports that one run is done."""
         self._done += 1
         self._say(f"{self._title} {self._done}/{self._total}: {what}")
 
