@@ -24,10 +24,10 @@ REQUESTS, QUICK_REQUESTS = 300, 30
 OURS, WITHOUT = "ours", "while MLflow is stopped"
 MEDIAN, WORST = "GET /v1/jobs/{id}, median, ms", "GET /v1/jobs/{id}, worst, ms"
 NOTES = (
-    f"{JOBS} jobs of recipes/digits.yaml with one worker of {CPUS:g} CPUs each train without end; their "
-    "documents are asked for in turns by one client on the same cores, {requests} times a run.",
-    f"{WITHOUT}: after SIGSTOP to all its processes, so that it takes connections and answers none. In "
-    "turns, after a warm-up of each that is not counted (none with --quick).",
+    f"{JOBS} jobs of recipes/digits.yaml with one worker of {CPUS:g} CPUs each train without end. One client "
+    "on the same cores requests their documents in turns, {requests} times a run.",
+    f"{WITHOUT}: SIGSTOP was sent to all its processes, so it accepts connections and answers none. "
+    "Contestants run in turns, after an uncounted warm-up of each (none with --quick).",
 )
 
 

@@ -34,15 +34,15 @@ IDLE, IDLE_CPU = "memory of an idle stack, MiB", "CPU of an idle stack, % of a c
 A_RANK, BESIDE = "memory of a rank, MiB", "memory of a running job without its ranks, MiB"
 ADDED = "memory that a running job adds to the machine, including its ranks, MiB"
 NOTES = (
-    "A stack of its own for each run, on which recipes/digits.yaml has run to its end before; then nothing "
-    "happens for {seconds:g} s, in which CPU is counted (user and system, of all processes of the stack); "
-    f"then the recipe trains without end on {WORKERS} workers.",
-    "Memory is PSS: what a process has for itself and its share of what it has in common with others, so "
-    "that a machine needs the sum.",
-    "Beside its ranks: what all other processes take more than before (PSS), and what its supervisor has for "
-    "itself alone (USS). What ranks and supervisor share with the fork server was there before, so a job "
+    "Each run starts a new stack and first runs recipes/digits.yaml to its end. Then the stack idles for "
+    "{seconds:g} s, in which CPU is counted (user and system, of all its processes). Then the recipe trains "
+    f"without end on {WORKERS} workers.",
+    "Memory is PSS: a process's private memory and its share of shared pages, so that the sum is what a "
+    "machine needs.",
+    "Without its ranks: the increase of all other processes (PSS), and the private memory of the job's "
+    "supervisor (USS). Pages that ranks and supervisor share with the fork server existed before, so a job "
     "adds less than the sum of its ranks' PSS.",
-    f"{OURS} and {BEFORE}: API, scheduler, Ray and MLflow. {BARE}: Ray with its dashboard alone, on which "
+    f"{OURS} and {BEFORE}: API, scheduler, Ray and MLflow. {BARE}: only Ray with its dashboard, on which "
     "Ray Jobs and TorchTrainer train the same (benchmarks/peers/ray_ddp.py).",
 )
 

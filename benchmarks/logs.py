@@ -31,18 +31,17 @@ OURS, FILE, BARE = "ours", "into a file", "bare Ray"
 TRAINING, MISSING = "training, s", "printed lines missing from the log, %"
 TAIL_TIME = f"last {TAIL} lines, median, ms"
 NOTES = (
-    "recipes/digits.yaml on one worker, {steps} steps, of which each prints "
-    f"{LINES:,} lines of {LINE_BYTES} bytes: {{megabytes:.0f}} MB. Training: from the beginning of its first "
-    "step to that of its last.",
-    f"{FILE}: the same training of ours, which writes the same lines, flushed one by one as well, into a "
-    "file of its own instead.",
+    "recipes/digits.yaml on one worker, {steps} steps, each of which prints "
+    f"{LINES:,} lines of {LINE_BYTES} bytes: {{megabytes:.0f}} MB. Training: from the start of the first "
+    "step to the start of the last.",
+    f"{FILE}: our same training, but it writes the same lines, also flushed one by one, into its own file.",
     f"{BARE}: one worker of TorchTrainer that prints the same in each step of the same network "
     "(benchmarks/peers/ray_ddp.py), with deduplication and print patch off; the log of its job in Ray Jobs. "
-    "Its training is another one and not timed.",
-    "Missing: of what the API gives once the job has ended, lines of others left out; 0.00 is said of ours "
-    "only if the SHA-256 of these lines is that of what was printed.",
-    f"Last {TAIL} lines: GET /v1/jobs/{{{{id}}}}/logs?tail={TAIL}, {TAILS} times, when the job has ended. Of "
-    f"Ray Jobs, which gives the whole log alone, get_job_logs, {PEER_TAILS} times.",
+    "Its training is a different one and is not timed.",
+    "Missing: counted in the API's answer after the job has ended, without other lines. Ours is 0.00 only if "
+    "the SHA-256 of these lines equals that of the printed ones.",
+    f"Last {TAIL} lines: GET /v1/jobs/{{{{id}}}}/logs?tail={TAIL}, {TAILS} times, after the job has ended. "
+    f"Ray Jobs only returns the whole log: get_job_logs, {PEER_TAILS} times.",
 )
 
 

@@ -42,15 +42,15 @@ SHRUNK, GROWN = (
 )
 NOTES = (
     f"ResNet-18, {stamped.WIDTH} channels wide, Fashion-MNIST, {WORKERS} workers, global batch {BATCH}; a "
-    f"checkpoint every {EVERY} steps; in step {DIES_AT} rank 1 ends itself with SIGKILL.",
-    f"To the first forward pass of rank 0 afterwards, which is step {DIES_AT - DIES_AT % EVERY + 1}'s, made "
-    f"again; and to that of step {DIES_AT + 1}, which is new.",
+    f"checkpoint every {EVERY} steps. In step {DIES_AT} rank 1 kills itself with SIGKILL.",
+    "Until rank 0's first forward pass after that, which repeats step "
+    f"{DIES_AT - DIES_AT % EVERY + 1}; and until its first forward pass of step {DIES_AT + 1}, which is new.",
     f"{PEER}: TorchTrainer with max_failures, checkpoints by ray.train.report, no Lightning "
-    "(benchmarks/peers/ray_restart.py), on a Ray of its own that runs beside the service. In turns, a "
-    "warm-up run of each before (none with --quick).",
-    "Commands: from the request until asking every 0.1 s says `paused`, or until the first forward pass that "
-    "begins with the workers asked for. A resize is a checkpoint of the running attempt, a new placement and "
-    "a start. Ray Train has no such commands.",
+    "(benchmarks/peers/ray_restart.py), on a separate Ray that runs beside the service. Contestants run in "
+    "turns, after a warm-up run of each (none with --quick).",
+    "Commands: from the request until polling every 0.1 s returns `paused`, or until the first forward pass "
+    "with the new number of workers. A resize is a checkpoint of the running attempt, a new placement and a "
+    "start. Ray Train has no such commands.",
 )
 
 
@@ -69,7 +69,7 @@ def measure(options: Options) -> Result:
             shown.doing("ending them")
     for measured in (PAUSED, RESUMED, SHRUNK, GROWN):
         samples[measured] = {OURS: samples[measured][COMMANDS]}
-    cost = f"A checkpoint takes {1000 * median(saves):.0f} ms of this: so much longer is a step that has one."
+    cost = f"A checkpoint takes {1000 * median(saves):.0f} ms of this: it makes its step that much longer."
     return comparison("Recovery", samples, reference=PEER, notes=[*NOTES, cost])
 
 

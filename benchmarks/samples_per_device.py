@@ -28,11 +28,11 @@ LEARNING_RATE, MOMENTUM = 0.1, 0.9
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "samples_per_device.png"
 ALONE, SYNCHRONIZED = "BatchNorm", "SyncBatchNorm"
 NOTES = (
-    "ConvNet(widths=(16, 32)) on the digits of scikit-learn (1,257 to train on, 360 to test), in float64. "
-    f"SGD, learning rate {LEARNING_RATE} falling to 0 as a cosine, momentum {MOMENTUM}, {{epochs}} epochs of "
+    "ConvNet(widths=(16, 32)) on scikit-learn's digits (1,257 for training, 360 for the test), in float64. "
+    f"SGD, learning rate {LEARNING_RATE} with cosine decay to 0, momentum {MOMENTUM}, {{epochs}} epochs of "
     f"global batches of {GLOBAL_BATCH}. Devices are processes in a gloo group, with DistributedDataParallel.",
-    "Test error in evaluation, by running statistics, of the first device's model; medians of {seeds} seeds, "
-    "and the least and most of them. Initial weights and the order of samples depend on the seed alone.",
+    "Test error of the first device's model in evaluation mode, by running statistics; medians of {seeds} "
+    "seeds, with minimum and maximum. Initial weights and the order of samples depend only on the seed.",
 )
 
 

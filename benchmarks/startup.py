@@ -24,15 +24,15 @@ WORKERS, STEPS = 2, 300
 OURS, BARE, SHELL = "ours", "bare Ray", "syncbn train"
 FIRST_STEP, END, FROM_SHELL = "submit to first step, s", "submit to end, s", "from its start to its exit, s"
 NOTES = (
-    f"recipes/digits.yaml as it is: {WORKERS} workers of 1 CPU, {STEPS} steps, global batch 64. The service "
+    f"recipes/digits.yaml unchanged: {WORKERS} workers of 1 CPU, {STEPS} steps, global batch 64. The service "
     "also synchronizes BatchNorm, writes each step's metrics to MLflow, validates, saves checkpoints, tests, "
-    f"and logs model and curves. {BARE}: Ray Jobs and TorchTrainer, the same network, data and steps and "
-    "nothing else (benchmarks/peers/ray_ddp.py), on a Ray of its own that runs beside the service.",
-    "The first step's end is stamped by rank 0: ours is the timestamp of the first train_loss in MLflow, the "
-    f"peer's a printed time.time(). The end is when asking every {jobs.POLL_SECONDS} s says so: state "
-    "succeeded in the service, SUCCEEDED in Ray Jobs.",
-    f"{SHELL}: the same recipe without a service, until the command has ended; nothing runs before it.",
-    "In turns, after a warm-up run of each that is not counted (none with --quick).",
+    f"and logs model and curves. {BARE}: only the same network, data and steps with Ray Jobs and "
+    "TorchTrainer (benchmarks/peers/ray_ddp.py), on a separate Ray that runs beside the service.",
+    "Rank 0 stamps the end of the first step: the service by the timestamp of the first train_loss in "
+    f"MLflow, the peer by a printed time.time(). The end is found by polling every {jobs.POLL_SECONDS} s: "
+    "state succeeded in the service, SUCCEEDED in Ray Jobs.",
+    f"{SHELL}: the same recipe without a service, until the command exits; nothing runs before it.",
+    "Contestants run in turns, after an uncounted warm-up run of each (none with --quick).",
 )
 
 

@@ -29,14 +29,14 @@ UNSYNCHRONIZED = "ours, but BatchNorm"
 NOTES = (
     f"ResNet-18, {stamped.WIDTH} channels wide (0.7 million parameters), Fashion-MNIST, global batch 64, "
     "float32, SGD with momentum; processes of one thread under torchrun, joined by gloo.",
-    "Steps per second: of rank 0, by the times at which its forward passes begin, {warm_up} steps of warm-up "
-    "left out; contestants in turns.",
+    "Steps per second: of rank 0, by the start times of its forward passes, without {warm_up} warm-up steps; "
+    "contestants run in turns.",
     f"{PLAIN}: DistributedDataParallel, DistributedSampler and a loop (benchmarks/peers/torchrun_rank.py), "
     "without synchronization of BatchNorm, without metrics.",
     f"{OURS}: synchronized BatchNorm, the global loss read at each step, train_loss and learning_rate of "
-    f"each in metrics.jsonl, and training accuracy. {TRACKED}: all that in an MLflow server beside it, too.",
-    f"{UNSYNCHRONIZED}: so that one sees what synchronizing costs, 40 collectives a step, and what the rest.",
-    "A checkpoint's time: the median step that has one, less the median step that has none.",
+    f"each in metrics.jsonl, and training accuracy. {TRACKED}: the same, also logged to an MLflow server.",
+    f"{UNSYNCHRONIZED}: separates the cost of synchronization, 40 collectives a step, from the rest.",
+    "A checkpoint's time: the median step with one minus the median step without one.",
 )
 
 

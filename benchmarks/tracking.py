@@ -45,10 +45,10 @@ WARM_UP_STEPS = 5
 NONE, OURS, NAIVE = "no tracking", "service's tracker", "a call per metric"
 NOTES = (
     "The ConvNet of recipes/digits.yaml, batches of 64, one thread, {seconds:g} s a run after "
-    f"{WARM_UP_STEPS} steps of warm-up; training alone, no validation.",
+    f"{WARM_UP_STEPS} warm-up steps; only training, no validation.",
     "train_loss and learning_rate at every step, train_accuracy at every epoch.",
     "a call per metric: MlflowClient.log_metric, synchronously, for each metric of each step.",
-    "The wait at the end is until the server has everything: it comes once a run, whatever its length.",
+    "The wait at the end lasts until the server has everything: it occurs once a run, whatever its length.",
     "The server runs on the same cores as the training.",
 )
 

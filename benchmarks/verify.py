@@ -16,11 +16,11 @@ FLOAT64 = "training.precision=64-true"
 OURS = "ours"
 SECONDS = "syncbn verify, s"
 NOTES = (
-    f"`syncbn verify recipes/digits.yaml --workers {WORKERS} --steps {{steps}} --set {FLOAT64}`: each number "
-    "of workers with both kinds of BatchNorm, six trainings one after the other, and a seventh of ours from "
-    "weights changed in the last bit; from the shell until the command has ended. In float64, because the "
-    "earlier version takes rounding that grows in float32 for a difference, and fails.",
-    "In turns, after a warm-up run of each that is not counted (none with --quick).",
+    f"`syncbn verify recipes/digits.yaml --workers {WORKERS} --steps {{steps}} --set {FLOAT64}`: six "
+    "trainings in sequence, with both kinds of BatchNorm on each number of workers, and in ours a seventh "
+    "from weights changed in the last bit; from the start of the command to its exit. In float64, because in "
+    "float32 the earlier version treats amplified rounding as a difference, and fails.",
+    "Contestants run in turns, after an uncounted warm-up run of each (none with --quick).",
 )
 
 

@@ -10,8 +10,8 @@ from benchmarks.result import Options, Result
 from testing.postgres import postgres
 
 NOTES = (
-    "Each part runs once. On two cores the clients, the API and PostgreSQL share what is there: figures are "
-    "what a machine of this size carries, not what the programs could do on a larger one.",
+    "Each part runs once. The clients, the API and PostgreSQL share two cores: the figures show what a "
+    "machine of this size carries, not what the programs could do on a larger one.",
 )
 
 
@@ -26,7 +26,7 @@ def measure(options: Options) -> Result:
         parts.append(rounds.measure(server, shown, quick=quick))
         load.append(_load("MLflow"))
         parts.append(points.measure(server, shown, quick=quick))
-    notes = [*NOTES, f"Load of the minute before each part: {', '.join(load)}."]
+    notes = [*NOTES, f"Load average of the minute before each part: {', '.join(load)}."]
     return Result(title="Capacity", notes=notes, parts=parts)
 
 

@@ -27,11 +27,12 @@ RUNS, REQUESTS, QUICK_REQUESTS = (1, 4), 20, 3
 METRICS = 2
 SMALL, SMALL_REQUESTS, QUICK_SMALL_REQUESTS = 20, 60, 10
 NOTES = (
-    "`mlflow server --workers 2`, its tables in PostgreSQL. Runs in threads of one process, same cores.",
-    f"Requests of {BATCH} points: what a tracker sends that has many in its spool, {{large}} a run, as fast "
-    "as the server takes them.",
-    f"Of {SMALL}: the same call with what comes together every two seconds of a job with five steps a second "
-    f"and {METRICS} metrics, {{small}} a run.",
+    "`mlflow server --workers 2`, with its tables in PostgreSQL. Runs are threads of one process on the same "
+    "cores.",
+    f"Requests of {BATCH} points: what a tracker with a full spool sends, {{large}} a run, as fast as the "
+    "server accepts them.",
+    f"Requests of {SMALL} points: the same call with what a job with five steps a second and {METRICS} "
+    "metrics collects in two seconds, {small} a run.",
 )
 
 

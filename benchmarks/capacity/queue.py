@@ -37,11 +37,11 @@ SECONDS, QUICK_SECONDS = 6.0, 2.0
 SECONDS_TO_START = 60.0
 NOTES = (
     "PostgreSQL with its default settings: each commit waits for the disk. A job is recipes/digits.yaml with "
-    "one label; those in the table have ended.",
-    "Latency: {requests} requests one after the other by one client. Per second: clients that each send the "
-    "next request once the last is answered, for {seconds:g} s, from one process on the same cores.",
-    "A round: of the dispatcher, while no job waits or runs.",
-    "Of a job the API asks the database alone, whether it waits, trains or has ended.",
+    "one label; the jobs in the table have ended.",
+    "Latency: one client sends {requests} requests one after the other. Per second: clients that each send "
+    "the next request when the last is answered, for {seconds:g} s, from one process on the same cores.",
+    "A round: of the dispatcher, while no job is queued or running.",
+    "To show a job, the API only asks the database, whether the job waits, trains or has ended.",
 )
 
 
@@ -78,7 +78,7 @@ def measure(server: Postgres, shown: Progress, *, quick: bool) -> list[Result]:
     engine.dispose()
     store.close()
     notes = [note.format(requests=requests, seconds=seconds) for note in NOTES]
-    notes.append(f"PostgreSQL keeps {each:,.0f} bytes for a job, its label and its place in the indexes.")
+    notes.append(f"PostgreSQL keeps {each:,.0f} bytes for a job, its label and its index entries.")
     return [
         Result(
             title="Latency",

@@ -29,13 +29,13 @@ MACHINES, QUEUED = (10, 100, 1_000), (100, 1_000, 10_000)
 QUICK_MACHINES, QUICK_QUEUED = (10, 100), (100,)
 STILL_ROUNDS = 3
 NOTES = (
-    f"Machines of {rows.SHAPES[0]} CPUs in memory, each full with a job of {rows.SHAPES[0]} workers that "
-    f"runs; jobs of {', '.join(map(str, rows.SHAPES))} workers wait in turns. No network: what Ray's and "
-    "MLflow's answers take comes on top (see the head).",
-    "New queue: no job has its reason yet, all are written. Nothing changes: the rounds after it "
-    f"(the fastest of {STILL_ROUNDS}). Steps: each job that runs has made some, as about once a second; all "
-    "are written. A job ends: that round and the next, in which one or more that have got their run start in "
-    "its place; those behind them have fewer jobs ahead, which is part of their reasons.",
+    f"In-memory machines of {rows.SHAPES[0]} CPUs, each full with a running job of {rows.SHAPES[0]} workers; "
+    f"queued jobs of {', '.join(map(str, rows.SHAPES))} workers in turns. No network: the time of Ray's and "
+    "MLflow's answers comes on top (see the head).",
+    "New queue: no job has a reason yet, and all are written. Nothing changes: the rounds after it "
+    f"(the fastest of {STILL_ROUNDS}). Steps: each running job has made some, as about once a second, and "
+    "all are written. A job ends: that round and the next, in which one or more jobs that have got their run "
+    "start in its place; the jobs behind them have fewer jobs ahead, which is part of their reasons.",
     "CPU: of the scheduler, without PostgreSQL's. Statements: those that it sends to the database; "
     "one may carry the reasons of 500 jobs, or the progress of all.",
 )

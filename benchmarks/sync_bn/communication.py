@@ -22,13 +22,13 @@ COUNTED_WORLD_SIZES, QUICK_WORLD_SIZES = (2, 3, 4), (2,)
 FLOAT32, FLOAT64 = 4, 8
 STEPS_BEFORE = 3  # uncounted, because a layer may exchange something only once
 NOTES = (
-    f"A layer of {CHANNELS} channels; bytes are close to proportional to the channels. Sent by each rank, "
-    "with rings: an all-reduce of p bytes among W ranks sends 2·(W - 1)/W·p, an all-gather of p bytes from "
-    "each (W - 1)·p.",
+    f"A layer of {CHANNELS} channels; bytes are nearly proportional to the channels. Bytes that each rank "
+    "sends in ring algorithms: an all-reduce of p bytes among W ranks sends 2·(W - 1)/W·p, an all-gather of "
+    "p bytes from each (W - 1)·p.",
     "SyncBatchNorm: one all-reduce forward (2C + 1 float64), one backward (2C float64). "
     "torch.nn.SyncBatchNorm, from its source: one all-gather forward (2C + 1 float32 from each rank, into "
-    "a buffer of W times that), one all-reduce backward (2C float32); its numbers are float32 for inputs "
-    "of half precision too.",
+    "a buffer of W times that), one all-reduce backward (2C float32); it sends float32 also for inputs "
+    "of half precision.",
 )
 COUNTED_NOTES = (
     "Counted in every rank at each call into a process group, with gloo, in one forward and one backward "

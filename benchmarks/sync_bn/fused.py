@@ -24,7 +24,7 @@ CONTEST = Contest(
 )
 NOTES = (
     f"{FUSED} is SyncBatchNorm(activation='relu'). Inputs, steps and rounds ({{rounds}} here) as in the "
-    "local work of one rank; every SyncBatchNorm takes its way of many ranks.",
+    "local work of one rank; every SyncBatchNorm takes its code path for several ranks.",
 )
 
 

@@ -33,9 +33,9 @@ NOTES = (
     "backward in training mode, with running statistics and the gradients of input, weight and bias. "
     f"Medians of {{rounds}} rounds, in each of which every contestant does {STEPS_A_ROUND} steps between "
     "two CUDA events: the time of small inputs is that of launching their kernels.",
-    f"{OURS} takes its way of many ranks in an NCCL group of one. {TORCH_SYNC} is the autograd function of "
-    "that layer, called for the same group: its own kernels, all-gather and all-reduce; the layer itself "
-    "would turn into BatchNorm2d with one rank.",
+    f"{OURS} takes its code path for several ranks in an NCCL group of one. {TORCH_SYNC} is the autograd "
+    "function of that layer, called for the same group: its own kernels, all-gather and all-reduce; the "
+    "layer itself would fall back to BatchNorm2d on one rank.",
     f"{LIMIT}: {PASSES} passes over memory at the speed of copying the input.",
 )
 

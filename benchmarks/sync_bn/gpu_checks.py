@@ -19,12 +19,12 @@ COLUMNS = (
     "CUDA graph of forward and backward",
 )
 NOTES = (
-    "Difference: of output and gradients from those of BatchNorm2d in float64, in parts of the largest "
+    "Difference: of output and gradients from those of BatchNorm2d in float64, relative to the largest "
     "value.",
-    "Waits: a step under torch.cuda.set_sync_debug_mode('error'), which sees most operations that wait, "
+    "Waits: a step under torch.cuda.set_sync_debug_mode('error'), which detects most operations that wait, "
     "not all.",
     "Graph: a step is captured and replayed on another input; output, gradients and running statistics "
-    "must be those of an eager step on that input.",
+    "must equal those of an eager step on that input.",
 )
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 WARM_UP_STEPS = 3

@@ -28,15 +28,15 @@ CONTEST = Contest(title="Local work of one rank", ours=OURS, peers=(TORCH, LIMIT
 NOTES = (
     "The distinct BatchNorm inputs of ResNet-50 at 224 × 224, 16 samples. One process of one thread; a "
     "step is forward and backward in training mode, with running statistics and the gradients of input, "
-    "weight and bias. Medians of {rounds} rounds, in each of which every contestant runs once; "
-    f"{WARM_UP_STEPS} steps of each before.",
-    f"{OURS} takes its way of many ranks, but for the two all-reduces themselves, which are left out: "
-    f"{ALL_REDUCES} is the time of them alone, in a gloo group of one.",
-    f"{LIMIT} is {PASSES} passes over memory of the input's size, the fewest that a step can do (forward "
+    "weight and bias. Medians of {rounds} rounds, in each of which every contestant runs once, after "
+    f"{WARM_UP_STEPS} steps of each.",
+    f"{OURS} takes its code path for several ranks, without the two all-reduces themselves: "
+    f"{ALL_REDUCES} is the time of these alone, in a gloo group of one.",
+    f"{LIMIT} is {PASSES} passes over memory of the input's size, the minimum of a step (forward "
     "reads x for the statistics, reads x and writes y; backward reads x and dy for the sums, reads x and "
-    f"dy and writes dx), at the speed of {PASSES // 2} copies of x, in the same rounds, into memory that is "
-    "there already.",
-    "Both layers get fresh memory for what they return, as in training; it is freed within the step.",
+    f"dy and writes dx), at the speed of {PASSES // 2} copies of x, in the same rounds, into memory that "
+    "exists already.",
+    "Both layers allocate new memory for their results, as in training; it is freed within the step.",
 )
 
 

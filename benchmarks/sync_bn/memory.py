@@ -23,14 +23,14 @@ NAMES = (FUSED, SEPARATE, IN_PLACE, TORCH)
 COLUMNS = ("what", "input", *NAMES, f"{FUSED} / {SEPARATE}")
 FORWARD_WITH_INPUT = "forward, with the input"
 NOTES = (
-    "In multiples of the input's bytes. Counted are all allocations and frees of torch's CPU allocator, as "
-    "the profiler reports them, in their order; each figure is of the running sum. The gradient that is "
-    "handed to backward is the caller's and not counted.",
-    "forward: the highest sum until the output is there, above what lived before. With the input: the same "
-    "and the input. kept: the sum when the output is there, which is the output and what waits for "
-    "backward. forward and backward: the highest sum until the gradients are there; the output lives all "
+    "In multiples of the input's bytes. Counts all allocations and frees of torch's CPU allocator, as "
+    "the profiler reports them, in order; each figure is of the running sum. The gradient that is "
+    "passed to backward belongs to the caller and is not counted.",
+    "forward: the highest sum until the output exists, above the memory used before. With the input: the "
+    "same plus the input. kept: the sum when the output exists, which is the output and what is saved for "
+    "backward. forward and backward: the highest sum until the gradients exist; the output lives all "
     "the time.",
-    f"{CHAIN} blocks: that many layers with their activations, one behind the other. No convolutions between "
+    f"{CHAIN} blocks: that many layers with their activations in sequence. No convolutions between "
     "them: what those keep is the same for all.",
 )
 

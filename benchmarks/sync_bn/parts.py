@@ -33,4 +33,4 @@ def measure(options: Options, names: Sequence[str] = tuple(PARTS)) -> Result:
 
 
 def _kernels() -> str:
-    return f"The compiled passes for CPUs of sync_bn are {'in use' if is_built() else 'not built'}."
+    return f"sync_bn's compiled CPU kernels are {'in use' if is_built() else 'not built'}."

@@ -52,13 +52,13 @@ CONTEST = Contest(
     goals=dict.fromkeys(PEERS, GOAL),
 )
 NOTES = (
-    f"{WORLD_SIZE} processes of one thread each, joined by gloo; float32, the batch is that of each. A step "
-    "as in the local work of one rank. It begins behind a barrier, which is not timed, and takes as long "
+    f"{WORLD_SIZE} processes of one thread each, joined by gloo; float32; the batch is per process. A step "
+    "is as in the local work of one rank. It starts after a barrier, which is not timed, and takes as long "
     "as the slower rank's. Medians of {rounds} rounds, in each of which every contestant runs once.",
     "autograd: one differentiable all-reduce of means and means of squares, the rest in plain autograd. "
     "two collectives: an autograd function with an all-reduce for each sum, of values and of their squares, "
-    "in plain torch operations. packed: the same with one all-reduce each way; it is here to show what of "
-    "ours is not the scheme, but the loops. They are in benchmarks/sync_bn/peers.py.",
+    "in plain torch operations. packed: the same with one all-reduce each way; it separates the effect of "
+    "our scheme from that of our loops. They are in benchmarks/sync_bn/peers.py.",
     "fairscale: fairscale.experimental.nn.SyncBatchNorm as installed, "
     + (
         f"version {version('fairscale')}."
@@ -90,7 +90,7 @@ def measure(options: Options, ranks_of: RanksOf) -> Result:
     cases = [case for batch in batches for case in every_format(shapes, batch, dtypes=(torch.float32,))]
     timed = CONTEST.hold(cases, milliseconds_of, lambda case: f"{case.format}, batch {case.batch}")
     agreed = (
-        "Before they are timed, all give the same output, gradients and running statistics on each input, "
+        "Before timing, all contestants give the same output, gradients and running statistics on each input, "
         f"to {TOLERANCE:g} of the largest value; the largest difference was {max(differences):.1e}."
     )
     return CONTEST.table(timed, [*(note.format(rounds=rounds) for note in NOTES), agreed])

@@ -34,7 +34,7 @@ def test_a_measure_without_the_reference_has_no_ratio_and_without_any_there_is_n
     alone = comparison("Times", samples, reference=None, notes=[])
 
     assert [row[-1] for row in beside.rows] == ["-", "0.50", "1.00"]
-    assert alone.columns[-1] == "most"
+    assert alone.columns[-1] == "maximum"
     assert alone.rows[0] == ("time, s", "ours", "1.00", "1.00", "1.00")
 
 
