@@ -90,8 +90,8 @@ def measure(options: Options, ranks_of: RanksOf) -> Result:
     cases = [case for batch in batches for case in every_format(shapes, batch, dtypes=(torch.float32,))]
     timed = CONTEST.hold(cases, milliseconds_of, lambda case: f"{case.format}, batch {case.batch}")
     agreed = (
-        "Before timing, all contestants give the same output, gradients and running statistics on each input, "
-        f"to {TOLERANCE:g} of the largest value; the largest difference was {max(differences):.1e}."
+        "Before timing, all contestants give the same output, gradients and running statistics on each "
+        f"input, to {TOLERANCE:g} of the largest value; the largest difference was {max(differences):.1e}."
     )
     return CONTEST.table(timed, [*(note.format(rounds=rounds) for note in NOTES), agreed])
 
