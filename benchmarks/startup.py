@@ -75,7 +75,7 @@ def run_peer(ray: BareRay) -> Mapping[str, float]:
     output = ray.log(name)
     first = re.search(r"first_step (\d+\.\d+)", output)
     if first is None:
-        raise RuntimeError(f"the peer's job tells of no step; its log ends:\n{output[-2000:]}")
+        raise RuntimeError(f"the peer's job printed no first step; its log ends:\n{output[-2000:]}")
     return {FIRST_STEP: float(first[1]) - submitted, END: end - submitted}
 
 

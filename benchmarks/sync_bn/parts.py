@@ -22,7 +22,7 @@ PARTS = {
     "fused": Part("the activation in the layer, against one behind it", fused.measure),
     "memory": Part("the bytes that both take", memory.measure),
     "communication": Part("calls and bytes, up to 1,024 ranks", communication.measure),
-    "gpu": Part("the same on a GPU, where there is one", gpu.measure),
+    "gpu": Part("the same on a GPU, if there is one", gpu.measure),
 }
 
 
