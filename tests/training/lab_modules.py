@@ -119,6 +119,32 @@ class Data(LightningDataModule):
         return self._loader(VALIDATION, 2)
 
 
+class Hooked(Data):
+    """Changes batches on their way to the device, and needs its trainer to set up."""
+
+    def prepare_data(self) -> None:
+        self.prepared = True
+
+    def setup(self, stage: str) -> None:
+        assert stage == "fit"
+        assert self.trainer is not None
+        self.scale = 1.0 + (self.trainer.max_epochs or 0)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [batch[0] * self.scale, batch[1] + dataloader_idx]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+        return [batch[0] - 0.1, batch[1]]
+
+    def teardown(self, stage: str) -> None:
+        print(f"teardown of {stage}")
+
+
+class Several(Data):
+    def train_dataloader(self) -> Any:
+        return [super().train_dataloader(), super().train_dataloader()]
+
+
 def network(inputs: int = 4) -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(inputs, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))

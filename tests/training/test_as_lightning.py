@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
+from testing.ranks import RankError
 from tests.training import lab_modules
 from tests.training.attempts import attempt
 from tests.training.worlds import Worlds
@@ -24,6 +25,7 @@ CASES = [
     *((kind, "Logs") for kind in ("tuple", "own class", "time first")),
     *((kind, "Metrics") for kind in ("tuple", "dict", "own class", "tensors of different sizes")),
     *((kind, "Adversarial") for kind in ("tuple", "own class")),
+    ("tuple", "Regression", "Hooked"),
 ]
 
 
@@ -46,10 +48,10 @@ class Result(NamedTuple):
     state: dict[str, Tensor]
 
 
-def plain(kind: str, module: str) -> Result:
+def plain(kind: str, module: str, data_module: str) -> Result:
     """What Lightning gives without this project."""
     seed_everything(42, verbose=False)
-    data, logger, losses = lab_modules.Data(kind), Records(), []
+    data, logger, losses = getattr(lab_modules, data_module)(kind), Records(), []
 
     model: LightningModule = getattr(lab_modules, module)().double()
     backward = model.backward
@@ -77,12 +79,15 @@ def plain(kind: str, module: str) -> Result:
     return Result(losses, dict(logger.values), model.state_dict())
 
 
-def ours(worlds: Worlds, workers: int, kind: str, module: str, folder: Path) -> Result:
-    spec = {
+def spec_of(kind: str, module: str, data_module: str) -> dict[str, Any]:
+    return {
         "model": {"class_path": f"tests.training.lab_modules.{module}"},
-        "data": {"class_path": "tests.training.lab_modules.Data", "init_args": {"kind": kind}},
+        "data": {"class_path": f"tests.training.lab_modules.{data_module}", "init_args": {"kind": kind}},
         "training": {"global_batch_size": 4, "max_epochs": EPOCHS, "precision": "64-true", "seed": 42},
     }
+
+
+def ours(worlds: Worlds, workers: int, spec: dict[str, Any], folder: Path) -> Result:
     done = worlds.run(workers, attempt, spec, folder)[0]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     names = {name for row in rows for name in row} - {"step", "epoch", "learning_rate"}
@@ -90,21 +95,33 @@ def ours(worlds: Worlds, workers: int, kind: str, module: str, folder: Path) -> 
     return Result(values.pop("train_loss"), values, dict(done.state))
 
 
-@pytest.mark.parametrize(("kind", "module"), CASES)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_a_job_gives_what_a_plain_trainer_gives(
-    worlds: Worlds, tmp_path: Path, kind: str, module: str
+    worlds: Worlds, tmp_path: Path, case: tuple[str, ...]
 ) -> None:
-    expected = plain(kind, module)
+    kind, module, data_module = (*case, "Data")[:3]
+    expected = plain(kind, module, data_module)
     # Of several losses of a batch the last counts.
     every = len(expected.losses) // (EPOCHS * 4)
 
     rounding = 1e-6 if module == "Metrics" else 1e-9  # torchmetrics counts in float32
 
     for workers in (1, 2, 3):
-        found = ours(worlds, workers, kind, module, tmp_path / str(workers))
+        found = ours(worlds, workers, spec_of(kind, module, data_module), tmp_path / str(workers))
 
         assert found.losses == pytest.approx(expected.losses[every - 1 :: every], rel=1e-9)
         assert found.logged.keys() == expected.logged.keys()
         for name, values in expected.logged.items():
             assert found.logged[name] == pytest.approx(values, rel=rounding), name
         torch.testing.assert_close(found.state, expected.state, rtol=1e-9, atol=1e-9)
+
+
+def test_a_data_module_is_torn_down(worlds: Worlds, tmp_path: Path) -> None:
+    done = worlds.run(1, attempt, spec_of("tuple", "Regression", "Hooked"), tmp_path)[0]
+
+    assert done.said.count("teardown of fit") == 1
+
+
+def test_several_loaders_to_train_on_are_refused(worlds: Worlds, tmp_path: Path) -> None:
+    with pytest.raises(RankError, match="Several returns 2 loaders to train on"):
+        worlds.run(2, attempt, spec_of("tuple", "Regression", "Several"), tmp_path)

@@ -87,30 +87,34 @@ class RankRun:
 
     def _run(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> None:
         from lightning.pytorch import seed_everything
+        from lightning.pytorch.utilities.model_helpers import is_overridden
 
         from training.callbacks.checkpointing import LIGHTNING
         from training.callbacks.log_reduction import log_global_means
         from training.callbacks.norm_report import norm_report
         from training.callbacks.share_counts import ShareCounts
+        from training.loading.data_module import connect, disconnect
+        from training.model.modes import enter_training, in_evaluation
         from training.model.norms import apply_norm
         from training.model.supervised import Supervised, as_lightning_module
         from training.rank.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
-        with watchdog.busy("preparing the data"):
-            data = self._data()
+        data = self._data()
         model = _build_model(self.spec)
         module = as_lightning_module(apply_norm(model, self.spec.norm), self.spec)
         if isinstance(module, Supervised):
             self.spec = module.spec  # with the default optimizer filled in
             tracker.params(flat(self.spec))
+            enter_training(module.model)
+        if parts := in_evaluation(model):
+            self._print_on_rank_0(f"in evaluation mode while it trains: {parts}")
         if self.spec.training.precision == "64-true":
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
         if self.order.last_bit:
             _change_last_bits(module)
         with watchdog.busy("reading the checkpoint"):
             resumed = self._checkpoint_to_resume(store)
-        train_loader = self._loaders(data, "train")[0]
         report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
         self.trainer = trainer = make_trainer(
             self.spec,
@@ -129,6 +133,10 @@ class RankRun:
         if self.order.curves_only:
             warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
         log_global_means(module, share)
+        connect(data, module, trainer)
+        with watchdog.busy("preparing the data"):
+            self._prepare(data)
+            train_loader = self._train_loader(data)
         trainer.fit(
             module,
             train_dataloaders=train_loader,
@@ -136,11 +144,16 @@ class RankRun:
             ckpt_path=str(resumed.path / LIGHTNING) if resumed else None,
             weights_only=False,
         )
+        data.teardown("fit")
         if self.order.curves_only:
             return
-        if tests := self._loaders(data, "test"):
-            trainer.test(module, dataloaders=tests, verbose=False)
+        if is_overridden("test_dataloader", data):
+            with watchdog.busy("preparing the data"):
+                data.setup("test")
+            trainer.test(module, dataloaders=self._loaders(data, "test"), verbose=False)
+            data.teardown("test")
         del module.log
+        disconnect(data, module)
         if self.rank == 0:
             with watchdog.busy("saving the model"):
                 self._save_results(module, train_loader, tracker, report)
@@ -206,14 +219,26 @@ class RankRun:
                 "data.class_path",
                 f"{self.spec.data.class_path} gives a {type(data).__name__}, not a LightningDataModule",
             )
-        if self.context.local_rank == 0:
-            data.prepare_data()
+        return data
+
+    def _prepare(self, data: Any) -> None:
         import torch.distributed as dist
 
+        if self.context.local_rank == 0 and (data.prepare_data_per_node or self.rank == 0):
+            data.prepare_data()
         dist.barrier()  # every rank waits until the first rank of its node has prepared the files
         data.setup("fit")
-        data.setup("test")
-        return data
+
+    def _train_loader(self, data: Any) -> Any:
+        loader, *others = self._loaders(data, "train")
+        if others:
+            raise BuildError(
+                "data.class_path",
+                f"{type(data).__name__} returns {1 + len(others)} loaders to train on, whose batches cannot "
+                "be weighted as one global batch; return one loader, over a data set that yields a sample of "
+                "each",
+            )
+        return loader
 
     def _loaders(self, data: Any, stage: str) -> list[Any]:
         from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -340,5 +365,6 @@ def _silence_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
