@@ -33,7 +33,7 @@ def test_a_model_that_overrides_train_freezes_what_it_wants() -> None:
 
 def test_a_part_that_the_author_put_into_evaluation_stays_there() -> None:
     model = network()
-    model[0][1].eval()
+    model.get_submodule("0.1").eval()
 
     enter_training(model)
 
