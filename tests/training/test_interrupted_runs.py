@@ -57,20 +57,20 @@ def test_stopped_run_goes_on_as_if_it_had_not_been(worlds: Worlds, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("samples", "batch", "last"),
-    [(350, 7, 7), (2500, 50, 50), (353, 7, 3)],
-    ids=["7 on 4", "50 on 4", "a last batch of 3"],
+    ("samples", "batch", "last", "shared"),
+    [(350, 7, 7, [2, 3, 4]), (2500, 50, 50, [3]), (353, 7, 3, [4])],
+    ids=["7 on 2, 3, 4", "50 on 3", "a last batch of 3 on 4"],
 )
 def test_same_run_on_1_to_4_workers_in_float64(
-    worlds: Worlds, tmp_path: Path, samples: int, batch: int, last: int
+    worlds: Worlds, tmp_path: Path, samples: int, batch: int, last: int, shared: list[int]
 ) -> None:
     assert (samples - 1) % batch + 1 == last
     spec = spec_of(samples=samples, global_batch_size=batch)
 
-    runs = {workers: whole(worlds, workers, spec, tmp_path / str(workers)) for workers in (1, 2, 3, 4)}
+    runs = {workers: whole(worlds, workers, spec, tmp_path / str(workers)) for workers in (1, *shared)}
 
     assert len(runs[1].rows) >= 100
-    for workers in (2, 3, 4):
+    for workers in shared:
         assert_same_curve(runs[workers], runs[1])
 
 

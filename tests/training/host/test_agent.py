@@ -286,11 +286,11 @@ def test_uploaded_code_is_the_working_directory(agent: HostAgent, tmp_path: Path
 
 
 def test_every_line_is_in_the_log(agent: HostAgent, tmp_path: Path) -> None:
-    given = order(tmp_path, "print lines", 200_000)
+    given = order(tmp_path, "print lines", 50_000)
 
     assert finished(run(agent, given).exits, 2)
     lines = [line for line in log(given, 1).splitlines() if line.endswith("xxx")]
-    assert lines == [f"{number:08} {'x' * 90}" for number in range(200_000)]
+    assert lines == [f"{number:08} {'x' * 90}" for number in range(50_000)]
 
 
 @pytest.mark.parametrize("what", ["end", "finish"])
@@ -386,7 +386,7 @@ def test_ranks_outlive_the_fork_server_and_others_are_forked_from_a_new_one(
     agent: HostAgent, tmp_path: Path
 ) -> None:
     (tmp_path / "a").mkdir()
-    given = order(tmp_path / "a", "sleep", 5)
+    given = order(tmp_path / "a", "sleep", 2)
     agent.launch(given)
     until(agent, given.attempt, lambda status: status.progress is not None)
     (server,) = (child for child in psutil.Process().children() if PRELOAD in " ".join(child.cmdline()))
