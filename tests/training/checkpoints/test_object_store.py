@@ -6,15 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import torch.distributed as dist
@@ -22,7 +19,8 @@ from torch import Tensor
 
 from tests.mlflow_server import running_server
 from tests.training.attempts import Done, Net, attempt, context, rank_run, spec_of
-from tests.training.checkpoints.test_checkpoints import newest, save, save_as
+from tests.training.checkpoints.conftest import client
+from tests.training.checkpoints.test_checkpoints import newest, save
 from tests.training.s3_server import BUCKET, S3Server, running_s3
 from tests.training.test_interrupted_runs import assert_bitwise
 from tests.training.worlds import Worlds
@@ -31,36 +29,6 @@ from training.checkpoints.bucket import Bucket
 from training.checkpoints.object_store import ObjectStore
 
 NAME = r"step-(\d{9})-[0-9a-f]{8}"
-
-
-@contextmanager
-def client(environment: Mapping[str, str], temporary: Path) -> Iterator[None]:
-    """Sets the server's environment variables and TMPDIR."""
-    temporary.mkdir(exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        patch.setattr(tempfile, "tempdir", str(temporary))
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with running_s3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture
-def temporary(server: S3Server, tmp_path: Path) -> Iterator[Path]:
-    """The TMPDIR of a client."""
-    with client(server.environment, tmp_path / "tmp"):
-        yield tmp_path / "tmp"
-
-
-@pytest.fixture
-def url(temporary: Path) -> str:  # noqa: ARG001 (its environment)
-    """The URL of a new run."""
-    return f"s3://{BUCKET}/runs/{uuid4().hex}"
 
 
 @pytest.fixture
@@ -82,20 +50,6 @@ def uploads(url: str) -> dict[int, str]:
     steps = [(int(named[1]), named[0]) for name in files(url) if (named := re.fullmatch(NAME, name))]
     assert len(steps) == len(dict(steps)) == len(files(url))
     return dict(steps)
-
-
-def test_a_checkpoint_comes_back_with_its_files_its_step_and_its_metric(
-    store: ObjectStore, temporary: Path
-) -> None:
-    save(store, 123, metric=0.25)
-    assert list(temporary.iterdir()) == []
-
-    found = newest(store)
-
-    assert (found.step, found.metric) == (123, 0.25)
-    assert (found.path / "model.pt").read_text() == "model of 123"
-    assert (found.path / "ranks" / "0.pt").read_text() == "rank 0 of 123"
-    assert files(store.url) == {found.path.name: ["manifest.json", "model.pt", "ranks/0.pt"]}
 
 
 def test_the_copy_is_on_this_machine_until_it_is_let_go(store: ObjectStore, temporary: Path) -> None:
@@ -123,11 +77,6 @@ def test_another_machine_makes_a_copy_of_what_the_first_one_found(store: ObjectS
     assert not copy.path.exists()  # its store is gone
 
 
-def test_where_nothing_was_saved_there_is_none(store: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
-    assert store.latest_valid() is None
-    assert not caplog.records
-
-
 def test_files_of_more_than_a_few_parts_come_back(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,73 +88,11 @@ def test_files_of_more_than_a_few_parts_come_back(
     assert (newest(store).path / "model.pt").read_bytes() == content
 
 
-def test_an_error_while_writing_goes_on_and_leaves_nothing(store: ObjectStore, temporary: Path) -> None:
-    save(store, 1)
-
-    def write(draft: Path) -> None:
-        (draft / "model.pt").write_text("half of it")
-        raise RuntimeError("no more")
-
-    with pytest.raises(RuntimeError, match="no more"):
-        save_as(store, 2, write)
-
-    assert list(uploads(store.url)) == [1]
-    assert list(temporary.iterdir()) == []
-
-
-@pytest.mark.parametrize(("mode", "kept"), [("min", [2, 4, 5]), ("max", [1, 4, 5])])
-def test_the_last_and_the_best_are_kept(url: str, mode: Any, kept: list[int]) -> None:
-    store = ObjectStore(url, keep_last=2, mode=mode)
-
-    for step, metric in enumerate([0.5, 0.1, 0.4, 0.3, 0.2], 1):
-        save(store, step, metric=metric)
-
-    assert list(uploads(url)) == kept
-
-
 # Invalid checkpoints
 
 
 def changed(bucket: Bucket, upload: str) -> None:
     bucket.write(f"{upload}/model.pt", b"as changed")
-
-
-DAMAGES: Mapping[str, Callable[[Bucket, str], None]] = {
-    "model.pt has different content than was saved": changed,
-    "model.pt has 2 bytes instead of 10": lambda bucket, upload: bucket.write(f"{upload}/model.pt", b"mo"),
-    "ranks/0.pt is missing": lambda bucket, upload: bucket.remove(f"{upload}/ranks/0.pt"),
-    "manifest.json is not valid JSON": lambda bucket, upload: bucket.write(f"{upload}/manifest.json", b"{"),
-}
-
-
-@pytest.mark.parametrize("fault", DAMAGES)
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
-    store: ObjectStore, caplog: pytest.LogCaptureFixture, fault: str
-) -> None:
-    save(store, 1)
-    save(store, 2)
-    one, two = uploads(store.url).values()
-    DAMAGES[fault](Bucket(store.url), two)
-
-    assert newest(store).step == 1
-
-    (record,) = caplog.records
-    assert f"checkpoint {two} is not used: {fault}; it is kept as {store.url}/{two}" in record.message
-    assert record.message.endswith(f"the run resumes from {one}")
-    assert "broken-manifest.json" in files(store.url)[two]
-    assert newest(store).step == 1
-    assert len(caplog.records) == 1
-
-
-def test_where_none_is_whole_the_run_is_said_to_start_from_the_beginning(
-    store: ObjectStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    save(store, 1)
-    changed(Bucket(store.url), uploads(store.url)[1])
-
-    assert store.latest_valid() is None
-
-    assert "the run starts from the beginning" in caplog.text
 
 
 def test_only_the_latest_few_broken_ones_are_kept(url: str) -> None:
@@ -220,33 +107,6 @@ def test_only_the_latest_few_broken_ones_are_kept(url: str) -> None:
 
 
 # The same step saved twice
-
-
-def test_a_step_that_is_there_already_stays_and_learns_its_metric(store: ObjectStore) -> None:
-    save(store, 1, text="first")
-    save(store, 1, metric=0.5, text="second")
-    save(store, 1, metric=0.1, text="third")
-
-    found = newest(store)
-
-    assert list(uploads(store.url)) == [1]
-    assert found.metric == 0.5
-    assert (found.path / "model.pt").read_text() == "first"
-
-
-def test_a_step_that_is_there_but_broken_is_replaced(
-    store: ObjectStore, temporary: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    save(store, 1, text="first")
-    broken = uploads(store.url)[1]
-    Bucket(store.url).write(f"{broken}/model.pt", b"FIRST")
-
-    save(store, 1, text="second")
-
-    assert list(temporary.iterdir()) == []
-    assert (newest(store).path / "model.pt").read_text() == "second"
-    assert f"{broken} is written again: model.pt has different content" in caplog.text
-    assert "broken-manifest.json" in files(store.url)[broken]
 
 
 def test_an_upload_that_was_cleared_away_does_not_become_a_checkpoint(store: ObjectStore, url: str) -> None:
