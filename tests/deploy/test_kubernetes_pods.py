@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +19,7 @@ from tests.deploy.manifests import (
     values,
     written,
 )
+from tests.deploy.programs import check_line
 
 USER = 10001  # of the image
 SCHEDULER = "syncbn-scheduler"  # deploy/scheduler.sh, in the image
@@ -230,14 +228,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_programs_know_the_commands_that_they_are_started_with(command: list[str]) -> None:
-    program, *words = command
-    assert program in {"mlflow", "syncbn"}
-
-    # Before it helps, it reads the line to its end.
-    line = [str(Path(sys.executable).with_name(program)), *words, "--help"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
-
-    assert done.returncode == 0, done.stderr
+    check_line(command)
 
 
 @pytest.mark.parametrize(

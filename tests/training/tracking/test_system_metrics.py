@@ -62,14 +62,23 @@ def test_every_worker_has_metrics_of_its_own_and_an_attempt_goes_on_after_the_la
 
 
 def test_a_server_that_was_away_gets_them_again_when_it_is_back(
-    server: MlflowServer, client: MlflowClient, run_id: str
+    server: MlflowServer, client: MlflowClient, run_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Line(server.port) as line:
+    def wait_for_failure() -> None:
+        caplog.clear()
+        deadline = time.monotonic() + PATIENCE
+        while "system metrics of late: " not in caplog.text:
+            assert time.monotonic() < deadline, "nothing has failed"
+            time.sleep(0.05)
+
+    with Line(server.port) as line, caplog.at_level("DEBUG", logger=system_metrics.__name__):
         line.cut()
         with SystemMetrics(line.url, run_id, "late"):
+            wait_for_failure()
             line.mend()
             before = len(wait_for(client, run_id, cpu("late")))
             line.cut()
+            wait_for_failure()
             line.mend()
             wait_for(client, run_id, cpu("late"), before + 1)
 
