@@ -3,7 +3,8 @@
 # other nodes through it. A node that has lost its head exits and cannot rejoin. So when either of the two exits, this
 # script stops the other, and the container restarts.
 set -u
-ray start --address "${SYNCBN_RAY_ADDRESS:?is not set; it is HOST:PORT of the Ray head}" --block \
+: "${SYNCBN_RAY_ADDRESS:?is not set; it is HOST:PORT of the Ray head}"
+ray start --address "${SYNCBN_RAY_ADDRESS}" --block \
   --num-cpus 0 --num-gpus 0 --include-log-monitor=false --disable-usage-stats --object-store-memory 104857600 &
 node=$!
 syncbn serve --role scheduler &
