@@ -3,14 +3,15 @@
 # the CPUs to the others. All tests on MLflow's server are in one process, all tests on PostgreSQL in another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-parallel=("tests/training tests/service/backends")
 if [ "${1:-}" = quick ]; then
   export PYTEST_ADDOPTS="${PYTEST_ADDOPTS:-} -m 'not full'"
+  parallel=(tests/service "tests/training tests/deploy tests/benchmarks")
 else
   stack=(tests/e2e/test_{deaths,interruptions,jobs,tutorial}.py) # they share one stack
-  parallel=("${stack[*]}" "${parallel[0]} tests/e2e ${stack[*]/#/--ignore=}")
+  parallel=("${stack[*]}" "tests/training tests/service/backends tests/e2e ${stack[*]/#/--ignore=}")
 fi
-rest=(--ignore=tests/e2e --ignore=tests/training --ignore=tests/service/backends)
+rest=(--ignore=tests/e2e)
+for each in ${parallel[*]}; do [ -e "$each" ] && rest+=("--ignore=$each"); done
 
 logs=$(mktemp -d)
 running=()

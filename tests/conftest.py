@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def full_run(pytestconfig: pytest.Config) -> None:
-    """Asked for by what starts a server, or processes for as long as a job lives.
+    """Asked for by what starts a server, processes that train, or a compiler.
 
     Fails in a quick run: a test may ask for a server by getfixturevalue, which nobody sees beforehand.
     """

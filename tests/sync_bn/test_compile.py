@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
+def ranks(full_run: None) -> Iterator[Ranks]:  # noqa: ARG001
     """With more time than others, for compilers."""
     with Ranks(2, timeout_seconds=400) as ranks:
         yield ranks

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def worlds() -> Iterator[Worlds]:
+def worlds(full_run: None) -> Iterator[Worlds]:  # noqa: ARG001
     """worlds.run(world_size, function, ...): in processes that live for the whole session."""
     with Worlds() as worlds:
         yield worlds

@@ -377,8 +377,10 @@ def test_unknown_code_is_not_found(store: Store) -> None:
 # Databases
 
 
-def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(postgres_url: str) -> None:
-    store, engine = Store(postgres_url), database.make_engine(postgres_url)
+def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(postgres: Postgres) -> None:
+    url = postgres.create("many_ended")  # a new one: statistics of what others did would choose the plan
+    store, engine = Store(url), database.make_engine(url)
+    store.migrate()
     for _ in range(3):
         job = store.request_cancel(create(store).id)
         store.mark_archived(job.id)

@@ -104,7 +104,7 @@ class InBucket:
         self.bucket.remove(f"{self.names()[step]}/{name}")
 
 
-@pytest.fixture(params=["folder", "object store"])
+@pytest.fixture(params=["folder", pytest.param("object store", marks=pytest.mark.full)])
 def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Subject:
     if request.param == "folder":
         return InFolder(tmp_path / "checkpoints")

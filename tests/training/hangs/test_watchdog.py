@@ -13,6 +13,8 @@ from tests.training.hanging import BAD_STEP, HANG_SECONDS, running
 from training.hangs.diagnosis import Hang, hang_report
 from training.protocol import HANG_EXIT_CODE as EXIT_CODE
 
+pytestmark = pytest.mark.usefixtures("full_run")
+
 ENDED_WITH_IT = {EXIT_CODE, 1}
 """Exit codes of a rank that ends itself, or that gloo first tells that the others have ended."""
 
