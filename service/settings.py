@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     start_seconds: int = Field(
         default=300,
         ge=1,
-        description="An attempt whose workers have not come together by then is lost, and uses up a retry. "
-        "Preparing the data comes after that, and is watched as the training is (training.hang_seconds)",
+        description="Maximum number of seconds until all workers of an attempt have joined. After it the "
+        "attempt is lost and uses a retry. Preparing the data comes later; training.hang_seconds limits it",
     )
     max_code_bytes: int = Field(
         default=50 * 2**20,

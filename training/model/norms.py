@@ -19,7 +19,8 @@ _PLAIN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
     """Replaces the BatchNorm layers in place as `norm.kind` says; returns the model, or the new top layer.
 
-    sync_batch_norm and keep leave the model unchanged: the trainer's plug-in converts it for fitting only.
+    keep leaves the model unchanged. So does sync_batch_norm: a plug-in of the Trainer converts the layers when
+    fitting begins, and converts them back when it ends (`training.rank.trainer`).
     """
     _refuse_fused_activations(model)
     if norm.kind == "batch_norm":
@@ -28,6 +29,7 @@ def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
         return _replace(_only_batch_norm(revert_sync_batchnorm(model)), _group_count)
     if norm.kind == "layer_norm":
         return _replace(_only_batch_norm(revert_sync_batchnorm(model)), lambda _channels: 1)
+    assert norm.kind in {"keep", "sync_batch_norm"}, norm.kind
     return model
 
 

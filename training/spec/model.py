@@ -256,7 +256,7 @@ class Spec(_Part):
 
 
 def parse_spec(data: object) -> Spec:
-    """Validates `data`, the parsed YAML or JSON. Raises SpecError with every offending key."""
+    """Validates `data`, the parsed YAML or JSON. Raises SpecError with at most 50 offending keys."""
     if not isinstance(data, Mapping):
         kind = type(data).__name__
         raise SpecError([Problem(key="", message=f"a spec is a mapping with model and data, not {kind}")])
