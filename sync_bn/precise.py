@@ -33,8 +33,8 @@ def precise_bn(
         list.
 
     Collective: every rank must call it; blocks until all have finished. Raises ValueError if the model has no
-    `SyncBatchNorm` with running statistics, or only layers inside `observe`; and on every rank, if one rank has
-    no batch. Raises DesynchronizedError as the layers do. After any error the statistics are unchanged.
+    `SyncBatchNorm` with running statistics, or only layers inside `observe`; and on every rank, if one rank
+    has no batch. Raises DesynchronizedError as the layers do. After any error the statistics are unchanged.
     """
     layers = [
         layer

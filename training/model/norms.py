@@ -19,8 +19,8 @@ _PLAIN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
     """Replaces the BatchNorm layers in place as `norm.kind` says; returns the model, or the new top layer.
 
-    keep leaves the model unchanged. So does sync_batch_norm: a plug-in of the Trainer converts the layers when
-    fitting begins, and converts them back when it ends (`training.rank.trainer`).
+    keep leaves the model unchanged. So does sync_batch_norm: a plug-in of the Trainer converts the layers
+    when fitting begins, and converts them back when it ends (`training.rank.trainer`).
     """
     _refuse_fused_activations(model)
     if norm.kind == "batch_norm":
