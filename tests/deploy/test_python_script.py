@@ -39,6 +39,7 @@ def on_path(folder: Path, pythons: dict[str, str]) -> str:
 
 def run(command: list[str], path: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": path}
+    environment.pop("MAKEFLAGS", None)  # of a `make test` that runs this
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -64,7 +65,7 @@ def test_the_newest_python_that_will_do_is_taken(tmp_path: Path, pythons: dict[s
 def test_without_one_it_is_said_which_are_wanted_and_what_is_missing(tmp_path: Path) -> None:
     path = on_path(tmp_path, {"a/python3.9": WORKS, "a/python3.12": HAS_NO_VENV})
 
-    for command in ([str(SCRIPT)], ["make", "-n", "setup"]):
+    for command in ([str(SCRIPT)], ["make", "-n", f"VENV={tmp_path / 'new'}", "setup"]):
         done = run(command, path)
         assert done.returncode
         assert "wheels for Python 3.14 3.13 3.12 3.11 " in done.stderr
