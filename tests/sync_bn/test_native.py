@@ -257,6 +257,7 @@ def sanitizer() -> list[str]:
     return found
 
 
+@pytest.mark.usefixtures("full_run")
 def test_a_million_calls_of_the_loops_stay_inside_their_arrays(tmp_path: Path) -> None:
     sanitizer()
     program = tmp_path / "fuzz"
@@ -268,6 +269,7 @@ def test_a_million_calls_of_the_loops_stay_inside_their_arrays(tmp_path: Path) -
     assert done.stdout == "1000000 calls\n", done.stderr
 
 
+@pytest.mark.usefixtures("full_run")
 def test_thousands_of_odd_calls_of_the_layer_read_no_memory_that_is_not_theirs(tmp_path: Path) -> None:
     first = sanitizer()
     library = tmp_path / "kernels.so"
