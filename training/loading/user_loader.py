@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any
 
 import torch.distributed as dist
@@ -44,10 +45,10 @@ class UserLoader:
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
+        self.loader = copy(loader)  # the user may hold the same loader for another stage
         self._counts = _can_count(loader)
         if self._counts:
-            loader.collate_fn = _CollateAndCount(loader.collate_fn)
+            self.loader.collate_fn = _CollateAndCount(loader.collate_fn)
         self._samples: dict[int, int] = {}
         self.epoch = 0
         self._start = (0, 0)

@@ -102,3 +102,15 @@ def refused(rank: int) -> str:
 def test_loaders_of_different_lengths_are_refused_by_all_ranks(worlds: Worlds) -> None:
     for message in worlds.run(2, refused):
         assert "gives the workers [2, 3] batches per epoch" in message
+
+
+def test_the_same_loader_may_serve_another_stage() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(5)), batch_size=2)
+
+    for _ in range(2):
+        own = UserLoader(loader)
+        batches = [batch for (batch,) in own]
+        assert torch.equal(torch.cat(batches), torch.arange(5))
+        assert [own.samples(number) for number in range(3)] == [2, 2, 1]
+    first: list[Tensor] = next(iter(loader))
+    assert torch.equal(first[0], torch.arange(2))
