@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ def _cut(one: Any, two: Any) -> Any:
         raise _NotCut
     if isinstance(one, Tensor):
         return _cut_tensor(one, two)
-    if isinstance(one, dict) and type(one) is dict and one.keys() == two.keys():
+    if type(one) is dict and one.keys() == two.keys():
         return {key: _cut(value, two[key]) for key, value in one.items()}
-    if isinstance(one, list | tuple):
+    if isinstance(one, list | tuple) and not isinstance(one, PackedSequence):
         return _cut_sequence(one, two)
     if isinstance(one, str | bytes | int | float | bool | None) and one == two:
         return one
@@ -55,8 +57,8 @@ def _cut(one: Any, two: Any) -> Any:
 
 
 def _cut_tensor(one: Tensor, two: Tensor) -> Tensor:
-    if one.shape == two.shape:
-        return one  # nothing of the sample's, or a number for the whole batch
+    if one.shape == two.shape and torch.equal(one, two):
+        return one  # the same for any number of samples
     if one.ndim and one.shape[1:] == two.shape[1:] and (len(one), len(two)) == (1, 2):
         return one[:0]
     raise _NotCut
