@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -13,7 +16,16 @@ def connect(data: LightningDataModule, module: LightningModule, trainer: Trainer
     data.trainer = trainer
     for name in TRANSFER_HOOKS:
         if is_overridden(name, data):
-            setattr(module, name, getattr(data, name))
+            setattr(module, name, _calling(getattr(data, name)))
+
+
+def _calling(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a bound method, so that a copy of the module (for averaged weights) does not copy the data."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs)
+
+    return call
 
 
 def disconnect(data: LightningDataModule, module: LightningModule) -> None:
