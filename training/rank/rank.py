@@ -87,20 +87,49 @@ class RankRun:
 
     def _run(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> None:
         from lightning.pytorch import seed_everything
-        from lightning.pytorch.utilities.model_helpers import is_overridden
 
-        from training.callbacks.checkpointing import LIGHTNING
         from training.callbacks.log_reduction import log_global_means
         from training.callbacks.norm_report import norm_report
         from training.callbacks.share_counts import ShareCounts
         from training.loading.data_module import connect, disconnect
-        from training.model.modes import enter_training, in_evaluation
-        from training.model.norms import apply_norm
-        from training.model.supervised import Supervised, as_lightning_module
         from training.rank.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
         data = self._data()
+        module = self._module(tracker)
+        with watchdog.busy("reading the checkpoint"):
+            resumed = self._checkpoint_to_resume(store)
+        report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
+        self.trainer = make_trainer(
+            self.spec,
+            module,
+            self.context,
+            self.folder,
+            tracker=tracker,
+            norm_report=report,
+            watchdog=watchdog,
+            store=store,
+            resumed=resumed,
+            share=share,
+        )
+        log_global_means(module, share)
+        connect(data, module, self.trainer)
+        train_loader = self._fit(module, data, resumed, watchdog)
+        if self.order.curves_only:
+            return
+        self._test(module, data, watchdog)
+        del module.log
+        disconnect(data, module)
+        if self.rank == 0:
+            with watchdog.busy("saving the model"):
+                self._save_results(module, train_loader, tracker, report)
+
+    def _module(self, tracker: Tracker) -> Any:
+        """Builds the LightningModule; completes the spec with the default optimizer."""
+        from training.model.modes import enter_training, in_evaluation
+        from training.model.norms import apply_norm
+        from training.model.supervised import Supervised, as_lightning_module
+
         model = _build_model(self.spec)
         module = as_lightning_module(apply_norm(model, self.spec.norm), self.spec)
         if isinstance(module, Supervised):
@@ -113,31 +142,20 @@ class RankRun:
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
         if self.order.last_bit:
             _change_last_bits(module)
-        with watchdog.busy("reading the checkpoint"):
-            resumed = self._checkpoint_to_resume(store)
-        report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
-        self.trainer = trainer = make_trainer(
-            self.spec,
-            module,
-            self.context,
-            self.folder,
-            tracker=tracker,
-            norm_report=report,
-            watchdog=watchdog,
-            store=store,
-            resumed=resumed,
-            share=share,
-        )
         workers = f"{self.world_size} worker{'s' if self.world_size > 1 else ''}"
         self._print_on_rank_0(f"{type(model).__name__} on {workers}: training")
+        return module
+
+    def _fit(self, module: Any, data: Any, resumed: Saved | None, watchdog: Watchdog) -> Any:
+        """Trains; returns the loader of this rank's shares."""
+        from training.callbacks.checkpointing import LIGHTNING
+
         if self.order.curves_only:
             warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
-        log_global_means(module, share)
-        connect(data, module, trainer)
         with watchdog.busy("preparing the data"):
             self._prepare(data)
             train_loader = self._train_loader(data)
-        trainer.fit(
+        self.trainer.fit(
             module,
             train_dataloaders=train_loader,
             val_dataloaders=(not self.order.curves_only and self._loaders(data, "val")) or None,
@@ -145,18 +163,17 @@ class RankRun:
             weights_only=False,
         )
         data.teardown("fit")
-        if self.order.curves_only:
+        return train_loader
+
+    def _test(self, module: Any, data: Any, watchdog: Watchdog) -> None:
+        from lightning.pytorch.utilities.model_helpers import is_overridden
+
+        if not is_overridden("test_dataloader", data):
             return
-        if is_overridden("test_dataloader", data):
-            with watchdog.busy("preparing the data"):
-                data.setup("test")
-            trainer.test(module, dataloaders=self._loaders(data, "test"), verbose=False)
-            data.teardown("test")
-        del module.log
-        disconnect(data, module)
-        if self.rank == 0:
-            with watchdog.busy("saving the model"):
-                self._save_results(module, train_loader, tracker, report)
+        with watchdog.busy("preparing the data"):
+            data.setup("test")
+        self.trainer.test(module, dataloaders=self._loaders(data, "test"), verbose=False)
+        data.teardown("test")
 
     @contextmanager
     def _store(self) -> Iterator[Store]:
