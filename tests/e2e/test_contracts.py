@@ -29,6 +29,10 @@ NAMES = (f"contract-{number}" for number in range(1, 1_000))
 CPUS = 2
 
 
+FOR_EVER = 10_000.0
+"""Seconds, more than a test may take: a wait that only its end has ended fails."""
+
+
 class Subject:
     """The cluster under test, and what makes ranks do what a test says."""
 
@@ -374,11 +378,11 @@ def test_an_attempt_that_is_ended_has_not_failed(subject: Subject) -> None:
 def test_wait_ends_when_something_has_changed_or_it_is_woken(subject: Subject) -> None:
     launch = subject.attempt()
     subject.cluster.launch(launch)
-    subject.cluster.wait(600.0)  # the launch itself
+    subject.cluster.wait(FOR_EVER)  # the launch itself
     waker = threading.Timer(0.2, subject.cluster.wake)
 
     waker.start()
-    subject.cluster.wait(600.0)
+    subject.cluster.wait(FOR_EVER)
 
     waker.join()
     subject.ended(launch)
