@@ -112,5 +112,5 @@ def test_the_same_loader_may_serve_another_stage() -> None:
         batches = [batch for (batch,) in own]
         assert torch.equal(torch.cat(batches), torch.arange(5))
         assert [own.samples(number) for number in range(3)] == [2, 2, 1]
-    first: list[Tensor] = next(iter(loader))
+    first = next(iter(loader))
     assert torch.equal(first[0], torch.arange(2))
