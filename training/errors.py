@@ -3,6 +3,7 @@
 TrainingError
 ├── BuildError        the spec names something that cannot be built: has the key
 ├── NonFiniteLoss     the loss is NaN or infinite: the message has the step and the layer
+├── StepError         a step cannot be made the same on all ranks: the message says what to change
 ├── NotWritten        MLflow accepted nothing for too long (training.tracking.mlflow_tracker)
 └── RunFailed         a run on this machine failed and is not retried: has the rank's exit record
 """
@@ -33,6 +34,10 @@ class BuildError(TrainingError):
 
 class NonFiniteLoss(TrainingError):
     """The loss is NaN or infinite."""
+
+
+class StepError(TrainingError):
+    """A training or validation step does something that cannot be the same on all ranks."""
 
 
 class RunFailed(TrainingError):

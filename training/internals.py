@@ -8,14 +8,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from numpy._core.multiarray import _reconstruct
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 from torchmetrics import Metric
 
 tree_map, tree_leaves = _pytree.tree_map, _pytree.tree_leaves
 """Over tensors in nested lists, tuples and dicts; `torch.utils` has no public ones."""
+
+SKIPPED = object()
+"""What stands for the None of a `training_step`: see `allow_skipped_steps`."""
 
 PICKLED_ARRAY: tuple[Any, ...] = (_reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32)))
 """What `torch.load(weights_only=True)` must allow for a NumPy array of uint32."""
@@ -38,6 +46,52 @@ def skip_sigterm_broadcast(trainer: Trainer) -> None:
 
 
 def _no_broadcast() -> None: ...
+
+
+def loaders_to_train_on(trainer: Trainer) -> tuple[list[Any], str]:
+    """Returns the loaders that a step's batch comes from, and the mode in which they are combined."""
+    combined: Any = trainer.fit_loop._combined_loader
+    return combined.flattened, combined._mode
+
+
+def loaders_to_evaluate_on(trainer: Trainer) -> tuple[list[Any], str]:
+    """Returns the loaders of the running validation or test, and the mode in which they are combined."""
+    loop: Any = trainer._evaluation_loop
+    return loop._combined_loader.flattened, loop._combined_loader._mode
+
+
+class _MaySkip(ClosureResult):
+    @classmethod
+    def from_training_step_output(cls, training_step_output: Any, normalize: int = 1) -> ClosureResult:
+        if training_step_output is SKIPPED:
+            return cls(None)
+        return super().from_training_step_output(training_step_output, normalize)
+
+
+def allow_skipped_steps(trainer: Trainer) -> None:
+    """Lets a strategy's `training_step` return SKIPPED: Lightning refuses None if there are several ranks."""
+    trainer.fit_loop.epoch_loop.automatic_optimization.output_result_cls = _MaySkip
+
+
+def backward_reaches(node: Node) -> bool:
+    """Returns whether the backward pass that runs now will execute a node. Call it in a tensor's hook."""
+    return torch._C._will_engine_execute_node(node)
+
+
+def prepare_forward_sync(ddp: DistributedDataParallel) -> None:
+    """Lets the next forward pass broadcast buffers, as after a forward pass that prepared for a backward."""
+    ddp.require_forward_param_sync = True
+
+
+def prepare_for_backward(ddp: DistributedDataParallel) -> None:
+    """Makes the running backward pass average the gradients of all parameters; it must reach all of them."""
+    ddp.reducer._rebuild_buckets()
+    ddp.reducer.prepare_for_backward([])
+
+
+def changes_in_place(tensor: Tensor) -> int:
+    """Returns how often a tensor was changed in place."""
+    return tensor._version
 
 
 def reductions(metric: Metric) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
@@ -51,7 +50,6 @@ def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -
         local_rank=rank,
         node_rank=0,
         environment=Torchrun,
-        strategy=DDPStrategy,
     )
     order = Order(
         attempt="steps-1",

@@ -7,23 +7,24 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from training.protocol import Exit, Order, RankAssignment
-from training.rank.context import GroupEnvironment, RankContext
+from training.rank.context import RankContext
 from training.rank.rank import RankRun
 from training.rank.reports import Reports
+from training.rank.strategy import GroupEnvironment
 
 STOP_AFTER = "STOP_AFTER_STEP"
 """Environment variable: the model asks for a stop in this step, counted over the attempt."""
@@ -142,6 +143,7 @@ class Done:
     state: Mapping[str, Tensor]
     stopped: bool
     said: str
+    calls: Sequence[str]
 
     def series(self, name: str) -> dict[int, float]:
         return {row["step"]: row[name] for row in self.rows if name in row}
@@ -178,7 +180,6 @@ def context(assignment: RankAssignment) -> RankContext:
         local_rank=assignment.local_rank,
         node_rank=assignment.node_rank,
         environment=lambda: GroupEnvironment(replace(assignment, local_rank=0, node_rank=assignment.rank)),
-        strategy=DDPStrategy,
     )
 
 
@@ -191,6 +192,7 @@ def attempt(
     checkpoints_url: str | None = None,
 ) -> Done:
     """One attempt at the run in `folder`, going on from its last checkpoint if there is one."""
+    current_process().daemon = False  # so that a loader may have processes, which end with it
     own = rank_run(rank, spec, folder, checkpoints_url=checkpoints_url)
     own.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
     os.environ[STOP_AFTER] = f"{stop_after}:{own.folder.stop_request}" if stop_after else ""
@@ -203,7 +205,8 @@ def attempt(
     dist.barrier()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     state = {name: value.clone() for name, value in own.trainer.lightning_module.state_dict().items()}
-    return Done(rows=rows, state=state, stopped=ended is Exit.STOPPED, said=said.getvalue())
+    calls = list(getattr(own.trainer.lightning_module, "calls", ()))
+    return Done(rows=rows, state=state, stopped=ended is Exit.STOPPED, said=said.getvalue(), calls=calls)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -29,6 +28,7 @@ from training.loading.batches import share_loader
 from training.loading.user_loader import UserLoader
 from training.model.supervised import Supervised, as_lightning_module
 from training.protocol import Progress
+from training.rank.strategy import GroupStrategy
 from training.spec import Spec, parse_spec
 from training.tracking.tracker import Fanout, History, JsonLines, NullTracker, Tracker
 
@@ -215,8 +215,9 @@ def fit(
     tracker = Fanout([recorder, *files])
     report = norm_report(spec.norm, rank, tracker)
     share_counts = ShareCounts()
-    first = [share_counts, report, GlobalLoss(tracker, vote or StopVote(), share_counts)]
-    trainer = _trainer(spec, tracker, [*first, ProgressReporter(tracker), *callbacks], batches_per_step)
+    loss = GlobalLoss(tracker, vote or StopVote(), share_counts)
+    first = [share_counts, report, loss]
+    trainer = _trainer(spec, tracker, loss, [*first, ProgressReporter(tracker), *callbacks], batches_per_step)
     share = partial(
         share_loader,
         batch_size=spec.training.global_batch_size,
@@ -261,12 +262,14 @@ def _as(spec: Spec, data: Dataset[Any]) -> Dataset[Any]:
     return TensorDataset(x if spec.training.precision == "64-true" else x.float(), y)
 
 
-def _trainer(spec: Spec, tracker: Tracker, callbacks: list[Callback], batches_per_step: int) -> Trainer:
+def _trainer(
+    spec: Spec, tracker: Tracker, loss: GlobalLoss, callbacks: list[Callback], batches_per_step: int
+) -> Trainer:
     return Trainer(
         accelerator="cpu",
         devices=1,
         num_nodes=dist.get_world_size(),
-        strategy=DDPStrategy(forward_sync_buffers=False),
+        strategy=GroupStrategy(loss=loss, share=lambda loader: loader, forward_sync_buffers=False),
         plugins=[JoinedEnvironment(), SyncBatchNormPlugin()],
         precision=spec.training.precision,
         max_epochs=spec.training.max_epochs or -1,

@@ -222,7 +222,7 @@ def fit(where: str, folder: Path, rank: int, world_size: int) -> None:
             strategy=DDPStrategy(),
             plugins=[JoinedEnvironment(), SyncBatchNormPlugin()],
             max_epochs=1,
-            callbacks=[Heartbeat(watchdog)],
+            callbacks=[Heartbeat(watchdog, prepared=lambda: None)],
             logger=False,
             num_sanity_val_steps=0,
             enable_checkpointing=False,

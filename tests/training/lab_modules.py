@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -137,7 +138,7 @@ class Hooked(Data):
         return [batch[0] - 0.1, batch[1]]
 
     def teardown(self, stage: str) -> None:
-        print(f"teardown of {stage}")
+        print("teardown" if stage == "fit" else "?")
 
 
 class Several(Data):
@@ -238,3 +239,345 @@ class Adversarial(LightningModule):
             torch.optim.SGD(self.generator.parameters(), lr=0.05),
             torch.optim.SGD(self.critic.parameters(), lr=0.02),
         ]
+
+
+class UnusedHead(Regression):
+    """Has parameters that no step uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(4, 1)
+
+
+class HeadOfSomeBatches(Regression):
+    """Uses a second head in every other batch; weight decay would change it in the others, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(4, 1)
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        x, y = features(batch)
+        loss = F.mse_loss(self.net(x), y)
+        return loss + F.mse_loss(self.second(x), y) if index % 2 else loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+
+
+class HeadOfSomeSamples(Regression):
+    """Uses a second head for the samples that need it, so perhaps not on every rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(4, 1)
+
+    def training_step(self, batch: Any, _index: int) -> Tensor:
+        x, y = features(batch)
+        loss = F.mse_loss(self.net(x), y)
+        chosen = y[:, 0] > 0.8
+        if chosen.any():
+            loss = loss + self.second(x[chosen]).square().sum() / len(x)
+        return loss
+
+
+class Unfreezes(Regression):
+    """Trains its last layer alone in the first epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[:-1].requires_grad_(False)
+
+    def on_train_epoch_start(self) -> None:
+        self.net.requires_grad_(self.current_epoch > 0)
+        self.net[-1].requires_grad_(True)
+
+
+class LossOfShapeOne(Regression):
+    def training_step(self, batch: Any, _index: int) -> Any:
+        return self.loss_of(batch).reshape(1)
+
+
+class LossInDict(Regression):
+    def training_step(self, batch: Any, _index: int) -> Any:
+        loss = self.loss_of(batch)
+        return {"loss": loss, "other": loss.detach() * 2, "names": ["a"]}
+
+
+class SkipsBatches(Regression):
+    """Skips every third batch by returning None."""
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        loss = self.loss_of(batch)
+        return None if index % 3 == 1 else loss
+
+
+class QuasiNewton(Regression):
+    """LBFGS calls its closure several times in a step, and compares losses."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), lr=0.2, max_iter=4, line_search_fn="strong_wolfe")
+
+
+class Plateau(Regression):
+    """A scheduler that watches a metric."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=10.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
+class AccumulatesByHand(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer: Any = self.optimizers()
+        self.manual_backward(self.loss_of(batch) / 2)
+        if index % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class SeveralBackwards(Regression):
+    """Two backward passes of one loss, and one of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, _index: int) -> None:
+        optimizer: Any = self.optimizers()
+        x, y = features(batch)
+        output = self.net(x)
+        loss, other = F.mse_loss(output, y), F.l1_loss(output, y)
+        optimizer.zero_grad()
+        self.manual_backward(loss, retain_graph=True)
+        self.manual_backward(loss, retain_graph=True)
+        self.manual_backward(other)
+        optimizer.step()
+
+
+class StepsAtDifferentRates(Adversarial):
+    """The generator steps in every second batch."""
+
+    def training_step(self, batch: Any, index: int) -> None:
+        x, y = features(batch)
+        optimizers: Any = self.optimizers()
+        generator, critic = optimizers
+        real = torch.cat([x, y], 1)
+        critic.zero_grad()
+        self.manual_backward(self._critic_loss(x, real))
+        critic.step()
+        if index % 2:
+            generator.zero_grad()
+            self.manual_backward(self._generator_loss(x, real))
+            generator.step()
+
+
+class Untoggled(Adversarial):
+    def __init__(self) -> None:
+        super().__init__(toggle=False)
+
+
+class Freezes(Regression):
+    """Keeps its BatchNorm in evaluation mode, as in fine-tuning."""
+
+    def train(self, mode: bool = True) -> Freezes:
+        super().train(mode)
+        self.net[1].eval()
+        return self
+
+
+class HandedOver(Regression):
+    """As after loading pretrained weights; Lightning leaves a part in evaluation mode as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.eval()
+
+
+class MadeLate(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net: Any = None
+
+    def configure_model(self) -> None:
+        if self.net is None:
+            self.net = network()
+
+
+class OnSeveral(Regression):
+    def validation_step(self, batch: Any, _index: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", self.loss_of(batch) + dataloader_idx, batch_size=len(features(batch)[1]))
+        self.log("val_both", self.loss_of(batch), add_dataloader_idx=False) if not dataloader_idx else None
+
+
+class WithTest(Regression):
+    def test_step(self, batch: Any, _index: int, dataloader_idx: int = 0) -> None:  # noqa: PT019 (no test)
+        self.log("test_loss", self.loss_of(batch) + dataloader_idx, batch_size=len(features(batch)[1]))
+
+
+class OfBoth(Regression):
+    """Adds the losses of two batches, of which one may be missing."""
+
+    def training_step(self, batch: Any, _index: int) -> Tensor:
+        parts = batch.values() if isinstance(batch, dict) else batch
+        losses = [self.loss_of(part) for part in parts if part is not None]
+        return sum(losses[1:], losses[0])
+
+
+class Even(Data):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(16, 1)
+
+
+class ValidatesOnTwo(Data):
+    def val_dataloader(self) -> Any:
+        return [self._loader(9, 2), self._loader(5, 3)]
+
+
+class ValidatesOnDict(Data):
+    def val_dataloader(self) -> Any:
+        return {"a": self._loader(9, 2), "b": self._loader(5, 3)}
+
+
+class Tested(Data):
+    def test_dataloader(self) -> Any:
+        return self._loader(7, 4)
+
+
+class TestedOnTwo(Data):
+    def test_dataloader(self) -> Any:
+        return [self._loader(7, 4), self._loader(5, 5)]
+
+
+class TrainsOnList(Data):
+    """Whole batches, of which a worker has the same share."""
+
+    def _both(self) -> list[DataLoader[Any]]:
+        return [self._loader(20, 1), self._loader(8, 5)]
+
+    def train_dataloader(self) -> Any:
+        return self._both()
+
+
+class TrainsOnDict(TrainsOnList):
+    def train_dataloader(self) -> Any:
+        return dict(zip("ab", self._both(), strict=True))
+
+
+class TrainsOnMin(TrainsOnList):
+    def train_dataloader(self) -> Any:
+        return CombinedLoader(self._both(), "min_size")
+
+
+class TrainsOnMax(TrainsOnList):
+    def train_dataloader(self) -> Any:
+        return CombinedLoader(self._both(), "max_size")
+
+
+def start_process(_number: int) -> None:
+    torch.manual_seed(3)
+
+
+class WithProcesses(Data):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(
+            Samples(SAMPLES, 1),
+            batch_size=self.batch_size,
+            collate_fn=COLLATED[self.kind],
+            num_workers=1,
+            persistent_workers=True,
+            multiprocessing_context="fork",
+            prefetch_factor=1,
+            worker_init_fn=start_process,
+            generator=torch.Generator().manual_seed(5),
+        )
+
+
+class DropsLast(Data):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(
+            Samples(SAMPLES, 1),
+            batch_size=self.batch_size,
+            collate_fn=COLLATED[self.kind],
+            drop_last=True,
+        )
+
+
+class TrainsOnly(Data):
+    val_dataloader = LightningDataModule.val_dataloader
+
+
+TESTED = ("Tested", "TestedOnTwo")
+
+
+def _noting(owner: str, parent: type, name: str) -> Any:
+    """A hook that notes its name in the module's `calls` and does what its parent does."""
+
+    def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
+        module: Any = self if isinstance(self, LightningModule) else None
+        if isinstance(self, LightningDataModule):
+            assert self.trainer is not None
+            module = self.trainer.lightning_module
+        (module or args[1]).calls.append(f"{owner}.{name}")
+        return getattr(parent, name)(self, *args, **kwargs)
+
+    return hook
+
+
+_OF_ALL = [f"on_{what}_{when}" for what in ("fit", "train", "validation") for when in ("start", "end")]
+_OF_STEPS = [
+    f"on_{what}_{which}_{when}"
+    for what in ("train", "validation")
+    for which in ("epoch", "batch")
+    for when in ("start", "end")
+]
+_OF_OPTIMIZERS = [
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+]
+_OF_TRANSFER = ["on_before_batch_transfer", "on_after_batch_transfer"]
+_IN_CALLBACK = [*_OF_ALL, *_OF_STEPS, *_OF_OPTIMIZERS, "setup", "teardown"]
+
+
+class NotingCallback(Callback):
+    """Notes its hooks."""
+
+
+class Noting(Regression):
+    """Notes its hooks, those of its callback and of its data module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def configure_callbacks(self) -> Any:
+        return [NotingCallback()]
+
+    def configure_optimizers(self) -> Any:
+        self.calls.append("module.configure_optimizers")
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+
+class NotingData(Data):
+    """Notes its hooks in its module."""
+
+
+for _name in _IN_CALLBACK:
+    setattr(NotingCallback, _name, _noting("callback", Callback, _name))
+for _name in [
+    *_IN_CALLBACK,
+    *["on_validation_model_eval", "on_validation_model_train", "on_validation_model_zero_grad"],
+    *["training_step", "validation_step", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step"],
+    *["configure_gradient_clipping", "configure_model", "prepare_data", "on_train_batch_end"],
+]:
+    setattr(Noting, _name, _noting("module", Regression, _name))
+for _name in ["prepare_data", "setup", "teardown", "train_dataloader", "val_dataloader", *_OF_TRANSFER]:
+    setattr(NotingData, _name, _noting("data", Data, _name))

@@ -18,12 +18,15 @@ import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from training import internals
 from training.callbacks import train_state
+from training.callbacks.job_step import job_step
 from training.callbacks.log_reduction import LoggedValue, merge_resumed
 from training.callbacks.stop_vote import StopVote, Vote
 from training.callbacks.train_state import TrainState
 from training.checkpoints.folder import Checkpoints
 from training.checkpoints.manifest import Saved
+from training.loading.combined import states_at
 from training.run_dir import RunFolder
 from training.spec import Spec
 from training.tracking.tracker import Tracker
@@ -112,9 +115,9 @@ class CheckpointCallback(Callback):
             self._to_restore.restore(trainer, module)
             self._resumed_values = self._to_restore.logged_by(trainer)
             self._to_restore = None
-        if trainer.global_step == self._step:
+        if job_step(trainer) == self._step:
             return  # nothing new to save, or between two micro-batches of one step
-        self._step = trainer.global_step
+        self._step = job_step(trainer)
         self.store.release()  # a step needs all ranks, so each of them has read the checkpoint by now
         decided = self.vote.decision
         if decided is Vote.GO_ON and batch_idx == 0 and self._epoch_checkpoint_is_due(trainer):
@@ -148,7 +151,7 @@ class CheckpointCallback(Callback):
             assert isinstance(io, InMemoryCheckpointIO)
             trainer.save_checkpoint("kept in memory")
             if state is not None:
-                _rewind_one_batch(io.last, trainer.current_epoch, batch_idx)
+                _rewind_one_batch(io.last, trainer, batch_idx)
                 self._write(trainer, io.last, state, batch_idx)
             io.last = {}
         self._saved_at = time.monotonic()
@@ -182,8 +185,10 @@ def checkpoint_store(spec: Spec, folder: RunFolder) -> Store:
     return ObjectStore(folder.checkpoints_url, keep_last=settings.keep_last, mode=settings.mode)
 
 
-def _rewind_one_batch(lightning: dict[str, Any], epoch: int, batch_idx: int) -> None:
+def _rewind_one_batch(lightning: dict[str, Any], trainer: Trainer, batch_idx: int) -> None:
     """Rewinds the loops' state by one batch: Lightning has fetched the next one and would count it done."""
     fit_loop = lightning["loops"]["fit_loop"]
     fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
-    fit_loop["state_dict"]["combined_loader"] = [{"epoch": epoch, "batch": batch_idx}]
+    fit_loop["state_dict"]["combined_loader"] = states_at(
+        *internals.loaders_to_train_on(trainer), epoch=trainer.current_epoch, number=batch_idx
+    )

@@ -8,46 +8,80 @@ gradient of the mean loss over all N samples of the global batch is then
 
 so each gradient is scaled by n W k / N before DDP averages it. This also holds for a short last batch with
 fewer than k micro-batches: Lightning still divides by k, and N is the number of samples in that batch.
+
+A share for which `training_step` returns None is left out: the others count as the whole micro-batch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
+from sync_bn import SyncBatchNorm
+from training import internals
+from training.callbacks.job_step import job_step
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote, Vote
+from training.errors import StepError
 from training.loading.batches import GlobalBatches
+from training.model.gradient_sync import GradientSync
 from training.model.nonfinite import nonfinite_error
 from training.tracking.tracker import Tracker
+
+
+class Exchange(NamedTuple):
+    """What the ranks tell one another when a backward pass begins, summed over all ranks, in float64.
+
+    loss: sum over the samples. counted: their number without those of skipped shares. samples: with those.
+    save, stop: the numbers of ranks that vote to save, and also to stop. skipped: the number of ranks without
+    a backward pass. partial: the number of ranks whose pass does not reach every parameter.
+    """
+
+    loss: float
+    counted: float
+    samples: float
+    save: float
+    stop: float
+    skipped: float
+    partial: float
 
 
 class GlobalLoss(Callback):
     """Weights each rank's gradient by its share and logs `train_loss`, the mean over the global batch.
 
-    In the last micro-batch of a step it also counts the ranks' votes on saving and stopping (`vote`).
+    In the last micro-batch of a step it also counts the ranks' votes on saving and stopping (`vote`), and has
+    the gradients averaged (`gradients`).
 
-    Raises NonFiniteLoss on every rank, before the optimizer step, if the mean loss of a micro-batch is NaN
-    or infinite.
+    Raises on every rank, before the optimizer step: NonFiniteLoss if the mean loss of a micro-batch is NaN or
+    infinite; StepError if some ranks have no backward pass in which layers of the others communicate.
     """
 
     def __init__(self, tracker: Tracker, vote: StopVote, share: ShareCounts) -> None:
         self.tracker, self.vote, self.share = tracker, vote, share
+        self.gradients = GradientSync()
         self.batch: tuple[Any, int] = (None, 0)
         self.value = math.nan
+        self.others_go_on = False
+        """Whether this rank's loss has no gradient, but another rank's has."""
+        self._hook: Any = None
+        self._told = False  # whether the ranks have told each other about this micro-batch
+        self._mean: float | None = None  # of the global micro-batch
         self._micro_batches = range(1)  # indices of this step's micro-batches
         self._micro_batch_sums = (0.0, 0.0)  # sum of losses and number of samples, over all ranks
         self._total, self._count = 0.0, 0.0  # the same two, over this step's micro-batches so far
 
     def on_train_batch_start(
-        self, trainer: Trainer, _module: LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self.trainer, self.module = trainer, module
         self.batch = (batch, batch_idx)
+        self._told, self._micro_batch_sums = False, (0.0, 0.0)
         first = batch_idx - batch_idx % trainer.accumulate_grad_batches
         stop = min(first + trainer.accumulate_grad_batches, trainer.num_training_batches)
         self._micro_batches = range(first, int(stop))
@@ -58,50 +92,131 @@ class GlobalLoss(Callback):
     def _is_last(self) -> bool:
         return self.batch[1] == self._micro_batches[-1]
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        # One small all-reduce per micro-batch. Every rank reaches it, because Lightning calls this hook once
-        # per batch on each rank. Reading the result waits for the forward pass, which is needed to stop a NaN
-        # before it gets into the weights.
-        micro_batches = trainer.accumulate_grad_batches
-        local_mean = loss.detach().double() * micro_batches / _loss_scale(trainer)
-        vote = self.vote.own if self._is_last else Vote.GO_ON
-        # A rank without samples has a NaN mean, so it contributes zero instead of mean times 0.
-        loss_sum = local_mean * self.share.samples if self.share.samples else torch.zeros_like(local_mean)
-        sums = torch.stack(
-            [
-                loss_sum,
-                *local_mean.new_tensor([self.share.samples, vote >= Vote.SAVE, vote >= Vote.SAVE_AND_STOP]),
-            ]
-        )
-        dist.all_reduce(sums)
-        total, count, save, stop = sums.tolist()
-        self.vote.count(save=save, stop=stop)
-        if not math.isfinite(total / count):
-            raise nonfinite_error(pl_module, *self.batch, step=trainer.global_step + 1, loss=total / count)
-        self._micro_batch_sums = (total, count)
-        weight = (
-            self.share.samples * dist.get_world_size() * micro_batches / self._samples_of_step(trainer, count)
-        )
-        loss.register_hook(lambda gradient: gradient * weight)  # type: ignore[no-untyped-call]
+    def on_before_backward(self, _trainer: Trainer, _module: LightningModule, loss: Tensor) -> None:
+        self._forget_hook()
+        if loss.requires_grad:
+            # Which parameters the pass will reach is known in its first hook.
+            self._hook = loss.register_hook(lambda gradient: gradient * self._begin(loss))  # type: ignore[no-untyped-call]
+        else:
+            self._skip(loss)
 
-    def _samples_of_step(self, trainer: Trainer, count: float) -> float:
-        batches = getattr(trainer.train_dataloader, "batch_sampler", None)
-        if isinstance(batches, GlobalBatches):
+    def on_after_backward(self, *_: Any) -> None:
+        self._forget_hook()
+
+    def in_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Wraps an optimizer's closure to return the loss of the global batch, which LBFGS needs.
+
+        If the closure has no loss because `training_step` returned None, tells the other ranks. In manual
+        optimization a closure is the module's own business.
+        """
+
+        def whole() -> Any:
+            if not self.module.automatic_optimization:
+                return closure()
+            self._told = False
+            loss = closure()
+            if loss is None:
+                self._skip(None)
+            elif self._told and self._mean is not None and dist.get_world_size() > 1:
+                loss = torch.full_like(loss, self._mean / self.trainer.accumulate_grad_batches)
+            return loss
+
+        return whole
+
+    def _begin(self, loss: Tensor) -> float:
+        """Tells the other ranks that a backward pass begins; returns the weight of this rank's loss."""
+        told = self._tell(loss, counts=True, reaches_all=self.gradients.may_overlap())
+        weight = self.share.samples * dist.get_world_size() * self.trainer.accumulate_grad_batches
+        return weight / self._samples_of_step(told.samples) * told.samples / (told.counted or 1)
+
+    def _skip(self, loss: Tensor | None) -> None:
+        """Tells the other ranks that there is no backward pass here; `loss` has no gradient."""
+        told = self._tell(loss, counts=loss is not None, reaches_all=False)
+        self.others_go_on = told.skipped < dist.get_world_size()
+        if loss is None:
+            self.gradients.finish()
+
+    def _tell(self, loss: Tensor | None, *, counts: bool, reaches_all: bool) -> Exchange:
+        # One small all-reduce per micro-batch. Every rank reaches it once per batch. Reading the result waits
+        # for the forward pass, which is needed to stop a NaN before it gets into the weights.
+        samples, vote = self.share.samples, self.vote.own if self._is_last else Vote.GO_ON
+        # A rank without samples has a NaN mean, so it contributes zero instead of mean times 0.
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.module.device)
+        if loss is not None and samples:
+            micro_batches = self.trainer.accumulate_grad_batches
+            mean = loss.detach().double().reshape(()) * micro_batches / _loss_scale(self.trainer)
+            loss_sum = mean * samples
+        skips = loss is None or not loss.requires_grad
+        own = Exchange(
+            0.0,
+            samples * counts,
+            samples,
+            vote >= Vote.SAVE,
+            vote >= Vote.SAVE_AND_STOP,
+            skips,
+            not reaches_all,
+        )
+        sums = torch.stack([loss_sum, *loss_sum.new_tensor(own[1:])])
+        dist.all_reduce(sums)
+        told = Exchange(*sums.tolist())
+        self._told = True
+        self.vote.count(save=told.save, stop=told.stop)
+        self._check(told, skips=skips)
+        self._mean = told.loss / told.counted if told.counted else None
+        self._micro_batch_sums = (told.loss, told.counted)
+        if self._is_last:
+            automatic = self.module.automatic_optimization
+            self.gradients.start(overlap=not told.partial, accumulated=automatic)
+        return told
+
+    def _check(self, told: Exchange, *, skips: bool) -> None:
+        if told.counted and not math.isfinite(told.loss / told.counted):
+            raise nonfinite_error(
+                self.module, *self.batch, step=job_step(self.trainer) + 1, loss=told.loss / told.counted
+            )
+        if 0 < told.skipped < dist.get_world_size() and synchronizes(self.module):
+            ranks: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, skips)
+            which = ", ".join(str(rank) for rank, without in enumerate(ranks) if without)
+            raise StepError(
+                f"training_step gave no loss with a gradient on rank {which} of {len(ranks)}, but the "
+                "model's SyncBatchNorm layers need a backward pass on every rank; instead of None or a "
+                "constant, return a loss that is multiplied by 0, such as 0 * output.sum()"
+            )
+
+    def _samples_of_step(self, count: float) -> float:
+        loaders, _ = internals.loaders_to_train_on(self.trainer)
+        batches = getattr(loaders[0], "batch_sampler", None)
+        if isinstance(batches, GlobalBatches) and len(loaders) == 1:
             return batches.count(self._micro_batches.start, self._micro_batches.stop)
         return count * len(self._micro_batches)  # a user's own loader: assumes micro-batches of equal size
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def _forget_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()  # a loss may have several backward passes
+            self._hook = None
+
+    def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, outputs: Any, *_: Any) -> None:
+        if not self._told and not outputs:
+            self._skip(None)  # in a micro-batch after which the optimizer does not step
         self._total += self._micro_batch_sums[0]
         self._count += self._micro_batch_sums[1]
-        if not self._is_last:
+        if not self._is_last or not self._count:
             return
         self.value = self._total / self._count
         rates = {param["lr"] for optimizer in trainer.optimizers for param in optimizer.param_groups}
         self.tracker.log(
-            trainer.global_step,
+            job_step(trainer),
             trainer.current_epoch,
             {"train_loss": self.value, "learning_rate": float(max(rates, default=math.nan))},
         )
+
+
+def synchronizes(module: LightningModule) -> bool:
+    """Returns whether a layer of the module communicates in its backward pass."""
+    return any(
+        isinstance(layer, SyncBatchNorm | nn.SyncBatchNorm) and layer.training for layer in module.modules()
+    )
 
 
 def _loss_scale(trainer: Trainer) -> float:

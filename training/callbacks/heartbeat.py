@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from training.callbacks.job_step import job_step
 from training.hangs.watchdog import Watchdog
 
 
 class Heartbeat(Callback):
     """Reports progress in every hook. Must be the first callback, so that time spent in the others counts
     as spent after this hook.
+
+    prepared: called when the data are ready and the first batch is about to be requested.
     """
 
-    def __init__(self, watchdog: Watchdog) -> None:
-        self._watchdog = watchdog
+    def __init__(self, watchdog: Watchdog, prepared: Callable[[], None]) -> None:
+        self._watchdog, self._prepared = watchdog, prepared
 
     def on_fit_start(self, trainer: Trainer, _module: LightningModule) -> None:
-        self._watchdog.progress(trainer.global_step, "setting up the training")
+        self._watchdog.progress(job_step(trainer), "setting up the training")
+
+    def on_train_start(self, *_: Any) -> None:
+        self._prepared()
+
+    def on_test_start(self, *_: Any) -> None:
+        self._prepared()
 
     def on_train_epoch_start(self, trainer: Trainer, _module: LightningModule) -> None:
         self._at_epoch(trainer, "the start")
@@ -44,7 +54,7 @@ class Heartbeat(Callback):
         self._at_epoch(trainer, "the end")
 
     def on_validation_epoch_start(self, trainer: Trainer, _module: LightningModule) -> None:
-        self._watchdog.progress(trainer.global_step, f"start of validation in epoch {trainer.current_epoch}")
+        self._watchdog.progress(job_step(trainer), f"start of validation in epoch {trainer.current_epoch}")
 
     def on_validation_batch_start(
         self, trainer: Trainer, _module: LightningModule, _batch: Any, batch_idx: int, _loader: int = 0
@@ -63,12 +73,12 @@ class Heartbeat(Callback):
         self._at_batch(trainer, "waiting for data, after validation batch", batch_idx, done=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
-        self._watchdog.progress(trainer.global_step, f"end of validation in epoch {trainer.current_epoch}")
+        self._watchdog.progress(job_step(trainer), f"end of validation in epoch {trainer.current_epoch}")
 
     def on_test_batch_start(
         self, trainer: Trainer, _module: LightningModule, _batch: Any, batch_idx: int, _loader: int = 0
     ) -> None:
-        self._watchdog.progress(trainer.global_step, f"test batch {batch_idx}")
+        self._watchdog.progress(job_step(trainer), f"test batch {batch_idx}")
 
     def on_test_batch_end(
         self,
@@ -79,21 +89,21 @@ class Heartbeat(Callback):
         batch_idx: int,
         _loader: int = 0,
     ) -> None:
-        self._watchdog.progress(trainer.global_step, f"waiting for data, after test batch {batch_idx}")
+        self._watchdog.progress(job_step(trainer), f"waiting for data, after test batch {batch_idx}")
 
     def on_test_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
-        self._watchdog.progress(trainer.global_step, "end of the test")
+        self._watchdog.progress(job_step(trainer), "end of the test")
 
     def on_save_checkpoint(self, trainer: Trainer, _module: LightningModule, _checkpoint: Any) -> None:
-        self._watchdog.progress(trainer.global_step, "saving a checkpoint")
+        self._watchdog.progress(job_step(trainer), "saving a checkpoint")
 
     def on_fit_end(self, trainer: Trainer, _module: LightningModule) -> None:
-        self._watchdog.progress(trainer.global_step, "after the last epoch")
+        self._watchdog.progress(job_step(trainer), "after the last epoch")
 
     def _at_batch(self, trainer: Trainer, doing: str, batch: int, *, done: bool = False) -> None:
         """Reports progress at the current step; at the last completed one if `done`."""
-        step = trainer.global_step + (not done)
+        step = job_step(trainer) + (not done)
         self._watchdog.progress(step, f"{doing} {batch} of epoch {trainer.current_epoch}")
 
     def _at_epoch(self, trainer: Trainer, end: str) -> None:
-        self._watchdog.progress(trainer.global_step, f"{end} of epoch {trainer.current_epoch}")
+        self._watchdog.progress(job_step(trainer), f"{end} of epoch {trainer.current_epoch}")

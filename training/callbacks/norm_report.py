@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sync_bn import SyncBatchNorm, observe
 from sync_bn.diagnostics import MEASURES, Observation, Report
+from training.callbacks.job_step import job_step
 from training.console import say
 from training.model.supervised import Supervised
 from training.spec import Norm
@@ -84,7 +85,7 @@ class NormReport(NoReport):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         self._observing.close()  # a batch that the module skipped does not call on_train_batch_end
         # A batch may be part of a step or contain several; only its end tells which step it completed.
-        if trainer.global_step + 1 >= self._due:
+        if job_step(trainer) + 1 >= self._due:
             self._report = self._observing.enter_context(observe(self._model))
 
     def on_before_backward(self, *_: Any) -> None:
@@ -93,8 +94,8 @@ class NormReport(NoReport):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._read()  # if this batch had no backward pass
         self._observing.close()
-        if self._report is not None and trainer.global_step >= self._due:
-            at = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+        if self._report is not None and job_step(trainer) >= self._due:
+            at = {"step": job_step(trainer), "epoch": trainer.current_epoch}
             self._unread.append(_ObservedStep(**at, report=self._report))
             self._due = self._next_due(trainer)
         self._report = None
@@ -120,7 +121,7 @@ class NormReport(NoReport):
         return [folder / FIGURE]
 
     def _next_due(self, trainer: Trainer) -> int:
-        return (trainer.global_step // self.every + 1) * self.every
+        return (job_step(trainer) // self.every + 1) * self.every
 
     def _read(self) -> None:
         while self._unread:

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from training.callbacks.global_loss import GlobalLoss
+from training.callbacks.job_step import job_step
 from training.console import say
 from training.tracking.tracker import Eta, Tracker
 
@@ -53,15 +54,25 @@ class ProgressReporter(Callback):
         self._eta = Eta(None)
         self._last_line = 0.0
 
-    def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         total = trainer.estimated_stepping_batches
-        self._eta = Eta(int(total) if total != float("inf") else None)
+        # In manual optimization `max_steps` counts the steps of all optimizers, and not batches.
+        known = total != float("inf") and (module.automatic_optimization or trainer.max_steps == -1)
+        self._eta = Eta(int(total) if known else None)
+
+    def on_train_end(self, trainer: Trainer, _module: LightningModule) -> None:
+        if self._eta.total_steps != job_step(trainer):  # unknown until now, or stopped early
+            self._eta.total_steps = job_step(trainer)
+            self._report(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, *_: Any) -> None:
         logger = trainer.logger
         assert isinstance(logger, LightningLogger)
-        logger.step, logger.epoch = trainer.global_step, trainer.current_epoch
-        progress = self._eta.at(trainer.global_step, trainer.current_epoch)
+        logger.step, logger.epoch = job_step(trainer), trainer.current_epoch
+        self._report(trainer)
+
+    def _report(self, trainer: Trainer) -> None:
+        progress = self._eta.at(job_step(trainer), trainer.current_epoch)
         self.tracker.progress(progress)
         now = time.monotonic()
         done = progress.step == progress.total_steps

@@ -12,12 +12,15 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
 from torchmetrics import Metric
 
 from sync_bn import SyncBatchNorm
 from training import internals
 from training.loading.batches import ShareLoader
+from training.loading.combined import check_combined, given_in_batch
 from training.loading.user_loader import UserLoader
+from training.model.export import example_input
 from training.model.supervised import Supervised
 
 
@@ -30,22 +33,35 @@ class ShareCounts(Callback):
 
     def __init__(self) -> None:
         self.samples = 1
+        self.example: Tensor | None = None
+        """One sample of the input of the first batch, if that is a tensor."""
+        self._is_first = True
         self._batch = ExitStack()
+
+    def on_train_epoch_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        loaders, mode = internals.loaders_to_train_on(trainer)
+        if len(loaders) > 1:
+            batches = int(trainer.num_training_batches)
+            check_combined(loaders, mode, batches=batches, world_size=trainer.world_size)
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._begin(module, trainer.train_dataloader, batch, batch_idx)
+        if self._is_first:
+            self._is_first = False
+            self.example = example_input(batch)
+        (loader, number), *_ = given_in_batch(*internals.loaders_to_train_on(trainer), batch_idx)
+        self._begin(module, loader, batch, number)
 
     def on_validation_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._begin(module, _loader(trainer.val_dataloaders, dataloader_idx), batch, batch_idx)
+        self._evaluate(trainer, module, batch, batch_idx, dataloader_idx)
 
     def on_test_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._begin(module, _loader(trainer.test_dataloaders, dataloader_idx), batch, batch_idx)
+        self._evaluate(trainer, module, batch, batch_idx, dataloader_idx)
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._batch.close()
@@ -56,6 +72,16 @@ class ShareCounts(Callback):
     def on_test_batch_end(self, *_: Any) -> None:
         self._batch.close()
 
+    def _evaluate(
+        self, trainer: Trainer, module: LightningModule, batch: Any, number: int, index: int
+    ) -> None:
+        loaders, mode = internals.loaders_to_evaluate_on(trainer)
+        if mode == "sequential":
+            loader = loaders[index]
+        else:
+            (loader, number), *_ = given_in_batch(loaders, mode, number)
+        self._begin(module, loader, batch, number)
+
     def _begin(self, module: LightningModule, loader: Any, batch: Any, number: int) -> None:
         known = loader.samples(number) if isinstance(loader, ShareLoader | UserLoader) else None
         self.samples = extract_batch_size(batch) if known is None else known
@@ -63,10 +89,6 @@ class ShareCounts(Callback):
             module.samples = self.samples
         if isinstance(loader, ShareLoader) and loader.is_placeholder(number):
             self._batch.enter_context(_counts_nothing(module))
-
-
-def _loader(loaders: Any, index: int) -> Any:
-    return loaders[index] if isinstance(loaders, list) else loaders
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
 
 from training import internals
+from training.callbacks.job_step import job_step
 from training.callbacks.log_reduction import LoggedValue, values_for_rank, values_of_epoch
 
 FILE, EARLIER_FILE = "train_state.pt", "carried.pt"
@@ -83,9 +84,7 @@ def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainStat
     if not trainer.is_global_zero:
         return None
     generators, logged = (list(parts) for parts in zip(*own, strict=True))
-    return TrainState(
-        seed=seed, step=trainer.global_step, generators=generators, logged=logged, metrics=states
-    )
+    return TrainState(seed=seed, step=job_step(trainer), generators=generators, logged=logged, metrics=states)
 
 
 def load(folder: Path) -> TrainState:

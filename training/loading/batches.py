@@ -6,7 +6,7 @@ each micro-batch into shares, so a step has the same samples for any world size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -128,6 +128,8 @@ class ShareLoader(DataLoader[Any]):
     """
 
     batch_sampler: GlobalBatches
+    size_by_user: int | None = None
+    """The batch size that the user's loader has, which a global batch need not have."""
     _taken: tuple[int, int] | None = None
     _placeholders: frozenset[int] = frozenset()
 
@@ -214,7 +216,7 @@ def share_loader(
     )
     if type(dataset) is not TensorDataset:  # a TensorDataset draws nothing
         dataset = SeededSamples(dataset, seed)
-    return ShareLoader(
+    made = ShareLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=_CollateShare(loader.collate_fn, dataset),
@@ -227,6 +229,8 @@ def share_loader(
         persistent_workers=loader.persistent_workers,
         prefetch_factor=loader.prefetch_factor,
     )
+    made.size_by_user = loader.batch_size
+    return made
 
 
 def _is_shuffled(loader: DataLoader[Any]) -> bool:
@@ -246,15 +250,3 @@ def _is_shuffled(loader: DataLoader[Any]) -> bool:
         "of workers; return a DataLoader with shuffle=True or shuffle=False, or set training.sampler to own "
         "and accept results that depend on the number of workers",
     )
-
-
-def loaders_of(loaders: object, key: str) -> list[DataLoader[Any]]:
-    """Returns the result of a DataModule's *_dataloader as a list.
-
-    Raises BuildError naming `key` unless all of them are DataLoaders.
-    """
-    as_sequence: Sequence[object] = loaders if isinstance(loaders, list | tuple) else [loaders]
-    for loader in as_sequence:
-        if not isinstance(loader, DataLoader):
-            raise BuildError(key, f"expected a torch DataLoader, got {type(loader).__name__}")
-    return cast(list[DataLoader[Any]], list(as_sequence))

@@ -55,7 +55,7 @@ def save(model: nn.Module, path: Path) -> None:
 def example_input(batch: Any) -> Tensor | None:
     """Returns one sample of the batch's input for the model's signature; None unless batch[0] is a Tensor."""
     if isinstance(batch, list | tuple) and len(batch) and isinstance(batch[0], Tensor):
-        return batch[0][:1].cpu()
+        return batch[0][:1].detach().cpu().clone()
     return None
 
 

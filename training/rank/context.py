@@ -1,4 +1,4 @@
-"""The process group of a rank, and the Lightning environment and strategy that use it."""
+"""The process group of a rank."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 
 from training.protocol import RankAssignment
+from training.rank.strategy import GroupEnvironment
 
 JOIN_SECONDS = 300.0
 COLLECTIVE_SECONDS = 1800.0  # long enough that the watchdog diagnoses waiting ranks first
@@ -25,7 +24,6 @@ class RankContext:
     """The position of a rank in a process group that is initialised already.
 
     environment: makes the Lightning ClusterEnvironment.
-    strategy: makes the Lightning DDPStrategy from keyword arguments of torch's DistributedDataParallel.
     """
 
     rank: int
@@ -33,7 +31,6 @@ class RankContext:
     local_rank: int
     node_rank: int
     environment: Callable[[], Any]
-    strategy: Callable[..., Any]
 
 
 def join(
@@ -73,7 +70,6 @@ def join(
         local_rank=assignment.local_rank,
         node_rank=assignment.node_rank,
         environment=environment,
-        strategy=GroupStrategy,
     )
 
 
@@ -85,49 +81,6 @@ def own_address(rendezvous: str) -> str:
         probe.connect((address, int(port)))
         own: str = probe.getsockname()[0]
         return own
-
-
-class GroupEnvironment(LightningEnvironment):
-    """A ClusterEnvironment that reports the existing process group to Lightning."""
-
-    def __init__(self, assignment: RankAssignment) -> None:
-        super().__init__()
-        self._assignment = assignment
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        return True
-
-    def world_size(self) -> int:
-        return dist.get_world_size()
-
-    def set_world_size(self, size: int) -> None: ...
-
-    def global_rank(self) -> int:
-        return dist.get_rank()
-
-    def set_global_rank(self, rank: int) -> None: ...
-
-    def local_rank(self) -> int:
-        return self._assignment.local_rank
-
-    def node_rank(self) -> int:
-        return self._assignment.node_rank
-
-    def teardown(self) -> None: ...
-
-
-class GroupStrategy(DDPStrategy):
-    """DDP in the existing process group. A rank sees only its own GPUs and uses the first."""
-
-    @property
-    def root_device(self) -> torch.device:
-        assert self.parallel_devices is not None
-        return self.parallel_devices[0]
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return {"num_replicas": dist.get_world_size(), "rank": dist.get_rank()}
 
 
 def apply_thread_count() -> None:

@@ -45,6 +45,7 @@ class RankRun:
         self.trainer: Any = None
         self.watchdog: Watchdog | None = None
         self._final_step: int | None = None
+        self._preparing = ExitStack()
 
     @property
     def step(self) -> int:
@@ -72,13 +73,14 @@ class RankRun:
     def train_in(self, context: RankContext) -> Exit:
         """Does the work of `run` in a process group that is initialised already."""
         from training.callbacks.checkpointing import StopRequested
+        from training.callbacks.job_step import job_step
 
         self.context = context
         _silence_lightning()
         try:
             with self._tracker() as tracker, self._make_watchdog() as self.watchdog, self._store() as store:
                 self._run(tracker, self.watchdog, store)
-                self._final_step = self.trainer.global_step
+                self._final_step = job_step(self.trainer)
         except StopRequested as stopped:
             self._final_step = stopped.step
             self._print_on_rank_0(f"stopped as asked, saved at step {stopped.step}")
@@ -91,7 +93,7 @@ class RankRun:
         from training.callbacks.log_reduction import log_global_means
         from training.callbacks.norm_report import norm_report
         from training.callbacks.share_counts import ShareCounts
-        from training.loading.data_module import connect, disconnect
+        from training.rank.loaders import RankLoaders
         from training.rank.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
@@ -99,10 +101,12 @@ class RankRun:
         module = self._module(tracker)
         with watchdog.busy("reading the checkpoint"):
             resumed = self._checkpoint_to_resume(store)
+        loaders = RankLoaders(
+            self.spec, rank=self.rank, world_size=self.world_size, say=self._print_on_rank_0
+        )
         report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
-        self.trainer = make_trainer(
+        self.trainer = loaders.trainer = make_trainer(
             self.spec,
-            module,
             self.context,
             self.folder,
             tracker=tracker,
@@ -111,18 +115,19 @@ class RankRun:
             store=store,
             resumed=resumed,
             share=share,
+            loaders=loaders,
+            prepared=self._preparing.close,
+            validate=not self.order.curves_only,
         )
         log_global_means(module, share)
-        connect(data, module, self.trainer)
-        train_loader = self._fit(module, data, resumed, watchdog)
+        self._fit(module, data, resumed)
         if self.order.curves_only:
             return
-        self._test(module, data, watchdog)
+        self._test(module, data)
         del module.log
-        disconnect(data, module)
         if self.rank == 0:
             with watchdog.busy("saving the model"):
-                self._save_results(module, train_loader, tracker, report)
+                self._save_results(module, share.example, tracker, report)
 
     def _module(self, tracker: Tracker) -> Any:
         """Builds the LightningModule; completes the spec with the default optimizer."""
@@ -146,34 +151,34 @@ class RankRun:
         self._print_on_rank_0(f"{type(model).__name__} on {workers}: training")
         return module
 
-    def _fit(self, module: Any, data: Any, resumed: Saved | None, watchdog: Watchdog) -> Any:
-        """Trains; returns the loader of this rank's shares."""
+    def _fit(self, module: Any, data: Any, resumed: Saved | None) -> None:
         from training.callbacks.checkpointing import LIGHTNING
 
         if self.order.curves_only:
             warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
-        with watchdog.busy("preparing the data"):
-            self._prepare(data)
-            train_loader = self._train_loader(data)
+        self._prepares_data()
         self.trainer.fit(
             module,
-            train_dataloaders=train_loader,
-            val_dataloaders=(not self.order.curves_only and self._loaders(data, "val")) or None,
+            datamodule=data,
             ckpt_path=str(resumed.path / LIGHTNING) if resumed else None,
             weights_only=False,
         )
-        data.teardown("fit")
-        return train_loader
 
-    def _test(self, module: Any, data: Any, watchdog: Watchdog) -> None:
+    def _test(self, module: Any, data: Any) -> None:
         from lightning.pytorch.utilities.model_helpers import is_overridden
 
         if not is_overridden("test_dataloader", data):
             return
-        with watchdog.busy("preparing the data"):
-            data.setup("test")
-        self.trainer.test(module, dataloaders=self._loaders(data, "test"), verbose=False)
-        data.teardown("test")
+        if not is_overridden("test_step", module):
+            self._print_on_rank_0(f"no test: {type(module).__name__} has no test_step")
+            return
+        self._prepares_data()
+        self.trainer.test(module, datamodule=data, verbose=False)
+
+    def _prepares_data(self) -> None:
+        """Allows a long time until the first batch is about to be requested."""
+        assert self.watchdog is not None
+        self._preparing.enter_context(self.watchdog.busy("preparing the data"))
 
     @contextmanager
     def _store(self) -> Iterator[Store]:
@@ -227,6 +232,7 @@ class RankRun:
 
     def _data(self) -> Any:
         from lightning.pytorch import LightningDataModule
+        from lightning.pytorch.utilities.model_helpers import is_overridden
 
         from training.model.instantiate import construct
 
@@ -236,54 +242,9 @@ class RankRun:
                 "data.class_path",
                 f"{self.spec.data.class_path} gives a {type(data).__name__}, not a LightningDataModule",
             )
+        if not is_overridden("train_dataloader", data):
+            raise BuildError("data.class_path", f"{type(data).__name__} has no train_dataloader")
         return data
-
-    def _prepare(self, data: Any) -> None:
-        import torch.distributed as dist
-
-        if self.context.local_rank == 0 and (data.prepare_data_per_node or self.rank == 0):
-            data.prepare_data()
-        dist.barrier()  # every rank waits until the first rank of its node has prepared the files
-        data.setup("fit")
-
-    def _train_loader(self, data: Any) -> Any:
-        loader, *others = self._loaders(data, "train")
-        if others:
-            raise BuildError(
-                "data.class_path",
-                f"{type(data).__name__} returns {1 + len(others)} loaders to train on, whose batches cannot "
-                "be weighted as one global batch; return one loader, over a data set that yields a sample of "
-                "each",
-            )
-        return loader
-
-    def _loaders(self, data: Any, stage: str) -> list[Any]:
-        from lightning.pytorch.utilities.model_helpers import is_overridden
-
-        from training.loading.batches import loaders_of, share_loader
-        from training.loading.user_loader import WARNING, user_loader
-
-        if not is_overridden(f"{stage}_dataloader", data):
-            if stage == "train":
-                raise BuildError("data.class_path", f"{type(data).__name__} has no train_dataloader")
-            return []
-        settings = self.spec.training
-        loaders = loaders_of(getattr(data, f"{stage}_dataloader")(), f"data.{stage}_dataloader")
-        if settings.sampler == "own" and stage == "train":
-            self._print_on_rank_0(f"warning: {WARNING}")
-            return [user_loader(loader) for loader in loaders]
-        return [
-            share_loader(
-                loader,
-                batch_size=settings.global_batch_size,
-                rank=self.rank,
-                world_size=self.world_size,
-                seed=settings.seed,
-                drop_last=settings.drop_last and stage == "train",
-                accumulate_grad_batches=settings.accumulate_grad_batches if stage == "train" else 1,
-            )
-            for loader in loaders
-        ]
 
     @contextmanager
     def _tracker(self) -> Iterator[Tracker]:
@@ -340,9 +301,9 @@ class RankRun:
             tags["syncbn.restarts"] = "\n".join(self.order.restarts)
         return tags
 
-    def _save_results(self, module: Any, loader: Any, tracker: Any, norm_report: Any) -> None:
+    def _save_results(self, module: Any, example: Any, tracker: Any, norm_report: Any) -> None:
         """Saves the model and the figures. Rank 0 only."""
-        from training.model.export import CURVES, draw_curves, example_input, exportable, save
+        from training.model.export import CURVES, draw_curves, exportable, save
 
         self._print_on_rank_0("saving the model")
         model = exportable(module)
@@ -352,7 +313,7 @@ class RankRun:
             draw_curves(tracker.history(CURVES), folder / "curves.png")
             for figure in [folder / "curves.png", *norm_report.draw(folder)]:
                 tracker.artifact(figure)
-        tracker.model(model, example_input(next(iter(loader))))
+        tracker.model(model, example)
 
     def _print_on_rank_0(self, text: str) -> None:
         if self.rank == 0:

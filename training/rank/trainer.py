@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from sync_bn import check_ranks
 from sync_bn.lightning import SyncBatchNormPlugin
@@ -18,7 +19,9 @@ from training.callbacks.stop_vote import StopVote
 from training.checkpoints.manifest import Saved
 from training.hangs.watchdog import Watchdog
 from training.model.norms import process_group
+from training.rank.loaders import RankLoaders
 from training.rank.signals import KeepSignals
+from training.rank.strategy import GroupStrategy
 from training.run_dir import RunFolder
 from training.spec import Spec
 from training.tracking.tracker import Tracker
@@ -32,7 +35,6 @@ FIRST_BATCH_SECONDS = 300.0
 
 def make_trainer(
     spec: Spec,
-    module: LightningModule,
     context: RankContext,
     folder: RunFolder,
     *,
@@ -42,6 +44,9 @@ def make_trainer(
     store: Store,
     resumed: Saved | None,
     share: ShareCounts,
+    loaders: RankLoaders,
+    prepared: Callable[[], None],
+    validate: bool,
 ) -> Trainer:
     """Returns the Trainer for one rank. Every rank must call it, because it may create process groups."""
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
@@ -53,22 +58,18 @@ def make_trainer(
     # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
     same_buffers = synchronized and spec.norm.group == "world"
     vote = StopVote()
+    loss = GlobalLoss(tracker, vote, share)
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
-        strategy=context.strategy(
-            forward_sync_buffers=not same_buffers,
-            # Optimizers that the module steps by itself have parameters of their own: a backward pass reaches
-            # some of them. To learn which costs a collective, so others do without.
-            find_unused_parameters=not module.automatic_optimization,
-        ),
+        strategy=GroupStrategy(loss=loss, share=loaders.share, forward_sync_buffers=not same_buffers),
         plugins=plugins,
         precision=settings.precision,
         max_epochs=settings.max_epochs or -1,
         max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulate_grad_batches,
         callbacks=[
-            Heartbeat(watchdog),
+            Heartbeat(watchdog, prepared),
             KeepSignals(),
             share,
             # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
@@ -76,12 +77,13 @@ def make_trainer(
             CheckpointCallback(spec, folder, tracker, store, vote=vote, busy=watchdog.busy, resumed=resumed),
             RngWatch(tracker),
             norm_report,
-            GlobalLoss(tracker, vote, share),
+            loss,
             ProgressReporter(tracker),
         ],
         logger=LightningLogger(tracker),
         log_every_n_steps=1,
         num_sanity_val_steps=0,
+        limit_val_batches=None if validate else 0,
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

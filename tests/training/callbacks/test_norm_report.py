@@ -192,7 +192,7 @@ class Net(LightningModule):
 
 
 def trainer_at(step: int) -> Any:
-    return SimpleNamespace(global_step=step, current_epoch=0)
+    return SimpleNamespace(global_step=step, current_epoch=0, lightning_module=None)
 
 
 class Drive:

@@ -24,7 +24,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from training.errors import BuildError
-from training.loading.batches import GlobalBatches, ShareLoader, loaders_of, share_loader
+from training.loading.batches import GlobalBatches, ShareLoader, share_loader
 from training.spec import shares
 
 
@@ -351,12 +351,3 @@ def test_a_data_set_smaller_than_the_batch_is_refused_only_if_its_one_batch_woul
     assert length(drop_last=False) == 1
     with pytest.raises(BuildError, match="3 samples, too few for a batch of 4"):
         length(drop_last=True)
-
-
-def test_one_loader_and_several_are_a_list_and_anything_else_is_refused() -> None:
-    loader = DataLoader(numbered(2))
-
-    assert loaders_of(loader, "data") == [loader]
-    assert loaders_of((loader, loader), "data") == [loader, loader]
-    with pytest.raises(BuildError, match=r"data.val_dataloader: expected a torch DataLoader, got int"):
-        loaders_of([loader, 3], "data.val_dataloader")

@@ -1,0 +1,128 @@
+"""Both sides of a row of the table that a job gives what a plain Lightning Trainer gives."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor
+
+from tests.training import lab_modules
+from tests.training.attempts import attempt
+from tests.training.lightning_rows import Row
+from tests.training.worlds import Worlds
+
+EPOCHS, BATCH = 2, 4
+
+
+class Result(NamedTuple):
+    """losses: of each batch that has one, the last. logged: the values of each name, in order of steps.
+
+    calls: what the module, the data module and a callback have noted. state: the module's state_dict.
+    """
+
+    losses: list[float]
+    logged: dict[str, list[float]]
+    calls: list[str]
+    state: dict[str, Tensor]
+
+
+def as_lightning(row: Row) -> Result:
+    """What Lightning gives without this project."""
+    seed_everything(42, verbose=False)
+    data: Any = getattr(lab_modules, row.data)(row.kind, BATCH // row.accumulate)
+    model: LightningModule = getattr(lab_modules, row.module)().double()
+    logger, losses = _Records(), _LastLosses(row.accumulate)
+    backward = model.backward
+
+    def recorded(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        losses.last = float(loss.detach()) * row.accumulate
+        backward(loss, *args, **kwargs)
+
+    model.backward = recorded  # type: ignore[method-assign]
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        precision="64-true",
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=row.accumulate,
+        logger=logger,
+        callbacks=[losses],
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(model, datamodule=data)
+        if hasattr(data, "test_dataloader") and row.data in lab_modules.TESTED:
+            trainer.test(model, datamodule=data, verbose=False)
+    del model.backward
+    calls = [*getattr(model, "calls", [])]
+    return Result(losses.found, dict(logger.values), calls, model.state_dict())
+
+
+def as_job(worlds: Worlds, workers: int, row: Row, folder: Path) -> Result:
+    """What a job gives on that many workers."""
+    done = worlds.run(workers, attempt, spec_of(row), folder)[0]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    names = {name for row in rows for name in row} - {"step", "epoch", "learning_rate"}
+    values = {name: [row[name] for row in rows if name in row] for name in names}
+    return Result(values.pop("train_loss"), values, list(done.calls), dict(done.state))
+
+
+def spec_of(row: Row, **training: Any) -> dict[str, Any]:
+    """The spec of the job of a row."""
+    return {
+        "model": {"class_path": f"tests.training.lab_modules.{row.module}"},
+        "data": {
+            "class_path": f"tests.training.lab_modules.{row.data}",
+            "init_args": {"kind": row.kind},
+        },
+        "training": {
+            "global_batch_size": BATCH,
+            "max_epochs": EPOCHS,
+            "precision": "64-true",
+            "seed": 42,
+            "accumulate_grad_batches": row.accumulate,
+        }
+        | training,
+    }
+
+
+class _Records(DummyLogger):
+    """Keeps what is logged, by name, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, list[float]] = defaultdict(list)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # noqa: ARG002
+        for name, value in metrics.items():
+            if name != "epoch":
+                self.values[name].append(float(value))
+
+
+class _LastLosses(Callback):
+    """Keeps the last loss of each batch that has one, as means over the micro-batches of a step."""
+
+    def __init__(self, each: int) -> None:
+        self.last: float | None = None
+        self.found: list[float] = []
+        self._each, self._step = each, list[float]()
+
+    def on_train_batch_end(
+        self, _trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, index: int
+    ) -> None:
+        self._step += [] if self.last is None else [self.last]
+        self.last = None
+        if (index + 1) % self._each == 0:
+            self.found += [sum(self._step) / len(self._step)] if self._step else []
+            self._step = []

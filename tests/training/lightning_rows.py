@@ -1,0 +1,135 @@
+"""What a Lightning project may do that a job does as well: the rows of a table.
+
+test_as_lightning.py holds every row on 1, 2 and 3 workers; docs/generate.py makes a page of the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One thing that a project may do. what: in words, for the documentation.
+
+    kind: of batches, a key of `lab_modules.COLLATED`. accumulate: micro-batches per step. tolerance:
+    relative, of logged values.
+    """
+
+    group: str
+    what: str
+    module: str = "Regression"
+    data: str = "Data"
+    kind: str = "tuple"
+    accumulate: int = 1
+    tolerance: float = 1e-9
+
+    def __str__(self) -> str:
+        parts = [self.module, *([self.data] if self.data != "Data" else []), self.kind]
+        return "-".join(parts + ([f"by {self.accumulate}"] if self.accumulate > 1 else []))
+
+
+ROWS = [
+    Row(group="Batches", what="a tuple of tensors"),
+    Row(group="Batches", what="a list of tensors and of names", kind="list with names"),
+    Row(group="Batches", what="a dict", kind="dict"),
+    Row(group="Batches", what="a named tuple", kind="named tuple"),
+    Row(group="Batches", what="a dataclass", kind="dataclass"),
+    Row(group="Batches", what="an object of a class of your own", kind="own class"),
+    Row(group="Batches", what="sequences with time as first dimension", kind="time first"),
+    Row(group="Batches", what="lists of tensors of different sizes", kind="tensors of different sizes"),
+    Row(group="Batches", what="packed sequences", kind="packed"),
+    Row(group="Batches", what="no tensor at all", kind="no tensor"),
+    *(
+        Row(
+            group="Accumulation",
+            what=f"two micro-batches per step, {kind}",
+            kind=kind,
+            data="Even",
+            accumulate=2,
+        )
+        for kind in ("tuple", "own class", "time first")
+    ),
+    *(
+        Row(
+            group="self.log",
+            what=f"on_step and on_epoch, mean, max and sum; batches: {kind}",
+            module="Logs",
+            kind=kind,
+        )
+        for kind in ("tuple", "own class", "time first")
+    ),
+    *(
+        Row(
+            group="self.log",
+            what=f"torchmetrics collections and sums; batches: {kind}",
+            module="Metrics",
+            kind=kind,
+            tolerance=1e-6,  # torchmetrics counts in float32
+        )
+        for kind in ("tuple", "dict", "own class", "tensors of different sizes")
+    ),
+    Row(group="Loss", what="of shape (1,)", module="LossOfShapeOne"),
+    Row(group="Loss", what="in a dict with other values", module="LossInDict"),
+    Row(group="Loss", what="None, which skips the batch", module="SkipsBatches"),
+    Row(
+        group="Loss",
+        what="None in one of two micro-batches",
+        module="SkipsBatches",
+        data="Even",
+        accumulate=2,
+    ),
+    Row(group="Optimization", what="parameters that no step uses", module="UnusedHead"),
+    Row(group="Optimization", what="parameters that some steps use", module="HeadOfSomeBatches"),
+    Row(
+        group="Optimization",
+        what="parameters that some samples use, so perhaps one rank alone",
+        module="HeadOfSomeSamples",
+    ),
+    Row(
+        group="Optimization",
+        what="parameters that some micro-batches of a step use",
+        module="HeadOfSomeBatches",
+        data="Even",
+        accumulate=2,
+    ),
+    Row(group="Optimization", what="layers that are unfrozen during the training", module="Unfreezes"),
+    Row(group="Optimization", what="LBFGS, which calls its closure several times", module="QuasiNewton"),
+    Row(group="Optimization", what="a scheduler that watches a metric", module="Plateau"),
+    Row(group="Manual optimization", what="a GAN with toggle_optimizer", module="Adversarial"),
+    Row(
+        group="Manual optimization",
+        what="a GAN on batches of a class of your own",
+        module="Adversarial",
+        kind="own class",
+    ),
+    Row(group="Manual optimization", what="a GAN without toggle_optimizer", module="Untoggled"),
+    Row(group="Manual optimization", what="accumulation by hand", module="AccumulatesByHand"),
+    Row(group="Manual optimization", what="several backward passes of one loss", module="SeveralBackwards"),
+    Row(
+        group="Manual optimization",
+        what="optimizers that step at different rates",
+        module="StepsAtDifferentRates",
+    ),
+    Row(group="Data", what="transfer hooks, and a setup that needs the trainer", data="Hooked"),
+    Row(group="Data", what="several loaders to validate on", data="ValidatesOnTwo", module="OnSeveral"),
+    Row(group="Data", what="a dict of loaders to validate on", data="ValidatesOnDict", module="OnSeveral"),
+    Row(group="Data", what="a test after the fit", data="Tested", module="WithTest"),
+    Row(group="Data", what="several loaders to test on", data="TestedOnTwo", module="WithTest"),
+    Row(group="Data", what="a list of loaders to train on", data="TrainsOnList", module="OfBoth"),
+    Row(group="Data", what="a dict of loaders to train on", data="TrainsOnDict", module="OfBoth"),
+    Row(group="Data", what="a CombinedLoader with mode min_size", data="TrainsOnMin", module="OfBoth"),
+    Row(group="Data", what="a CombinedLoader with mode max_size", data="TrainsOnMax", module="OfBoth"),
+    Row(group="Data", what="num_workers, persistent_workers, worker_init_fn", data="WithProcesses"),
+    Row(group="Data", what="drop_last", data="DropsLast"),
+    Row(group="Data", what="no loader to validate on", data="TrainsOnly"),
+    Row(
+        group="Hooks",
+        what="every hook of module, data module and callback, in order",
+        module="Noting",
+        data="NotingData",
+    ),
+    Row(group="Hooks", what="a model that freezes its BatchNorm in train()", module="Freezes"),
+    Row(group="Hooks", what="a model that is handed over in evaluation mode", module="HandedOver"),
+    Row(group="Hooks", what="layers made in configure_model", module="MadeLate"),
+]

@@ -1,0 +1,153 @@
+"""Gradients averaged over the ranks, whichever parameters a backward pass reaches on each of them.
+
+DistributedDataParallel sends a gradient as soon as it is known, while the backward pass goes on. It waits for
+every parameter, so it fails where a pass does not reach one: a head that is not used for this batch, an
+optimizer that owns a part of the parameters, a layer that was frozen or unfrozen. Which parameters a pass
+reaches is known when it begins; the ranks tell each other together with the loss (`callbacks.global_loss`).
+If all ranks reach all parameters, DistributedDataParallel does its work. Otherwise the gradients are averaged
+after the pass, and a parameter that no rank has reached keeps its gradient, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
+from torch.nn.parallel import DistributedDataParallel
+
+from training import internals
+
+CHUNK_BYTES = 25 * 2**20  # as the buckets of DistributedDataParallel
+_DENSE, _SPARSE = 1, 2
+
+
+class GradientSync:
+    """Averages the gradients of one model over all ranks, once per backward pass.
+
+    Order of calls: `attach` once; for each pass `may_overlap` and `start` when it begins, `finish` when it
+    has ended. Without `start`, as in the first micro-batches of a step, `finish` does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._ddp: DistributedDataParallel | None = None
+        self._parameters: list[nn.Parameter] = []
+        self._trainable: list[bool] = []
+        self._nodes: list[Node] = []
+        self._due = False
+        self._before: list[tuple[Tensor | None, int]] | None = None
+
+    def attach(self, ddp: DistributedDataParallel) -> None:
+        """Takes the wrapped model, whose parameters are those of every rank, in the same order."""
+        self._ddp = ddp
+        self._parameters = list(ddp.module.parameters())
+        self._trainable = [parameter.requires_grad for parameter in self._parameters]
+        self._nodes = [
+            get_gradient_edge(parameter).node for parameter in self._parameters if parameter.requires_grad
+        ]
+
+    def forward_only(self) -> AbstractContextManager[None]:
+        """Returns a context for the forward pass, in which the wrapper does not prepare for the backward."""
+        assert self._ddp is not None
+        return self._ddp.no_sync()
+
+    def may_overlap(self) -> bool:
+        """Returns whether the pass will reach every parameter. Call it in a hook of the loss."""
+        unchanged = [parameter.requires_grad for parameter in self._parameters] == self._trainable
+        return unchanged and all(map(internals.backward_reaches, self._nodes))
+
+    def start(self, *, overlap: bool, accumulated: bool) -> None:
+        """Begins a pass after which the gradients are averages.
+
+        overlap: whether all ranks may overlap. accumulated: whether the gradients of earlier passes have not
+        been averaged yet; otherwise only those will be that this pass changes on any rank.
+        """
+        assert self._ddp is not None
+        internals.prepare_forward_sync(self._ddp)
+        if overlap:
+            internals.prepare_for_backward(self._ddp)
+        else:
+            self._before = None if accumulated else [_state(parameter) for parameter in self._parameters]
+            self._due = True
+
+    def finish(self) -> None:
+        """Averages the gradients that DistributedDataParallel did not. Collective."""
+        if not self._due:
+            return
+        self._due = False
+        kinds = torch.tensor(self._kinds(), dtype=torch.int32, device=self._parameters[0].device)
+        dist.all_reduce(kinds, dist.ReduceOp.MAX)
+        by_kind = list(zip(self._parameters, kinds.tolist(), strict=True))
+        for parameter, kind in by_kind:
+            if kind == _SPARSE:
+                _average_sparse(parameter)
+        for chunk in _chunks([parameter for parameter, kind in by_kind if kind == _DENSE]):
+            _average(chunk)
+
+    def _kinds(self) -> list[int]:
+        if self._before is None:
+            return [_kind(parameter) for parameter in self._parameters]
+        before, self._before = self._before, None
+        return [
+            _kind(parameter) if _changed(_state(parameter), earlier) else 0
+            for parameter, earlier in zip(self._parameters, before, strict=True)
+        ]
+
+
+def _state(parameter: nn.Parameter) -> tuple[Tensor | None, int]:
+    gradient = parameter.grad
+    return gradient, 0 if gradient is None else internals.changes_in_place(gradient)
+
+
+def _changed(now: tuple[Tensor | None, int], before: tuple[Tensor | None, int]) -> bool:
+    return now[0] is not before[0] or now[1] != before[1]
+
+
+def _kind(parameter: nn.Parameter) -> int:
+    if parameter.grad is None:
+        return 0
+    return _SPARSE if parameter.grad.is_sparse else _DENSE
+
+
+def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yields groups of one dtype and device, of up to `CHUNK_BYTES` unless a parameter alone has more."""
+    kinds = dict.fromkeys((parameter.dtype, parameter.device) for parameter in parameters)
+    for kind in kinds:
+        chunk: list[nn.Parameter] = []
+        size = 0
+        for parameter in parameters:
+            if (parameter.dtype, parameter.device) != kind:
+                continue
+            if chunk and size + parameter.nbytes > CHUNK_BYTES:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(parameter)
+            size += parameter.nbytes
+        yield chunk
+
+
+def _average(parameters: Sequence[nn.Parameter]) -> None:
+    """Replaces the dense gradients by their averages; a missing one counts as zero."""
+    gradients = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters
+    ]
+    flat = torch.cat([gradient.detach().reshape(-1) for gradient in gradients])
+    flat /= dist.get_world_size()
+    dist.all_reduce(flat)
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for parameter, gradient, part in zip(parameters, gradients, parts, strict=True):
+        gradient.detach().copy_(part.view_as(gradient))
+        if parameter.grad is None:
+            parameter.grad = gradient
+
+
+def _average_sparse(parameter: nn.Parameter) -> None:
+    gradient = parameter.grad
+    if gradient is None:
+        gradient = torch.zeros_like(parameter, layout=torch.sparse_coo)
+    gradient = gradient / dist.get_world_size()
+    dist.all_reduce(gradient)
+    parameter.grad = gradient

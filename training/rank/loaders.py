@@ -1,0 +1,52 @@
+"""The loaders that a rank uses, made from those of the user's DataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from training.errors import BuildError
+from training.loading.batches import share_loader
+from training.loading.user_loader import WARNING, user_loader
+from training.spec import Spec
+
+
+class RankLoaders:
+    """Makes this rank's loader of each loader that Lightning requests from the DataModule.
+
+    trainer: set before fitting. say: prints a warning for the user on rank 0.
+    """
+
+    def __init__(self, spec: Spec, *, rank: int, world_size: int, say: Callable[[str], None]) -> None:
+        self._settings, self._say = spec.training, say
+        self._rank, self._world_size = rank, world_size
+        self.trainer: Trainer | None = None
+
+    def share(self, loader: object) -> object:
+        """Returns a loader of this rank's shares, or for `training.sampler: own` of the user's batches."""
+        assert self.trainer is not None
+        stage = self.trainer.state.stage
+        assert stage is not None
+        settings, trains = self._settings, bool(self.trainer.training)
+        key = f"data.{stage.dataloader_prefix}_dataloader"
+        if settings.sampler == "own" and trains:
+            self._say(f"warning: {WARNING}")
+            return user_loader(_checked(loader, key))
+        return share_loader(
+            _checked(loader, key),
+            batch_size=settings.global_batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            seed=settings.seed,
+            drop_last=settings.drop_last and trains,
+            accumulate_grad_batches=settings.accumulate_grad_batches if trains else 1,
+        )
+
+
+def _checked(loader: object, key: str) -> DataLoader[Any]:
+    if not isinstance(loader, DataLoader):
+        raise BuildError(key, f"expected a torch DataLoader, got {type(loader).__name__}")
+    return loader

@@ -1,0 +1,104 @@
+"""The Lightning environment and strategy of a rank, for the process group that exists already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from training.callbacks.global_loss import GlobalLoss
+from training.internals import SKIPPED, allow_skipped_steps
+from training.protocol import RankAssignment
+
+
+class GroupEnvironment(LightningEnvironment):
+    """A ClusterEnvironment that reports the existing process group to Lightning."""
+
+    def __init__(self, assignment: RankAssignment) -> None:
+        super().__init__()
+        self._assignment = assignment
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    def world_size(self) -> int:
+        return dist.get_world_size()
+
+    def set_world_size(self, size: int) -> None: ...
+
+    def global_rank(self) -> int:
+        return dist.get_rank()
+
+    def set_global_rank(self, rank: int) -> None: ...
+
+    def local_rank(self) -> int:
+        return self._assignment.local_rank
+
+    def node_rank(self) -> int:
+        return self._assignment.node_rank
+
+    def teardown(self) -> None: ...
+
+
+class GroupStrategy(DDPStrategy):
+    """DDP in the existing process group. A rank sees only its own GPUs and uses the first.
+
+    loss: weights the losses of the ranks, and knows when gradients are averaged. share: is given each of the
+    user's loaders and returns the one that this rank uses. Other arguments are those of torch's
+    DistributedDataParallel.
+    """
+
+    def __init__(self, *, loss: GlobalLoss, share: Callable[[object], object], **ddp: Any) -> None:
+        super().__init__(**ddp)
+        self._loss, self._share = loss, share
+
+    @property
+    def root_device(self) -> torch.device:
+        assert self.parallel_devices is not None
+        return self.parallel_devices[0]
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": dist.get_world_size(), "rank": dist.get_rank()}
+
+    def process_dataloader(self, dataloader: object) -> object:
+        return self._share(dataloader)
+
+    def setup(self, trainer: Trainer) -> None:
+        allow_skipped_steps(trainer)
+        super().setup(trainer)
+
+    def configure_ddp(self) -> None:
+        super().configure_ddp()
+        assert isinstance(self.model, DistributedDataParallel)
+        self._loss.gradients.attach(self.model)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._loss.gradients.forward_only():
+            output = super().training_step(*args, **kwargs)
+        module = self.lightning_module
+        if output is None and module is not None and module.automatic_optimization:
+            return SKIPPED
+        return output
+
+    def optimizer_step(
+        self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
+    ) -> Any:
+        return super().optimizer_step(optimizer, self._loss.in_closure(closure), model, **kwargs)
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        module, precision = self.lightning_module, self.precision_plugin
+        assert module is not None
+        loss: Tensor = precision.pre_backward(closure_loss, module)
+        if loss.requires_grad or not self._loss.others_go_on:
+            precision.backward(loss, module, optimizer, *args, **kwargs)
+        self._loss.gradients.finish()
+        return precision.post_backward(loss, module)
