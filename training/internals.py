@@ -5,12 +5,13 @@ An upgrade may change them without notice. tests/training/test_internals.py says
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from numpy._core.multiarray import _reconstruct
 from torch import Tensor
@@ -58,6 +59,73 @@ def loaders_to_evaluate_on(trainer: Trainer) -> tuple[list[Any], str]:
     """Returns the loaders of the running validation or test, and the mode in which they are combined."""
     loop: Any = trainer._evaluation_loop
     return loop._combined_loader.flattened, loop._combined_loader._mode
+
+
+def before_logged_is_read(trainer: Trainer, batch: Callable[[], None], epoch: Callable[[], None]) -> None:
+    """Calls `batch` before Lightning reads what a batch has logged, and `epoch` before it reads the rest."""
+    connector: Any = trainer._logger_connector
+    for name, before in (
+        ("on_batch_end", batch),
+        ("epoch_end_reached", epoch),
+        ("on_epoch_end", epoch),
+        ("update_eval_epoch_metrics", epoch),
+        ("update_train_epoch_metrics", epoch),
+    ):
+        setattr(connector, name, _after(before, getattr(connector, name)))
+
+
+def _after(before: Callable[[], None], method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before()
+        return method(*args, **kwargs)
+
+    return call
+
+
+def logged_as(module: LightningModule, results: Any, name: str, *, add_dataloader_idx: bool) -> str:
+    """Returns the key in `results` of what the running hook of a module logs as `name`."""
+    suffix = f".{results.dataloader_idx}" if add_dataloader_idx and results.dataloader_idx is not None else ""
+    return f"{module._current_fx_name}.{name}{suffix}"
+
+
+def arguments_of(result: Any) -> dict[str, Any]:
+    """Returns the arguments for `log_in` with which a result was logged, without value and batch size."""
+    meta = result.meta
+    suffix = f".{meta.dataloader_idx}" if meta.add_dataloader_idx and meta.dataloader_idx is not None else ""
+    names = ("name", "prog_bar", "logger", "on_step", "on_epoch", "add_dataloader_idx", "metric_attribute")
+    return {
+        "fx": meta.fx.removesuffix(suffix),
+        "reduce_fx": meta.reduce_fx,
+        **{name: getattr(meta, name) for name in names},
+    }
+
+
+def log_in(results: Any, value: Any, batch_size: Any, arguments: dict[str, Any]) -> None:
+    """Logs a value among `results` as a hook of the module would."""
+    results.log(value=value, batch_size=batch_size, **arguments)
+
+
+def step_value(result: Any) -> Any:
+    """Returns what was logged last, on this rank."""
+    return result._forward_cache
+
+
+def set_step_value(result: Any, value: Tensor) -> None:
+    """Replaces what was logged last."""
+    result._forward_cache, result.has_reset = value, False
+    if not result.meta.on_epoch:
+        result.value = value
+
+
+def is_computed(result: Any) -> bool:
+    """Returns whether Lightning has read a result at the end of the epoch."""
+    return result._computed is not None
+
+
+def evaluates_first_batch(trainer: Trainer) -> bool:
+    """Returns whether the running validation or test is in the first batch of a loader."""
+    loop: Any = trainer._evaluation_loop
+    return bool(loop.batch_progress.current.ready == 1)
 
 
 class _MaySkip(ClosureResult):

@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from training import internals
 from training.callbacks import train_state
 from training.callbacks.job_step import job_step
-from training.callbacks.log_reduction import LoggedValue, merge_resumed
+from training.callbacks.log_sync import LogSync
 from training.callbacks.stop_vote import StopVote, Vote
 from training.callbacks.train_state import TrainState
 from training.checkpoints.folder import Checkpoints
@@ -84,14 +84,14 @@ class CheckpointCallback(Callback):
         store: Store,
         *,
         vote: StopVote,
+        logs: LogSync,
         busy: Callable[[str], AbstractContextManager[None]],
         resumed: Saved | None = None,
     ) -> None:
         self.settings, self.seed, self.folder = spec.training.checkpoint, spec.training.seed, folder
-        self.tracker, self.vote, self.busy = tracker, vote, busy
+        self.tracker, self.vote, self.logs, self.busy = tracker, vote, logs, busy
         self.store = store
         self._to_restore = train_state.load(resumed.path) if resumed else None
-        self._resumed_values: dict[str, LoggedValue] = {}
         self._step = resumed.step if resumed else 0
         self._saved = resumed.step if resumed else None  # updated on rank 0 only
         self._saved_at = time.monotonic()
@@ -113,7 +113,7 @@ class CheckpointCallback(Callback):
     ) -> None:
         if self._to_restore is not None:
             self._to_restore.restore(trainer, module)
-            self._resumed_values = self._to_restore.logged_by(trainer)
+            self.logs.resumed = self._to_restore.logged_by(trainer)
             self._to_restore = None
         if job_step(trainer) == self._step:
             return  # nothing new to save, or between two micro-batches of one step
@@ -127,13 +127,8 @@ class CheckpointCallback(Callback):
         if decided is Vote.SAVE_AND_STOP:
             raise StopRequested(self._saved or 0)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self._resumed_values:
-            merge_resumed(trainer, self._resumed_values)
-
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        merge_resumed(trainer, self._resumed_values)
-        self._resumed_values = {}
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.logs.resumed = {}
 
     def _epoch_checkpoint_is_due(self, trainer: Trainer) -> bool:
         # Collective: every rank gets here, and rank 0's clock decides.

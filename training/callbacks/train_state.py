@@ -58,7 +58,7 @@ class TrainState:
             _seed_generators(self.seed, self.step, trainer.global_rank)
 
     def logged_by(self, trainer: Trainer) -> dict[str, LoggedValue]:
-        """Returns the logged values that this rank resumes with (see `log_reduction.merge_resumed`)."""
+        """Returns the logged values that this rank resumes with (see `LogSync.resumed`)."""
         return values_for_rank(self.logged, trainer.global_rank, trainer.world_size)
 
     def save(self, folder: Path) -> None:

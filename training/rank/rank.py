@@ -90,9 +90,10 @@ class RankRun:
     def _run(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> None:
         from lightning.pytorch import seed_everything
 
-        from training.callbacks.log_reduction import log_global_means
+        from training.callbacks.log_sync import LogSync
         from training.callbacks.norm_report import norm_report
         from training.callbacks.share_counts import ShareCounts
+        from training.model.supervised import Supervised
         from training.rank.loaders import RankLoaders
         from training.rank.trainer import make_trainer
 
@@ -105,6 +106,7 @@ class RankRun:
             self.spec, rank=self.rank, world_size=self.world_size, say=self._print_on_rank_0
         )
         report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
+        logs = LogSync(module, share, steps=not isinstance(module, Supervised))
         self.trainer = loaders.trainer = make_trainer(
             self.spec,
             self.context,
@@ -115,16 +117,17 @@ class RankRun:
             store=store,
             resumed=resumed,
             share=share,
+            logs=logs,
             loaders=loaders,
             prepared=self._preparing.close,
             validate=not self.order.curves_only,
         )
-        log_global_means(module, share)
+        logs.attach(self.trainer)
         self._fit(module, data, resumed)
         if self.order.curves_only:
             return
         self._test(module, data)
-        del module.log
+        logs.detach()
         if self.rank == 0:
             with watchdog.busy("saving the model"):
                 self._save_results(module, share.example, tracker, report)

@@ -12,6 +12,7 @@ from sync_bn.lightning import SyncBatchNormPlugin
 from training.callbacks.checkpointing import CheckpointCallback, InMemoryCheckpointIO, Store
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.heartbeat import Heartbeat
+from training.callbacks.log_sync import LogSync
 from training.callbacks.progress import LightningLogger, ProgressReporter
 from training.callbacks.rng_watch import RngWatch
 from training.callbacks.share_counts import ShareCounts
@@ -44,6 +45,7 @@ def make_trainer(
     store: Store,
     resumed: Saved | None,
     share: ShareCounts,
+    logs: LogSync,
     loaders: RankLoaders,
     prepared: Callable[[], None],
     validate: bool,
@@ -74,7 +76,9 @@ def make_trainer(
             share,
             # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
             # whether they advance. It casts a vote, so it precedes GlobalLoss, which counts the votes.
-            CheckpointCallback(spec, folder, tracker, store, vote=vote, busy=watchdog.busy, resumed=resumed),
+            CheckpointCallback(
+                spec, folder, tracker, store, vote=vote, logs=logs, busy=watchdog.busy, resumed=resumed
+            ),
             RngWatch(tracker),
             norm_report,
             loss,

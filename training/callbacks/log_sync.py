@@ -1,0 +1,243 @@
+"""Makes `self.log` of a module average over the samples of all ranks, whichever of them call it.
+
+Lightning averages over ranks as if all had equally many samples, and communicates in every call that has
+`sync_dist`, so a call that one rank alone makes hangs. Here a call only keeps this rank's value. The ranks
+agree on what was logged, and reduce it, when Lightning is about to read it: after a batch what was logged
+`on_step`, and at the end of an epoch what was logged `on_epoch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import Metric
+
+from training import internals
+from training.callbacks.log_reduction import NEUTRAL_VALUE, LoggedValue, merge_resumed, reduction_name
+from training.callbacks.share_counts import ShareCounts
+from training.errors import StepError
+
+
+class LogSync:
+    """Replaces `module.log` until `detach`.
+
+    A number or tensor logged for a batch counts as the mean over this rank's samples (or as `reduce_fx`
+    says) and is weighted by their number, which may be 0. torchmetrics metrics are synchronized by their own
+    `compute`, in the same order on all ranks. `rank_zero_only` works as usual; `sync_dist` has no effect.
+
+    steps: whether the module may log values `on_step`. Raises StepError if it does so in a validation or test
+    for the first time after the first batch.
+    """
+
+    def __init__(self, module: LightningModule, share: ShareCounts, *, steps: bool) -> None:
+        self._module, self._share, self._steps = module, share, steps
+        self._log = module.log
+        self._signature = inspect.signature(self._log)
+        self._calls: dict[str, dict[str, Any]] = {}  # arguments by key, so that other ranks can log it, too
+        self._of_batch: dict[str, tuple[Tensor, float]] = {}  # value and number of samples
+        self._reduced: dict[str, Tensor] = {}
+        self._evaluates_steps = False
+        self.resumed: dict[str, LoggedValue] = {}
+        """What was logged in the epoch before the run was resumed, to be merged once it is logged again."""
+
+    def attach(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._module.log = self._keep  # type: ignore[method-assign]
+        epoch_end = self._module.on_train_epoch_end
+
+        def on_train_epoch_end() -> None:
+            epoch_end()
+            self.before_epoch_is_read()  # callbacks that monitor a metric come next
+
+        self._module.on_train_epoch_end = on_train_epoch_end  # type: ignore[method-assign]
+        internals.before_logged_is_read(trainer, self.before_batch_is_read, self.before_epoch_is_read)
+
+    def detach(self) -> None:
+        del self._module.log, self._module.on_train_epoch_end
+
+    def _keep(self, *args: Any, **kwargs: Any) -> None:
+        bound = self._signature.bind(*args, **kwargs)
+        arguments = bound.arguments
+        arguments["sync_dist"] = False
+        value, results = arguments["value"], internals.logged_in_stage(self._trainer)
+        if results is None or arguments.get("rank_zero_only"):
+            self._log(*bound.args, **bound.kwargs)
+            return
+        size = math.nan if isinstance(value, Metric) else self._weigh(arguments, results)
+        self._log(*bound.args, **bound.kwargs)
+        with_index = arguments.get("add_dataloader_idx", True)
+        key = internals.logged_as(self._module, results, arguments["name"], add_dataloader_idx=with_index)
+        result = results[key]
+        if key not in self._calls:
+            self._calls[key] = internals.arguments_of(result)
+        if result.is_tensor and result.meta.on_step:
+            self._of_batch[key] = (internals.step_value(result), size)
+
+    def _weigh(self, arguments: dict[str, Any], results: Any) -> float:
+        """Replaces value and batch size; returns the number of samples. An empty share has a NaN mean."""
+        samples, size = self._share.samples, arguments.get("batch_size")
+        if results.batch is not None and (size is None or not samples):
+            size = samples
+        size = 1 if size is None else size
+        if not size:
+            reduction = reduction_name(arguments.get("reduce_fx", "mean"))
+            arguments["value"] = torch.tensor(NEUTRAL_VALUE[reduction], dtype=torch.float64)
+        arguments["batch_size"] = torch.tensor(float(size), dtype=torch.float64, device=self._module.device)
+        return float(size)
+
+    def before_batch_is_read(self) -> None:
+        """Reduces what was logged `on_step` in this batch. Collective."""
+        of_batch, self._of_batch = self._of_batch, {}
+        if not self._steps:
+            return
+        evaluates = not self._trainer.training
+        if evaluates and not self._evaluates_steps and not internals.evaluates_first_batch(self._trainer):
+            if of_batch:
+                self._refuse_late(next(iter(of_batch)))
+            return
+        results = internals.logged_in_stage(self._trainer)
+        keys = self._agreed(list(of_batch), results)
+        if evaluates:
+            self._evaluates_steps = bool(keys)
+        values = self._reduce(
+            [
+                _Part(reduction_name(results[key].meta.reduce_fx), *of_batch.get(key, (None, 0.0)))
+                for key in keys
+            ]
+        )
+        for key, (value, count) in zip(keys, values, strict=True):
+            internals.set_step_value(results[key], value if count is None else value / count)
+        self._merge_resumed(results)
+
+    def _refuse_late(self, key: str) -> None:
+        call = self._calls[key]
+        raise StepError(
+            f"{call['fx']} logged {call['name']!r} on_step on rank {self._trainer.global_rank}, but "
+            "nothing on_step in the first batch; log it on_step in every batch, or with on_step=False"
+        )
+
+    def before_epoch_is_read(self) -> None:
+        """Reduces what was logged `on_epoch` since the last call. Collective."""
+        results = internals.logged_in_stage(self._trainer)
+        if results is None:
+            return
+        new = [
+            key
+            for key, result in results.valid_items()
+            if result.meta.on_epoch and key in self._calls and not self._is_reduced(key, result)
+        ]
+        keys = self._agreed(new, results)
+        _reorder(results, keys)
+        self._merge_resumed(results)
+        for key, (value, count) in zip(
+            (tensors := [key for key in keys if results[key].is_tensor]),
+            self._reduce([_epoch_part(results[key]) for key in tensors]),
+            strict=True,
+        ):
+            result = results[key]
+            result.value = self._reduced[key] = value
+            if count is not None:
+                result.cumulated_batch_size = count
+            internals.forget_computed(result)
+
+    def _is_reduced(self, key: str, result: Any) -> bool:
+        if result.is_tensor:
+            return self._reduced.get(key) is result.value
+        return internals.is_computed(result)
+
+    def _merge_resumed(self, results: Any) -> None:
+        if self.resumed and self._trainer.training:
+            merge_resumed(results, self.resumed)
+
+    def _agreed(self, own: list[str], results: Any) -> list[str]:
+        """Returns the keys that any rank has, in one order; makes the calls that this rank has not made."""
+        digest = hashlib.blake2b("\n".join(own).encode(), digest_size=7).digest()
+        number = int.from_bytes(digest) if own else 0
+        extremes = torch.tensor([number, -number], dtype=torch.int64, device=self._module.device)
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        greatest, least = extremes.tolist()
+        if greatest == -least:
+            return own
+        ranks: list[dict[str, dict[str, Any]]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(ranks, {key: self._calls[key] for key in own})
+        union = {key: call for calls in ranks for key, call in calls.items()}
+        for key, call in union.items():
+            self._calls.setdefault(key, call)
+            if key not in results or results[key].has_reset:
+                self._log_nothing(call, results)
+        return list(union)
+
+    def _log_nothing(self, call: dict[str, Any], results: Any) -> None:
+        """Logs what another rank has logged, with a value that does not count."""
+        zero = torch.zeros((), dtype=torch.float64, device=self._module.device)
+        if call["metric_attribute"] is not None:
+            value: Any = self._module.get_submodule(call["metric_attribute"])
+        else:
+            value = zero + NEUTRAL_VALUE[reduction_name(call["reduce_fx"])]
+        internals.log_in(results, value, zero, call)
+
+    def _reduce(self, parts: Sequence[_Part]) -> list[tuple[Tensor, Tensor | None]]:
+        """Returns each value reduced over the ranks; for a mean the sum and the number of samples."""
+        if not parts:
+            return []
+        zero = torch.zeros((), dtype=torch.float64, device=self._module.device)
+        sums = torch.stack([zero + number for part in parts for number in (part.sum(zero), part.count)])
+        dist.all_reduce(sums)
+        if any(part.sign for part in parts):
+            extremes = torch.stack([part.extreme(zero) for part in parts])
+            dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        return [
+            (extremes[index] * part.sign, None)
+            if part.sign
+            else (sums[2 * index], sums[2 * index + 1] if part.reduction == "mean" else None)
+            for index, part in enumerate(parts)
+        ]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one rank adds to a reduction.
+
+    value: None: nothing. count: of samples. summed: whether a mean is multiplied by them already.
+    """
+
+    reduction: str
+    value: Tensor | None
+    count: Tensor | float
+    summed: bool = False
+
+    @property
+    def sign(self) -> float:
+        """By what a value is multiplied for the greatest one to be wanted; 0 for sums and means."""
+        return {"max": 1.0, "min": -1.0}.get(self.reduction, 0.0)
+
+    def sum(self, zero: Tensor) -> Tensor:
+        if self.value is None or self.sign:
+            return zero
+        value = self.value.detach().to(zero).reshape(())
+        return value * self.count if self.reduction == "mean" and not self.summed else value
+
+    def extreme(self, zero: Tensor) -> Tensor:
+        if self.value is None or not self.sign:
+            return zero - math.inf
+        return self.value.detach().to(zero).reshape(()) * self.sign
+
+
+def _epoch_part(result: Any) -> _Part:
+    count = result.cumulated_batch_size if result.meta.is_mean_reduction else 0.0
+    return _Part(reduction_name(result.meta.reduce_fx), result.value, count, summed=True)
+
+
+def _reorder(results: Any, keys: Sequence[str]) -> None:
+    """Moves the keys to the end, in this order, in which metrics will communicate."""
+    for key in keys:
+        results[key] = results.pop(key)
