@@ -13,12 +13,14 @@ from pathlib import Path
 class RunFolder:
     """The paths in a run's folder.
 
-    path: on a file system that all machines of the cluster share. checkpoints_url: of the run's checkpoints,
-    if they are in object storage (s3://bucket/prefix/run). attempt, start: identify this start of the run;
-    files about one start are ignored by the next.
+    path: on a file system that all machines of the cluster share. output: of a run on this machine, for its
+    results. checkpoints_url: of the run's checkpoints, if they are in object storage
+    (s3://bucket/prefix/run). attempt, start: identify this start of the run; files about one start are
+    ignored by the next.
     """
 
     path: Path
+    output: Path | None = None
     checkpoints_url: str | None = None
     attempt: int = 1
     start: int = 1
@@ -27,6 +29,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """One folder per checkpoint: see `training.checkpoints.folder`."""
         return self.path / "checkpoints"
+
+    @property
+    def files(self) -> Path:
+        """What the user's code writes through the Trainer: see `training.callbacks.own_checkpoints`."""
+        return (self.output or self.path) / "files"
 
     @property
     def spool(self) -> Path:

@@ -23,20 +23,22 @@ EPOCHS, BATCH = 2, 4
 class Result(NamedTuple):
     """losses: of each batch that has one, the last. logged: the values of each name, in order of steps.
 
-    calls: what the module, the data module and a callback have noted. state: the module's state_dict.
+    calls: what the module, the data module and a callback have noted. files: that the module has written.
+    state: the module's state_dict.
     """
 
     losses: list[float]
     logged: dict[str, list[float]]
     calls: list[str]
+    files: list[str]
     state: dict[str, Tensor]
 
 
 def as_lightning(row: Row) -> Result:
-    """What Lightning gives without this project."""
+    """What Lightning gives without this project. Files are written to the working directory."""
     seed_everything(42, verbose=False)
     data: Any = getattr(lab_modules, row.data)(row.kind, BATCH // row.accumulate)
-    model: LightningModule = getattr(lab_modules, row.module)().double()
+    model: LightningModule = getattr(lab_modules, row.module)(**row.arguments).double()
     logger, losses = _Records(), _LastLosses(row.accumulate)
     backward = model.backward
 
@@ -66,7 +68,8 @@ def as_lightning(row: Row) -> Result:
             trainer.test(model, datamodule=data, verbose=False)
     del model.backward
     calls = [*getattr(model, "calls", [])]
-    return Result(losses.found, dict(logger.values), calls, model.state_dict())
+    logged = {name: list(values.values()) for name, values in logger.values.items()}
+    return Result(losses.found, logged, calls, _files(Path()), model.state_dict())
 
 
 def as_job(worlds: Worlds, workers: int, row: Row, folder: Path) -> Result:
@@ -75,13 +78,18 @@ def as_job(worlds: Worlds, workers: int, row: Row, folder: Path) -> Result:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     names = {name for row in rows for name in row} - {"step", "epoch", "learning_rate"}
     values = {name: [row[name] for row in rows if name in row] for name in names}
-    return Result(values.pop("train_loss"), values, list(done.calls), dict(done.state))
+    return Result(
+        values.pop("train_loss"), values, list(done.calls), _files(folder / "files"), dict(done.state)
+    )
 
 
 def spec_of(row: Row, **training: Any) -> dict[str, Any]:
     """The spec of the job of a row."""
     return {
-        "model": {"class_path": f"tests.training.lab_modules.{row.module}"},
+        "model": {
+            "class_path": f"tests.training.lab_modules.{row.module}",
+            "init_args": dict(row.arguments),
+        },
         "data": {
             "class_path": f"tests.training.lab_modules.{row.data}",
             "init_args": {"kind": row.kind},
@@ -97,17 +105,21 @@ def spec_of(row: Row, **training: Any) -> dict[str, Any]:
     }
 
 
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("own_checkpoints/*"))
+
+
 class _Records(DummyLogger):
-    """Keeps what is logged, by name, in order."""
+    """Keeps what is logged, by name and step."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.values: dict[str, list[float]] = defaultdict(list)
+        self.values: dict[str, dict[int | None, float]] = defaultdict(dict)
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # noqa: ARG002
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         for name, value in metrics.items():
             if name != "epoch":
-                self.values[name].append(float(value))
+                self.values[name][step] = float(value)
 
 
 class _LastLosses(Callback):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, callbacks
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -581,3 +582,90 @@ for _name in [
     setattr(Noting, _name, _noting("module", Regression, _name))
 for _name in ["prepare_data", "setup", "teardown", "train_dataloader", "val_dataloader", *_OF_TRANSFER]:
     setattr(NotingData, _name, _noting("data", Data, _name))
+
+
+class LogsAnywhere(Regression):
+    """Logs in every hook; some values seldom, some on rank 0 alone."""
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        loss = self.loss_of(batch)
+        if index % 3 == 2:
+            self.log("seldom", loss, on_epoch=True)
+        self.log_dict({"a": loss, "b": loss * 2}, on_step=False, on_epoch=True)
+        self.log("rank_zero", 3.0, rank_zero_only=True)
+        return loss
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        super().validation_step(batch, index)
+        if index:
+            self.log("val_seldom", self.loss_of(batch), batch_size=len(features(batch)[1]))
+
+    def on_train_batch_end(self, _outputs: Any, _batch: Any, index: int) -> None:
+        if index != 1:
+            self.log("norm", self._norm())
+
+    def on_train_epoch_start(self) -> None:
+        self.log("start", float(self.current_epoch))
+
+    def _norm(self) -> Tensor:
+        norm: Tensor = torch.cat([each.detach().flatten() for each in self.parameters()]).norm()
+        return norm
+
+    def on_train_epoch_end(self) -> None:
+        self.log("end", self._norm())
+        self.log("after", self.trainer.callback_metrics["a"] + self.trainer.callback_metrics["val_loss"])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_end", self._norm())
+
+    def configure_callbacks(self) -> Any:
+        return [LoggingCallback()]
+
+
+class LoggingCallback(Callback):
+    def on_train_batch_end(self, _trainer: Any, module: LightningModule, *_: Any) -> None:
+        module.log("by_callback", 2.0)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        assert trainer.callback_metrics["val_loss"] > 0
+        assert module.trainer is trainer
+
+
+class SavesItself(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
+        trainer.save_checkpoint("own_checkpoints/by_callback.ckpt")
+        assert Path("own_checkpoints/by_callback.ckpt").exists()
+
+
+class WithCallback(Regression):
+    """Has a callback of its own, which may write checkpoints."""
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.which = which
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        loss = super().training_step(batch, index)
+        assert isinstance(loss, Tensor)
+        self.log("loss", loss, on_epoch=True)
+        return loss
+
+    def configure_callbacks(self) -> Any:
+        folder = "own_checkpoints"
+        make: dict[str, Callable[[], Callback]] = {
+            "best": lambda: callbacks.ModelCheckpoint(folder, monitor="val_loss", save_top_k=2),
+            "steps": lambda: callbacks.ModelCheckpoint(
+                folder, filename="{epoch}-{step}-{loss_step:.3f}", every_n_train_steps=3, save_top_k=-1
+            ),
+            "last": lambda: callbacks.ModelCheckpoint(folder, save_last=True, save_weights_only=True),
+            "stop": lambda: callbacks.EarlyStopping("val_loss", patience=1, min_delta=100.0),
+            "stop on train": lambda: callbacks.EarlyStopping(
+                "loss_epoch", patience=1, min_delta=100.0, check_on_train_epoch_end=True
+            ),
+            "rate": lambda: callbacks.LearningRateMonitor(),
+            "ema": lambda: callbacks.EMAWeightAveraging(decay=0.5),
+            "swa": lambda: callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1),
+            "pruning": lambda: callbacks.ModelPruning("l1_unstructured", amount=0.3),
+            "own": lambda: SavesItself(),
+        }
+        return [make[self.which]()]

@@ -5,15 +5,17 @@ test_as_lightning.py holds every row on 1, 2 and 3 workers; docs/generate.py mak
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One thing that a project may do. what: in words, for the documentation.
 
-    kind: of batches, a key of `lab_modules.COLLATED`. accumulate: micro-batches per step. tolerance:
-    relative, of logged values.
+    arguments: of the module. kind: of batches, a key of `lab_modules.COLLATED`. accumulate: micro-batches
+    per step. tolerance: relative, of logged values.
     """
 
     group: str
@@ -22,10 +24,16 @@ class Row:
     data: str = "Data"
     kind: str = "tuple"
     accumulate: int = 1
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-9
 
     def __str__(self) -> str:
-        parts = [self.module, *([self.data] if self.data != "Data" else []), self.kind]
+        parts = [
+            self.module,
+            *map(str, self.arguments.values()),
+            *([self.data] if self.data != "Data" else []),
+            self.kind,
+        ]
         return "-".join(parts + ([f"by {self.accumulate}"] if self.accumulate > 1 else []))
 
 
@@ -128,6 +136,31 @@ ROWS = [
         what="every hook of module, data module and callback, in order",
         module="Noting",
         data="NotingData",
+    ),
+    *(
+        Row(
+            group="Callbacks of the module's own",
+            what=what,
+            module="WithCallback",
+            arguments={"which": which},
+        )
+        for which, what in {
+            "best": "ModelCheckpoint with monitor and save_top_k",
+            "steps": "ModelCheckpoint with every_n_train_steps and a file name of metrics",
+            "last": "ModelCheckpoint with save_last and save_weights_only",
+            "stop": "EarlyStopping on a validation metric",
+            "stop on train": "EarlyStopping on a training metric",
+            "rate": "LearningRateMonitor",
+            "ema": "EMAWeightAveraging",
+            "swa": "StochasticWeightAveraging, which updates the statistics of BatchNorm at the end",
+            "pruning": "ModelPruning",
+            "own": "a callback that saves a checkpoint with trainer.save_checkpoint",
+        }.items()
+    ),
+    Row(
+        group="self.log",
+        what="in every hook, in callbacks, some batches, and by rank 0 alone",
+        module="LogsAnywhere",
     ),
     Row(group="Hooks", what="a model that freezes its BatchNorm in train()", module="Freezes"),
     Row(group="Hooks", what="a model that is handed over in evaluation mode", module="HandedOver"),

@@ -14,7 +14,11 @@ from tests.training.worlds import Worlds
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_a_job_gives_what_a_plain_trainer_gives(worlds: Worlds, tmp_path: Path, row: Row) -> None:
+def test_a_job_gives_what_a_plain_trainer_gives(
+    worlds: Worlds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Row
+) -> None:
+    (tmp_path / "plain").mkdir()
+    monkeypatch.chdir(tmp_path / "plain")
     expected = as_lightning(row)
 
     for workers in (1, 2, 3):
@@ -25,6 +29,7 @@ def test_a_job_gives_what_a_plain_trainer_gives(worlds: Worlds, tmp_path: Path, 
         for name, values in expected.logged.items():
             assert found.logged[name] == pytest.approx(values, rel=row.tolerance), name
         assert found.calls == expected.calls
+        assert found.files == expected.files
         torch.testing.assert_close(found.state, expected.state, rtol=1e-9, atol=1e-9)
 
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from training import internals
 from training.callbacks import train_state
 from training.callbacks.job_step import job_step
 from training.callbacks.log_sync import LogSync
+from training.callbacks.own_checkpoints import IN_MEMORY, JobCheckpointIO
 from training.callbacks.stop_vote import StopVote, Vote
 from training.callbacks.train_state import TrainState
 from training.checkpoints.folder import Checkpoints
@@ -52,17 +52,6 @@ class StopRequested(BaseException):
     def __init__(self, step: int) -> None:
         super().__init__(step)
         self.step = step
-
-
-class InMemoryCheckpointIO(TorchCheckpointIO):
-    """Keeps Lightning's checkpoint in memory: a full disk must not stop rank 0 between two collectives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last: dict[str, Any] = {}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
-        self.last = checkpoint
 
 
 class CheckpointCallback(Callback):
@@ -143,8 +132,8 @@ class CheckpointCallback(Callback):
         with self.busy("saving a checkpoint"):
             state = train_state.gather(trainer, module, seed=self.seed)
             io = trainer.strategy.checkpoint_io
-            assert isinstance(io, InMemoryCheckpointIO)
-            trainer.save_checkpoint("kept in memory")
+            assert isinstance(io, JobCheckpointIO)
+            trainer.save_checkpoint(IN_MEMORY)
             if state is not None:
                 _rewind_one_batch(io.last, trainer, batch_idx)
                 self._write(trainer, io.last, state, batch_idx)

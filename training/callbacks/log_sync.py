@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -27,8 +28,8 @@ from training.callbacks.share_counts import ShareCounts
 from training.errors import StepError
 
 
-class LogSync:
-    """Replaces `module.log` until `detach`.
+class LogSync(Callback):
+    """Replaces `module.log` until `detach`. Precedes the user's callbacks, which read what was logged.
 
     A number or tensor logged for a batch counts as the mean over this rank's samples (or as `reduce_fx`
     says) and is weighted by their number, which may be 0. torchmetrics metrics are synchronized by their own
@@ -45,21 +46,33 @@ class LogSync:
         self._calls: dict[str, dict[str, Any]] = {}  # arguments by key, so that other ranks can log it, too
         self._of_batch: dict[str, tuple[Tensor, float]] = {}  # value and number of samples
         self._reduced: dict[str, Tensor] = {}
-        self._evaluates_steps = False
+        self._evaluates_steps = self._may_log_late = False
         self.resumed: dict[str, LoggedValue] = {}
         """What was logged in the epoch before the run was resumed, to be merged once it is logged again."""
 
     def attach(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._module.log = self._keep  # type: ignore[method-assign]
         epoch_end = self._module.on_train_epoch_end
+
+        # Functions, because a copy of the module (for averaged weights) would copy bound methods' objects.
+        def log(*args: Any, **kwargs: Any) -> None:
+            self._keep(*args, **kwargs)
 
         def on_train_epoch_end() -> None:
             epoch_end()
             self.before_epoch_is_read()  # callbacks that monitor a metric come next
 
+        self._module.log = log  # type: ignore[method-assign]
         self._module.on_train_epoch_end = on_train_epoch_end  # type: ignore[method-assign]
         internals.before_logged_is_read(trainer, self.before_batch_is_read, self.before_epoch_is_read)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        own = all(type(callback).__module__.startswith("training.") for callback in callbacks)
+        self._may_log_late = not own or is_overridden("on_train_batch_end", module)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._reduce_batch()
 
     def detach(self) -> None:
         del self._module.log, self._module.on_train_epoch_end
@@ -96,6 +109,12 @@ class LogSync:
 
     def before_batch_is_read(self) -> None:
         """Reduces what was logged `on_step` in this batch. Collective."""
+        if self._may_log_late or not self._trainer.training:
+            self._reduce_batch()
+        results = internals.logged_in_stage(self._trainer)
+        self._merge_resumed(results)
+
+    def _reduce_batch(self) -> None:
         of_batch, self._of_batch = self._of_batch, {}
         if not self._steps:
             return
@@ -116,7 +135,6 @@ class LogSync:
         )
         for key, (value, count) in zip(keys, values, strict=True):
             internals.set_step_value(results[key], value if count is None else value / count)
-        self._merge_resumed(results)
 
     def _refuse_late(self, key: str) -> None:
         call = self._calls[key]

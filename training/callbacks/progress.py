@@ -65,6 +65,11 @@ class ProgressReporter(Callback):
             self._eta.total_steps = job_step(trainer)
             self._report(trainer)
 
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        logger = trainer.logger
+        assert isinstance(logger, LightningLogger)
+        logger.step = job_step(trainer) + 1  # what a callback logs before the step belongs to it
+
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, *_: Any) -> None:
         logger = trainer.logger
         assert isinstance(logger, LightningLogger)

@@ -31,17 +31,17 @@ class RankLoaders:
         stage = self.trainer.state.stage
         assert stage is not None
         settings, trains = self._settings, bool(self.trainer.training)
-        key = f"data.{stage.dataloader_prefix}_dataloader"
+        loader = _checked(loader, f"data.{stage.dataloader_prefix}_dataloader")
         if settings.sampler == "own" and trains:
             self._say(f"warning: {WARNING}")
-            return user_loader(_checked(loader, key))
+            return user_loader(loader)
         return share_loader(
-            _checked(loader, key),
+            loader,
             batch_size=settings.global_batch_size,
             rank=self._rank,
             world_size=self._world_size,
             seed=settings.seed,
-            drop_last=settings.drop_last and trains,
+            drop_last=loader.drop_last or (settings.drop_last and trains),
             accumulate_grad_batches=settings.accumulate_grad_batches if trains else 1,
         )
 

@@ -37,6 +37,7 @@ class RankRun:
         self.spec = parse_spec(order.spec)
         self.folder = RunFolder(
             path=Path(order.folder),
+            output=Path(order.output) if order.output else None,
             checkpoints_url=order.checkpoints,
             attempt=order.number,
             start=order.start,
@@ -92,12 +93,15 @@ class RankRun:
 
         from training.callbacks.log_sync import LogSync
         from training.callbacks.norm_report import norm_report
+        from training.callbacks.own_checkpoints import KeptFiles
         from training.callbacks.share_counts import ShareCounts
         from training.model.supervised import Supervised
         from training.rank.loaders import RankLoaders
         from training.rank.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
+        files = KeptFiles(self.folder.files)
+        files.remove_links()
         data = self._data()
         module = self._module(tracker)
         with watchdog.busy("reading the checkpoint"):
@@ -118,6 +122,7 @@ class RankRun:
             resumed=resumed,
             share=share,
             logs=logs,
+            files=files,
             loaders=loaders,
             prepared=self._preparing.close,
             validate=not self.order.curves_only,

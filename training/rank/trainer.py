@@ -9,10 +9,11 @@ from lightning.pytorch import Trainer
 
 from sync_bn import check_ranks
 from sync_bn.lightning import SyncBatchNormPlugin
-from training.callbacks.checkpointing import CheckpointCallback, InMemoryCheckpointIO, Store
+from training.callbacks.checkpointing import CheckpointCallback, Store
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.heartbeat import Heartbeat
 from training.callbacks.log_sync import LogSync
+from training.callbacks.own_checkpoints import JobCheckpointIO, KeptFiles, OwnCheckpoints
 from training.callbacks.progress import LightningLogger, ProgressReporter
 from training.callbacks.rng_watch import RngWatch
 from training.callbacks.share_counts import ShareCounts
@@ -46,13 +47,14 @@ def make_trainer(
     resumed: Saved | None,
     share: ShareCounts,
     logs: LogSync,
+    files: KeptFiles,
     loaders: RankLoaders,
     prepared: Callable[[], None],
     validate: bool,
 ) -> Trainer:
     """Returns the Trainer for one rank. Every rank must call it, because it may create process groups."""
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
-    plugins: list[Any] = [context.environment(), InMemoryCheckpointIO()]
+    plugins: list[Any] = [context.environment(), JobCheckpointIO(files)]
     if synchronized:
         group = process_group(spec.norm, context.node_rank)
         plugins.append(SyncBatchNormPlugin(process_group=group))
@@ -73,6 +75,8 @@ def make_trainer(
         callbacks=[
             Heartbeat(watchdog, prepared),
             KeepSignals(),
+            OwnCheckpoints(files),
+            logs,
             share,
             # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
             # whether they advance. It casts a vote, so it precedes GlobalLoss, which counts the votes.
@@ -85,6 +89,7 @@ def make_trainer(
             ProgressReporter(tracker),
         ],
         logger=LightningLogger(tracker),
+        default_root_dir=folder.files,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
         limit_val_batches=None if validate else 0,

@@ -1,0 +1,101 @@
+"""Checkpoints that a user's own code writes: ModelCheckpoint, `trainer.save_checkpoint` and the like.
+
+They go where Lightning puts them, but relative paths are kept in a folder of the job: the working directory
+of a job on a cluster is deleted at its end. A link in the working directory leads to them.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+FOLDER = "files"
+IN_MEMORY = "kept in memory"
+"""The path under which a checkpoint is kept in memory instead of written."""
+
+
+class KeptFiles:
+    """A folder of the job in place of the working directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def remove_links(self) -> None:
+        """Removes the links of earlier runs, which a user's relative path would follow into their folders."""
+        with suppress(OSError):
+            for path in Path.cwd().iterdir():
+                if path.is_symlink() and _is_ours(path) and path.readlink().parent != self.folder.absolute():
+                    path.unlink()
+
+    def path_of(self, path: str | os.PathLike[str]) -> str:
+        """Returns where a path in the working directory is kept; other paths and URLs stay as they are."""
+        text = os.fspath(path)
+        if "://" in text:
+            return text
+        here = Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111 (links stay)
+        work = Path.cwd()
+        if not here.is_relative_to(work) or here == work or here.is_relative_to(self.folder.absolute()):
+            return text
+        relative = here.relative_to(work)
+        first = next(
+            (part for part in [*relative.parents[-2::-1], relative] if not _is_folder(work / part)), relative
+        )
+        self._link(work / first, self.folder / first)
+        return str(self.folder / relative)
+
+    def _link(self, link: Path, target: Path) -> None:
+        """Makes a link in the working directory, unless a file or link of the user's is there already."""
+        target = target.absolute()
+        with suppress(OSError):  # the user's folder may be read-only
+            if link.is_symlink() and link.readlink() != target and _is_ours(link):
+                link.unlink()
+            if not link.is_symlink() and not link.exists():
+                link.symlink_to(target)
+
+
+def _is_ours(link: Path) -> bool:
+    return FOLDER in link.readlink().parts[:-1]
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+class JobCheckpointIO(TorchCheckpointIO):
+    """Reads and writes checkpoints of the user's code in the kept folder.
+
+    The job's own one stays in memory (`last`), from where it is written to the store of checkpoints: a full
+    disk must not stop rank 0 between two collectives.
+    """
+
+    def __init__(self, files: KeptFiles) -> None:
+        super().__init__()
+        self.files = files
+        self.last: dict[str, Any] = {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if path == IN_MEMORY:
+            self.last = checkpoint
+            return
+        super().save_checkpoint(checkpoint, self.files.path_of(path), storage_options)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        super().remove_checkpoint(self.files.path_of(path))
+
+
+class OwnCheckpoints(Callback):
+    """Moves the folders of the user's checkpoint callbacks to the kept folder before they are set up."""
+
+    def __init__(self, files: KeptFiles) -> None:
+        self.files = files
+
+    def setup(self, trainer: Trainer, _module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(folder := getattr(callback, "dirpath", None), str | os.PathLike):
+                callback.dirpath = self.files.path_of(folder)
