@@ -89,20 +89,22 @@ def logged_as(module: LightningModule, results: Any, name: str, *, add_dataloade
 
 
 def arguments_of(result: Any) -> dict[str, Any]:
-    """Returns the arguments for `log_in` with which a result was logged, without value and batch size."""
+    """Returns the arguments for `log_again` with which a result was logged, without value and batch size."""
     meta = result.meta
     suffix = f".{meta.dataloader_idx}" if meta.add_dataloader_idx and meta.dataloader_idx is not None else ""
     names = ("name", "prog_bar", "logger", "on_step", "on_epoch", "add_dataloader_idx", "metric_attribute")
     return {
         "fx": meta.fx.removesuffix(suffix),
         "reduce_fx": meta.reduce_fx,
+        "rank_zero_only": meta.sync.rank_zero_only,
         **{name: getattr(meta, name) for name in names},
     }
 
 
-def log_in(results: Any, value: Any, batch_size: Any, arguments: dict[str, Any]) -> None:
-    """Logs a value among `results` as a hook of the module would."""
-    results.log(value=value, batch_size=batch_size, **arguments)
+def log_again(trainer: Trainer, value: Any, batch_size: Any, arguments: dict[str, Any]) -> None:
+    """Logs a value as the hook of the module would that `arguments_of` tells about."""
+    results: Any = trainer._results
+    results.log(value=value, batch_size=batch_size, sync_dist_fn=trainer.strategy.reduce, **arguments)
 
 
 def step_value(result: Any) -> Any:

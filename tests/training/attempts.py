@@ -30,6 +30,13 @@ STOP_AFTER = "STOP_AFTER_STEP"
 """Environment variable: the model asks for a stop in this step, counted over the attempt."""
 
 
+def stop_if_asked(step: int) -> None:
+    """Asks for a stop in the step that `attempt` was told. step: from 1."""
+    after, _, path = os.environ.get(STOP_AFTER, "").partition(":")
+    if after and step >= int(after):
+        Path(path).touch()
+
+
 class Net(nn.Module):
     """A small network with normalisation; `noise` adds dropout."""
 
@@ -51,9 +58,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.steps += 1
-            after, _, path = os.environ.get(STOP_AFTER, "").partition(":")
-            if after and self.steps >= int(after):
-                Path(path).touch()
+            stop_if_asked(self.steps)
         output: Tensor = self.layers(x)
         return output
 

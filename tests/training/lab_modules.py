@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, SumMetric
 
+from tests.training.attempts import stop_if_asked
+
 SAMPLES, VALIDATION = 14, 9  # the last batch leaves the third of three ranks without a sample
 Sample = tuple[Tensor, Tensor, str]
 
@@ -153,9 +155,15 @@ def network(inputs: int = 4) -> nn.Sequential:
 
 
 class Regression(LightningModule):
+    batches = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.net = network()
+
+    def on_train_batch_start(self, _batch: Any, _index: int) -> Any:
+        self.batches += 1
+        stop_if_asked(self.batches)
 
     def loss_of(self, batch: Any) -> Tensor:
         x, y = features(batch)
@@ -205,6 +213,12 @@ class Metrics(Regression):
 
 class Adversarial(LightningModule):
     """Two optimizers by hand, of parameters of their own."""
+
+    batches = 0
+
+    def on_train_batch_start(self, _batch: Any, _index: int) -> Any:
+        self.batches += 1
+        stop_if_asked(self.batches)
 
     def __init__(self, *, toggle: bool = True) -> None:
         super().__init__()

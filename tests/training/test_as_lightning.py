@@ -37,3 +37,32 @@ def test_a_data_module_is_torn_down(worlds: Worlds, tmp_path: Path) -> None:
     done = worlds.run(1, attempt, spec_of(Row(group="", what="", data="Hooked")), tmp_path)[0]
 
     assert done.said.count("teardown") == 1
+
+
+RESUMED = [
+    *(
+        Row(group="", what="", module="WithCallback", arguments={"which": which})
+        for which in ("best", "stop", "ema")
+    ),
+    Row(group="", what="", module="LogsAnywhere"),
+    Row(group="", what="", module="Adversarial"),
+    Row(group="", what="", module="AccumulatesByHand"),
+    Row(group="", what="", module="HeadOfSomeBatches", data="Even", accumulate=2),
+    Row(group="", what="", module="QuasiNewton"),
+    Row(group="", what="", module="OfBoth", data="TrainsOnList"),
+    Row(group="", what="", module="OfBoth", data="TrainsOnMax"),
+]
+
+
+@pytest.mark.parametrize("row", RESUMED, ids=str)
+def test_a_break_changes_nothing(worlds: Worlds, tmp_path: Path, row: Row) -> None:
+    whole = as_job(worlds, 2, row, tmp_path / "whole")
+    for after in (3, 2):
+        stopped = worlds.run(2, attempt, spec_of(row), tmp_path / "parts", stop_after=after)[0]
+        assert stopped.stopped
+    parts = as_job(worlds, 2, row, tmp_path / "parts")
+
+    assert parts.losses == whole.losses
+    assert parts.logged == whole.logged
+    assert parts.files == whole.files
+    torch.testing.assert_close(parts.state, whole.state, rtol=0, atol=0)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from training.internals import forget_computed, logged_in_epoch
+from training import internals
 
 NEUTRAL_VALUE = {"mean": 0.0, "sum": 0.0, "max": -math.inf, "min": math.inf}
 _MERGE_FUNCTIONS = {"mean": sum, "sum": sum, "max": max, "min": min}
@@ -28,17 +28,22 @@ def reduction_name(reduction: Any) -> str:
 class LoggedValue:
     """The running reduction of one logged name on one rank since the start of the epoch.
 
-    shared: every rank holds the same value, as in checkpoints of earlier versions. samples: their number so
-    far; None if it is not a mean.
+    shared: every rank holds the same value, as in checkpoints of earlier versions. value: None for a Metric,
+    which is saved with the module. samples: their number so far; None if it is not a mean. last: what was
+    logged in the last step that logged it. arguments: to log it again; None in earlier versions.
     """
 
     reduction: str
     shared: bool
-    value: Tensor
+    value: Tensor | None
     samples: Tensor | None
+    last: Tensor | None = None
+    arguments: dict[str, Any] | None = None
 
     def merge_into(self, later: Any) -> None:
         """Adds this value, from before the resume, to Lightning's own running result `later`."""
+        if self.value is None:
+            return
         earlier = self.value.to(later.value.device)
         if self.reduction in {"mean", "sum"}:
             later.value = later.value + earlier
@@ -46,21 +51,27 @@ class LoggedValue:
             later.value = getattr(torch, f"{self.reduction}imum")(later.value, earlier)
         if self.samples is not None:
             later.cumulated_batch_size = later.cumulated_batch_size + self.samples.to(later.value.device)
-        forget_computed(later)
+        internals.forget_computed(later)
 
 
 def values_of_epoch(trainer: Trainer) -> dict[str, LoggedValue]:
     """Returns what this rank has logged in the current epoch so far, by Lightning's result key."""
-    return {
-        key: LoggedValue(
-            reduction=reduction_name(result.meta.reduce_fx),
-            shared=False,
-            value=result.value.clone().cpu(),
-            samples=result.cumulated_batch_size.clone().cpu() if result.meta.is_mean_reduction else None,
-        )
-        for key, result in logged_in_epoch(trainer).items()
-        if result.is_tensor and result.meta.on_epoch and not result.has_reset
-    }
+    results = internals.logged_in_epoch(trainer)
+    return {key: _value_of(result) for key, result in results.items() if not result.has_reset}
+
+
+def _value_of(result: Any) -> LoggedValue:
+    reduction = reduction_name(result.meta.reduce_fx)
+    last = internals.step_value(result) if result.is_tensor and result.meta.on_step else None
+    counted = result.is_tensor and result.meta.on_epoch
+    return LoggedValue(
+        reduction=reduction,
+        shared=False,
+        value=result.value.clone().cpu() if counted else None,
+        samples=result.cumulated_batch_size.clone().cpu() if counted and reduction == "mean" else None,
+        last=None if last is None else last.detach().clone().cpu(),
+        arguments=internals.arguments_of(result) | {"reduce_fx": reduction},
+    )
 
 
 def values_for_rank(
@@ -83,18 +94,10 @@ def values_for_rank(
 
 
 def _merge(parts: Sequence[LoggedValue]) -> LoggedValue:
-    first = parts[0]
     samples = [part.samples for part in parts if part.samples is not None]
-    return LoggedValue(
-        reduction=first.reduction,
-        shared=False,
-        value=_MERGE_FUNCTIONS[first.reduction](part.value for part in parts),  # type: ignore[operator]
+    values = [part.value for part in parts if part.value is not None]
+    return replace(
+        parts[0],
+        value=_MERGE_FUNCTIONS[parts[0].reduction](values) if values else None,  # type: ignore[operator]
         samples=sum(samples[1:], samples[0]) if samples else None,
     )
-
-
-def merge_resumed(results: Any, before: dict[str, LoggedValue]) -> None:
-    """Moves the values in `before` into Lightning's results, each once its name has been logged again."""
-    for key in before.keys() & results.keys():
-        if not results[key].has_reset:
-            before.pop(key).merge_into(results[key])

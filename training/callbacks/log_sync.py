@@ -23,7 +23,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from training import internals
-from training.callbacks.log_reduction import NEUTRAL_VALUE, LoggedValue, merge_resumed, reduction_name
+from training.callbacks.log_reduction import NEUTRAL_VALUE, LoggedValue, reduction_name
 from training.callbacks.share_counts import ShareCounts
 from training.errors import StepError
 
@@ -48,7 +48,7 @@ class LogSync(Callback):
         self._reduced: dict[str, Tensor] = {}
         self._evaluates_steps = self._may_log_late = False
         self.resumed: dict[str, LoggedValue] = {}
-        """What was logged in the epoch before the run was resumed, to be merged once it is logged again."""
+        """What was logged in the epoch before the run was resumed, to be merged after its first batch."""
 
     def attach(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -111,8 +111,8 @@ class LogSync(Callback):
         """Reduces what was logged `on_step` in this batch. Collective."""
         if self._may_log_late or not self._trainer.training:
             self._reduce_batch()
-        results = internals.logged_in_stage(self._trainer)
-        self._merge_resumed(results)
+        if self.resumed and self._trainer.training:
+            self._merge_resumed()
 
     def _reduce_batch(self) -> None:
         of_batch, self._of_batch = self._of_batch, {}
@@ -155,7 +155,6 @@ class LogSync(Callback):
         ]
         keys = self._agreed(new, results)
         _reorder(results, keys)
-        self._merge_resumed(results)
         for key, (value, count) in zip(
             (tensors := [key for key in keys if results[key].is_tensor]),
             self._reduce([_epoch_part(results[key]) for key in tensors]),
@@ -172,9 +171,23 @@ class LogSync(Callback):
             return self._reduced.get(key) is result.value
         return internals.is_computed(result)
 
-    def _merge_resumed(self, results: Any) -> None:
-        if self.resumed and self._trainer.training:
-            merge_resumed(results, self.resumed)
+    def _merge_resumed(self) -> None:
+        """Adds to Lightning's results what they held before the run was resumed.
+
+        After the first batch, because Lightning resets them in it.
+        """
+        results = internals.logged_in_stage(self._trainer)
+        for key, value in self.resumed.items():
+            logged_again = key in results and not results[key].has_reset
+            if not logged_again and value.arguments is not None:
+                if not value.arguments["rank_zero_only"]:
+                    self._calls[key] = value.arguments
+                self._log_nothing(value.arguments)
+                if value.last is not None:
+                    internals.set_step_value(results[key], value.last.to(self._module.device))
+            if key in results:
+                value.merge_into(results[key])
+        self.resumed = {}
 
     def _agreed(self, own: list[str], results: Any) -> list[str]:
         """Returns the keys that any rank has, in one order; makes the calls that this rank has not made."""
@@ -191,17 +204,17 @@ class LogSync(Callback):
         for key, call in union.items():
             self._calls.setdefault(key, call)
             if key not in results or results[key].has_reset:
-                self._log_nothing(call, results)
+                self._log_nothing(call)
         return list(union)
 
-    def _log_nothing(self, call: dict[str, Any], results: Any) -> None:
+    def _log_nothing(self, call: dict[str, Any]) -> None:
         """Logs what another rank has logged, with a value that does not count."""
         zero = torch.zeros((), dtype=torch.float64, device=self._module.device)
         if call["metric_attribute"] is not None:
             value: Any = self._module.get_submodule(call["metric_attribute"])
         else:
             value = zero + NEUTRAL_VALUE[reduction_name(call["reduce_fx"])]
-        internals.log_in(results, value, zero, call)
+        internals.log_again(self._trainer, value, zero, call)
 
     def _reduce(self, parts: Sequence[_Part]) -> list[tuple[Tensor, Tensor | None]]:
         """Returns each value reduced over the ranks; for a mean the sum and the number of samples."""

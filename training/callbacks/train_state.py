@@ -39,19 +39,27 @@ HELD_BY_ONE = (dim_zero_sum, dim_zero_cat)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """The state of all ranks. generators, logged: one entry per rank; metrics: by name in the module."""
+    """The state of all ranks.
+
+    generators, logged: one entry per rank. metrics: by name in the module. gradients: the averages over all
+    ranks that a module with manual optimization may go on to accumulate, by name of the parameter.
+    """
 
     seed: int
     step: int
     generators: list[dict[str, Any]]
     logged: list[dict[str, LoggedValue]]
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
         """Restores everything except what `logged_by` returns. Every rank must call it."""
         for name, metric in _metrics(module).items():
             if name in self.metrics:
                 _restore(metric, self.metrics[name])
+        parameters = dict(module.named_parameters())
+        for name, gradient in self.gradients.items():
+            parameters[name].grad = gradient.to(parameters[name])
         if len(self.generators) == trainer.world_size:
             _set_generators(self.generators[trainer.global_rank])
         else:
@@ -83,8 +91,20 @@ def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainStat
     }
     if not trainer.is_global_zero:
         return None
+    gradients = {
+        name: parameter.grad.detach().cpu()
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None and not module.automatic_optimization
+    }
     generators, logged = (list(parts) for parts in zip(*own, strict=True))
-    return TrainState(seed=seed, step=job_step(trainer), generators=generators, logged=logged, metrics=states)
+    return TrainState(
+        seed=seed,
+        step=job_step(trainer),
+        generators=generators,
+        logged=logged,
+        metrics=states,
+        gradients=gradients,
+    )
 
 
 def load(folder: Path) -> TrainState:
