@@ -28,13 +28,15 @@ from benchmarks.progress import progress
 from benchmarks.result import Options, Result, comparison
 from benchmarks.servers import mlflow_server
 from training.callbacks.global_loss import GlobalLoss
-from training.callbacks.progress import LightningLogger, ProgressReporter
+from training.callbacks.logger import RunLogger
+from training.callbacks.progress import ProgressReporter
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
 from training.loading.batches import share_loader
 from training.model.instantiate import construct
 from training.model.supervised import as_lightning_module
 from training.spec import Spec, flat, load_yaml, parse_spec
+from training.tracking.mlflow_run import DiscardedRun
 from training.tracking.mlflow_tracker import MlflowTracker
 from training.tracking.tracker import NullTracker, Tracker
 
@@ -150,7 +152,7 @@ def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
         devices=1,
         max_epochs=-1,
         callbacks=[share, GlobalLoss(tracker, StopVote(), share), ProgressReporter(tracker), pace],
-        logger=LightningLogger(tracker),
+        logger=RunLogger(tracker, DiscardedRun(), {}),
         log_every_n_steps=1,
         use_distributed_sampler=False,
         enable_checkpointing=False,

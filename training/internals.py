@@ -1,4 +1,4 @@
-"""Private parts of Lightning, torchmetrics, torch and NumPy that the training needs: each is used here alone.
+"""Private parts of Lightning, torchmetrics, torch, NumPy and MLflow that the training needs, all used here.
 
 An upgrade may change them without notice. tests/training/test_internals.py says which one it broke.
 """
@@ -209,3 +209,18 @@ def collectives_entered() -> int | None:
         return int(group._get_sequence_number_for_group())
     except RuntimeError:  # not every backend counts
         return None
+
+
+def replace_active_runs(make: Callable[[], list[Any]]) -> None:
+    """Replaces MLflow's stack of active runs in all threads by what `make` returns for each."""
+    from mlflow.tracking import fluent  # takes seconds
+    from mlflow.utils.thread_utils import ThreadLocalVariable
+
+    fluent._active_run_stack = ThreadLocalVariable(default_factory=make)
+
+
+def add_active_run(run: Any) -> None:
+    """Makes a run the active one of MLflow in this thread, within the one that was."""
+    from mlflow.tracking import fluent
+
+    fluent._active_run_stack.get().append(run)

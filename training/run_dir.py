@@ -41,6 +41,11 @@ class RunFolder:
         return self.path / "spool"
 
     @property
+    def mlflow_run_id(self) -> Path:
+        """The id of the run in a local MLflow store: see `training.tracking.mlflow_run.LocalRun`."""
+        return self.path / "mlflow_run_id"
+
+    @property
     def stop_request(self) -> Path:
         """A file that asks the run to save itself and stop: written by an agent, polled by rank 0."""
         return self.path / "stop" / self._this_start

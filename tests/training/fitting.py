@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sync_bn.lightning import SyncBatchNormPlugin
 from training.callbacks.global_loss import GlobalLoss
+from training.callbacks.logger import RunLogger
 from training.callbacks.norm_report import norm_report
-from training.callbacks.progress import LightningLogger, ProgressReporter
+from training.callbacks.progress import ProgressReporter
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
 from training.errors import NonFiniteLoss
@@ -30,6 +31,7 @@ from training.model.supervised import Supervised, as_lightning_module
 from training.protocol import Progress
 from training.rank.strategy import GroupStrategy
 from training.spec import Spec, parse_spec
+from training.tracking.mlflow_run import DiscardedRun
 from training.tracking.tracker import Fanout, History, JsonLines, NullTracker, Tracker
 
 FEATURES, LENGTH, CLASSES = 3, 4, 3
@@ -276,7 +278,7 @@ def _trainer(
         max_steps=spec.training.max_steps or -1,
         accumulate_grad_batches=spec.training.accumulate_grad_batches * batches_per_step,
         callbacks=callbacks,
-        logger=LightningLogger(tracker),
+        logger=RunLogger(tracker, DiscardedRun(), {}),
         log_every_n_steps=1,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

@@ -1,49 +1,19 @@
-"""The logger and callback that pass Lightning's logged values and the run's progress to the tracker."""
+"""The callback that passes the run's progress to the tracker and the log, and the step to the logger."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.job_step import job_step
+from training.callbacks.logger import RunLogger
 from training.console import say
 from training.tracking.tracker import Eta, Tracker
 
 SECONDS_BETWEEN_LINES = 5.0
-
-
-class LightningLogger(Logger):
-    """Passes everything that a module logs to the tracker, at the step that `ProgressReporter` sets."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        super().__init__()
-        self.tracker = tracker
-        self.step, self.epoch = 1, 0
-
-    @property
-    def name(self) -> str:
-        return "syncbn"
-
-    @property
-    def version(self) -> int:
-        return 0
-
-    @rank_zero_only
-    def log_hyperparams(self, *_args: Any, **_kwargs: Any) -> None:
-        """Ignores Lightning's hyperparameters: the spec is logged as parameters instead."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: ARG002
-        # Lightning's `step` starts at 0 and does not advance after fitting.
-        values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
-        if values:
-            self.tracker.log(self.step, self.epoch, values)
 
 
 class ProgressReporter(Callback):
@@ -65,15 +35,14 @@ class ProgressReporter(Callback):
             self._eta.total_steps = job_step(trainer)
             self._report(trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        logger = trainer.logger
-        assert isinstance(logger, LightningLogger)
-        logger.step = job_step(trainer) + 1  # what a callback logs before the step belongs to it
+    def on_train_batch_start(self, trainer: Trainer, _module: LightningModule, *_: Any) -> None:
+        logger = _logger(trainer)
+        logger.step = logger.current_step = job_step(trainer) + 1
 
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, *_: Any) -> None:
-        logger = trainer.logger
-        assert isinstance(logger, LightningLogger)
-        logger.step, logger.epoch = job_step(trainer), trainer.current_epoch
+        logger = _logger(trainer)
+        logger.step = logger.current_step = job_step(trainer)
+        logger.epoch = trainer.current_epoch
         self._report(trainer)
 
     def _report(self, trainer: Trainer) -> None:
@@ -86,6 +55,12 @@ class ProgressReporter(Callback):
             metrics = _loss_of(trainer) | {name: float(v) for name, v in trainer.callback_metrics.items()}
             shown = " · ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
             say(f"step {progress.step}/{progress.total_steps} · epoch {progress.epoch} · {shown}")
+
+
+def _logger(trainer: Trainer) -> RunLogger:
+    logger = trainer.logger
+    assert isinstance(logger, RunLogger)
+    return logger
 
 
 def _loss_of(trainer: Trainer) -> dict[str, float]:

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ from training.spec import Spec, flat, parse_spec
 
 if TYPE_CHECKING:
     from training.callbacks.checkpointing import Store
+    from training.tracking.mlflow_run import MlflowRun
     from training.tracking.tracker import Tracker
 
 T = TypeVar("T")
@@ -75,11 +77,18 @@ class RankRun:
         """Does the work of `run` in a process group that is initialised already."""
         from training.callbacks.checkpointing import StopRequested
         from training.callbacks.job_step import job_step
+        from training.tracking.fluent import active_in_mlflow
 
         self.context = context
         _silence_lightning()
         try:
-            with self._tracker() as tracker, self._make_watchdog() as self.watchdog, self._store() as store:
+            self.mlflow_run = self._mlflow_run()
+            with (
+                active_in_mlflow(self.mlflow_run),
+                self._tracker() as tracker,
+                self._make_watchdog() as self.watchdog,
+                self._store() as store,
+            ):
                 self._run(tracker, self.watchdog, store)
                 self._final_step = job_step(self.trainer)
         except StopRequested as stopped:
@@ -92,6 +101,7 @@ class RankRun:
         from lightning.pytorch import seed_everything
 
         from training.callbacks.log_sync import LogSync
+        from training.callbacks.logger import RunLogger
         from training.callbacks.norm_report import norm_report
         from training.callbacks.own_checkpoints import KeptFiles
         from training.callbacks.share_counts import ShareCounts
@@ -111,11 +121,14 @@ class RankRun:
         )
         report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
         logs = LogSync(module, share, steps=not isinstance(module, Supervised))
+        output = Path(self.order.output) if self.order.output else None
+        logger = RunLogger(tracker, self.mlflow_run, flat(self.spec), output)
         self.trainer = loaders.trainer = make_trainer(
             self.spec,
             self.context,
             self.folder,
             tracker=tracker,
+            logger=logger,
             norm_report=report,
             watchdog=watchdog,
             store=store,
@@ -262,6 +275,9 @@ class RankRun:
         uri, run_id = self.order.mlflow_uri, self.order.run_id
         with ExitStack() as stack:
             if uri and run_id:
+                # In this thread: an import in another one can wait for ever while user code, here, is within
+                # mlflow.autolog(), which holds a lock that all imports need.
+                import_module("mlflow.system_metrics.system_metrics_monitor")
                 from training.tracking.system_metrics import SystemMetrics
 
                 stack.enter_context(SystemMetrics(uri, run_id, f"worker-{self.rank}"))
@@ -283,6 +299,21 @@ class RankRun:
                     tracker.close(wait=False)
                 raise
             tracker.close()
+
+    def _mlflow_run(self) -> MlflowRun:
+        """Returns the run that user code writes to."""
+        from training.tracking.mlflow_run import DiscardedRun, LocalRun, ServerRun
+
+        if self.rank != 0:
+            return DiscardedRun()
+        if self.order.mlflow_uri and self.order.run_id:
+            return ServerRun(self.order.mlflow_uri, self.order.run_id)
+        return LocalRun(
+            Path(self.order.output or self.order.folder),
+            experiment=self.spec.tracking.experiment,
+            name=self.spec.name,
+            id_file=self.folder.mlflow_run_id,
+        )
 
     def _mlflow(self, uri: str, run_id: str) -> Tracker:
         from training.tracking.mlflow_tracker import MlflowTracker

@@ -13,8 +13,9 @@ from training.callbacks.checkpointing import CheckpointCallback, Store
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.heartbeat import Heartbeat
 from training.callbacks.log_sync import LogSync
+from training.callbacks.logger import RunLogger
 from training.callbacks.own_checkpoints import JobCheckpointIO, KeptFiles, OwnCheckpoints
-from training.callbacks.progress import LightningLogger, ProgressReporter
+from training.callbacks.progress import ProgressReporter
 from training.callbacks.rng_watch import RngWatch
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
@@ -41,6 +42,7 @@ def make_trainer(
     folder: RunFolder,
     *,
     tracker: Tracker,
+    logger: RunLogger,
     norm_report: Any,
     watchdog: Watchdog,
     store: Store,
@@ -88,7 +90,7 @@ def make_trainer(
             loss,
             ProgressReporter(tracker),
         ],
-        logger=LightningLogger(tracker),
+        logger=logger,
         default_root_dir=folder.files,
         log_every_n_steps=1,
         num_sanity_val_steps=0,

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from training.spec.errors import Problem, SpecError, located, problems_of
 
@@ -175,7 +175,35 @@ class Tracking(_Part):
     """The MLflow experiment of the run, and the name under which its model is registered."""
 
     experiment: str = Field(default="default", min_length=1, max_length=250)
-    register_as: str | None = Field(default=None, min_length=1, description="Name in the model registry")
+    register_as: str | None = Field(
+        default=None, min_length=1, max_length=250, description="Name in the model registry, without / and :"
+    )
+
+    @field_validator("experiment")
+    @classmethod
+    def _experiment_that_mlflow_accepts(cls, name: str) -> str:
+        if not name.strip() or not name.isprintable():
+            raise ValueError(
+                f"{name!r} is no name that MLflow shows: give some visible characters, without line breaks"
+            )
+        return name
+
+    @field_validator("register_as")
+    @classmethod
+    def _model_name_that_mlflow_accepts(cls, name: str | None) -> str | None:
+        """MLflow's rules for names of registered models (mlflow.utils.validation)."""
+        if name is None:
+            return None
+        if "/" in name or ":" in name:
+            free = re.sub("[/:]+", "-", name).strip("-")
+            hint = f"; write for example {free!r}" if free.strip(". ") else ""
+            raise ValueError(f"{name!r} has a / or :, which MLflow refuses in names of models{hint}")
+        if not name.strip() or not name.isprintable() or name in {".", ".."}:
+            raise ValueError(
+                f"MLflow refuses {name!r} as the name of a model: give letters, digits, -, _ or ., "
+                "or omit the key to register no model"
+            )
+        return name
 
 
 class Spec(_Part):

@@ -81,9 +81,12 @@ class MlflowTracker:
         now = int(time.time() * 1000)
         for given, value in metrics.items():
             name = _name(given)
-            if step > self._last_logged.get(name, 0):
+            if step > self._last_logged.get(name, -1):
                 self._last_logged[name] = step
                 self._spool.append(Point(name, float(value), now, step))
+
+    def log_at(self, own_step: int, step: int, epoch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+        self.log(own_step, epoch, metrics)
 
     def progress(self, progress: Progress) -> None:
         """Does nothing: the progress goes to the host agent (training.rank.progress)."""
@@ -123,16 +126,19 @@ class MlflowTracker:
         import mlflow
 
         mlflow.set_tracking_uri(self.uri)
-        with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
-            mlflow.pytorch.log_model(
-                model,
-                name="model",
-                signature=signature,
-                serialization_format="pickle",  # pt2 would fix the batch size and drop the training mode
-                pickle_module=pickle,  # loading a model of the default, cloudpickle, needs cloudpickle
-                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-                registered_model_name=self.register_as,
-            )
+        # Not mlflow.pytorch.log_model: it writes to the active run, which user code may have changed.
+        mlflow.models.Model.log(
+            artifact_path=None,
+            name="model",
+            run_id=self.run_id,
+            flavor=mlflow.pytorch,
+            pytorch_model=model,
+            signature=signature,
+            serialization_format="pickle",  # pt2 would fix the batch size and drop the training mode
+            pickle_module=pickle,  # loading a model of the default, cloudpickle, needs cloudpickle
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+            registered_model_name=self.register_as,
+        )
 
     def close(self, *, wait: bool = True) -> None:
         """Blocks until everything is sent; ends the thread.
@@ -170,19 +176,11 @@ class MlflowTracker:
         )
 
     def _with_retries(self, what: str, request: Callable[[], Result]) -> Result:
-        """Calls `request`, and retries for GIVE_UP_SECONDS on transient errors; raises others at once.
-
-        what: what MLflow is waited for, for the log.
-        """
-        deadline = _Deadline(GIVE_UP_SECONDS)
-        while True:
-            try:
-                return request()
-            except Exception as error:
-                line = f"MLflow at {self.uri} {what}: {len(self._spool)} metric values are left; {error}"
-                if not _is_transient(error) or deadline.is_over(line):
-                    raise
-                time.sleep(SEND_SECONDS)
+        """Calls `request` as `with_retries` does. what: what MLflow is waited for, for the log."""
+        return with_retries(
+            lambda error: f"MLflow at {self.uri} {what}: {len(self._spool)} metric values are left; {error}",
+            request,
+        )
 
     def _send_forever(self) -> None:
         while not self._closing.is_set():
@@ -209,12 +207,19 @@ class MlflowTracker:
         from mlflow.entities import Metric, Param, RunTag
 
         while params := self._new_params():
-            self._client.log_batch(self.run_id, params=[Param(*param) for param in params.items()])
-            self._params_sent |= params.keys()
+            try:
+                self._client.log_batch(self.run_id, params=[Param(*param) for param in params.items()])
+                self._params_sent |= params.keys()
+            except Exception:
+                # User code may have logged some of them itself, with another value: that one counts.
+                known = params.keys() & self._run().data.params.keys()
+                if not known:
+                    raise
+                self._params_sent |= known
         batch = self._spool.peek(BATCH)
         with self._tags_lock:
             tags = dict(islice(self._tags.items(), TAGS))
-        new = [Metric(*point) for point in batch.points if point.step > self._last_sent.get(point.name, 0)]
+        new = [Metric(*point) for point in batch.points if point.step > self._last_sent.get(point.name, -1)]
         if new or tags:
             self._client.log_batch(self.run_id, metrics=new, tags=[RunTag(*tag) for tag in tags.items()])
         self._spool.acknowledge(batch)  # only now: points that were not acknowledged are sent again
@@ -241,6 +246,21 @@ class MlflowTracker:
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri)
+
+
+def with_retries(line: Callable[[Exception], str], request: Callable[[], Result]) -> Result:
+    """Calls `request`, and retries for GIVE_UP_SECONDS on transient errors; raises others at once.
+
+    line: returns what is waited for and why, for the log.
+    """
+    deadline = _Deadline(GIVE_UP_SECONDS)
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            if not _is_transient(error) or deadline.is_over(line(error)):
+                raise
+            time.sleep(SEND_SECONDS)
 
 
 def _signature(model: nn.Module, example: Any) -> Any:

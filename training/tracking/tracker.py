@@ -38,6 +38,12 @@ class Tracker(Protocol):
         step: the optimizer's, from 1. epoch: from 0.
         """
 
+    def log_at(self, own_step: int, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Records metrics that user code logs at a step of its own, from 0, such as the number of the epoch.
+
+        step, epoch: those of the training, for a tracker that knows no other steps. Otherwise as `log`.
+        """
+
     def progress(self, progress: Progress) -> None:
         """Replaces the progress of the run."""
 
@@ -71,6 +77,9 @@ class NullTracker:
     """A tracker that discards everything."""
 
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None: ...
+
+    def log_at(self, own_step: int, step: int, epoch: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+        self.log(step, epoch, metrics)
 
     def progress(self, progress: Progress) -> None: ...
 
@@ -168,6 +177,10 @@ class Fanout:
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(step, epoch, metrics)
+
+    def log_at(self, own_step: int, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log_at(own_step, step, epoch, metrics)
 
     def progress(self, progress: Progress) -> None:
         for tracker in self.trackers:
