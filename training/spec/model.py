@@ -26,6 +26,7 @@ ClassPath = Annotated[
     ),
 ]
 Scalar = str | int | float | bool | None
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class _Part(BaseModel):
@@ -176,32 +177,33 @@ class Tracking(_Part):
 
     experiment: str = Field(default="default", min_length=1, max_length=250)
     register_as: str | None = Field(
-        default=None, min_length=1, max_length=250, description="Name in the model registry, without / and :"
+        default=None, min_length=1, max_length=256, description="Name in the model registry, without / and :"
     )
 
     @field_validator("experiment")
     @classmethod
-    def _experiment_that_mlflow_accepts(cls, name: str) -> str:
-        if not name.strip() or not name.isprintable():
+    def _shown_on_one_line(cls, name: str) -> str:
+        if not name.strip() or _CONTROL.search(name):
             raise ValueError(
-                f"{name!r} is no name that MLflow shows: give some visible characters, without line breaks"
+                f"{name!r} is not a name of an experiment; it needs visible characters, and no line breaks "
+                "or other control characters"
             )
         return name
 
     @field_validator("register_as")
     @classmethod
-    def _model_name_that_mlflow_accepts(cls, name: str | None) -> str | None:
-        """MLflow's rules for names of registered models (mlflow.utils.validation)."""
+    def _accepted_by_registry(cls, name: str | None) -> str | None:
+        """Checks MLflow's rules for registered models, so that no job fails when it saves its model."""
         if name is None:
             return None
         if "/" in name or ":" in name:
-            free = re.sub("[/:]+", "-", name).strip("-")
-            hint = f"; write for example {free!r}" if free.strip(". ") else ""
-            raise ValueError(f"{name!r} has a / or :, which MLflow refuses in names of models{hint}")
-        if not name.strip() or not name.isprintable() or name in {".", ".."}:
+            without = re.sub("[/:]+", "-", name).strip("-.")
+            hint = f"write for example {without!r}" if without else "choose another name"
+            raise ValueError(f"MLflow refuses / and : in the name of a model, here {name!r}; {hint}")
+        if not name.strip() or _CONTROL.search(name) or name == "." or name.startswith(".."):
             raise ValueError(
-                f"MLflow refuses {name!r} as the name of a model: give letters, digits, -, _ or ., "
-                "or omit the key to register no model"
+                f"MLflow refuses {name!r} as the name of a model; choose another name, or omit this key to "
+                "register no model"
             )
         return name
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
@@ -145,6 +146,25 @@ def test_an_unknown_key_names_the_nearest(keys: dict[str, Any], key: str, hint: 
 
 
 @pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        *((name, False) for name in ("net", "net 2", "a_b-c.d", "ä", ".a", "a.")),
+        *((name, True) for name in ("", " ", ".", "..", "..a", "a/b", "a:b", "/")),
+    ],
+)
+def test_a_name_of_a_model_is_refused_where_mlflow_refuses_it(name: str, refused: bool) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_model_name
+
+    for check, refusal in (
+        (_validate_model_name, MlflowException),
+        (lambda name: make_spec(tracking={"register_as": name}), SpecError),
+    ):
+        with pytest.raises(refusal) if refused else nullcontext():
+            check(name)
+
+
+@pytest.mark.parametrize(
     ("keys", "key", "message"),
     [
         ({"name": 0}, "name", "should be a valid string; got 0"),
@@ -164,6 +184,12 @@ def test_an_unknown_key_names_the_nearest(keys: dict[str, Any], key: str, hint: 
         ({"norm": {"group": 0}}, "norm.group", "got 0"),
         ({"norm": {"observe_every": 0}}, "norm.observe_every", "greater than or equal to 1; got 0"),
         ({"norm": {"observe_every": "often"}}, "norm.observe_every", "valid integer; got 'often'"),
+        ({"tracking": {"experiment": " "}}, "tracking.experiment", "' ' is not a name of an experiment"),
+        ({"tracking": {"experiment": "a\nb"}}, "tracking.experiment", "no line breaks"),
+        ({"tracking": {"register_as": "team/net:1"}}, "tracking.register_as", "for example 'team-net-1'"),
+        ({"tracking": {"register_as": "/"}}, "tracking.register_as", "choose another name"),
+        ({"tracking": {"register_as": "a\0"}}, "tracking.register_as", "or omit this key"),
+        ({"tracking": {"register_as": "x" * 257}}, "tracking.register_as", "at most 256 characters"),
         ({"labels": {"team": 3}}, "labels.team", "valid string; got 3"),
         ({"code": "abc"}, "code", "got 'abc'"),
         ({"data": {"class_path": "x" * 600}}, "data.class_path", "..."),
