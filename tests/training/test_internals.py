@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from pathlib import Path
 from unittest.mock import patch
 
@@ -121,3 +122,22 @@ def test_a_process_group_counts_its_collectives(tmp_path: Path) -> None:
         assert internals.collectives_entered() == before + 1 == _collectives()
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_takes_its_active_run_from_a_stack_for_each_thread() -> None:
+    import mlflow
+
+    seen: list[object] = []
+    internals.replace_active_runs(lambda: ["of every thread"])
+    try:
+        thread = threading.Thread(target=lambda: seen.append(mlflow.active_run()))
+        thread.start()
+        thread.join()
+        internals.add_active_run("within")
+        seen.append(mlflow.active_run())
+    finally:
+        internals.replace_active_runs(list)
+
+    assert seen == ["of every thread", "within"]
+    assert mlflow.active_run() is None

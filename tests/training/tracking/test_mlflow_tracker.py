@@ -321,3 +321,16 @@ def test_parameters_that_are_known_later_are_added(
     tracker.close()
 
     assert client.get_run(run_id).data.params == {"seed": "1", "optimizer.class_path": "torch.optim.SGD"}
+
+
+def test_a_parameter_that_user_code_has_logged_meanwhile_keeps_its_value(
+    client: MlflowClient, run_id: str, make_tracker: MakeTracker
+) -> None:
+    tracker = make_tracker(params={"seed": "1"})
+    tracker.history()
+    client.log_param(run_id, "lr", "0.2")
+
+    tracker.params({"lr": "0.1", "width": "8"})
+    tracker.close()
+
+    assert client.get_run(run_id).data.params == {"seed": "1", "lr": "0.2", "width": "8"}
