@@ -152,7 +152,7 @@ def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
         devices=1,
         max_epochs=-1,
         callbacks=[share, GlobalLoss(tracker, StopVote(), share), ProgressReporter(tracker), pace],
-        logger=RunLogger(tracker, DiscardedRun(), {}),
+        logger=RunLogger(tracker, DiscardedRun(), {}, Path()),
         log_every_n_steps=1,
         use_distributed_sampler=False,
         enable_checkpointing=False,

@@ -278,7 +278,7 @@ def _trainer(
         max_steps=spec.training.max_steps or -1,
         accumulate_grad_batches=spec.training.accumulate_grad_batches * batches_per_step,
         callbacks=callbacks,
-        logger=RunLogger(tracker, DiscardedRun(), {}),
+        logger=RunLogger(tracker, DiscardedRun(), {}, Path()),
         log_every_n_steps=1,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

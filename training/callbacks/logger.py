@@ -27,14 +27,12 @@ class RunLogger(MLFlowLogger):
     """Passes metrics and hyperparameters to `tracker`; everything else goes to `run` directly.
 
     `ProgressReporter` sets the step and the epoch. params: the run's parameters so far, which hyperparameters
-    do not replace. output: the folder for results; None: there is none.
+    do not replace. folder: where a checkpoint callback without a folder of its own puts its files.
     """
 
-    def __init__(
-        self, tracker: Tracker, run: MlflowRun, params: Mapping[str, str], output: Path | None = None
-    ) -> None:
+    def __init__(self, tracker: Tracker, run: MlflowRun, params: Mapping[str, str], folder: Path) -> None:
         Logger.__init__(self)  # not MLFlowLogger's, which imports mlflow: that takes seconds
-        self.tracker, self.run, self.output = tracker, run, output
+        self.tracker, self.run, self.folder = tracker, run, folder
         self.step, self.epoch = 1, 0
         self.current_step = 1
         """The step that is being made, or the last one between two steps."""
@@ -74,8 +72,8 @@ class RunLogger(MLFlowLogger):
         return self.run_id
 
     @property
-    def save_dir(self) -> str | None:
-        return None if self.output is None else str(self.output)
+    def save_dir(self) -> str:
+        return str(self.folder)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:

@@ -121,8 +121,7 @@ class RankRun:
         )
         report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
         logs = LogSync(module, share, steps=not isinstance(module, Supervised))
-        output = Path(self.order.output) if self.order.output else None
-        logger = RunLogger(tracker, self.mlflow_run, flat(self.spec), output)
+        logger = RunLogger(tracker, self.mlflow_run, flat(self.spec), self.folder.files)
         self.trainer = loaders.trainer = make_trainer(
             self.spec,
             self.context,
