@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,12 +89,15 @@ class LocalRun:
             self._run_id = self._reopened(client) or self._created(client)
         return client.get_run(self._run_id)
 
-    def client(self) -> MlflowClient:
-        from mlflow import MlflowClient
+    def client(self) -> Any:
+        def make() -> MlflowClient:
+            from mlflow import MlflowClient
 
-        if self._run_id is None:
-            self.load()
-        return MlflowClient(tracking_uri=self.uri)
+            if self._run_id is None:
+                self.load()
+            return MlflowClient(tracking_uri=self.uri)
+
+        return _LazyClient(make)
 
     def end(self, status: str) -> None:
         from mlflow import MlflowClient
@@ -133,15 +136,32 @@ class DiscardedRun:
         self._run_id: str | None = None
 
     def load(self) -> Any:
-        client = self.client()
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=self.uri)
         if self._run_id is None:
             self._run_id = client.create_run("0").info.run_id
         return client.get_run(self._run_id)
 
-    def client(self) -> MlflowClient:
-        from mlflow import MlflowClient
+    def client(self) -> Any:
+        def make() -> MlflowClient:
+            from mlflow import MlflowClient
 
-        return MlflowClient(tracking_uri=self.uri)
+            return MlflowClient(tracking_uri=self.uri)
+
+        return _LazyClient(make)
 
     def end(self, status: str) -> None:  # noqa: ARG002
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _LazyClient:
+    """An MlflowClient that is made when it is used: Lightning takes the logger's client in every run."""
+
+    def __init__(self, make: Callable[[], MlflowClient]) -> None:
+        self._make = make
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_make":  # a copy that is being made has none yet
+            raise AttributeError(name)
+        return getattr(self._make(), name)

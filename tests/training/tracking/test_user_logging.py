@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.mlflow_server import MlflowServer
-from tests.training.attempts import context, rank_run
+from tests.training.attempts import context, rank_run, spec_of
 from tests.training.worlds import Worlds
 
 if TYPE_CHECKING:
@@ -126,3 +126,16 @@ def test_without_a_server_it_is_in_a_store_beside_the_results(
     ]
     assert [list((tmp_path / f"code-{rank}").iterdir()) for rank in (0, 1)] == [[], []]
     assert not list(Path(gettempdir()).glob("syncbn-mlflow-*"))
+
+
+def _train_without_logging(rank: int, folder: Path) -> None:
+    own = rank_run(rank, spec_of(samples=14, max_epochs=1), folder)
+    own.train_in(context(own.assignment))
+
+
+def test_code_that_logs_nothing_there_makes_no_store(worlds: Worlds, tmp_path: Path) -> None:
+    worlds.run(1, _train_without_logging, tmp_path)
+
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "metrics.jsonl" in names
+    assert not names & {"mlflow.db", "mlruns"}
