@@ -4,6 +4,7 @@ TrainingError
 ├── BuildError        the spec names something that cannot be built: has the key
 ├── NonFiniteLoss     the loss is NaN or infinite: the message has the step and the layer
 ├── StepError         a step cannot be made the same on all ranks: the message says what to change
+├── RankZeroFailed    rank 0 raised an error while the other ranks waited for its data
 ├── NotWritten        MLflow accepted nothing for too long (training.tracking.mlflow_tracker)
 └── RunFailed         a run on this machine failed and is not retried: has the rank's exit record
 """
@@ -40,6 +41,13 @@ class StepError(TrainingError):
     """A training or validation step does something that cannot be the same on all ranks."""
 
 
+class RankZeroFailed(TrainingError):
+    """Rank 0 raised an error while this rank waited for its data. The cause is in rank 0's own error."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__(f"rank 0 could not give this rank its data: {error}")
+
+
 class RunFailed(TrainingError):
     """A run failed and is not retried. record: of the rank that failed first."""
 
@@ -56,7 +64,7 @@ def is_lost_peer(error: BaseException) -> bool:
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
-        if _is_collective_error(cause):
+        if isinstance(cause, RankZeroFailed) or _is_collective_error(cause):
             return True
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__

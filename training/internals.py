@@ -40,6 +40,16 @@ def logged_in_epoch(trainer: Trainer) -> Any:
     return trainer.fit_loop.epoch_loop._results
 
 
+def set_epoch_length(trainer: Trainer, batches: int) -> None:
+    """Makes the running or the next training epoch have `batches` batches, and validation follow its last."""
+    loop: Any = trainer.fit_loop
+    if trainer.val_check_batch == loop.max_batches:
+        trainer.val_check_batch = batches
+    loop.max_batches = batches
+    loop._combined_loader.limits = [batches]
+    loop._data_fetcher.length = batches
+
+
 def skip_sigterm_broadcast(trainer: Trainer) -> None:
     """Leaves out the broadcast of a received SIGTERM that Lightning makes before each training batch."""
     loop: Any = trainer.fit_loop.epoch_loop
@@ -53,6 +63,12 @@ def loaders_to_train_on(trainer: Trainer) -> tuple[list[Any], str]:
     """Returns the loaders that a step's batch comes from, and the mode in which they are combined."""
     combined: Any = trainer.fit_loop._combined_loader
     return combined.flattened, combined._mode
+
+
+def lengths_to_train_on(trainer: Trainer) -> list[float]:
+    """Returns how many batches of each loader Lightning takes in an epoch, as it found them at first."""
+    combined: Any = trainer.fit_loop._combined_loader
+    return list(combined.limits)
 
 
 def loaders_to_evaluate_on(trainer: Trainer) -> tuple[list[Any], str]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics import SumMetric
 
 from training import internals
@@ -75,6 +77,39 @@ def test_lightning_broadcasts_a_signal_before_each_batch_until_that_is_left_out(
     with patch.object(dist, "broadcast") as broadcast:
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
     assert not broadcast.called
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_epoch_has_the_length_that_is_set_before_it_and_ends_with_validation() -> None:
+    class Lengths(Callback):
+        validated: ClassVar[list[int]] = []
+
+        def on_train_epoch_start(self, trainer: Trainer, _module: LightningModule) -> None:
+            rows.n = [2, 4, 1][trainer.current_epoch]
+            internals.set_epoch_length(trainer, rows.n)
+
+        def on_validation_end(self, trainer: Trainer, _module: LightningModule) -> None:
+            self.validated.append(trainer.global_step)
+
+    class Rows(Sampler[int]):
+        n = 2
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(self.n))
+
+        def __len__(self) -> int:
+            return self.n
+
+    class Validated(Logs):
+        def validation_step(self, _batch: list[Tensor], _index: int) -> None: ...
+
+    rows, data = Rows(), TensorDataset(torch.ones(4, 1))
+    trainer = new_trainer(steps=7)
+    trainer.callbacks.append(Lengths())  # type: ignore[attr-defined]
+
+    trainer.fit(Validated(), DataLoader(data, sampler=rows), DataLoader(data))
+
+    assert Lengths.validated[-3:] == [2, 6, 7]
 
 
 def test_torchmetrics_keeps_reductions_updates_and_the_last_value() -> None:

@@ -29,7 +29,7 @@ from training.callbacks.job_step import job_step
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote, Vote
 from training.errors import StepError
-from training.loading.batches import GlobalBatches
+from training.loading.counted import CountedLoader
 from training.model.gradient_sync import GradientSync
 from training.model.nonfinite import nonfinite_error
 from training.tracking.tracker import Tracker
@@ -73,6 +73,7 @@ class GlobalLoss(Callback):
         self._told = False  # whether the ranks have told each other about this micro-batch
         self._mean: float | None = None  # of the global micro-batch
         self._micro_batches = range(1)  # indices of this step's micro-batches
+        self._is_last = True  # whether the running micro-batch is the last one of this step
         self._micro_batch_sums = (0.0, 0.0)  # sum of losses and number of samples, over all ranks
         self._total, self._count = 0.0, 0.0  # the same two, over this step's micro-batches so far
 
@@ -85,12 +86,10 @@ class GlobalLoss(Callback):
         first = batch_idx - batch_idx % trainer.accumulate_grad_batches
         stop = min(first + trainer.accumulate_grad_batches, trainer.num_training_batches)
         self._micro_batches = range(first, int(stop))
+        # Lightning knows the end of a stream without a length when it has tried to fetch one more batch.
+        self._is_last = batch_idx == stop - 1 or trainer.is_last_batch
         if batch_idx == first:
             self._total, self._count = 0.0, 0.0
-
-    @property
-    def _is_last(self) -> bool:
-        return self.batch[1] == self._micro_batches[-1]
 
     def on_before_backward(self, _trainer: Trainer, _module: LightningModule, loss: Tensor) -> None:
         self._forget_hook()
@@ -186,9 +185,10 @@ class GlobalLoss(Callback):
 
     def _samples_of_step(self, count: float) -> float:
         loaders, _ = internals.loaders_to_train_on(self.trainer)
-        batches = getattr(loaders[0], "batch_sampler", None)
-        if isinstance(batches, GlobalBatches) and len(loaders) == 1:
-            return batches.count(self._micro_batches.start, self._micro_batches.stop)
+        if len(loaders) == 1 and isinstance(loaders[0], CountedLoader):
+            samples = loaders[0].samples_of_step(self.batch[1], self.trainer.accumulate_grad_batches)
+            if samples is not None:
+                return samples
         return count * len(self._micro_batches)  # a user's own loader: assumes micro-batches of equal size
 
     def _forget_hook(self) -> None:

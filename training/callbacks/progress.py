@@ -27,7 +27,8 @@ class ProgressReporter(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         total = trainer.estimated_stepping_batches
         # In manual optimization `max_steps` counts the steps of all optimizers, and not batches.
-        known = total != float("inf") and (module.automatic_optimization or trainer.max_steps == -1)
+        # Lightning says -1 for a stream without a length.
+        known = 0 <= total < float("inf") and (module.automatic_optimization or trainer.max_steps == -1)
         self._eta = Eta(int(total) if known else None)
 
     def on_train_end(self, trainer: Trainer, _module: LightningModule) -> None:
@@ -54,7 +55,8 @@ class ProgressReporter(Callback):
             self._last_line = now
             metrics = _loss_of(trainer) | {name: float(v) for name, v in trainer.callback_metrics.items()}
             shown = " · ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items()))
-            say(f"step {progress.step}/{progress.total_steps} · epoch {progress.epoch} · {shown}")
+            total = "" if progress.total_steps is None else f"/{progress.total_steps}"
+            say(f"step {progress.step}{total} · epoch {progress.epoch} · {shown}")
 
 
 def _logger(trainer: Trainer) -> RunLogger:

@@ -17,9 +17,8 @@ from torchmetrics import Metric
 
 from sync_bn import SyncBatchNorm
 from training import internals
-from training.loading.batches import ShareLoader
 from training.loading.combined import check_combined, given_in_batch
-from training.loading.user_loader import UserLoader
+from training.loading.counted import CountedLoader
 from training.model.export import example_input
 from training.model.supervised import Supervised
 
@@ -83,11 +82,11 @@ class ShareCounts(Callback):
         self._begin(module, loader, batch, number)
 
     def _begin(self, module: LightningModule, loader: Any, batch: Any, number: int) -> None:
-        known = loader.samples(number) if isinstance(loader, ShareLoader | UserLoader) else None
+        known = loader.samples(number) if isinstance(loader, CountedLoader) else None
         self.samples = extract_batch_size(batch) if known is None else known
         if isinstance(module, Supervised):
             module.samples = self.samples
-        if isinstance(loader, ShareLoader) and loader.is_placeholder(number):
+        if isinstance(loader, CountedLoader) and loader.is_placeholder(number):
             self._batch.enter_context(_counts_nothing(module))
 
 

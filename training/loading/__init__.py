@@ -1,4 +1,4 @@
 """Global batches, each rank's share of them, and per-sample randomness.
 
-May import `errors`, `spec`.
+May import `console`, `errors`, `spec`.
 """

@@ -7,54 +7,38 @@ each micro-batch into shares, so a step has the same samples for any world size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    Sampler,
-    SequentialSampler,
-    TensorDataset,
-)
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from training.errors import BuildError
 from training.loading.empty_shares import Placeholder, empty_batch
-from training.loading.sample_rng import Indices, SeededSamples
+from training.loading.orders import Order, Orders, SeededOrders
+from training.loading.sample_rng import EmptyShare, Indices, SeededSamples
+from training.loading.samplers import SamplerOrders, has_plain_batches, is_shuffled, sampler_of
+from training.loading.streams import StreamLoader
 from training.spec import shares
 
 
-class GlobalBatches(Sampler[list[int]]):
+class GlobalBatches(Sampler[Indices]):
     """Yields this rank's share of each micro-batch, as `Indices` of samples; a share may be empty.
 
     A global batch has `accumulate_grad_batches` micro-batches, or one per sample if it has fewer samples.
-    Only the last batch of an epoch may be short. The index of each batch's first micro-batch is therefore a
-    multiple of `accumulate_grad_batches`, as Lightning expects.
+    Only the last batch of an epoch may have fewer samples than that. The index of each batch's first
+    micro-batch is therefore a multiple of `accumulate_grad_batches`, as Lightning expects.
+
+    If `orders` are those of a user's sampler, the first use of an epoch is collective: of its length too.
     """
 
     def __init__(
-        self,
-        samples: int,
-        *,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        shuffle: bool,
-        seed: int = 0,
-        drop_last: bool = False,
-        accumulate_grad_batches: int = 1,
+        self, orders: Orders, *, rank: int, world_size: int, accumulate_grad_batches: int = 1
     ) -> None:
-        assert accumulate_grad_batches <= batch_size
-        self.samples, self.batch_size, self.rank, self.world_size = samples, batch_size, rank, world_size
-        self.shuffle, self.seed, self.drop_last = shuffle, seed, drop_last
+        self.orders, self.rank, self.world_size = orders, rank, world_size
         self.accumulate_grad_batches = accumulate_grad_batches
         self.epoch = 0
         self._start = (0, 0)
+        self._drawn: tuple[int, Order] | None = None
 
     @property
     def sampler(self) -> GlobalBatches:
@@ -87,36 +71,38 @@ class GlobalBatches(Sampler[list[int]]):
         return self._begin(stop) - self._begin(start)
 
     def __len__(self) -> int:
-        whole, rest = divmod(self._drawn, self.batch_size)
-        return whole * self.accumulate_grad_batches + min(rest, self.accumulate_grad_batches)
+        whole = len(self.order.ends) - 1
+        if whole < 0:
+            return 0
+        last = self.order.begin(whole + 1) - self.order.begin(whole)
+        return whole * self.accumulate_grad_batches + min(last, self.accumulate_grad_batches)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order, epoch, first = self._order(), self.epoch, self.first
+    def __iter__(self) -> Iterator[Indices]:
+        order, epoch, first = self.order, self.epoch, self.first
         self._start = (0, 0)  # once
         for number in range(first, len(self)):
-            batch = order[self._begin(number) : self._begin(number + 1)]
-            sizes = shares(len(batch), self.world_size)
-            start = sum(sizes[: self.rank])
-            yield Indices(batch[start : start + sizes[self.rank]], epoch=epoch)
+            sizes = shares(self.count(number, number + 1), self.world_size)
+            start = self._begin(number) + sum(sizes[: self.rank])
+            own = slice(start, start + sizes[self.rank])
+            yield Indices(
+                list(order.entries[own]),
+                epoch=epoch,
+                occurrences=order.occurrences and order.occurrences[own],
+                stand_in=order.entries[self._begin(number)],
+            )
 
     @property
-    def _drawn(self) -> int:
-        """Number of samples used per epoch."""
-        return self.samples - (self.samples % self.batch_size if self.drop_last else 0)
+    def order(self) -> Order:
+        """The order of the running epoch."""
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            self._drawn = self.epoch, self.orders.of(self.epoch)
+        return self._drawn[1]
 
     def _begin(self, number: int) -> int:
         """Returns the position in the sample order at which a micro-batch begins; the end after the last."""
         step, part = divmod(number, self.accumulate_grad_batches)
-        begin = min(step * self.batch_size, self._drawn)
-        size = min(self.batch_size, self._drawn - begin)
-        return begin + sum(shares(size, self.accumulate_grad_batches)[:part])
-
-    def _order(self) -> list[int]:
-        if not self.shuffle:
-            return list(range(self.samples))
-        # Not torch's generator: it uses 32 bits of its seed, too few for both a seed and an epoch.
-        generator = np.random.default_rng((self.seed, self.epoch))
-        return cast(list[int], generator.permutation(self.samples).tolist())
+        begin, end = self.order.begin(step), self.order.begin(step + 1)
+        return begin + sum(shares(end - begin, self.accumulate_grad_batches)[:part])
 
 
 class ShareLoader(DataLoader[Any]):
@@ -147,6 +133,11 @@ class ShareLoader(DataLoader[Any]):
         """Returns how many samples this rank's share of a micro-batch of the running epoch has."""
         return self.batch_sampler.share(number)
 
+    def samples_of_step(self, number: int, micro_batches: int) -> int:
+        """Returns the number of samples of an optimizer step of `micro_batches`, over all ranks."""
+        first = number - number % micro_batches
+        return self.batch_sampler.count(first, first + micro_batches)
+
     def is_placeholder(self, number: int) -> bool:
         """Returns whether a `Placeholder` stood in for an empty share of the running epoch."""
         return number in self._placeholders
@@ -168,7 +159,7 @@ class _CollateShare:
     def __call__(self, samples: list[Any]) -> Any:
         if samples:
             return self.collate(samples)
-        sample = self.dataset[0]
+        sample = samples.sample if isinstance(samples, EmptyShare) else self.dataset[0]
         return empty_batch(self.collate([sample]), self.collate([sample, sample]))
 
 
@@ -181,40 +172,42 @@ def share_loader(
     seed: int,
     drop_last: bool = False,
     accumulate_grad_batches: int = 1,
-) -> ShareLoader:
-    """Returns a loader like `loader` that yields this rank's share of each global batch.
+) -> ShareLoader | StreamLoader:
+    """Returns a loader like `loader` that yields this rank's share of each global batch. Collective.
 
-    batch_size: of the global batch, over all ranks. Dataset, collation, processes and shuffling are those of
-    `loader`; its batch size is ignored. Random draws of the dataset depend only on (seed, epoch, index), see
-    `training.loading.sample_rng`. Raises BuildError for data that cannot be cut into global batches.
+    batch_size: of the global batch, over all ranks. Dataset, collation, processes and order are those of
+    `loader`; its batch size is ignored, unless it has a batch sampler of its own, whose lists are the global
+    batches. drop_last: in addition to that of `loader`. Random draws of the dataset depend only on (seed,
+    epoch, index), see `training.loading.sample_rng`; those of a stream on (seed, epoch), see
+    `training.loading.streams`. Raises BuildError for data that cannot be cut into global batches.
     """
-    dataset = loader.dataset
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise BuildError(
-            "data.class_path",
-            f"{type(dataset).__name__} has no length or no index, so it cannot be cut into global batches "
-            "that are the same for any number of workers; use a map-style Dataset",
-        )
+    assert accumulate_grad_batches <= batch_size
     if loader.batch_size is None and loader.batch_sampler is None:
         raise BuildError(
             "data.class_path",
             "its loader has batch_size=None, so each item is a batch of its own size; return a DataLoader "
-            "over single samples",
+            "over single samples, or set training.sampler to own",
         )
-    samples = len(cast(Sized, dataset))
-    if samples == 0 or (drop_last and samples < batch_size):
-        raise BuildError("data", f"the data set has {samples} samples, too few for a batch of {batch_size}")
+    drop_last |= has_plain_batches(loader) and bool(getattr(loader.batch_sampler, "drop_last", False))
+    if isinstance(loader.dataset, IterableDataset):
+        return StreamLoader(
+            loader,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            seed=seed,
+            drop_last=drop_last,
+            accumulate_grad_batches=accumulate_grad_batches,
+        )
     batches = GlobalBatches(
-        samples,
-        batch_size=batch_size,
+        _orders(loader, batch_size, seed, drop_last=drop_last, micro_batches=accumulate_grad_batches),
         rank=rank,
         world_size=world_size,
-        shuffle=_is_shuffled(loader),
-        seed=seed,
-        drop_last=drop_last,
         accumulate_grad_batches=accumulate_grad_batches,
     )
-    if type(dataset) is not TensorDataset:  # a TensorDataset draws nothing
+    dataset = loader.dataset
+    # A TensorDataset draws nothing.
+    if type(dataset) is not TensorDataset or isinstance(batches.orders, SamplerOrders):
         dataset = SeededSamples(dataset, seed)
     made = ShareLoader(
         dataset,
@@ -233,20 +226,23 @@ def share_loader(
     return made
 
 
-def _is_shuffled(loader: DataLoader[Any]) -> bool:
-    """Returns whether the loader shuffles. Raises BuildError for a sampler with an order of its own."""
-    sampler = loader.sampler
-    plain_batches = loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler
-    if plain_batches and isinstance(sampler, RandomSampler) and not sampler.replacement:
-        return True
-    if plain_batches and isinstance(sampler, SequentialSampler):
-        return False
-    if plain_batches and type(sampler) is DistributedSampler:
-        return sampler.shuffle
-    own = sampler if plain_batches else loader.batch_sampler
-    raise BuildError(
-        "data.class_path",
-        f"its loader has a sampler of its own ({type(own).__name__}), whose order would depend on the number "
-        "of workers; return a DataLoader with shuffle=True or shuffle=False, or set training.sampler to own "
-        "and accept results that depend on the number of workers",
-    )
+def _orders(
+    loader: DataLoader[Any], batch_size: int, seed: int, *, drop_last: bool, micro_batches: int
+) -> Orders:
+    dataset = loader.dataset
+    has_default_order = has_plain_batches(loader) and getattr(sampler_of(loader), "data_source", 0) is dataset
+    if has_default_order and not isinstance(dataset, Sized):
+        raise BuildError(
+            "data.class_path",
+            f"{type(dataset).__name__} has no length; give it a __len__, give its loader a sampler, or make "
+            "it an IterableDataset",
+        )
+    samples = len(dataset) if isinstance(dataset, Sized) else 0
+    shuffle = is_shuffled(loader, samples)
+    if shuffle is None:
+        return SamplerOrders(
+            loader, batch_size=batch_size, seed=seed, drop_last=drop_last, micro_batches=micro_batches
+        )
+    if samples == 0 or (drop_last and samples < batch_size):
+        raise BuildError("data", f"the data set has {samples} samples, too few for a batch of {batch_size}")
+    return SeededOrders(samples, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)

@@ -1,28 +1,48 @@
 """Random draws of a data set that depend only on (seed, epoch, sample index).
 
-Augmentation is then the same on any rank, in any process of the loader, and in a resumed run.
+Augmentation is then the same on any rank, in any process of the loader, and in a resumed run. If an index
+occurs several times in an epoch, each occurrence has draws of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
+import operator
 import struct
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Hashable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from training.loading.generators import restored_generators, seed_globally, seeds_of
 
-class Indices(list[int]):
-    """Indices of samples, together with their epoch, which the loader's processes need."""
 
-    def __init__(self, indices: Sequence[int] = (), *, epoch: int = 0) -> None:
+class Indices(list[Any]):
+    """Indices of samples with what the loader's processes need to know about them.
+
+    occurrences: how often each index came up earlier in the epoch; None if no index did. stand_in: an index
+    of which an empty share makes a batch without samples.
+    """
+
+    def __init__(
+        self,
+        indices: Sequence[Any] = (),
+        *,
+        epoch: int = 0,
+        occurrences: Sequence[int] | None = None,
+        stand_in: Any = None,
+    ) -> None:
         super().__init__(indices)
-        self.epoch = epoch
+        self.epoch, self.occurrences, self.stand_in = epoch, occurrences, stand_in
+
+
+class EmptyShare(list[Any]):
+    """No samples, and one sample that shows what they would look like."""
+
+    def __init__(self, sample: Any) -> None:
+        super().__init__()
+        self.sample = sample
 
 
 class SeededSamples(Dataset[Any]):
@@ -39,24 +59,28 @@ class SeededSamples(Dataset[Any]):
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         """Returns the sample as drawn in epoch 0."""
         return self.__getitems__(Indices([index]))[0]
 
     def __getitems__(self, indices: Indices) -> list[Any]:
+        """Returns the samples, or an `EmptyShare` if there are none."""
+        occurrences = indices.occurrences or [0] * len(indices)
         with _restored_generators():
-            return [self._draw(indices.epoch, index) for index in indices]
+            if not indices:
+                return EmptyShare(self._draw(indices.epoch, indices.stand_in, 0))
+            return [self._draw(indices.epoch, *which) for which in zip(indices, occurrences, strict=True)]
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset":  # not set yet while a copy is being made
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def _draw(self, epoch: int, index: int) -> Any:
-        _seed(self.seed, epoch, index)
+    def _draw(self, epoch: int, index: Any, occurrence: int) -> Any:
+        _seed(self.seed, epoch, index, occurrence)
         # Like torch's loader, prefer `__getitems__` if the data set has it.
         getitems = getattr(self.dataset, "__getitems__", None)
-        return getitems([index])[0] if getitems else self.dataset[index]
+        return getitems([index])[0] if getitems else cast(Any, self.dataset)[index]
 
 
 def sample_generator() -> torch.Generator:
@@ -66,6 +90,15 @@ def sample_generator() -> torch.Generator:
     a notebook or test), it returns a new generator seeded from torch's global one.
     """
     return _Current.generator()
+
+
+def identity(index: Any) -> Hashable:
+    """Returns what says whether two indices are the same: an int, or the text of any other object."""
+    try:
+        number = operator.index(index)
+    except (TypeError, ValueError):  # ValueError: an array of one number
+        return repr(index)
+    return number if -(2**63) <= number < 2**63 else repr(number)
 
 
 class _Current:
@@ -83,23 +116,21 @@ class _Current:
         return cls.cached_generator
 
 
-def _seed(seed: int, epoch: int, index: int) -> None:
-    """Seeds all generators from a hash, which mixes well, is fast, and is the same on every machine."""
-    digest = hashlib.blake2b(struct.pack("<QQq", seed, epoch, index), digest_size=24).digest()
-    own, for_torch, for_numpy, for_python = struct.unpack("<QQII", digest)
-    torch.default_generator.manual_seed(for_torch)  # torch.manual_seed seeds every device: 170 µs
-    np.random.seed(for_numpy)
-    random.seed(for_python)
-    _Current.seed, _Current.cached_generator = own, None
+def _seed(seed: int, epoch: int, index: Any, occurrence: int) -> None:
+    which = identity(index)
+    origin = struct.pack("<QQ", seed, epoch)
+    origin += struct.pack("<q", which) if isinstance(which, int) else str(which).encode()
+    if occurrence:
+        origin += struct.pack("<Q", occurrence)
+    seeds = seeds_of(origin)
+    seed_globally(seeds)
+    _Current.seed, _Current.cached_generator = seeds.own, None
 
 
 @contextmanager
 def _restored_generators() -> Iterator[None]:
-    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        _Current.seed = _Current.cached_generator = None
+    with restored_generators():
+        try:
+            yield
+        finally:
+            _Current.seed = _Current.cached_generator = None

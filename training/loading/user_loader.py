@@ -93,6 +93,14 @@ class UserLoader:
         """Returns how many samples a batch of the running epoch has; None if only the loader knows."""
         return self._samples.get(number)
 
+    def samples_of_step(self, number: int, micro_batches: int) -> None:  # noqa: ARG002
+        """Returns None: other workers may have batches of other sizes."""
+        return
+
+    def is_placeholder(self, number: int) -> bool:  # noqa: ARG002
+        """Returns False: no share is empty."""
+        return False
+
     def state_dict(self) -> dict[str, int]:
         epoch, batch = self._taken
         return {"epoch": epoch, "batch": batch}
@@ -113,7 +121,11 @@ def user_loader(loader: DataLoader[Any]) -> UserLoader:
         lengths = [0] * dist.get_world_size()
         dist.all_gather_object(lengths, length)  # every rank reaches this, whatever its length
     for problem, wrong in (
-        ("has no length; give its data set or its sampler a __len__", None in lengths),
+        (
+            "has no length; give its data set or its sampler a __len__, or set training.sampler to global, "
+            "which needs none",
+            None in lengths,
+        ),
         ("has no batches", 0 in lengths),
         (
             f"gives the workers {lengths} batches per epoch, so the workers with more would wait forever; "

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from sync_bn import check_ranks
 from sync_bn.lightning import SyncBatchNormPlugin
 from training.callbacks.checkpointing import CheckpointCallback, Store
+from training.callbacks.epoch_length import EpochLength
 from training.callbacks.global_loss import GlobalLoss
 from training.callbacks.heartbeat import Heartbeat
 from training.callbacks.log_sync import LogSync
@@ -80,6 +81,7 @@ def make_trainer(
             OwnCheckpoints(files),
             logs,
             share,
+            EpochLength(),
             # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
             # whether they advance. It casts a vote, so it precedes GlobalLoss, which counts the votes.
             CheckpointCallback(

@@ -111,8 +111,9 @@ class Training(_Part):
     )
     sampler: Literal["global", "own"] = Field(
         default="global",
-        description="global: the order of samples depends on the seed alone, not on the number of workers; "
-        "own: the DataModule's loaders are used as they are, and results depend on the number of workers",
+        description="global: each batch is shared among the workers, and the order of samples, a stream's or "
+        "a sampler's of your own too, does not depend on their number; own: each worker trains on the "
+        "batches of its own loader, and results depend on the number of workers",
     )
     checkpoint: Checkpoint = Checkpoint()
     hang_seconds: float = Field(

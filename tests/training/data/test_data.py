@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from training.data import Digits, FashionMNIST
 from training.data import fashion_mnist as module
-from training.loading.batches import share_loader
+from training.loading.batches import ShareLoader, share_loader
 
 THREE_WAYS = r"data\.init_args\.root[\s\S]*dataset-fashion-mnist[\s\S]*let this machine reach"
 
@@ -162,6 +162,7 @@ def test_augmented_images_are_others_in_another_epoch_and_the_same_on_any_number
             loader = share_loader(
                 DataLoader(data.train), batch_size=22, rank=rank, world_size=world_size, seed=0
             )
+            assert isinstance(loader, ShareLoader)
             loader.batch_sampler.set_epoch(epoch)
             found += [x for x, _ in loader]
         return torch.cat(found)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -9,33 +8,39 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    Sampler,
-    SequentialSampler,
-    Subset,
-    TensorDataset,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from training.errors import BuildError
 from training.loading.batches import GlobalBatches, ShareLoader, share_loader
+from training.loading.orders import SeededOrders
 from training.spec import shares
+
+
+def global_batches(
+    samples: int,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate_grad_batches: int = 1,
+    shuffle: bool = True,
+    **options: Any,
+) -> GlobalBatches:
+    return GlobalBatches(
+        SeededOrders(samples, batch_size=batch_size, shuffle=shuffle, **options),
+        rank=rank,
+        world_size=world_size,
+        accumulate_grad_batches=accumulate_grad_batches,
+    )
 
 
 def batches(
     samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, epoch: int = 0, **options: Any
 ) -> list[list[int]]:
-    sampler = GlobalBatches(
-        samples, batch_size=batch_size, rank=rank, world_size=world_size, **{"shuffle": True} | options
-    )
+    sampler = global_batches(samples, batch_size, rank=rank, world_size=world_size, **options)
     sampler.set_epoch(epoch)
-    found = list(sampler)
+    found: list[list[int]] = list(sampler)
     assert len(found) == len(sampler)
     return found
 
@@ -114,9 +119,7 @@ def test_micro_batches_of_all_ranks_in_order_are_the_global_batches(
     [(9, [3, 2, 2, 1, 1]), (14, [3, 2, 2, 3, 2, 2]), (10, [3, 2, 2, 1, 1, 1]), (4, [2, 1, 1]), (1, [1])],
 )
 def test_the_samples_of_micro_batches_are_counted(samples: int, sizes: list[int]) -> None:
-    sampler = GlobalBatches(
-        samples, batch_size=7, rank=1, world_size=2, shuffle=True, accumulate_grad_batches=3
-    )
+    sampler = global_batches(samples, 7, rank=1, world_size=2, accumulate_grad_batches=3)
 
     assert [sampler.count(at, at + 1) for at in range(len(sampler))] == sizes
     assert sampler.count(0, len(sampler)) == samples
@@ -136,9 +139,7 @@ def test_an_epoch_that_is_begun_at_a_batch_goes_on_as_the_whole_one_and_the_next
         batches(samples, batch_size, epoch=at, accumulate_grad_batches=passes) for at in (epoch, epoch + 1)
     )
     start = data.draw(st.integers(0, len(whole)))
-    sampler = GlobalBatches(
-        samples, batch_size=batch_size, rank=0, world_size=1, shuffle=True, accumulate_grad_batches=passes
-    )
+    sampler = global_batches(samples, batch_size, accumulate_grad_batches=passes)
 
     sampler.start_at(epoch, start)
     sampler.set_epoch(epoch)
@@ -153,7 +154,7 @@ def test_an_epoch_that_is_begun_at_a_batch_goes_on_as_the_whole_one_and_the_next
 
 
 def test_a_start_in_another_epoch_than_the_one_that_begins_is_no_start() -> None:
-    sampler = GlobalBatches(5, batch_size=2, rank=0, world_size=1, shuffle=False)
+    sampler = global_batches(5, 2, shuffle=False)
 
     sampler.start_at(3, 2)
     sampler.set_epoch(4)
@@ -219,11 +220,6 @@ def test_a_distributed_sampler_is_replaced_by_an_order_that_knows_no_workers(shu
     assert [labels.tolist()] == batches(8, 8, shuffle=shuffle)
 
 
-def test_a_sampler_of_its_own_is_refused_with_both_ways_out() -> None:
-    with pytest.raises(BuildError, match=r"shuffle=True or shuffle=False, or set training\.sampler to own"):
-        share(DataLoader(numbered(5), sampler=Odd()), rank=0, world_size=1)
-
-
 def test_the_order_is_one_of_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
         (batch,) = batches(100, 100, seed=seed, epoch=epoch)
@@ -240,7 +236,9 @@ def test_without_shuffling_samples_come_in_their_order() -> None:
 
 
 def share(loader: DataLoader[Any], rank: int, world_size: int, batch_size: int = 4) -> ShareLoader:
-    return share_loader(loader, batch_size=batch_size, rank=rank, world_size=world_size, seed=0)
+    shared = share_loader(loader, batch_size=batch_size, rank=rank, world_size=world_size, seed=0)
+    assert isinstance(shared, ShareLoader)
+    return shared
 
 
 def numbered(samples: int) -> TensorDataset:
@@ -300,40 +298,9 @@ def test_another_epoch_has_another_order() -> None:
     assert sorted(first.tolist()) == sorted(second.tolist())
 
 
-class Endless(IterableDataset[int]):
-    def __iter__(self) -> Iterator[int]:
-        return iter([1, 2, 3])
-
-
-class Odd(Sampler[int]):
-    def __iter__(self) -> Iterator[int]:
-        return iter([1, 3])
-
-    def __len__(self) -> int:
-        return 2
-
-
-class Lengthless(Dataset[int]):
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class OddBatches(BatchSampler):
-    pass
-
-
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
-        (DataLoader(Endless()), "Endless has no length or no index"),
-        (DataLoader(Lengthless(), sampler=Odd()), "Lengthless has no length or no index"),
-        (DataLoader(numbered(5), sampler=Odd()), r"sampler of its own \(Odd\)"),
-        (DataLoader(numbered(5), sampler=WeightedRandomSampler([1.0] * 5, 5)), "WeightedRandomSampler"),
-        (DataLoader(numbered(5), sampler=RandomSampler(range(5), replacement=True)), "RandomSampler"),
-        (
-            DataLoader(numbered(5), batch_sampler=OddBatches(SequentialSampler(range(5)), 2, False)),
-            "OddBatches",
-        ),
         (DataLoader(numbered(5), batch_size=None), "batch_size=None"),
         (DataLoader(numbered(0)), "0 samples, too few"),
     ],
@@ -345,8 +312,8 @@ def test_data_that_cannot_be_shared_is_refused(loader: DataLoader[Any], message:
 
 def test_a_data_set_smaller_than_the_batch_is_refused_only_if_its_one_batch_would_be_dropped() -> None:
     def length(*, drop_last: bool) -> int:
-        loader = DataLoader(numbered(3))
-        return len(share_loader(loader, batch_size=4, rank=0, world_size=1, seed=0, drop_last=drop_last))
+        loader = DataLoader(numbered(3), batch_size=4, drop_last=drop_last)
+        return len(share(loader, rank=0, world_size=1))
 
     assert length(drop_last=False) == 1
     with pytest.raises(BuildError, match="3 samples, too few for a batch of 4"):

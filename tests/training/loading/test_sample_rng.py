@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from training.loading.batches import share_loader
+from training.loading.batches import ShareLoader, share_loader
 from training.loading.sample_rng import Indices, SeededSamples, sample_generator
 
 SAMPLES = 11
@@ -57,6 +57,7 @@ def epoch_of(
             world_size=world_size,
             seed=seed,
         )
+        assert isinstance(loader, ShareLoader)
         loader.batch_sampler.set_epoch(epoch)
         found += list(loader)
     rows = torch.cat(found)

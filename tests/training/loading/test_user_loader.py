@@ -91,6 +91,20 @@ def test_a_loader_that_cannot_be_trained_on_is_refused(loader: DataLoader[Any], 
         user_loader(loader)
 
 
+class Three(Endless):
+    def __len__(self) -> int:
+        return 3
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+def test_a_stream_with_a_length_is_taken_as_it_is(batch_size: int | None) -> None:
+    loader = user_loader(DataLoader(Three(), batch_size=batch_size))
+
+    assert [torch.as_tensor(batch).flatten().tolist() for batch in loader] == (
+        [[1, 2], [3]] if batch_size else [[1], [2], [3]]
+    )
+
+
 def refused(rank: int) -> str:
     try:
         user_loader(DataLoader(TensorDataset(torch.zeros(4 + rank)), batch_size=2))

@@ -1,0 +1,27 @@
+"""What callbacks ask of a loader: how many samples its batches have."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class CountedLoader(Protocol):
+    """A loader of this rank's batches. Batches are numbered from 0 within the running epoch.
+
+    A batch here is this rank's share of a micro-batch. Its answers hold for the running batch and the one
+    that Lightning has fetched ahead.
+    """
+
+    def samples(self, number: int) -> int | None:
+        """Returns how many samples a batch has on this rank; None if the loader cannot know."""
+
+    def samples_of_step(self, number: int, micro_batches: int) -> int | None:
+        """Returns how many samples the optimizer step with this batch has over all ranks and micro-batches.
+
+        micro_batches: of a whole step; the last step of an epoch may have fewer. None if the loader cannot
+        know.
+        """
+
+    def is_placeholder(self, number: int) -> bool:
+        """Returns whether a `Placeholder` stood in for an empty batch."""

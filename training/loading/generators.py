@@ -1,0 +1,82 @@
+"""The global generators of torch, NumPy and Python: seeded for a while, then put back as they were.
+
+What a data set, a sampler or a stream draws then depends on its seed alone, and the model's random numbers do
+not depend on the data's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+
+
+class Seeds(NamedTuple):
+    """Seeds of one origin: `own` for generators that are passed on, the others for the global ones."""
+
+    own: int
+    torch: int
+    numpy: int
+    python: int
+
+
+def seeds_of(origin: bytes) -> Seeds:
+    """Returns seeds from a hash, which mixes well, is fast, and is the same on every machine."""
+    digest = hashlib.blake2b(origin, digest_size=24).digest()
+    return Seeds(*struct.unpack("<QQII", digest))
+
+
+def seeds_of_epoch(purpose: str, seed: int, epoch: int) -> Seeds:
+    """Returns the seeds of an epoch; another `purpose` has others."""
+    return seeds_of(purpose.encode() + struct.pack("<QQ", seed, epoch))
+
+
+def seed_globally(seeds: Seeds) -> None:
+    """Seeds the three global generators of the CPU."""
+    torch.default_generator.manual_seed(seeds.torch)  # torch.manual_seed seeds every device: 170 µs
+    np.random.seed(seeds.numpy)
+    random.seed(seeds.python)
+
+
+@contextmanager
+def restored_generators() -> Iterator[None]:
+    """Puts the three global generators back as they were, after errors too."""
+    states = _states()
+    try:
+        yield
+    finally:
+        _restore(states)
+
+
+class OwnGenerators:
+    """A context manager in which the global generators are others, which go on from where they last were."""
+
+    def __init__(self, seeds: Seeds) -> None:
+        with restored_generators():
+            seed_globally(seeds)
+            self._own = _states()
+
+    def __enter__(self) -> Self:
+        self._outside = _states()
+        _restore(self._own)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._own = _states()
+        _restore(self._outside)
+
+
+def _states() -> tuple[Any, Any, Any]:
+    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+
+
+def _restore(states: tuple[Any, Any, Any]) -> None:
+    torch.default_generator.set_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
