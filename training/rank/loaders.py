@@ -41,7 +41,7 @@ class RankLoaders:
             rank=self._rank,
             world_size=self._world_size,
             seed=settings.seed,
-            drop_last=loader.drop_last or (settings.drop_last and trains),
+            drop_last=settings.drop_last and trains,
             accumulate_grad_batches=settings.accumulate_grad_batches if trains else 1,
         )
 
