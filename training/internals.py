@@ -131,7 +131,7 @@ def step_value(result: Any) -> Any:
 def set_step_value(result: Any, value: Tensor) -> None:
     """Replaces what was logged last."""
     result._forward_cache, result.has_reset = value, False
-    if not result.meta.on_epoch:
+    if result.is_tensor and not result.meta.on_epoch:
         result.value = value
 
 
@@ -201,6 +201,19 @@ def metric_state(metric: Metric) -> tuple[dict[str, Any], int]:
         name: list(value) if isinstance(value, list) else value.clone() for name, value in states.items()
     }
     return copies, metric._update_count
+
+
+def set_metric_state(metric: Metric, state: dict[str, Any] | None) -> None:
+    """Replaces a metric's states; None: those of a metric that was never updated."""
+    for name, default in metric._defaults.items():
+        initial: Any = [] if isinstance(default, list) else default.clone().to(metric.device)
+        setattr(metric, name, initial if state is None else state[name])
+    metric._update_count, metric._computed = 1, None
+
+
+def computes_batch(metric: Metric) -> bool:
+    """Returns whether a `compute` that runs now is that of one batch, within the metric's `forward`."""
+    return not metric._to_sync
 
 
 def restore_metric_state(metric: Metric, state: tuple[dict[str, Any], int]) -> None:

@@ -683,3 +683,23 @@ class WithCallback(Regression):
             "own": lambda: SavesItself(),
         }
         return [make[self.which]()]
+
+
+class StepMetrics(Regression):
+    """Metrics that are called in each step, of which one is no mean; an empty share does not call them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics = MetricCollection({"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False)})
+        self.seldom = MeanAbsoluteError()
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        x, y = features(batch)
+        output = self.net(x)
+        if len(y):
+            self.metrics(output.detach(), y)
+        self.log_dict(self.metrics, on_step=True, on_epoch=True)
+        if len(y) and index % 2:
+            self.seldom(output.detach(), y)
+            self.log("seldom", self.seldom)
+        return F.mse_loss(output, y)

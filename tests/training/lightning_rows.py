@@ -77,6 +77,12 @@ ROWS = [
         )
         for kind in ("tuple", "dict", "own class", "tensors of different sizes")
     ),
+    Row(
+        group="self.log",
+        what="torchmetrics on_step: values of the global batch, by ranks with samples alone",
+        module="StepMetrics",
+        tolerance=1e-6,  # torchmetrics counts in float32
+    ),
     Row(group="Loss", what="of shape (1,)", module="LossOfShapeOne"),
     Row(group="Loss", what="in a dict with other values", module="LossInDict"),
     Row(group="Loss", what="None, which skips the batch", module="SkipsBatches"),

@@ -25,6 +25,7 @@ from torchmetrics import Metric
 from training import internals
 from training.callbacks.log_reduction import NEUTRAL_VALUE, LoggedValue, reduction_name
 from training.callbacks.share_counts import ShareCounts
+from training.callbacks.step_metrics import StepMetrics
 from training.errors import StepError
 
 
@@ -32,8 +33,8 @@ class LogSync(Callback):
     """Replaces `module.log` until `detach`. Precedes the user's callbacks, which read what was logged.
 
     A number or tensor logged for a batch counts as the mean over this rank's samples (or as `reduce_fx`
-    says) and is weighted by their number, which may be 0. torchmetrics metrics are synchronized by their own
-    `compute`, in the same order on all ranks. `rank_zero_only` works as usual; `sync_dist` has no effect.
+    says) and is weighted by their number, which may be 0. Metrics of torchmetrics are synchronized by their
+    own `compute`, in the same order on all ranks. `rank_zero_only` works as usual; `sync_dist` has no effect.
 
     steps: whether the module may log values `on_step`. Raises StepError if it does so in a validation or test
     for the first time after the first batch.
@@ -43,6 +44,7 @@ class LogSync(Callback):
         self._module, self._share, self._steps = module, share, steps
         self._log = module.log
         self._signature = inspect.signature(self._log)
+        self._metrics = StepMetrics()
         self._calls: dict[str, dict[str, Any]] = {}  # arguments by key, so that other ranks can log it, too
         self._of_batch: dict[str, tuple[Tensor, float]] = {}  # value and number of samples
         self._reduced: dict[str, Tensor] = {}
@@ -69,6 +71,7 @@ class LogSync(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         own = all(type(callback).__module__.startswith("training.") for callback in callbacks)
+        self._metrics.watch(module)
         self._may_log_late = not own or is_overridden("on_train_batch_end", module)
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -92,7 +95,7 @@ class LogSync(Callback):
         result = results[key]
         if key not in self._calls:
             self._calls[key] = internals.arguments_of(result)
-        if result.is_tensor and result.meta.on_step:
+        if result.meta.on_step and (result.is_tensor or self._metrics.was_called(result.value)):
             self._of_batch[key] = (internals.step_value(result), size)
 
     def _weigh(self, arguments: dict[str, Any], results: Any) -> float:
@@ -127,6 +130,10 @@ class LogSync(Callback):
         keys = self._agreed(list(of_batch), results)
         if evaluates:
             self._evaluates_steps = bool(keys)
+        for metric in [results[key] for key in keys if not results[key].is_tensor]:
+            internals.set_step_value(metric, self._metrics.value(metric.value))
+        self._metrics.forget()
+        keys = [key for key in keys if results[key].is_tensor]
         values = self._reduce(
             [
                 _Part(reduction_name(results[key].meta.reduce_fx), *of_batch.get(key, (None, 0.0)))
