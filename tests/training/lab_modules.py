@@ -703,3 +703,21 @@ class StepMetrics(Regression):
             self.seldom(output.detach(), y)
             self.log("seldom", self.seldom)
         return F.mse_loss(output, y)
+
+
+class Noisy(Samples):
+    """Draws noise for each sample."""
+
+    def __getitem__(self, index: int) -> Sample:
+        x, y, name = super().__getitem__(index)
+        return x + 0.1 * torch.randn(x.shape, dtype=x.dtype), y, name
+
+
+class TrainsOnShuffled(TrainsOnList):
+    """Of which the shorter loader starts again within an epoch."""
+
+    def _both(self) -> list[DataLoader[Any]]:
+        return [
+            DataLoader(Noisy(count, 1), shuffle=True, batch_size=4, collate_fn=COLLATED[self.kind])
+            for count in (20, 8)
+        ]

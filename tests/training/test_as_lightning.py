@@ -51,6 +51,7 @@ RESUMED = [
     Row(group="", what="", module="QuasiNewton"),
     Row(group="", what="", module="OfBoth", data="TrainsOnList"),
     Row(group="", what="", module="OfBoth", data="TrainsOnMax"),
+    Row(group="", what="", module="OfBoth", data="TrainsOnShuffled"),
 ]
 
 

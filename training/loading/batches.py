@@ -36,7 +36,10 @@ class GlobalBatches(Sampler[Indices]):
     ) -> None:
         self.orders, self.rank, self.world_size = orders, rank, world_size
         self.accumulate_grad_batches = accumulate_grad_batches
-        self.epoch = 0
+        self.epoch = self.cycle = 0
+        self.repeats = False
+        """Whether to iterate again within an epoch is to have new draws, in a new order if it is shuffled."""
+        self._finished: int | None = None
         self._start = (0, 0)
         self._drawn: tuple[int, Order] | None = None
 
@@ -47,14 +50,15 @@ class GlobalBatches(Sampler[Indices]):
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch that the next iteration yields."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.cycle = epoch, 0
 
-    def start_at(self, epoch: int, batch: int) -> None:
+    def start_at(self, epoch: int, batch: int, cycle: int = 0) -> None:
         """Makes the next iteration of `epoch` start at micro-batch `batch`, counted from 0; once only.
 
-        If `batch` equals the length, the epoch yields nothing.
+        If `batch` equals the length, the epoch yields nothing. cycle: how often it was iterated before.
         """
-        self.epoch, self._start = epoch, (epoch, batch)
+        self.epoch, self._start, self.cycle = epoch, (epoch, batch), cycle
 
     @property
     def first(self) -> int:
@@ -78,6 +82,8 @@ class GlobalBatches(Sampler[Indices]):
         return whole * self.accumulate_grad_batches + min(last, self.accumulate_grad_batches)
 
     def __iter__(self) -> Iterator[Indices]:
+        if self.repeats and self._finished == self.epoch:
+            self.cycle += 1
         order, epoch, first = self.order, self.epoch, self.first
         self._start = (0, 0)  # once
         for number in range(first, len(self)):
@@ -86,16 +92,20 @@ class GlobalBatches(Sampler[Indices]):
             own = slice(start, start + sizes[self.rank])
             yield Indices(
                 list(order.entries[own]),
-                epoch=epoch,
+                epoch=_draw(epoch, self.cycle),
                 occurrences=order.occurrences and order.occurrences[own],
                 stand_in=order.entries[self._begin(number)],
             )
+        self._finished = epoch
 
     @property
     def order(self) -> Order:
         """The order of the running epoch."""
-        if self._drawn is None or self._drawn[0] != self.epoch:
-            self._drawn = self.epoch, self.orders.of(self.epoch)
+        # Batches of a sampler's own may have other sizes when they are drawn anew, which others rely on.
+        shuffles = isinstance(self.orders, SeededOrders)
+        draw = _draw(self.epoch, self.cycle if shuffles else 0)
+        if self._drawn is None or self._drawn[0] != draw:
+            self._drawn = draw, self.orders.of(draw)
         return self._drawn[1]
 
     def _begin(self, number: int) -> int:
@@ -103,6 +113,11 @@ class GlobalBatches(Sampler[Indices]):
         step, part = divmod(number, self.accumulate_grad_batches)
         begin, end = self.order.begin(step), self.order.begin(step + 1)
         return begin + sum(shares(end - begin, self.accumulate_grad_batches)[:part])
+
+
+def _draw(epoch: int, cycle: int) -> int:
+    """Returns a number of its own for each iteration within an epoch; the first has that of the epoch."""
+    return epoch + (cycle << 40)
 
 
 class ShareLoader(DataLoader[Any]):
@@ -147,7 +162,7 @@ class ShareLoader(DataLoader[Any]):
         return {"epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.batch_sampler.start_at(state["epoch"], state["batch"])
+        self.batch_sampler.start_at(state["epoch"], state["batch"], state.get("cycle", 0))
 
 
 class _CollateShare:
@@ -172,14 +187,16 @@ def share_loader(
     seed: int,
     drop_last: bool = False,
     accumulate_grad_batches: int = 1,
+    repeats: bool = False,
 ) -> ShareLoader | StreamLoader:
     """Returns a loader like `loader` that yields this rank's share of each global batch. Collective.
 
     batch_size: of the global batch, over all ranks. Dataset, collation, processes and order are those of
     `loader`; its batch size is ignored, unless it has a batch sampler of its own, whose lists are the global
-    batches. drop_last: in addition to that of `loader`. Random draws of the dataset depend only on (seed,
-    epoch, index), see `training.loading.sample_rng`; those of a stream on (seed, epoch), see
-    `training.loading.streams`. Raises BuildError for data that cannot be cut into global batches.
+    batches. drop_last: in addition to that of `loader`. repeats: see `GlobalBatches`. Random draws of the
+    dataset depend only on (seed, epoch, index), see `training.loading.sample_rng`; those of a stream on
+    (seed, epoch), see `training.loading.streams`. Raises BuildError for data that cannot be cut into global
+    batches.
     """
     assert accumulate_grad_batches <= batch_size
     if loader.batch_size is None and loader.batch_sampler is None:
@@ -205,6 +222,7 @@ def share_loader(
         world_size=world_size,
         accumulate_grad_batches=accumulate_grad_batches,
     )
+    batches.repeats = repeats
     dataset = loader.dataset
     # A TensorDataset draws nothing.
     if type(dataset) is not TensorDataset or isinstance(batches.orders, SamplerOrders):

@@ -67,5 +67,6 @@ def states_at(loaders: Sequence[Any], mode: str, *, epoch: int, number: int) -> 
     if len(loaders) == 1:
         return [{"epoch": epoch, "batch": number}]
     if mode == "max_size_cycle":
-        return [{"epoch": epoch, "batch": number % len(loader)} for loader in loaders]
+        cycles = [divmod(number, len(loader)) for loader in loaders]
+        return [{"epoch": epoch, "batch": batch, "cycle": cycle} for cycle, batch in cycles]
     return [{"epoch": epoch, "batch": min(number, len(loader))} for loader in loaders]

@@ -43,6 +43,7 @@ class RankLoaders:
             seed=settings.seed,
             drop_last=settings.drop_last and trains,
             accumulate_grad_batches=settings.accumulate_grad_batches if trains else 1,
+            repeats=trains,  # a short loader beside a longer one starts again within the epoch
         )
 
 

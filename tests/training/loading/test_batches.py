@@ -318,3 +318,24 @@ def test_a_data_set_smaller_than_the_batch_is_refused_only_if_its_one_batch_woul
     assert length(drop_last=False) == 1
     with pytest.raises(BuildError, match="3 samples, too few for a batch of 4"):
         length(drop_last=True)
+
+
+def test_a_loader_that_starts_again_within_an_epoch_has_another_order_if_it_repeats() -> None:
+    orders = SeededOrders(8, batch_size=4, shuffle=True)
+    batches = GlobalBatches(orders, rank=0, world_size=1)
+    first, again = list(batches), list(batches)
+    assert again == first
+
+    batches.repeats = True
+    cycles = [list(batches), list(batches)]
+    assert cycles[0] != first
+    assert cycles[1] not in (cycles[0], first)
+    assert len({indices.epoch for cycle in cycles for indices in cycle}) == 2
+
+    resumed = GlobalBatches(orders, rank=0, world_size=1)
+    resumed.start_at(0, 1, cycle=2)
+    assert list(resumed) == cycles[1][1:]
+
+    batches.set_epoch(1)
+    resumed.set_epoch(1)
+    assert list(batches) == list(resumed)
