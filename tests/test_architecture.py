@@ -19,6 +19,7 @@ HEAVY = {"torch", "ray", "lightning", "mlflow", "numpy", "pandas", "sklearn", "m
 LIGHT_PARTS_OF_TRAINING = {
     "training.backoff",
     "training.spec",
+    "training.spec.arguments",
     "training.spec.errors",
     "training.spec.model",
     "training.protocol",

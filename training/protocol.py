@@ -187,7 +187,7 @@ class ExitRecord:
     step: the last step of a finished rank; for a stopped one the step from which the run resumes; otherwise
     the step in progress, from 1; 0 before the first.
     type, message, trace: see Exit. code: the exit code, for EXITED. when: seconds since the epoch.
-    lost_peer: the rank failed only because another rank was gone.
+    lost_peer: the rank failed only because another rank was gone. repeats: a restart would fail as well.
     log_tail: the last lines of the rank's log, for a failure. progress: the last that the rank reported.
     """
 
@@ -199,6 +199,7 @@ class ExitRecord:
     code: int | None = None
     when: float = 0.0
     lost_peer: bool = False
+    repeats: bool = False
     trace: str = ""
     log_tail: str = ""
     progress: Progress | None = None
@@ -320,7 +321,7 @@ def stopped_at(exits: Iterable[ExitRecord]) -> int | None:
     return max((record.step for record in exits if record.kind is Exit.STOPPED), default=None)
 
 
-FINAL = frozenset({"BuildError", "NonFiniteLoss"})
+FINAL = frozenset({"BuildError", "NonFiniteLoss", "StepError"})
 """Types of exceptions that a restart would only repeat."""
 
 
@@ -345,10 +346,10 @@ class Failure:
 def is_final(record: ExitRecord, before: Failure | None) -> str | None:
     """Returns why a restart would only repeat a failure, "" if its headline says so; None to restart.
 
-    A failure is final if its exception type is in FINAL, or if an exception or exit equals the previous one,
-    `before`, since the last start also began at the last checkpoint.
+    A failure is final if its exception type is in FINAL or it `repeats`, or if an exception or exit equals
+    the previous one, `before`, since the last start also began at the last checkpoint.
     """
-    if record.kind is Exit.ERROR and record.type in FINAL:
+    if record.kind is Exit.ERROR and (record.type in FINAL or record.repeats):
         return ""
     ends_itself = record.kind in {Exit.ERROR, Exit.EXITED} and not record.lost_peer
     if ends_itself and before == Failure.of(record):

@@ -1,96 +1,93 @@
-"""Checks that a class path resolves, without importing anything.
+"""Checks that a class path resolves and takes its init_args, without importing anything.
 
-Modules are looked up as Python does, the uploaded code first, and read as source. If the source cannot tell
-(compiled modules, a module's `__getattr__`, names created at run time), the path is accepted.
+If the source cannot tell (compiled modules, a module's `__getattr__`, names created at run time), both are
+accepted.
 """
 
 from __future__ import annotations
 
 import ast
 import difflib
-import importlib.util
-import io
-import threading
-import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec, PathFinder
-from pathlib import Path
-from typing import Protocol, TypeGuard
+from collections.abc import Iterator, Mapping, Sequence
+from inspect import Signature
+from typing import TypeGuard
 
+from service.user_code.modules import (
+    Module,
+    ModuleSource,
+    find_module,
+    imported_module,
+    sources_of,
+    syntax_tree,
+)
+from service.user_code.signatures import signature_of
 from training.spec import ClassSpec, Problem, Spec
+from training.spec.arguments import arguments_problem
 
 _STAR_DEPTH = 5
-_MAX_SOURCE = 2**20  # bytes; a syntax tree takes a hundred times its source's memory
-_COMPILED = (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)
-_parsing = threading.Lock()
-"""Python before 3.11.8 and 3.12.2 shares one recursion counter between all parsers: if two threads parse at
-once, one may get a SystemError (gh-106905)."""
 _MAKES_NAMES = {"globals", "locals", "vars", "exec"}
 
 
-class ModuleSource(Protocol):
-    """Where modules are looked up: the uploaded archive or the environment."""
-
-    def find(self, name: str, parent: Module | None) -> Module | None:
-        """Returns the top-level module or the submodule of `parent` with this name, which has no dots."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Module:
-    """A module that was found but not imported. `source`: None if there is no source to read."""
-
-    name: str
-    source_: ModuleSource
-    is_package: bool
-    source: bytes | None
-    directories: tuple[str, ...] = ()
-    """The directories of its submodules."""
-
-    def submodule(self, name: str) -> Module | None:
-        return self.source_.find(name, self) if self.is_package else None
-
-
 def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
-    """Returns a problem for each class path of the spec that does not resolve.
+    """Returns a problem for each class path of the spec that does not resolve or not take its init_args.
 
     archive: the uploaded code; None if there is none.
     """
-    sources = _sources(archive)
-    messages = ((key, _check(part.class_path, sources)) for key, part in _class_specs(spec))
-    return [Problem(key=f"{key}.class_path", message=message) for key, message in messages if message]
+    sources = sources_of(archive)
+    return [problem for each in _class_specs(spec) for problem in _problems(*each, sources)]
+
+
+def _problems(key: str, part: ClassSpec, added: int, sources: Sequence[ModuleSource]) -> Iterator[Problem]:
+    """Yields the problems of one class. added: the number of arguments that the training puts first."""
+    if message := _check(part.class_path, sources):
+        yield Problem(key=f"{key}.class_path", message=message)
+    else:
+        signature = _signature(part.class_path, sources)
+        if signature and (message := arguments_problem(signature, [None] * added, part.init_args)):
+            yield Problem(key=f"{key}.init_args", message=message)
+    for name, value in part.init_args.items():
+        if _is_class_spec(value):
+            inner = ClassSpec.model_validate(value)
+            yield from _problems(f"{key}.init_args.{name}", inner, 0, sources)
+
+
+def _is_class_spec(value: object) -> bool:
+    return (
+        isinstance(value, Mapping) and "class_path" in value and value.keys() <= {"class_path", "init_args"}
+    )
+
+
+def _signature(class_path: str, sources: Sequence[ModuleSource]) -> Signature | None:
+    top, *between, name = class_path.split(".")
+    module = find_module(top, sources)
+    for part in between:
+        module = module and module.submodule(part)
+    return signature_of(module, name, sources) if module else None
 
 
 def check_class_path(class_path: str, archive: bytes | None = None) -> str | None:
     """Returns what is wrong with the path; None if it resolves, or if only importing could tell."""
-    return _check(class_path, _sources(archive))
+    return _check(class_path, sources_of(archive))
 
 
-def _sources(archive: bytes | None) -> list[ModuleSource]:
-    return [_Archive(archive), _Environment()] if archive else [_Environment()]
-
-
-def _class_specs(spec: Spec) -> Iterator[tuple[str, ClassSpec]]:
-    yield "model", spec.model
-    yield "data", spec.data
-    yield "loss", spec.loss
-    yield from ((f"metrics.{name}", metric) for name, metric in spec.metrics.items())
+def _class_specs(spec: Spec) -> Iterator[tuple[str, ClassSpec, int]]:
+    """Yields each class of the spec by its key, with the number of arguments that the training puts first."""
+    yield "model", spec.model, 0
+    yield "data", spec.data, 0
+    yield "loss", spec.loss, 0
+    yield from ((f"metrics.{name}", metric, 0) for name, metric in spec.metrics.items())
     if spec.optimizer:
-        yield "optimizer", spec.optimizer
+        yield "optimizer", spec.optimizer, 1
     if spec.lr_scheduler:
-        yield "lr_scheduler", spec.lr_scheduler
+        yield "lr_scheduler", spec.lr_scheduler, 1
 
 
 def _check(class_path: str, sources: Sequence[ModuleSource]) -> str | None:
     top, *rest = class_path.split(".")
-    if module := _find(top, sources):
+    if module := find_module(top, sources):
         return _follow(module, rest, sources)
     looked = "the uploaded code or the environment" if len(sources) > 1 else "the environment"
     return f"no module named {top!r} in {looked}"
-
-
-def _find(top: str, sources: Sequence[ModuleSource]) -> Module | None:
-    return next((module for source_ in sources if (module := source_.find(top, None))), None)
 
 
 def _follow(module: Module, rest: list[str], sources: Sequence[ModuleSource]) -> str | None:
@@ -115,88 +112,14 @@ def _follow(module: Module, rest: list[str], sources: Sequence[ModuleSource]) ->
     return f"module {module.name} has no {name!r}{hint}"
 
 
-# Where modules are
-
-
-class _Archive:
-    def __init__(self, data: bytes) -> None:
-        self._zip = zipfile.ZipFile(io.BytesIO(data))
-        self._files = set(self._zip.namelist())
-
-    def find(self, name: str, parent: Module | None) -> Module | None:
-        """Looks for a package, then a module, then a directory without __init__.py, as Python does."""
-        dotted = f"{parent.name}.{name}" if parent else name
-        path = dotted.replace(".", "/")
-        if f"{path}/__init__.py" in self._files:
-            return self._module(dotted, f"{path}/__init__.py", is_package=True)
-        if f"{path}.py" in self._files:
-            return self._module(dotted, f"{path}.py", is_package=False)
-        if any(file.startswith(f"{path}.") and file.endswith(_COMPILED) for file in self._files):
-            return Module(name=dotted, source_=self, is_package=False, source=None)
-        if any(file.startswith(f"{path}/") for file in self._files) and not _is_regular(dotted):
-            return Module(name=dotted, source_=self, is_package=True, source=b"")
-        return None
-
-    def _module(self, name: str, file: str, *, is_package: bool) -> Module:
-        return Module(name=name, source_=self, is_package=is_package, source=self._zip.read(file))
-
-
-def _is_regular(dotted: str) -> bool:
-    """Returns whether the environment has a regular package or module of this name.
-
-    Python prefers it to a directory without __init__.py, wherever it is on the path.
-    """
-    module = None if "." in dotted else _Environment().find(dotted, None)
-    return module is not None and module.source != b""
-
-
-class _Environment:
-    def find(self, name: str, parent: Module | None) -> Module | None:
-        if parent is None:
-            spec = _top_level(name)
-            return self._module(name, spec) if spec else None
-        # Only the last part of the name: for a full name the finder would need the parent imported.
-        spec = PathFinder.find_spec(name, list(parent.directories))
-        return self._module(f"{parent.name}.{name}", spec) if spec else None
-
-    def _module(self, name: str, spec: ModuleSpec) -> Module:
-        directories = spec.submodule_search_locations
-        return Module(
-            name=name,
-            source_=self,
-            is_package=directories is not None,
-            source=_source(spec),
-            directories=tuple(directories or ()),
-        )
-
-
-def _top_level(name: str) -> ModuleSpec | None:
-    """Asks all finders, including those of editable installs. Imports nothing if the name has no dots."""
-    try:
-        return importlib.util.find_spec(name)
-    except ValueError:  # modules like __main__ are in sys.modules without a spec
-        return None
-
-
-def _source(spec: ModuleSpec) -> bytes | None:
-    if spec.origin is None and spec.submodule_search_locations is not None:
-        return b""  # a namespace package has no names of its own
-    if spec.origin is None or not spec.origin.endswith(".py"):
-        return None
-    return Path(spec.origin).read_bytes()
-
-
 # What a module's source defines
 
 
 def _names(module: Module, sources: Sequence[ModuleSource], depth: int) -> set[str] | None:
     """Returns the module's top-level names; None if only running the module could tell."""
-    if module.source is None or len(module.source) > _MAX_SOURCE or not depth:
-        return None
+    tree = syntax_tree(module) if depth else None
     try:
-        with _parsing:
-            tree = ast.parse(module.source)
-        return _names_in(tree, module, sources, depth)
+        return _names_in(tree, module, sources, depth) if tree is not None else None
     except (RecursionError, MemoryError):  # nested too deeply
         return None
 
@@ -255,10 +178,5 @@ def _starred(
     node: ast.ImportFrom, module: Module, sources: Sequence[ModuleSource], depth: int
 ) -> set[str] | None:
     """Returns the names that `from x import *` may bring in; None if that cannot be followed."""
-    base = module.name.split(".") if node.level else []
-    up = node.level - module.is_package if node.level else 0
-    parts = [*base[: len(base) - up], *(node.module.split(".") if node.module else [])]
-    source = _find(parts[0], sources) if parts else None
-    for part in parts[1:]:
-        source = source and source.submodule(part)
+    source = imported_module(node, module, sources)
     return _names(source, sources, depth - 1) if source else None

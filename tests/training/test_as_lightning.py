@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.training.as_lightning import as_job, as_lightning, spec_of
-from tests.training.attempts import attempt
+from tests.training.attempts import Data, attempt
+from tests.training.attempts import spec_of as small_spec
 from tests.training.lightning_rows import ROWS, Row
 from tests.training.worlds import Worlds
 
@@ -67,3 +69,37 @@ def test_a_break_changes_nothing(worlds: Worlds, tmp_path: Path, row: Row) -> No
     assert parts.logged == whole.logged
     assert parts.files == whole.files
     torch.testing.assert_close(parts.state, whole.state, rtol=0, atol=0)
+
+
+class ValidatesOnTwo(Data):
+    """11 samples in one loader, 5 in the other."""
+
+    def val_dataloader(self) -> Any:
+        return [super().val_dataloader(), self.test_dataloader()]
+
+
+def test_a_plain_module_has_metrics_for_each_of_several_loaders(worlds: Worlds, tmp_path: Path) -> None:
+    path = "tests.training.test_as_lightning.ValidatesOnTwo"
+    one, two = small_spec(max_epochs=2), small_spec(max_epochs=2)
+    two["data"] = one["data"] | {"class_path": path}
+    expected = worlds.run(1, attempt, one, tmp_path / "one")[0]
+
+    for workers in (1, 3):
+        found = worlds.run(workers, attempt, two, tmp_path / str(workers))[0]
+
+        for name in ("val_loss", "val_accuracy"):
+            first = found.series(f"{name}/dataloader_idx_0")
+            assert first == pytest.approx(expected.series(name), rel=1e-9)
+            last = found.series(f"{name}/dataloader_idx_1")
+            test = found.series(name.replace("val", "test"))
+            assert list(last.values())[-1] == pytest.approx(next(iter(test.values())), rel=1e-9)
+
+
+def test_layers_made_in_configure_model_are_normalised_as_the_spec_says(
+    worlds: Worlds, tmp_path: Path
+) -> None:
+    spec = spec_of(Row(group="", what="", module="MadeLate")) | {"norm": {"kind": "group_norm"}}
+    done = worlds.run(2, attempt, spec, tmp_path)[0]
+
+    assert not [name for name in done.state if "running" in name]
+    assert "net.1.weight" in done.state

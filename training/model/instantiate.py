@@ -10,6 +10,7 @@ from typing import Any
 
 from training.errors import BuildError
 from training.spec import ClassSpec
+from training.spec.arguments import arguments_problem
 
 
 def construct(spec: ClassSpec, key: str, *args: object) -> Any:
@@ -59,10 +60,5 @@ def _check_arguments(
         signature = inspect.signature(target)
     except (TypeError, ValueError):  # some C classes have no signature; the call itself will raise
         return
-    try:
-        signature.bind(*args, **named)
-    except TypeError as error:
-        unknown = next((name for name in named if name not in signature.parameters), None)
-        close = difflib.get_close_matches(unknown or "", signature.parameters, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; it takes {signature}"
-        raise BuildError(f"{key}.init_args", f"{error}{hint}") from None
+    if problem := arguments_problem(signature, args, named):
+        raise BuildError(f"{key}.init_args", problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -31,6 +32,17 @@ def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
         return _replace(_only_batch_norm(revert_sync_batchnorm(model)), lambda _channels: 1)
     assert norm.kind in {"keep", "sync_batch_norm"}, norm.kind
     return model
+
+
+def apply_norm_when_made(module: LightningModule, norm: Norm) -> None:
+    """Applies `norm` to the layers that `module.configure_model` makes, until that attribute is deleted."""
+    make = module.configure_model
+
+    def configure_model() -> None:
+        make()
+        apply_norm(module, norm)
+
+    module.configure_model = configure_model  # type: ignore[method-assign]
 
 
 def _refuse_fused_activations(model: nn.Module) -> None:

@@ -70,32 +70,51 @@ class Supervised(LightningModule):
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Batch, _index: int) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, _index: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "val", dataloader_idx)
 
-    def test_step(self, batch: Batch, _index: int) -> None:  # noqa: PT019 (no test)
-        self._evaluate(batch, "test")
+    def test_step(self, batch: Batch, _index: int, dataloader_idx: int = 0) -> None:  # noqa: PT019 (no test)
+        self._evaluate(batch, "test", dataloader_idx)
 
-    def _step(self, batch: Batch, stage: str) -> Tensor:
+    def _step(self, batch: Batch, stage: str, loader: int = 0) -> Tensor:
         x, target = _input_and_target(batch)
         output = self(x)
-        metrics = self.metrics[f"{stage}_metrics"]
+        name = _of_loader(f"{stage}_metrics", loader)
+        metrics = self.metrics[name]
         assert isinstance(metrics, MetricCollection)
         samples = len(x) if self.samples is None else self.samples
         if samples:  # torchmetrics rejects an empty update; compute() still runs on every rank
             metrics.update(output.detach(), target)
-        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=max(samples, 1))
+        for key, metric in metrics.items(keep_base=True, copy_state=False):
+            self._log(f"{stage}_{key}", metric, f"metrics.{name}.{key}", samples)
         loss: Tensor = self.loss(output, target)
         return loss
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
-        loss = self._step(batch, stage)
-        mean = self.losses[f"{stage}_loss"]
+    def _evaluate(self, batch: Batch, stage: str, loader: int) -> None:
+        self._add_metrics(stage, loader)
+        loss = self._step(batch, stage, loader)
+        name = _of_loader(f"{stage}_loss", loader)
+        mean = self.losses[name]
         assert isinstance(mean, MeanLoss)
         samples = len(batch[0]) if self.samples is None else self.samples
         if samples:
             mean.update(loss, samples)
-        self.log(f"{stage}_loss", mean, on_step=False, on_epoch=True, batch_size=max(samples, 1))
+        self._log(f"{stage}_loss", mean, f"losses.{name}", samples)
+
+    def _log(self, name: str, metric: Metric, attribute: str, samples: int) -> None:
+        size = max(samples, 1)
+        self.log(name, metric, on_step=False, on_epoch=True, batch_size=size, metric_attribute=attribute)
+
+    def _add_metrics(self, stage: str, loader: int) -> None:
+        """Adds metrics for one of several loaders when its first batch comes, which it does on every rank."""
+        for kind, metrics in (("metrics", self.metrics), ("loss", self.losses)):
+            name = _of_loader(f"{stage}_{kind}", loader)
+            if name not in metrics:
+                first: Any = metrics[f"{stage}_{kind}"]
+                own = first.clone()
+                own.reset()
+                sync_directly(own)
+                metrics[name] = own
 
     def configure_optimizers(self) -> Any:
         spec = self.spec
@@ -135,6 +154,10 @@ def as_lightning_module(model: nn.Module, spec: Spec) -> LightningModule:
             )
         return model
     return Supervised(model, spec)
+
+
+def _of_loader(name: str, loader: int) -> str:
+    return f"{name}_{loader}" if loader else name
 
 
 def _metric(spec: Spec, name: str) -> Metric:

@@ -33,6 +33,8 @@ from training.protocol import (
 from training.rank.reports import Reports
 
 _SECONDS_AT_EXIT = 10.0
+REPEATED = (ImportError, SyntaxError, NameError, TypeError, AttributeError)
+"""Errors that construct the same model or data set again would raise again."""
 
 
 class RankProcess:
@@ -122,7 +124,8 @@ class RankProcess:
             else:
                 record = self._exited(error)
         except BaseException as error:
-            record = self._failed(error)
+            repeats = run is not None and run.builds and isinstance(error, REPEATED)
+            record = replace(self._failed(error), repeats=repeats)
             if record.lost_peer:  # the traceback of a rank that only waited would bury the cause
                 say(f"rank {self.assignment.rank} lost another rank: {message_of(error)}")
             else:

@@ -49,6 +49,8 @@ class RankRun:
         self.watchdog: Watchdog | None = None
         self._final_step: int | None = None
         self._preparing = ExitStack()
+        self.builds = False
+        """Whether the model and the data are being imported and constructed."""
 
     @property
     def step(self) -> int:
@@ -112,8 +114,10 @@ class RankRun:
         seed_everything(self.spec.training.seed, verbose=False)
         files = KeptFiles(self.folder.files)
         files.remove_links()
+        self.builds = True
         data = self._data()
         module = self._module(tracker)
+        self.builds = False
         with watchdog.busy("reading the checkpoint"):
             resumed = self._checkpoint_to_resume(store)
         loaders = RankLoaders(
@@ -145,6 +149,7 @@ class RankRun:
             return
         self._test(module, data)
         logs.detach()
+        del module.configure_model
         if self.rank == 0:
             with watchdog.busy("saving the model"):
                 self._save_results(module, share.example, tracker, report)
@@ -152,11 +157,12 @@ class RankRun:
     def _module(self, tracker: Tracker) -> Any:
         """Builds the LightningModule; completes the spec with the default optimizer."""
         from training.model.modes import enter_training, in_evaluation
-        from training.model.norms import apply_norm
+        from training.model.norms import apply_norm, apply_norm_when_made
         from training.model.supervised import Supervised, as_lightning_module
 
         model = _build_model(self.spec)
         module = as_lightning_module(apply_norm(model, self.spec.norm), self.spec)
+        apply_norm_when_made(module, self.spec.norm)
         if isinstance(module, Supervised):
             self.spec = module.spec  # with the default optimizer filled in
             tracker.params(flat(self.spec))

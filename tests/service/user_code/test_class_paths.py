@@ -228,3 +228,87 @@ def test_no_two_threads_parse_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert set(pool.map(check_class_path, ["training.models.ConvNet"] * 8)) == {None}
 
     assert most == [1]
+
+
+NETS = b"""
+import functools
+from other import Elsewhere
+class Base:
+    def __init__(self, width): ...
+class Plain(Base):
+    def __init__(self, width, depth=[1, 2], *, rate=0.1): ...
+class Open(Base):
+    def __init__(self, **options): ...
+class Inherits(Base): ...
+@functools.cache
+class Decorated:
+    def __init__(self, width): ...
+class Metaclass(metaclass=type):
+    def __init__(self, width): ...
+class New:
+    def __new__(cls, *args): ...
+    def __init__(self, width): ...
+def function(width, /, depth): ...
+class Twice:
+    def __init__(self): ...
+if functools:
+    class Twice:
+        def __init__(self, width): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        ("nets.Plain", {"width": 1}, None),
+        ("nets.Plain", {"width": 1, "depth": 2, "rate": 3}, None),
+        (
+            "nets.Plain",
+            {},
+            "missing a required argument: 'width'; it takes (width, depth=[1, 2], *, rate=0.1)",
+        ),
+        ("nets.Plain", {"widht": 1}, "missing a required argument: 'width'; did you mean width?"),
+        (
+            "nets.Plain",
+            {"width": 1, "dept": 1},
+            "got an unexpected keyword argument 'dept'; did you mean depth?",
+        ),
+        ("nets.Elsewhere", {"b": 1}, "missing a required argument: 'a'; it takes (a)"),
+        ("nets.Open", {"anything": 1}, None),
+        ("nets.Inherits", {"wrong": 1}, None),
+        ("nets.Decorated", {"wrong": 1}, None),
+        ("nets.Metaclass", {"wrong": 1}, None),
+        ("nets.New", {"wrong": 1}, None),
+        ("nets.Twice", {"wrong": 1}, None),
+        ("training.models.ConvNet", {"classes": 3}, "got an unexpected keyword argument 'classes'"),
+    ],
+)
+def test_init_args_are_held_against_the_signature_where_the_source_has_it(
+    path: str, arguments: dict[str, object], message: str | None
+) -> None:
+    archive = make_archive({"nets.py": NETS, "other.py": b"class Elsewhere:\n    def __init__(self, a): ..."})
+    spec = make_spec(model={"class_path": path, "init_args": arguments})
+
+    problems = class_path_problems(spec, archive)
+
+    if message is None:
+        assert problems == []
+    else:
+        (problem,) = problems
+        assert problem.key == "model.init_args"
+        assert problem.message.startswith(message)
+
+
+def test_a_nested_class_is_checked_under_its_key() -> None:
+    inner = {"class_path": "nets.Plain", "init_args": {"width": 1, "wrong": 2}}
+    spec = make_spec(model={"class_path": "nets.Open", "init_args": {"net": inner}})
+
+    problems = class_path_problems(spec, make_archive({"nets.py": NETS}))
+
+    assert [problem.key for problem in problems] == ["model.init_args.net.init_args"]
+
+
+def test_what_the_training_adds_is_an_argument_too() -> None:
+    source = b"class Own:\n    def __init__(self, params, lr): ..."
+    spec = make_spec(optimizer={"class_path": "own.Own", "init_args": {"lr": 1}})
+    assert class_path_problems(spec, make_archive({"own.py": source})) == []

@@ -1,0 +1,145 @@
+"""Modules of the uploaded code and of the environment, found and read without importing them.
+
+They are looked up as Python does, the uploaded code first.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import io
+import threading
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Protocol
+
+_MAX_SOURCE = 2**20  # bytes; a syntax tree takes a hundred times its source's memory
+_COMPILED = (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)
+_parsing = threading.Lock()
+"""Python before 3.11.8 and 3.12.2 shares one recursion counter between all parsers: if two threads parse at
+once, one may get a SystemError (gh-106905)."""
+
+
+class ModuleSource(Protocol):
+    """Where modules are looked up: the uploaded archive or the environment."""
+
+    def find(self, name: str, parent: Module | None) -> Module | None:
+        """Returns the top-level module or the submodule of `parent` with this name, which has no dots."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """A module that was found but not imported. `source`: None if there is no source to read."""
+
+    name: str
+    source_: ModuleSource
+    is_package: bool
+    source: bytes | None
+    directories: tuple[str, ...] = ()
+    """The directories of its submodules."""
+
+    def submodule(self, name: str) -> Module | None:
+        return self.source_.find(name, self) if self.is_package else None
+
+
+def sources_of(archive: bytes | None) -> list[ModuleSource]:
+    """Returns where modules are looked up, in order. archive: the uploaded code; None if there is none."""
+    return [_Archive(archive), _Environment()] if archive else [_Environment()]
+
+
+def find_module(top: str, sources: Sequence[ModuleSource]) -> Module | None:
+    """Returns the top-level module of this name."""
+    return next((module for source_ in sources if (module := source_.find(top, None))), None)
+
+
+def syntax_tree(module: Module) -> ast.Module | None:
+    """Returns the module's syntax tree; None if its source cannot be read. Raises SyntaxError."""
+    if module.source is None or len(module.source) > _MAX_SOURCE:
+        return None
+    try:
+        with _parsing:
+            return ast.parse(module.source)
+    except (RecursionError, MemoryError):  # nested too deeply
+        return None
+
+
+def imported_module(node: ast.ImportFrom, module: Module, sources: Sequence[ModuleSource]) -> Module | None:
+    """Returns the module that a `from x import y` in `module` imports from; None if there is none."""
+    base = module.name.split(".") if node.level else []
+    up = node.level - module.is_package if node.level else 0
+    parts = [*base[: len(base) - up], *(node.module.split(".") if node.module else [])]
+    found = find_module(parts[0], sources) if parts else None
+    for part in parts[1:]:
+        found = found and found.submodule(part)
+    return found
+
+
+class _Archive:
+    def __init__(self, data: bytes) -> None:
+        self._zip = zipfile.ZipFile(io.BytesIO(data))
+        self._files = set(self._zip.namelist())
+
+    def find(self, name: str, parent: Module | None) -> Module | None:
+        """Looks for a package, then a module, then a directory without __init__.py, as Python does."""
+        dotted = f"{parent.name}.{name}" if parent else name
+        path = dotted.replace(".", "/")
+        if f"{path}/__init__.py" in self._files:
+            return self._module(dotted, f"{path}/__init__.py", is_package=True)
+        if f"{path}.py" in self._files:
+            return self._module(dotted, f"{path}.py", is_package=False)
+        if any(file.startswith(f"{path}.") and file.endswith(_COMPILED) for file in self._files):
+            return Module(name=dotted, source_=self, is_package=False, source=None)
+        if any(file.startswith(f"{path}/") for file in self._files) and not _is_regular(dotted):
+            return Module(name=dotted, source_=self, is_package=True, source=b"")
+        return None
+
+    def _module(self, name: str, file: str, *, is_package: bool) -> Module:
+        return Module(name=name, source_=self, is_package=is_package, source=self._zip.read(file))
+
+
+def _is_regular(dotted: str) -> bool:
+    """Returns whether the environment has a regular package or module of this name.
+
+    Python prefers it to a directory without __init__.py, wherever it is on the path.
+    """
+    module = None if "." in dotted else _Environment().find(dotted, None)
+    return module is not None and module.source != b""
+
+
+class _Environment:
+    def find(self, name: str, parent: Module | None) -> Module | None:
+        if parent is None:
+            spec = _top_level(name)
+            return self._module(name, spec) if spec else None
+        # Only the last part of the name: for a full name the finder would need the parent imported.
+        spec = PathFinder.find_spec(name, list(parent.directories))
+        return self._module(f"{parent.name}.{name}", spec) if spec else None
+
+    def _module(self, name: str, spec: ModuleSpec) -> Module:
+        directories = spec.submodule_search_locations
+        return Module(
+            name=name,
+            source_=self,
+            is_package=directories is not None,
+            source=_source(spec),
+            directories=tuple(directories or ()),
+        )
+
+
+def _top_level(name: str) -> ModuleSpec | None:
+    """Asks all finders, including those of editable installs. Imports nothing if the name has no dots."""
+    try:
+        return importlib.util.find_spec(name)
+    except ValueError:  # modules like __main__ are in sys.modules without a spec
+        return None
+
+
+def _source(spec: ModuleSpec) -> bytes | None:
+    if spec.origin is None and spec.submodule_search_locations is not None:
+        return b""  # a namespace package has no names of its own
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin).read_bytes()
