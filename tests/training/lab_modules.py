@@ -721,3 +721,50 @@ class TrainsOnShuffled(TrainsOnList):
             DataLoader(Noisy(count, 1), shuffle=True, batch_size=4, collate_fn=COLLATED[self.kind])
             for count in (20, 8)
         ]
+
+
+class Batches:
+    """Batches that no DataLoader makes."""
+
+    def __init__(self, count: int) -> None:
+        self.samples = Samples(count, 1)
+
+    def __len__(self) -> int:
+        return len(self.samples) // 2
+
+    def __iter__(self) -> Any:
+        for first in range(0, 2 * len(self), 2):
+            yield _stacked([self.samples[first], self.samples[first + 1]])
+
+
+class TrainsOnIterable(Data):
+    def train_dataloader(self) -> Any:
+        return Batches(SAMPLES)
+
+    def val_dataloader(self) -> Any:
+        return Batches(VALIDATION)
+
+
+class EndsEarly(Regression):
+    """Ends the training from one rank alone, in a step or a hook."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def _end(self, where: str, batch: int) -> None:
+        if where == self.where and batch == 1 and self.trainer.global_rank == self.trainer.world_size - 1:
+            self.trainer.should_stop = True
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        self._end("training_step", index)
+        return super().training_step(batch, index)
+
+    def on_train_batch_end(self, _outputs: Any, _batch: Any, index: int) -> None:
+        self._end("on_train_batch_end", index)
+
+    def on_validation_epoch_end(self) -> None:
+        self._end("on_validation_epoch_end", 1)
+
+    def on_train_epoch_end(self) -> None:
+        self._end("on_train_epoch_end", 1)

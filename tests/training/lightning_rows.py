@@ -168,6 +168,15 @@ ROWS = [
         what="in every hook, in callbacks, some batches, and by rank 0 alone",
         module="LogsAnywhere",
     ),
+    *(
+        Row(
+            group="Hooks",
+            what=f"trainer.should_stop, set in {where}, if only on one worker",
+            module="EndsEarly",
+            arguments={"where": where},
+        )
+        for where in ("training_step", "on_train_batch_end", "on_validation_epoch_end", "on_train_epoch_end")
+    ),
     Row(group="Hooks", what="a model that freezes its BatchNorm in train()", module="Freezes"),
     Row(group="Hooks", what="a model that is handed over in evaluation mode", module="HandedOver"),
     Row(group="Hooks", what="layers made in configure_model", module="MadeLate"),

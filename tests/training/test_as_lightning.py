@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from testing.ranks import RankError
 from tests.training.as_lightning import as_job, as_lightning, spec_of
 from tests.training.attempts import Data, attempt
 from tests.training.attempts import spec_of as small_spec
@@ -103,3 +104,17 @@ def test_layers_made_in_configure_model_are_normalised_as_the_spec_says(
 
     assert not [name for name in done.state if "running" in name]
     assert "net.1.weight" in done.state
+
+
+def test_any_iterable_of_batches_is_a_loader_for_those_who_want_their_own(
+    worlds: Worlds, tmp_path: Path
+) -> None:
+    row = Row(group="", what="", data="TrainsOnIterable")
+    expected = as_lightning(row)
+    worlds.run(2, attempt, spec_of(row, sampler="own"), tmp_path)
+    one = worlds.run(1, attempt, spec_of(row, sampler="own"), tmp_path / "one")[0]
+
+    assert list(one.series("train_loss").values()) == pytest.approx(expected.losses)
+    assert list(one.series("val_loss").values()) == pytest.approx(expected.logged["val_loss"])
+    with pytest.raises(RankError, match=r"Batches cannot be shared .* set training\.sampler to own"):
+        worlds.run(2, attempt, spec_of(row), tmp_path)

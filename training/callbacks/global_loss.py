@@ -40,7 +40,8 @@ class Exchange(NamedTuple):
 
     loss: sum over the samples. counted: their number without those of skipped shares. samples: with those.
     save, stop: the numbers of ranks that vote to save, and also to stop. skipped: the number of ranks without
-    a backward pass. partial: the number of ranks whose pass does not reach every parameter.
+    a backward pass. partial: the number of ranks whose pass does not reach every parameter. ends: the number
+    of ranks on which user code has set `trainer.should_stop`.
     """
 
     loss: float
@@ -50,6 +51,7 @@ class Exchange(NamedTuple):
     stop: float
     skipped: float
     partial: float
+    ends: float
 
 
 class GlobalLoss(Callback):
@@ -147,19 +149,21 @@ class GlobalLoss(Callback):
             loss_sum = mean * samples
         skips = loss is None or not loss.requires_grad
         own = Exchange(
-            0.0,
-            samples * counts,
-            samples,
-            vote >= Vote.SAVE,
-            vote >= Vote.SAVE_AND_STOP,
-            skips,
-            not reaches_all,
+            loss=0.0,
+            counted=samples * counts,
+            samples=samples,
+            save=vote >= Vote.SAVE,
+            stop=vote >= Vote.SAVE_AND_STOP,
+            skipped=skips,
+            partial=not reaches_all,
+            ends=self.trainer.should_stop,
         )
         sums = torch.stack([loss_sum, *loss_sum.new_tensor(own[1:])])
         dist.all_reduce(sums)
         told = Exchange(*sums.tolist())
         self._told = True
         self.vote.count(save=told.save, stop=told.stop)
+        self.trainer.should_stop |= told.ends > 0
         self._check(told, skips=skips)
         self._mean = told.loss / told.counted if told.counted else None
         self._micro_batch_sums = (told.loss, told.counted)

@@ -200,9 +200,11 @@ class LogSync(Callback):
         """Returns the keys that any rank has, in one order; makes the calls that this rank has not made."""
         digest = hashlib.blake2b("\n".join(own).encode(), digest_size=7).digest()
         number = int.from_bytes(digest) if own else 0
-        extremes = torch.tensor([number, -number], dtype=torch.int64, device=self._module.device)
+        ends = int(self._trainer.should_stop)
+        extremes = torch.tensor([number, -number, ends], dtype=torch.int64, device=self._module.device)
         dist.all_reduce(extremes, dist.ReduceOp.MAX)
-        greatest, least = extremes.tolist()
+        greatest, least, ends = extremes.tolist()
+        self._trainer.should_stop |= bool(ends)  # which user code may have set on one rank alone
         if greatest == -least:
             return own
         ranks: list[dict[str, dict[str, Any]]] = [{}] * dist.get_world_size()

@@ -82,6 +82,7 @@ class ShareCounts(Callback):
         self._begin(module, loader, batch, number)
 
     def _begin(self, module: LightningModule, loader: Any, batch: Any, number: int) -> None:
+        self._batch.close()  # of a batch that ended the epoch early, from on_train_batch_start
         known = loader.samples(number) if isinstance(loader, CountedLoader) else None
         self.samples = extract_batch_size(batch) if known is None else known
         if isinstance(module, Supervised):

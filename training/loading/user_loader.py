@@ -31,8 +31,10 @@ class _CollateAndCount:
         return len(samples), self.collate(samples)
 
 
-def _can_count(loader: DataLoader[Any]) -> bool:
+def _can_count(loader: Any) -> bool:
     """Whether the loader collates samples, and no iterator of a class of its own works on the batches."""
+    if not isinstance(loader, DataLoader):
+        return False
     makes_batches = loader.batch_size is not None or loader.batch_sampler is not None
     return makes_batches and type(loader).__iter__ is DataLoader.__iter__
 
@@ -44,7 +46,7 @@ class UserLoader:
     `state_dict`: the epoch, and the number of its batches that were taken.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: Any) -> None:
         self.loader = copy(loader)  # the user may hold the same loader for another stage
         self._counts = _can_count(loader)
         if self._counts:
@@ -62,8 +64,9 @@ class UserLoader:
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch here and on all of the loader's samplers that have `set_epoch`."""
         self.epoch = epoch
-        batches = self.loader.batch_sampler
-        for sampler in (self.loader.sampler, batches, getattr(batches, "sampler", None)):
+        batches = getattr(self.loader, "batch_sampler", None)
+        own = getattr(self.loader, "sampler", None)
+        for sampler in (own, batches, getattr(batches, "sampler", None)):
             if callable(set_epoch := getattr(sampler, "set_epoch", None)):
                 set_epoch(epoch)
 
@@ -109,8 +112,10 @@ class UserLoader:
         self.start_at(state["epoch"], state["batch"])
 
 
-def user_loader(loader: DataLoader[Any]) -> UserLoader:
-    """Wraps a user's own loader. Collective if there is a process group: every rank must call it.
+def user_loader(loader: Any) -> UserLoader:
+    """Wraps a user's own loader: a DataLoader, or any iterable of batches.
+
+    Collective if there is a process group: every rank must call it.
 
     Raises BuildError if the number of batches per epoch is unknown, zero, or not the same on all ranks, which
     would make ranks wait for one another forever.
@@ -138,7 +143,7 @@ def user_loader(loader: DataLoader[Any]) -> UserLoader:
     return UserLoader(loader)
 
 
-def _length(loader: DataLoader[Any]) -> int | None:
+def _length(loader: Any) -> int | None:
     try:
         return len(loader)
     except (TypeError, NotImplementedError):

@@ -31,12 +31,21 @@ class RankLoaders:
         stage = self.trainer.state.stage
         assert stage is not None
         settings, trains = self._settings, bool(self.trainer.training)
-        loader = _checked(loader, f"data.{stage.dataloader_prefix}_dataloader")
-        if settings.sampler == "own" and trains:
+        own = settings.sampler == "own"
+        if own and trains:
             self._say(f"warning: {WARNING}")
             return user_loader(loader)
+        try:
+            return self._shared(loader, f"data.{stage.dataloader_prefix}_dataloader", trains=trains)
+        except BuildError:
+            if not own:
+                raise
+            return user_loader(loader)
+
+    def _shared(self, loader: object, key: str, *, trains: bool) -> object:
+        settings = self._settings
         return share_loader(
-            loader,
+            _checked(loader, key),
             batch_size=settings.global_batch_size,
             rank=self._rank,
             world_size=self._world_size,
@@ -49,5 +58,9 @@ class RankLoaders:
 
 def _checked(loader: object, key: str) -> DataLoader[Any]:
     if not isinstance(loader, DataLoader):
-        raise BuildError(key, f"expected a torch DataLoader, got {type(loader).__name__}")
+        raise BuildError(
+            key,
+            f"a {type(loader).__name__} cannot be shared among the workers; return a torch DataLoader over "
+            "single samples, or set training.sampler to own",
+        )
     return loader
