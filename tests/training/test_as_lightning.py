@@ -118,3 +118,12 @@ def test_any_iterable_of_batches_is_a_loader_for_those_who_want_their_own(
     assert list(one.series("val_loss").values()) == pytest.approx(expected.logged["val_loss"])
     with pytest.raises(RankError, match=r"Batches cannot be shared .* set training\.sampler to own"):
         worlds.run(2, attempt, spec_of(row), tmp_path)
+
+
+def test_a_metric_to_monitor_that_is_not_logged_is_missed_in_the_log(worlds: Worlds, tmp_path: Path) -> None:
+    checkpoint = {"every_steps": 4, "monitor": "val_lsos"}
+    spec = spec_of(Row(group="", what=""), checkpoint=checkpoint, max_epochs=3)
+    done = worlds.run(2, attempt, spec, tmp_path)[0]
+
+    assert done.said.count("no metric 'val_lsos' was logged") == 1
+    assert "these were: val_loss" in done.said

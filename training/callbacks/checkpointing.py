@@ -84,6 +84,7 @@ class CheckpointCallback(Callback):
         self._step = resumed.step if resumed else 0
         self._saved = resumed.step if resumed else None  # updated on rank 0 only
         self._saved_at = time.monotonic()
+        self._told_missing: str | None = None
 
     def on_before_backward(self, *_: Any) -> None:
         self.vote.cast(self._own_vote() if dist.get_rank() == 0 else Vote.GO_ON)
@@ -143,6 +144,8 @@ class CheckpointCallback(Callback):
     def _write(self, trainer: Trainer, lightning: dict[str, Any], state: TrainState, batch_idx: int) -> None:
         # In the middle of an epoch, the last validation's value belongs to older weights.
         value = trainer.callback_metrics.get(self.settings.monitor) if batch_idx == 0 else None
+        if batch_idx == 0 and value is None:
+            self._tell_missing(trainer)
         try:
             # The tracker first: a run that resumes from here does not log these points again.
             self.tracker.sync()
@@ -157,6 +160,19 @@ class CheckpointCallback(Callback):
                 "the checkpoint of step %d could not be written: %s. Training continues; %s. %s",
                 *(self._step, error, fallback, self.store.remedy),
             )
+
+    def _tell_missing(self, trainer: Trainer) -> None:
+        """Says once that no checkpoint will be the best one, if a metric was named that is not logged."""
+        monitor = self.settings.monitor
+        if monitor in (self._told_missing, type(self.settings)().monitor):
+            return
+        self._told_missing = monitor
+        names = ", ".join(sorted(trainer.callback_metrics)) or "none"
+        log.warning(
+            "training.checkpoint.monitor: no metric %r was logged by the end of the epoch, so no checkpoint "
+            "is the best one; these were: %s",
+            *(monitor, names),
+        )
 
 
 def checkpoint_store(spec: Spec, folder: RunFolder) -> Store:
