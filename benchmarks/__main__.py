@@ -27,7 +27,7 @@ BENCHMARKS = {
     "logs": "a job that prints 100 MB: completeness of the log, and its cost; peer: bare Ray",
     "tracking": "steps per second with every step's metrics in MLflow",
     "sync_bn": "the layer's time, memory and communication, against torch's and other schemes",
-    "steps": "steps per second with checkpoints and tracking, against plain DDP under torchrun",
+    "steps": "steps per second with checkpoints and tracking, against plain DDP and an earlier version",
     "capacity": "the load that one API, one PostgreSQL, one scheduler and one MLflow carry",
     "samples_per_device": "test error of BatchNorm and SyncBatchNorm, the same batches on 1 to 16 devices",
 }

@@ -1,4 +1,7 @@
-"""Steps per second on 1 and 2 workers: ours, with checkpoints, with MLflow, and plain DDP under torchrun."""
+"""Steps per second on 1 and 2 workers: ours, with checkpoints, with MLflow, and plain DDP under torchrun.
+
+With `--before`, also of an earlier version.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,10 @@ from benchmarks.uploaded import stamped
 STEPS, QUICK_STEPS, WARM_UP = 60, 24, 10
 EVERY = 10  # steps between two checkpoints, in contests with checkpoints
 LONGEST_SECONDS = 600
-SCRIPT = Path(__file__).parent / "peers" / "torchrun_rank.py"
+HERE = Path(__file__).parents[1]
 PLAIN, OURS, SAVING, TRACKED = "plain DDP, BatchNorm", "ours", "ours, with checkpoints", "ours, in MLflow"
 UNSYNCHRONIZED = "ours, but BatchNorm"
+EARLIER = "ours, earlier version"
 NOTES = (
     f"ResNet-18, {stamped.WIDTH} channels wide (0.7 million parameters), Fashion-MNIST, global batch 64, "
     "float32, SGD with momentum; processes of one thread under torchrun, joined by gloo.",
@@ -43,6 +47,8 @@ NOTES = (
 def measure(options: Options) -> Result:
     steps = QUICK_STEPS if options.quick else STEPS
     contests = [(1, PLAIN), (1, OURS), (2, PLAIN), (2, UNSYNCHRONIZED), (2, OURS), (2, SAVING), (2, TRACKED)]
+    if options.before is not None:
+        contests += [(1, EARLIER), (2, EARLIER)]
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     saves: list[float] = []
     with (
@@ -57,7 +63,7 @@ def measure(options: Options) -> Result:
                 shown.doing(f"{name}, {workers} workers")
                 mlflow = [uri, client.create_run(experiment).info.run_id] if name == TRACKED else []
                 where = Path(folder) / f"{repeat}-{workers}-{contests.index((workers, name))}"
-                seconds = _run(name, workers, steps, where, mlflow)
+                seconds = _run(name, workers, steps, where, mlflow, options.before)
                 samples[f"steps per second, workers: {workers}"][name].append(1 / median(seconds.values()))
                 if name == SAVING:
                     saves.append(stamps.seconds_of_a_save(seconds, every=EVERY))
@@ -71,8 +77,12 @@ def measure(options: Options) -> Result:
     return comparison("Steps per second", samples, reference=PLAIN, notes=notes)
 
 
-def _run(name: str, workers: int, steps: int, folder: Path, mlflow: list[str]) -> dict[int, float]:
+def _run(
+    name: str, workers: int, steps: int, folder: Path, mlflow: list[str], before: Path | None
+) -> dict[int, float]:
     """Returns the seconds from the start of each step to the start of the next."""
+    source = before if name == EARLIER and before else HERE
+    script = source / "benchmarks" / "peers" / "torchrun_rank.py"
     folder.mkdir()
     path = folder / "stamps"
     checkpoint = {"every_steps": EVERY if name == SAVING else None, "every_minutes": None}
@@ -86,8 +96,8 @@ def _run(name: str, workers: int, steps: int, folder: Path, mlflow: list[str]) -
     who = "plain" if name == PLAIN else "ours"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     done = subprocess.run(
-        [sys.executable, *torchrun, str(SCRIPT), who, json.dumps(spec), str(folder), *mlflow],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])},
+        [sys.executable, *torchrun, str(script), who, json.dumps(spec), str(folder), *mlflow],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)},
         capture_output=True,
         text=True,
         timeout=LONGEST_SECONDS,
