@@ -22,7 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 from training import internals
 
 CHUNK_BYTES = 25 * 2**20  # as the buckets of DistributedDataParallel
-_DENSE, _SPARSE = 1, 2
+_DENSE = 100
+"""The kind of a dense gradient. That of a sparse one is its number of sparse dimensions, of none at all 0.
+
+The greatest kind of any rank counts for all: a sparse gradient can be made dense.
+"""
 
 
 class GradientSync:
@@ -82,8 +86,8 @@ class GradientSync:
         dist.all_reduce(kinds, dist.ReduceOp.MAX)
         by_kind = list(zip(self._parameters, kinds.tolist(), strict=True))
         for parameter, kind in by_kind:
-            if kind == _SPARSE:
-                _average_sparse(parameter)
+            if 0 < kind < _DENSE:
+                _average_sparse(parameter, kind)
         for chunk in _chunks([parameter for parameter, kind in by_kind if kind == _DENSE]):
             _average(chunk)
 
@@ -109,7 +113,7 @@ def _changed(now: tuple[Tensor | None, int], before: tuple[Tensor | None, int]) 
 def _kind(parameter: nn.Parameter) -> int:
     if parameter.grad is None:
         return 0
-    return _SPARSE if parameter.grad.is_sparse else _DENSE
+    return parameter.grad.sparse_dim() if parameter.grad.is_sparse else _DENSE
 
 
 def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
@@ -130,24 +134,31 @@ def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 
 def _average(parameters: Sequence[nn.Parameter]) -> None:
-    """Replaces the dense gradients by their averages; a missing one counts as zero."""
-    gradients = [
-        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters
-    ]
+    """Replaces the gradients by their averages, which are dense; a missing one counts as zero."""
+    gradients = [_dense(parameter) for parameter in parameters]
     flat = torch.cat([gradient.detach().reshape(-1) for gradient in gradients])
     flat /= dist.get_world_size()
     dist.all_reduce(flat)
     parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for parameter, gradient, part in zip(parameters, gradients, parts, strict=True):
         gradient.detach().copy_(part.view_as(gradient))
-        if parameter.grad is None:
+        if parameter.grad is not gradient:
             parameter.grad = gradient
 
 
-def _average_sparse(parameter: nn.Parameter) -> None:
+def _dense(parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad
     if gradient is None:
-        gradient = torch.zeros_like(parameter, layout=torch.sparse_coo)
+        return torch.zeros_like(parameter)
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _average_sparse(parameter: nn.Parameter, sparse_dims: int) -> None:
+    gradient = parameter.grad
+    if gradient is None:  # gloo needs the same dimensions on all ranks
+        indices = torch.empty((sparse_dims, 0), dtype=torch.int64, device=parameter.device)
+        values = parameter.new_empty((0, *parameter.shape[sparse_dims:]))
+        gradient = torch.sparse_coo_tensor(indices, values, parameter.shape, check_invariants=False)
     gradient = gradient / dist.get_world_size()
     dist.all_reduce(gradient)
     parameter.grad = gradient
