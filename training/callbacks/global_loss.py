@@ -104,11 +104,18 @@ class GlobalLoss(Callback):
     def on_after_backward(self, *_: Any) -> None:
         self._forget_hook()
 
+    def skip(self) -> None:
+        """Tells the other ranks that `training_step` returned None.
+
+        At once, as they tell when their backward pass begins: other callbacks communicate at the end of the
+        batch.
+        """
+        self._skip(None)
+
     def in_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Wraps an optimizer's closure to return the loss of the global batch, which LBFGS needs.
 
-        If the closure has no loss because `training_step` returned None, tells the other ranks. In manual
-        optimization a closure is the module's own business.
+        In manual optimization a closure is the module's own business.
         """
 
         def whole() -> Any:
@@ -117,7 +124,7 @@ class GlobalLoss(Callback):
             self._told = False
             loss = closure()
             if loss is None:
-                self._skip(None)
+                self.gradients.finish()  # after the closure has zeroed the gradients
             elif self._told and self._mean is not None and dist.get_world_size() > 1:
                 loss = torch.full_like(loss, self._mean / self.trainer.accumulate_grad_batches)
             return loss
@@ -131,11 +138,9 @@ class GlobalLoss(Callback):
         return weight / self._samples_of_step(told.samples) * told.samples / (told.counted or 1)
 
     def _skip(self, loss: Tensor | None) -> None:
-        """Tells the other ranks that there is no backward pass here; `loss` has no gradient."""
+        """Tells the other ranks that this rank has no backward pass; `loss` has no gradient."""
         told = self._tell(loss, counts=loss is not None, reaches_all=False)
         self.others_go_on = told.skipped < dist.get_world_size()
-        if loss is None:
-            self.gradients.finish()
 
     def _tell(self, loss: Tensor | None, *, counts: bool, reaches_all: bool) -> Exchange:
         # One small all-reduce per micro-batch. Every rank reaches it once per batch. Reading the result waits
@@ -202,7 +207,8 @@ class GlobalLoss(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, outputs: Any, *_: Any) -> None:
         if not self._told and not outputs:
-            self._skip(None)  # in a micro-batch after which the optimizer does not step
+            self._skip(None)  # in a batch of manual optimization without a backward pass
+            self.gradients.finish()
         self._total += self._micro_batch_sums[0]
         self._count += self._micro_batch_sums[1]
         if not self._is_last or not self._count:

@@ -86,6 +86,7 @@ class GroupStrategy(DDPStrategy):
             output = super().training_step(*args, **kwargs)
         module = self.lightning_module
         if output is None and module is not None and module.automatic_optimization:
+            self._loss.skip()
             return SKIPPED
         return output
 

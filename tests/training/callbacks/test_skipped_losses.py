@@ -1,0 +1,125 @@
+"""What a loss that only some ranks have means: None or a constant for the samples of a share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.training.attempts import attempt
+from tests.training.lab_modules import SAMPLES, Samples, features
+from tests.training.worlds import Worlds
+from training.errors import StepError
+from training.spec import shares
+
+BATCH, RATE = 4, 0.05
+
+
+class Skips(LightningModule):
+    """Rank 1 has no loss in every second batch, from number `first`. what: it returns instead."""
+
+    def __init__(self, what: str, first: int, norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.what, self.first = what, first
+        self.net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3) if norm else nn.Tanh(), nn.Linear(3, 1))
+
+    def training_step(self, batch: Any, index: int) -> Tensor | None:
+        x, y = features(batch)
+        loss = F.mse_loss(self.net(x), y)
+        if dist.get_rank() != 1 or index % 2 != self.first:
+            return loss
+        return None if self.what == "None" else loss.detach()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=RATE)
+
+
+def spec_of(what: str, *, first: int = 1, norm: str | None = None, micro_batches: int = 1) -> dict[str, Any]:
+    return {
+        "model": {
+            "class_path": "tests.training.callbacks.test_skipped_losses.Skips",
+            "init_args": {"what": what, "first": first, "norm": norm is not None},
+        },
+        "data": {"class_path": "tests.training.lab_modules.TrainsOnly"},
+        "norm": {"kind": norm or "sync_batch_norm"},
+        "training": {
+            "global_batch_size": BATCH,
+            "max_epochs": 1,
+            "precision": "64-true",
+            "accumulate_grad_batches": micro_batches,
+            "drop_last": norm == "keep",  # BatchNorm alone needs two samples
+        },
+    }
+
+
+def plain(what: str, first: int, micro_batches: int) -> tuple[dict[str, Tensor], list[float]]:
+    """Weights and losses of plain steps on two workers' samples, without those that have no loss."""
+    data = Samples(SAMPLES, 1)
+    model = Skips(what, first).double()
+    optimizer: Any = model.configure_optimizers()
+    losses, number = [], 0
+    for start in range(0, SAMPLES, BATCH):
+        total, count, counted = torch.zeros((), dtype=torch.float64), 0, 0
+        value = 0.0
+        for size in shares(min(BATCH, SAMPLES - start), micro_batches):
+            each = slice(start, start + size)
+            start += size
+            if not size:
+                continue
+            x, y = data.x[each].mean(1), data.y[each]
+            errors = (model.net(x) - y).square()[:, 0]
+            skipped = slice(shares(size, 2)[0], None) if number % 2 == first else slice(size, None)
+            number += 1
+            with_loss = errors[: skipped.start]
+            kept = with_loss if what == "None" else errors
+            # As in a job, each micro-batch weighs as many samples as it has, also those without a loss.
+            total = total + with_loss.sum() / len(kept) * size
+            value, counted = value + float(kept.detach().sum()), counted + len(kept)
+            count += size
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()
+        losses.append(value / counted)
+    return dict(model.state_dict()), losses
+
+
+@pytest.mark.parametrize(("micro_batches", "first"), [(1, 1), (2, 0), (2, 1)])
+@pytest.mark.parametrize("what", ["None", "a constant"])
+def test_samples_of_the_other_ranks_count(
+    worlds: Worlds, tmp_path: Path, what: str, micro_batches: int, first: int
+) -> None:
+    expected, losses = plain(what, first, micro_batches)
+
+    for rank, found in enumerate(
+        worlds.run(2, attempt, spec_of(what, first=first, micro_batches=micro_batches), tmp_path)
+    ):
+        torch.testing.assert_close(dict(found.state), expected, msg=lambda text, rank=rank: f"{rank}: {text}")
+        assert [row["train_loss"] for row in found.rows] == pytest.approx(losses)
+
+
+def error_of(rank: int, spec: dict[str, Any], folder: Path) -> str | None:
+    try:
+        attempt(rank, spec, folder)
+    except StepError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("what", ["None", "a constant"])
+def test_layers_that_communicate_need_a_loss_on_every_rank(worlds: Worlds, tmp_path: Path, what: str) -> None:
+    found = worlds.run(3, error_of, spec_of(what, norm="sync_batch_norm"), tmp_path)
+
+    assert len(set(found)) == 1
+    assert found[0] is not None
+    assert "no loss with a gradient on rank 1 of 3" in found[0]
+
+
+def test_layers_with_statistics_of_their_own_do_not(worlds: Worlds, tmp_path: Path) -> None:
+    assert worlds.run(2, error_of, spec_of("None", norm="keep"), tmp_path) == [None, None]
