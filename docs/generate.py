@@ -1,5 +1,6 @@
 """Generates the pages under docs/reference from the code. Usage: python docs/generate.py [--check]
 
+Of lightning.md it writes only the part between two comments.
 --check: writes nothing; exits with 1 if a page is out of date.
 """
 
@@ -185,6 +186,34 @@ def rest() -> str:
     return "\n".join(lines)
 
 
+def lightning() -> str:
+    """Returns the page of what a Lightning project may do, with the tested rows in their place."""
+    sys.path.insert(0, str(ROOT))  # tests are not installed
+    from tests.training.lightning_rows import ROWS
+
+    groups: dict[str, dict[str, None]] = {}
+    for row in ROWS:
+        groups.setdefault(row.group, {})[row.what] = None
+    lines = [
+        line
+        for group, rows in groups.items()
+        for line in (f"### {group}", "", *(f"- {_sentence(what)}" for what in rows), "")
+    ]
+    text = (REFERENCE / "lightning.md").read_text(encoding="utf-8")
+    before, begin, rest = text.partition("<!-- rows")
+    comment, _, rest = rest.partition("\n")
+    _, end, after = rest.partition("<!-- end of rows")
+    assert begin and end, "docs/reference/lightning.md has lost the comments around its rows"
+    return f"{before}{begin}{comment}\n\n" + "\n".join(lines) + f"\n{end}{after}"
+
+
+def _sentence(what: str) -> str:
+    """Names of code, which have an underscore, a dot or a second capital letter, as code."""
+    return re.sub(
+        r"\b[A-Za-z]+(?:[_.][a-z_]+)+(?:\(\))?|\b[A-Z]+[a-z]+[A-Z]\w*|\btrain\(\)", r"`\g<0>`", what
+    )
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return [
@@ -195,6 +224,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli,
+    "lightning.md": lightning,
     "modules.md": modules,
     "rest.md": rest,
     "settings.md": settings,
