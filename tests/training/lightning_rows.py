@@ -51,7 +51,7 @@ ROWS = [
     *(
         Row(
             group="Accumulation",
-            what=f"two micro-batches per step, {kind}",
+            what=f"two micro-batches per step; batches: {kind}",
             kind=kind,
             data="Even",
             accumulate=2,
