@@ -141,7 +141,7 @@ def is_computed(result: Any) -> bool:
 
 
 def evaluates_first_batch(trainer: Trainer) -> bool:
-    """Returns whether the running validation or test is in the first batch of a loader."""
+    """Returns whether the running validation or test is in its first batch, of the first loader."""
     loop: Any = trainer._evaluation_loop
     return bool(loop.batch_progress.current.ready == 1)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -14,8 +15,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics import SumMetric
 
@@ -23,10 +28,12 @@ from training import internals
 from training.hangs.watchdog import _collectives
 
 
-def new_trainer(steps: int = 2) -> Trainer:
+def new_trainer(steps: int = 2, epochs: int | None = None, strategy: Strategy | str = "auto") -> Trainer:
     return Trainer(
         accelerator="cpu",
+        strategy=strategy,
         max_steps=steps,
+        max_epochs=epochs,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -110,6 +117,210 @@ def test_an_epoch_has_the_length_that_is_set_before_it_and_ends_with_validation(
     trainer.fit(Validated(), DataLoader(data, sampler=rows), DataLoader(data))
 
     assert Lengths.validated[-3:] == [2, 6, 7]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_combines_loaders_to_train_and_to_evaluate_on() -> None:
+    class Seen(Logs):
+        def training_step(self, batch: Any, _index: int) -> Tensor:
+            self.of_training = internals.loaders_to_train_on(self.trainer)
+            self.lengths = internals.lengths_to_train_on(self.trainer)
+            loss: Tensor = self.layer(batch[0][0]).mean()
+            return loss
+
+        def validation_step(self, _batch: list[Tensor], index: int, dataloader_idx: int) -> None:
+            self.of_validation = internals.loaders_to_evaluate_on(self.trainer)
+            firsts.append((dataloader_idx, index, internals.evaluates_first_batch(self.trainer)))
+
+    loaders = [DataLoader(TensorDataset(torch.ones(n, 1))) for n in (2, 3)]
+    module, firsts = Seen(), list[tuple[int, int, bool]]()
+    new_trainer(steps=3).fit(module, loaders, loaders)
+
+    assert module.of_training == (loaders, "max_size_cycle")
+    assert module.lengths == [2, 3]
+    assert module.of_validation == (loaders, "sequential")
+    assert firsts[-5:] == [(0, 0, True), (0, 1, False), (1, 0, False), (1, 1, False), (1, 2, False)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_reads_what_was_logged_after_the_calls_that_come_before() -> None:
+    calls: list[str] = []
+
+    class Reads(Logs):
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            calls.append("step")
+            self.log("value", float(index + 1), on_step=True, on_epoch=True, batch_size=1)
+            loss: Tensor = self.layer(batch[0]).mean()
+            return loss
+
+    class Logger(DummyLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # noqa: ARG002
+            calls.extend(name for name in metrics if name != "epoch")
+
+    trainer = new_trainer()
+    trainer.loggers = [Logger()]
+    trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
+    internals.before_logged_is_read(trainer, lambda: calls.append("batch"), lambda: calls.append("epoch"))
+
+    trainer.fit(Reads(), DataLoader(TensorDataset(torch.ones(2, 1))))
+
+    assert without_repetitions(calls[:6]) == ["step", "batch", "value_step", "step", "batch", "value_step"]
+    assert without_repetitions(calls[6:]) == ["epoch", "value_epoch"]
+
+
+def without_repetitions(calls: list[str]) -> list[str]:
+    return [call for index, call in enumerate(calls) if index == 0 or calls[index - 1] != call]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_value_can_be_logged_again_with_the_arguments_of_its_result() -> None:
+    class Again(Logs):
+        def validation_step(self, _batch: list[Tensor], index: int, dataloader_idx: int) -> None:  # noqa: ARG002
+            self.log("value", float(index), on_step=True, on_epoch=True, batch_size=1, reduce_fx="max")
+            results = internals.logged_in_stage(self.trainer)
+            key = internals.logged_as(self, results, "value", add_dataloader_idx=True)
+            keys.append(key)
+            before = results[key]
+            arguments = internals.arguments_of(before)
+            assert internals.step_value(before) == index
+            assert not internals.is_computed(before)
+
+            internals.log_again(self.trainer, torch.tensor(7.0), torch.tensor(1.0), arguments)
+
+            assert results[key] is before
+            assert internals.arguments_of(before) == arguments
+            assert internals.step_value(before) == 7
+            internals.set_step_value(before, torch.tensor(9.0))
+            assert internals.step_value(before) == 9
+            assert before.value == 7  # of the epoch
+
+    loader = DataLoader(TensorDataset(torch.ones(1, 1)))
+    trainer, keys = new_trainer(steps=1), list[str]()
+    trainer.fit(Again(), loader, [loader, loader])
+
+    assert keys[-2:] == ["validation_step.value.0", "validation_step.value.1"]
+    assert trainer.callback_metrics["value_epoch/dataloader_idx_1"] == 7
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_may_be_skipped_though_there_are_several_ranks() -> None:
+    class Skips(Logs):
+        def training_step(self, batch: list[Tensor], index: int) -> Any:
+            return None if index else super().training_step(batch, index)
+
+    class OnOneDevice(SingleDeviceStrategy):
+        def setup(self, trainer: Trainer) -> None:
+            internals.allow_skipped_steps(trainer)
+            super().setup(trainer)
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().training_step(*args, **kwargs)
+            return internals.SKIPPED if output is None else output
+
+    trainer = new_trainer(steps=-1, epochs=1, strategy=OnOneDevice("cpu"))
+    module = Skips()
+    with patch.object(type(trainer), "world_size", 2):
+        trainer.fit(module, DataLoader(TensorDataset(torch.ones(3, 1))))
+
+    assert module.of_stage == [1.0]
+
+
+def test_torch_knows_in_a_hook_what_a_backward_pass_will_reach() -> None:
+    used, unused = (nn.Parameter(torch.ones(1)) for _ in range(2))
+    nodes = [get_gradient_edge(parameter).node for parameter in (used, unused)]
+    found: list[list[bool]] = []
+    loss = (used * 2).sum()
+    loss.register_hook(lambda _: found.append([internals.backward_reaches(node) for node in nodes]))  # type: ignore[no-untyped-call]
+
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    assert found == [[True, False]]
+
+
+def test_torch_counts_changes_in_place() -> None:
+    tensor = torch.ones(2)
+    before = internals.changes_in_place(tensor)
+
+    tensor.add_(1)
+
+    assert internals.changes_in_place(tensor) == before + 1
+
+
+@contextmanager
+def in_group(tmp_path: Path) -> Iterator[None]:
+    """A process group of one rank."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_backward_pass_averages_only_if_it_was_prepared(tmp_path: Path) -> None:
+    with in_group(tmp_path):
+        ddp = DistributedDataParallel(nn.Linear(2, 1))
+        reduced: list[int] = []
+
+        def count(_state: object, bucket: Any) -> torch.futures.Future[Tensor]:
+            reduced.append(bucket.index())
+            future = torch.futures.Future[Tensor]()
+            future.set_result(bucket.buffer())
+            return future
+
+        count.__annotations__.clear()  # torch compares them with classes, and these are text
+        ddp.register_comm_hook(None, count)
+        for prepares in (False, True, False, True):
+            reduced.clear()
+            with ddp.no_sync():
+                loss = ddp(torch.ones(1, 2)).sum()
+            if prepares:
+                loss.register_hook(lambda _: internals.prepare_for_backward(ddp))
+            loss.backward()
+            assert bool(reduced) is prepares
+
+
+def test_a_forward_pass_broadcasts_buffers_if_it_was_prepared(tmp_path: Path) -> None:
+    with in_group(tmp_path):
+        ddp = DistributedDataParallel(nn.BatchNorm1d(2))
+        with patch.object(ddp, "_sync_buffers") as sync:
+            for prepares in (True, False, True):
+                sync.reset_mock()
+                if prepares:
+                    internals.prepare_forward_sync(ddp)
+                with ddp.no_sync():
+                    ddp(torch.ones(3, 2))
+                assert sync.called is prepares
+
+
+def test_torchmetrics_computes_a_batch_within_forward_and_takes_other_states() -> None:
+    class Watched(SumMetric):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batches: list[bool] = []
+            inner = self.compute
+
+            def compute() -> Tensor:
+                self.batches.append(internals.computes_batch(self))
+                value: Tensor = inner()
+                return value
+
+            self.compute = compute  # type: ignore[method-assign]
+
+    metric = Watched()
+    assert metric(2.0) == 2.0
+    assert metric(3.0) == 3.0
+    assert metric.compute() == 5.0
+    assert metric.batches == [True, True, False]
+
+    before = internals.metric_state(metric)
+    internals.set_metric_state(metric, {"sum_value": torch.tensor(7.0)})
+    assert metric.compute() == 7.0
+    internals.set_metric_state(metric, None)
+    assert metric.compute() == 0.0
+    internals.restore_metric_state(metric, before)
+    assert metric.compute() == 5.0
+    assert internals.update_count(metric) == 2
 
 
 def test_torchmetrics_keeps_reductions_updates_and_the_last_value() -> None:

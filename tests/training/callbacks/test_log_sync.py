@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class Base(LightningModule):
         return y if dist.get_rank() == LOGS and len(y) else None
 
     def training_step(self, batch: Any, _index: int) -> Tensor:
-        return self.layer(features(batch)[0]).square().mean()
+        loss: Tensor = self.layer(features(batch)[0]).square().mean()
+        return loss
 
     def validation_step(self, batch: Any, index: int) -> None: ...
 
@@ -105,7 +107,12 @@ def targets(count: int, seed: int, workers: int) -> list[Tensor]:
     return found
 
 
-REDUCTIONS = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin}
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": torch.mean,
+    "sum": torch.sum,
+    "max": torch.amax,
+    "min": torch.amin,
+}
 
 
 @pytest.mark.parametrize("workers", [2, 3])

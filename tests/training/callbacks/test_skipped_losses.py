@@ -84,7 +84,7 @@ def plain(what: str, first: int, micro_batches: int) -> tuple[dict[str, Tensor],
             value, counted = value + float(kept.detach().sum()), counted + len(kept)
             count += size
         optimizer.zero_grad()
-        (total / count).backward()
+        torch.autograd.backward(total / count)
         optimizer.step()
         losses.append(value / counted)
     return dict(model.state_dict()), losses
@@ -100,7 +100,7 @@ def test_samples_of_the_other_ranks_count(
     for rank, found in enumerate(
         worlds.run(2, attempt, spec_of(what, first=first, micro_batches=micro_batches), tmp_path)
     ):
-        torch.testing.assert_close(dict(found.state), expected, msg=lambda text, rank=rank: f"{rank}: {text}")
+        torch.testing.assert_close(dict(found.state), expected, msg=f"rank {rank}")
         assert [row["train_loss"] for row in found.rows] == pytest.approx(losses)
 
 
