@@ -38,10 +38,10 @@ from training.tracking.tracker import Tracker
 class Exchange(NamedTuple):
     """What the ranks tell one another when a backward pass begins, summed over all ranks, in float64.
 
-    loss: sum over the samples. counted: their number without those of skipped shares. samples: with those.
-    save, stop: the numbers of ranks that vote to save, and also to stop. skipped: the number of ranks without
-    a backward pass. partial: the number of ranks whose pass does not reach every parameter. ends: the number
-    of ranks on which user code has set `trainer.should_stop`.
+    loss: sum over the samples. counted: the number of samples, without those whose loss is None. samples: the
+    number of all of them. save: the number of ranks that vote to save. stop: of those that also vote to stop.
+    skipped: of those without a backward pass. partial: of those whose pass does not reach every parameter.
+    ends: of those on which user code has set `trainer.should_stop`.
     """
 
     loss: float
@@ -70,7 +70,7 @@ class GlobalLoss(Callback):
         self.batch: tuple[Any, int] = (None, 0)
         self.value = math.nan
         self.others_go_on = False
-        """Whether this rank's loss has no gradient, but another rank's has."""
+        """Whether this rank's loss has no gradient although another rank's has one."""
         self._hook: Any = None
         self._told = False  # whether the ranks have told each other about this micro-batch
         self._mean: float | None = None  # of the global micro-batch
@@ -115,7 +115,7 @@ class GlobalLoss(Callback):
     def in_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Wraps an optimizer's closure to return the loss of the global batch, which LBFGS needs.
 
-        In manual optimization a closure is the module's own business.
+        In manual optimization the closure's own value is returned.
         """
 
         def whole() -> Any:

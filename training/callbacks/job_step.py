@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 
 def job_step(trainer: Trainer) -> int:
-    """Returns the number of steps made: of the optimizer, or in manual optimization of batches trained on.
+    """Returns the number of optimizer steps so far; in manual optimization, of batches trained on.
 
     A module with manual optimization may step several optimizers for a batch, or none for several batches;
     Lightning's `global_step` counts all of them.

@@ -56,7 +56,7 @@ class LogSync(Callback):
         self._trainer = trainer
         epoch_end = self._module.on_train_epoch_end
 
-        # Functions, because a copy of the module (for averaged weights) would copy bound methods' objects.
+        # Functions, not bound methods: a copy of the module (for averaged weights) would copy their objects.
         def log(*args: Any, **kwargs: Any) -> None:
             self._keep(*args, **kwargs)
 
@@ -146,8 +146,9 @@ class LogSync(Callback):
     def _refuse_late(self, key: str) -> None:
         call = self._calls[key]
         raise StepError(
-            f"{call['fx']} logged {call['name']!r} on_step on rank {self._trainer.global_rank}, but "
-            "nothing on_step in the first batch; log it on_step in every batch, or with on_step=False"
+            f"{call['fx']} logged {call['name']!r} on_step on rank {self._trainer.global_rank}, after a "
+            "first batch in which nothing was logged on_step; log it on_step in every batch, or with "
+            "on_step=False"
         )
 
     def before_epoch_is_read(self) -> None:
@@ -247,7 +248,7 @@ class LogSync(Callback):
 class _Part:
     """What one rank adds to a reduction.
 
-    value: None: nothing. count: of samples. summed: whether a mean is multiplied by them already.
+    value: None adds nothing. count: the number of samples. summed: whether a mean is already a sum.
     """
 
     reduction: str
@@ -257,7 +258,7 @@ class _Part:
 
     @property
     def sign(self) -> float:
-        """By what a value is multiplied for the greatest one to be wanted; 0 for sums and means."""
+        """1 if the greatest value is wanted, -1 if the least is, 0 for sums and means."""
         return {"max": 1.0, "min": -1.0}.get(self.reduction, 0.0)
 
     def sum(self, zero: Tensor) -> Tensor:

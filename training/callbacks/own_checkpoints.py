@@ -1,7 +1,7 @@
 """Checkpoints that a user's own code writes: ModelCheckpoint, `trainer.save_checkpoint` and the like.
 
-They go where Lightning puts them, but relative paths are kept in a folder of the job: the working directory
-of a job on a cluster is deleted at its end. A link in the working directory leads to them.
+They go where Lightning puts them, but relative paths lead to a folder of the job, because the working
+directory of a job on a cluster is deleted when the job ends. A link in the working directory leads there.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 FOLDER = "files"
 IN_MEMORY = "kept in memory"
-"""The path under which a checkpoint is kept in memory instead of written."""
+"""The path that keeps a checkpoint in memory instead of writing it."""
 
 
 class KeptFiles:
-    """A folder of the job in place of the working directory."""
+    """The folder of the job for files that user code writes to relative paths."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,8 +69,8 @@ def _is_folder(path: Path) -> bool:
 class JobCheckpointIO(TorchCheckpointIO):
     """Reads and writes checkpoints of the user's code in the kept folder.
 
-    The job's own one stays in memory (`last`), from where it is written to the store of checkpoints: a full
-    disk must not stop rank 0 between two collectives.
+    The job's own checkpoint stays in memory (`last`) and is written to the checkpoint store from there,
+    because a full disk must not stop rank 0 between two collectives.
     """
 
     def __init__(self, files: KeptFiles) -> None:

@@ -1,8 +1,9 @@
 """The value of a torchmetrics metric in one step, over the global batch.
 
-`metric(...)` returns the value of a batch, which Lightning logs on_step. On each rank it is that of the
-rank's share; which cannot be averaged for a metric that is no mean, such as F1. The states from which it was
-computed are kept here until the step is logged, and reduced over the ranks as those of an epoch are.
+`metric(...)` returns the value of a batch, which Lightning logs on_step. Each rank has the value of its
+share, and the values of a metric that is not a mean, such as F1, cannot be averaged over ranks. The states
+from which a value was computed are kept here until the step is logged, and reduced over the ranks as those of
+an epoch are.
 """
 
 from __future__ import annotations

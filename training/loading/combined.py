@@ -46,7 +46,7 @@ def check_combined(loaders: Sequence[Any], mode: str, *, batches: int, world_siz
     if loaders[0].batch_sampler.accumulate_grad_batches > 1:
         raise BuildError(
             "training.accumulate_grad_batches",
-            f"cannot split the batches of several loaders to train on; give 1, or {remedy}",
+            f"must be 1 with several loaders to train on; set it to 1, or {remedy}",
         )
     for number in range(batches):
         parts = [
@@ -56,8 +56,8 @@ def check_combined(loaders: Sequence[Any], mode: str, *, batches: int, world_siz
         if len(fractions) > 1:
             raise BuildError(
                 "data.class_path",
-                f"batch {number} has {' and '.join(map(str, parts))} samples of its loaders to train on, of "
-                f"which {world_size} workers cannot have equal shares; choose resources.workers that divides "
+                f"batch {number} has {' and '.join(map(str, parts))} samples of its loaders to train on, "
+                f"which {world_size} workers cannot share equally; choose a resources.workers that divides "
                 f"them, set training.drop_last, or {remedy}",
             )
 

@@ -4,8 +4,8 @@ DistributedDataParallel sends a gradient as soon as it is known, while the backw
 every parameter, so it fails where a pass does not reach one: a head that is not used for this batch, an
 optimizer that owns a part of the parameters, a layer that was frozen or unfrozen. Which parameters a pass
 reaches is known when it begins; the ranks tell each other together with the loss (`callbacks.global_loss`).
-If all ranks reach all parameters, DistributedDataParallel does its work. Otherwise the gradients are averaged
-after the pass, and a parameter that no rank has reached keeps its gradient, or None.
+If all ranks reach all parameters, DistributedDataParallel averages as usual. Otherwise the gradients are
+averaged after the pass, and a parameter that no rank has reached keeps its gradient, or None.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from training import internals
 
 CHUNK_BYTES = 25 * 2**20  # as the buckets of DistributedDataParallel
 _DENSE = 100
-"""The kind of a dense gradient. That of a sparse one is its number of sparse dimensions, of none at all 0.
+"""The kind of a dense gradient. The kind of a sparse one is its number of sparse dimensions; 0: no gradient.
 
 The greatest kind of any rank counts for all: a sparse gradient can be made dense.
 """
@@ -45,7 +45,7 @@ class GradientSync:
         self._before: list[tuple[Tensor | None, int]] | None = None
 
     def attach(self, ddp: DistributedDataParallel) -> None:
-        """Takes the wrapped model, whose parameters are those of every rank, in the same order."""
+        """Takes the wrapped model. All ranks must have the same parameters in the same order."""
         self._ddp = ddp
         self._parameters = list(ddp.module.parameters())
         self._trainable = [parameter.requires_grad for parameter in self._parameters]
@@ -66,8 +66,8 @@ class GradientSync:
     def start(self, *, overlap: bool, accumulated: bool) -> None:
         """Begins a pass after which the gradients are averages.
 
-        overlap: whether all ranks may overlap. accumulated: whether the gradients of earlier passes have not
-        been averaged yet; otherwise only those will be that this pass changes on any rank.
+        overlap: whether all ranks may overlap. accumulated: whether earlier passes have left gradients that
+        are not averaged yet. If not, only gradients that this pass changes on some rank are averaged.
         """
         assert self._ddp is not None
         internals.prepare_forward_sync(self._ddp)

@@ -51,8 +51,8 @@ class GroupEnvironment(LightningEnvironment):
 class GroupStrategy(DDPStrategy):
     """DDP in the existing process group. A rank sees only its own GPUs and uses the first.
 
-    loss: weights the losses of the ranks, and knows when gradients are averaged. share: is given each of the
-    user's loaders and returns the one that this rank uses. Other arguments are those of torch's
+    loss: weights the losses of the ranks, and knows when gradients are averaged. share: returns the loader
+    that this rank uses in place of each of the user's. Other arguments are those of torch's
     DistributedDataParallel.
     """
 
