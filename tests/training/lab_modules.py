@@ -334,6 +334,13 @@ class QuasiNewton(Regression):
         return torch.optim.LBFGS(self.parameters(), lr=0.2, max_iter=4, line_search_fn="strong_wolfe")
 
 
+class ClipsGradients(Regression):
+    """Clips by a norm that most gradients exceed."""
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+
+
 class Plateau(Regression):
     """A scheduler that watches a metric."""
 

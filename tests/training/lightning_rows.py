@@ -109,6 +109,7 @@ ROWS = [
     ),
     Row(group="Optimization", what="layers that are unfrozen during the training", module="Unfreezes"),
     Row(group="Optimization", what="LBFGS, which calls its closure several times", module="QuasiNewton"),
+    Row(group="Optimization", what="clipping in configure_gradient_clipping", module="ClipsGradients"),
     Row(group="Optimization", what="a scheduler that watches a metric", module="Plateau"),
     Row(group="Manual optimization", what="a GAN with toggle_optimizer", module="Adversarial"),
     Row(
