@@ -147,6 +147,7 @@ def _serve(rank: int, world_size: int, store: Path, timeout_seconds: float, pipe
         world_size=world_size,
         timeout=timedelta(seconds=timeout_seconds),
     )
+    dist.barrier()  # a rank that left the group at once would close connections that others still make
     while True:
         try:
             call = pipe.recv_bytes()
