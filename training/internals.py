@@ -140,12 +140,6 @@ def is_computed(result: Any) -> bool:
     return result._computed is not None
 
 
-def evaluates_first_batch(trainer: Trainer) -> bool:
-    """Returns whether the running validation or test is in its first batch, of the first loader."""
-    loop: Any = trainer._evaluation_loop
-    return bool(loop.batch_progress.current.ready == 1)
-
-
 class _MaySkip(ClosureResult):
     @classmethod
     def from_training_step_output(cls, training_step_output: Any, normalize: int = 1) -> ClosureResult:

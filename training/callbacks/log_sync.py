@@ -37,7 +37,7 @@ class LogSync(Callback):
     own `compute`, in the same order on all ranks. `rank_zero_only` works as usual; `sync_dist` has no effect.
 
     steps: whether the module may log values `on_step`. Raises StepError if it does so in a validation or test
-    for the first time after the first batch.
+    for the first time after the first batch of a loader.
     """
 
     def __init__(self, module: LightningModule, share: ShareCounts, *, steps: bool) -> None:
@@ -48,7 +48,7 @@ class LogSync(Callback):
         self._calls: dict[str, dict[str, Any]] = {}  # arguments by key, so that other ranks can log it, too
         self._of_batch: dict[str, tuple[Tensor, float]] = {}  # value and number of samples
         self._reduced: dict[str, Tensor] = {}
-        self._evaluates_steps = self._may_log_late = False
+        self._evaluates_steps = self._may_log_late = self._begins_loader = False
         self.resumed: dict[str, LoggedValue] = {}
         """What was logged in the epoch before the run was resumed, to be merged after its first batch."""
 
@@ -76,6 +76,16 @@ class LogSync(Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._reduce_batch()
+
+    def on_validation_batch_start(
+        self, _trainer: Trainer, _module: LightningModule, _batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._begins_loader = batch_idx == 0
+
+    def on_test_batch_start(
+        self, _trainer: Trainer, _module: LightningModule, _batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self._begins_loader = batch_idx == 0
 
     def detach(self) -> None:
         del self._module.log, self._module.on_train_epoch_end
@@ -122,7 +132,7 @@ class LogSync(Callback):
         if not self._steps:
             return
         evaluates = not self._trainer.training
-        if evaluates and not self._evaluates_steps and not internals.evaluates_first_batch(self._trainer):
+        if evaluates and not self._evaluates_steps and not self._begins_loader:
             if of_batch:
                 self._refuse_late(next(iter(of_batch)))
             return
