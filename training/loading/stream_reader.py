@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sized
 from itertools import islice
 from typing import Any
@@ -11,14 +12,15 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 
 from training.errors import BuildError
 from training.loading.generators import OwnGenerators, seeds_of_epoch
+from training.loading.private_generators import PrivateGenerators
 
 
 class StreamReader:
     """Reads the global batches of a stream, as the user's DataLoader would with their batch size.
 
-    What the stream draws from the global generators follows from (seed, epoch), in this process and in those
-    of the loader, which are started anew for each epoch. The stream's `set_epoch` is called if there is one.
-    A stream with a length has at most that many samples in an epoch.
+    What the stream draws from the global generators, or from some of its own, follows from (seed, epoch), in
+    this process and in those of the loader, which are started anew for each epoch. The stream's `set_epoch`
+    is called if there is one. A stream with a length has at most that many samples in an epoch.
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class StreamReader:
         if callable(set_epoch := getattr(stream, "set_epoch", None)):
             set_epoch(epoch)
         seeds = seeds_of_epoch("stream", self.seed, epoch)
-        generators = OwnGenerators(seeds)
+        generators, private = OwnGenerators(seeds), PrivateGenerators(stream)
+        private.search()
+        private.seed(struct.pack("<Q", seeds.own))
         with generators:
             iterator = iter(self._loader(seeds.own))
         while True:
