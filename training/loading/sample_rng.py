@@ -78,6 +78,13 @@ class SeededSamples(Dataset[Any]):
                 samples = self._share(indices)
             return samples
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute of the data set: a `worker_init_fn` does so through `get_worker_info()`."""
+        if name in ("dataset", "seed", "_private"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+
     def _share(self, indices: Indices) -> list[Any]:
         occurrences = indices.occurrences or [0] * len(indices)
         if not indices:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from training.loading.batches import ShareLoader, share_loader
 from training.loading.sample_rng import Indices, SeededSamples, sample_generator
@@ -145,6 +145,25 @@ def test_what_else_a_data_set_has_is_found_and_it_can_be_copied() -> None:
         assert len(found) == SAMPLES
     with pytest.raises(AttributeError, match="nothing"):
         _ = samples.nothing
+
+
+class Scaled(Noisy):
+    scale = 0.0
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.tensor([[index, self.scale]])
+
+
+def set_scale(_worker: int) -> None:
+    info: Any = get_worker_info()
+    info.dataset.scale = 3.0
+
+
+def test_a_process_of_the_loader_may_change_the_data_set() -> None:
+    loader = DataLoader(Scaled(), num_workers=1, worker_init_fn=set_scale)
+    shared = share_loader(loader, batch_size=4, rank=0, world_size=1, seed=0)
+
+    assert torch.cat([batch[:, 0, 1] for batch in shared]).eq(3).all()
 
 
 def test_indices_take_their_epoch_along_to_other_processes() -> None:
