@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, SumMetric
+from torchmetrics.classification import BinaryF1Score
 
 from tests.training.attempts import stop_if_asked
 
@@ -709,6 +710,26 @@ class StepMetrics(Regression):
         if len(y) and index % 2:
             self.seldom(output.detach(), y)
             self.log("seldom", self.seldom)
+        return F.mse_loss(output, y)
+
+
+class CountsWhatThereIs(Regression):
+    """Metrics that take no batch without samples, and are given one: an update, a call, a collection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updated, self.called = BinaryF1Score(), BinaryF1Score()
+        self.metrics = MetricCollection({"low": BinaryF1Score(0.3), "high": BinaryF1Score(0.7)})
+
+    def training_step(self, batch: Any, _index: int) -> Tensor:
+        x, y = features(batch)
+        output = self.net(x)
+        found = (output.detach().sigmoid(), (y > 0.3).long())
+        self.updated.update(*found)
+        self.called(*found)
+        self.metrics.update(*found)
+        self.log("called", self.called, on_step=True, on_epoch=True)
+        self.log_dict({"updated": self.updated, **dict(self.metrics.items())}, on_step=False, on_epoch=True)
         return F.mse_loss(output, y)
 
 

@@ -83,6 +83,16 @@ ROWS = [
         module="StepMetrics",
         tolerance=1e-6,  # torchmetrics counts in float32
     ),
+    *(
+        Row(
+            group="self.log",
+            what=f"torchmetrics that take no batch without samples; batches: {kind}",
+            module="CountsWhatThereIs",
+            kind=kind,
+            tolerance=1e-6,  # torchmetrics counts in float32
+        )
+        for kind in ("tuple", "own class")
+    ),
     Row(group="Loss", what="of shape (1,)", module="LossOfShapeOne"),
     Row(group="Loss", what="in a dict with other values", module="LossInDict"),
     Row(group="Loss", what="None, which skips the batch", module="SkipsBatches"),

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from sync_bn import SyncBatchNorm
 from training import internals
@@ -27,7 +27,8 @@ class ShareCounts(Callback):
     """Sets `samples` at the start of each batch; other callbacks and `module.log` read it, so it comes first.
 
     If the share is empty but its batch is a `Placeholder`, its samples count for nothing while it runs:
-    neither in the statistics of SyncBatchNorm nor in metrics of torchmetrics.
+    neither in the statistics of SyncBatchNorm nor in metrics of torchmetrics. If its batch is empty, too,
+    metrics are not updated: many of torchmetrics' take no batch without samples.
     """
 
     def __init__(self) -> None:
@@ -89,19 +90,50 @@ class ShareCounts(Callback):
             module.samples = self.samples
         if isinstance(loader, CountedLoader) and loader.is_placeholder(number):
             self._batch.enter_context(_counts_nothing(module))
+        elif known == 0:
+            self._batch.enter_context(_updates_nothing(module))
 
 
 @contextmanager
 def _counts_nothing(module: LightningModule) -> Iterator[None]:
     layers = [layer for layer in module.modules() if isinstance(layer, SyncBatchNorm)]
-    metrics = [metric for metric in module.modules() if isinstance(metric, Metric)]
-    before = [(metric, internals.metric_state(metric)) for metric in metrics]
     for layer in layers:
         layer.counts_samples = False
     try:
-        yield
+        with _restored_metrics(module):
+            yield
     finally:
         for layer in layers:
             layer.counts_samples = True
+
+
+@contextmanager
+def _updates_nothing(module: LightningModule) -> Iterator[None]:
+    # A collection's first update finds out which of its metrics have equal states: without samples, all.
+    metrics: list[Any] = [part for part in module.modules() if isinstance(part, Metric | MetricCollection)]
+    before = [(metric, vars(metric).get("update")) for metric in metrics]
+    for metric in metrics:
+        metric.update = _nothing
+    try:
+        with _restored_metrics(module):  # a metric's forward counts an update in any case
+            yield
+    finally:
+        for metric, update in before:
+            del metric.update
+            if update is not None:
+                metric.update = update
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """An update that does nothing."""
+
+
+@contextmanager
+def _restored_metrics(module: LightningModule) -> Iterator[None]:
+    metrics = [metric for metric in module.modules() if isinstance(metric, Metric)]
+    before = [(metric, internals.metric_state(metric)) for metric in metrics]
+    try:
+        yield
+    finally:
         for metric, state in before:
             internals.restore_metric_state(metric, state)
