@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,39 @@ class Opaque:
         return self._inside
 
 
+class Encoding(UserDict[str, Tensor]):
+    """As Hugging Face's BatchEncoding: no dict, but a mapping with a `to` of its own."""
+
+    def to(self, device: Any, **_: Any) -> Encoding:
+        return Encoding({name: value.to(device) for name, value in self.items()})
+
+
+class Graphs:
+    """As PyTorch Geometric's Batch: the nodes of all graphs in one tensor, and the graph of each node."""
+
+    def __init__(self, x: Tensor, batch: Tensor, y: Tensor) -> None:
+        self.x, self.batch, self.y = x, batch, y
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self.y)
+
+    def to(self, device: Any, **_: Any) -> Graphs:
+        return Graphs(self.x.to(device), self.batch.to(device), self.y.to(device))
+
+    def pooled(self) -> Tensor:
+        """The mean of each graph's nodes."""
+        sums = self.x.new_zeros(self.num_graphs, self.x.shape[1]).index_add(0, self.batch, self.x)
+        means: Tensor = sums / self.batch.bincount(minlength=self.num_graphs)[:, None]
+        return means
+
+
+def _as_graphs(samples: list[Sample]) -> Graphs:
+    nodes = _of_different_lengths(samples)
+    sizes = torch.tensor([len(x) for x in nodes])
+    return Graphs(torch.cat(nodes), torch.arange(len(nodes)).repeat_interleave(sizes), _stacked(samples)[1])
+
+
 def _stacked(samples: list[Sample]) -> tuple[Tensor, Tensor]:
     return torch.stack([x for x, *_ in samples]), torch.stack([y for _, y, _ in samples])
 
@@ -81,6 +115,8 @@ COLLATED: dict[str, Callable[[list[Sample]], Any]] = {
     "named tuple": lambda s: Pair(*_stacked(s)),
     "dataclass": lambda s: Record(*_stacked(s)),
     "own class": lambda s: Opaque(s),
+    "UserDict": lambda s: Encoding(zip("xy", _stacked(s), strict=True)),
+    "graphs": lambda s: _as_graphs(s),
     "time first": lambda s: {"x": _stacked(s)[0].transpose(0, 1).contiguous(), "y": _stacked(s)[1]},
     "tensors of different sizes": lambda s: {"x": _of_different_lengths(s), "y": [y for _, y, _ in s]},
     "packed": lambda s: (pack_sequence(_of_different_lengths(s), enforce_sorted=False), _stacked(s)[1]),
@@ -93,6 +129,10 @@ def features(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(batch, Opaque):
         x, y = batch.contents()
         return x.mean(1), y
+    if isinstance(batch, Graphs):
+        return batch.pooled(), batch.y
+    if isinstance(batch, Encoding):
+        return batch["x"].mean(1), batch["y"]
     if isinstance(batch, Record):
         return batch.x.mean(1), batch.y
     if isinstance(batch, dict) and isinstance(batch["x"], list):

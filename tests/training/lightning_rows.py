@@ -44,6 +44,8 @@ ROWS = [
     Row(group="Batches", what="a named tuple", kind="named tuple"),
     Row(group="Batches", what="a dataclass", kind="dataclass"),
     Row(group="Batches", what="an object of a class of your own", kind="own class"),
+    Row(group="Batches", what="a UserDict, as Hugging Face's BatchEncoding", kind="UserDict"),
+    Row(group="Batches", what="an object with to(), as PyTorch Geometric's Batch", kind="graphs"),
     Row(group="Batches", what="sequences with time as first dimension", kind="time first"),
     Row(group="Batches", what="lists of tensors of different sizes", kind="tensors of different sizes"),
     Row(group="Batches", what="packed sequences", kind="packed"),
