@@ -836,3 +836,55 @@ class EndsEarly(Regression):
 
     def on_train_epoch_end(self) -> None:
         self._end("on_train_epoch_end", 1)
+
+
+class CallsBackward(Regression):
+    """By hand, but not as Lightning asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, _index: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.loss_of(batch).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+class Doubling(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        for x, y in super().__iter__():
+            yield 2 * x, y
+
+
+class Doubled(Data):
+    def train_dataloader(self) -> DataLoader[Any]:
+        return Doubling(Samples(SAMPLES, 1), batch_size=self.batch_size, collate_fn=COLLATED[self.kind])
+
+
+class KeepsLoss(Regression):
+    """Keeps a tensor with its graph."""
+
+    def training_step(self, batch: Any, _index: int) -> Any:
+        self.last = self.loss_of(batch)
+        return self.last
+
+
+class Parametrized(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.net[0])
+
+
+class Volume(Samples):
+    """Sequences of different lengths."""
+
+    def __getitem__(self, index: int) -> Sample:
+        x, y, name = super().__getitem__(index)
+        return x[: 3 + index % 4], y, name
+
+
+class Volumes(Data):
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Volume(VALIDATION, 2), batch_size=1, collate_fn=COLLATED[self.kind])

@@ -127,3 +127,40 @@ def test_a_metric_to_monitor_that_is_not_logged_is_missed_in_the_log(worlds: Wor
 
     assert done.said.count("no metric 'val_lsos' was logged") == 1
     assert "these were: val_loss" in done.said
+
+
+def test_backward_of_the_loss_itself_is_refused_where_gradients_would_not_be_averaged(
+    worlds: Worlds, tmp_path: Path
+) -> None:
+    row = Row(group="", what="", module="CallsBackward")
+    expected = as_lightning(row)
+    one = worlds.run(1, attempt, spec_of(row), tmp_path / "1")[0]
+    torch.testing.assert_close(dict(one.state), expected.state, rtol=1e-9, atol=1e-9)
+
+    with pytest.raises(RankError, match=r"call self\.manual_backward\(loss\) in place of loss\.backward"):
+        worlds.run(2, attempt, spec_of(row), tmp_path / "2")
+
+
+def test_a_loader_that_changes_its_batches_itself_is_refused(worlds: Worlds, tmp_path: Path) -> None:
+    with pytest.raises(RankError, match="a Doubling, has an __iter__ of its own"):
+        worlds.run(1, attempt, spec_of(Row(group="", what="", data="Doubled")), tmp_path)
+
+
+@pytest.mark.parametrize("module", ["KeepsLoss", "Parametrized"])
+def test_a_module_that_cannot_be_saved_as_a_whole_is_saved_as_its_state(
+    worlds: Worlds, tmp_path: Path, module: str
+) -> None:
+    done = worlds.run(2, attempt, spec_of(Row(group="", what="", module=module)), tmp_path)[0]
+
+    assert "model.pt holds its state_dict" in done.said
+    torch.testing.assert_close(torch.load(tmp_path / "model.pt"), dict(done.state))
+
+
+def test_volumes_of_different_shapes_are_validated_one_by_one(worlds: Worlds, tmp_path: Path) -> None:
+    row = Row(group="", what="", data="Volumes")
+    expected = as_lightning(row)
+    for workers in (1, 2):
+        spec = spec_of(row, eval_batch_size=1)
+        done = worlds.run(workers, attempt, spec, tmp_path / str(workers))[0]
+
+        assert list(done.series("val_loss").values()) == pytest.approx(expected.logged["val_loss"])

@@ -16,6 +16,9 @@ class EpochLength(Callback):
     for a longer epoch of validation, which Lightning would cut off.
     """
 
+    def __init__(self) -> None:
+        self._of_validation: list[int] = []
+
     def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
         _update(trainer)  # an epoch that is continued does not start
 
@@ -24,11 +27,13 @@ class EpochLength(Callback):
 
     def on_validation_start(self, trainer: Trainer, _module: LightningModule) -> None:
         loaders, _ = internals.loaders_to_evaluate_on(trainer)
-        for loader, first in zip(loaders, trainer.num_val_batches, strict=True):
-            if isinstance(loader, ShareLoader) and len(loader) > first:
+        lengths = [len(loader) if isinstance(loader, ShareLoader) else 0 for loader in loaders]
+        self._of_validation = self._of_validation or lengths
+        for length, first in zip(lengths, self._of_validation, strict=False):
+            if length > first:
                 raise BuildError(
                     "data.val_dataloader",
-                    f"its sampler gives {len(loader)} batches in epoch {trainer.current_epoch}, but gave "
+                    f"its sampler gives {length} batches in epoch {trainer.current_epoch}, but gave "
                     f"{first} the first time; let it give as many each time",
                 )
 

@@ -72,6 +72,7 @@ class GlobalLoss(Callback):
         self.others_go_on = False
         """Whether this rank's loss has no gradient although another rank's has one."""
         self._hook: Any = None
+        self._passed = False  # whether there was a backward pass since an optimizer stepped by hand
         self._told = False  # whether the ranks have told each other about this micro-batch
         self._mean: float | None = None  # of the global micro-batch
         self._micro_batches = range(1)  # indices of this step's micro-batches
@@ -120,7 +121,7 @@ class GlobalLoss(Callback):
 
         def whole() -> Any:
             if not self.module.automatic_optimization:
-                return closure()
+                return self._in_manual_step(closure)
             self._told = False
             loss = closure()
             if loss is None:
@@ -130,6 +131,16 @@ class GlobalLoss(Callback):
             return loss
 
         return whole
+
+    def _in_manual_step(self, closure: Callable[[], Any]) -> Any:
+        result = closure()
+        if not self._told and not self._passed and dist.get_world_size() > 1:
+            raise StepError(
+                "training_step stepped an optimizer without self.manual_backward, so the gradients are those "
+                "of one worker's share alone; call self.manual_backward(loss) in place of loss.backward()"
+            )
+        self._passed = False
+        return result
 
     def _begin(self, loss: Tensor) -> float:
         """Tells the other ranks that a backward pass begins; returns the weight of this rank's loss."""
@@ -166,7 +177,7 @@ class GlobalLoss(Callback):
         sums = torch.stack([loss_sum, *loss_sum.new_tensor(own[1:])])
         dist.all_reduce(sums)
         told = Exchange(*sums.tolist())
-        self._told = True
+        self._told = self._passed = True
         self.vote.count(save=told.save, stop=told.stop)
         self.trainer.should_stop |= told.ends > 0
         self._check(told, skips=skips)

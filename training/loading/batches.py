@@ -205,6 +205,13 @@ def share_loader(
             "its loader has batch_size=None, so each item is a batch of its own size; return a DataLoader "
             "over single samples, or set training.sampler to own",
         )
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise BuildError(
+            "data.class_path",
+            f"its loader, a {type(loader).__name__}, has an __iter__ of its own, which would not be called "
+            "for the shares of a batch; do that in the data set or the collate_fn, or set training.sampler "
+            "to own",
+        )
     drop_last |= has_plain_batches(loader) and bool(getattr(loader.batch_sampler, "drop_last", False))
     if isinstance(loader.dataset, IterableDataset):
         return StreamLoader(

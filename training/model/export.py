@@ -47,15 +47,30 @@ def _trace(model: nn.Module) -> fx.GraphModule:
     return traced
 
 
-def save(model: nn.Module, path: Path) -> None:
-    """Writes the whole model; load it with `torch.load(path, weights_only=False)`."""
-    torch.save(model, path)
+def save(module: nn.Module, path: Path) -> nn.Module | None:
+    """Writes the exportable model, and returns it; load it with `torch.load(path, weights_only=False)`.
+
+    A module that cannot be copied or pickled is saved as its state_dict; then returns None.
+    """
+    try:
+        model = exportable(module)
+        torch.save(model, path)
+    except Exception as error:  # a tensor with a graph, a parametrization, or anything else that a user keeps
+        log.warning(
+            "the module cannot be saved as a whole (%s: %s), so model.pt holds its state_dict, and MLflow "
+            "gets no model",
+            *(type(error).__name__, error),
+        )
+        torch.save(module.state_dict(), path)
+        return None
+    return model
 
 
 def example_input(batch: Any) -> Tensor | None:
     """Returns one sample of the batch's input for the model's signature; None unless batch[0] is a Tensor."""
-    if isinstance(batch, list | tuple) and len(batch) and isinstance(batch[0], Tensor):
-        return batch[0][:1].detach().cpu().clone()
+    first = batch[0] if isinstance(batch, list | tuple) and len(batch) else None
+    if isinstance(first, Tensor) and first.ndim and first.layout == torch.strided:
+        return first[:1].detach().cpu().clone()
     return None
 
 

@@ -44,9 +44,10 @@ class RankLoaders:
 
     def _shared(self, loader: object, key: str, *, trains: bool) -> object:
         settings = self._settings
+        evaluated = settings.eval_batch_size or settings.global_batch_size
         return share_loader(
             _checked(loader, key),
-            batch_size=settings.global_batch_size,
+            batch_size=settings.global_batch_size if trains else evaluated,
             rank=self._rank,
             world_size=self._world_size,
             seed=settings.seed,

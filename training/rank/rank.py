@@ -347,17 +347,17 @@ class RankRun:
 
     def _save_results(self, module: Any, example: Any, tracker: Any, norm_report: Any) -> None:
         """Saves the model and the figures. Rank 0 only."""
-        from training.model.export import CURVES, draw_curves, exportable, save
+        from training.model.export import CURVES, draw_curves, save
 
         self._print_on_rank_0("saving the model")
-        model = exportable(module)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self.order.output or temporary)
-            save(model, folder / "model.pt")
+            model = save(module, folder / "model.pt")
             draw_curves(tracker.history(CURVES), folder / "curves.png")
             for figure in [folder / "curves.png", *norm_report.draw(folder)]:
                 tracker.artifact(figure)
-        tracker.model(model, example)
+        if model is not None:
+            tracker.model(model, example)
 
     def _print_on_rank_0(self, text: str) -> None:
         if self.rank == 0:

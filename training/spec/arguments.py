@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from inspect import Signature
+from inspect import Parameter, Signature
 
 
 def arguments_problem(
@@ -14,11 +14,15 @@ def arguments_problem(
 
     args: positional arguments, which the training adds. named: those of the spec.
     """
+    parameters = signature.parameters
+    open_ended = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = [] if open_ended else [name for name in named if name not in parameters]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], parameters, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it takes {signature}"
+        return f"got an unexpected keyword argument {unknown[0]!r}; {hint}"
     try:
         signature.bind(*args, **named)
     except TypeError as error:
-        unknown = next((name for name in named if name not in signature.parameters), None)
-        close = difflib.get_close_matches(unknown or "", signature.parameters, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; it takes {signature}"
-        return f"{error}{hint}"
+        return f"{error}; it takes {signature}"
     return None

@@ -98,6 +98,12 @@ class Training(_Part):
     global_batch_size: int = Field(
         default=32, ge=1, le=2**31, description="Samples in one optimizer step, over all workers"
     )
+    eval_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**31,
+        description="Samples in one batch of validation and test, over all workers; null: global_batch_size",
+    )
     max_epochs: int | None = Field(default=None, ge=1, description="10 if max_steps is not given either")
     max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps, instead of max_epochs")
     precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed"] = "32-true"

@@ -49,6 +49,7 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
         "lr_scheduler": None,
         "training": {
             "global_batch_size": 32,
+            "eval_batch_size": None,
             "max_epochs": 10,
             "max_steps": None,
             "precision": "32-true",
