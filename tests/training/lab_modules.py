@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, SumMetric
 from torchmetrics.classification import BinaryF1Score
 
@@ -888,3 +888,35 @@ class Volume(Samples):
 class Volumes(Data):
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(Volume(VALIDATION, 2), batch_size=1, collate_fn=COLLATED[self.kind])
+
+
+class GathersByHand(Regression):
+    """Keeps outputs for the end of the epoch, and a running centre of its own."""
+
+    centre: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(1))
+        self.outputs: list[Tensor] = []
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        _, y = features(batch)
+        if len(y):
+            self.centre.mul_(0.9).add_(0.1 * y.mean(0))
+        return super().training_step(batch, index)
+
+    def validation_step(self, batch: Any, _index: int) -> None:
+        self.outputs.append(features(batch)[1])
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_mean", torch.cat(self.outputs).mean())
+        self.log("val_same", 1.0)
+
+
+class DividedByRank(Data):
+    def train_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        own = range(self.trainer.global_rank, SAMPLES - 1, self.trainer.world_size)
+        samples = Subset(Samples(SAMPLES, 1), list(own))
+        return DataLoader(samples, batch_size=self.batch_size, collate_fn=COLLATED[self.kind])

@@ -164,3 +164,20 @@ def test_volumes_of_different_shapes_are_validated_one_by_one(worlds: Worlds, tm
         done = worlds.run(workers, attempt, spec, tmp_path / str(workers))[0]
 
         assert list(done.series("val_loss").values()) == pytest.approx(expected.logged["val_loss"])
+
+
+def test_what_is_computed_from_shares_is_said_in_the_log(worlds: Worlds, tmp_path: Path) -> None:
+    spec = spec_of(Row(group="", what="", module="GathersByHand"))
+    two = worlds.run(2, attempt, spec, tmp_path / "2")[0]
+    one = worlds.run(1, attempt, spec, tmp_path / "1")[0]
+
+    assert two.said.count("logged 'val_mean' with another value on each worker") == 1
+    assert two.said.count("the module's buffers centre differ between the workers") == 1
+    assert "logged 'val_same'" not in two.said
+    assert "worker" not in one.said.replace("on 1 worker", "")
+
+
+def test_a_data_set_that_is_divided_by_rank_is_refused(worlds: Worlds, tmp_path: Path) -> None:
+    spec = spec_of(Row(group="", what="", data="DividedByRank"))
+    with pytest.raises(RankError, match=r"data set has \[7, 6\] samples on the workers; give every worker"):
+        worlds.run(2, attempt, spec, tmp_path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from training.callbacks.share_counts import ShareCounts
 from training.callbacks.step_metrics import StepMetrics
 from training.errors import StepError
 
+log = logging.getLogger(__name__)
+
 
 class LogSync(Callback):
     """Replaces `module.log` until `detach`. Precedes the user's callbacks, which read what was logged.
@@ -45,6 +48,8 @@ class LogSync(Callback):
         self._log = module.log
         self._signature = inspect.signature(self._log)
         self._metrics = StepMetrics()
+        self._outside_batch: set[str] = set()
+        self._told_of: set[str] = set()
         self._calls: dict[str, dict[str, Any]] = {}  # arguments by key, so that other ranks can log it, too
         self._of_batch: dict[str, tuple[Tensor, float]] = {}  # value and number of samples
         self._reduced: dict[str, Tensor] = {}
@@ -105,6 +110,8 @@ class LogSync(Callback):
         result = results[key]
         if key not in self._calls:
             self._calls[key] = internals.arguments_of(result)
+        if results.batch is None and result.is_tensor:
+            self._outside_batch.add(key)
         if result.meta.on_step and (result.is_tensor or self._metrics.was_called(result.value)):
             self._of_batch[key] = (internals.step_value(result), size)
 
@@ -173,6 +180,7 @@ class LogSync(Callback):
         ]
         keys = self._agreed(new, results)
         _reorder(results, keys)
+        self._compare([key for key in keys if key in self._outside_batch], results)
         for key, (value, count) in zip(
             (tensors := [key for key in keys if results[key].is_tensor]),
             self._reduce([_epoch_part(results[key]) for key in tensors]),
@@ -183,6 +191,32 @@ class LogSync(Callback):
             if count is not None:
                 result.cumulated_batch_size = count
             internals.forget_computed(result)
+
+    def _compare(self, keys: Sequence[str], results: Any) -> None:
+        """Warns once about each value outside a batch that differs between the ranks: it is of a share."""
+        if not keys or dist.get_world_size() == 1:
+            return
+        parts = [_epoch_part(results[key]) for key in keys]
+        nothing = torch.tensor(-math.inf, dtype=torch.float64, device=self._module.device)
+        extremes = torch.stack(
+            [
+                nothing if part.reduction == "mean" and not part.count else part.signed(sign)
+                for sign in (1.0, -1.0)
+                for part in parts
+            ]
+        )
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        greatest, least = extremes.chunk(2)
+        for key, same in zip(keys, torch.isclose(greatest, -least, rtol=1e-5).tolist(), strict=True):
+            if not same and key not in self._told_of and self._trainer.is_global_zero:
+                call = self._calls[key]
+                log.warning(
+                    "%s logged %r with another value on each worker, which sees its share of the data; "
+                    "their mean is logged. Log in the step, or log a metric of torchmetrics, for the value "
+                    "over all data",
+                    *(call["fx"], call["name"]),
+                )
+                self._told_of.add(key)
 
     def _is_reduced(self, key: str, result: Any) -> bool:
         if result.is_tensor:
@@ -270,6 +304,10 @@ class _Part:
     def sign(self) -> float:
         """1 if the greatest value is wanted, -1 if the least is, 0 for sums and means."""
         return {"max": 1.0, "min": -1.0}.get(self.reduction, 0.0)
+
+    def signed(self, sign: float) -> Tensor:
+        assert self.value is not None
+        return self.value.detach().double().reshape(()).nan_to_num(nan=1e300) * sign
 
     def sum(self, zero: Tensor) -> Tensor:
         if self.value is None or self.sign:

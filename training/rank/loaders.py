@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
@@ -43,6 +44,7 @@ class RankLoaders:
             return user_loader(loader)
 
     def _shared(self, loader: object, key: str, *, trains: bool) -> object:
+        _check_length(loader, key)
         settings = self._settings
         evaluated = settings.eval_batch_size or settings.global_batch_size
         return share_loader(
@@ -54,6 +56,20 @@ class RankLoaders:
             drop_last=settings.drop_last and trains,
             accumulate_grad_batches=settings.accumulate_grad_batches if trains else 1,
             repeats=trains,  # a short loader beside a longer one starts again within the epoch
+        )
+
+
+def _check_length(loader: object, key: str) -> None:
+    """Raises BuildError on every rank if the data set has another length on some rank. Collective."""
+    dataset = getattr(loader, "dataset", None)
+    length = len(dataset) if isinstance(dataset, Sized) else None
+    lengths: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(lengths, length)
+    if len(set(lengths)) > 1:
+        raise BuildError(
+            key,
+            f"its data set has {lengths} samples on the workers; give every worker the whole of it, and "
+            "not a part by its rank, because each batch is shared among the workers here",
         )
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from sync_bn import check_ranks
 from sync_bn.lightning import SyncBatchNormPlugin
+from training.callbacks.buffer_watch import BufferWatch
 from training.callbacks.checkpointing import CheckpointCallback, Store
 from training.callbacks.epoch_length import EpochLength
 from training.callbacks.global_loss import GlobalLoss
@@ -82,6 +83,7 @@ def make_trainer(
             logs,
             share,
             EpochLength(),
+            BufferWatch(),
             # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
             # whether they advance. It casts a vote, so it precedes GlobalLoss, which counts the votes.
             CheckpointCallback(
