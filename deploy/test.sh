@@ -8,7 +8,9 @@ if [ "${1:-}" = quick ]; then
   parallel=(tests/service "tests/training tests/deploy tests/benchmarks")
 else
   stack=(tests/e2e/test_{deaths,interruptions,jobs,tutorial}.py) # they share one stack
-  parallel=("${stack[*]}" "tests/training tests/service/backends tests/e2e ${stack[*]/#/--ignore=}")
+  tables=(tests/training/test_{as_lightning,streams_and_samplers,lab_networks}.py)
+  parallel=("${tables[*]} ${stack[*]}")
+  parallel+=("tests/training tests/service/backends tests/e2e ${stack[*]/#/--ignore=} ${tables[*]/#/--ignore=}")
 fi
 rest=(--ignore=tests/e2e)
 for each in ${parallel[*]}; do [ -e "$each" ] && rest+=("--ignore=$each"); done
