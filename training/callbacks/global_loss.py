@@ -177,7 +177,8 @@ class GlobalLoss(Callback):
         sums = torch.stack([loss_sum, *loss_sum.new_tensor(own[1:])])
         dist.all_reduce(sums)
         told = Exchange(*sums.tolist())
-        self._told = self._passed = True
+        self._told = True
+        self._passed |= not skips
         self.vote.count(save=told.save, stop=told.stop)
         self.trainer.should_stop |= told.ends > 0
         self._check(told, skips=skips)

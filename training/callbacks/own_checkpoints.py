@@ -14,7 +14,6 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-FOLDER = "files"
 IN_MEMORY = "kept in memory"
 """The path that keeps a checkpoint in memory instead of writing it."""
 
@@ -29,7 +28,7 @@ class KeptFiles:
         """Removes the links of earlier runs, which a user's relative path would follow into their folders."""
         with suppress(OSError):
             for path in Path.cwd().iterdir():
-                if path.is_symlink() and _is_ours(path) and path.readlink().parent != self.folder.absolute():
+                if _is_ours(path) and not path.readlink().is_relative_to(self.folder.absolute()):
                     path.unlink()
 
     def path_of(self, path: str | os.PathLike[str]) -> str:
@@ -45,21 +44,28 @@ class KeptFiles:
         first = next(
             (part for part in [*relative.parents[-2::-1], relative] if not _is_folder(work / part)), relative
         )
-        self._link(work / first, self.folder / first)
+        self._link(work / first, first)
         return str(self.folder / relative)
 
-    def _link(self, link: Path, target: Path) -> None:
-        """Makes a link in the working directory, unless a file or link of the user's is there already."""
-        target = target.absolute()
+    def _link(self, link: Path, kept: Path) -> None:
+        """Makes a link in the working directory, unless a file or link of the user's is there already.
+
+        kept: relative to the folder.
+        """
+        folder = self.folder.absolute()
         with suppress(OSError):  # the user's folder may be read-only
-            if link.is_symlink() and link.readlink() != target and _is_ours(link):
+            if _is_ours(link) and link.readlink() != folder / kept:
                 link.unlink()
             if not link.is_symlink() and not link.exists():
-                link.symlink_to(target)
+                link.symlink_to(f"{folder}{_OURS}{kept}")
 
 
-def _is_ours(link: Path) -> bool:
-    return FOLDER in link.readlink().parts[:-1]
+_OURS = "/././"
+"""In the target of a link: means nothing, and tells our links from the user's, which are never removed."""
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_symlink() and _OURS in os.readlink(path)  # noqa: PTH115 (pathlib leaves out the dots)
 
 
 def _is_folder(path: Path) -> bool:

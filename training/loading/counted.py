@@ -1,4 +1,4 @@
-"""What callbacks ask of a loader: how many samples its batches have."""
+"""How many samples a loader has: what callbacks ask of its batches, and the length of anything."""
 
 from __future__ import annotations
 
@@ -25,3 +25,11 @@ class CountedLoader(Protocol):
 
     def is_placeholder(self, number: int) -> bool:
         """Returns whether a `Placeholder` stood in for an empty batch."""
+
+
+def length_of(something: object) -> int | None:
+    """Returns the length of a loader or a data set; None if it has none, as Lightning takes it."""
+    try:
+        return len(something)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, IterDataPipe
 
 from training.errors import BuildError
+from training.loading.counted import length_of
 from training.loading.generators import OwnGenerators, seeds_of_epoch
 from training.loading.private_generators import PrivateGenerators
 
@@ -32,11 +33,7 @@ class StreamReader:
     @property
     def samples(self) -> int | None:
         """The number of samples in an epoch, from the stream's `__len__`; None if it has none."""
-        stream = self.loader.dataset
-        try:
-            return len(stream) if isinstance(stream, Sized) else None
-        except (TypeError, NotImplementedError):  # as Lightning takes it
-            return None
+        return length_of(self.loader.dataset)
 
     @property
     def length(self) -> int | None:

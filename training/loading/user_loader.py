@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from training.errors import BuildError
+from training.loading.counted import length_of
 
 WARNING = (
     "training.sampler is own: each worker trains on the batches of its own loader, so the result depends on "
@@ -120,7 +121,7 @@ def user_loader(loader: Any) -> UserLoader:
     Raises BuildError if the number of batches per epoch is unknown, zero, or not the same on all ranks, which
     would make ranks wait for one another forever.
     """
-    length = _length(loader)
+    length = length_of(loader)
     lengths = [length]
     if dist.is_initialized():
         lengths = [0] * dist.get_world_size()
@@ -141,10 +142,3 @@ def user_loader(loader: Any) -> UserLoader:
         if wrong:
             raise BuildError("data.class_path", f"with training.sampler: own, its loader {problem}")
     return UserLoader(loader)
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None

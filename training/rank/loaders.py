@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from training.errors import BuildError
 from training.loading.batches import share_loader
+from training.loading.counted import length_of
 from training.loading.user_loader import WARNING, user_loader
 from training.spec import Spec
 
@@ -61,10 +62,8 @@ class RankLoaders:
 
 def _check_length(loader: object, key: str) -> None:
     """Raises BuildError on every rank if the data set has another length on some rank. Collective."""
-    dataset = getattr(loader, "dataset", None)
-    length = len(dataset) if isinstance(dataset, Sized) else None
     lengths: list[int | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(lengths, length)
+    dist.all_gather_object(lengths, length_of(getattr(loader, "dataset", None)))
     if len(set(lengths)) > 1:
         raise BuildError(
             key,

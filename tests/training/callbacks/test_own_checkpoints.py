@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from training.callbacks.own_checkpoints import FOLDER, KeptFiles
+from training.callbacks.own_checkpoints import KeptFiles
+
+FOLDER = "files"
 
 
 @pytest.fixture
@@ -101,11 +103,12 @@ def test_links_of_earlier_runs_are_removed_and_no_others(
     write(KeptFiles(tmp_path / "earlier" / FOLDER), "earlier.ckpt")
     write(files, "own.ckpt")
     (work / "data").symlink_to(tmp_path)
+    (work / "set").symlink_to(tmp_path / "elsewhere" / FOLDER / "set")
     (work / "plain").touch()
 
     files.remove_links()
 
-    assert sorted(path.name for path in work.iterdir()) == ["data", "own.ckpt", "plain"]
+    assert sorted(path.name for path in work.iterdir()) == ["data", "own.ckpt", "plain", "set"]
     assert (tmp_path / "earlier" / FOLDER / "earlier.ckpt").exists()
 
 
