@@ -43,8 +43,8 @@ def logged_in_epoch(trainer: Trainer) -> Any:
 def set_epoch_length(trainer: Trainer, batches: int) -> None:
     """Makes the running or the next training epoch have `batches` batches, and validation follow its last."""
     loop: Any = trainer.fit_loop
-    if trainer.val_check_batch == loop.max_batches:
-        trainer.val_check_batch = batches
+    if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
+        trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
     loop.max_batches = batches
     loop._combined_loader.limits = [batches]
     loop._data_fetcher.length = batches

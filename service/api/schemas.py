@@ -144,7 +144,8 @@ class ValidationDocument(Document):
     spec: dict[str, Any] = Field(description="With every default filled in")
     resources: Total = Field(description="What it would get now; if it has to wait, what it needs")
     shares: list[int] | None = Field(
-        description=f"Samples of a global batch for each worker; null for more than {_SHOWN_SHARES} workers",
+        description="Samples of a global batch for each worker; null if the data's loader says how many, and "
+        f"for more than {_SHOWN_SHARES} workers",
         examples=[[86, 85, 85]],
     )
     fits_now: bool | None = Field(description="Whether it would start at once; null: unknown")
@@ -156,11 +157,11 @@ class ValidationDocument(Document):
         """Returns the document for a valid spec. `forecast`: None if the cluster does not answer."""
         resources = spec.resources
         workers = forecast.workers if forecast else resources.min_workers
-        few = workers <= _SHOWN_SHARES
+        size = spec.training.global_batch_size
         return cls(
             spec=spec.model_dump(mode="json"),
             resources=Total.of(workers, resources.cpus_per_worker, resources.gpus_per_worker),
-            shares=shares(spec.training.global_batch_size, workers) if few else None,
+            shares=shares(size, workers) if size and workers <= _SHOWN_SHARES else None,
             fits_now=forecast.fits_now if forecast else None,
             fits_ever=forecast.fits_ever if forecast else None,
             reason=reason,

@@ -43,7 +43,8 @@ def _update(trainer: Trainer) -> None:
     if not all(isinstance(loader, ShareLoader) for loader in loaders):
         return
     # Every rank gets here: the length may be that of an order which rank 0 has yet to draw.
-    lengths, known = [len(loader) for loader in loaders], internals.lengths_to_train_on(trainer)
+    lengths = [_limited(len(loader), trainer.limit_train_batches) for loader in loaders]
+    known = internals.lengths_to_train_on(trainer)
     if lengths == known:
         return
     if len(loaders) > 1:
@@ -53,3 +54,7 @@ def _update(trainer: Trainer) -> None:
             "several loaders to train on must have as many in each epoch",
         )
     internals.set_epoch_length(trainer, lengths[0])
+
+
+def _limited(batches: int, limit: int | float) -> int:
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)

@@ -9,6 +9,9 @@ gradient of the mean loss over all N samples of the global batch is then
 so each gradient is scaled by n W k / N before DDP averages it. This also holds for a short last batch with
 fewer than k micro-batches: Lightning still divides by k, and N is the number of samples in that batch.
 
+With `equal_parts` every micro-batch counts as much as the others, as in Lightning: N is then k times the number
+of samples in micro-batch j.
+
 A share for which `training_step` returns None is left out: the others count as the whole micro-batch.
 """
 
@@ -64,8 +67,11 @@ class GlobalLoss(Callback):
     infinite; StepError if some ranks have no backward pass in which layers of the others communicate.
     """
 
-    def __init__(self, tracker: Tracker, vote: StopVote, share: ShareCounts) -> None:
+    def __init__(
+        self, tracker: Tracker, vote: StopVote, share: ShareCounts, *, equal_parts: bool = False
+    ) -> None:
         self.tracker, self.vote, self.share = tracker, vote, share
+        self._equal_parts = equal_parts
         self.gradients = GradientSync()
         self.batch: tuple[Any, int] = (None, 0)
         self.value = math.nan
@@ -205,6 +211,8 @@ class GlobalLoss(Callback):
             )
 
     def _samples_of_step(self, count: float) -> float:
+        if self._equal_parts:
+            return count * self.trainer.accumulate_grad_batches
         loaders, _ = internals.loaders_to_train_on(self.trainer)
         if len(loaders) == 1 and isinstance(loaders[0], CountedLoader):
             samples = loaders[0].samples_of_step(self.batch[1], self.trainer.accumulate_grad_batches)

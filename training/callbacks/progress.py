@@ -60,9 +60,7 @@ class ProgressReporter(Callback):
 
 
 def _logger(trainer: Trainer) -> RunLogger:
-    logger = trainer.logger
-    assert isinstance(logger, RunLogger)
-    return logger
+    return next(logger for logger in trainer.loggers if isinstance(logger, RunLogger))
 
 
 def _loss_of(trainer: Trainer) -> dict[str, float]:

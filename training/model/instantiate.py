@@ -5,29 +5,136 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Set
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from training.errors import BuildError
 from training.spec import ClassSpec
 from training.spec.arguments import arguments_problem
+from training.spec.short_names import modules_defining
+
+_MOST_FILES = 2_000
 
 
 def construct(spec: ClassSpec, key: str, *args: object) -> Any:
     """Calls the class (or function) of `spec` with `args` and its init_args; returns the result.
 
-    An init_args value {class_path: …, init_args: …} is constructed first, as in LightningCLI.
-    Raises BuildError naming `key` if it cannot be imported or does not accept these arguments. Exceptions
-    from the constructor itself pass through.
+    Values are converted to the types of the signature, and classes in them, {class_path: …, init_args: …} at
+    any depth, are constructed first, as in LightningCLI. Raises BuildError naming `key` if something cannot
+    be imported or does not accept its arguments. Exceptions from constructors pass through.
     """
     target = locate(spec.class_path, f"{key}.class_path")
-    arguments = {name: _nested(value, f"{key}.init_args.{name}") for name, value in spec.init_args.items()}
-    _check_arguments(target, args, arguments, key)
-    return target(*args, **arguments)
+    _check_arguments(target, args, spec.init_args, key)
+    return target(*args, **typed_arguments(target, spec.init_args, f"{key}.init_args"))
+
+
+def typed_arguments(target: Callable[..., Any], given: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Returns keyword arguments for `target`, with values and objects of the types that its signature names.
+
+    Raises BuildError, whose key begins with `key`.
+    """
+    parameters, made = _parameters(target), {}
+    for name, value in given.items():
+        annotation = parameters[name].annotation if name in parameters else inspect.Parameter.empty
+        if _is_open(annotation):
+            made[name] = _nested(value, f"{key}.{name}")
+        elif _is_plain(value, annotation):
+            made[name] = value
+    typed = {name: value for name, value in given.items() if name not in made}
+    return {**made, **(_parsed(target, typed, parameters.keys() - typed.keys(), key) if typed else {})}
+
+
+def _parsed(
+    target: Callable[..., Any], given: Mapping[str, Any], others: Set[str], key: str
+) -> Mapping[str, Any]:
+    """Returns the arguments as LightningCLI would make them. others: the parameters that are not given."""
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(instantiate_subclass_spec_in_any=True)
+    parser = ArgumentParser(exit_on_error=False)
+    skip: set[int | str] = set(others)
+    if isinstance(target, type):
+        added = parser.add_class_arguments(target, "it", fail_untyped=False, skip=skip, instantiate=False)
+    else:
+        added = parser.add_function_arguments(target, "it", fail_untyped=False, skip=skip)
+    known = {name: value for name, value in given.items() if f"it.{name}" in added}
+    try:
+        made = vars(parser.instantiate(parser.parse_object({"it": known})).it) if known else {}
+    except ArgumentError as error:
+        raise _argument_error(error, key) from None
+    return {name: made[name] if name in known else value for name, value in given.items()}
+
+
+def _nested(value: Any, key: str) -> Any:
+    """Constructs the classes in a value that may be of any type."""
+    if isinstance(value, list):
+        return [_nested(each, f"{key}.{index}") for index, each in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    if "class_path" in value and value.keys() <= {"class_path", "init_args", "dict_kwargs"}:
+        arguments = {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
+        return construct(ClassSpec(class_path=value["class_path"], init_args=arguments), key)
+    return {name: _nested(each, f"{key}.{name}") for name, each in value.items()}
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):  # some C classes have no signature; the call itself will raise
+        return {}
+
+
+def _is_open(annotation: object) -> bool:
+    return annotation in (inspect.Parameter.empty, Any, object, "Any", "typing.Any", "object")
+
+
+def _is_plain(value: object, annotation: object) -> bool:
+    """Returns whether a number or text is of the type that its parameter has."""
+    name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return isinstance(value, bool | int | float | str) and type(value).__name__ == name
+
+
+def _argument_error(error: Exception, key: str) -> BuildError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    where = re.fullmatch(r'Parser key "it\.?(.*)":', lines[0])
+    rest = lines[1:] if where else lines
+    text = re.sub(r'Parser key "(\w+)":', r"init_args.\1:", " ".join(rest))
+    return BuildError(f"{key}.{where[1]}" if where and where[1] else key, text)
+
+
+def locate_component(class_path: str, namespace: str, key: str) -> str:
+    """Returns the whole path of a class that may be named without its module.
+
+    namespace: the module whose classes come before those of the code in the working directory. Raises
+    BuildError.
+    """
+    if "." in class_path:
+        return class_path
+    if hasattr(importlib.import_module(namespace), class_path):
+        return f"{namespace}.{class_path}"
+    return _in_code(class_path, key, f"{namespace} or ")
+
+
+def _in_code(name: str, key: str, elsewhere: str = "") -> str:
+    here = Path.cwd()
+    files = [(str(path.relative_to(here)), path) for path in islice(here.rglob("*.py"), _MOST_FILES)]
+    modules = modules_defining(name, ((file, path.read_text(errors="replace")) for file, path in files))
+    if len(modules) != 1:
+        found = f"{' and '.join(modules)} define" if modules else f"nothing in {elsewhere}the code defines"
+        raise BuildError(key, f"{found} {name!r}; write its whole path, as package.module.{name}")
+    return f"{modules[0]}.{name}"
 
 
 def locate(class_path: str, key: str) -> Callable[..., Any]:
-    """Imports and returns the callable that a class path names. Raises BuildError if there is none."""
+    """Imports and returns the callable that a class path names. Raises BuildError if there is none.
+
+    A name without a module is looked up in the code of the working directory.
+    """
+    if "." not in class_path:
+        class_path = _in_code(class_path, key)
     module_name, _, name = class_path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -45,12 +152,6 @@ def locate(class_path: str, key: str) -> Callable[..., Any]:
     if not callable(target):
         raise BuildError(key, f"{class_path} is a {type(target).__name__}, not a class")
     return target  # type: ignore[no-any-return]
-
-
-def _nested(value: object, key: str) -> object:
-    if isinstance(value, Mapping) and "class_path" in value and value.keys() <= {"class_path", "init_args"}:
-        return construct(ClassSpec.model_validate(value), key)
-    return value
 
 
 def _check_arguments(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from training.model.metric_sync import sync_directly
 from training.spec import Optimizer, Spec
 
 Batch = tuple[Tensor, Tensor]
+_PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 DEFAULT_OPTIMIZER = Optimizer(init_args={"lr": 0.1, "momentum": 0.9})
 
 
@@ -117,16 +119,26 @@ class Supervised(LightningModule):
                 metrics[name] = own
 
     def configure_optimizers(self) -> Any:
-        spec = self.spec
-        assert spec.optimizer is not None
-        optimizer = construct(spec.optimizer, "optimizer", self.model.parameters())
-        if spec.lr_scheduler is None:
-            return optimizer
-        scheduler = construct(spec.lr_scheduler, "lr_scheduler", optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": spec.lr_scheduler.interval},
-        }
+        return configured_optimizers(self.model, self.spec)
+
+
+def configured_optimizers(model: nn.Module, spec: Spec) -> Any:
+    """Returns optimizer and scheduler of the spec over all parameters, in a form that Lightning takes."""
+    assert spec.optimizer is not None
+    optimizer = construct(spec.optimizer, "optimizer", model.parameters())
+    if spec.lr_scheduler is None:
+        return optimizer
+    part, monitor = spec.lr_scheduler, {}
+    if part.class_path.rpartition(".")[2] == "ReduceLROnPlateau" and "monitor" in part.init_args:
+        # An argument of Lightning's class of that name; torch's has none.
+        others = {name: value for name, value in part.init_args.items() if name != "monitor"}
+        monitor = {"monitor": part.init_args["monitor"]}
+        part = part.model_copy(update={"class_path": _PLATEAU, "init_args": others})
+    scheduler = construct(part, "lr_scheduler", optimizer)
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": part.interval, **monitor},
+    }
 
 
 def checked_module(model: object, spec: Spec) -> nn.Module:
@@ -141,19 +153,19 @@ def checked_module(model: object, spec: Spec) -> nn.Module:
 
 
 def as_lightning_module(model: nn.Module, spec: Spec) -> LightningModule:
-    """Returns a user's LightningModule unchanged, and any other nn.Module wrapped in `Supervised`.
+    """Returns a user's LightningModule, and any other nn.Module wrapped in `Supervised`.
 
-    Raises BuildError if the spec has an optimizer for a LightningModule.
+    An optimizer of the spec replaces what the module's `configure_optimizers` gives, as in LightningCLI.
     """
-    if isinstance(model, LightningModule):
-        if spec.optimizer is not None:
-            raise BuildError(
-                "optimizer",
-                f"{type(model).__name__} is a LightningModule and configures its own optimizer; leave this "
-                "key out, or pass what it needs in model.init_args",
-            )
-        return model
-    return Supervised(model, spec)
+    if not isinstance(model, LightningModule):
+        return Supervised(model, spec)
+    if spec.optimizer is not None:
+        model.configure_optimizers = partial(configured_optimizers, model, spec)  # type: ignore[method-assign]
+    elif spec.lr_scheduler is not None:
+        raise BuildError(
+            "lr_scheduler", f"needs the optimizer that it schedules; give {type(model).__name__}'s in optimizer"
+        )
+    return model
 
 
 def _of_loader(name: str, loader: int) -> str:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from training.errors import BuildError
 from training.loading.batches import share_loader
 from training.loading.counted import length_of
+from training.loading.samplers import has_plain_batches
 from training.loading.user_loader import WARNING, user_loader
 from training.spec import Spec
 
@@ -46,18 +47,37 @@ class RankLoaders:
 
     def _shared(self, loader: object, key: str, *, trains: bool) -> object:
         _check_length(loader, key)
-        settings = self._settings
-        evaluated = settings.eval_batch_size or settings.global_batch_size
+        settings, checked = self._settings, _checked(loader, key)
+        # With `loader_batches` a micro-batch is what the loader gives, so there is nothing to cut.
+        cuts = trains and settings.loader_batches is None
         return share_loader(
-            _checked(loader, key),
-            batch_size=settings.global_batch_size if trains else evaluated,
+            checked,
+            batch_size=self._batch_size(checked, key, trains=trains),
             rank=self._rank,
             world_size=self._world_size,
             seed=settings.seed,
             drop_last=settings.drop_last and trains,
-            accumulate_grad_batches=settings.accumulate_grad_batches if trains else 1,
+            accumulate_grad_batches=settings.accumulate_grad_batches if cuts else 1,
             repeats=trains,  # a short loader beside a longer one starts again within the epoch
         )
+
+    def _batch_size(self, loader: DataLoader[Any], key: str, *, trains: bool) -> int:
+        """Returns the number of samples to cut. Raises BuildError if there are more workers."""
+        settings = self._settings
+        if not trains and settings.eval_batch_size is not None:
+            return settings.eval_batch_size
+        if settings.loader_batches is None:
+            assert settings.global_batch_size is not None
+            return settings.global_batch_size
+        size = (loader.batch_size or 1) * settings.loader_batches
+        if trains and has_plain_batches(loader) and size < self._world_size:
+            raise BuildError(
+                key,
+                f"its batches of {loader.batch_size} samples, {settings.loader_batches} at a time, cannot be "
+                f"shared by {self._world_size} workers; set resources.workers to at most {size}, or "
+                "training.global_batch_size",
+            )
+        return size
 
 
 def _check_length(loader: object, key: str) -> None:

@@ -109,6 +109,7 @@ class RankRun:
         from training.callbacks.share_counts import ShareCounts
         from training.model.supervised import Supervised
         from training.rank.loaders import RankLoaders
+        from training.rank.options import user_options
         from training.rank.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
@@ -117,6 +118,7 @@ class RankRun:
         self.builds = True
         data = self._data()
         module = self._module(tracker)
+        user = user_options(self.spec.trainer, files)
         self.builds = False
         with watchdog.busy("reading the checkpoint"):
             resumed = self._checkpoint_to_resume(store)
@@ -141,6 +143,7 @@ class RankRun:
             files=files,
             loaders=loaders,
             prepared=self._preparing.close,
+            user=user,
             validate=not self.order.curves_only,
         )
         logs.attach(self.trainer)
@@ -339,8 +342,9 @@ class RankRun:
         if settings.sampler == "own":
             tags["syncbn.sampler"] = "own: depends on the number of workers"
         if settings.accumulate_grad_batches > 1:
-            samples = settings.global_batch_size / settings.accumulate_grad_batches
-            tags["syncbn.statistics_over"] = f"{samples:g} samples: a part of an accumulated batch"
+            parts = settings.accumulate_grad_batches
+            samples = settings.global_batch_size and f"{settings.global_batch_size / parts:g} samples: "
+            tags["syncbn.statistics_over"] = f"{samples or ''}a part of an accumulated batch"
         if self.order.restarts:
             tags["syncbn.restarts"] = "\n".join(self.order.restarts)
         return tags

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import Precision
 
 from sync_bn import check_ranks
 from sync_bn.lightning import SyncBatchNormPlugin
@@ -25,6 +26,7 @@ from training.checkpoints.manifest import Saved
 from training.hangs.watchdog import Watchdog
 from training.model.norms import process_group
 from training.rank.loaders import RankLoaders
+from training.rank.options import UserOptions
 from training.rank.signals import KeepSignals
 from training.rank.strategy import GroupStrategy
 from training.run_dir import RunFolder
@@ -54,11 +56,12 @@ def make_trainer(
     files: KeptFiles,
     loaders: RankLoaders,
     prepared: Callable[[], None],
+    user: UserOptions,
     validate: bool,
 ) -> Trainer:
     """Returns the Trainer for one rank. Every rank must call it, because it may create process groups."""
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
-    plugins: list[Any] = [context.environment(), JobCheckpointIO(files)]
+    plugins: list[Any] = [context.environment(), JobCheckpointIO(files), *user.plugins]
     if synchronized:
         group = process_group(spec.norm, context.node_rank)
         plugins.append(SyncBatchNormPlugin(process_group=group))
@@ -66,13 +69,17 @@ def make_trainer(
     # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
     same_buffers = synchronized and spec.norm.group == "world"
     vote = StopVote()
-    loss = GlobalLoss(tracker, vote, share)
+    loss = GlobalLoss(tracker, vote, share, equal_parts=settings.loader_batches is not None)
+    arguments = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, **user.arguments}
+    if not validate:
+        arguments["limit_val_batches"] = 0
+    sets_precision = any(isinstance(plugin, Precision) for plugin in user.plugins)
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
         strategy=GroupStrategy(loss=loss, share=loaders.share, forward_sync_buffers=not same_buffers),
         plugins=plugins,
-        precision=settings.precision,
+        precision=None if sets_precision else settings.precision,
         max_epochs=settings.max_epochs or -1,
         max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulate_grad_batches,
@@ -93,14 +100,11 @@ def make_trainer(
             norm_report,
             loss,
             ProgressReporter(tracker),
+            *user.callbacks,
         ],
-        logger=logger,
+        logger=[logger if own is None else own for own in user.loggers],
         default_root_dir=folder.files,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        limit_val_batches=None if validate else 0,
         use_distributed_sampler=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
-        enable_model_summary=False,
+        **arguments,
     )

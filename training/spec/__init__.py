@@ -15,21 +15,27 @@ from training.spec.model import (
     load_yaml,
     override,
     parse_spec,
+    read_spec,
     shares,
 )
+from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 
 __all__ = [
     "MAX_PROBLEMS",
+    "ARGUMENTS",
     "ClassSpec",
+    "Component",
     "Norm",
     "Optimizer",
     "Problem",
     "Resources",
     "Spec",
     "SpecError",
+    "TrainerOptions",
     "flat",
     "load_yaml",
     "override",
     "parse_spec",
+    "read_spec",
     "shares",
 ]

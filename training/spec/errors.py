@@ -12,6 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+_OTHER_FORMS = {"int_type", "float_type", "string_type", "bool_type", "model_type", "literal_error"}
+_BRANCHES = {"WorkerRange", "Component", "int", "float", "str", "bool", "constrained-int", "constrained-str"}
 MAX_PROBLEMS = 50
 """Maximum number of problems in a SpecError; a document can have a hundred thousand."""
 
@@ -58,21 +60,27 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     root: the model that was validated.
     """
     problems: dict[str, Problem] = {}
+    other_forms: set[str] = set()
     for item in error.errors():
         if len(problems) == MAX_PROBLEMS:
             break
-        if item["type"] == "int_type" and isinstance(item["input"], Mapping):
-            continue  # the key takes a number or a mapping; another item reports the error in the mapping
         cause = item.get("ctx", {}).get("error")
         location = [part for part in item["loc"] if not _is_branch(part)]
         key = cause.key if isinstance(cause, LocatedError) else ".".join(map(str, location))
+        if item["type"] in _OTHER_FORMS and isinstance(item["input"], Mapping | list):
+            other_forms.add(key)
         problems.setdefault(key, Problem(key=key, message=_message(dict(item), location, root)))
-    return list(problems.values())
+    # Where a key takes several forms, another problem is reported in the form that was used.
+    return [
+        problem
+        for key, problem in problems.items()
+        if key not in other_forms or not any(other.startswith(f"{key}.") for other in problems)
+    ]
 
 
 def _is_branch(part: int | str) -> bool:
     """Whether a part of pydantic's location is the name of a union's member, not a key."""
-    return isinstance(part, str) and (part in {"WorkerRange", "int", "str", "constrained-int"} or "[" in part)
+    return isinstance(part, str) and (part in _BRANCHES or "[" in part)
 
 
 def _message(item: dict[str, Any], location: list[int | str], root: type[BaseModel]) -> str:

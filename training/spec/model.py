@@ -14,15 +14,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from training.spec.errors import Problem, SpecError, located, problems_of
+from training.spec.lightning_cli import as_spec
+from training.spec.trainer import TrainerOptions
 
-__all__ = ["Problem", "Spec", "SpecError", "flat", "load_yaml", "override", "parse_spec", "shares"]
+__all__ = ["Problem", "Spec", "SpecError", "flat", "load_yaml", "override", "parse_spec", "read_spec", "shares"]
 
 ClassPath = Annotated[
     str,
     Field(
-        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$",
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
         max_length=500,
-        description="Dotted path of a class or of a function that returns an instance: package.module.Class",
+        description="Dotted path of a class or of a function that returns an instance: package.module.Class; "
+        "of a class of the uploaded code the name alone",
     ),
 ]
 Scalar = str | int | float | bool | None
@@ -95,17 +98,33 @@ class Training(_Part):
     precision: Lightning's names. seed: determines initial weights, order of samples and random augmentation.
     """
 
-    global_batch_size: int = Field(
-        default=32, ge=1, le=2**31, description="Samples in one optimizer step, over all workers"
+    global_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**31,
+        description="Samples in one optimizer step, over all workers; 32 unless loader_batches is given",
+    )
+    loader_batches: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Instead of global_batch_size: each micro-batch, and each batch of validation and test, "
+        "is this many batches of the data's own loader, over all workers. Given by `trainer.devices`",
     )
     eval_batch_size: int | None = Field(
         default=None,
         ge=1,
         le=2**31,
-        description="Samples in one batch of validation and test, over all workers; null: global_batch_size",
+        description="Samples in one batch of validation and test, over all workers; null: as in training",
     )
-    max_epochs: int | None = Field(default=None, ge=1, description="10 if max_steps is not given either")
-    max_steps: int | None = Field(default=None, ge=1, description="Optimizer steps, instead of max_epochs")
+    max_epochs: int | None = Field(
+        default=None,
+        ge=-1,
+        description="10 if max_steps is not given either; -1: no limit, beside max_steps or trainer.max_time",
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, description="Optimizer steps; the run ends with the first limit that it reaches"
+    )
     precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
     seed: int = Field(default=0, ge=0, lt=2**32)
     drop_last: bool = Field(default=False, description="Leave out the last, short batch of each epoch")
@@ -132,16 +151,31 @@ class Training(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_length(cls, data: Any) -> Any:
+    def _with_defaults(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        given = data.get("max_epochs") is not None or data.get("max_steps") is not None
-        return data if given else {**data, "max_epochs": 10}
+        for wanted, other, default in (
+            ("max_epochs", "max_steps", 10),
+            ("global_batch_size", "loader_batches", 32),
+        ):
+            if data.get(wanted) is None and data.get(other) is None:
+                data = {**data, wanted: default}
+        return data
+
+    @field_validator("max_epochs")
+    @classmethod
+    def _trains(cls, epochs: int | None) -> int | None:
+        if epochs == 0:
+            raise ValueError("0 epochs train nothing; give at least 1")
+        return epochs
 
     @model_validator(mode="after")
-    def _not_both(self) -> Self:
-        if self.max_epochs is not None and self.max_steps is not None:
-            raise ValueError("max_epochs and max_steps are both given; keep the one that should end the run")
+    def _one_batch(self) -> Self:
+        if self.global_batch_size is not None and self.loader_batches is not None:
+            raise ValueError(
+                "global_batch_size and loader_batches are both given; keep the one that says how large a "
+                "batch is"
+            )
         return self
 
 
@@ -243,7 +277,11 @@ class Spec(_Part):
         description="Default for an nn.Module: SGD(lr=0.1, momentum=0.9); a LightningModule has its own",
     )
     lr_scheduler: LRScheduler | None = None
-    training: Training = Training(max_epochs=10)
+    training: Training = Training()
+    trainer: TrainerOptions = Field(
+        default=TrainerOptions(),
+        description="Arguments of Lightning's Trainer by their own names, see the table of what they do here",
+    )
     resources: Resources = Resources()
     priority: int = Field(default=0, ge=-1000, le=1000, description="Jobs with a higher priority start first")
     retries: int = Field(default=3, ge=0, le=100, description="Maximum number of restarts after failures")
@@ -264,13 +302,13 @@ class Spec(_Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         most, batch = self.resources.max_workers, self.training.global_batch_size
-        if batch < most:
+        if batch is not None and batch < most:
             raise located(
                 "training.global_batch_size",
                 f"{batch} samples cannot be shared by {most} workers; "
                 f"give at least {most}, or lower resources.workers",
             )
-        if batch < self.training.accumulate_grad_batches:
+        if batch is not None and batch < self.training.accumulate_grad_batches:
             raise located(
                 "training.accumulate_grad_batches",
                 f"{batch} samples cannot be split into {self.training.accumulate_grad_batches} "
@@ -289,16 +327,29 @@ class Spec(_Part):
             )
         if self.training.precision == "16-mixed" and not self.resources.gpus_per_worker:
             raise located("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")
+        endless = self.training.max_epochs == -1 and self.training.max_steps is None
+        if endless and self.trainer.max_time is None:
+            raise located("training.max_epochs", "-1 never ends; give max_steps or trainer.max_time beside it")
         return self
 
 
 def parse_spec(data: object) -> Spec:
     """Validates `data`, the parsed YAML or JSON. Raises SpecError with at most 50 offending keys."""
+    return read_spec(data)[0]
+
+
+def read_spec(data: object) -> tuple[Spec, list[str]]:
+    """Returns the spec and, for arguments of Lightning, sentences that say what becomes of them.
+
+    data: the parsed YAML or JSON of a spec, or of a configuration of LightningCLI. Raises SpecError with at
+    most 50 offending keys.
+    """
     if not isinstance(data, Mapping):
         kind = type(data).__name__
         raise SpecError([Problem(key="", message=f"a spec is a mapping with model and data, not {kind}")])
+    data, notes = as_spec(data, known=set(Spec.model_fields))
     try:
-        return Spec.model_validate(data)
+        return Spec.model_validate(data), notes
     except ValidationError as error:
         raise SpecError(problems_of(error, Spec)) from None
 

@@ -1,0 +1,326 @@
+"""A configuration of LightningCLI as a spec: where each of its keys goes, and what is said about it.
+
+A spec's `trainer:` is read the same way.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
+
+from pydantic import ValidationError
+
+from training.spec.errors import Problem, SpecError, problems_of
+from training.spec.trainer import ARGUMENTS, TrainerOptions
+
+CLASSES = ("model", "data", "optimizer", "lr_scheduler", "loss")
+_SUBCOMMANDS = {"fit", "validate", "test", "predict"}
+_SHORT = {"optimizer": "torch.optim", "lr_scheduler": "torch.optim.lr_scheduler"}
+_PRECISIONS = {
+    **dict.fromkeys(("64", "64-true"), "64-true"),
+    **dict.fromkeys(("32", "32-true"), "32-true"),
+    **dict.fromkeys(("16", "16-mixed"), "16-mixed"),
+    **dict.fromkeys(("bf16", "bf16-mixed"), "bf16-mixed"),
+}
+_EPOCHS_OF_LIGHTNING = 1000
+
+
+def as_spec(data: Mapping[str, Any], *, known: Set[str]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the document as a spec, and sentences about what it means here. Does not validate the spec.
+
+    known: the keys of a spec. Raises SpecError for what cannot be honoured, and for a value that is given twice and differs.
+    """
+    reading = _Reading(data, known)
+    reading.read()
+    if reading.problems:
+        raise SpecError(reading.problems)
+    return reading.spec, reading.notes
+
+
+class _Reading:
+    """One document while it is read. `problems` and `notes` are collected."""
+
+    def __init__(self, data: Mapping[str, Any], known: Set[str]) -> None:
+        self._known = known
+        self.spec: dict[str, Any] = dict(data)
+        self.notes: list[str] = []
+        self.problems: list[Problem] = []
+
+    def read(self) -> None:
+        self._leave_subcommand()
+        self._refuse_hydra()
+        is_configuration = self._is_configuration()
+        for key in CLASSES:
+            if key in self.spec:
+                self.spec[key] = self._class_spec(key, self.spec[key])
+        self._read_seed()
+        if self.spec.pop("ckpt_path", None) is not None:
+            self._refuse("ckpt_path", "a job starts with the model's own weights; leave it out")
+        self.spec.pop("weights_only", None)
+        if is_configuration:
+            self._refuse_own_keys()
+        if "trainer" in self.spec and not self.problems:
+            self._read_trainer(self.spec["trainer"], is_configuration=is_configuration)
+
+    def _is_configuration(self) -> bool:
+        return "seed_everything" in self.spec or ("trainer" in self.spec and "training" not in self.spec)
+
+    def _leave_subcommand(self) -> None:
+        inner = self.spec.get("fit")
+        if isinstance(inner, Mapping) and "model" not in self.spec:
+            rest = {key: value for key, value in self.spec.items() if key not in _SUBCOMMANDS}
+            self.spec = {**rest, **inner}
+
+    def _refuse_hydra(self) -> None:
+        for key, where in _hydra_targets(self.spec, ""):
+            self._refuse(
+                f"{key}._target_".removeprefix("."),
+                "is Hydra's; write class_path for _target_, and put the other keys beside it into init_args: "
+                f"{{class_path: {where}, init_args: {{…}}}}",
+            )
+        if "defaults" in self.spec and isinstance(self.spec["defaults"], list):
+            self._refuse("defaults", "is Hydra's list of files; name them with --config, later ones win")
+
+    def _refuse_own_keys(self) -> None:
+        for key in sorted(key for key in self.spec if isinstance(key, str) and key not in self._known):
+            close = difflib.get_close_matches(key, self._known, n=1, cutoff=0.7)
+            self._refuse(
+                key,
+                f"unknown key; did you mean {close[0]}?"
+                if close
+                else "is neither an argument of LightningCLI nor a key of a spec. What a program adds to its "
+                "own LightningCLI is not known here: do in the model or in the data module what it does, and "
+                "leave it out",
+            )
+
+    def _class_spec(self, key: str, value: Any) -> Any:
+        """Returns a class in the form of a spec: by path, with all arguments in init_args."""
+        if isinstance(value, str):
+            value = {"class_path": value}
+        if not isinstance(value, Mapping):
+            return value
+        value = dict(value)
+        if "class_path" not in value and key in {"model", "data"} and "init_args" not in value:
+            self._refuse(
+                f"{key}.class_path",
+                "is missing: the program of this configuration names the class itself, as in "
+                f"LightningCLI(Model, Data); name it with --{key} package.Class, or write {{class_path: "
+                "package.Class, init_args: {…}}",
+            )
+            return value
+        if isinstance(more := value.pop("dict_kwargs", None), Mapping):
+            value["init_args"] = {**(value.get("init_args") or {}), **more}
+        if value.get("init_args", 0) is None:
+            del value["init_args"]
+        path = value.get("class_path")
+        if key in _SHORT and isinstance(path, str) and "." not in path:
+            value["class_path"] = f"{_SHORT[key]}.{path}"
+        return value
+
+    def _read_seed(self) -> None:
+        if "seed_everything" not in self.spec:
+            return
+        seed = self.spec.pop("seed_everything")
+        if isinstance(seed, bool) or seed is None:
+            seed = 0
+        self._move("seed_everything", "training.seed", seed)
+
+    # The Trainer's arguments
+
+    def _read_trainer(self, given: Any, *, is_configuration: bool) -> None:
+        if given is None:
+            given = {}
+        try:
+            options = TrainerOptions.model_validate(given)
+        except ValidationError as error:
+            self.problems += [
+                Problem(key=f"trainer.{each.key}".rstrip("."), message=each.message)
+                for each in problems_of(error, TrainerOptions)
+            ]
+            return
+        values = {name: value for name, value in given.items() if value is not None}
+        self.spec["trainer"] = {
+            name: value for name, value in values.items() if ARGUMENTS[name].use == "honoured"
+        }
+        self._check_refused(options)
+        self._read_logger(options)
+        self._read_hardware(options)
+        self._read_length(options, is_configuration=is_configuration)
+        if (parts := options.accumulate_grad_batches) is not None:
+            self._move("trainer.accumulate_grad_batches", "training.accumulate_grad_batches", parts)
+        if options.sync_batchnorm:
+            self._move("trainer.sync_batchnorm", "norm.kind", "sync_batch_norm")
+
+    def _check_refused(self, options: TrainerOptions) -> None:
+        for name in ("fast_dev_run", "overfit_batches", "barebones", "model_registry"):
+            if value := getattr(options, name):
+                self._refuse(f"trainer.{name}", f"{value} is not possible in a job; {ARGUMENTS[name].how}")
+        if isinstance(options.val_check_interval, str | dict):
+            self._refuse(
+                "trainer.val_check_interval",
+                f"{options.val_check_interval} is a time, and when it has passed differs by worker; give a "
+                "number of batches, or a part of the epoch from 0.0 to 1.0",
+            )
+        if options.use_distributed_sampler is False:
+            self._refuse(
+                "trainer.use_distributed_sampler",
+                "each batch is shared among the workers here, whatever its sampler; leave this out, or set "
+                "training.sampler: own for loaders that differ by worker",
+            )
+        for key, part in options.components().items():
+            if key.startswith("trainer.plugins") and (why := _own_plugin(part.class_path)):
+                self._refuse(key, f"{part.class_path} is not possible in a job: {why}; leave it out")
+
+    def _read_logger(self, options: TrainerOptions) -> None:
+        """Moves what an MLFlowLogger says to `tracking` and `name`, and leaves the other loggers."""
+        loggers = options.logger
+        if loggers is None or isinstance(loggers, bool):
+            self.spec["trainer"].pop("logger", None)
+            return
+        parts = loggers if isinstance(loggers, list) else [loggers]
+        left = []
+        for part in parts:
+            is_own = part.class_path.rpartition(".")[2] == "MLFlowLogger"
+            left.append({"class_path": part.class_path} if is_own else part.model_dump(exclude_defaults=True))
+            for name, key in (("experiment_name", "tracking.experiment"), ("run_name", "name")):
+                if is_own and isinstance(value := part.init_args.get(name), str):
+                    self._move(f"trainer.logger: {name}", key, value)
+        self.spec["trainer"]["logger"] = left
+
+    def _read_hardware(self, options: TrainerOptions) -> None:
+        devices = self._number_of_devices(options.devices)
+        nodes = options.num_nodes or 1
+        strategy = options.strategy
+        path = strategy if isinstance(strategy, str) else strategy.class_path if strategy else "auto"
+        name = path.rpartition(".")[2]
+        if name not in {"auto", "DDPStrategy", "SingleDeviceStrategy"} and not name.startswith("ddp"):
+            self._refuse(
+                "trainer.strategy",
+                f"{path} divides the model, or changes what is trained; a job trains with DDP on every "
+                "worker: leave this out",
+            )
+        accelerator = options.accelerator or "auto"
+        if accelerator not in {"auto", "cpu", "gpu", "cuda"}:
+            self._refuse("trainer.accelerator", f"{accelerator}: jobs run on cpu or gpu; name one of these")
+        elif accelerator != "auto":
+            self._move("trainer.accelerator", "resources.gpus_per_worker", int(accelerator != "cpu"))
+        self._read_precision(options.precision, accelerator)
+        self._set_default("resources.workers", devices * nodes)
+        if self._get("training.global_batch_size") is None:
+            count = devices * nodes
+            self._set_default("training.loader_batches", count)
+            if self._get("training.loader_batches") == count:
+                of = f"{count} batches" if count > 1 else "one batch"
+                self.notes.append(
+                    f"a global batch is {of} of the data's own loader (trainer.devices × trainer.num_nodes), "
+                    "on any number of workers"
+                )
+
+    def _number_of_devices(self, devices: Any) -> int:
+        if devices in (None, "auto", -1, "-1"):
+            if devices is not None:
+                self.notes.append(f"trainer.devices: {devices} is 1 here; resources.workers says how many")
+            return 1
+        if isinstance(devices, list):
+            return max(len(devices), 1)
+        if isinstance(devices, str):
+            numbers = [part for part in devices.split(",") if part.strip()]
+            if not all(part.strip().isdecimal() for part in numbers):
+                self._refuse("trainer.devices", f"{devices!r} is no number or list of numbers of devices")
+                return 1
+            return int(numbers[0]) if len(numbers) == 1 and "," not in devices else len(numbers)
+        if devices < 1:
+            self._refuse("trainer.devices", f"{devices} is no number of devices")
+            return 1
+        return int(devices)
+
+    def _read_precision(self, precision: Any, accelerator: str) -> None:
+        if precision is None:
+            return
+        name = _PRECISIONS.get(str(precision))
+        if name is None:
+            self._refuse(
+                "trainer.precision",
+                f"{precision} is none of {', '.join(sorted(set(_PRECISIONS.values())))}; choose one of these",
+            )
+            return
+        gpus = self._get("resources.gpus_per_worker")
+        if name == "16-mixed" and not gpus and accelerator not in {"gpu", "cuda"}:
+            name = "bf16-mixed"
+            self.notes.append(
+                f"trainer.precision: {precision} needs a GPU; on the CPU it is bf16-mixed, as with Lightning. "
+                "For a GPU set resources.gpus_per_worker=1"
+            )
+        self._move("trainer.precision", "training.precision", name)
+
+    def _read_length(self, options: TrainerOptions, *, is_configuration: bool) -> None:
+        epochs, steps = options.max_epochs, options.max_steps
+        if epochs is not None:
+            self._move("trainer.max_epochs", "training.max_epochs", epochs)
+        if steps is not None and steps != -1:
+            self._move("trainer.max_steps", "training.max_steps", steps)
+        own = [self._get(f"training.{key}") for key in ("max_epochs", "max_steps")]
+        if own != [None, None]:
+            return
+        if options.max_time is not None:
+            self._set_default("training.max_epochs", -1)
+        elif is_configuration:
+            self._set_default("training.max_epochs", _EPOCHS_OF_LIGHTNING)
+            self.notes.append(
+                f"trainer.max_epochs is not given, so it is {_EPOCHS_OF_LIGHTNING}, as with Lightning"
+            )
+
+    # Values of the spec
+
+    def _refuse(self, key: str, message: str) -> None:
+        self.problems.append(Problem(key=key, message=message))
+
+    def _get(self, path: str) -> Any:
+        value: Any = self.spec
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    def _set_default(self, path: str, value: Any) -> None:
+        if self._get(path) is None:
+            *parents, last = path.split(".")
+            here = self.spec
+            for key in parents:
+                inner = here.get(key)
+                if inner is not None and not isinstance(inner, Mapping):
+                    return  # validation will say so
+                here[key] = dict(inner or {})
+                here = here[key]
+            here[last] = value
+
+    def _move(self, source: str, path: str, value: Any) -> None:
+        """Sets a value of the spec that another key names, unless the spec has it already."""
+        own = self._get(path)
+        if own is not None and own != value:
+            self._refuse(source, f"{value} differs from {path}, which is {own}; keep one of them")
+        self._set_default(path, value)
+
+
+def _hydra_targets(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yields the key and the class of each mapping with Hydra's `_target_`."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield key, str(value["_target_"])
+        for name, inner in value.items():
+            yield from _hydra_targets(inner, f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _hydra_targets(inner, f"{key}.{index}")
+
+
+def _own_plugin(class_path: str) -> str | None:
+    name = class_path.rpartition(".")[2]
+    for ending, why in (
+        ("Environment", "its workers find each other by themselves"),
+        ("CheckpointIO", "it writes checkpoints itself"),
+        ("SyncBatchNorm", "norm.kind says how it normalises"),
+    ):
+        if name.endswith(ending):
+            return why
+    return None
