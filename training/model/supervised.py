@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -160,7 +159,8 @@ def as_lightning_module(model: nn.Module, spec: Spec) -> LightningModule:
     if not isinstance(model, LightningModule):
         return Supervised(model, spec)
     if spec.optimizer is not None:
-        model.configure_optimizers = partial(configured_optimizers, model, spec)  # type: ignore[method-assign]
+        # A function, not a partial: a copy of the module must not copy the module within it.
+        model.configure_optimizers = lambda: configured_optimizers(model, spec)  # type: ignore[method-assign]
     elif spec.lr_scheduler is not None:
         raise BuildError(
             "lr_scheduler", f"needs the optimizer that it schedules; give {type(model).__name__}'s in optimizer"

@@ -153,6 +153,7 @@ class RankRun:
         self._test(module, data)
         logs.detach()
         del module.configure_model
+        vars(module).pop("configure_optimizers", None)  # of the spec; the model is saved without it
         if self.rank == 0:
             with watchdog.busy("saving the model"):
                 self._save_results(module, share.example, tracker, report)
