@@ -12,10 +12,12 @@ TrainingError
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from training.protocol import ExitRecord
 
 _GLOO = re.compile(r"\[[^\]]*gloo/transport/")
+_PASSING = re.compile(r"Connect|Timeout|Timed ?Out|HTTP|Unavailable|OutOfMemory|MemoryError")
 
 
 class TrainingError(Exception):
@@ -61,14 +63,29 @@ class RunFailed(TrainingError):
 
 def is_lost_peer(error: BaseException) -> bool:
     """Returns whether `error`, or an exception that caused it, only reports that another rank is gone."""
+    return any(isinstance(each, RankZeroFailed) or _is_collective_error(each) for each in _causes(error))
+
+
+def may_pass(error: BaseException) -> bool:
+    """Returns whether what has failed may succeed if it is tried again, such as reading a network drive.
+
+    That is so for errors of the operating system, connections, timeouts and memory, by their class or its
+    name, and for errors that one of them has caused.
+    """
+    return any(
+        isinstance(each, OSError) or any(_PASSING.search(kind.__name__) for kind in type(each).__mro__)
+        for each in _causes(error)
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields the error and the exceptions that caused it."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
-        if isinstance(cause, RankZeroFailed) or _is_collective_error(cause):
-            return True
+        yield cause
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
-    return False
 
 
 def _is_collective_error(error: BaseException) -> bool:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import pytest
+import http.client
 
-from training.errors import BuildError, RunFailed, is_lost_peer
+import pytest
+import torch
+
+from training.errors import BuildError, RunFailed, is_lost_peer, may_pass
 from training.protocol import Exit, ExitRecord
 
 
@@ -46,3 +49,26 @@ def from_cause(error: Exception, cause: Exception) -> Exception:
 )
 def test_an_error_of_gloo_is_the_echo_of_another_rank_s(error: Exception, is_so: bool) -> None:
     assert is_lost_peer(error) is is_so
+
+
+class EndpointConnectionError(Exception):
+    """As libraries have them that do not derive from OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "is_so"),
+    [
+        (FileNotFoundError("/mnt/data/set.h5"), True),
+        (TimeoutError(), True),
+        (EndpointConnectionError(), True),
+        (http.client.IncompleteRead(b""), True),
+        (MemoryError(), True),
+        (torch.OutOfMemoryError(), True),
+        (from_cause(RuntimeError("the data set cannot be read"), PermissionError()), True),
+        (ValueError("depth must be at least 1"), False),
+        (AssertionError(), False),
+        (KeyError("path"), False),
+    ],
+)
+def test_what_comes_from_outside_may_pass(error: Exception, is_so: bool) -> None:
+    assert may_pass(error) is is_so

@@ -17,7 +17,7 @@ from json import dumps
 from typing import NoReturn
 
 from training.console import say, say_into
-from training.errors import is_lost_peer, message_of
+from training.errors import is_lost_peer, may_pass, message_of
 from training.linux import die_with_parent
 from training.protocol import (
     LONGEST_MESSAGE,
@@ -33,8 +33,6 @@ from training.protocol import (
 from training.rank.reports import Reports
 
 _SECONDS_AT_EXIT = 10.0
-REPEATED = (ImportError, SyntaxError, NameError, TypeError, AttributeError)
-"""Errors that construct the same model or data set again would raise again."""
 
 
 class RankProcess:
@@ -124,8 +122,8 @@ class RankProcess:
             else:
                 record = self._exited(error)
         except BaseException as error:
-            repeats = run is not None and run.builds and isinstance(error, REPEATED)
-            record = replace(self._failed(error), repeats=repeats)
+            builds = run is not None and run.builds and isinstance(error, Exception)
+            record = replace(self._failed(error), repeats=builds and not may_pass(error))
             if record.lost_peer:  # the traceback of a rank that only waited would bury the cause
                 say(f"rank {self.assignment.rank} lost another rank: {message_of(error)}")
             else:

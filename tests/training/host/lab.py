@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import ctypes
 import os
 import signal
@@ -29,6 +30,14 @@ class Data(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         x = torch.randn(self.samples, 4, generator=torch.Generator().manual_seed(0))
         return DataLoader(TensorDataset(x, (x.sum(1) > 0).long()))
+
+
+class Unbuildable(nn.Module):
+    """Raises the built-in exception of that name when it is constructed."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__()
+        raise getattr(builtins, error)("in the constructor")
 
 
 class Does(nn.Module):

@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from training.protocol import (
     StartStatus,
     cause,
     finished,
+    is_final,
     log_file,
     stopped_at,
 )
@@ -161,6 +163,19 @@ def test_each_end_is_told_with_rank_step_and_what_it_was(
 
     assert (found.rank, found.step) == (1, 3)
     assert (found.kind, found.type, found.code) == (kind, type, code)
+
+
+@pytest.mark.parametrize(("error", "repeats"), [("ValueError", True), ("ConnectionResetError", False)])
+def test_an_error_of_a_constructor_is_final_unless_it_comes_from_outside(
+    agent: HostAgent, tmp_path: Path, error: str, repeats: bool
+) -> None:
+    given = order(tmp_path)
+    spec = given.spec | {"model": {"class_path": "lab.Unbuildable", "init_args": {"error": error}}}
+
+    found = failure(agent, replace(given, spec=spec))
+
+    assert (found.kind, found.type, found.repeats) == (Exit.ERROR, error, repeats)
+    assert is_final(found, None) == ("" if repeats else None)
 
 
 def test_a_rank_that_the_kernel_kills_for_memory_is_told_from_one_that_was_killed(
