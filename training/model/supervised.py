@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
@@ -155,9 +156,11 @@ def as_lightning_module(model: nn.Module, spec: Spec) -> LightningModule:
     """Returns a user's LightningModule, and any other nn.Module wrapped in `Supervised`.
 
     An optimizer of the spec replaces what the module's `configure_optimizers` gives, as in LightningCLI.
+    Raises BuildError for a scheduler without an optimizer, and if a step of the module takes an iterator.
     """
     if not isinstance(model, LightningModule):
         return Supervised(model, spec)
+    _check_steps(model)
     if spec.optimizer is not None:
         # A function, not a partial: a copy of the module must not copy the module within it.
         model.configure_optimizers = lambda: configured_optimizers(model, spec)  # type: ignore[method-assign]
@@ -166,6 +169,16 @@ def as_lightning_module(model: nn.Module, spec: Spec) -> LightningModule:
             "lr_scheduler", f"needs the optimizer that it schedules; give {type(model).__name__}'s in optimizer"
         )
     return model
+
+
+def _check_steps(module: LightningModule) -> None:
+    for name in ("training_step", "validation_step", "test_step"):
+        if is_param_in_hook_signature(getattr(module, name), "dataloader_iter", explicit=True):
+            raise BuildError(
+                "model.class_path",
+                f"{name} of {type(module).__name__} takes dataloader_iter and fetches its batches itself, so "
+                f"the workers cannot be kept at the same batch; write {name}(self, batch, batch_idx)",
+            )
 
 
 def _of_loader(name: str, loader: int) -> str:

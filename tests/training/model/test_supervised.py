@@ -66,6 +66,16 @@ def test_a_lightning_module_beside_an_optimizer_is_refused() -> None:
         as_lightning_module(Whole(), spec)
 
 
+class Fetches(LightningModule):
+    def validation_step(self, dataloader_iter: Any) -> None:
+        next(dataloader_iter)
+
+
+def test_a_step_that_fetches_its_batches_itself_is_refused() -> None:
+    with pytest.raises(BuildError, match=r"validation_step of Fetches takes .* write validation_step\(self, batch"):
+        as_lightning_module(Fetches(), make_spec())
+
+
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(BuildError, match=r"model.class_path: a\.Model returns a dict"):
         checked_module({}, make_spec())
