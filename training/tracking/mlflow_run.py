@@ -61,9 +61,9 @@ class ServerRun:
         )
 
     def client(self) -> MlflowClient:
-        from mlflow import MlflowClient
+        from training.tracking.user_client import UserClient
 
-        return MlflowClient(tracking_uri=self.uri)
+        return UserClient(tracking_uri=self.uri)
 
     def end(self, status: str) -> None: ...
 
@@ -91,11 +91,11 @@ class LocalRun:
 
     def client(self) -> Any:
         def make() -> MlflowClient:
-            from mlflow import MlflowClient
+            from training.tracking.user_client import UserClient
 
             if self._run_id is None:
                 self.load()
-            return MlflowClient(tracking_uri=self.uri)
+            return UserClient(tracking_uri=self.uri)
 
         return _LazyClient(make)
 
@@ -145,9 +145,9 @@ class DiscardedRun:
 
     def client(self) -> Any:
         def make() -> MlflowClient:
-            from mlflow import MlflowClient
+            from training.tracking.user_client import UserClient
 
-            return MlflowClient(tracking_uri=self.uri)
+            return UserClient(tracking_uri=self.uri)
 
         return _LazyClient(make)
 
