@@ -151,7 +151,12 @@ def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
         accelerator="cpu",
         devices=1,
         max_epochs=-1,
-        callbacks=[share, GlobalLoss(tracker, StopVote(), share), ProgressReporter(tracker), pace],
+        callbacks=[
+            share,
+            GlobalLoss(tracker, StopVote(), share, ahead=list),
+            ProgressReporter(tracker),
+            pace,
+        ],
         logger=RunLogger(tracker, DiscardedRun(), {}, Path()),
         log_every_n_steps=1,
         use_distributed_sampler=False,

@@ -97,6 +97,11 @@ def handshake(group: dist.ProcessGroup | None, layer: str, phase: str) -> None:
     _Handshake(group, number).run(f"{phase} of {layer}")
 
 
+def handshakes_entered(group: dist.ProcessGroup) -> int:
+    """Returns how many handshakes this rank has entered in the group."""
+    return _handshake_counts.get(group, 0)
+
+
 class _Handshake:
     """One handshake and its keys: each rank's operation, the number of arrived ranks, and the verdict.
 

@@ -16,9 +16,12 @@ from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from numpy._core.multiarray import _reconstruct
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 from torchmetrics import Metric
+
+from sync_bn._handshake import handshakes_entered
 
 tree_map, tree_leaves = _pytree.tree_map, _pytree.tree_leaves
 """Over tensors in nested lists, tuples and dicts; `torch.utils` has no public ones."""
@@ -224,14 +227,23 @@ def forget_computed(metric: Metric) -> None:
 
 
 def collectives_entered() -> int | None:
-    """Returns how many collectives this rank has entered in the default group; None if nobody counts."""
+    """Returns how many collectives and handshakes this rank has entered in the default group.
+
+    None if there is no group, or if nobody counts.
+    """
     group: Any = dist.group.WORLD
     if group is None:
         return None
     try:
-        return int(group._get_sequence_number_for_group())
+        return int(group._get_sequence_number_for_group()) + handshakes_entered(group)
     except RuntimeError:  # not every backend counts
         return None
+
+
+def group_store() -> Any:
+    """Returns the key-value store of the default process group."""
+    group: Any = dist.group.WORLD
+    return distributed_c10d._get_process_group_store(group)
 
 
 def replace_active_runs(make: Callable[[], list[Any]]) -> None:

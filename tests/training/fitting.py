@@ -217,7 +217,7 @@ def fit(
     tracker = Fanout([recorder, *files])
     report = norm_report(spec.norm, rank, tracker)
     share_counts = ShareCounts()
-    loss = GlobalLoss(tracker, vote or StopVote(), share_counts)
+    loss = GlobalLoss(tracker, vote or StopVote(), share_counts, ahead=list)
     first = [share_counts, report, loss]
     trainer = _trainer(spec, tracker, loss, [*first, ProgressReporter(tracker), *callbacks], batches_per_step)
     share = partial(

@@ -30,12 +30,17 @@ from sync_bn import SyncBatchNorm
 from training import internals
 from training.callbacks.job_step import job_step
 from training.callbacks.share_counts import ShareCounts
+from training.callbacks.step_barrier import StepBarrier
 from training.callbacks.stop_vote import StopVote, Vote
 from training.errors import StepError
 from training.loading.counted import CountedLoader
 from training.model.gradient_sync import GradientSync
 from training.model.nonfinite import nonfinite_error
 from training.tracking.tracker import Tracker
+
+_INSTEAD_OF_NONE = (
+    "instead of None or a constant, return a loss that is multiplied by 0, such as 0 * output.sum()"
+)
 
 
 class Exchange(NamedTuple):
@@ -64,13 +69,24 @@ class GlobalLoss(Callback):
     the gradients averaged (`gradients`).
 
     Raises on every rank, before the optimizer step: NonFiniteLoss if the mean loss of a micro-batch is NaN or
-    infinite; StepError if some ranks have no backward pass in which layers of the others communicate.
+    infinite; StepError if some ranks have no backward pass in which layers of the others communicate. Raises
+    StepError on a rank whose step has ended while others, in the same step, wait for it in a collective.
+
+    ahead: see `StepBarrier`.
     """
 
     def __init__(
-        self, tracker: Tracker, vote: StopVote, share: ShareCounts, *, equal_parts: bool = False
+        self,
+        tracker: Tracker,
+        vote: StopVote,
+        share: ShareCounts,
+        ahead: Callable[[], list[int]],
+        *,
+        equal_parts: bool = False,
     ) -> None:
         self.tracker, self.vote, self.share = tracker, vote, share
+        self._barrier = StepBarrier(ahead)
+        self._entered: int | None = None  # collectives, before training_step
         self._equal_parts = equal_parts
         self.gradients = GradientSync()
         self.batch: tuple[Any, int] = (None, 0)
@@ -111,6 +127,10 @@ class GlobalLoss(Callback):
     def on_after_backward(self, *_: Any) -> None:
         self._forget_hook()
 
+    def begin_step(self) -> None:
+        """Must be called before each `training_step`."""
+        self._entered = internals.collectives_entered()
+
     def skip(self) -> None:
         """Tells the other ranks that `training_step` returned None.
 
@@ -118,6 +138,19 @@ class GlobalLoss(Callback):
         batch.
         """
         self._skip(None)
+
+    def end_manual_step(self) -> None:
+        """Must be called after each `training_step` of manual optimization. Collective."""
+        if dist.get_world_size() > 1 and (others := self._barrier.wait()):
+            raise StepError(
+                f"training_step has ended on {_ranks([dist.get_rank()])}, while {_ranks(others)} of "
+                f"{dist.get_world_size()} runs a SyncBatchNorm layer or self.manual_backward once more; "
+                "every rank must run them equally often in a batch: decide by what all ranks know, such as "
+                "the number of the batch, or call self.manual_backward with a loss that is multiplied by 0"
+            )
+        if not self._told:
+            self._tell_skip(None)
+            self.gradients.finish()
 
     def in_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Wraps an optimizer's closure to return the loss of the global batch, which LBFGS needs.
@@ -156,6 +189,22 @@ class GlobalLoss(Callback):
 
     def _skip(self, loss: Tensor | None) -> None:
         """Tells the other ranks that this rank has no backward pass; `loss` has no gradient."""
+        if dist.get_world_size() > 1 and synchronizes(self.module):
+            self._check_others()
+        self._tell_skip(loss)
+
+    def _check_others(self) -> None:
+        # A rank that has run its layers has met the others there, and meets them next when they tell.
+        if self._entered is None or self._entered != internals.collectives_entered():
+            return
+        if others := self._barrier.wait():
+            raise StepError(
+                f"training_step gave no loss with a gradient on {_ranks([dist.get_rank()])} of "
+                f"{dist.get_world_size()} and did not run the network, while {_ranks(others)} runs its "
+                f"SyncBatchNorm layers, which need every rank; {_INSTEAD_OF_NONE}"
+            )
+
+    def _tell_skip(self, loss: Tensor | None) -> None:
         told = self._tell(loss, counts=loss is not None, reaches_all=False)
         self.others_go_on = told.skipped < dist.get_world_size()
 
@@ -203,11 +252,10 @@ class GlobalLoss(Callback):
         if 0 < told.skipped < dist.get_world_size() and synchronizes(self.module):
             ranks: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(ranks, skips)
-            which = ", ".join(str(rank) for rank, without in enumerate(ranks) if without)
+            which = [rank for rank, without in enumerate(ranks) if without]
             raise StepError(
-                f"training_step gave no loss with a gradient on rank {which} of {len(ranks)}, but the "
-                "model's SyncBatchNorm layers need a backward pass on every rank; instead of None or a "
-                "constant, return a loss that is multiplied by 0, such as 0 * output.sum()"
+                f"training_step gave no loss with a gradient on {_ranks(which)} of {len(ranks)}, but the "
+                f"model's SyncBatchNorm layers need a backward pass on every rank; {_INSTEAD_OF_NONE}"
             )
 
     def _samples_of_step(self, count: float) -> float:
@@ -227,7 +275,7 @@ class GlobalLoss(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, outputs: Any, *_: Any) -> None:
         if not self._told and not outputs:
-            self._skip(None)  # in a batch of manual optimization without a backward pass
+            self._tell_skip(None)  # an optimizer_step of the user's has not run the closure
             self.gradients.finish()
         self._total += self._micro_batch_sums[0]
         self._count += self._micro_batch_sums[1]
@@ -240,6 +288,10 @@ class GlobalLoss(Callback):
             trainer.current_epoch,
             {"train_loss": self.value, "learning_rate": float(max(rates, default=math.nan))},
         )
+
+
+def _ranks(numbers: list[int]) -> str:
+    return f"rank {', '.join(map(str, numbers))}"
 
 
 def synchronizes(module: LightningModule) -> bool:

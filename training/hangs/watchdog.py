@@ -80,6 +80,15 @@ class Watchdog:
         """The step of the last `progress`; 0 before the first."""
         return self._at[0]
 
+    def ranks_ahead(self) -> list[int]:
+        """Returns the ranks that, about a second ago, had entered more collectives than this one has."""
+        own = _collectives()
+        return [
+            position.rank
+            for position in self._files.positions()
+            if own is not None and position.collectives is not None and position.collectives > own
+        ]
+
     def warmed_up(self) -> None:
         """Applies `hang_seconds` from now on. Called after the first step."""
         self._limit = self.hang_seconds

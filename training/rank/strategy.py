@@ -82,10 +82,14 @@ class GroupStrategy(DDPStrategy):
         self._loss.gradients.attach(self.model)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.lightning_module
+        assert module is not None
+        self._loss.begin_step()
         with self._loss.gradients.forward_only():
             output = super().training_step(*args, **kwargs)
-        module = self.lightning_module
-        if output is None and module is not None and module.automatic_optimization:
+        if not module.automatic_optimization:
+            self._loss.end_manual_step()
+        elif output is None:
             self._loss.skip()
             return SKIPPED
         return output

@@ -21,11 +21,12 @@ INSTEAD = {
 """Methods of the clients of TensorBoard and Weights & Biases, and what does the same here."""
 
 
-class UserClient(MlflowClient):
+class UserClient(MlflowClient):  # type: ignore[misc]
     """An MlflowClient that says what to use instead of another tracker's methods."""
 
     def __getattr__(self, name: str) -> NoReturn:
         instead = f"; use {INSTEAD[name]}" if name in INSTEAD else ""
         raise AttributeError(
-            f"self.logger.experiment has no {name!r}: a job logs to MLflow, and this is an MlflowClient{instead}"
+            f"self.logger.experiment has no {name!r}: a job logs to MLflow, and this is an MlflowClient"
+            + instead
         )

@@ -12,8 +12,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from testing.ranks import RankError
 from tests.training.attempts import attempt
-from tests.training.lab_modules import SAMPLES, Samples, features
+from tests.training.lab_modules import SAMPLES, Regression, Samples, features
 from tests.training.worlds import Worlds
 from training.errors import StepError
 from training.spec import shares
@@ -123,3 +124,71 @@ def test_layers_that_communicate_need_a_loss_on_every_rank(worlds: Worlds, tmp_p
 
 def test_layers_with_statistics_of_their_own_do_not(worlds: Worlds, tmp_path: Path) -> None:
     assert worlds.run(2, error_of, spec_of("None", norm="keep"), tmp_path) == [None, None]
+
+
+class LeavesOut(Regression):
+    """On rank 1, or on all ranks, batch `at` returns `what` and does not run the network."""
+
+    def __init__(self, what: str, at: int, everywhere: bool = False) -> None:
+        super().__init__()
+        self.what, self.at, self.everywhere = what, at, everywhere
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        if index != self.at or not (self.everywhere or dist.get_rank() == 1):
+            return super().training_step(batch, index)
+        return None if self.what == "None" else torch.zeros((), dtype=torch.float64)
+
+
+class ByHand(Regression):
+    """In batch 3, the rank `rank` does `what` once more than the others, or leaves the step out."""
+
+    def __init__(self, what: str, at: int = 3, rank: int = 1) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.what, self.at, self.rank = what, at, rank
+
+    def training_step(self, batch: Any, index: int) -> None:
+        optimizer: Any = self.optimizers()
+        differs = index == self.at and dist.get_rank() == self.rank
+        if differs and self.what == "nothing":
+            return
+        loss = self.loss_of(batch)
+        optimizer.zero_grad()
+        self.manual_backward(loss, retain_graph=True)
+        if differs and self.what == "backward":
+            self.manual_backward(loss)
+        if differs and self.what == "both":
+            self.manual_backward(self.loss_of(batch))
+        optimizer.step()
+
+
+def left_out(module: type, **arguments: Any) -> dict[str, Any]:
+    path = f"tests.training.callbacks.test_skipped_losses.{module.__name__}"
+    spec = spec_of("", norm="sync_batch_norm")
+    return spec | {"model": {"class_path": path, "init_args": arguments}}
+
+
+@pytest.mark.parametrize("at", [0, 3], ids=["while layers shake hands", "later"])
+@pytest.mark.parametrize("what", ["None", "a constant"])
+def test_a_rank_that_does_not_run_layers_that_others_wait_in_says_so_at_once(
+    worlds: Worlds, tmp_path: Path, what: str, at: int
+) -> None:
+    with pytest.raises(RankError, match="on rank 1 of 2 and did not run the network, while rank 0 runs its"):
+        worlds.run(2, attempt, left_out(LeavesOut, what=what, at=at), tmp_path)
+
+
+def test_all_ranks_may_skip_a_batch_before_the_network(worlds: Worlds, tmp_path: Path) -> None:
+    spec = left_out(LeavesOut, what="None", at=2, everywhere=True)
+    one = worlds.run(1, attempt, spec, tmp_path / "1")[0]
+
+    for found in worlds.run(3, attempt, spec, tmp_path / "3"):
+        torch.testing.assert_close(dict(found.state), dict(one.state), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("what", "at"), [("backward", 3), ("both", 1), ("both", 3), ("nothing", 0)])
+def test_ranks_that_call_manual_backward_unequally_often_say_so_at_once(
+    worlds: Worlds, tmp_path: Path, what: str, at: int
+) -> None:
+    ended, runs = (1, 0) if what == "nothing" else (0, 1)
+    with pytest.raises(RankError, match=f"has ended on rank {ended}, while rank {runs} of 2 runs a Sync"):
+        worlds.run(2, attempt, left_out(ByHand, what=what, at=at), tmp_path)

@@ -59,10 +59,17 @@ def test_a_lightning_module_is_taken_as_it_is() -> None:
     assert as_lightning_module(module, make_spec()) is module
 
 
-def test_a_lightning_module_beside_an_optimizer_is_refused() -> None:
+def test_an_optimizer_of_the_spec_replaces_that_of_a_lightning_module() -> None:
     spec = make_spec(optimizer={"class_path": "torch.optim.Adam"})
+    module = as_lightning_module(Whole(), spec)
 
-    with pytest.raises(BuildError, match="optimizer: Whole is a LightningModule and configures its own"):
+    assert isinstance(module.configure_optimizers(), torch.optim.Adam)
+
+
+def test_a_scheduler_without_an_optimizer_is_refused() -> None:
+    spec = make_spec(lr_scheduler={"class_path": "torch.optim.lr_scheduler.StepLR"})
+
+    with pytest.raises(BuildError, match="lr_scheduler: needs the optimizer that it schedules"):
         as_lightning_module(Whole(), spec)
 
 
@@ -72,7 +79,7 @@ class Fetches(LightningModule):
 
 
 def test_a_step_that_fetches_its_batches_itself_is_refused() -> None:
-    with pytest.raises(BuildError, match=r"validation_step of Fetches takes .* write validation_step\(self, batch"):
+    with pytest.raises(BuildError, match=r"validation_step of Fetches takes .* write validation_step\(self"):
         as_lightning_module(Fetches(), make_spec())
 
 
