@@ -100,10 +100,8 @@ class LocalRun:
         return _LazyClient(make)
 
     def end(self, status: str) -> None:
-        from mlflow import MlflowClient
-
         if self._run_id is not None:
-            MlflowClient(tracking_uri=self.uri).set_terminated(self._run_id, status)
+            self.client().set_terminated(self._run_id, status)
 
     def _reopened(self, client: MlflowClient) -> str | None:
         if not self.id_file.exists():
