@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 
-gc.disable()  # saves a tenth of the import time; imports create little garbage
+gc.disable()  # saves a tenth of the import time; imports create little garbage, which stays
 
 # ruff: noqa: E402
 import lightning.pytorch
@@ -43,6 +43,5 @@ adopt_orphans()
 logging.root.handlers.clear()
 logging.root.setLevel(logging.WARNING)
 # Keeps the imported objects in memory pages shared with the ranks: the collector writes to objects it visits.
-gc.collect()
 gc.freeze()
 gc.enable()
