@@ -107,6 +107,20 @@ def logged_as(module: LightningModule, results: Any, name: str, *, add_dataloade
     return f"{module._current_fx_name}.{name}{suffix}"
 
 
+def holds_metric(module: LightningModule, name: str, metric: Metric) -> bool:
+    """Returns whether the running hook has logged `metric` as `name`, and its value has not been read since.
+
+    Lightning then holds the metric itself, and to log it again would change nothing.
+    """
+    results = logged_in_stage(module.trainer)
+    if results is None:
+        return False
+    result = results.get(logged_as(module, results, name, add_dataloader_idx=True))
+    return (
+        result is not None and result.value is metric and not (result.has_reset or is_computed(result))
+    )
+
+
 def arguments_of(result: Any) -> dict[str, Any]:
     """Returns the arguments for `log_again` with which a result was logged, without value and batch size."""
     meta = result.meta

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from training import internals
 from training.errors import BuildError
 from training.model.instantiate import construct
 from training.model.metric_sync import sync_directly
@@ -104,6 +105,8 @@ class Supervised(LightningModule):
         self._log(f"{stage}_loss", mean, f"losses.{name}", samples)
 
     def _log(self, name: str, metric: Metric, attribute: str, samples: int) -> None:
+        if internals.holds_metric(self, name, metric):
+            return  # saves Lightning's millisecond
         size = max(samples, 1)
         self.log(name, metric, on_step=False, on_epoch=True, batch_size=size, metric_attribute=attribute)
 
