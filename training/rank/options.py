@@ -50,7 +50,7 @@ def user_options(options: TrainerOptions, files: KeptFiles) -> UserOptions:
 
     files: where loggers write that have no folder of their own, or a relative one.
     """
-    given = options.given()
+    given = options.model_dump(mode="json")
     loggers = _loggers(_listed(options.logger), files)
     given.pop("logger", None)
     for name in ("callbacks", "plugins"):

@@ -69,15 +69,13 @@ def make_trainer(
     # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
     same_buffers = synchronized and spec.norm.group == "world"
     vote = StopVote()
-<<<<<<< HEAD
-    loss = GlobalLoss(tracker, vote, share, equal_parts=settings.loader_batches is not None)
+    loss = GlobalLoss(
+        tracker, vote, share, watchdog.ranks_ahead, equal_parts=settings.loader_batches is not None
+    )
     arguments = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, **user.arguments}
     if not validate:
         arguments["limit_val_batches"] = 0
     sets_precision = any(isinstance(plugin, Precision) for plugin in user.plugins)
-=======
-    loss = GlobalLoss(tracker, vote, share, watchdog.ranks_ahead)
->>>>>>> a7b9dfd (Ranks that leave out a layer or a backward pass are named at once)
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",

@@ -60,22 +60,20 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     root: the model that was validated.
     """
     problems: dict[str, Problem] = {}
-    other_forms: set[str] = set()
+    other_forms: dict[str, Problem] = {}  # where a key takes several, one problem is in the form that was used
     for item in error.errors():
         if len(problems) == MAX_PROBLEMS:
             break
         cause = item.get("ctx", {}).get("error")
         location = [part for part in item["loc"] if not _is_branch(part)]
         key = cause.key if isinstance(cause, LocatedError) else ".".join(map(str, location))
-        if item["type"] in _OTHER_FORMS and isinstance(item["input"], Mapping | list):
-            other_forms.add(key)
-        problems.setdefault(key, Problem(key=key, message=_message(dict(item), location, root)))
-    # Where a key takes several forms, another problem is reported in the form that was used.
-    return [
-        problem
-        for key, problem in problems.items()
-        if key not in other_forms or not any(other.startswith(f"{key}.") for other in problems)
-    ]
+        is_other = item["type"] in _OTHER_FORMS and isinstance(item["input"], Mapping | list)
+        found = other_forms if is_other else problems
+        found.setdefault(key, Problem(key=key, message=_message(dict(item), location, root)))
+    for key, problem in other_forms.items():
+        if len(problems) < MAX_PROBLEMS and not any(f"{each}.".startswith(f"{key}.") for each in problems):
+            problems[key] = problem
+    return list(problems.values())
 
 
 def _is_branch(part: int | str) -> bool:

@@ -53,7 +53,7 @@ class _Reading:
         is_configuration = self._is_configuration()
         for key in CLASSES:
             if key in self.spec:
-                self.spec[key] = self._class_spec(key, self.spec[key])
+                self.spec[key] = self._class_spec(key, self.spec[key], is_configuration=is_configuration)
         self._read_seed()
         if self.spec.pop("ckpt_path", None) is not None:
             self._refuse("ckpt_path", "a job starts with the model's own weights; leave it out")
@@ -94,14 +94,14 @@ class _Reading:
                 "leave it out",
             )
 
-    def _class_spec(self, key: str, value: Any) -> Any:
+    def _class_spec(self, key: str, value: Any, *, is_configuration: bool) -> Any:
         """Returns a class in the form of a spec: by path, with all arguments in init_args."""
         if isinstance(value, str):
             value = {"class_path": value}
         if not isinstance(value, Mapping):
             return value
         value = dict(value)
-        if "class_path" not in value and key in {"model", "data"} and "init_args" not in value:
+        if is_configuration and key in {"model", "data"} and not {"class_path", "init_args"} & value.keys():
             self._refuse(
                 f"{key}.class_path",
                 "is missing: the program of this configuration names the class itself, as in "

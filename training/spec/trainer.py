@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 ComponentPath = Annotated[
     str,
@@ -55,7 +63,8 @@ Period = dict[Literal["weeks", "days", "hours", "minutes", "seconds"], int]
 class TrainerOptions(BaseModel):
     """Arguments of `lightning.pytorch.Trainer` by their own names. null: not given.
 
-    A spec keeps those that are honoured; the others have moved to other keys of the spec when it was read.
+    A spec keeps those that are honoured; the others move to other keys when it is read. Those that are null are
+    left out of its JSON.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -106,9 +115,9 @@ class TrainerOptions(BaseModel):
     enable_autolog_hparams: bool | None = None
     model_registry: str | None = None
 
-    def given(self) -> dict[str, Any]:
-        """Returns the arguments that are not null, as JSON values."""
-        return self.model_dump(mode="json", exclude_none=True)
+    @model_serializer(mode="wrap")
+    def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value is not None}
 
     def components(self) -> dict[str, Component]:
         """Returns the objects among the arguments, each by its dotted key."""

@@ -61,7 +61,9 @@ def test_a_lightning_module_is_taken_as_it_is() -> None:
 
 def test_an_optimizer_of_the_spec_replaces_that_of_a_lightning_module() -> None:
     spec = make_spec(optimizer={"class_path": "torch.optim.Adam"})
-    module = as_lightning_module(Whole(), spec)
+    whole = Whole()
+    whole.layer = nn.Linear(1, 1)
+    module = as_lightning_module(whole, spec)
 
     assert isinstance(module.configure_optimizers(), torch.optim.Adam)
 

@@ -49,6 +49,7 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
         "lr_scheduler": None,
         "training": {
             "global_batch_size": 32,
+            "loader_batches": None,
             "eval_batch_size": None,
             "max_epochs": 10,
             "max_steps": None,
@@ -66,6 +67,7 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
             },
             "hang_seconds": 300,
         },
+        "trainer": {},
         "resources": {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0},
         "priority": 0,
         "retries": 3,
@@ -172,7 +174,7 @@ def test_a_name_of_a_model_is_refused_where_mlflow_refuses_it(name: str, refused
         ({"priority": "high"}, "priority", "should be a valid integer; got 'high'"),
         ({"training": {"seed": -1}}, "training.seed", "greater than or equal to 0; got -1"),
         ({"training": {"seed": 2**32}}, "training.seed", "less than 4294967296"),
-        ({"training": {"max_epochs": 0}}, "training.max_epochs", "greater than or equal to 1; got 0"),
+        ({"training": {"max_epochs": 0}}, "training.max_epochs", "0 epochs train nothing; give at least 1"),
         ({"training": {"max_epochs": "3"}}, "training.max_epochs", "valid integer; got '3'"),
         ({"training": {"max_epochs": True}}, "training.max_epochs", "valid integer; got True"),
         ({"training": {"precision": "8"}}, "training.precision", "'64-true', '32-true'"),
@@ -180,8 +182,8 @@ def test_a_name_of_a_model_is_refused_where_mlflow_refuses_it(name: str, refused
         ({"resources": {"workers": 0}}, "resources.workers", "got 0"),
         ({"resources": {"cpus_per_worker": 0}}, "resources.cpus_per_worker", "greater than 0"),
         ({"resources": {"gpus_per_worker": float("nan")}}, "resources.gpus_per_worker", "finite"),
-        ({"model": {"class_path": "MLP"}}, "model.class_path", "a dotted path such as package.module.Class"),
-        ({"model": "training.models.MLP"}, "model", "got 'training.models.MLP'"),
+        ({"model": {"class_path": "my-models.MLP"}}, "model.class_path", "a dotted path such as package.module.Class"),
+        ({"model": 3}, "model", "got 3"),
         ({"norm": {"group": 0}}, "norm.group", "got 0"),
         ({"norm": {"observe_every": 0}}, "norm.observe_every", "greater than or equal to 1; got 0"),
         ({"norm": {"observe_every": "often"}}, "norm.observe_every", "valid integer; got 'often'"),
@@ -205,7 +207,7 @@ def test_a_wrong_value_is_refused_at_its_key_with_what_was_given(
 @pytest.mark.parametrize(
     ("keys", "key", "message"),
     [
-        ({"training": {"max_epochs": 1, "max_steps": 1}}, "training", "both given"),
+        ({"training": {"max_epochs": -1}}, "training.max_epochs", "never ends"),
         ({"resources": {"workers": {"min": 3, "max": 2}}}, "resources.workers", "greater than max"),
         (
             {"training": {"global_batch_size": 3}, "resources": {"workers": {"min": 1, "max": 4}}},
