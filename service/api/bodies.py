@@ -15,7 +15,10 @@ from fastapi import Depends, HTTPException, Request
 from service.api.context import Services
 from service.queue.store import Store
 from service.user_code.class_paths import class_path_problems
-from training.spec import MAX_PROBLEMS, Problem, Spec, SpecError, load_yaml, parse_spec
+from service.user_code.links import link_problems
+from service.user_code.modules import python_files
+from training.spec import MAX_PROBLEMS, Problem, Spec, SpecError, load_yaml
+from training.spec import read_spec as parse_with_notes
 
 MAX_SPEC_BYTES = 2**20
 MAX_DEPTH = 100
@@ -55,8 +58,11 @@ SpecBody = Annotated[SpecText, Depends(_spec_body)]
 CodeBody = Annotated[bytes, Depends(_code_body)]
 
 
-def read_spec(body: SpecText, store: Store) -> Spec:
-    """Parses the spec in the body and checks it without running any of the user's code. Raises SpecError."""
+def read_spec(body: SpecText, store: Store) -> tuple[Spec, list[str]]:
+    """Parses the spec in the body and checks it without running any of the user's code. Raises SpecError.
+
+    Returns the spec, and what is to be said about arguments of Lightning in it.
+    """
     try:
         text = body.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -64,17 +70,20 @@ def read_spec(body: SpecText, store: Store) -> Spec:
     data = _load_json(text) if body.is_json else _load_yaml(text)
     if unstorable := list(islice(_unstorable(data, ()), MAX_PROBLEMS)):
         raise SpecError(unstorable)
-    spec = parse_spec(data)
+    spec, notes = parse_with_notes(data)
     if problems := list(_unresolved(spec, store)):
         raise SpecError(problems)
-    return spec
+    return spec, notes
 
 
 def _unresolved(spec: Spec, store: Store) -> Iterator[Problem]:
     if spec.code and not store.has_code(spec.code):
         yield Problem(key="code", message="no archive of this digest; upload it first (POST /v1/code)")
         return
-    yield from class_path_problems(spec, store.get_code(spec.code) if spec.code else None)
+    archive = store.get_code(spec.code) if spec.code else None
+    yield from class_path_problems(spec, archive)
+    if archive:
+        yield from link_problems(spec, python_files(archive))
 
 
 def _load_json(text: str) -> object:

@@ -61,7 +61,7 @@ def create_job(
 
     A repeated Idempotency-Key returns the job of the first request, with `Idempotency-Replayed: true`.
     """
-    spec = read_spec(body, services.store)
+    spec, _ = read_spec(body, services.store)
     job, created = services.store.create_job(spec, idempotency_key=idempotency_key)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.id).path)
     if not created:
@@ -77,15 +77,15 @@ def create_job(
 )
 def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     """Changes nothing. A spec that `POST /v1/jobs` would refuse gets the same answer here."""
-    spec = read_spec(body, services.store)
+    spec, notes = read_spec(body, services.store)
     queue, active = services.store.queue(), services.store.active()
     scheduler = services.store.scheduler()
     try:
         nodes = lease.machines(scheduler)
     except Unavailable as error:
-        return ValidationDocument.of(spec, None, str(error))
+        return ValidationDocument.of(spec, None, str(error), notes)
     expected = forecast(spec, queue, active, nodes, now=utc_now())
-    return ValidationDocument.of(spec, expected, expected.reason)
+    return ValidationDocument.of(spec, expected, expected.reason, notes)
 
 
 @router.get("", responses=documented(422, 503), summary="List jobs, newest first")

@@ -151,9 +151,12 @@ class ValidationDocument(Document):
     fits_now: bool | None = Field(description="Whether it would start at once; null: unknown")
     fits_ever: bool | None = Field(description="Whether it fits on the empty cluster; null: unknown")
     reason: str = Field(description="Why it would wait")
+    notes: list[str] = Field(
+        default_factory=list, description="What becomes of arguments of Lightning that the spec gives"
+    )
 
     @classmethod
-    def of(cls, spec: Spec, forecast: Forecast | None, reason: str) -> Self:
+    def of(cls, spec: Spec, forecast: Forecast | None, reason: str, notes: list[str]) -> Self:
         """Returns the document for a valid spec. `forecast`: None if the cluster does not answer."""
         resources = spec.resources
         workers = forecast.workers if forecast else resources.min_workers
@@ -165,6 +168,7 @@ class ValidationDocument(Document):
             fits_now=forecast.fits_now if forecast else None,
             fits_ever=forecast.fits_ever if forecast else None,
             reason=reason,
+            notes=notes,
         )
 
 

@@ -12,6 +12,7 @@ import typer
 
 from service.cli import cluster, control, jobs, results, submit, train, up, verify
 from service.cli.options import DEFAULT_URL, Connection
+from service.cli.specs import SpecCommand
 
 _EPILOG = (
     "Exit codes: 0 success, or the job succeeded; 1 the job failed; 2 wrong usage, or the server refused the "
@@ -89,7 +90,8 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 }
 for _panel, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
-        app.command(_name, rich_help_panel=_panel)(_command)
+        _kind = SpecCommand if _name in {"submit", "validate", "train", "verify"} else None
+        app.command(_name, cls=_kind, rich_help_panel=_panel)(_command)
 
 
 def main() -> None:

@@ -36,12 +36,23 @@ class Connection:
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 SpecFile = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A YAML or JSON file, or - for standard input.")
+    str | None,
+    typer.Argument(
+        metavar="SPEC",
+        show_default=False,
+        help="A spec or a configuration of LightningCLI, a YAML or JSON file, or - for standard input. "
+        "--trainer.max_epochs=5, --model.lr=0.1 and --model package.Class override it as in LightningCLI.",
+    ),
+]
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option("--config", metavar="FILE", help="Another file; later ones win. May be repeated."),
 ]
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Set a value of the spec; may be repeated."),
 ]
+Overrides = Annotated[list[str] | None, typer.Option("--override", hidden=True)]
 CodeDirectory = Annotated[
     Path | None,
     typer.Option("--code", metavar="DIR", help="Directory of your own modules, for class paths in the spec."),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -12,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.options import AsJson, Assignments, CodeDirectory, SpecFile
+from service.cli.options import AsJson, Assignments, CodeDirectory, Configs, Overrides, SpecFile
 from service.cli.session import exit_with_state, session
+from service.cli.specs import print_notes, read_document
 
 if TYPE_CHECKING:
     from service.client import Client, Job, Validation
@@ -21,7 +20,9 @@ if TYPE_CHECKING:
 
 def submit(
     ctx: typer.Context,
-    spec: SpecFile,
+    spec: SpecFile = None,
+    configs: Configs = None,
+    overrides: Overrides = None,
     assignments: Assignments = None,
     code: CodeDirectory = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it has ended.")] = False,
@@ -35,7 +36,10 @@ def submit(
 ) -> None:
     """Queue a job."""
     with session(ctx, as_json=as_json) as client:
-        job = _submit(client, _spec(client, spec, assignments, code), key, as_json)
+        document = _spec(client, spec, assignments, configs, overrides, code)
+        job = _submit(client, document, key, as_json)
+        if document.keys() & {"trainer", "seed_everything", "fit"}:
+            print_notes(_notes(document))
         if follow:
             job = _follow(client, job, as_json)
         if as_json:
@@ -46,6 +50,15 @@ def submit(
             _print_submitted(job)
     if follow:
         exit_with_state(job)
+
+
+def _notes(document: Mapping[str, Any]) -> list[str]:
+    from training.spec import SpecError, read_spec
+
+    try:
+        return read_spec(document)[1]
+    except SpecError:  # the server accepted it: it may be newer
+        return []
 
 
 def _submit(client: Client, spec: Mapping[str, Any], key: str | None, as_json: bool) -> Job:
@@ -80,14 +93,16 @@ def _print_submitted(job: Job) -> None:
 
 def validate(
     ctx: typer.Context,
-    spec: SpecFile,
+    spec: SpecFile = None,
+    configs: Configs = None,
+    overrides: Overrides = None,
     assignments: Assignments = None,
     code: CodeDirectory = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a spec and show what it would run, with which resources. Queues nothing."""
     with session(ctx, as_json=as_json) as client:
-        answer = client.validate(_spec(client, spec, assignments, code))
+        answer = client.validate(_spec(client, spec, assignments, configs, overrides, code))
         if as_json:
             from service.cli.output import print_json
 
@@ -105,6 +120,7 @@ def _print_valid(answer: Validation) -> None:
         ("samples per worker", _shares(answer.shares or [])),
         ("starts", _when(answer)),
         ("reason", output.clean(answer.reason or "")),
+        *(("note", output.clean(note)) for note in answer.notes),
     ]
     screen = output.console()
     screen.print("valid", style="green")
@@ -134,45 +150,15 @@ def schema(
     print_json(Spec.model_json_schema())
 
 
-def read_spec(source: str, assignments: list[str] | None) -> Mapping[str, Any]:
-    """Returns the spec in the file `source` (- is stdin) with the assignments applied. Raises SpecError.
-
-    Checks only the syntax; the server checks whether the spec is valid.
-    """
-    from training.spec import load_yaml, override, parse_spec
-
-    data = load_yaml(_text(source))
-    if not isinstance(data, Mapping):
-        parse_spec(data)  # raises the usual error for a spec that is not a mapping
-    data = override(data, assignments or [])
-    assert isinstance(data, Mapping)
-    _check_json(data)
-    return data
-
-
-def _text(source: str) -> str:
-    from training.spec import Problem, SpecError
-
-    try:
-        return sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpecError([Problem(key="", message=f"cannot read {source}: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise SpecError([Problem(key="", message=f"{source} is not text in UTF-8")]) from None
-
-
-def _check_json(data: Mapping[str, Any]) -> None:
-    """Raises SpecError for a value that YAML has and JSON lacks: infinity, a date, a set, a non-text key."""
-    from training.spec import Problem, SpecError
-
-    try:
-        json.dumps(data, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError) as error:
-        raise SpecError([Problem(key="", message=f"a value that JSON cannot hold: {error}")]) from None
-
-
-def _spec(client: Client, source: str, assignments: list[str] | None, code: Path | None) -> Mapping[str, Any]:
-    data = read_spec(source, assignments)
+def _spec(
+    client: Client,
+    source: str | None,
+    assignments: list[str] | None,
+    configs: list[Path] | None,
+    overrides: list[str] | None,
+    code: Path | None,
+) -> Mapping[str, Any]:
+    data = read_document(source, assignments, configs, overrides)
     if code is None:
         return data
     from service.user_code.pack import pack

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from service.cli.options import Assignments, CodeDirectory, SpecFile
+from service.cli.options import Assignments, CodeDirectory, Configs, Overrides, SpecFile
 from service.cli.session import reporting
 
 
 def train(
-    spec: SpecFile,
+    spec: SpecFile = None,
+    configs: Configs = None,
+    overrides: Overrides = None,
     assignments: Assignments = None,
     code: CodeDirectory = None,
     output: Annotated[
@@ -20,11 +22,10 @@ def train(
     ] = Path("output"),
 ) -> None:
     """Run a spec on this machine, without a service."""
-    from service.cli.submit import read_spec
-    from training.spec import parse_spec
+    from service.cli.specs import read_spec
 
     with reporting():
-        parsed = parse_spec(read_spec(spec, assignments))
+        parsed = read_spec(spec, assignments, configs, overrides, code)
         from training.host.local import train_locally
 
         raise typer.Exit(train_locally(parsed, code=code, output=output))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import Assignments, CodeDirectory, ExitCode, SpecFile
+from service.cli.options import Assignments, CodeDirectory, Configs, ExitCode, Overrides, SpecFile
 from service.cli.session import reporting
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def verify(
-    spec: SpecFile,
+    spec: SpecFile = None,
+    configs: Configs = None,
+    overrides: Overrides = None,
     assignments: Assignments = None,
     code: CodeDirectory = None,
     workers: Annotated[
@@ -35,12 +37,11 @@ def verify(
     """
     from rich.console import Console
 
-    from service.cli.submit import read_spec
-    from training.spec import parse_spec
+    from service.cli.specs import read_spec
 
     with reporting():
         numbers = _numbers(workers)
-        parsed = parse_spec(read_spec(spec, assignments))
+        parsed = read_spec(spec, assignments, configs, overrides, code)
         from training import verify as verification
         from training.errors import BuildError, TrainingError
 

@@ -137,7 +137,8 @@ class Validation(Answer):
     """What would happen to a spec if it were submitted now.
 
     `spec` has every default filled in; `shares` is the number of samples of each worker in a global batch.
-    Fields that depend on the cluster are None while it does not answer.
+    Fields that depend on the cluster are None while it does not answer. `notes` are sentences about what
+    becomes of arguments of Lightning that the spec gives.
     """
 
     valid: bool
@@ -147,6 +148,7 @@ class Validation(Answer):
     fits_now: bool | None = None
     fits_ever: bool | None = None
     reason: str | None = None
+    notes: list[str] = []
 
 
 class Waiting(Answer):

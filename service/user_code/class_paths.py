@@ -9,23 +9,45 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from inspect import Signature
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from service.user_code.modules import (
     Module,
     ModuleSource,
     find_module,
     imported_module,
+    python_files,
     sources_of,
     syntax_tree,
 )
 from service.user_code.signatures import signature_of
 from training.spec import ClassSpec, Problem, Spec
 from training.spec.arguments import arguments_problem
+from training.spec.short_names import modules_defining
+from training.spec.trainer import NAMESPACES
 
+_OPTIONAL_LOGGERS = {"WandbLogger", "TensorBoardLogger", "CometLogger", "NeptuneLogger"}
 _STAR_DEPTH = 5
 _MAKES_NAMES = {"globals", "locals", "vars", "exec"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """A class of a spec at its key.
+
+    added: the number of arguments that the training puts first. namespace: the module whose classes may be
+    named without it; None: only classes of the uploaded code may be. guesses: whether a name without a module
+    may be one that only the worker knows.
+    """
+
+    key: str
+    class_path: str
+    init_args: Mapping[str, Any]
+    added: int = 0
+    namespace: str | None = None
+    guesses: bool = False
 
 
 def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
@@ -34,27 +56,56 @@ def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
     archive: the uploaded code; None if there is none.
     """
     sources = sources_of(archive)
-    return [problem for each in _class_specs(spec) for problem in _problems(*each, sources)]
+    return [problem for each in _classes(spec) for problem in _problems(each, sources, archive)]
 
 
-def _problems(key: str, part: ClassSpec, added: int, sources: Sequence[ModuleSource]) -> Iterator[Problem]:
-    """Yields the problems of one class. added: the number of arguments that the training puts first."""
-    if message := _check(part.class_path, sources):
-        yield Problem(key=f"{key}.class_path", message=message)
+def _problems(part: _Named, sources: Sequence[ModuleSource], archive: bytes | None) -> Iterator[Problem]:
+    path = part.class_path
+    if "." not in path:
+        path, message = _whole_path(part, sources, archive)
     else:
-        signature = _signature(part.class_path, sources)
-        if signature and (message := arguments_problem(signature, [None] * added, part.init_args)):
-            yield Problem(key=f"{key}.init_args", message=message)
+        message = _check(path, sources)
+    if message:
+        yield Problem(key=f"{part.key}.class_path", message=message)
+    elif path:
+        signature = _signature(path, sources)
+        if signature and (wrong := arguments_problem(signature, [None] * part.added, part.init_args)):
+            yield Problem(key=f"{part.key}.init_args", message=wrong)
     for name, value in part.init_args.items():
-        if _is_class_spec(value):
-            inner = ClassSpec.model_validate(value)
-            yield from _problems(f"{key}.init_args.{name}", inner, 0, sources)
+        for inner in _nested(f"{part.key}.init_args.{name}", value):
+            yield from _problems(inner, sources, archive)
 
 
-def _is_class_spec(value: object) -> bool:
-    return (
-        isinstance(value, Mapping) and "class_path" in value and value.keys() <= {"class_path", "init_args"}
-    )
+def _whole_path(
+    part: _Named, sources: Sequence[ModuleSource], archive: bytes | None
+) -> tuple[str, str | None]:
+    """Returns the path of a class named without its module, "" if it is not known; and what is wrong."""
+    name = part.class_path
+    if part.namespace and _check(f"{part.namespace}.{name}", sources) is None:
+        return f"{part.namespace}.{name}", None
+    modules = modules_defining(name, python_files(archive)) if archive else []
+    if len(modules) == 1:
+        return f"{modules[0]}.{name}", None
+    if part.guesses and not modules:
+        return "", None
+    places = " or ".join(filter(None, [part.namespace, "the uploaded code"]))
+    found = f"{' and '.join(modules)} define" if modules else f"nothing in {places} defines"
+    return "", f"{found} {name!r}; write its whole path, as package.module.{name}"
+
+
+def _nested(key: str, value: object) -> Iterator[_Named]:
+    """Yields the outermost classes in an argument, at any depth in lists and mappings."""
+    if isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _nested(f"{key}.{index}", each)
+    elif isinstance(value, Mapping):
+        path = value.get("class_path")
+        if isinstance(path, str) and value.keys() <= {"class_path", "init_args", "dict_kwargs"}:
+            arguments = {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
+            yield _Named(key=key, class_path=path, init_args=arguments, guesses=True)
+        else:
+            for name, each in value.items():
+                yield from _nested(f"{key}.{name}", each)
 
 
 def _signature(class_path: str, sources: Sequence[ModuleSource]) -> Signature | None:
@@ -70,16 +121,35 @@ def check_class_path(class_path: str, archive: bytes | None = None) -> str | Non
     return _check(class_path, sources_of(archive))
 
 
-def _class_specs(spec: Spec) -> Iterator[tuple[str, ClassSpec, int]]:
-    """Yields each class of the spec by its key, with the number of arguments that the training puts first."""
-    yield "model", spec.model, 0
-    yield "data", spec.data, 0
-    yield "loss", spec.loss, 0
-    yield from ((f"metrics.{name}", metric, 0) for name, metric in spec.metrics.items())
-    if spec.optimizer:
-        yield "optimizer", spec.optimizer, 1
-    if spec.lr_scheduler:
-        yield "lr_scheduler", spec.lr_scheduler, 1
+def _classes(spec: Spec) -> Iterator[_Named]:
+    """Yields each class of the spec, without those in arguments."""
+    parts: list[tuple[str, ClassSpec | None, int]] = [
+        ("model", spec.model, 0),
+        ("data", spec.data, 0),
+        ("loss", spec.loss, 0),
+        *((f"metrics.{name}", metric, 0) for name, metric in spec.metrics.items()),
+        ("optimizer", spec.optimizer, 1),
+        ("lr_scheduler", _of_torch(spec.lr_scheduler), 1),
+    ]
+    for key, part, added in parts:
+        if part:
+            yield _Named(key=key, class_path=part.class_path, init_args=part.init_args, added=added)
+    for key, component in spec.trainer.components().items():
+        if component.class_path.rpartition(".")[2] not in _OPTIONAL_LOGGERS:
+            yield _Named(
+                key=key,
+                class_path=component.class_path,
+                init_args={**component.init_args, **component.dict_kwargs},
+                namespace=f"lightning.pytorch.{NAMESPACES[key.split('.')[1]]}",
+            )
+
+
+def _of_torch(scheduler: ClassSpec | None) -> ClassSpec | None:
+    """Returns a scheduler without `monitor`, an argument that Lightning's ReduceLROnPlateau has."""
+    if scheduler is None or not scheduler.class_path.endswith(".ReduceLROnPlateau"):
+        return scheduler
+    others = {name: value for name, value in scheduler.init_args.items() if name != "monitor"}
+    return scheduler.model_copy(update={"init_args": others})
 
 
 def _check(class_path: str, sources: Sequence[ModuleSource]) -> str | None:

@@ -10,7 +10,7 @@ import importlib.util
 import io
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
@@ -48,6 +48,14 @@ class Module:
 def sources_of(archive: bytes | None) -> list[ModuleSource]:
     """Returns where modules are looked up, in order. archive: the uploaded code; None if there is none."""
     return [_Archive(archive), _Environment()] if archive else [_Environment()]
+
+
+def python_files(archive: bytes) -> Iterator[tuple[str, str]]:
+    """Yields the path and the source of each Python file of an uploaded archive."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        for entry in files.infolist():
+            if entry.filename.endswith(".py") and entry.file_size <= _MAX_SOURCE:
+                yield entry.filename, files.read(entry).decode(errors="replace")
 
 
 def find_module(top: str, sources: Sequence[ModuleSource]) -> Module | None:

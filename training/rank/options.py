@@ -16,14 +16,9 @@ from training.console import say
 from training.errors import BuildError
 from training.model.instantiate import locate_component, typed_arguments
 from training.spec import Component, TrainerOptions
+from training.spec.trainer import NAMESPACES
 
 _MLFLOW = "MLFlowLogger"
-_NAMESPACES = {
-    "callbacks": "lightning.pytorch.callbacks",
-    "logger": "lightning.pytorch.loggers",
-    "profiler": "lightning.pytorch.profilers",
-    "plugins": "lightning.pytorch.plugins",
-}
 _PACKAGES = {
     "WandbLogger": ("wandb",),
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
@@ -81,7 +76,7 @@ def _listed(value: Any) -> list[Component]:
 
 
 def _component(name: str, part: Component, **more: Any) -> dict[str, Any]:
-    path = locate_component(part.class_path, _NAMESPACES[name], f"trainer.{name}")
+    path = locate_component(part.class_path, f"lightning.pytorch.{NAMESPACES[name]}", f"trainer.{name}")
     made: dict[str, Any] = {"class_path": path, "init_args": {**part.init_args, **more}}
     return {**made, "dict_kwargs": part.dict_kwargs} if part.dict_kwargs else made
 

@@ -12,12 +12,11 @@ from training.spec.model import (
     Resources,
     Spec,
     flat,
-    load_yaml,
-    override,
     parse_spec,
     read_spec,
     shares,
 )
+from training.spec.text import load_yaml, override
 from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 
 __all__ = [

@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from training.spec.errors import Problem, SpecError, problems_of
+from training.spec.layers import CLASSES, references
 from training.spec.trainer import ARGUMENTS, TrainerOptions
 
-CLASSES = ("model", "data", "optimizer", "lr_scheduler", "loss")
 _SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 _SHORT = {"optimizer": "torch.optim", "lr_scheduler": "torch.optim.lr_scheduler"}
 _PRECISIONS = {
@@ -60,6 +60,12 @@ class _Reading:
         self.spec.pop("weights_only", None)
         if is_configuration:
             self._refuse_own_keys()
+            for key, text in references(self.spec):
+                self._refuse(
+                    key,
+                    f"{text} refers to a variable, which `syncbn submit` would replace from its environment; "
+                    "write the value",
+                )
         if "trainer" in self.spec and not self.problems:
             self._read_trainer(self.spec["trainer"], is_configuration=is_configuration)
 

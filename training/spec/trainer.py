@@ -122,13 +122,23 @@ class TrainerOptions(BaseModel):
     def components(self) -> dict[str, Component]:
         """Returns the objects among the arguments, each by its dotted key."""
         found: dict[str, Component] = {}
-        for name in ("logger", "callbacks", "profiler", "plugins", "strategy"):
+        for name in NAMESPACES:
             value = getattr(self, name)
             if isinstance(value, list):
                 found |= {f"trainer.{name}.{index}": part for index, part in enumerate(value)}
             elif isinstance(value, Component):
                 found[f"trainer.{name}"] = value
         return found
+
+
+NAMESPACES = {
+    "callbacks": "callbacks",
+    "logger": "loggers",
+    "profiler": "profilers",
+    "plugins": "plugins",
+    "strategy": "strategies",
+}
+"""The sub-package of lightning.pytorch whose classes an argument may name without their module."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,121 @@
+"""Reads a spec as the commands take it: files, overrides, variables of the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from training.spec import Spec
+
+class SpecCommand(TyperCommand):
+    """A command that also takes overrides in LightningCLI's form: --trainer.max_epochs=5, --model.lr 0.1."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Gives the overrides to the hidden option --override, whatever their names are."""
+        from training.spec.layers import is_override
+
+        words: list[str] = []
+        given = iter(args)
+        for word in given:
+            if word == "--":
+                words += [word, *given]
+            elif is_override(word):
+                value = "" if "=" in word else f"={next(given, '')}"
+                words += ["--override", f"{word[2:]}{value}"]
+            else:
+                words.append(word)
+        return super().parse_args(ctx, words)
+
+
+def read_document(
+    source: str | None,
+    assignments: list[str] | None,
+    configs: list[Path] | None = None,
+    overrides: list[str] | None = None,
+) -> Mapping[str, Any]:
+    """Returns the spec in the file `source` (- is stdin), with `configs` over it and the overrides applied.
+
+    Variables in it are those of this process. Checks only the syntax; whoever gets it checks whether the spec
+    is valid. Raises SpecError.
+    """
+    from training.spec import Problem, SpecError, load_yaml, override, parse_spec
+    from training.spec.layers import merged, overridden, resolved
+
+    files = [*([source] if source is not None else []), *map(str, configs or ())]
+    if not files:
+        raise SpecError([Problem(key="", message="name a file with a spec, or give --config FILE")])
+    data: Any = load_yaml(_text(files[0]))
+    for file in files[1:]:
+        data = merged(data, load_yaml(_text(file)))
+    if not isinstance(data, Mapping):
+        parse_spec(data)  # raises the usual error for a spec that is not a mapping
+    pairs = [each.partition("=") for each in overrides or []]
+    data = overridden(data, [(name, load_yaml(value)) for name, _, value in pairs])
+    data = override(data, assignments or [])
+    if _is_lightnings(data):
+        data = resolved(data, os.environ)
+    _check_json(data)
+    assert isinstance(data, Mapping)
+    return data
+
+
+def read_spec(
+    source: str | None,
+    assignments: list[str] | None,
+    configs: list[Path] | None,
+    overrides: list[str] | None,
+    code: Path | None,
+) -> Spec:
+    """Returns the spec that `read_document` reads, for a run on this machine; prints what is to be noted.
+
+    Raises SpecError.
+    """
+    from service.user_code.links import link_problems
+    from training import spec as specs
+
+    spec, notes = specs.read_spec(read_document(source, assignments, configs, overrides))
+    print_notes(notes)
+    if code is not None and spec.trainer.model_dump():
+        files = ((str(path.relative_to(code)), path) for path in code.rglob("*.py"))
+        if problems := link_problems(spec, ((name, path.read_text(errors="replace")) for name, path in files)):
+            raise specs.SpecError(problems)
+    return spec
+
+
+def print_notes(notes: list[str]) -> None:
+    """Prints on standard error what becomes of arguments of Lightning."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _is_lightnings(data: Any) -> bool:
+    return isinstance(data, Mapping) and bool(data.keys() & {"trainer", "seed_everything", "fit"})
+
+
+def _text(source: str) -> str:
+    from training.spec import Problem, SpecError
+
+    try:
+        return sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError([Problem(key="", message=f"cannot read {source}: {error.strerror}")]) from None
+    except UnicodeDecodeError:
+        raise SpecError([Problem(key="", message=f"{source} is not text in UTF-8")]) from None
+
+
+def _check_json(data: Any) -> None:
+    """Raises SpecError for a value that YAML has and JSON lacks: infinity, a date, a set, a non-text key."""
+    from training.spec import Problem, SpecError
+
+    try:
+        json.dumps(data, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise SpecError([Problem(key="", message=f"a value that JSON cannot hold: {error}")]) from None

@@ -1,0 +1,146 @@
+"""Specs made of several documents: files of which later ones win, overrides, and references to variables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from training.spec.errors import Problem, SpecError
+
+CLASSES = ("model", "data", "optimizer", "lr_scheduler", "loss")
+"""Keys of a spec that hold a class and its arguments."""
+_OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "interval"}
+_REFERENCE = re.compile(r"\$\{(?:oc\.env:(?P<env>[A-Za-z_]\w*)(?:,(?P<default>[^}]*))?|(?P<name>[A-Za-z_][\w.]*))\}")
+
+
+def merged(earlier: Any, later: Any) -> Any:
+    """Returns both documents in one; where they differ, `later` wins. Mappings are merged key by key.
+
+    Where a class is replaced by another, the arguments of the earlier one are gone.
+    """
+    if not isinstance(earlier, Mapping) or not isinstance(later, Mapping):
+        return later
+    other_class = "class_path" in later and later["class_path"] != earlier.get("class_path")
+    if other_class:
+        earlier = {key: value for key, value in earlier.items() if key not in _OF_A_CLASS}
+    return {**earlier, **{key: merged(earlier.get(key), value) for key, value in later.items()}}
+
+
+def is_override(argument: str) -> bool:
+    """Returns whether a word of the command line is an override as LightningCLI takes it: --trainer.x=1."""
+    name = argument.partition("=")[0]
+    return name.startswith("--") and (
+        "." in name or name[2:] in {*CLASSES, "trainer", "seed_everything", "ckpt_path"}
+    )
+
+
+def overridden(data: Any, overrides: Sequence[tuple[str, Any]]) -> Any:
+    """Returns the document with overrides in LightningCLI's form applied in order.
+
+    "model" takes the path of a class, "model.lr" its argument lr, "trainer.callbacks+" an item to append.
+    """
+    for path, value in overrides:
+        data = _set(data, _keys(path.removesuffix("+")), value, append=path.endswith("+"))
+    return data
+
+
+def _keys(path: str) -> list[str]:
+    first, *rest = path.split(".")
+    if first in CLASSES and rest and rest[0] not in _OF_A_CLASS:
+        return [first, "init_args", *rest]
+    return [first, *rest]
+
+
+def _set(data: Any, keys: Sequence[str], value: Any, *, append: bool) -> Any:
+    if not keys:
+        if append:
+            return [*data, value] if isinstance(data, list) else [value] if data is None else [data, value]
+        return {"class_path": value} if isinstance(value, str) and _is_class(data) else value
+    here = dict(data) if isinstance(data, Mapping) else {}
+    if keys[0] == "init_args" and here and not here.keys() & _OF_A_CLASS:
+        return _set(here, keys[1:], value, append=append)  # arguments beside which no class is named
+    new = _set(here.get(keys[0]), keys[1:], value, append=append)
+    if keys[0] in CLASSES and len(keys) == 1 and isinstance(here.get(keys[0]), Mapping):
+        new = _with_arguments(here[keys[0]], new)
+    return {**here, keys[0]: new}
+
+
+def _is_class(data: Any) -> bool:
+    return isinstance(data, Mapping) and "class_path" in data
+
+
+def _with_arguments(before: Mapping[str, Any], new: Any) -> Any:
+    """Returns a class that replaces `before`, whose arguments it keeps if no class was named there."""
+    named = {"class_path": new} if isinstance(new, str) else new
+    if not isinstance(named, Mapping):
+        return new
+    if "class_path" in before:
+        return merged(before, named)
+    return {**named, "init_args": before.get("init_args", before)}
+
+
+def resolved(data: Any, variables: Mapping[str, str]) -> Any:
+    """Returns the document with ${NAME} and ${oc.env:NAME,default} replaced by variables, ${a.b} by a value.
+
+    Raises SpecError for one that is not known.
+    """
+    problems: list[Problem] = []
+    made = _resolved(data, data, variables, (), problems)
+    if problems:
+        raise SpecError(problems)
+    return made
+
+
+def references(data: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Yields the dotted key and the text of each value with a reference to a variable."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from references(value, (*path, str(key)))
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from references(value, (*path, str(index)))
+    elif isinstance(data, str) and _REFERENCE.search(data):
+        yield ".".join(path), data
+
+
+def _resolved(
+    value: Any, root: Any, variables: Mapping[str, str], path: tuple[str, ...], problems: list[Problem]
+) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            key: _resolved(each, root, variables, (*path, str(key)), problems) for key, each in value.items()
+        }
+    if isinstance(value, list):
+        return [
+            _resolved(each, root, variables, (*path, str(index)), problems)
+            for index, each in enumerate(value)
+        ]
+    if not isinstance(value, str):
+        return value
+    found = list(_REFERENCE.finditer(value))
+    texts = [_value_of(match, root, variables, ".".join(path), problems) for match in found]
+    if found and found[0][0] == value:
+        return texts[0]
+    for match, text in zip(found, texts, strict=True):
+        value = value.replace(match[0], str(text))
+    return value
+
+
+def _value_of(
+    match: re.Match[str], root: Any, variables: Mapping[str, str], key: str, problems: list[Problem]
+) -> Any:
+    from training.spec.text import load_yaml
+
+    name = match["env"] or match["name"]
+    if "." not in name and name in variables:
+        return load_yaml(variables[name])
+    if match["default"] is not None:
+        return load_yaml(match["default"])
+    value = root
+    for part in name.split(".") if match["name"] else ():
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if match["name"] and value is not None and not isinstance(value, Mapping | list):
+        return value
+    problems.append(Problem(key=key, message=f"{match[0]}: {name} is not set; set it, or write the value"))
+    return None
