@@ -152,10 +152,12 @@ class GlobalLoss(Callback):
             self._tell_skip(None)
             self.gradients.finish()
 
-    def in_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Wraps an optimizer's closure to return the loss of the global batch, which LBFGS needs.
+    def in_closure(self, closure: Callable[[], Any], *, needs_loss: bool) -> Callable[[], Any]:
+        """Wraps an optimizer's closure to return the loss of the global batch, if any rank has one.
 
-        In manual optimization the closure's own value is returned.
+        All ranks get the same value, also those whose own loss is None: LBFGS decides by it, and a gradient
+        scaler by whether there is one. In manual optimization the closure's own value is returned.
+        needs_loss: whether to raise StepError if no rank has a loss.
         """
 
         def whole() -> Any:
@@ -165,8 +167,14 @@ class GlobalLoss(Callback):
             loss = closure()
             if loss is None:
                 self.gradients.finish()  # after the closure has zeroed the gradients
-            elif self._told and self._mean is not None and dist.get_world_size() > 1:
-                loss = torch.full_like(loss, self._mean / self.trainer.accumulate_grad_batches)
+            if self._told and self._mean is not None and dist.get_world_size() > 1:
+                mean = self._mean / self.trainer.accumulate_grad_batches
+                loss = torch.tensor(mean, dtype=torch.float64, device=self.module.device)
+            if loss is None and needs_loss:
+                raise StepError(
+                    "training_step returned None, but its optimizer needs a loss in each step; return a loss "
+                    "that is multiplied by 0, such as 0 * output.sum()"
+                )
             return loss
 
         return whole

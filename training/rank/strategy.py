@@ -97,7 +97,9 @@ class GroupStrategy(DDPStrategy):
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
-        return super().optimizer_step(optimizer, self._loss.in_closure(closure), model, **kwargs)
+        needs_loss = isinstance(optimizer, torch.optim.LBFGS)
+        whole = self._loss.in_closure(closure, needs_loss=needs_loss)
+        return super().optimizer_step(optimizer, whole, model, **kwargs)
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         module, precision = self.lightning_module, self.precision_plugin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,38 @@ def test_layers_with_statistics_of_their_own_do_not(worlds: Worlds, tmp_path: Pa
     assert worlds.run(2, error_of, spec_of("None", norm="keep"), tmp_path) == [None, None]
 
 
+class SearchesLine(Skips):
+    """With LBFGS, which calls the closure several times and compares losses."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), lr=0.2, max_iter=4, line_search_fn="strong_wolfe")
+
+
+def _backward(model: Skips, optimizer: Any, x: Tensor, y: Tensor) -> Tensor:
+    optimizer.zero_grad()
+    loss = F.mse_loss(model.net(x), y)
+    torch.autograd.backward(loss)
+    return loss
+
+
+def test_lbfgs_needs_a_loss_of_some_rank(worlds: Worlds, tmp_path: Path) -> None:
+    data, model = Samples(SAMPLES, 1), SearchesLine("None", 1).double()
+    optimizer: Any = model.configure_optimizers()
+    for number, start in enumerate(range(0, SAMPLES, BATCH)):
+        size = min(BATCH, SAMPLES - start)
+        each = slice(start, start + (size if number % 2 == 0 else shares(size, 2)[0]))
+        optimizer.step(partial(_backward, model, optimizer, data.x[each].mean(1), data.y[each]))
+    spec = spec_of("None")
+    spec["model"] = spec["model"] | {"class_path": f"{__name__}.SearchesLine"}
+
+    for found in worlds.run(2, attempt, spec, tmp_path / "two"):
+        torch.testing.assert_close(dict(found.state), dict(model.state_dict()))
+
+    everywhere = left_out(LeavesOutWithLbfgs, what="None", at=1, everywhere=True)
+    with pytest.raises(RankError, match="returned None, but its optimizer needs a loss in each step"):
+        worlds.run(1, attempt, everywhere, tmp_path / "one")
+
+
 class LeavesOut(Regression):
     """On rank 1, or on all ranks, batch `at` returns `what` and does not run the network."""
 
@@ -137,6 +170,11 @@ class LeavesOut(Regression):
         if index != self.at or not (self.everywhere or dist.get_rank() == 1):
             return super().training_step(batch, index)
         return None if self.what == "None" else torch.zeros((), dtype=torch.float64)
+
+
+class LeavesOutWithLbfgs(LeavesOut):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters())
 
 
 class ByHand(Regression):
