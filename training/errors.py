@@ -96,8 +96,8 @@ def _is_collective_error(error: BaseException) -> bool:
 
 
 def message_of(error: BaseException) -> str:
-    """Returns the error's message; never raises, even if a user's `__str__` does."""
+    """Returns the error's message and notes; never raises, even if a user's `__str__` does."""
     try:
-        return str(error)
+        return "\n".join([str(error), *getattr(error, "__notes__", [])])
     except Exception as another:
         return f"(its message cannot be shown: {type(another).__name__})"

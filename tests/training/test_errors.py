@@ -5,7 +5,7 @@ import http.client
 import pytest
 import torch
 
-from training.errors import BuildError, RunFailed, is_lost_peer, may_pass
+from training.errors import BuildError, RunFailed, is_lost_peer, may_pass, message_of
 from training.protocol import Exit, ExitRecord
 
 
@@ -21,6 +21,13 @@ def test_a_failed_run_says_which_rank_where_and_why_not_again() -> None:
     said = str(RunFailed(record, "It came twice."))
 
     assert said == "rank 1 failed at step 7: ValueError: no\nIt came twice."
+
+
+def test_a_message_has_the_notes_of_the_error() -> None:
+    error = ValueError("of the user")
+    error.add_note("and why")
+
+    assert message_of(error) == "of the user\nand why"
 
 
 def from_cause(error: Exception, cause: Exception) -> Exception:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
@@ -17,6 +18,7 @@ from torchmetrics import Metric, MetricCollection
 
 from sync_bn import SyncBatchNorm
 from training import internals
+from training.errors import TrainingError, is_lost_peer
 from training.loading.combined import check_combined, given_in_batch
 from training.loading.counted import CountedLoader
 from training.model.export import example_input
@@ -35,8 +37,24 @@ class ShareCounts(Callback):
         self.samples = 1
         self.example: Tensor | None = None
         """One sample of the input of the first batch, if that is a tensor."""
-        self._is_first = True
+        self._is_first, self._is_empty = True, False
         self._batch = ExitStack()
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Adds to an error of the user's step that this rank's share is empty, if it is, and the way out."""
+        try:
+            yield
+        except Exception as error:
+            if self._is_empty and not isinstance(error, TrainingError) and not is_lost_peer(error):
+                error.add_note(
+                    f"Rank {dist.get_rank()} has no sample of this batch, because it has fewer samples than "
+                    f"there are workers ({dist.get_world_size()}). Make the step accept tensors of length 0 "
+                    "(test len(x)), or use fewer workers, or a batch size that leaves a larger last batch "
+                    "(training.global_batch_size; for validation and test training.eval_batch_size), or, for "
+                    "training, set training.drop_last."
+                )
+            raise
 
     def on_train_epoch_start(self, trainer: Trainer, _module: LightningModule) -> None:
         loaders, mode = internals.loaders_to_train_on(trainer)
@@ -88,9 +106,11 @@ class ShareCounts(Callback):
         self.samples = extract_batch_size(batch) if known is None else known
         if isinstance(module, Supervised):
             module.samples = self.samples
-        if isinstance(loader, CountedLoader) and loader.is_placeholder(number):
+        stands_in = isinstance(loader, CountedLoader) and loader.is_placeholder(number)
+        self._is_empty = known == 0 and not stands_in
+        if stands_in:
             self._batch.enter_context(_counts_nothing(module))
-        elif known == 0:
+        elif self._is_empty:
             self._batch.enter_context(_updates_nothing(module))
 
 

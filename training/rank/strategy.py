@@ -85,7 +85,7 @@ class GroupStrategy(DDPStrategy):
         module = self.lightning_module
         assert module is not None
         self._loss.begin_step()
-        with self._loss.gradients.forward_only():
+        with self._loss.gradients.forward_only(), self._loss.share.explained():
             output = super().training_step(*args, **kwargs)
         if not module.automatic_optimization:
             self._loss.end_manual_step()
@@ -93,6 +93,14 @@ class GroupStrategy(DDPStrategy):
             self._loss.skip()
             return SKIPPED
         return output
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._loss.share.explained():
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._loss.share.explained():
+            return super().test_step(*args, **kwargs)
 
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
