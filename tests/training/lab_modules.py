@@ -571,6 +571,18 @@ class DropsLast(Data):
         )
 
 
+def without_some(samples: list[Sample]) -> tuple[Tensor, Tensor]:
+    """Drops samples as if they could not be read."""
+    read = [each for each in samples if each[2] not in ("sample 1", "sample 7", "sample 10")]
+    x, y = _stacked(read or samples)
+    return (x, y) if read else (x[:0], y[:0])
+
+
+class DropsSamples(Data):
+    def _loader(self, count: int, seed: int) -> DataLoader[Any]:
+        return DataLoader(Samples(count, seed), batch_size=self.batch_size, collate_fn=without_some)
+
+
 class TrainsOnly(Data):
     val_dataloader = LightningDataModule.val_dataloader
 

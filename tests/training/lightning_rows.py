@@ -149,6 +149,7 @@ ROWS = [
     Row(group="Data", what="a CombinedLoader with mode max_size", data="TrainsOnMax", module="OfBoth"),
     Row(group="Data", what="num_workers, persistent_workers, worker_init_fn", data="WithProcesses"),
     Row(group="Data", what="drop_last", data="DropsLast"),
+    Row(group="Data", what="a collate_fn that drops samples", data="DropsSamples"),
     Row(group="Data", what="no loader to validate on", data="TrainsOnly"),
     Row(
         group="Hooks",

@@ -12,7 +12,8 @@ fewer than k micro-batches: Lightning still divides by k, and N is the number of
 With `equal_parts` every micro-batch counts as much as the others, as in Lightning: N is then k times the number
 of samples in micro-batch j.
 
-A share for which `training_step` returns None is left out: the others count as the whole micro-batch.
+A share for which `training_step` returns None is left out: the others count as the whole micro-batch. So are
+samples that a `collate_fn` has dropped.
 """
 
 from __future__ import annotations
@@ -46,15 +47,14 @@ _INSTEAD_OF_NONE = (
 class Exchange(NamedTuple):
     """What the ranks tell one another when a backward pass begins, summed over all ranks, in float64.
 
-    loss: sum over the samples. counted: the number of samples, without those whose loss is None. samples: the
-    number of all of them. save: the number of ranks that vote to save. stop: of those that also vote to stop.
-    skipped: of those without a backward pass. partial: of those whose pass does not reach every parameter.
-    ends: of those on which user code has set `trainer.should_stop`.
+    loss: sum over the samples. counted: the number of samples, without those whose loss is None. save: the
+    number of ranks that vote to save. stop: of those that also vote to stop. skipped: of those without a
+    backward pass. partial: of those whose pass does not reach every parameter. ends: of those on which user
+    code has set `trainer.should_stop`.
     """
 
     loss: float
     counted: float
-    samples: float
     save: float
     stop: float
     skipped: float
@@ -193,7 +193,7 @@ class GlobalLoss(Callback):
         """Tells the other ranks that a backward pass begins; returns the weight of this rank's loss."""
         told = self._tell(loss, counts=True, reaches_all=self.gradients.may_overlap())
         weight = self.share.samples * dist.get_world_size() * self.trainer.accumulate_grad_batches
-        return weight / self._samples_of_step(told.samples) * told.samples / (told.counted or 1)
+        return weight * self._part_of_step() / (told.counted or 1)
 
     def _skip(self, loss: Tensor | None) -> None:
         """Tells the other ranks that this rank has no backward pass; `loss` has no gradient."""
@@ -230,7 +230,6 @@ class GlobalLoss(Callback):
         own = Exchange(
             loss=0.0,
             counted=samples * counts,
-            samples=samples,
             save=vote >= Vote.SAVE,
             stop=vote >= Vote.SAVE_AND_STOP,
             skipped=skips,
@@ -266,15 +265,17 @@ class GlobalLoss(Callback):
                 f"model's SyncBatchNorm layers need a backward pass on every rank; {_INSTEAD_OF_NONE}"
             )
 
-    def _samples_of_step(self, count: float) -> float:
+    def _part_of_step(self) -> float:
+        """Returns the part of the step's samples, over all ranks, that are in the running micro-batch."""
         if self._equal_parts:
-            return count * self.trainer.accumulate_grad_batches
+            return 1 / self.trainer.accumulate_grad_batches
         loaders, _ = internals.loaders_to_train_on(self.trainer)
-        if len(loaders) == 1 and isinstance(loaders[0], CountedLoader):
-            samples = loaders[0].samples_of_step(self.batch[1], self.trainer.accumulate_grad_batches)
-            if samples is not None:
-                return samples
-        return count * len(self._micro_batches)  # a user's own loader: assumes micro-batches of equal size
+        if len(loaders) == 1 and isinstance(loader := loaders[0], CountedLoader):
+            of_batch = loader.samples_of_batch(self.batch[1])
+            of_step = loader.samples_of_step(self.batch[1], self.trainer.accumulate_grad_batches)
+            if of_batch is not None and of_step is not None:
+                return of_batch / of_step
+        return 1 / len(self._micro_batches)  # a user's own loader: assumes micro-batches of equal size
 
     def _forget_hook(self) -> None:
         if self._hook is not None:

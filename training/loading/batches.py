@@ -6,13 +6,14 @@ each micro-batch into shares, so a step has the same samples for any world size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from training.errors import BuildError
+from training.loading.dropped_samples import Kept, collated
 from training.loading.empty_shares import Placeholder, empty_batch
 from training.loading.orders import Order, Orders, SeededOrders
 from training.loading.sample_rng import EmptyShare, Indices, SeededSamples
@@ -133,20 +134,27 @@ class ShareLoader(DataLoader[Any]):
     """The batch size that the user's loader has, which a global batch need not have."""
     _taken: tuple[int, int] | None = None
     _placeholders: frozenset[int] = frozenset()
+    _kept: Mapping[int, int] = {}
 
     def __iter__(self) -> Any:
         epoch, number = self.batch_sampler.epoch, self.batch_sampler.first
-        self._placeholders = frozenset()
+        self._placeholders, self._kept = frozenset(), {}
         for batch in super().__iter__():
             if isinstance(batch, Placeholder):
                 self._placeholders |= {number}
+            if isinstance(batch, Kept):
+                self._kept = {**self._kept, number: batch.samples}
             number += 1
             self._taken = (epoch, number)
-            yield batch.batch if isinstance(batch, Placeholder) else batch
+            yield batch.batch if isinstance(batch, Placeholder | Kept) else batch
 
     def samples(self, number: int) -> int:
         """Returns how many samples this rank's share of a micro-batch of the running epoch has."""
-        return self.batch_sampler.share(number)
+        return self._kept.get(number, self.batch_sampler.share(number))
+
+    def samples_of_batch(self, number: int) -> int:
+        """Returns the number of samples of a micro-batch, over all ranks."""
+        return self.batch_sampler.count(number, number + 1)
 
     def samples_of_step(self, number: int, micro_batches: int) -> int:
         """Returns the number of samples of an optimizer step of `micro_batches`, over all ranks."""
@@ -173,7 +181,7 @@ class _CollateShare:
 
     def __call__(self, samples: list[Any]) -> Any:
         if samples:
-            return self.collate(samples)
+            return collated(self.collate, samples)
         sample = samples.sample if isinstance(samples, EmptyShare) else self.dataset[0]
         return empty_batch(self.collate([sample]), self.collate([sample, sample]))
 

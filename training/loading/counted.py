@@ -14,7 +14,13 @@ class CountedLoader(Protocol):
     """
 
     def samples(self, number: int) -> int | None:
-        """Returns how many samples a batch has on this rank; None if the loader cannot know."""
+        """Returns how many samples a batch has on this rank; None if the loader cannot know.
+
+        Without those that the `collate_fn` has dropped, which count below.
+        """
+
+    def samples_of_batch(self, number: int) -> int | None:
+        """Returns how many samples the micro-batch has over all ranks. None if the loader cannot know."""
 
     def samples_of_step(self, number: int, micro_batches: int) -> int | None:
         """Returns how many samples the optimizer step with this batch has over all ranks and micro-batches.

@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from training.errors import BuildError
+from training.loading.dropped_samples import Kept, collated
 from training.loading.empty_shares import Placeholder, empty_batch
 from training.loading.rank_zero import Scatter, from_rank_zero
 from training.loading.stream_reader import StreamReader
@@ -72,6 +73,7 @@ class StreamLoader:
         self._start = self._taken = (0, 0)
         self._sizes: dict[int, list[int]] = {}  # by step
         self._placeholders: frozenset[int] = frozenset()
+        self._kept: dict[int, int] = {}
 
     @property
     def sampler(self) -> StreamLoader:
@@ -95,7 +97,7 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Any]:
         epoch, first = self.epoch, self._start[1] if self._start[0] == self.epoch else 0
         self._start = (0, 0)  # once
-        self._sizes, self._placeholders = {}, frozenset()
+        self._sizes, self._placeholders, self._kept = {}, frozenset(), {}
         step, done = divmod(first, self.accumulate_grad_batches)
         batches = self._reader.batches(epoch, skip=step)
         number = first
@@ -111,8 +113,14 @@ class StreamLoader:
 
     def samples(self, number: int) -> int:
         """Returns how many samples this rank's share of a micro-batch of the running epoch has."""
+        if number in self._kept:
+            return self._kept[number]
+        return shares(self.samples_of_batch(number), self.world_size)[self.rank]
+
+    def samples_of_batch(self, number: int) -> int:
+        """Returns the number of samples of a micro-batch, over all ranks."""
         step, part = divmod(number, self.accumulate_grad_batches)
-        return shares(self._sizes[step][part], self.world_size)[self.rank]
+        return self._sizes[step][part]
 
     def samples_of_step(self, number: int, micro_batches: int) -> int:
         """Returns how many samples the optimizer step has over all ranks and micro-batches."""
@@ -156,10 +164,13 @@ class StreamLoader:
 
     def _collate(self, samples: list[Any], stand_in: Any, number: int) -> Any:
         if samples:
-            batch = self.collate(samples)
+            batch = collated(self.collate, samples)
         else:
             batch = empty_batch(self.collate([stand_in]), self.collate([stand_in, stand_in]))
         if isinstance(batch, Placeholder):
             self._placeholders |= {number}
+            return batch.batch
+        if isinstance(batch, Kept):
+            self._kept[number] = batch.samples
             return batch.batch
         return batch

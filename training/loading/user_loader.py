@@ -97,6 +97,10 @@ class UserLoader:
         """Returns how many samples a batch of the running epoch has; None if only the loader knows."""
         return self._samples.get(number)
 
+    def samples_of_batch(self, number: int) -> None:  # noqa: ARG002
+        """Returns None: other workers may have batches of other sizes."""
+        return
+
     def samples_of_step(self, number: int, micro_batches: int) -> None:  # noqa: ARG002
         """Returns None: other workers may have batches of other sizes."""
         return
