@@ -9,8 +9,8 @@ gradient of the mean loss over all N samples of the global batch is then
 so each gradient is scaled by n W k / N before DDP averages it. This also holds for a short last batch with
 fewer than k micro-batches: Lightning still divides by k, and N is the number of samples in that batch.
 
-With `equal_parts` every micro-batch counts as much as the others, as in Lightning: N is then k times the number
-of samples in micro-batch j.
+With `equal_parts` every micro-batch counts as much as the others, as in Lightning: N is then k times the
+number of samples in micro-batch j.
 
 A share for which `training_step` returns None is left out: the others count as the whole micro-batch. So are
 samples that a `collate_fn` has dropped.
