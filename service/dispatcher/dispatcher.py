@@ -51,6 +51,7 @@ class Dispatcher:
         self.store, self.cluster = store, cluster
         self._run_created = threading.Event()
         self._seen: Outline = {}
+        self._idle = False  # whether the last round has left nothing to do: an idle service hardly computes
         self.runs = Runs(store, results, on_run=self._on_run, clock=clock)
         self.finisher = Finisher(settings, store, results)
         self.reconciler = Reconciler(settings, store, cluster, on_end=self.finisher.wake, clock=clock)
@@ -68,13 +69,20 @@ class Dispatcher:
         """Handles every job once. Raises only Superseded: other errors are logged, the next round retries."""
         self._run_created.clear()  # before the queue is read, so that no run created meanwhile is missed
         try:
+            if self._idle and not self._has_work(self.cluster.attempts()):
+                return
+            self._idle = False
             attempts, active = self.reconciler.reconcile()
             self._seen = _outline(attempts)
             self._admit(attempts, active)
+            self._idle = not self._has_work(attempts)
         except Superseded:
             raise
         except Exception as error:  # a bug in one round must not stop all jobs
             self._note_failure(error)
+
+    def _has_work(self, attempts: Mapping[str, Status]) -> bool:
+        return bool(attempts) or self.store.has_unended()
 
     def _wait(self, stop: threading.Event, seconds: float) -> None:
         """Blocks until the next round is due, or a change needs one at once; progress of ranks does not."""
@@ -82,7 +90,9 @@ class Dispatcher:
         try:
             while not stop.is_set() and (left := deadline - monotonic()) > 0:
                 self.cluster.wait(left)
-                if self._run_created.is_set() or _outline(self.cluster.attempts()) != self._seen:
+                if monotonic() >= deadline or self._run_created.is_set():
+                    return
+                if _outline(self.cluster.attempts()) != self._seen:
                     return
         except Superseded:
             raise

@@ -78,6 +78,9 @@ _PROGRESS = (
 )
 
 
+_UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
+
+
 class Store(Lease, CodeArchives):
     """Jobs, code and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
@@ -166,6 +169,11 @@ class Store(Lease, CodeArchives):
     def active(self) -> list[Job]:
         """Returns the jobs that hold a share of the cluster, oldest first."""
         return self._jobs(select(jobs).where(jobs.c.state.in_(ACTIVE)).order_by(jobs.c.id))
+
+    def has_unended(self) -> bool:
+        """Returns whether `queue` or `active` would return a job. Cheaper than either."""
+        with database.reading(self._engine) as connection:
+            return connection.execute(_UNENDED.limit(1)).first() is not None
 
     def unarchived(self) -> list[Job]:
         """Returns ended jobs whose logs and end status are not in the tracking server yet, oldest first."""

@@ -166,6 +166,16 @@ def test_active_jobs_are_those_that_hold_workers(store: Store) -> None:
     assert [job.id for job in store.active()] == [starting.id, running.id]
 
 
+def test_paused_and_ended_jobs_give_the_scheduler_nothing_to_do(store: Store) -> None:
+    assert not store.has_unended()
+    job = create(store)
+    assert store.has_unended()
+    job = run(store, job)
+    assert store.has_unended()
+    store.move(job, State.SUCCEEDED)
+    assert not store.has_unended()
+
+
 # Moves
 
 
