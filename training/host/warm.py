@@ -14,7 +14,9 @@ gc.disable()  # saves a tenth of the import time; imports create little garbage,
 import lightning.pytorch
 import matplotlib.backends.backend_agg
 import matplotlib.figure
+import PIL.Image
 import torch.distributed
+import torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks
 import torch.fx
 import torchmetrics.classification
 
@@ -23,12 +25,15 @@ import training.callbacks.norm_report
 import training.data
 import training.host.supervisor
 import training.model.export
+import training.model.modes
 import training.models
 import training.rank.rank
 import training.rank.trainer
+import training.tracking.fluent
 from training.linux import adopt_orphans
 
 __all__ = [
+    "PIL",
     "lightning",
     "matplotlib",
     "sync_bn",
@@ -37,6 +42,7 @@ __all__ = [
     "training",
 ]
 
+PIL.Image.preinit()  # imports the formats, which saving the first figure does otherwise
 # If a supervisor is killed, its orphans become children of the fork server; the agent finds and kills them.
 adopt_orphans()
 # One of the imported libraries configures logging; undo that, so that a job's own basicConfig takes effect.
