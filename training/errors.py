@@ -12,6 +12,7 @@ TrainingError
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 
 from training.protocol import ExitRecord
@@ -101,3 +102,11 @@ def message_of(error: BaseException) -> str:
         return "\n".join([str(error), *getattr(error, "__notes__", [])])
     except Exception as another:
         return f"(its message cannot be shown: {type(another).__name__})"
+
+
+def full_trace(error: BaseException) -> str:
+    """Returns the error with its traceback, however odd it is."""
+    try:
+        return "".join(traceback.format_exception(error)).rstrip("\n")
+    except Exception:
+        return f"{type(error).__name__}: {message_of(error)}"

@@ -116,9 +116,7 @@ def holds_metric(module: LightningModule, name: str, metric: Metric) -> bool:
     if results is None:
         return False
     result = results.get(logged_as(module, results, name, add_dataloader_idx=True))
-    return (
-        result is not None and result.value is metric and not (result.has_reset or is_computed(result))
-    )
+    return result is not None and result.value is metric and not (result.has_reset or is_computed(result))
 
 
 def arguments_of(result: Any) -> dict[str, Any]:

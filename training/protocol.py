@@ -225,11 +225,12 @@ class ExitRecord:
         """One line that names the rank, what happened and at which step."""
         rank = "a rank" if self.rank is None else f"rank {self.rank}"
         where = f" at step {self.step}" if self.step else " before the first step"
+        said = f": {self.message.partition(chr(10))[0]}" if self.message else ""
         what = {
             Exit.FINISHED: "finished",
             Exit.STOPPED: f"saved a checkpoint and stopped{where}",
             Exit.ERROR: f"failed{where}: {self.type}: {self.message.partition(chr(10))[0]}",
-            Exit.EXITED: f"exited with code {self.code}{where}",
+            Exit.EXITED: f"exited with code {self.code}{where}{said}",
             Exit.SIGNAL: f"was killed by {self.type}{where}",
             Exit.OUT_OF_MEMORY: f"was killed by SIGKILL{where}: memory ran out",
             Exit.HUNG: f"hung{where}: {self.message.partition(chr(10))[0]}",

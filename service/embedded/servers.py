@@ -118,8 +118,8 @@ QUIET = {
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "3600000",
-    # Timers of every tenth of a second for what does not happen here: idle workers, garbage that takes room in
-    # the object store, objects that move between machines, an autoscaler.
+    # Timers of a tenth of a second for what does not happen here: idle workers, garbage in the object store,
+    # objects that move between machines, an autoscaler.
     "RAY_kill_idle_workers_interval_ms": "10000",
     "RAY_raylet_check_gc_period_milliseconds": "10000",
     "RAY_object_manager_timer_freq_ms": "10000",

@@ -143,15 +143,17 @@ class Gang:
         self.read_reports()
         record = self._own_record(rank) or self._record_death(rank, status, step, out_of_memory=out_of_memory)
         if record.failed:
-            record = replace(
-                record, log_tail=_last_lines(log_file(self.order.folder, self.order.number, rank))
-            )
+            record = self._with_log_tail(record)
             grace = LOST_PEER_GRACE_SECONDS if record.lost_peer else GRACE_SECONDS
             self._end_at = min(monotonic() + grace, self._end_at or float("inf"))
         self._exits[rank] = record
         if record.progress is not None:
             self._progress = record.progress
         self._changed()
+
+    def _with_log_tail(self, record: ExitRecord) -> ExitRecord:
+        path = log_file(self.order.folder, self.order.number, record.rank or 0)
+        return replace(record, log_tail=_last_lines(path))
 
     def _own_record(self, rank: int) -> ExitRecord | None:
         """Returns the exit record that the rank wrote itself; None if there is no readable one."""
@@ -182,16 +184,23 @@ class Gang:
 
     def _supervisor_ended(self) -> None:
         """Records exits for ranks without one: the supervisor was killed, and its ranks with it."""
+        steps = {position.rank: position.step for position in self._positions()}
         for rank in set(self.ranks) - self._exits.keys():
-            if self._ending:
-                record = ExitRecord(rank=rank, kind=Exit.ENDED, when=time.time())
-            else:
-                message = "the supervisor of its start was killed"
-                record = ExitRecord(rank=rank, kind=Exit.LOST, message=message, when=time.time())
-            self._exits[rank] = self._own_record(rank) or record
+            self._exits[rank] = self._own_record(rank) or self._lost_record(rank, steps.get(rank, 0))
         self._ended = True
         self._mark_if_hung()
         self._changed()
+
+    def _lost_record(self, rank: int, step: int) -> ExitRecord:
+        """step: the rank's last known one, which may be a second old."""
+        if self._ending:
+            return ExitRecord(rank=rank, kind=Exit.ENDED, when=time.time())
+        if self._progress is not None:
+            step = max(step, self._progress.step + 1)
+        message = "the supervisor of its start was killed"
+        return self._with_log_tail(
+            ExitRecord(rank=rank, kind=Exit.LOST, step=step, message=message, when=time.time())
+        )
 
     def _mark_if_hung(self) -> None:
         """Marks failed ranks as hung if there is a hang report and no rank raised an error of its own."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import resource
 import signal
 import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +17,7 @@ from json import dumps
 from typing import NoReturn
 
 from training.console import say, say_into
-from training.errors import is_lost_peer, may_pass, message_of
+from training.errors import full_trace, is_lost_peer, may_pass, message_of
 from training.linux import die_with_parent
 from training.protocol import (
     LONGEST_MESSAGE,
@@ -30,6 +30,7 @@ from training.protocol import (
     exit_file,
     log_file,
 )
+from training.rank.children import exit_code
 from training.rank.reports import Reports
 
 _SECONDS_AT_EXIT = 10.0
@@ -54,7 +55,7 @@ class RankProcess:
 
         parent: process id of the supervisor. listener: the rendezvous socket, on rank 0.
         """
-        code, own_pid, umask = 1, os.getpid(), _umask()
+        code, umask, limits = 1, _umask(), _limits()
         try:
             die_with_parent()
             if os.getppid() != parent:
@@ -64,14 +65,14 @@ class RankProcess:
             code = (
                 record.code if record.kind is Exit.EXITED and record.code is not None else int(record.failed)
             )
-            if os.getpid() != own_pid:
-                os._exit(code)  # a child that user code forked, and whose exception propagated to here
+            # User code may have changed them, and the record must be written.
             os.umask(umask)
+            _restore(limits)
             self._write(record)
             _exit_after_timeout(code)
             atexit._run_exitfuncs()
         except BaseException as error:
-            say(_full_trace(error))
+            say(full_trace(error))
         finally:
             with suppress(Exception):
                 sys.stdout.flush()
@@ -115,7 +116,7 @@ class RankProcess:
             run = RankRun(self.order, self.assignment, self.reports)
             kind = run.run(listener)
         except SystemExit as error:
-            say(_full_trace(error))
+            say(full_trace(error))
             interrupt = error.__context__  # Lightning turns a KeyboardInterrupt into SystemExit
             if isinstance(interrupt, KeyboardInterrupt):
                 record = self._failed(interrupt)
@@ -127,20 +128,19 @@ class RankProcess:
             if record.lost_peer:  # the traceback of a rank that only waited would bury the cause
                 say(f"rank {self.assignment.rank} lost another rank: {message_of(error)}")
             else:
-                say(_full_trace(error))
+                say(full_trace(error))
         else:
             record = ExitRecord(rank=self.assignment.rank, kind=kind)
         step = run.step if run is not None else 0
         return replace(record, step=step, when=time.time(), progress=self.reports.last)
 
     def _exited(self, error: SystemExit) -> ExitRecord:
-        code = int(error.code) if isinstance(error.code, int) else (0 if error.code is None else 1)
-        text = "" if isinstance(error.code, int | None) else f": {message_of(error)}"
+        code = exit_code(error)
         return ExitRecord(
             rank=self.assignment.rank,
             kind=Exit.EXITED,
             code=code,
-            message=_bounded(f"sys.exit was called{text}", LONGEST_MESSAGE),
+            message=_bounded(_said(error, code), LONGEST_MESSAGE),
             trace=_trace(error),
         )
 
@@ -173,6 +173,26 @@ def _umask() -> int:
     return umask
 
 
+def _limits() -> dict[int, tuple[int, int]]:
+    """Returns the limits that would keep a rank from writing a file."""
+    return {kind: resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)}
+
+
+def _restore(limits: Mapping[int, tuple[int, int]]) -> None:
+    for kind, limit in limits.items():
+        with suppress(ValueError, OSError):  # lowered for good; then the agent tells the exit code
+            resource.setrlimit(kind, limit)
+
+
+def _said(error: SystemExit, code: int) -> str:
+    """Returns what the caller of sys.exit has said beside the exit code."""
+    if error.code is None or error.code == code:
+        return "sys.exit was called"
+    if isinstance(error.code, int):
+        return f"sys.exit({error.code}) was called, of which the system keeps {code}"
+    return f"sys.exit: {message_of(error)}"
+
+
 def _exit_after_timeout(code: int) -> None:
     """Starts a timer that exits the process if functions registered with `atexit` do not return in time."""
 
@@ -185,15 +205,8 @@ def _exit_after_timeout(code: int) -> None:
     timer.start()
 
 
-def _full_trace(error: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(error)).rstrip("\n")
-    except Exception:
-        return f"{type(error).__name__}: {message_of(error)}"
-
-
 def _trace(error: BaseException) -> str:
-    return _bounded(f"{_full_trace(error)}\n", LONGEST_TRACE)
+    return _bounded(f"{full_trace(error)}\n", LONGEST_TRACE)
 
 
 def _bounded(text: str, longest: int) -> str:

@@ -17,6 +17,7 @@ from training.console import say
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
 from training.protocol import Exit, Order, RankAssignment
+from training.rank.children import ending_children
 from training.rank.context import RankContext, apply_thread_count, join, own_address
 from training.rank.progress import ProgressTracker
 from training.rank.reports import Reports
@@ -90,6 +91,7 @@ class RankRun:
                 self._tracker() as tracker,
                 self._make_watchdog() as self.watchdog,
                 self._store() as store,
+                ending_children(),
             ):
                 self._run(tracker, self.watchdog, store)
                 self._final_step = job_step(self.trainer)

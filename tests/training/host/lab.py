@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import builtins
 import ctypes
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -178,6 +180,36 @@ def hang_at_exit(_: Any) -> None:
     os.umask(0o777)
 
 
+def raise_in_a_child(_: Any) -> None:
+    if os.fork() == 0:
+        raise ValueError("a child's own")
+
+
+def exit_in_a_child(code: Any) -> None:
+    if os.fork() == 0:
+        sys.exit(code)
+
+
+def fail_in_a_worker(_: Any) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=raise_undecodable, args=(None,))
+    worker.start()
+    worker.join()
+
+
+def allow_no_files(_: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def allow_no_files_and_raise(_: Any) -> None:
+    allow_no_files(None)
+    raise ValueError("without files")
+
+
+def allow_no_bytes(_: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    raise ValueError("without bytes")
+
+
 WHAT: dict[str, Any] = {
     "nothing": nothing,
     "kill": kill,
@@ -194,6 +226,12 @@ WHAT: dict[str, Any] = {
     "close output": close_output,
     "break output": break_output,
     "hang at exit": hang_at_exit,
+    "raise in a child": raise_in_a_child,
+    "exit in a child": exit_in_a_child,
+    "fail in a worker": fail_in_a_worker,
+    "allow no files": allow_no_files,
+    "allow no files and raise": allow_no_files_and_raise,
+    "allow no bytes": allow_no_bytes,
     "print environment": print_environment,
     "leave daemons": leave_daemons,
     "read note": read_note,

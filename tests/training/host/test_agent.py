@@ -153,6 +153,10 @@ def test_ranks_train_to_their_end_and_tell_their_progress(agent: HostAgent, tmp_
         ("_exit", 0, Exit.EXITED, "", 0),
         ("exit", 3, Exit.EXITED, "", 3),
         ("exit", None, Exit.EXITED, "", 0),
+        ("exit", 300, Exit.EXITED, "", 44),
+        ("exit", "my last words", Exit.EXITED, "", 1),
+        ("allow no files and raise", None, Exit.ERROR, "ValueError", None),
+        ("allow no bytes", None, Exit.ERROR, "ValueError", None),
         ("kill", "SIGINT", Exit.ERROR, "KeyboardInterrupt", None),
     ],
 )
@@ -195,7 +199,7 @@ def test_the_last_lines_of_its_log_are_in_the_record(agent: HostAgent, tmp_path:
 
     found = failure(agent, given)
 
-    assert "my last words" in found.message
+    assert found.headline == "rank 1 exited with code 1 at step 3: sys.exit: my last words"
     assert "SystemExit: my last words" in found.log_tail
     assert "lab.py" in found.log_tail
 
@@ -218,7 +222,7 @@ def test_a_long_message_is_bounded_and_whole_in_the_log(agent: HostAgent, tmp_pa
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("what", ["close output", "break output"])
+@pytest.mark.parametrize("what", ["close output", "break output", "allow no files"])
 def test_a_training_ends_well_whatever_becomes_of_its_output(
     agent: HostAgent, tmp_path: Path, what: str, rank: int
 ) -> None:
@@ -228,6 +232,30 @@ def test_a_training_ends_well_whatever_becomes_of_its_output(
 
     assert finished(status.exits, 2)
     assert "step 6/6" in log(given, 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("what", "argument"),
+    [
+        ("raise in a child", None),
+        ("exit in a child", 5),
+        ("fail in a worker", None),
+        ("allow no files", None),
+    ],
+)
+def test_the_end_of_a_child_is_not_that_of_its_rank(
+    agent: HostAgent, tmp_path: Path, what: str, argument: Any, rank: int
+) -> None:
+    given = order(tmp_path, what, argument, model={"rank": rank})
+
+    status = run(agent, given)
+
+    assert finished(status.exits, 2)
+    assert status.progress is not None
+    assert status.progress.step == 6
+    lines = (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
 def test_functions_at_exit_that_do_not_end_hold_up_nobody_for_long(agent: HostAgent, tmp_path: Path) -> None:
@@ -390,6 +418,8 @@ def test_without_its_supervisor_a_start_is_lost_and_leaves_nothing(agent: HostAg
     status = until(agent, given.attempt)
 
     assert {record.kind for record in status.exits} == {Exit.LOST}
+    assert all("was lost at step" in record.headline for record in status.exits)
+    assert all(f"rank {record.rank} of 2" in record.log_tail for record in status.exits)
     gone(ranks)
     deadline = time.monotonic() + 20
     while psutil.pid_exists(int(pids.read_text())):
