@@ -77,7 +77,8 @@ def running(
     from service.api.app import create_app
     from service.backends.mlflow import MlflowRest
 
-    app = create_app(settings, store, MlflowRest(settings.mlflow_url, settings.mlflow_public_url))
+    results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
+    app = create_app(settings, store, results, stopping=stop)
     server = uvicorn.Server(
         uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from importlib.metadata import version
 from typing import Any
 
@@ -21,8 +22,13 @@ from training.spec import Spec
 _REFERENCE = "#/components/schemas/{model}"
 
 
-def create_app(settings: Settings, store: Store, results: Results) -> FastAPI:
-    """Returns the REST API. Calls neither `store` nor `results` before the first request."""
+def create_app(
+    settings: Settings, store: Store, results: Results, *, stopping: threading.Event | None = None
+) -> FastAPI:
+    """Returns the REST API. Calls neither `store` nor `results` before the first request.
+
+    stopping: ends streams when it is set. A server waits for their end, and then breaks them with an error.
+    """
     job_watcher = JobWatcher(store, lambda job: shown(job, results).model_dump_json())
     app = FastAPI(
         title="syncbn",
@@ -30,7 +36,13 @@ def create_app(settings: Settings, store: Store, results: Results) -> FastAPI:
         version=version("syncbn"),
         redirect_slashes=False,
     )
-    app.state.context = Context(settings=settings, store=store, results=results, job_watcher=job_watcher)
+    app.state.context = Context(
+        settings=settings,
+        store=store,
+        results=results,
+        job_watcher=job_watcher,
+        stopping=stopping or threading.Event(),
+    )
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,12 +16,13 @@ from service.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a route gets as `services`."""
+    """What a route gets as `services`. stopping: set when the server is about to end."""
 
     settings: Settings
     store: Store
     results: Results
     job_watcher: JobWatcher
+    stopping: threading.Event
 
 
 def _of(request: Request) -> Context:

@@ -36,7 +36,7 @@ def get_events(
 ) -> Response:
     """Streams the job until it has ended."""
     services.job_watcher.snapshot(job_id)  # raises NotFound before the stream begins
-    return stream(partial(_news, job_id, services), last_event_id)
+    return stream(partial(_news, job_id, services), last_event_id, services.stopping)
 
 
 def _news(job_id: str, services: Context, seen: str) -> tuple[bytes, str, bool]:

@@ -85,7 +85,7 @@ def _events(
     follower = Follower(
         lambda: services.job_watcher.snapshot(job.id).job, logs, view, None if tail is None else start
     )
-    return stream(follower, position)
+    return stream(follower, position, services.stopping)
 
 
 @dataclass(frozen=True, kw_only=True)

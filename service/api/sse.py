@@ -6,6 +6,7 @@ which takes a hundred times as long: 25 seconds for 100,000 lines of a log.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
@@ -29,20 +30,23 @@ Returns about `FULL` bytes at most, which bounds the memory that a slow reader t
 """
 
 
-def stream(news: News[Position], position: Position) -> EventSourceResponse:
-    """Streams the events after `position` until the last.
+def stream(news: News[Position], position: Position, stopping: threading.Event) -> EventSourceResponse:
+    """Streams the events after `position` until the last, or until the server is stopping.
 
     Calls `news` again only when the client has taken the previous portion. Never fails once begun: while
     `news` raises Unavailable, it sends the error as a comment every `HEARTBEAT_S` seconds and retries.
     """
     return EventSourceResponse(
-        _events(news, position), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        _events(news, position, stopping),
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _events(news: News[Position], position: Position) -> AsyncIterator[bytes]:
+async def _events(
+    news: News[Position], position: Position, stopping: threading.Event
+) -> AsyncIterator[bytes]:
     sent_at = time.monotonic()
-    while True:
+    while not stopping.is_set():
         portion, ended, heartbeat = b"", False, "still here"
         try:
             portion, position, ended = await run_in_threadpool(news, position)

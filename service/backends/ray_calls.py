@@ -6,6 +6,7 @@ The calling process becomes a driver of the cluster, so a Ray node has to run on
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import signal
 import socket
@@ -57,6 +58,7 @@ def connect(address: str, namespace: str) -> None:
     if ray.is_initialized():
         return
     _check(address)
+    logging.getLogger("ray._private.worker").addFilter(_is_news)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False)
@@ -66,6 +68,11 @@ def connect(address: str, namespace: str) -> None:
         # Ray installs its own handler if it can.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether to print what Ray logs: its handler of SIGTERM is not wanted, so its absence is no news."""
+    return not str(record.msg).startswith("SIGTERM handler is not set")
 
 
 def _check(address: str) -> None:

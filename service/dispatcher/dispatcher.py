@@ -19,6 +19,7 @@ from service.backends.cluster import Cluster, Phase, Status
 from service.backends.tracking import Results
 from service.dispatcher.finisher import Finisher
 from service.dispatcher.reconciler import Reconciler, starting_on
+from service.dispatcher.round_timer import RoundTimer
 from service.dispatcher.runs import Runs
 from service.errors import Unavailable
 from service.jobs.job import Job, State, utc_now
@@ -56,12 +57,19 @@ class Dispatcher:
         self.finisher = Finisher(settings, store, results)
         self.reconciler = Reconciler(settings, store, cluster, on_end=self.finisher.wake, clock=clock)
 
-    def run(self, stop: threading.Event, *, poll_seconds: float = POLL_SECONDS) -> None:
-        """Blocks until `stop` is set. Raises Superseded once another scheduler has taken over."""
+    def run(
+        self, stop: threading.Event, timer: RoundTimer | None = None, *, poll_seconds: float = POLL_SECONDS
+    ) -> None:
+        """Blocks until `stop` is set. Raises Superseded once another scheduler has taken over.
+
+        timer: times each round.
+        """
+        timer = timer or RoundTimer()
         with _in_threads(self.runs, self.finisher):
             while not stop.is_set():
                 began = monotonic()
-                self.round()
+                with timer.round():
+                    self.round()
                 # With thousands of jobs, rounds take at most half of the time.
                 self._wait(stop, max(poll_seconds, monotonic() - began))
 

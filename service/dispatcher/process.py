@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Protocol
 
 from service.backends.cluster import Cluster, Node
+from service.dispatcher.round_timer import RoundTimer
 from service.errors import Unavailable
 from service.foreground import open_store, print_line, reported_errors, stop_on_signals
 from service.identity import Identity, own_identity
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 2.0
 LOOK_SECONDS = 1.0
 _SECONDS_TO_END = 8.0
+LONGEST_ROUND_SECONDS = 180.0
+"""A round of the dispatcher that takes longer hangs in a call, and another process takes over."""
 _WITH_PARENT = "--with-parent"
 
 
@@ -48,8 +51,8 @@ class ClosableCluster(Cluster, Protocol):
 
 Connect = Callable[[int], ClosableCluster]
 """Connects the scheduler of that number to the cluster. Raises Unavailable."""
-Dispatch = Callable[[Cluster, threading.Event], None]
-"""Runs the dispatcher until the event is set. Raises Superseded."""
+Dispatch = Callable[[Cluster, threading.Event, RoundTimer], None]
+"""Runs the dispatcher until the event is set, and times each round. Raises Superseded."""
 
 
 class SilenceTimer:
@@ -107,14 +110,18 @@ class Term:
         self._ended = threading.Event()
         self._cluster: ClosableCluster | None = None
         self._nodes: list[Node] = []
+        self._round = RoundTimer()
         self._problem = "it has not been contacted yet"
         self._thread = threading.Thread(target=self._work, name="dispatcher", daemon=True)
 
     def run(self, stop: threading.Event) -> None:
-        """Blocks until `stop` is set, another scheduler has taken over, or the dispatcher fails."""
+        """Blocks until `stop` is set, another scheduler has taken over, or the dispatcher fails.
+
+        Raises Stuck if a round of the dispatcher hangs.
+        """
         self._thread.start()
         try:
-            while self._thread.is_alive() and self._beat():
+            while self._thread.is_alive() and self._round.seconds() < LONGEST_ROUND_SECONDS and self._beat():
                 if stop.wait(BEAT_SECONDS if self._cluster else LOOK_SECONDS / 4):
                     break
         finally:
@@ -138,7 +145,7 @@ class Term:
     def _work(self) -> None:
         try:
             if (cluster := self._connected()) is not None:
-                self._dispatch(cluster, self._ended)
+                self._dispatch(cluster, self._ended, self._round)
         except Superseded as error:
             log.warning("%s", error)
         except Exception:
@@ -200,8 +207,8 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
         assert row is not None  # this process holds it
         return RayCluster(settings.ray_address, token=token, fence=number, queue=row.queue)
 
-    def dispatch(cluster: Cluster, ended: threading.Event) -> None:
-        Dispatcher(settings, store, cluster, results).run(ended)
+    def dispatch(cluster: Cluster, ended: threading.Event, timer: RoundTimer) -> None:
+        Dispatcher(settings, store, cluster, results).run(ended, timer)
 
     try:
         run(store, stop, connect, dispatch)

@@ -17,6 +17,7 @@ from service.identity import Identity
 from service.ports import free_port
 from service.queue.store import Store
 from service.settings import Settings
+from tests.service.examples import make_spec
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 Serve = Callable[[str], subprocess.Popen[bytes]]
@@ -99,6 +100,23 @@ def test_the_api_alone_has_no_scheduler_and_no_ray(place: Place, serve: Serve, s
         assert "libtorch" not in libraries(process)
     process.terminate()
     assert process.wait(60) == 0
+
+
+def test_a_follower_s_stream_ends_with_the_server_and_without_a_traceback(
+    place: Place, serve: Serve, sqlite_store: Store
+) -> None:
+    job, _ = sqlite_store.create_job(make_spec())
+    process = serve("api")
+    until(place.answers)
+
+    with httpx.stream("GET", f"{place.url}/v1/jobs/{job.id}/events", timeout=60) as response:
+        chunks = response.iter_text()
+        assert job.id in next(chunks)
+        process.terminate()
+        assert "".join(chunks) == ""
+
+    assert process.wait(60) == 0
+    assert "Traceback" not in place.log.read_text()
 
 
 def test_the_scheduler_alone_has_no_port(place: Place, serve: Serve, sqlite_store: Store) -> None:

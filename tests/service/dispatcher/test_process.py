@@ -18,7 +18,17 @@ import pytest
 
 from service.backends.cluster import Cluster, Node
 from service.backends.memory import MemoryCluster
-from service.dispatcher.process import SilenceTimer, Stuck, Term, command, may_take_over, run, stand_by
+from service.dispatcher.process import (
+    Dispatch,
+    SilenceTimer,
+    Stuck,
+    Term,
+    command,
+    may_take_over,
+    run,
+    stand_by,
+)
+from service.dispatcher.round_timer import RoundTimer
 from service.errors import Unavailable
 from service.identity import Identity, own_identity
 from service.ports import free_port
@@ -72,7 +82,7 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def idle(_: Cluster, over: threading.Event) -> None:
+def idle(_: Cluster, over: threading.Event, __: RoundTimer) -> None:
     """Instead of a dispatcher: nothing is to be done."""
     over.wait()
 
@@ -153,7 +163,7 @@ class Working:
         self,
         store: Store,
         cluster: Closable | None = None,
-        dispatch: Callable[[Cluster, threading.Event], None] = idle,
+        dispatch: Dispatch = idle,
     ) -> None:
         self.store, self.cluster, self.stop = store, cluster or Closable([NODE]), threading.Event()
         number = store.take_over(store.scheduler(), str(own_identity()))
@@ -232,7 +242,7 @@ def test_one_that_is_followed_stops_and_leaves_the_row_to_the_other(sqlite_store
 
 
 def test_one_whose_agents_obey_another_stops(sqlite_store: Store) -> None:
-    def dispatch(_: Cluster, __: threading.Event) -> None:
+    def dispatch(*_: object) -> None:
         raise Superseded("by number 2")
 
     working = Working(sqlite_store, dispatch=dispatch)
@@ -251,7 +261,7 @@ def test_a_round_that_does_not_end_is_told_apart_and_keeps_the_row(
     stop.set()
     assert sqlite_store.take_over(None, "one") == 1
 
-    def dispatch(_: Cluster, __: threading.Event) -> None:
+    def dispatch(*_: object) -> None:
         released.wait()
 
     term = Term(1, sqlite_store, lambda _: Closable([NODE]), dispatch)
@@ -262,6 +272,29 @@ def test_a_round_that_does_not_end_is_told_apart_and_keeps_the_row(
     released.set()
 
 
+def test_a_round_that_hangs_ends_the_term(sqlite_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.dispatcher.process._SECONDS_TO_END", 0.1)
+    monkeypatch.setattr("service.dispatcher.process.LONGEST_ROUND_SECONDS", 0.3)
+    released = threading.Event()
+    assert sqlite_store.take_over(None, "one") == 1
+
+    def dispatch(_: Cluster, __: threading.Event, timer: RoundTimer) -> None:
+        for _round in range(3):  # none of these takes long
+            with timer.round():
+                pass
+        with timer.round():
+            released.wait()
+
+    term = Term(1, sqlite_store, lambda _: Closable([NODE]), dispatch)
+    with pytest.raises(Stuck):
+        term.run(threading.Event())
+
+    beat = row_of(sqlite_store).beat
+    assert not row_of(sqlite_store).vacant  # this process has to end first: its round may still give orders
+    assert beat > 0
+    released.set()
+
+
 def test_a_dispatcher_that_fails_is_followed_by_another_under_a_new_number(sqlite_store: Store) -> None:
     stop, numbers = threading.Event(), list[int]()
 
@@ -269,7 +302,7 @@ def test_a_dispatcher_that_fails_is_followed_by_another_under_a_new_number(sqlit
         numbers.append(number)
         return Closable([NODE])
 
-    def dispatch(_: Cluster, over: threading.Event) -> None:
+    def dispatch(_: Cluster, over: threading.Event, __: RoundTimer) -> None:
         if len(numbers) < 3:
             raise RuntimeError("a bug")
         stop.set()
