@@ -170,6 +170,7 @@ def test_a_stack_beside_it_ends_without_a_trace_and_touches_nothing_else(
     assert other.end(signal.SIGINT) == 0
 
     assert other.processes() == []
+    assert "SIGTERM handler" not in (tmp_path / "logs" / "scheduler.log").read_text()
     with stack.client() as client:
         assert client.ready()
 

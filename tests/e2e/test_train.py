@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -145,6 +146,31 @@ def test_an_interrupt_ends_it_with_all_its_ranks(tmp_path: Path) -> None:
     assert left == []
 
 
+def test_an_interrupt_before_the_training_leaves_no_folder_and_prints_no_traceback(tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    (tmp_path / "spec.json").write_text(json.dumps(_on(FASHION, 2)))
+    training = subprocess.Popen(
+        [SYNCBN, "train", "spec.json", "--output", str(tmp_path / "output")],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not any("torch" in _maps(child) for child in psutil.Process(training.pid).children()):
+        assert training.poll() is None
+
+    os.killpg(training.pid, signal.SIGINT)  # as a terminal does, to the fork server too
+    output, _ = training.communicate(timeout=120)
+
+    assert training.returncode == 130
+    assert "Traceback" not in output, output
+    assert list(temporary.glob("syncbn-agent-*")) == []
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     done = _train(tmp_path, _on(FASHION, 1), "--output", "/proc/output")
 
@@ -186,6 +212,13 @@ def _train(
 
 def _rows(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def _maps(process: psutil.Process) -> str:
+    try:
+        return " ".join(mapped.path for mapped in process.memory_maps())
+    except psutil.Error:
+        return ""
 
 
 def _command(process: psutil.Process) -> list[str]:

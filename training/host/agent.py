@@ -189,7 +189,11 @@ class HostAgent:
         try:
             self._server.warm_up()
         except Exception:
-            log.exception("the fork server did not start")
+            # Ctrl-C ends the fork server too, and then this agent is about to be closed.
+            with self._news:
+                closing = self._news.wait_for(lambda: self._closing, 1.0)
+            if not closing:
+                log.exception("the fork server did not start")
         self._warm.set()
         self._changed()
 

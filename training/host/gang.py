@@ -149,6 +149,9 @@ class Gang:
         self._exits[rank] = record
         if record.progress is not None:
             self._progress = record.progress
+        elif rank == 0 and self._progress is not None:
+            # Killed: the last report may be a second old, and the step in progress is known.
+            self._progress = replace(self._progress, step=max(self._progress.step, record.step - 1))
         self._changed()
 
     def _with_log_tail(self, record: ExitRecord) -> ExitRecord:

@@ -182,6 +182,13 @@ def test_an_error_of_a_constructor_is_final_unless_it_comes_from_outside(
     assert is_final(found, None) == ("" if repeats else None)
 
 
+def test_the_progress_of_a_killed_rank_is_that_of_its_last_step(agent: HostAgent, tmp_path: Path) -> None:
+    status = run(agent, order(tmp_path, "kill", "SIGKILL", model={"rank": 0, "at": 5}))
+
+    assert status.progress is not None
+    assert status.progress.step == 4
+
+
 def test_a_rank_that_the_kernel_kills_for_memory_is_told_from_one_that_was_killed(
     agent: HostAgent, tmp_path: Path
 ) -> None:
