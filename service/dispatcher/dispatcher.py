@@ -31,7 +31,7 @@ from training.protocol import Superseded
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.4  # for new jobs; changes in the cluster wake the loop at once
+POLL_SECONDS = 0.5  # for new jobs; changes in the cluster wake the loop at once
 _SECONDS_TO_LEAVE = 3.0  # for the threads, when the dispatcher ends
 
 Outline = dict[str, tuple[Phase, int, int, bool]]
