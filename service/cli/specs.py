@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 if TYPE_CHECKING:
     from training.spec import Spec
 
+
 class SpecCommand(TyperCommand):
     """A command that also takes overrides in LightningCLI's form: --trainer.max_epochs=5, --model.lr 0.1."""
 
@@ -85,7 +86,9 @@ def read_spec(
     print_notes(notes)
     if code is not None and spec.trainer.model_dump():
         files = ((str(path.relative_to(code)), path) for path in code.rglob("*.py"))
-        if problems := link_problems(spec, ((name, path.read_text(errors="replace")) for name, path in files)):
+        if problems := link_problems(
+            spec, ((name, path.read_text(errors="replace")) for name, path in files)
+        ):
             raise specs.SpecError(problems)
     return spec
 

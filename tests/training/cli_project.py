@@ -1,4 +1,4 @@
-"""A small project as one writes it for LightningCLI: its networks, data and callbacks are made from a file."""
+"""A small project for LightningCLI, which makes its networks, data and callbacks from a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchmetrics import Metric
 class Encoder(nn.Module):
     def __init__(self, width: int = 4, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, width), norm or nn.BatchNorm1d(width), nn.ReLU())
+        self.layers = nn.Sequential(nn.Linear(3, width, bias=False), norm or nn.BatchNorm1d(width), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.layers(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from contextlib import chdir
 from pathlib import Path
@@ -49,7 +50,8 @@ CONFIGURATIONS = {
           callbacks:
             - class_path: LearningRateMonitor
             - {class_path: ModelCheckpoint, init_args: {monitor: val_loss, dirpath: own_checkpoints}}
-            - {class_path: ModelCheckpoint, init_args: {save_last: true, dirpath: own_checkpoints, filename: other}}
+            - class_path: ModelCheckpoint
+              init_args: {save_last: true, dirpath: own_checkpoints, filename: other}
             - {class_path: tests.training.cli_project.Decay, init_args: {by: 0.25}}
         model:
           class_path: tests.training.cli_project.Net
@@ -61,7 +63,9 @@ CONFIGURATIONS = {
                 norm: {class_path: torch.nn.BatchNorm1d, init_args: {num_features: 5, momentum: 0.3}}
             width: 5
             metrics:
-              accuracy: {class_path: torchmetrics.classification.MulticlassAccuracy, init_args: {num_classes: 2}}
+              accuracy:
+                class_path: torchmetrics.classification.MulticlassAccuracy
+                init_args: {num_classes: 2}
             weights: [2.0, 1]
             folder: some/where
         data:
@@ -75,7 +79,9 @@ CONFIGURATIONS = {
         model: {class_path: tests.training.cli_project.Bare}
         data: {class_path: tests.training.cli_project.Data, init_args: {batch_size: 5}}
         optimizer: {class_path: Adam, init_args: {lr: 0.05}}
-        lr_scheduler: {class_path: ReduceLROnPlateau, init_args: {monitor: val_loss, patience: 0, factor: 0.2}}
+        lr_scheduler:
+          class_path: ReduceLROnPlateau
+          init_args: {monitor: val_loss, patience: 0, factor: 0.2}
         """,
     "optimizer of both": """
         seed_everything: 3
@@ -108,11 +114,19 @@ CONFIGURATIONS = {
 }
 
 
+class _InDoublePrecision(LightningCLI):
+    """Converts the model before callbacks copy it, as a job does; Lightning alone does so after that."""
+
+    def after_instantiate_classes(self) -> None:
+        self.model.double()
+
+
 def with_lightning(
     _rank: int, configuration: dict[str, Any], folder: Path
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Runs LightningCLI on one device, with the whole batch of all devices; returns metrics and weights."""
     folder.mkdir()
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of a test before, in this process
     trainer = configuration["trainer"]
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else len(trainer["devices"])
     arguments = configuration["data"].setdefault("init_args", {})
@@ -129,7 +143,7 @@ def with_lightning(
     trainer.setdefault("logger", {"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}})
     with chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cli = LightningCLI(
+        cli = _InDoublePrecision(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
@@ -137,16 +151,18 @@ def with_lightning(
             save_config_callback=None,
             args={"fit": configuration, "subcommand": "fit"},
         )
-    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    metrics = {
+        name: float(value)
+        for name, value in cli.trainer.callback_metrics.items()
+        if name.startswith("val_")  # a loss of each step is there although it is not logged
+    }
     return metrics, {name: value.detach() for name, value in cli.model.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_job_gives_what_lightnings_command_line_gives(worlds: Worlds, tmp_path: Path, name: str) -> None:
     configuration = yaml.safe_load(CONFIGURATIONS[name])
-    metrics, expected = worlds.run(
-        1, with_lightning, copy.deepcopy(configuration), tmp_path / "lightning"
-    )[0]
+    metrics, expected = worlds.run(1, with_lightning, copy.deepcopy(configuration), tmp_path / "lightning")[0]
     configuration["trainer"]["precision"] = "64-true"
     document = read_spec(configuration)[0].model_dump(mode="json")
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Set
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def _parsed(
         added = parser.add_class_arguments(target, "it", fail_untyped=False, skip=skip, instantiate=False)
     else:
         added = parser.add_function_arguments(target, "it", fail_untyped=False, skip=skip)
-    known = {name: value for name, value in given.items() if f"it.{name}" in added}
+    # A copy, because the parser puts its own objects into lists of it.
+    known = {name: deepcopy(value) for name, value in given.items() if f"it.{name}" in added}
     try:
         made = vars(parser.instantiate(parser.parse_object({"it": known})).it) if known else {}
     except ArgumentError as error:

@@ -169,7 +169,8 @@ def as_lightning_module(model: nn.Module, spec: Spec) -> LightningModule:
         model.configure_optimizers = lambda: configured_optimizers(model, spec)  # type: ignore[method-assign]
     elif spec.lr_scheduler is not None:
         raise BuildError(
-            "lr_scheduler", f"needs the optimizer that it schedules; give {type(model).__name__}'s in optimizer"
+            "lr_scheduler",
+            f"needs the optimizer that it schedules; give {type(model).__name__}'s in optimizer",
         )
     return model
 

@@ -20,8 +20,8 @@ from training.spec.text import load_yaml, override
 from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 
 __all__ = [
-    "MAX_PROBLEMS",
     "ARGUMENTS",
+    "MAX_PROBLEMS",
     "ClassSpec",
     "Component",
     "Norm",

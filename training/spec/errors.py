@@ -60,7 +60,9 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
     root: the model that was validated.
     """
     problems: dict[str, Problem] = {}
-    other_forms: dict[str, Problem] = {}  # where a key takes several, one problem is in the form that was used
+    other_forms: dict[
+        str, Problem
+    ] = {}  # where a key takes several, one problem is in the form that was used
     for item in error.errors():
         if len(problems) == MAX_PROBLEMS:
             break

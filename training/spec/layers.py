@@ -11,7 +11,9 @@ from training.spec.errors import Problem, SpecError
 CLASSES = ("model", "data", "optimizer", "lr_scheduler", "loss")
 """Keys of a spec that hold a class and its arguments."""
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "interval"}
-_REFERENCE = re.compile(r"\$\{(?:oc\.env:(?P<env>[A-Za-z_]\w*)(?:,(?P<default>[^}]*))?|(?P<name>[A-Za-z_][\w.]*))\}")
+_REFERENCE = re.compile(
+    r"\$\{(?:oc\.env:(?P<env>[A-Za-z_]\w*)(?:,(?P<default>[^}]*))?|(?P<name>[A-Za-z_][\w.]*))\}"
+)
 
 
 def merged(earlier: Any, later: Any) -> Any:

@@ -29,7 +29,8 @@ _EPOCHS_OF_LIGHTNING = 1000
 def as_spec(data: Mapping[str, Any], *, known: Set[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns the document as a spec, and sentences about what it means here. Does not validate the spec.
 
-    known: the keys of a spec. Raises SpecError for what cannot be honoured, and for a value that is given twice and differs.
+    known: the keys of a spec. Raises SpecError for what cannot be honoured, and for a value that is given
+    twice and differs.
     """
     reading = _Reading(data, known)
     reading.read()
@@ -255,8 +256,8 @@ class _Reading:
         if name == "16-mixed" and not gpus and accelerator not in {"gpu", "cuda"}:
             name = "bf16-mixed"
             self.notes.append(
-                f"trainer.precision: {precision} needs a GPU; on the CPU it is bf16-mixed, as with Lightning. "
-                "For a GPU set resources.gpus_per_worker=1"
+                f"trainer.precision: {precision} needs a GPU; on the CPU it is bf16-mixed, as in "
+                "Lightning. For a GPU set resources.gpus_per_worker=1"
             )
         self._move("trainer.precision", "training.precision", name)
 

@@ -328,7 +328,9 @@ class Spec(_Part):
             raise located("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")
         endless = self.training.max_epochs == -1 and self.training.max_steps is None
         if endless and self.trainer.max_time is None:
-            raise located("training.max_epochs", "-1 never ends; give max_steps or trainer.max_time beside it")
+            raise located(
+                "training.max_epochs", "-1 never ends; give max_steps or trainer.max_time beside it"
+            )
         return self
 
 

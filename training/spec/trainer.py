@@ -202,11 +202,15 @@ ARGUMENTS: Mapping[str, Argument] = {
     "deterministic": _honoured(),
     "benchmark": _honoured(),
     "inference_mode": _honoured(),
-    "use_distributed_sampler": _mapped("`true` is what jobs do; `false` is refused: set `training.sampler: own`"),
+    "use_distributed_sampler": _mapped(
+        "`true` is what jobs do; `false` is refused: set `training.sampler: own`"
+    ),
     "profiler": _honoured("its files are kept with the job's"),
     "detect_anomaly": _honoured(),
     "barebones": _refused("leave it out"),
-    "plugins": _honoured("for precision; a job has its own cluster environment, checkpoint IO and layer sync"),
+    "plugins": _honoured(
+        "for precision; a job has its own cluster environment, checkpoint IO and layer sync"
+    ),
     "sync_batchnorm": _mapped("`true` is `norm.kind: sync_batch_norm`, which is the default"),
     "reload_dataloaders_every_n_epochs": _honoured(),
     "default_root_dir": _mapped("nothing: files go into the job's folder"),

@@ -182,7 +182,11 @@ def test_a_name_of_a_model_is_refused_where_mlflow_refuses_it(name: str, refused
         ({"resources": {"workers": 0}}, "resources.workers", "got 0"),
         ({"resources": {"cpus_per_worker": 0}}, "resources.cpus_per_worker", "greater than 0"),
         ({"resources": {"gpus_per_worker": float("nan")}}, "resources.gpus_per_worker", "finite"),
-        ({"model": {"class_path": "my-models.MLP"}}, "model.class_path", "a dotted path such as package.module.Class"),
+        (
+            {"model": {"class_path": "my-models.MLP"}},
+            "model.class_path",
+            "a dotted path such as package.module.Class",
+        ),
         ({"model": 3}, "model", "got 3"),
         ({"norm": {"group": 0}}, "norm.group", "got 0"),
         ({"norm": {"observe_every": 0}}, "norm.observe_every", "greater than or equal to 1; got 0"),
