@@ -21,7 +21,12 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec",
     "training.spec.arguments",
     "training.spec.errors",
+    "training.spec.layers",
+    "training.spec.lightning_cli",
     "training.spec.model",
+    "training.spec.short_names",
+    "training.spec.text",
+    "training.spec.trainer",
     "training.protocol",
     "training.reserved",
 }

@@ -50,8 +50,8 @@ Components = list[Component] | Component
 def _batches(value: int | float) -> int | float:
     if value < 0 or (isinstance(value, float) and value > 1):
         raise ValueError(
-            f"{value} is neither a number of batches, as 10, nor a part of them, from 0.0 to 1.0; give one of "
-            "these"
+            f"{value} is neither a number of batches, as 10, nor a part of them, from 0.0 to 1.0; "
+            "give one of these"
         )
     return value
 
@@ -63,8 +63,8 @@ Period = dict[Literal["weeks", "days", "hours", "minutes", "seconds"], int]
 class TrainerOptions(BaseModel):
     """Arguments of `lightning.pytorch.Trainer` by their own names. null: not given.
 
-    A spec keeps those that are honoured; the others move to other keys when it is read. Those that are null are
-    left out of its JSON.
+    A spec keeps those that are honoured; the others move to other keys when it is read. Its JSON leaves out
+    those that are null.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
