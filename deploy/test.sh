@@ -3,17 +3,20 @@
 # the CPUs to the others. All tests on MLflow's server are in one process, all tests on PostgreSQL in another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+rest=(--ignore=tests/e2e)
 if [ "${1:-}" = quick ]; then
   export PYTEST_ADDOPTS="${PYTEST_ADDOPTS:-} -m 'not full'"
   parallel=(tests/service "tests/training tests/deploy tests/benchmarks")
+  rest+=(--ignore=tests/service --ignore=tests/training --ignore=tests/deploy --ignore=tests/benchmarks)
 else
-  stack=(tests/e2e/test_{deaths,interruptions,jobs,tutorial}.py) # they share one stack
+  # Of tests/training, those that compute most run with the rest: the three processes end about together.
   tables=(tests/training/test_{as_lightning,streams_and_samplers,lab_networks}.py)
-  parallel=("${tables[*]} ${stack[*]}")
-  parallel+=("tests/training tests/service/backends tests/e2e ${stack[*]/#/--ignore=} ${tables[*]/#/--ignore=}")
+  parallel=(tests/e2e "tests/training tests/service/backends ${tables[*]/#/--ignore=}")
+  rest+=(--ignore=tests/service/backends)
+  for each in tests/training/*/ tests/training/test_*.py; do
+    [[ " ${tables[*]} " = *" $each "* ]] || rest+=("--ignore=$each")
+  done
 fi
-rest=(--ignore=tests/e2e)
-for each in ${parallel[*]}; do [ -e "$each" ] && rest+=("--ignore=$each"); done
 
 logs=$(mktemp -d)
 running=()
