@@ -111,6 +111,35 @@ def spec() -> str:
     return "\n".join(lines)
 
 
+def trainer() -> str:
+    """Returns the page of the Trainer's arguments."""
+    from training.spec import ARGUMENTS, TrainerOptions
+
+    properties = TrainerOptions.model_json_schema()["properties"]
+    rows = [
+        (
+            f"`{name}`",
+            _kind(properties[name]).replace("(#", "(spec.md#"),
+            argument.use,
+            argument.how,
+        )
+        for name, argument in ARGUMENTS.items()
+    ]
+    return "\n".join(
+        [
+            "# Arguments of the Trainer",
+            "",
+            "`trainer:` of a spec takes every argument of `lightning.pytorch.Trainer` by its own name. "
+            "**honoured**: the job's Trainer gets it. **mapped**: another key of the spec says it, or jobs do it "
+            "anyway; given twice with different values it is refused. **refused**: an error that names the way "
+            "out, unless the value is Lightning's default. A test compares this table with the installed "
+            "Lightning.",
+            "",
+            *_table(("argument", "type", "", "what a job makes of it"), rows),
+        ]
+    )
+
+
 def _keys(schema: Mapping[str, Any]) -> Iterator[str]:
     required = schema.get("required", [])
     rows = []
@@ -229,6 +258,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "rest.md": rest,
     "settings.md": settings,
     "spec.md": spec,
+    "trainer.md": trainer,
 }
 
 

@@ -1,0 +1,233 @@
+"""Configurations of LightningCLI, read as specs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+
+from training.spec import ARGUMENTS, Spec, SpecError, TrainerOptions, read_spec
+
+BASE: dict[str, Any] = {
+    "model": {"class_path": "lab.Net"},
+    "data": {"class_path": "lab.Data", "init_args": {"batch_size": 4}},
+}
+
+
+def read(**keys: Any) -> tuple[Spec, list[str]]:
+    return read_spec(BASE | keys)
+
+
+def problems(**keys: Any) -> dict[str, str]:
+    with pytest.raises(SpecError) as caught:
+        read(**keys)
+    return {problem.key: problem.message for problem in caught.value.problems}
+
+
+def test_the_table_has_every_argument_of_the_installed_lightning() -> None:
+    names = list(inspect.signature(Trainer).parameters)
+
+    assert list(TrainerOptions.model_fields) == names
+    assert list(ARGUMENTS) == names
+
+
+def test_what_another_key_says_moves_there() -> None:
+    spec, _ = read(
+        seed_everything=7,
+        trainer={
+            "accelerator": "gpu",
+            "devices": 4,
+            "num_nodes": 2,
+            "precision": "bf16",
+            "max_epochs": 3,
+            "max_steps": 50,
+            "accumulate_grad_batches": 2,
+            "sync_batchnorm": True,
+            "enable_progress_bar": True,
+            "default_root_dir": "logs",
+        },
+    )
+
+    training = spec.training
+    assert (training.seed, training.max_epochs, training.max_steps) == (7, 3, 50)
+    assert (training.precision, training.accumulate_grad_batches) == ("bf16-mixed", 2)
+    assert (training.global_batch_size, training.loader_batches) == (None, 8)
+    assert (spec.resources.workers, spec.resources.gpus_per_worker) == (8, 1)
+    assert spec.norm.kind == "sync_batch_norm"
+    assert spec.trainer == TrainerOptions()
+
+
+def test_what_is_honoured_stays_by_its_name() -> None:
+    given = {"gradient_clip_val": 1.0, "limit_val_batches": 0.5, "deterministic": "warn"}
+
+    spec, _ = read(trainer=given | {"devices": None})
+
+    assert spec.trainer.model_dump() == given
+    assert spec.model_dump()["trainer"] == given
+
+
+def test_a_spec_that_was_read_reads_the_same_again() -> None:
+    spec, _ = read(
+        seed_everything=1,
+        trainer={"devices": 2, "callbacks": [{"class_path": "EarlyStopping", "init_args": {"monitor": "x"}}]},
+    )
+
+    assert read_spec(spec.model_dump(mode="json"))[0] == spec
+
+
+@pytest.mark.parametrize(
+    ("devices", "batches"),
+    [(None, 1), ("auto", 1), (-1, 1), ("-1", 1), (3, 3), ("3", 3), ([0, 1], 2), ("0,1", 2), ("1,", 1)],
+)
+def test_the_batch_is_that_of_the_devices(devices: Any, batches: int) -> None:
+    spec, notes = read(trainer={"devices": devices})
+
+    assert spec.training.loader_batches == spec.resources.workers == batches
+    assert any("data's own loader" in note for note in notes)
+
+
+def test_the_batch_stays_whatever_the_workers_are() -> None:
+    spec, _ = read(trainer={"devices": 2}, resources={"workers": 3})
+
+    assert (spec.training.loader_batches, spec.resources.workers) == (2, 3)
+
+
+def test_a_global_batch_size_comes_before_that_of_the_devices() -> None:
+    spec, _ = read(trainer={"devices": 2}, training={"global_batch_size": 64})
+
+    assert (spec.training.global_batch_size, spec.training.loader_batches) == (64, None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "accelerator", "expected"),
+    [(16, "auto", "bf16-mixed"), ("16-mixed", "gpu", "16-mixed"), (64, "cpu", "64-true"), ("32", None, "32-true")],
+)
+def test_precisions_have_lightnings_names(precision: Any, accelerator: Any, expected: str) -> None:
+    spec, notes = read(trainer={"precision": precision, "accelerator": accelerator})
+
+    assert spec.training.precision == expected
+    assert any("needs a GPU" in note for note in notes) == (expected == "bf16-mixed")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "length"),
+    [
+        ({}, (1000, None)),
+        ({"max_steps": 5}, (None, 5)),
+        ({"max_epochs": -1, "max_steps": 5}, (-1, 5)),
+        ({"max_time": "00:01:00:00"}, (-1, None)),
+        ({"max_epochs": 2, "max_steps": -1}, (2, None)),
+    ],
+)
+def test_a_configuration_is_as_long_as_with_lightning(
+    trainer: dict[str, Any], length: tuple[int | None, int | None]
+) -> None:
+    training = read(seed_everything=True, trainer=trainer)[0].training
+
+    assert (training.max_epochs, training.max_steps) == length
+
+
+def test_an_mlflow_logger_names_the_experiment_and_the_run() -> None:
+    loggers = [
+        {"class_path": "MLFlowLogger", "init_args": {"experiment_name": "lab", "run_name": "first"}},
+        {"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}},
+    ]
+
+    spec, _ = read(trainer={"logger": loggers})
+
+    assert (spec.tracking.experiment, spec.name) == ("lab", "first")
+    assert spec.trainer.model_dump()["logger"] == [
+        {"class_path": "MLFlowLogger", "init_args": {}, "dict_kwargs": {}},
+        {"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}, "dict_kwargs": {}},
+    ]
+
+
+def test_classes_may_be_given_by_path_alone_and_with_more_arguments() -> None:
+    spec, _ = read_spec(
+        {
+            "seed_everything": 1,
+            "model": {"class_path": "lab.Net", "init_args": {"a": 1}, "dict_kwargs": {"b": 2}},
+            "data": "lab.Data",
+            "optimizer": {"class_path": "Adam", "init_args": {"lr": 0.1}},
+            "lr_scheduler": {"class_path": "StepLR", "init_args": {"step_size": 1}},
+        }
+    )
+
+    assert spec.model.init_args == {"a": 1, "b": 2}
+    assert spec.data.class_path == "lab.Data"
+    assert spec.optimizer is not None
+    assert spec.optimizer.class_path == "torch.optim.Adam"
+    assert spec.lr_scheduler is not None
+    assert spec.lr_scheduler.class_path == "torch.optim.lr_scheduler.StepLR"
+
+
+def test_the_section_of_fit_is_the_configuration() -> None:
+    spec, _ = read_spec({"fit": {"seed_everything": 5, **BASE}, "test": {"ckpt_path": "x"}})
+
+    assert spec.training.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("trainer", "key", "message"),
+    [
+        ({"gradient_clip": 1}, "trainer.gradient_clip", r"did you mean gradient_clip_val\?"),
+        ({"fast_dev_run": True}, "trainer.fast_dev_run", "limit_train_batches: 1"),
+        ({"strategy": "fsdp"}, "trainer.strategy", "a job trains with DDP"),
+        ({"accelerator": "tpu"}, "trainer.accelerator", "cpu or gpu"),
+        ({"precision": "16-true"}, "trainer.precision", "is none of"),
+        ({"use_distributed_sampler": False}, "trainer.use_distributed_sampler", "training.sampler: own"),
+        ({"val_check_interval": "00:00:10:00"}, "trainer.val_check_interval", "is a time"),
+        ({"plugins": [{"class_path": "SLURMEnvironment"}]}, "trainer.plugins.0", "find each other"),
+        ({"model_registry": "x"}, "trainer.model_registry", "tracking.register_as"),
+        ({"limit_train_batches": 1.5}, "trainer.limit_train_batches", "part of them, from 0.0 to 1.0"),
+        ({"callbacks": [{"class_pth": "x"}]}, "trainer.callbacks.0.class_path", "is required"),
+        ({"devices": "all"}, "trainer.devices", "no number or list of numbers"),
+        ({"max_epochs": -1}, "training.max_epochs", "never ends"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(trainer: dict[str, Any], key: str, message: str) -> None:
+    found = problems(trainer=trainer)
+
+    assert key in found
+    assert re.search(message, found[key])
+
+
+@pytest.mark.parametrize("name", ["fast_dev_run", "barebones", "overfit_batches", "model_registry"])
+def test_lightnings_defaults_are_no_reason_to_refuse(name: str) -> None:
+    default = inspect.signature(Trainer).parameters[name].default
+
+    assert read(trainer={name: default})[0].trainer == TrainerOptions()
+
+
+def test_a_value_that_is_given_twice_and_differs_is_refused() -> None:
+    found = problems(trainer={"max_epochs": 3}, training={"max_epochs": 4})
+
+    assert found == {"trainer.max_epochs": "3 differs from training.max_epochs, which is 4; keep one of them"}
+    assert read(trainer={"max_epochs": 3}, training={"max_epochs": 3})[0].training.max_epochs == 3
+
+
+def test_keys_of_a_subclass_of_lightning_cli_are_refused_by_name() -> None:
+    found = problems(seed_everything=True, matmul_precision="high")
+
+    assert "adds to its own LightningCLI" in found["matmul_precision"]
+
+
+def test_a_class_that_the_program_names_has_to_be_named() -> None:
+    found = problems(seed_everything=1, model={"lr": 0.1})
+
+    assert "--model package.Class" in found["model.class_path"]
+
+
+def test_hydra_is_recognised() -> None:
+    found = problems(model={"_target_": "lab.Net", "lr": 1})
+
+    assert "class_path: lab.Net" in found["model._target_"]
+
+
+def test_references_to_variables_are_for_the_command_line() -> None:
+    found = problems(seed_everything=1, data={"class_path": "lab.Data", "init_args": {"folder": "${DATA}"}})
+
+    assert "write the value" in found["data.init_args.folder"]
