@@ -59,6 +59,8 @@ def _set(data: Any, keys: Sequence[str], value: Any, *, append: bool) -> Any:
         if append:
             return [*data, value] if isinstance(data, list) else [value] if data is None else [data, value]
         return {"class_path": value} if isinstance(value, str) and _is_class(data) else value
+    if isinstance(data, str) and keys[0] in _OF_A_CLASS:
+        data = {"class_path": data}
     here = dict(data) if isinstance(data, Mapping) else {}
     if keys[0] == "init_args" and here and not here.keys() & _OF_A_CLASS:
         return _set(here, keys[1:], value, append=append)  # arguments beside which no class is named

@@ -312,3 +312,48 @@ def test_what_the_training_adds_is_an_argument_too() -> None:
     source = b"class Own:\n    def __init__(self, params, lr): ..."
     spec = make_spec(optimizer={"class_path": "own.Own", "init_args": {"lr": 1}})
     assert class_path_problems(spec, make_archive({"own.py": source})) == []
+
+
+def test_classes_of_the_trainer_are_checked_by_path_or_by_name() -> None:
+    archive = make_archive({"own.py": b"class Mine:\n    def __init__(self, x): ...\n"})
+    spec = make_spec(
+        trainer={
+            "callbacks": [
+                {"class_path": "EarlyStopping", "init_args": {"monitor": "val_loss"}},
+                {"class_path": "Mine", "init_args": {"x": 1}},
+                {"class_path": "own.Mine", "init_args": {"y": 1}},
+                {"class_path": "EarlyStoping"},
+                {"class_path": "lightning.pytorch.callbacks.Nothing"},
+            ],
+            "logger": [{"class_path": "WandbLogger"}],  # whose package need not be there
+        }
+    )
+
+    found = {problem.key: problem.message for problem in class_path_problems(spec, archive)}
+
+    assert found.keys() == {
+        "trainer.callbacks.2.init_args",
+        "trainer.callbacks.3.class_path",
+        "trainer.callbacks.4.class_path",
+    }
+    assert "write its whole path" in found["trainer.callbacks.3.class_path"]
+
+
+def test_a_class_of_the_uploaded_code_may_be_named_without_its_module() -> None:
+    files = {"a.py": b"class Net: ...\n", "b/c.py": b"class Twice: ...\n", "d.py": b"class Twice: ...\n"}
+    specs = [make_spec(model={"class_path": name}) for name in ("Net", "Twice", "Nowhere")]
+
+    found = [class_path_problems(spec, make_archive(files)) for spec in specs]
+
+    assert found[0] == []
+    assert found[1][0].message.startswith("b.c and d define 'Twice'")
+    assert found[2][0].message.startswith("nothing in the uploaded code defines 'Nowhere'")
+
+
+def test_classes_in_lists_and_mappings_are_checked() -> None:
+    inner = {"parts": [{"class_path": "math.sqrt"}, {"x": {"class_path": "collections.OrderedDct"}}]}
+    spec = make_spec(model={"class_path": "collections.OrderedDict", "init_args": inner})
+
+    (problem,) = class_path_problems(spec, None)
+
+    assert problem.key == "model.init_args.parts.1.x.class_path"

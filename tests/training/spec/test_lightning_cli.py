@@ -103,7 +103,12 @@ def test_a_global_batch_size_comes_before_that_of_the_devices() -> None:
 
 @pytest.mark.parametrize(
     ("precision", "accelerator", "expected"),
-    [(16, "auto", "bf16-mixed"), ("16-mixed", "gpu", "16-mixed"), (64, "cpu", "64-true"), ("32", None, "32-true")],
+    [
+        (16, "auto", "bf16-mixed"),
+        ("16-mixed", "gpu", "16-mixed"),
+        (64, "cpu", "64-true"),
+        ("32", None, "32-true"),
+    ],
 )
 def test_precisions_have_lightnings_names(precision: Any, accelerator: Any, expected: str) -> None:
     spec, notes = read(trainer={"precision": precision, "accelerator": accelerator})

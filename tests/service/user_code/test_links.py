@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from typing import Any
+
+from service.user_code.links import link_problems
+from training.spec import Spec, parse_spec
+
+MAIN = """
+from lightning.pytorch.cli import LightningCLI
+
+class CLI(LightningCLI):
+    def add_arguments_to_parser(self, parser):
+        parser.link_arguments("data.batch_size", "model.init_args.batch_size")
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+"""
+
+
+def make_spec(**init_args: Any) -> Spec:
+    return parse_spec(
+        {
+            "model": {"class_path": "lab.Net", "init_args": init_args},
+            "data": {"class_path": "lab.Data", "init_args": {"batch_size": 4, "classes": 9}},
+        }
+    )
+
+
+def test_a_linked_argument_that_is_missing_is_named_with_its_value() -> None:
+    found = {each.key: each.message for each in link_problems(make_spec(), [("main.py", MAIN)])}
+
+    assert found["model.init_args.batch_size"].endswith("write its value here: 4")
+    assert found["model.init_args.batch_size"].startswith("main.py links it to data.batch_size")
+    assert found["model.init_args.classes"].endswith("write its value here")  # known only when data is made
+
+
+def test_a_linked_argument_that_is_given_is_no_problem() -> None:
+    assert not link_problems(make_spec(batch_size=4, classes=9), [("main.py", MAIN)])
+
+
+def test_files_that_do_not_parse_have_no_links() -> None:
+    assert not link_problems(make_spec(), [("main.py", "link_arguments(")])
