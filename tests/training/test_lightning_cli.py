@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
 
 from tests.training import cli_project  # noqa: F401 - its classes are named without their module
-from tests.training.attempts import attempt
+from tests.training.attempts import Done, attempt
 from tests.training.worlds import Worlds
 from training.spec import read_spec
 
@@ -159,6 +159,13 @@ def with_lightning(
     return metrics, {name: value.detach() for name, value in cli.model.state_dict().items()}
 
 
+def as_job(rank: int, document: dict[str, Any], folder: Path) -> Done:
+    """Runs a job in a working directory of its own."""
+    folder.mkdir(exist_ok=True)
+    with chdir(folder):
+        return attempt(rank, document, folder)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_job_gives_what_lightnings_command_line_gives(worlds: Worlds, tmp_path: Path, name: str) -> None:
     configuration = yaml.safe_load(CONFIGURATIONS[name])
@@ -167,7 +174,7 @@ def test_a_job_gives_what_lightnings_command_line_gives(worlds: Worlds, tmp_path
     document = read_spec(configuration)[0].model_dump(mode="json")
 
     for workers in (1, 2, 3):
-        done = worlds.run(workers, attempt, document, tmp_path / str(workers))[0]
+        done = worlds.run(workers, as_job, document, tmp_path / str(workers))[0]
 
         torch.testing.assert_close(dict(done.state), expected, rtol=1e-9, atol=1e-9)
         logged = {name: value for row in done.rows for name, value in row.items()}
