@@ -106,7 +106,11 @@ class SyncBatchNorm(_BatchNorm):
     def convert_sync_batchnorm(
         cls, module: nn.Module, process_group: dist.ProcessGroup | None = None
     ) -> nn.Module:
-        """Does the same as `sync_bn.convert_sync_batchnorm`, for `cls`."""
+        """Does the same as `sync_bn.convert_sync_batchnorm`, with `cls` as the class of the layers.
+
+        Converts `module` in place and returns it. process_group: the ranks that share statistics; None: the
+        default group, or the group that a layer has already. Raises the errors of that function.
+        """
         return convert(module, cls, process_group)
 
     def forward(
@@ -147,6 +151,7 @@ class SyncBatchNorm(_BatchNorm):
         return F.batch_norm(input, mean, var, self.weight, self.bias, training=True, eps=self.eps)
 
     def extra_repr(self) -> str:
+        """Returns the arguments that `repr` shows, on one line; `activation` only if there is one."""
         arguments: str = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{arguments}, activation={self.activation}" if self.activation else arguments
 

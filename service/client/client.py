@@ -30,6 +30,7 @@ from service.client.retry import Retry, ignore
 from service.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+"""Where `syncbn up` serves the API unless it is told another port."""
 _PAGE_SIZE = 100
 
 
@@ -40,8 +41,8 @@ class Client:
     second, and raises ClientError. Retries are idempotent. `wait`, `follow` and `follow_logs` retry for up
     to `retry_seconds` after they have found the job, so they survive a restart of the server.
 
-    url: address of the server. api_key: None if the server asks for none. Raises ClientError if either
-    cannot be used.
+    url: address of the server. api_key: None if the server asks for none. timeout: in seconds. Raises
+    ClientError if url or api_key cannot be used.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Client:
 
     @property
     def url(self) -> str:
-        """The address of the server, without a trailing slash."""
+        """The address of the server, as `http://127.0.0.1:8000`: without a trailing slash."""
         return self._server.url
 
     def __enter__(self) -> Self:
@@ -69,15 +70,20 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections; the client cannot be used afterwards."""
+        """Closes the connections; the client cannot be used afterwards. Idempotent; does not block."""
         self._server.close()
 
     def submit(self, spec: Mapping[str, Any] | str, idempotency_key: str | None = None) -> Job:
         """Queues a job and returns it. `spec` is a mapping, or YAML or JSON text.
 
         Idempotent under `idempotency_key`: the same key and spec return the same job. None generates a key
-        for this call, so that its own retries cannot queue the job twice. Raises RequestError if the spec is
-        not valid or the key was used for another spec.
+        for this call, so that its own retries cannot queue the job twice.
+
+        Raises RequestError, and queues nothing, if the spec is not valid, if it names code that was not
+        uploaded, or if the key was used for another spec (status 422); its `errors` name each offending key.
+        Raises ValueError if a mapping holds NaN or infinity, and TypeError if it holds what JSON cannot
+        express. Raises ServerUnreachable if no answer came: if its `may_have_arrived` is true, the job may be
+        queued, and only a call with the same idempotency key cannot queue it twice.
         """
         body, headers = _encoded(spec)
         headers["Idempotency-Key"] = idempotency_key or str(uuid.uuid4())
@@ -119,7 +125,7 @@ class Client:
                 return
 
     def job(self, job_id: str) -> Job:
-        """Returns the job as it is now. Raises NotFound."""
+        """Returns the job as it is now. Raises NotFound if the service has no job with this id."""
         return self._server.call(Job, "GET", _path(job_id))
 
     def cancel(self, job_id: str) -> Job:
@@ -253,7 +259,7 @@ class Client:
         return self._server.call(Upload, "POST", "/v1/code", headers=headers, content=archive).digest
 
     def queue(self) -> list[Waiting]:
-        """Returns the queued jobs, in the order in which they will start."""
+        """Returns the queued jobs, in the order in which they will start if nothing changes; may be empty."""
         return self._server.call(Queue, "GET", "/v1/queue").items
 
     def cluster(self) -> Cluster:

@@ -21,7 +21,12 @@ class Answer(BaseModel):
 
 
 class Progress(Answer):
-    """A job's progress. Steps are optimizer steps, counted from 1; epochs are counted from 0."""
+    """A job's progress.
+
+    step: optimizer steps made so far, over all attempts. total_steps: of the whole job; None if the length of
+    the data is not known. epoch: counted from 0; None if the server does not say. eta_seconds: estimated
+    seconds until the last step; None while there is no estimate.
+    """
 
     step: int
     total_steps: int | None = None
@@ -33,7 +38,10 @@ class Failure(Answer):
     """Why a job failed: the error, its rank and step, and the end of that rank's log.
 
     type: the class of the exception, the name of the signal, or Exited (with `code`), OutOfMemory, Hung, Lost
-    or StartTimeout. step: counted from 1; None before the first.
+    or StartTimeout; None if the server does not say. message: "" if there is none. rank: None if no rank has
+    failed. step: the optimizer step, counted from 1; None before the first. code: the exit code; None unless
+    `type` is Exited. signal: the signal's name; None unless a signal killed the rank. log_tail: the last
+    lines of the rank's log; None if there are none.
     """
 
     type: str | None = None
@@ -46,7 +54,10 @@ class Failure(Answer):
 
 
 class Run(Answer):
-    """The job's MLflow run; `url` opens in a browser."""
+    """The job's MLflow run.
+
+    experiment_id, run_id: MLflow's. url: the run's page, to open in a browser; None if the server has none.
+    """
 
     experiment_id: str
     run_id: str
@@ -54,7 +65,16 @@ class Run(Answer):
 
 
 class Job(Answer):
-    """One job. `state` is a string, not an enum, so that the client accepts states of a newer server."""
+    """One job, as it was when the server answered.
+
+    state: a string, not an enum, so that the client accepts states of a newer server. reason: why the job
+    waits, was stopped or ended. priority: higher ones start first. spec: with every default filled in.
+    created_at, started_at, finished_at: times with a time zone, UTC; None before the job starts or ends.
+    attempt: number of the latest one; 0 before the first. workers: those of the current attempt; None while
+    the job waits. wanted_workers: those that a resize asked for; None without a resize. progress: None before
+    the first step. metrics: the latest value of each; None for one that is not finite. error: None unless the
+    job has failed. mlflow: None before the run is made.
+    """
 
     id: str
     name: str
@@ -76,7 +96,7 @@ class Job(Answer):
 
     @property
     def ended(self) -> bool:
-        """Whether the job has succeeded, failed or been cancelled."""
+        """Whether the job has succeeded, failed or been cancelled: it will not change any more."""
         return self.state in ENDED
 
     @property
@@ -88,7 +108,11 @@ class Job(Answer):
 
 
 class Point(Answer):
-    """One value of a metric; None if it is not finite. `timestamp` is in milliseconds since the epoch."""
+    """One value of a metric.
+
+    step: the optimizer step, counted from 1. value: None if it is not finite. timestamp: milliseconds since
+    1970-01-01 UTC.
+    """
 
     name: str
     step: int
@@ -97,8 +121,9 @@ class Point(Answer):
 
 
 class LogSource(Answer):
-    """The attempt and rank whose log lines follow. `rank` is None if the server kept one log for all ranks.
+    """The attempt and rank whose log lines follow.
 
+    attempt: counted from 1. rank: from 0; None if the server kept one log for all ranks.
     header: the line to print before them; None if the log has no other source.
     """
 
@@ -108,7 +133,11 @@ class LogSource(Answer):
 
 
 class LogLine(Answer):
-    """A line that a rank printed. `attempt` and `rank` are None if the server does not say."""
+    """A line that a rank printed.
+
+    line: without its line break. attempt: counted from 1. rank: from 0. Both are None if the server does not
+    say.
+    """
 
     line: str
     attempt: int | None = None
@@ -116,7 +145,11 @@ class LogLine(Answer):
 
 
 class KeyProblem(Answer):
-    """One problem with a request: the offending key and what to do about it."""
+    """One problem with a request.
+
+    key: dotted path of the offending key; "" if it concerns the whole request. message: what is wrong and
+    what to do.
+    """
 
     key: str = ""
     message: str = ""
@@ -126,7 +159,10 @@ class KeyProblem(Answer):
 
 
 class Total(Answer):
-    """A number of workers, and the CPUs and GPUs that all of them need together."""
+    """A number of workers, and the CPUs and GPUs that all of them need together.
+
+    cpus, gpus: may be fractions; None if the server does not say.
+    """
 
     workers: int
     cpus: float | None = None
@@ -136,9 +172,11 @@ class Total(Answer):
 class Validation(Answer):
     """What would happen to a spec if it were submitted now.
 
-    `spec` has every default filled in; `shares` is the number of samples of each worker in a global batch.
-    Fields that depend on the cluster are None while it does not answer. `notes` are sentences about what
-    becomes of arguments of Lightning that the spec gives.
+    valid: always True, because a spec that is not valid raises RequestError. spec: with every default filled
+    in. resources: what the job would get now; if it has to wait, what it needs. shares: the number of samples
+    of each worker in a global batch; None for very many workers. fits_now, fits_ever: whether it would start
+    at once, and whether it fits on the empty cluster; None while the cluster does not answer. reason: why it
+    would wait. notes: sentences about what becomes of arguments of Lightning that the spec gives.
     """
 
     valid: bool
@@ -152,7 +190,11 @@ class Validation(Answer):
 
 
 class Waiting(Answer):
-    """A job in the queue; `position` is counted from 1."""
+    """A job in the queue.
+
+    position: counted from 1, which starts first. priority: higher ones start first. reason: why the job
+    waits. needs: for the least number of workers with which it starts. created_at: with a time zone, UTC.
+    """
 
     position: int
     id: str
@@ -164,21 +206,28 @@ class Waiting(Answer):
 
 
 class Amount(Answer):
-    """A number of CPUs and GPUs; fractions are possible."""
+    """A number of CPUs and a number of GPUs. A fraction is a part of one that several workers share."""
 
     cpus: float
     gpus: float
 
 
 class Node(Amount):
-    """A node and its resources, in use or not."""
+    """A node of the cluster, and all its CPUs and GPUs, in use or not.
+
+    id: Ray's, in hex. address: its IP address in the cluster's network.
+    """
 
     id: str
     address: str
 
 
 class Cluster(Answer):
-    """The nodes, their total and free resources, and the ids of the jobs that hold workers."""
+    """The cluster as the scheduler last saw it.
+
+    nodes: those that can run workers. total, free: over all nodes; free is what no job holds. running: ids of
+    the jobs that hold workers.
+    """
 
     nodes: list[Node]
     total: Amount

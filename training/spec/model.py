@@ -39,7 +39,9 @@ class ClassSpec(_Part):
     """A class and its constructor's keyword arguments (LightningCLI's convention)."""
 
     class_path: ClassPath
-    init_args: dict[str, Any] = Field(default_factory=dict)
+    init_args: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments; a class_path in one makes it an instance"
+    )
 
 
 class Norm(_Part):
@@ -69,20 +71,21 @@ class Optimizer(ClassSpec):
 
 
 class LRScheduler(ClassSpec):
-    """A torch learning rate scheduler, and whether it steps once an epoch or once an optimizer step."""
+    """A torch learning rate scheduler, constructed with the optimizer and `init_args`."""
 
-    interval: Literal["epoch", "step"] = "epoch"
+    interval: Literal["epoch", "step"] = Field(
+        default="epoch", description="It steps once an epoch, or once an optimizer step"
+    )
 
 
 class Checkpoint(_Part):
-    """When checkpoints are written, and how many are kept. A run resumes with the next sample.
-
-    keep_last: the number of most recent checkpoints to keep, beside the best one.
-    """
+    """When checkpoints are written, and how many are kept. A run resumes with the next sample."""
 
     every_steps: int | None = Field(default=None, ge=1, description="Optimizer steps; null: by time alone")
     every_minutes: float | None = Field(default=5, gt=0, description="null: by steps alone")
-    keep_last: int = Field(default=2, ge=1, le=10_000)
+    keep_last: int = Field(
+        default=2, ge=1, le=10_000, description="How many of the latest to keep, beside the best one"
+    )
     monitor: str = Field(
         default="val_loss",
         min_length=1,
@@ -92,10 +95,7 @@ class Checkpoint(_Part):
 
 
 class Training(_Part):
-    """The training loop.
-
-    precision: Lightning's names. seed: determines initial weights, order of samples and random augmentation.
-    """
+    """The training loop: its length, its batches, and what makes it repeatable."""
 
     global_batch_size: int | None = Field(
         default=None,
@@ -124,8 +124,12 @@ class Training(_Part):
     max_steps: int | None = Field(
         default=None, ge=1, description="Optimizer steps; the run ends with the first limit that it reaches"
     )
-    precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    precision: Literal["64-true", "32-true", "bf16-mixed", "16-mixed"] = Field(
+        default="32-true", description="Lightning's names; 16-mixed needs GPUs"
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Of initial weights, order of samples and augmentation"
+    )
     drop_last: bool = Field(default=False, description="Leave out the last, short batch of each epoch")
     accumulate_grad_batches: int = Field(
         default=1,
@@ -139,7 +143,9 @@ class Training(_Part):
         "a sampler's of your own too, does not depend on their number; own: each worker trains on the "
         "batches of its own loader, and results depend on the number of workers",
     )
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: Checkpoint = Field(
+        default=Checkpoint(), description="When the state is saved, so that a run can continue"
+    )
     hang_seconds: float = Field(
         default=300,
         gt=0,
@@ -181,8 +187,8 @@ class Training(_Part):
 class WorkerRange(_Part):
     """The least and the greatest number of workers; the scheduler chooses between them."""
 
-    min: int = Field(ge=1, le=100_000)
-    max: int = Field(ge=1, le=100_000)
+    min: int = Field(ge=1, le=100_000, description="The job starts when this many fit")
+    max: int = Field(ge=1, le=100_000, description="It grows up to this many while there is room")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -192,30 +198,35 @@ class WorkerRange(_Part):
 
 
 class Resources(_Part):
-    """The workers of a job and what each needs.
+    """The workers of a job and what each needs."""
 
-    workers: the number of workers (ranks), or a range. cpus_per_worker, gpus_per_worker: may be fractions.
-    """
-
-    workers: Annotated[int, Field(ge=1, le=100_000)] | WorkerRange = 1
-    cpus_per_worker: float = Field(default=1, gt=0, le=100_000)
-    gpus_per_worker: float = Field(default=0, ge=0, le=100_000)
+    workers: Annotated[int, Field(ge=1, le=100_000)] | WorkerRange = Field(
+        default=1, description="Number of workers (ranks), or a range within which the scheduler chooses"
+    )
+    cpus_per_worker: float = Field(
+        default=1, gt=0, le=100_000, description="CPUs that Ray reserves for each worker; may be a fraction"
+    )
+    gpus_per_worker: float = Field(
+        default=0, ge=0, le=100_000, description="GPUs of each worker; 0: it trains on CPUs"
+    )
 
     @property
     def min_workers(self) -> int:
-        """The least number of workers with which the job may run."""
+        """The least number of workers with which the job may run: `workers`, or its min."""
         return self.workers if isinstance(self.workers, int) else self.workers.min
 
     @property
     def max_workers(self) -> int:
-        """The greatest number of workers that the job may get."""
+        """The greatest number of workers that the job may get: `workers`, or its max."""
         return self.workers if isinstance(self.workers, int) else self.workers.max
 
 
 class Tracking(_Part):
     """The MLflow experiment of the run, and the name under which its model is registered."""
 
-    experiment: str = Field(default="default", min_length=1, max_length=250)
+    experiment: str = Field(
+        default="default", min_length=1, max_length=250, description="Made if MLflow has none of this name"
+    )
     register_as: str | None = Field(
         default=None, min_length=1, max_length=256, description="Name in the model registry, without / and :"
     )
@@ -252,13 +263,13 @@ class Spec(_Part):
     """One training job. Only `model` and `data` are required.
 
     Immutable. `parse_spec` constructs it and raises SpecError; `Spec.model_validate` raises pydantic's
-    ValidationError. labels: free key-value pairs, by which jobs can be listed.
+    ValidationError.
     """
 
     name: str = Field(default="", max_length=200, description="Defaults to the name of the model's class")
     model: ClassSpec = Field(description="nn.Module or LightningModule")
     data: ClassSpec = Field(description="LightningDataModule")
-    norm: Norm = Norm()
+    norm: Norm = Field(default=Norm(), description="What becomes of the model's BatchNorm layers")
     loss: ClassSpec = Field(
         default=ClassSpec(class_path="torch.nn.CrossEntropyLoss"),
         description="For an nn.Module: called with (output, target); must return the mean over the samples",
@@ -275,17 +286,23 @@ class Spec(_Part):
         default=None,
         description="Default for an nn.Module: SGD(lr=0.1, momentum=0.9); a LightningModule has its own",
     )
-    lr_scheduler: LRScheduler | None = None
-    training: Training = Training()
+    lr_scheduler: LRScheduler | None = Field(
+        default=None, description="Of `optimizer`; null: a constant rate, or the LightningModule's own"
+    )
+    training: Training = Field(
+        default=Training(), description="Length, batches, precision, seed, checkpoints"
+    )
     trainer: TrainerOptions = Field(
         default=TrainerOptions(),
         description="Arguments of Lightning's Trainer by their own names, see the table of what they do here",
     )
-    resources: Resources = Resources()
+    resources: Resources = Field(default=Resources(), description="Workers, and the CPUs and GPUs of each")
     priority: int = Field(default=0, ge=-1000, le=1000, description="Jobs with a higher priority start first")
     retries: int = Field(default=3, ge=0, le=100, description="Maximum number of restarts after failures")
-    tracking: Tracking = Tracking()
-    labels: dict[str, str] = Field(default_factory=dict)
+    tracking: Tracking = Field(default=Tracking(), description="Names in MLflow")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Key-value pairs of your own, by which jobs can be listed"
+    )
     code: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="Digest of an uploaded archive (POST /v1/code)"
     )

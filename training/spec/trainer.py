@@ -217,3 +217,4 @@ ARGUMENTS: Mapping[str, Argument] = {
     "enable_autolog_hparams": _honoured(),
     "model_registry": _refused("set tracking.register_as, which names the model in MLflow's registry"),
 }
+"""What becomes of each argument of Lightning's Trainer, by its name: honoured, another key, or refused."""
