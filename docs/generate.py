@@ -132,8 +132,8 @@ def trainer() -> str:
             "`trainer:` of a spec takes every argument of `lightning.pytorch.Trainer` by its own name. "
             "**honoured**: the job's Trainer gets it. **mapped**: another key of the spec says it, or jobs "
             "do it anyway; given twice with different values it is refused. **refused**: an error that names "
-            "the way out, unless the value is Lightning's default. A test compares this table with the installed "
-            "Lightning.",
+            "the way out, unless the value is Lightning's default. A test compares this table with the "
+            "installed Lightning.",
             "",
             *_table(("argument", "type", "", "what a job makes of it"), rows),
         ]
