@@ -106,6 +106,58 @@ def test_an_exception_in_uploaded_code_is_the_reason(stack: Stack, code: Path) -
     assert job["attempt"] == 1
 
 
+CONFIGURATION = """
+seed_everything: true
+trainer:
+  max_epochs: 500
+  devices: 2
+  precision: 64
+  gradient_clip_val: 1.0
+  callbacks:
+    - {class_path: EarlyStopping, init_args: {monitor: val_loss, patience: 5}}
+    - {class_path: Decay, init_args: {by: 0.9}}
+  logger:
+    - {class_path: CSVLogger, init_args: {save_dir: csv}}
+    - {class_path: MLFlowLogger, init_args: {experiment_name: lab}}
+model: {lr: 0.05, metrics: {accuracy: {class_path: torchmetrics.classification.BinaryAccuracy}}}
+data: {class_path: Data, init_args: {batch_size: "${oc.env:BATCH_SIZE,4}"}}
+"""
+
+
+def test_a_configuration_of_lightning_cli_runs_as_it_is(stack: Stack, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "lab.py").write_text(Path("tests/training/cli_project.py").read_text())
+    (project / "config.yaml").write_text(CONFIGURATION)
+    command = [
+        str(project / "config.yaml"),
+        "--code",
+        str(project),
+        "--model",
+        "Net",
+        "--trainer.max_epochs=2",
+    ]
+
+    valid = stack.cli("validate", *command)
+    done = stack.cli("submit", *command, "--follow", "--json")
+
+    assert valid.returncode == 0, valid.stderr
+    assert "a global batch is 2 batches of the data's own loader" in " ".join(valid.stdout.split())
+    assert done.returncode == 0, done.stderr
+    assert "note: a global batch is 2 batches" in done.stderr
+    job = json.loads(done.stdout)
+    assert (job["state"], job["workers"], job["progress"]["step"]) == ("succeeded", 2, 6)
+    assert job["spec"]["tracking"]["experiment"] == "lab"
+    assert "val_accuracy" in job["metrics"]
+
+
+def test_an_argument_of_the_trainer_that_is_wrong_is_refused_by_name(stack: Stack) -> None:
+    refused = stack.cli("submit", str(RECIPE), "--trainer.gradient_clip=1")
+
+    assert refused.returncode == 2
+    assert "trainer.gradient_clip: unknown key; did you mean gradient_clip_val?" in refused.stderr
+
+
 def test_a_nan_names_the_step_and_the_layer(stack: Stack, code: Path) -> None:
     spec = _written(
         code, digits(model={"class_path": "mine.nets.Net", "init_args": {"fault": "nan", "after": 4}})
