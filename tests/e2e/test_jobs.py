@@ -119,7 +119,7 @@ trainer:
   logger:
     - {class_path: CSVLogger, init_args: {save_dir: csv}}
     - {class_path: MLFlowLogger, init_args: {experiment_name: lab}}
-model: {lr: 0.05, metrics: {accuracy: {class_path: torchmetrics.classification.BinaryAccuracy}}}
+model: {lr: 0.05, metrics: {accuracy: {class_path: MulticlassAccuracy, init_args: {num_classes: 2}}}}
 data: {class_path: Data, init_args: {batch_size: "${oc.env:BATCH_SIZE,4}"}}
 """
 
