@@ -5,7 +5,7 @@ The contract tests run against this one and the real one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from service.errors import Refused, Unavailable
@@ -17,13 +17,14 @@ _ENDINGS = {"FINISHED", "FAILED", "KILLED"}
 
 
 class FakeResults:
-    """A tracking server in memory. `jobs`, `points`, `endings` and `artifacts` are keyed by run id."""
+    """A tracking server in memory. `jobs`, `points`, `endings`, `artifacts`, `tags` are keyed by run id."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
         self.points: dict[str, list[Point]] = {}
         self.endings: dict[str, str] = {}
         self.artifacts: dict[str, dict[str, str]] = {}
+        self.tags: dict[str, dict[str, str]] = {}
         self.unreachable = False
         self._runs: dict[str, Run] = {}
         self.deleted_experiments: set[str] = set()
@@ -44,9 +45,18 @@ class FakeResults:
     def url(self, run: Run) -> str:
         return f"http://mlflow.invalid/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
-    def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:  # noqa: ARG002
+    def ensure_run(
+        self,
+        *,
+        job_id: str,
+        name: str,  # noqa: ARG002
+        experiment: str,
+        tags: Mapping[str, str] | None = None,
+    ) -> Run:
         self._answer()
-        return self._runs.get(job_id) or self._new_run(job_id, experiment)
+        if job_id not in self._runs:
+            self.tags[self._new_run(job_id, experiment).run_id] = dict(tags or {})
+        return self._runs[job_id]
 
     def _new_run(self, job_id: str, experiment: str) -> Run:
         experiment_id = self._experiments.setdefault(experiment, str(len(self._experiments) + 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -19,6 +19,8 @@ _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _UPLOAD_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the server answers after it has stored the whole upload
 _PAGE = 25_000  # points of a metric per response, MLflow's maximum
+_KIND = [{"key": "mlflow.experimentKind", "value": "custom_model_development"}]
+"""Makes MLflow open the experiment on its training runs, and not on evaluations of language models."""
 _RETRYABLE = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}
 """Status codes that a proxy may send and that a later retry may not get."""
 
@@ -36,7 +38,9 @@ class MlflowRest:
     def url(self, run: Run) -> str:
         return f"{self.public_url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
-    def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:
+    def ensure_run(
+        self, *, job_id: str, name: str, experiment: str, tags: Mapping[str, str] | None = None
+    ) -> Run:
         experiment_id = self._experiment(experiment)
         # Searched first: a dispatcher may have died between creating the run and writing its id to the row.
         run_id = self._run_of(job_id, experiment_id)
@@ -45,7 +49,7 @@ class MlflowRest:
                 "experiment_id": experiment_id,
                 "run_name": name,
                 "start_time": _now(),
-                "tags": [{"key": JOB_TAG, "value": job_id}],
+                "tags": _listed({**(tags or {}), JOB_TAG: job_id}),
             }
             run_id = str(self._call("POST", "runs/create", json=body)["run"]["info"]["run_id"])
         return Run(experiment_id=experiment_id, run_id=run_id)
@@ -83,7 +87,7 @@ class MlflowRest:
     def _experiment(self, name: str) -> str:
         response = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
         if response.status_code == httpx.codes.NOT_FOUND:
-            created = self._send("POST", f"{_API}/experiments/create", json={"name": name})
+            created = self._send("POST", f"{_API}/experiments/create", json={"name": name, "tags": _KIND})
             if created.is_success:
                 return str(created.json()["experiment_id"])
             # Race closed: another client created it between the two calls.
@@ -140,6 +144,10 @@ class MlflowRest:
         if response.is_server_error or response.status_code in _RETRYABLE:
             raise Unavailable("MLflow", f"{self._http.base_url} answered {response.status_code}")
         return response
+
+
+def _listed(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in tags.items()]
 
 
 def _refuse_errors(response: httpx.Response) -> None:

@@ -6,7 +6,7 @@ tests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -27,8 +27,10 @@ class Results(Protocol):
     def url(self, run: Run) -> str:
         """Returns the URL of the run's page in a browser. Does not call the server."""
 
-    def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:
-        """Returns the job's run; creates it if there is none. Idempotent."""
+    def ensure_run(
+        self, *, job_id: str, name: str, experiment: str, tags: Mapping[str, str] | None = None
+    ) -> Run:
+        """Returns the job's run; creates it with these tags if there is none. Idempotent."""
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         """Returns all points of the named metrics, sorted by name and step.

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 
 from service.backends.tracking import Results
+from service.dispatcher.run_page import run_tags, spec_text
 from service.errors import Refused, Unavailable
-from service.jobs.job import Job, State
+from service.jobs.job import Job, Run, State
 from service.queue.store import Store
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,10 @@ class Runs:
 
     def _create(self, job: Job) -> None:
         experiment = job.spec["tracking"]["experiment"]
-        run = self._results.ensure_run(job_id=job.id, name=job.name, experiment=experiment)
+        run = self._results.ensure_run(
+            job_id=job.id, name=job.name, experiment=experiment, tags=run_tags(job)
+        )
+        self._upload_spec(job, run)
         self._store.set_run(job.id, run.experiment_id, run.run_id)
         now = self._store.get(job.id)
         # Race closed: the job was cancelled and archived before its row named the run, which has to be ended.
@@ -135,3 +139,9 @@ class Runs:
             now.run != run
         ):  # Race closed: another scheduler has created a run meanwhile; the row names the first one.
             self._results.end(run, END_STATUS[State.CANCELLED])
+
+    def _upload_spec(self, job: Job, run: Run) -> None:
+        try:
+            self._results.upload(run, "spec.yaml", spec_text(job))
+        except Refused as error:  # it is in the job's row, too, so the job need not wait for this
+            log.warning("job %s: its run has no spec.yaml: %s", job.id, error)

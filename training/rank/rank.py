@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import tempfile
 import warnings
@@ -21,6 +20,7 @@ from training.rank.children import ending_children
 from training.rank.context import RankContext, apply_thread_count, join, own_address
 from training.rank.progress import ProgressTracker
 from training.rank.reports import Reports
+from training.rank.silence import silence_lightning
 from training.run_dir import RunFolder
 from training.spec import Spec, flat, parse_spec
 
@@ -83,7 +83,7 @@ class RankRun:
         from training.tracking.fluent import active_in_mlflow
 
         self.context = context
-        _silence_lightning()
+        silence_lightning()
         try:
             self.mlflow_run = self._mlflow_run()
             with (
@@ -129,7 +129,8 @@ class RankRun:
         )
         report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
         logs = LogSync(module, share, steps=not isinstance(module, Supervised))
-        logger = RunLogger(tracker, self.mlflow_run, flat(self.spec), self.folder.files)
+        params = flat(self.spec) if isinstance(module, Supervised) else used_by_any_module(self.spec)
+        logger = RunLogger(tracker, self.mlflow_run, params, self.folder.files)
         self.trainer = loaders.trainer = make_trainer(
             self.spec,
             self.context,
@@ -332,7 +333,7 @@ class RankRun:
         return MlflowTracker(
             uri,
             run_id,
-            params=flat(self.spec),
+            params=used_by_any_module(self.spec),
             tags=self._tags(),
             spool=self.folder.spool,
             register_as=self.spec.tracking.register_as,
@@ -371,6 +372,11 @@ class RankRun:
             say(text)
 
 
+def used_by_any_module(spec: Spec) -> dict[str, str]:
+    """Returns the parameters of a spec without those that a LightningModule does not use."""
+    return {key: value for key, value in flat(spec).items() if not key.startswith(("loss.", "metrics."))}
+
+
 def _build_model(spec: Spec) -> Any:
     from training.model.instantiate import construct
     from training.model.supervised import checked_module
@@ -386,14 +392,3 @@ def _change_last_bits(module: Any) -> None:
     with torch.no_grad():
         for parameter in real:
             parameter.copy_(parameter.nextafter(torch.full_like(parameter, torch.inf)))
-
-
-def _silence_lightning() -> None:
-    """Silences Lightning's tips, and its warnings about things that are intended here."""
-    # MLflow imports Lightning under its other name, and then Lightning uses that name's logger.
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist=True.*")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,10 +111,10 @@ def test_a_job_whose_experiment_is_deleted_waits_and_holds_up_nobody(
 ) -> None:
     ensure_run = world.results.ensure_run
 
-    def refuse(*, job_id: str, name: str, experiment: str) -> Run:
+    def refuse(*, job_id: str, name: str, experiment: str, **more: Any) -> Run:
         if experiment == "gone":
             raise Refused("MLflow's experiment 'gone' is deleted")
-        return ensure_run(job_id=job_id, name=name, experiment=experiment)
+        return ensure_run(job_id=job_id, name=name, experiment=experiment, **more)
 
     monkeypatch.setattr(world.results, "ensure_run", refuse)
     workers = {"workers": 4}
@@ -132,10 +133,10 @@ def test_an_answer_that_one_job_alone_gets_holds_up_no_other(
 ) -> None:
     ensure_run = world.results.ensure_run
 
-    def answer(*, job_id: str, name: str, experiment: str) -> Run:
+    def answer(*, job_id: str, name: str, experiment: str, **more: Any) -> Run:
         if experiment == "bad":
             raise error
-        return ensure_run(job_id=job_id, name=name, experiment=experiment)
+        return ensure_run(job_id=job_id, name=name, experiment=experiment, **more)
 
     monkeypatch.setattr(world.results, "ensure_run", answer)
     bad, good = world.create(tracking={"experiment": "bad"}), world.create()
@@ -182,7 +183,7 @@ def test_the_logs_wait_for_a_storage_that_cannot_be_read(world: World) -> None:
 
     away.rename(world.folder)
     world.round()
-    assert world.results.artifacts[world.run(job).run_id] == {"logs/attempt-1/rank-0.log": "bye\n"}
+    assert world.results.artifacts[world.run(job).run_id]["logs/attempt-1/rank-0.log"] == "bye\n"
 
 
 def test_a_run_that_somebody_deleted_stops_no_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,11 +302,11 @@ def test_a_run_that_is_made_for_a_job_cancelled_meanwhile_is_ended(
     job = without_run(world)
     ensure_run = world.results.ensure_run
 
-    def late(*, job_id: str, name: str, experiment: str) -> Run:
+    def late(*, job_id: str, name: str, experiment: str, **more: Any) -> Run:
         world.store.request_cancel(job.id)
         world.dispatcher.finisher.finish_all()
         assert world.look(job).archived_at is not None
-        return ensure_run(job_id=job_id, name=name, experiment=experiment)
+        return ensure_run(job_id=job_id, name=name, experiment=experiment, **more)
 
     monkeypatch.setattr(world.results, "ensure_run", late)
     world.dispatcher.runs.create_all()
@@ -318,7 +319,7 @@ class Racing(FakeResults):
 
     between: Callable[[], object] | None = None
 
-    def ensure_run(self, *, job_id: str, name: str, experiment: str) -> Run:  # noqa: ARG002
+    def ensure_run(self, *, job_id: str, name: str, experiment: str, **_more: Any) -> Run:  # noqa: ARG002
         known = self._runs.get(job_id)
         if self.between is not None:
             happen, self.between = self.between, None

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from service.dispatcher.run_page import run_tags, spec_text
+from service.jobs.job import Job, new_job, utc_now
+from tests.service.examples import make_spec
+from training.spec import parse_spec
+
+
+def make_job(**keys: Any) -> Job:
+    return new_job(make_spec(**keys), created_at=utc_now())
+
+
+def test_labels_are_tags_and_the_description_has_the_spec() -> None:
+    job = make_job(labels={"team": "vision", "ticket": "7"})
+
+    tags = run_tags(job)
+
+    assert (tags["team"], tags["ticket"]) == ("vision", "7")
+    assert f"syncbn show {job.id}" in tags["mlflow.note.content"]
+    assert "class_path:" in tags["mlflow.note.content"]
+
+
+def test_keys_that_mlflow_refuses_or_takes_for_itself_are_others() -> None:
+    tags = run_tags(make_job(labels={"a,b": "1", "mlflow.runName": "2", "syncbn.job": "3", "é": "4"}))
+
+    assert (tags["a_b"], tags["label.mlflow.runName"], tags["label.syncbn.job"], tags["é"]) == (
+        *("1", "2", "3"),
+        "4",
+    )
+
+
+def test_a_long_spec_is_cut_in_the_description_alone() -> None:
+    job = make_job(labels={f"key{index}": "x" * 100 for index in range(100)})
+
+    assert len(run_tags(job)["mlflow.note.content"]) <= 5_000
+    assert "the rest is in the artifact spec.yaml" in run_tags(job)["mlflow.note.content"]
+    assert parse_spec(yaml.safe_load(spec_text(job))).labels == job.labels
