@@ -170,6 +170,7 @@ def _loader(spec: Spec) -> Any:
     data = construct(spec.data, "data")
     data.setup("fit")
     settings = spec.training
+    assert settings.global_batch_size is not None
     return share_loader(
         data.train_dataloader(),
         batch_size=settings.global_batch_size,

@@ -73,6 +73,7 @@ def plain(spec: Spec) -> None:
     data.setup("fit")
     dataset = data.train_dataloader().dataset
     sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=spec.training.seed)
+    assert spec.training.global_batch_size is not None
     share = spec.training.global_batch_size // dist.get_world_size()
     loader = DataLoader(dataset, batch_size=share, sampler=sampler)
     model = DistributedDataParallel(construct(spec.model, "model"))

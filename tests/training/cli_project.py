@@ -62,6 +62,7 @@ class Net(LightningModule):
         output = self.head(self.encoder(batch[0]))
         self.log("val_loss", nn.functional.cross_entropy(output, batch[1]))
         for name, metric in self.metrics.items():
+            assert isinstance(metric, Metric)
             metric(output, batch[1])
             self.log(f"val_{name}", metric, metric_attribute=f"metrics.{name}")
 
@@ -72,7 +73,7 @@ class Net(LightningModule):
 class Bare(Net):
     """Leaves the optimizer to the configuration."""
 
-    configure_optimizers = LightningModule.configure_optimizers  # type: ignore[assignment]
+    configure_optimizers = LightningModule.configure_optimizers
 
 
 class GivenOptimizer(Net):

@@ -219,6 +219,7 @@ def fit(
     share_counts = ShareCounts()
     loss = GlobalLoss(tracker, vote or StopVote(), share_counts, ahead=list)
     first = [share_counts, report, loss]
+    assert spec.training.global_batch_size is not None
     trainer = _trainer(spec, tracker, loss, [*first, ProgressReporter(tracker), *callbacks], batches_per_step)
     share = partial(
         share_loader,

@@ -50,7 +50,7 @@ STORE = NoCode("sqlite:////nowhere/jobs.db")
 def read(body: bytes, *, is_json: bool = False) -> None:
     """Anything but a spec that can be stored, or a SpecError that can be told, is a bug."""
     try:
-        spec = read_spec(SpecText(content=body, is_json=is_json), STORE)
+        spec, _ = read_spec(SpecText(content=body, is_json=is_json), STORE)
     except SpecError as error:
         str(error).encode()
     else:
