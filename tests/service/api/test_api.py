@@ -315,8 +315,20 @@ def test_validating_says_what_would_run_and_changes_nothing(api: httpx.Client, s
         "fits_now": True,
         "fits_ever": True,
         "reason": "",
+        "notes": [],
     }
     assert sqlite_store.list_jobs()[0] == []
+
+
+def test_validating_says_what_becomes_of_arguments_of_lightning(api: httpx.Client) -> None:
+    spec = make_data(trainer={"devices": 2, "max_epochs": 3})
+    spec.pop("training", None)
+
+    document = api.post("/v1/jobs/validate", json=spec).json()
+
+    (note,) = document["notes"]
+    assert note.startswith("a global batch is 2 batches of the data's own loader")
+    assert document["shares"] is None
 
 
 def test_validating_says_why_a_job_would_wait(api: httpx.Client) -> None:
