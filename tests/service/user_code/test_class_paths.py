@@ -351,7 +351,7 @@ def test_a_class_of_the_uploaded_code_may_be_named_without_its_module() -> None:
 
 
 def test_classes_in_lists_and_mappings_are_checked() -> None:
-    inner = {"parts": [{"class_path": "math.sqrt"}, {"x": {"class_path": "collections.OrderedDct"}}]}
+    inner = {"parts": [{"class_path": "math.sqrt"}, {"x": {"class_path": "training.models.ConvNetz"}}]}
     spec = make_spec(model={"class_path": "collections.OrderedDict", "init_args": inner})
 
     (problem,) = class_path_problems(spec, None)
