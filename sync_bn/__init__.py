@@ -5,6 +5,7 @@ from sync_bn.convert import convert_sync_batchnorm, revert_sync_batchnorm
 from sync_bn.diagnostics import observe
 from sync_bn.groups import process_group_of
 from sync_bn.layer import SyncBatchNorm
+from sync_bn.losses import global_mean
 from sync_bn.precise import precise_bn
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "SyncBatchNorm",
     "check_ranks",
     "convert_sync_batchnorm",
+    "global_mean",
     "observe",
     "precise_bn",
     "process_group_of",

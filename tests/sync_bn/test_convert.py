@@ -250,6 +250,7 @@ def test_public_names_are_these() -> None:
         "SyncBatchNorm",
         "check_ranks",
         "convert_sync_batchnorm",
+        "global_mean",
         "observe",
         "precise_bn",
         "process_group_of",
