@@ -76,6 +76,13 @@ class Verification:
             for difference, bound in zip(self.differences(curve), bounds, strict=True)
         )
 
+    @property
+    def differs_at_once(self) -> bool:
+        """Whether curves of sync_batch_norm differ by more than rounding before any weight has changed."""
+        return self.bound is not None and any(
+            self.differences(curve)[0] > self._bounds(self.bound)[0] for curve in self._synchronized()
+        )
+
     def _synchronized(self) -> list[Curve]:
         return [curve for curve in self.curves if curve.kind == "sync_batch_norm"]
 

@@ -95,6 +95,13 @@ def _show(result: Verification, figure: Path) -> None:
 def _verdict(result: Verification) -> str:
     if result.bound is None:
         return f"{result.precision}: the size of rounding is not known"
+    if result.differs_at_once:
+        return (
+            f"sync_batch_norm: differs by more than rounding ({result.bound:g}) from the first step on, so "
+            "the loss itself depends on how the batch is split: it draws random numbers (dropout), or it is "
+            "no mean over the samples (a masked mean, a sum, a ratio, pairs of samples). Divide by counts "
+            "with sync_bn.global_mean: see Losses in docs/reference/lightning.md"
+        )
     if not result.holds:
         return f"sync_batch_norm: differs by more than rounding ({result.bound:g}, or what it grows to)"
     if result.largest <= result.bound:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.verify import _verdict
 from training.spec import parse_spec
 from training.verify import Curve, Verification, _variant, draw
 
@@ -87,3 +88,16 @@ def test_runs_differ_in_normalisation_and_workers_alone() -> None:
     assert variant.resources.workers == 3
     assert variant.training.max_steps == 50
     assert (variant.training.seed, variant.model, variant.data) == (7, spec.model, spec.data)
+
+
+@pytest.mark.parametrize(("first", "last", "at_once"), [(1e-3, 1e-3, True), (0.0, 1e-3, False)])
+def test_a_loss_that_depends_on_the_split_differs_before_any_weight_has_changed(
+    first: float, last: float, *, at_once: bool
+) -> None:
+    split = Curve(kind="sync_batch_norm", workers=3, losses=[2.0 * (1 + first), 1.0 + last])
+    verification = found(0.0)
+    verification = replace(verification, curves=[*verification.curves, split])
+
+    assert not verification.holds
+    assert verification.differs_at_once is at_once
+    assert ("global_mean" in _verdict(verification)) is at_once
