@@ -5,7 +5,10 @@ An upgrade may change them without notice. tests/training/test_internals.py says
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,10 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from numpy._core.multiarray import _reconstruct
-from torch import Tensor
+from torch import Tensor, _guards, nn
 from torch.autograd.graph import Node
 from torch.distributed import distributed_c10d
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 from torchmetrics import Metric
@@ -31,6 +35,15 @@ SKIPPED = object()
 
 PICKLED_ARRAY: tuple[Any, ...] = (_reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32)))
 """What `torch.load(weights_only=True)` must allow for a NumPy array of uint32."""
+
+
+MEAN, SUM = 1, 2
+"""The reductions of torch's losses."""
+
+_DEFAULT_IGNORE_INDEXES = [
+    inspect.signature(function).parameters["ignore_index"].default
+    for function in (F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss)
+]
 
 
 def logged_in_stage(trainer: Trainer) -> Any:
@@ -171,6 +184,38 @@ def allow_skipped_steps(trainer: Trainer) -> None:
 def backward_reaches(node: Node) -> bool:
     """Returns whether the backward pass that runs now will execute a node. Call it in a tensor's hook."""
     return torch._C._will_engine_execute_node(node)
+
+
+def is_default_ignore_index(ignore_index: int) -> bool:
+    """Returns whether the caller of a loss has left `ignore_index` to torch, and has not named -100 itself.
+
+    By identity: a number outside CPython's cache is another object in each place that writes it. Where that
+    fails, as in a loss that was pickled, the default counts as named.
+    """
+    return any(ignore_index is default for default in _DEFAULT_IGNORE_INDEXES)
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Returns whether torch.compile is tracing the call that has this argument, which has no values then."""
+    return _guards.detect_fake_mode(tensor) is not None
+
+
+@contextmanager
+def losses_replaced(replacements: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """Calls replacement(original, *args) where `torch.nn.functional` calls a compiled loss.
+
+    replacements: by the names `cross_entropy_loss` and `nll_loss_nd`. Functions and modules that were
+    imported before call it, too.
+    """
+    compiled: Any = torch._C._nn
+    originals = {name: getattr(compiled, name) for name in replacements}
+    for name, replacement in replacements.items():
+        setattr(compiled, name, functools.partial(replacement, originals[name]))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(compiled, name, original)
 
 
 def prepare_forward_sync(ddp: DistributedDataParallel) -> None:

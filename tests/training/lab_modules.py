@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, SumMetric
 from torchmetrics.classification import BinaryF1Score
 
+from sync_bn import global_mean
 from tests.training.attempts import stop_if_asked
 
 SAMPLES, VALIDATION = 14, 9  # the last batch leaves the third of three ranks without a sample
@@ -587,6 +588,10 @@ class TrainsOnly(Data):
     val_dataloader = LightningDataModule.val_dataloader
 
 
+class EvenTrainsOnly(Even):
+    val_dataloader = LightningDataModule.val_dataloader
+
+
 TESTED = ("Tested", "TestedOnTwo")
 
 
@@ -932,3 +937,76 @@ class DividedByRank(Data):
         own = range(self.trainer.global_rank, SAMPLES - 1, self.trainer.world_size)
         samples = Subset(Samples(SAMPLES, 1), list(own))
         return DataLoader(samples, batch_size=self.batch_size, collate_fn=COLLATED[self.kind])
+
+
+IGNORED = 255
+
+
+def segments(batch: Any) -> tuple[Tensor, Tensor]:
+    """(N, 4, 7) and labels (N, 7) of a batch with samples first. All labels of some samples are ignored."""
+    x = batch.contents()[0] if isinstance(batch, Opaque) else batch[0]
+    labels = (x.mean(2) > -0.2).long() + (x[..., 0] > 0.4)
+    return x.transpose(1, 2), labels.masked_fill((x[..., 1] > 0.5) | (x[:, :1, 0] > 0.3), IGNORED)
+
+
+class Segments(Regression):
+    """Losses that divide by the weights of the targets that count. which: a key of `LOSSES`."""
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.loss = LOSSES[which]
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Conv1d(4, 6, 1), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 3, 1))
+
+    def loss_of(self, batch: Any) -> Tensor:
+        x, labels = segments(batch)
+        return self.loss(self.net(x), labels)
+
+    def training_step(self, batch: Any, _index: int) -> Tensor:
+        loss = self.loss_of(batch)
+        self.log("loss_of_step", loss, on_step=True, on_epoch=True, batch_size=len(segments(batch)[1]))
+        return loss
+
+    def test_step(self, batch: Any, _index: int) -> None:  # noqa: PT019 (no test)
+        self.log("test_loss", self.loss_of(batch), batch_size=len(segments(batch)[1]))
+
+
+def _weighted(scores: Tensor, labels: Tensor, **given: Any) -> Tensor:
+    loss: Tensor = F.cross_entropy(scores, labels, weight=scores.new_tensor([0.2, 1.0, 3.0]), **given)
+    return loss
+
+
+def _nll(scores: Tensor, labels: Tensor) -> Tensor:
+    weight = scores.new_tensor([0.2, 1.0, 3.0])
+    return F.nll_loss(scores.log_softmax(1), labels, weight, ignore_index=IGNORED)
+
+
+def _with_another(scores: Tensor, labels: Tensor) -> Tensor:
+    other = scores.square().mean((1, 2))
+    return _weighted(scores, labels, ignore_index=IGNORED) + 0.3 * other.mean()
+
+
+def _masked(scores: Tensor, labels: Tensor) -> Tensor:
+    mask = labels != IGNORED
+    errors = (scores[:, 0] - labels.where(mask, 0)).square()
+    return global_mean((errors * mask).sum(), mask.sum())
+
+
+def _dice(scores: Tensor, labels: Tensor) -> Tensor:
+    """Of the batch, for each class: a ratio of two sums, of which both have a gradient."""
+    mask = labels != IGNORED
+    found = scores.softmax(1) * mask[:, None]
+    wanted = F.one_hot(labels.where(mask, 0), 3).movedim(2, 1) * mask[:, None]
+    overlap, size = (found * wanted).sum((0, 2)), (found + wanted).sum((0, 2))
+    return (1 - 2 * global_mean(overlap, size)).square().mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "class weights": lambda scores, labels: _weighted(scores, labels.where(labels != IGNORED, 0)),
+    "ignored": nn.CrossEntropyLoss(ignore_index=IGNORED),
+    "both": lambda scores, labels: _weighted(scores, labels, ignore_index=IGNORED, label_smoothing=0.1),
+    "nll": _nll,
+    "with another": _with_another,
+    "masked": _masked,
+    "Dice": _dice,
+}

@@ -105,6 +105,28 @@ ROWS = [
         data="Even",
         accumulate=2,
     ),
+    *(
+        Row(group="Loss", what=what, module="Segments", kind=kind, data=data, arguments={"which": which})
+        for which, kind, data, what in (
+            ("class weights", "tuple", "Tested", "cross_entropy with class weights"),
+            ("ignored", "tuple", "Tested", "cross_entropy with ignore_index, and shares without a target"),
+            ("both", "tuple", "Data", "class weights, ignore_index and label smoothing"),
+            ("both", "own class", "Data", "class weights, ignore_index and label smoothing"),
+            ("nll", "tuple", "Data", "nll_loss with class weights and ignore_index"),
+            ("with another", "tuple", "Data", "the sum of a weighted cross_entropy and a mean over samples"),
+            ("masked", "tuple", "Tested", "a masked mean, by sync_bn.global_mean"),
+            ("masked", "own class", "Data", "a masked mean, by sync_bn.global_mean"),
+            ("Dice", "tuple", "Data", "the Dice loss of a batch, by sync_bn.global_mean"),
+        )
+    ),
+    Row(
+        group="Loss",
+        what="cross_entropy with class weights, in two micro-batches per step",
+        module="Segments",
+        data="EvenTrainsOnly",
+        accumulate=2,
+        arguments={"which": "class weights"},
+    ),
     Row(group="Optimization", what="parameters that no step uses", module="UnusedHead"),
     Row(group="Optimization", what="parameters that some steps use", module="HeadOfSomeBatches"),
     Row(

@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -20,6 +21,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics import SumMetric
@@ -385,3 +387,26 @@ def test_mlflow_takes_its_active_run_from_a_stack_for_each_thread() -> None:
 
     assert seen == ["of every thread", "within"]
     assert mlflow.active_run() is None
+
+
+def test_whether_ignore_index_is_named_is_known_from_the_number_that_torchs_losses_get() -> None:
+    found: list[bool] = []
+
+    def note(loss: Any, *args: Any) -> Tensor:
+        found.append(internals.is_default_ignore_index(args[4]))
+        result: Tensor = loss(*args)
+        return result
+
+    scores, classes = torch.zeros(2, 3), torch.tensor([0, -100])
+    with internals.losses_replaced({"cross_entropy_loss": note, "nll_loss_nd": note}):
+        for default in (nn.CrossEntropyLoss(), nn.NLLLoss(), F.cross_entropy, F.nll_loss):
+            assert default(scores, classes) <= 2
+        for named in (nn.CrossEntropyLoss(ignore_index=-100), nn.NLLLoss(ignore_index=-100)):
+            assert named(scores, classes) <= 2
+        for function in (F.cross_entropy, F.nll_loss):
+            function(scores, classes, ignore_index=-100)
+        partial(F.cross_entropy, ignore_index=-100)(scores, classes)
+        pickle.loads(pickle.dumps(nn.CrossEntropyLoss(ignore_index=-100)))(scores, classes)
+
+    F.cross_entropy(scores, classes)
+    assert found == [True] * 4 + [False] * 6

@@ -30,9 +30,11 @@ from torch import Tensor, nn
 from sync_bn import SyncBatchNorm
 from training import internals
 from training.callbacks.job_step import job_step
+from training.callbacks.meeting import meet
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.step_barrier import StepBarrier
 from training.callbacks.stop_vote import StopVote, Vote
+from training.callbacks.target_means import TargetMeans, refuse_plain_means
 from training.errors import StepError
 from training.loading.counted import CountedLoader
 from training.model.gradient_sync import GradientSync
@@ -47,30 +49,34 @@ _INSTEAD_OF_NONE = (
 class Exchange(NamedTuple):
     """What the ranks tell one another when a backward pass begins, summed over all ranks, in float64.
 
-    loss: sum over the samples. counted: the number of samples, without those whose loss is None. save: the
-    number of ranks that vote to save. stop: of those that also vote to stop. skipped: of those without a
-    backward pass. partial: of those whose pass does not reach every parameter. ends: of those on which user
-    code has set `trainer.should_stop`.
+    loss: sum over the samples. ignored, targets, spread: see `target_means.refuse_plain_means`. counted: the
+    number of samples, without those whose loss is None. save: the number of ranks that vote to save. stop: of
+    those that also vote to stop. skipped: of those without a backward pass. partial: of those whose pass does
+    not reach every parameter. ends: of those on which user code has set `trainer.should_stop`.
     """
 
     loss: float
+    ignored: float
     counted: float
     save: float
     stop: float
     skipped: float
     partial: float
     ends: float
+    targets: float
+    spread: float
 
 
 class GlobalLoss(Callback):
     """Weights each rank's gradient by its share and logs `train_loss`, the mean over the global batch.
 
     In the last micro-batch of a step it also counts the ranks' votes on saving and stopping (`vote`), and has
-    the gradients averaged (`gradients`).
+    the gradients averaged (`gradients`). Losses that divide by counts are those of `targets`.
 
     Raises on every rank, before the optimizer step: NonFiniteLoss if the mean loss of a micro-batch is NaN or
-    infinite; StepError if some ranks have no backward pass in which layers of the others communicate. Raises
-    StepError on a rank whose step has ended while others, in the same step, wait for it in a collective.
+    infinite; StepError if some ranks have no backward pass in which layers of the others communicate, or if a
+    loss is a mean over something else than the samples, in a validation or test at its end. Raises StepError
+    on a rank whose step has ended while others, in the same step, wait for it in a collective.
 
     ahead: see `StepBarrier`.
     """
@@ -89,6 +95,7 @@ class GlobalLoss(Callback):
         self._entered: int | None = None  # collectives, before training_step
         self._equal_parts = equal_parts
         self.gradients = GradientSync()
+        self.targets = TargetMeans(share)
         self.batch: tuple[Any, int] = (None, 0)
         self.value = math.nan
         self.others_go_on = False
@@ -101,6 +108,9 @@ class GlobalLoss(Callback):
         self._is_last = True  # whether the running micro-batch is the last one of this step
         self._micro_batch_sums = (0.0, 0.0)  # sum of losses and number of samples, over all ranks
         self._total, self._count = 0.0, 0.0  # the same two, over this step's micro-batches so far
+
+    def setup(self, _trainer: Trainer, module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        self.module = module
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -227,18 +237,24 @@ class GlobalLoss(Callback):
             mean = loss.detach().double().reshape(()) * micro_batches / _loss_scale(self.trainer)
             loss_sum = mean * samples
         skips = loss is None or not loss.requires_grad
+        counted = samples * counts
+        targets = self.targets.targets if counted else 0.0
         own = Exchange(
             loss=0.0,
-            counted=samples * counts,
+            ignored=0.0,
+            counted=counted,
             save=vote >= Vote.SAVE,
             stop=vote >= Vote.SAVE_AND_STOP,
             skipped=skips,
             partial=not reaches_all,
             ends=self.trainer.should_stop,
+            targets=targets,
+            spread=targets**2 / (counted or 1),
         )
-        sums = torch.stack([loss_sum, *loss_sum.new_tensor(own[1:])])
-        dist.all_reduce(sums)
-        told = Exchange(*sums.tolist())
+        ignored = torch.as_tensor(self.targets.ignored if counts else 0.0).to(loss_sum)
+        self.targets.forget()
+        numbers = torch.stack([loss_sum, ignored, *loss_sum.new_tensor(own[2:])])
+        told = Exchange(*meet(f"backward pass or end of {self.share.batch}", numbers).tolist())
         self._told = True
         self._passed |= not skips
         self.vote.count(save=told.save, stop=told.stop)
@@ -252,6 +268,9 @@ class GlobalLoss(Callback):
         return told
 
     def _check(self, told: Exchange, *, skips: bool) -> None:
+        refuse_plain_means(
+            ignored=told.ignored, targets=told.targets, spread=told.spread, samples=told.counted
+        )
         if told.counted and not math.isfinite(told.loss / told.counted):
             raise nonfinite_error(
                 self.module, *self.batch, step=job_step(self.trainer) + 1, loss=told.loss / told.counted
@@ -281,6 +300,21 @@ class GlobalLoss(Callback):
         if self._hook is not None:
             self._hook.remove()  # a loss may have several backward passes
             self._hook = None
+
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        self._check_evaluation()
+
+    def on_test_epoch_end(self, *_: Any) -> None:
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        if dist.get_world_size() == 1:
+            return
+        ignored = torch.as_tensor(self.targets.ignored, dtype=torch.float64).to(self.module.device)
+        self.targets.forget()
+        # Every rank reaches it at the end of every validation and test.
+        (total,) = meet("end of the evaluation", ignored.reshape(1)).tolist()
+        refuse_plain_means(ignored=total)
 
     def on_train_batch_end(self, trainer: Trainer, _module: LightningModule, outputs: Any, *_: Any) -> None:
         if not self._told and not outputs:

@@ -35,6 +35,8 @@ class ShareCounts(Callback):
 
     def __init__(self) -> None:
         self.samples = 1
+        self.batch = ""
+        """The running batch, in words: equal on all ranks."""
         self.example: Tensor | None = None
         """One sample of the input of the first batch, if that is a tensor."""
         self._is_first, self._is_empty = True, False
@@ -69,6 +71,7 @@ class ShareCounts(Callback):
             self._is_first = False
             self.example = example_input(batch)
         (loader, number), *_ = given_in_batch(*internals.loaders_to_train_on(trainer), batch_idx)
+        self.batch = f"batch {batch_idx} of the training epoch"
         self._begin(module, loader, batch, number)
 
     def on_validation_batch_start(
@@ -93,6 +96,7 @@ class ShareCounts(Callback):
     def _evaluate(
         self, trainer: Trainer, module: LightningModule, batch: Any, number: int, index: int
     ) -> None:
+        self.batch = f"batch {number} of loader {index} of the evaluation"
         loaders, mode = internals.loaders_to_evaluate_on(trainer)
         if mode == "sequential":
             loader = loaders[index]

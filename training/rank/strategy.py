@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class GroupStrategy(DDPStrategy):
         module = self.lightning_module
         assert module is not None
         self._loss.begin_step()
-        with self._loss.gradients.forward_only(), self._loss.share.explained():
+        with self._loss.gradients.forward_only(), self._in_step():
             output = super().training_step(*args, **kwargs)
         if not module.automatic_optimization:
             self._loss.end_manual_step()
@@ -95,12 +96,17 @@ class GroupStrategy(DDPStrategy):
         return output
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._loss.share.explained():
+        with self._in_step():
             return super().validation_step(*args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._loss.share.explained():
+        with self._in_step():
             return super().test_step(*args, **kwargs)
+
+    @contextmanager
+    def _in_step(self) -> Iterator[None]:
+        with self._loss.share.explained(), self._loss.targets.in_step(self.root_device):
+            yield
 
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
