@@ -48,20 +48,20 @@ def read_document(
     is valid. Raises SpecError.
     """
     from training.spec import Problem, SpecError, load_yaml, override, parse_spec
-    from training.spec.layers import merged, overridden, resolved
+    from training.spec.layers import is_lightnings, merged, of_fit, overridden, resolved
 
     files = [*([source] if source is not None else []), *map(str, configs or ())]
     if not files:
         raise SpecError([Problem(key="", message="name a file with a spec, or give --config FILE")])
-    data: Any = load_yaml(_text(files[0]))
+    data: Any = of_fit(load_yaml(_text(files[0])))
     for file in files[1:]:
-        data = merged(data, load_yaml(_text(file)))
+        data = merged(data, of_fit(load_yaml(_text(file))))
     if not isinstance(data, Mapping):
         parse_spec(data)  # raises the usual error for a spec that is not a mapping
     pairs = [each.partition("=") for each in overrides or []]
     data = overridden(data, [(name, load_yaml(value)) for name, _, value in pairs])
     data = override(data, assignments or [])
-    if _is_lightnings(data):
+    if is_lightnings(data):
         data = resolved(data, os.environ)
     _check_json(data)
     assert isinstance(data, Mapping)
@@ -81,15 +81,16 @@ def read_spec(
     """
     from service.user_code.links import link_problems
     from training import spec as specs
+    from training.spec.layers import is_lightnings
+    from training.spec.short_names import python_files
 
-    spec, notes = specs.read_spec(read_document(source, assignments, configs, overrides))
+    document = read_document(source, assignments, configs, overrides)
+    spec, notes = specs.read_spec(document)
     print_notes(notes)
-    if code is not None and spec.trainer.model_dump():
-        files = ((str(path.relative_to(code)), path) for path in code.rglob("*.py"))
-        if problems := link_problems(
-            spec, ((name, path.read_text(errors="replace")) for name, path in files)
-        ):
-            raise specs.SpecError(problems)
+    if (code is not None or is_lightnings(document)) and (
+        problems := link_problems(spec, python_files(code or Path.cwd()))
+    ):
+        raise specs.SpecError(problems)
     return spec
 
 
@@ -97,10 +98,6 @@ def print_notes(notes: list[str]) -> None:
     """Prints on standard error what becomes of arguments of Lightning."""
     for note in notes:
         typer.echo(f"note: {note}", err=True)
-
-
-def _is_lightnings(data: Any) -> bool:
-    return isinstance(data, Mapping) and bool(data.keys() & {"trainer", "seed_everything", "fit"})
 
 
 def _text(source: str) -> str:

@@ -38,8 +38,7 @@ def submit(
     with session(ctx, as_json=as_json) as client:
         document = _spec(client, spec, assignments, configs, overrides, code)
         job = _submit(client, document, key, as_json)
-        if document.keys() & {"trainer", "seed_everything", "fit"}:
-            print_notes(_notes(document))
+        print_notes(_notes(document))
         if follow:
             job = _follow(client, job, as_json)
         if as_json:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.spec import Problem, Spec
+from training.spec import ARGUMENTS, Problem, Spec
 
 _HOLDERS = ("model", "data", "optimizer", "lr_scheduler")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Link:
-    """A call of `parser.link_arguments`. is_plain: the target gets the value of the source as it is."""
+    """A call of `parser.link_arguments`.
+
+    source: "" if there are several, or if it is known only to the program.
+    """
 
     source: str
     target: str
     file: str
     is_plain: bool
+    """Whether the target gets the value of the source as it is."""
 
 
 def link_problems(spec: Spec, files: Iterable[tuple[str, str]]) -> list[Problem]:
@@ -27,23 +31,48 @@ def link_problems(spec: Spec, files: Iterable[tuple[str, str]]) -> list[Problem]
 
     files: the path and the source of each file of the user's code.
     """
-    problems = []
     given = spec.model_dump(mode="json")
-    for link in (link for path, source in files for link in _links(path, source)):
-        holder, _, name = link.target.partition(".")
-        name = name.removeprefix("init_args.")
-        part = given.get(holder)
-        if holder in _HOLDERS and part is not None and name and name not in part["init_args"]:
-            value = _value_at(given, link.source) if link.is_plain else None
-            known = f": {value!r}" if value is not None else ""
-            problems.append(
-                Problem(
-                    key=f"{holder}.init_args.{name}",
-                    message=f"{link.file} links it to {link.source}, and a job does not run that program; "
-                    f"write its value here{known}",
-                )
-            )
-    return problems
+    return [
+        _problem(link, given)
+        for path, source in files
+        for link in _links(path, source)
+        if _can_be_given(link.target, given) and not _found(_keys(link.target), given)[0]
+    ]
+
+
+def _problem(link: _Link, given: Mapping[str, Any]) -> Problem:
+    is_known, value = _found(_keys(link.source), given) if link.is_plain else (False, None)
+    known = f": {value!r}" if is_known else ""
+    return Problem(
+        key=".".join(_keys(link.target)),
+        message=f"{link.file} links it to {link.source or 'other arguments'}, and a job does not run that "
+        f"program; write its value here{known}",
+    )
+
+
+def _can_be_given(target: str, given: Mapping[str, Any]) -> bool:
+    holder, _, name = target.partition(".")
+    if holder == "trainer":  # the others have moved to keys of their own
+        return name in ARGUMENTS and ARGUMENTS[name].use == "honoured"
+    return holder in _HOLDERS and bool(name) and given.get(holder) is not None
+
+
+def _keys(path: str) -> list[str]:
+    """Returns the keys that lead to an argument, which LightningCLI may name without init_args."""
+    holder, *rest = path.split(".")
+    short = holder in _HOLDERS and rest[:1] != ["init_args"]
+    return [holder, "init_args", *rest] if short else [holder, *rest]
+
+
+def _found(keys: Sequence[str], given: Any) -> tuple[bool, Any]:
+    """Returns whether a document has a value at these keys, and the value."""
+    for key in keys:
+        if isinstance(given, Mapping) and "class_path" in given and key not in given:
+            given = given.get("init_args", {})
+        if not isinstance(given, Mapping) or key not in given:
+            return False, None
+        given = given[key]
+    return True, given
 
 
 def _links(path: str, source: str) -> Iterator[_Link]:
@@ -54,21 +83,15 @@ def _links(path: str, source: str) -> Iterator[_Link]:
     except (SyntaxError, ValueError, RecursionError):
         return
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr == "link_arguments"
-        ):
-            named = {keyword.arg: keyword.value for keyword in node.keywords}
-            texts = [*node.args[:2], named.get("source"), named.get("target")]
-            names = [each.value for each in texts if isinstance(each, ast.Constant)]
-            if len(names) == 2:
-                source_, target = map(str, names)
-                plain = not named.keys() & {"compute_fn", "apply_on"} and len(node.args) <= 2
-                yield _Link(source=source_, target=target, file=path, is_plain=plain)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            given = dict(zip(("source", "target", "compute_fn", "apply_on"), node.args, strict=False))
+            given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+            target = _text(given.get("target"))
+            if node.func.attr == "link_arguments" and target:
+                is_plain = not given.keys() & {"compute_fn", "apply_on"}
+                source_ = _text(given.get("source"))
+                yield _Link(source=source_, target=target, file=path, is_plain=is_plain and bool(source_))
 
 
-def _value_at(given: Mapping[str, Any], path: str) -> Any:
-    holder, _, name = path.partition(".")
-    part = given.get(holder)
-    return part["init_args"].get(name.removeprefix("init_args.")) if part and holder in _HOLDERS else None
+def _text(node: ast.AST | None) -> str:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""

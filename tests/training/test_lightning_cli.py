@@ -91,6 +91,23 @@ CONFIGURATIONS = {
         optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
         lr_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 2, gamma: 0.1}}
         """,
+    "intervals across epochs": """
+        seed_everything: 5
+        trainer:
+          max_epochs: 4
+          min_epochs: 2
+          devices: 1
+          check_val_every_n_epoch: null
+          val_check_interval: 4
+          reload_dataloaders_every_n_epochs: 2
+          inference_mode: false
+          detect_anomaly: true
+          profiler: simple
+          max_time: {hours: 1}
+          callbacks: [{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.05}}]
+        model: {class_path: tests.training.cli_project.Net}
+        data: {class_path: tests.training.cli_project.Data, init_args: {batch_size: 4}}
+        """,
     "accumulation and intervals": """
         seed_everything: 4
         trainer:

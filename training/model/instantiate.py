@@ -8,16 +8,13 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Set
 from copy import deepcopy
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from training.errors import BuildError
 from training.spec import ClassSpec
 from training.spec.arguments import arguments_problem
-from training.spec.short_names import modules_defining
-
-_MOST_FILES = 2_000
+from training.spec.short_names import modules_defining, python_files
 
 
 def construct(spec: ClassSpec, key: str, *args: object) -> Any:
@@ -121,9 +118,7 @@ def locate_component(class_path: str, namespace: str, key: str) -> str:
 
 
 def _in_code(name: str, key: str, elsewhere: str = "") -> str:
-    here = Path.cwd()
-    files = [(str(path.relative_to(here)), path) for path in islice(here.rglob("*.py"), _MOST_FILES)]
-    modules = modules_defining(name, ((file, path.read_text(errors="replace")) for file, path in files))
+    modules = modules_defining(name, python_files(Path.cwd()))
     if len(modules) != 1:
         found = f"{' and '.join(modules)} define" if modules else f"nothing in {elsewhere}the code defines"
         raise BuildError(key, f"{found} {name!r}; write its whole path, as package.module.{name}")

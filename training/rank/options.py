@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from training.callbacks.own_checkpoints import KeptFiles
 from training.console import say
 from training.errors import BuildError
-from training.model.instantiate import locate_component, typed_arguments
+from training.model.instantiate import locate, locate_component, typed_arguments
 from training.spec import Component, TrainerOptions
 from training.spec.trainer import NAMESPACES
 
@@ -75,9 +76,9 @@ def _listed(value: Any) -> list[Component]:
     return value if isinstance(value, list) else [value]
 
 
-def _component(name: str, part: Component, **more: Any) -> dict[str, Any]:
+def _component(name: str, part: Component) -> dict[str, Any]:
     path = locate_component(part.class_path, f"lightning.pytorch.{NAMESPACES[name]}", f"trainer.{name}")
-    made: dict[str, Any] = {"class_path": path, "init_args": {**part.init_args, **more}}
+    made: dict[str, Any] = {"class_path": path, "init_args": dict(part.init_args)}
     return {**made, "dict_kwargs": part.dict_kwargs} if part.dict_kwargs else made
 
 
@@ -99,6 +100,9 @@ def _logger(part: Component, key: str, files: KeptFiles) -> Logger:
     folder = part.init_args.get("save_dir")
     path = files.path_of(folder) if isinstance(folder, str) else str(files.folder)
     os.makedirs(path, exist_ok=True)  # noqa: PTH103
-    given = {"logger": _component("logger", part, save_dir=path)}
+    component = _component("logger", part)
+    if "save_dir" in inspect.signature(locate(component["class_path"], key)).parameters:
+        component["init_args"]["save_dir"] = path
+    given = {"logger": component}
     made: Logger = typed_arguments(Trainer, given, key.rpartition(".logger")[0])["logger"]
     return made

@@ -10,22 +10,37 @@ from training.spec.errors import Problem, SpecError
 
 CLASSES = ("model", "data", "optimizer", "lr_scheduler", "loss")
 """Keys of a spec that hold a class and its arguments."""
+_SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "interval"}
 _REFERENCE = re.compile(
     r"\$\{(?:oc\.env:(?P<env>[A-Za-z_]\w*)(?:,(?P<default>[^}]*))?|(?P<name>[A-Za-z_][\w.]*))\}"
 )
 
 
+def is_lightnings(data: Any) -> bool:
+    """Returns whether a document is a configuration of LightningCLI, or a spec with arguments of its Trainer.
+
+    What such a document does not give has Lightning's default.
+    """
+    return isinstance(data, Mapping) and ("seed_everything" in data or bool(data.get("trainer")))
+
+
+def of_fit(data: Any) -> Any:
+    """Returns the section for `fit` of a configuration with one for each subcommand; others as they are."""
+    inner = data.get("fit") if isinstance(data, Mapping) else None
+    if not isinstance(inner, Mapping):
+        return data
+    return {**{key: value for key, value in data.items() if key not in _SUBCOMMANDS}, **inner}
+
+
 def merged(earlier: Any, later: Any) -> Any:
     """Returns both documents in one; where they differ, `later` wins. Mappings are merged key by key.
 
-    Where a class is replaced by another, the arguments of the earlier one are gone.
+    A class that replaces another keeps its arguments, as in LightningCLI; one that it does not take is
+    refused when the class is checked.
     """
     if not isinstance(earlier, Mapping) or not isinstance(later, Mapping):
         return later
-    other_class = "class_path" in later and later["class_path"] != earlier.get("class_path")
-    if other_class:
-        earlier = {key: value for key, value in earlier.items() if key not in _OF_A_CLASS}
     return {**earlier, **{key: merged(earlier.get(key), value) for key, value in later.items()}}
 
 
@@ -40,7 +55,8 @@ def is_override(argument: str) -> bool:
 def overridden(data: Any, overrides: Sequence[tuple[str, Any]]) -> Any:
     """Returns the document with overrides in LightningCLI's form applied in order.
 
-    "model" takes the path of a class, "model.lr" its argument lr, "trainer.callbacks+" an item to append.
+    "model" takes the path of a class, "model.lr" its argument lr, "trainer.callbacks+" an item to append, and
+    "trainer.callbacks.patience" an argument of the last item.
     """
     for path, value in overrides:
         data = _set(data, _keys(path.removesuffix("+")), value, append=path.endswith("+"))
@@ -59,8 +75,12 @@ def _set(data: Any, keys: Sequence[str], value: Any, *, append: bool) -> Any:
         if append:
             return [*data, value] if isinstance(data, list) else [value] if data is None else [data, value]
         return {"class_path": value} if isinstance(value, str) and _is_class(data) else value
-    if isinstance(data, str) and keys[0] in _OF_A_CLASS:
+    if isinstance(data, list) and data:
+        return [*data[:-1], _set(data[-1], keys, value, append=append)]
+    if isinstance(data, str):
         data = {"class_path": data}
+    if _is_class(data) and keys[0] not in _OF_A_CLASS:
+        keys = ["init_args", *keys]
     here = dict(data) if isinstance(data, Mapping) else {}
     if keys[0] == "init_args" and here and not here.keys() & _OF_A_CLASS:
         return _set(here, keys[1:], value, append=append)  # arguments beside which no class is named

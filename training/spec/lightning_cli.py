@@ -12,10 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from training.spec.errors import Problem, SpecError, problems_of
-from training.spec.layers import CLASSES, references
-from training.spec.trainer import ARGUMENTS, TrainerOptions
+from training.spec.layers import CLASSES, is_lightnings, of_fit, references
+from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 
-_SUBCOMMANDS = {"fit", "validate", "test", "predict"}
 _SHORT = {"optimizer": "torch.optim", "lr_scheduler": "torch.optim.lr_scheduler"}
 _PRECISIONS = {
     **dict.fromkeys(("64", "64-true"), "64-true"),
@@ -24,6 +23,8 @@ _PRECISIONS = {
     **dict.fromkeys(("bf16", "bf16-mixed"), "bf16-mixed"),
 }
 _EPOCHS_OF_LIGHTNING = 1000
+_CHANGING = {"ddp_comm_hook", "ddp_comm_wrapper", "model_averaging_period"}
+"""Options of DDPStrategy that change the gradients or the weights."""
 
 
 def as_spec(data: Mapping[str, Any], *, known: Set[str]) -> tuple[dict[str, Any], list[str]]:
@@ -44,14 +45,13 @@ class _Reading:
 
     def __init__(self, data: Mapping[str, Any], known: Set[str]) -> None:
         self._known = known
-        self.spec: dict[str, Any] = dict(data)
+        self.spec: dict[str, Any] = dict(of_fit(data))
         self.notes: list[str] = []
         self.problems: list[Problem] = []
 
     def read(self) -> None:
-        self._leave_subcommand()
         self._refuse_hydra()
-        is_configuration = self._is_configuration()
+        is_configuration = is_lightnings(self.spec)
         for key in CLASSES:
             if key in self.spec:
                 self.spec[key] = self._class_spec(key, self.spec[key], is_configuration=is_configuration)
@@ -67,17 +67,9 @@ class _Reading:
                     f"{text} refers to a variable, which `syncbn submit` would replace from its environment; "
                     "write the value",
                 )
-        if "trainer" in self.spec and not self.problems:
-            self._read_trainer(self.spec["trainer"], is_configuration=is_configuration)
-
-    def _is_configuration(self) -> bool:
-        return "seed_everything" in self.spec or ("trainer" in self.spec and "training" not in self.spec)
-
-    def _leave_subcommand(self) -> None:
-        inner = self.spec.get("fit")
-        if isinstance(inner, Mapping) and "model" not in self.spec:
-            rest = {key: value for key, value in self.spec.items() if key not in _SUBCOMMANDS}
-            self.spec = {**rest, **inner}
+        if is_configuration and not self.problems:
+            given = self.spec.get("trainer")
+            self._read_trainer({} if given is None else given)
 
     def _refuse_hydra(self) -> None:
         for key, where in _hydra_targets(self.spec, ""):
@@ -135,9 +127,7 @@ class _Reading:
 
     # The Trainer's arguments
 
-    def _read_trainer(self, given: Any, *, is_configuration: bool) -> None:
-        if given is None:
-            given = {}
+    def _read_trainer(self, given: Any) -> None:
         try:
             options = TrainerOptions.model_validate(given)
         except ValidationError as error:
@@ -146,14 +136,12 @@ class _Reading:
                 for each in problems_of(error, TrainerOptions)
             ]
             return
-        values = {name: value for name, value in given.items() if value is not None}
-        self.spec["trainer"] = {
-            name: value for name, value in values.items() if ARGUMENTS[name].use == "honoured"
-        }
+        honoured = {name for name, argument in ARGUMENTS.items() if argument.use == "honoured"}
+        self.spec["trainer"] = {name: given[name] for name in options.model_dump() if name in honoured}
         self._check_refused(options)
         self._read_logger(options)
         self._read_hardware(options)
-        self._read_length(options, is_configuration=is_configuration)
+        self._read_length(options)
         if (parts := options.accumulate_grad_batches) is not None:
             self._move("trainer.accumulate_grad_batches", "training.accumulate_grad_batches", parts)
         if options.sync_batchnorm:
@@ -183,7 +171,8 @@ class _Reading:
         """Moves what an MLFlowLogger says to `tracking` and `name`, and leaves the other loggers."""
         loggers = options.logger
         if loggers is None or isinstance(loggers, bool):
-            self.spec["trainer"].pop("logger", None)
+            if self.spec["trainer"].pop("logger", None) is False:
+                self.notes.append("trainer.logger: false is not possible: a job logs to MLflow in any case")
             return
         parts = loggers if isinstance(loggers, list) else [loggers]
         left = []
@@ -207,11 +196,17 @@ class _Reading:
                 f"{path} divides the model, or changes what is trained; a job trains with DDP on every "
                 "worker: leave this out",
             )
+        changing = _CHANGING & strategy.init_args.keys() if isinstance(strategy, Component) else set()
+        for option in sorted(changing):
+            self._refuse(
+                "trainer.strategy",
+                f"{option} changes what is trained, and the job's own strategy has none; leave it out",
+            )
         accelerator = options.accelerator or "auto"
         if accelerator not in {"auto", "cpu", "gpu", "cuda"}:
             self._refuse("trainer.accelerator", f"{accelerator}: jobs run on cpu or gpu; name one of these")
         elif accelerator != "auto":
-            self._move("trainer.accelerator", "resources.gpus_per_worker", int(accelerator != "cpu"))
+            self._read_accelerator(accelerator)
         self._read_precision(options.precision, accelerator)
         self._set_default("resources.workers", devices * nodes)
         if self._get("training.global_batch_size") is None:
@@ -224,21 +219,29 @@ class _Reading:
                     "on any number of workers"
                 )
 
+    def _read_accelerator(self, accelerator: str) -> None:
+        wanted, own = int(accelerator != "cpu"), self._get("resources.gpus_per_worker")
+        if own is not None and bool(own) != bool(wanted):
+            self._refuse(
+                "trainer.accelerator",
+                f"{accelerator} differs from resources.gpus_per_worker, which is {own}; keep one of them",
+            )
+        self._set_default("resources.gpus_per_worker", wanted)
+
     def _number_of_devices(self, devices: Any) -> int:
         if devices in (None, "auto", -1, "-1"):
             if devices is not None:
                 self.notes.append(f"trainer.devices: {devices} is 1 here; resources.workers says how many")
             return 1
         if isinstance(devices, list):
-            return max(len(devices), 1)
+            devices = len(devices)
         if isinstance(devices, str):
-            numbers = [part for part in devices.split(",") if part.strip()]
-            if not all(part.strip().isdecimal() for part in numbers):
-                self._refuse("trainer.devices", f"{devices!r} is no number or list of numbers of devices")
-                return 1
-            return int(numbers[0]) if len(numbers) == 1 and "," not in devices else len(numbers)
+            numbers = [part.strip() for part in devices.split(",") if part.strip()]
+            if not all(part.isdecimal() for part in numbers):
+                numbers = []
+            devices = len(numbers) if "," in devices or not numbers else int(numbers[0])
         if devices < 1:
-            self._refuse("trainer.devices", f"{devices} is no number of devices")
+            self._refuse("trainer.devices", "is no number or list of numbers of devices")
             return 1
         return int(devices)
 
@@ -261,7 +264,7 @@ class _Reading:
             )
         self._move("trainer.precision", "training.precision", name)
 
-    def _read_length(self, options: TrainerOptions, *, is_configuration: bool) -> None:
+    def _read_length(self, options: TrainerOptions) -> None:
         epochs, steps = options.max_epochs, options.max_steps
         if epochs is not None:
             self._move("trainer.max_epochs", "training.max_epochs", epochs)
@@ -272,7 +275,7 @@ class _Reading:
             return
         if options.max_time is not None:
             self._set_default("training.max_epochs", -1)
-        elif is_configuration:
+        else:
             self._set_default("training.max_epochs", _EPOCHS_OF_LIGHTNING)
             self.notes.append(
                 f"trainer.max_epochs is not given, so it is {_EPOCHS_OF_LIGHTNING}, as with Lightning"

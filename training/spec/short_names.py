@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+_MOST_FILES = 2_000
+
+
+def python_files(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yields the path and the source of the Python files in a folder, of the first 2,000.
+
+    Paths are relative to it. Hidden folders, such as virtual environments, are left out.
+    """
+    for path in islice(_walk(folder), _MOST_FILES):
+        yield path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8", errors="replace")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(files) if name.endswith(".py"))
 
 
 def modules_defining(name: str, files: Iterable[tuple[str, str]]) -> list[str]:

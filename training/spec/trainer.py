@@ -61,10 +61,10 @@ Period = dict[Literal["weeks", "days", "hours", "minutes", "seconds"], int]
 
 
 class TrainerOptions(BaseModel):
-    """Arguments of `lightning.pytorch.Trainer` by their own names. null: not given.
+    """Arguments of `lightning.pytorch.Trainer` by their own names. null: not given, unless another is said.
 
     A spec keeps those that are honoured; the others move to other keys when it is read. Its JSON leaves out
-    those that are null.
+    those that have their default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -92,7 +92,9 @@ class TrainerOptions(BaseModel):
     val_check_interval: Batches | str | Period | None = Field(
         default=None, description="Batches, or a part of the epoch from 0.0 to 1.0; not a time"
     )
-    check_val_every_n_epoch: Annotated[int, Field(ge=1)] | None = None
+    check_val_every_n_epoch: Annotated[int, Field(ge=1)] | None = Field(
+        default=1, description="null: val_check_interval counts the batches of all epochs"
+    )
     num_sanity_val_steps: Annotated[int, Field(ge=-1)] | None = None
     log_every_n_steps: Annotated[int, Field(ge=0)] | None = None
     enable_checkpointing: bool | None = None
@@ -117,7 +119,8 @@ class TrainerOptions(BaseModel):
 
     @model_serializer(mode="wrap")
     def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in serialize(self).items() if value is not None}
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        return {name: value for name, value in serialize(self).items() if value != defaults[name]}
 
     def components(self) -> dict[str, Component]:
         """Returns the objects among the arguments, each by its dotted key."""

@@ -36,5 +36,24 @@ def test_a_linked_argument_that_is_given_is_no_problem() -> None:
     assert not link_problems(make_spec(batch_size=4, classes=9), [("main.py", MAIN)])
 
 
+def test_links_of_several_sources_and_to_nested_classes_are_found() -> None:
+    source = """
+parser.link_arguments(("data.a", "data.b"), "model.c", compute_fn=add)
+parser.link_arguments(target="model.encoder.init_args.width", source="data.classes")
+parser.link_arguments("data.classes", "trainer.limit_val_batches")
+"""
+    keys = ["model.init_args.c", "model.init_args.encoder.init_args.width", "trainer.limit_val_batches"]
+
+    found = {each.key: each.message for each in link_problems(make_spec(), [("main.py", source)])}
+
+    assert list(found) == keys
+    assert "links it to other arguments" in found[keys[0]]
+    assert found[keys[1]].endswith("write its value here: 9")
+    encoder = {"class_path": "lab.Encoder", "init_args": {"width": 9}}
+    assert [each.key for each in link_problems(make_spec(c=1, encoder=encoder), [("main.py", source)])] == [
+        keys[2]
+    ]
+
+
 def test_files_that_do_not_parse_have_no_links() -> None:
     assert not link_problems(make_spec(), [("main.py", "link_arguments(")])

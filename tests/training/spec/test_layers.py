@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from training.spec import SpecError
-from training.spec.layers import is_override, merged, overridden, resolved
+from training.spec.layers import is_override, merged, of_fit, overridden, resolved
 
 
 def test_a_later_document_wins_key_by_key() -> None:
@@ -21,11 +21,21 @@ def test_a_later_document_wins_key_by_key() -> None:
     }
 
 
-def test_another_class_does_not_inherit_arguments() -> None:
-    earlier = {"class_path": "a.B", "init_args": {"x": 1}, "interval": "step"}
+def test_another_class_keeps_the_arguments() -> None:
+    earlier = {"class_path": "torch.optim.Adam", "init_args": {"lr": 1, "eps": 2}}
 
-    assert merged(earlier, {"class_path": "a.C"}) == {"class_path": "a.C"}
-    assert merged(earlier, {"class_path": "a.B", "init_args": {"y": 1}})["init_args"] == {"x": 1, "y": 1}
+    assert merged(earlier, {"class_path": "torch.optim.SGD", "init_args": {"lr": 3}}) == {
+        "class_path": "torch.optim.SGD",
+        "init_args": {"lr": 3, "eps": 2},  # which SGD refuses by name when it is checked
+    }
+
+
+def test_the_section_for_fit_is_the_document() -> None:
+    assert of_fit({"fit": {"trainer": {"devices": 2}}, "test": {}, "name": "x"}) == {
+        "trainer": {"devices": 2},
+        "name": "x",
+    }
+    assert of_fit({"fit": 3}) == {"fit": 3}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +78,27 @@ def test_overrides_are_told_from_options(word: str, expected: bool) -> None:
         (
             {"model": {"class_path": "a.B", "init_args": {"x": 1}}},
             [("model", "a.C"), ("model.lr", 2)],
-            {"model": {"class_path": "a.C", "init_args": {"lr": 2}}},
+            {"model": {"class_path": "a.C", "init_args": {"x": 1, "lr": 2}}},
+        ),
+        (
+            {"model": {"class_path": "a.B", "init_args": {"inner": {"class_path": "a.C"}}}},
+            [("model.inner.width", 3)],
+            {
+                "model": {
+                    "class_path": "a.B",
+                    "init_args": {"inner": {"class_path": "a.C", "init_args": {"width": 3}}},
+                }
+            },
+        ),
+        (
+            {},
+            [("trainer.callbacks+", "A"), ("trainer.callbacks+", "B"), ("trainer.callbacks.patience", 3)],
+            {"trainer": {"callbacks": ["A", {"class_path": "B", "init_args": {"patience": 3}}]}},
+        ),
+        (
+            {},
+            [("trainer.logger", "CSVLogger"), ("trainer.logger.save_dir", "x")],
+            {"trainer": {"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "x"}}}},
         ),
         (
             {},

@@ -189,6 +189,13 @@ def test_the_section_of_fit_is_the_configuration() -> None:
         ({"model_registry": "x"}, "trainer.model_registry", "tracking.register_as"),
         ({"limit_train_batches": 1.5}, "trainer.limit_train_batches", "part of them, from 0.0 to 1.0"),
         ({"callbacks": [{"class_pth": "x"}]}, "trainer.callbacks.0.class_path", "is required"),
+        ({"devices": "0"}, "trainer.devices", "no number or list of numbers"),
+        ({"devices": []}, "trainer.devices", "no number or list of numbers"),
+        (
+            {"strategy": {"class_path": "DDPStrategy", "init_args": {"model_averaging_period": 3}}},
+            "trainer.strategy",
+            "model_averaging_period changes what is trained",
+        ),
         ({"devices": "all"}, "trainer.devices", "no number or list of numbers"),
         ({"max_epochs": -1}, "training.max_epochs", "never ends"),
     ],
@@ -224,6 +231,34 @@ def test_a_class_that_the_program_names_has_to_be_named() -> None:
     found = problems(seed_everything=1, model={"lr": 0.1})
 
     assert "--model package.Class" in found["model.class_path"]
+
+
+def test_what_a_configuration_does_not_give_has_lightnings_default_whatever_else_is_set() -> None:
+    for keys in ({"seed_everything": 1}, {"trainer": {"gradient_clip_val": 1.0}}):
+        training = read(**keys, training={"precision": "64-true"})[0].training
+
+        assert (training.max_epochs, training.loader_batches) == (1000, 1)
+    assert read(training={"precision": "64-true"})[0].training.max_epochs == 10
+
+
+def test_null_may_have_a_meaning_of_its_own() -> None:
+    spec, _ = read(trainer={"check_val_every_n_epoch": None, "val_check_interval": 7, "logger": None})
+
+    assert spec.trainer.model_dump() == {"check_val_every_n_epoch": None, "val_check_interval": 7}
+    assert read_spec(spec.model_dump(mode="json"))[0] == spec
+    assert read(trainer={"check_val_every_n_epoch": 1, "devices": 1})[0].trainer == TrainerOptions()
+
+
+def test_a_spec_may_ask_for_more_gpus_than_the_accelerator_says() -> None:
+    assert (
+        read(trainer={"accelerator": "gpu"}, resources={"gpus_per_worker": 2})[0].resources.gpus_per_worker
+        == 2
+    )
+    assert "trainer.accelerator" in problems(trainer={"accelerator": "gpu"}, resources={"gpus_per_worker": 0})
+
+
+def test_a_job_logs_to_mlflow_in_any_case_and_says_so() -> None:
+    assert any("trainer.logger: false" in note for note in read(trainer={"logger": False})[1])
 
 
 def test_hydra_is_recognised() -> None:
