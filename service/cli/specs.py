@@ -29,8 +29,10 @@ class SpecCommand(TyperCommand):
             if word == "--":
                 words += [word, *given]
             elif is_override(word):
-                value = "" if "=" in word else f"={next(given, '')}"
-                words += ["--override", f"{word[2:]}{value}"]
+                name, equals, value = word[2:].partition("=")
+                if not equals and (value := next(given, "--")).startswith("--"):
+                    raise typer.BadParameter(f"--{name} needs a value, as in --{name}=1", ctx=ctx)
+                words += ["--override", f"{name}={value}"]
             else:
                 words.append(word)
         return super().parse_args(ctx, words)

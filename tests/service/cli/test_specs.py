@@ -1,0 +1,84 @@
+"""Files, overrides and variables of a spec on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.service.cli.command_line import Syncbn
+
+CONFIGURATION = """
+seed_everything: ${oc.env:SEED,3}
+trainer: {max_epochs: 2, devices: 2}
+model: {class_path: training.models.MLP}
+data: {class_path: training.data.Digits}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIGURATION)
+    return str(path)
+
+
+def validated(syncbn: Syncbn, *arguments: str, **environment: str) -> Any:
+    result = syncbn("validate", *arguments, "--json", **environment)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_later_files_and_then_overrides_win(syncbn: Syncbn, config: str, tmp_path: Path) -> None:
+    more = tmp_path / "more.yaml"
+    more.write_text("trainer: {max_epochs: 3, gradient_clip_val: 1.0}\n")
+
+    found = validated(syncbn, config, "--config", str(more))["spec"]
+    alone = validated(syncbn, "--config", config, "--config", str(more), "--trainer.max_epochs", "4")["spec"]
+
+    assert (found["training"]["max_epochs"], found["trainer"]) == (3, {"gradient_clip_val": 1.0})
+    assert alone["training"]["max_epochs"] == 4
+
+
+def test_a_file_with_a_section_for_fit_takes_overrides(syncbn: Syncbn, tmp_path: Path) -> None:
+    path = tmp_path / "fit.yaml"
+    path.write_text("fit:\n" + "\n".join(f"  {line}" for line in CONFIGURATION.splitlines()))
+
+    spec = validated(syncbn, str(path), "--trainer.max_epochs=7", "--model.hidden=[8]")["spec"]
+
+    assert spec["training"]["max_epochs"] == 7
+    assert spec["model"]["init_args"] == {"hidden": [8]}
+
+
+def test_variables_come_from_the_environment_of_the_command(syncbn: Syncbn, config: str) -> None:
+    assert validated(syncbn, config)["spec"]["training"]["seed"] == 3
+    assert validated(syncbn, config, SEED="8")["spec"]["training"]["seed"] == 8
+
+
+def test_notes_are_shown_when_a_job_is_submitted(syncbn: Syncbn, config: str) -> None:
+    submitted = syncbn("submit", config, "--json")
+
+    assert json.loads(submitted.stdout)["workers"] is None
+    assert "note: a global batch is 2 batches of the data's own loader" in submitted.stderr
+    assert len(validated(syncbn, config)["notes"]) == 1
+
+
+@pytest.mark.parametrize("rest", [[], ["--json"]])
+def test_an_override_without_a_value_is_refused(syncbn: Syncbn, config: str, rest: list[str]) -> None:
+    result = syncbn("validate", config, "--trainer.max_epochs", *rest)
+
+    assert result.exit_code == 2
+    assert "--trainer.max_epochs needs a value" in result.stderr
+
+
+def test_a_misspelt_option_is_no_override(syncbn: Syncbn, config: str) -> None:
+    assert syncbn("validate", config, "--folow").exit_code == 2
+
+
+def test_no_file_is_an_error_that_says_what_to_name(syncbn: Syncbn) -> None:
+    result = syncbn("validate")
+
+    assert result.exit_code == 2
+    assert "name a file with a spec, or give --config FILE" in result.stderr
