@@ -111,7 +111,8 @@ def preempted(active: Sequence[Job], jobs: Iterable[str], *, now: datetime) -> l
 def _fits_after(
     head: Job, queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node], shrinking: Sequence[Job]
 ) -> bool:
-    """Returns whether `head` gets its workers once `shrinking` and the jobs already stopping have stopped.
+    """Returns whether `head` gets its workers once `shrinking` and the jobs already stopping have stopped,
+    and each of `shrinking` its minimum.
 
     Uses the same allocation that runs then. With other rules a job could be preempted in vain, and again in
     every round.
@@ -121,7 +122,7 @@ def _fits_after(
     requeued = [replace(job, preempted_at=job.created_at) for job in shrinking]
     requeued += [job for job in active if job.state is State.PREEMPTING and job.cancel_requested_at is None]
     allocation = allocate_least([*queue, *requeued], capacity.occupied(nodes, staying), capacity.empty(nodes))
-    return head.id in allocation.workers
+    return {head.id, *(job.id for job in shrinking)} <= allocation.workers.keys()
 
 
 def _choices(candidates: Sequence[Job]) -> Iterator[Sequence[Job]]:

@@ -74,6 +74,16 @@ def test_nobody_shrinks_where_that_would_not_help() -> None:
     assert preempts([make_job(6)], [elastic(4), fixed(4)]) == {}
 
 
+def test_nobody_shrinks_who_would_not_get_its_least_back() -> None:
+    """Its GPUs are on two machines, and the CPUs of one of them are taken by then."""
+    nodes = [Node(id="a", address="", cpus=1, gpus=1), Node(id="b", address="", cpus=2, gpus=1)]
+    workers = {"min": 3, "max": 4}
+    running = make_job(workers, cpus=0.5, gpus=0.5, priority=-1, state=State.RUNNING, granted=4)
+    small = [make_job(1, cpus=0.5, state=State.RUNNING, granted=1) for _ in range(2)]
+
+    assert preempts([make_job(1, cpus=0.5)], [replace(running, grows_after=NOW), *small], nodes) == {}
+
+
 def test_nobody_shrinks_for_a_job_that_is_not_the_head() -> None:
     assert preempts([make_job(8), make_job(2)], [elastic(4), fixed(4)]) == {}
 
