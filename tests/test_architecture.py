@@ -24,9 +24,12 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec.layers",
     "training.spec.lightning_cli",
     "training.spec.model",
+    "training.spec.parts",
+    "training.spec.resources",
     "training.spec.short_names",
     "training.spec.text",
     "training.spec.trainer",
+    "training.spec.training",
     "training.protocol",
     "training.reserved",
 }

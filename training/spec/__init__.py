@@ -6,16 +6,16 @@ command line read specs without torch.
 
 from training.spec.errors import MAX_PROBLEMS, Problem, SpecError
 from training.spec.model import (
-    ClassSpec,
     Norm,
     Optimizer,
-    Resources,
     Spec,
     flat,
     parse_spec,
     read_spec,
     shares,
 )
+from training.spec.parts import ClassSpec
+from training.spec.resources import Resources
 from training.spec.text import load_yaml, override
 from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 
