@@ -28,6 +28,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec.resources",
     "training.spec.short_names",
     "training.spec.text",
+    "training.spec.time_limit",
     "training.spec.trainer",
     "training.spec.training",
     "training.protocol",

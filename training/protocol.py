@@ -59,6 +59,7 @@ class Order:
     curves_only: skip validation, test and the export of the model.
     last_bit: change the last bit of each initial parameter, to see what rounding alone does to a training.
     restarts: the reasons for the restarts of the attempt so far.
+    seconds_left: after this time the ranks save a checkpoint and end; None: no limit.
     variables: the job's own environment variables.
     """
 
@@ -78,6 +79,7 @@ class Order:
     curves_only: bool = False
     last_bit: bool = False
     restarts: tuple[str, ...] = ()
+    seconds_left: float | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -175,6 +177,8 @@ class Exit(enum.StrEnum):
     """It, or another rank, made no progress for too long."""
     ENDED = "ended"
     """Its agent killed it after another rank's failure or by order. Never the cause of a failure."""
+    TIMED_OUT = "timed out"
+    """The job's time limit was reached; the rank was stopped as for STOPPED, or killed."""
     LOST = "lost"
     """Its host, or the agent there, is gone."""
 
@@ -232,7 +236,8 @@ class ExitRecord:
             Exit.ERROR: f"failed{where}: {self.type}: {self.message.partition(chr(10))[0]}",
             Exit.EXITED: f"exited with code {self.code}{where}{said}",
             Exit.SIGNAL: f"was killed by {self.type}{where}",
-            Exit.OUT_OF_MEMORY: f"was killed by SIGKILL{where}: memory ran out",
+            Exit.OUT_OF_MEMORY: f"was killed by SIGKILL{where}{said}",
+            Exit.TIMED_OUT: f"was stopped{where}{said}",
             Exit.HUNG: f"hung{where}: {self.message.partition(chr(10))[0]}",
             Exit.ENDED: "was ended by its agent",
             Exit.LOST: f"was lost{where}: {self.message.partition(chr(10))[0]}",
@@ -245,7 +250,8 @@ class StartStatus:
     """The state of one start of an attempt on one host.
 
     ranks: those on this host. joined: all of them have joined the process group. progress: rank 0's, if it is
-    on this host. exits: the records of the ranks that have ended.
+    on this host. exits: the records of the ranks that have ended. seconds: time since the launch; once it has
+    ended, how long it took.
     """
 
     attempt: str
@@ -254,6 +260,7 @@ class StartStatus:
     joined: bool = False
     progress: Progress | None = None
     exits: tuple[ExitRecord, ...] = ()
+    seconds: float = 0.0
 
     @property
     def ended(self) -> bool:
@@ -295,8 +302,13 @@ def cause(exits: Iterable[ExitRecord]) -> ExitRecord | None:
     failed = [record for record in exits if record.failed]
     for wanted in (_is_own_error, _is_blamed, _is_hung, lambda record: not record.lost_peer, lambda _: True):
         if chosen := [record for record in failed if wanted(record)]:
-            return min(chosen, key=lambda record: record.when)
+            return min(chosen, key=_told_best)
     return None
+
+
+def _told_best(record: ExitRecord) -> tuple[bool, float]:
+    """Of ranks stopped by the time limit only rank 0 knows the step."""
+    return record.kind is Exit.TIMED_OUT and not record.step, record.when
 
 
 def _is_own_error(record: ExitRecord) -> bool:
@@ -350,7 +362,9 @@ def is_final(record: ExitRecord, before: Failure | None) -> str | None:
     A failure is final if its exception type is in FINAL or it `repeats`, or if an exception or exit equals
     the previous one, `before`, since the last start also began at the last checkpoint.
     """
-    if record.kind is Exit.ERROR and (record.type in FINAL or record.repeats):
+    if record.kind is Exit.TIMED_OUT or (
+        record.kind is Exit.ERROR and (record.type in FINAL or record.repeats)
+    ):
         return ""
     ends_itself = record.kind in {Exit.ERROR, Exit.EXITED} and not record.lost_peer
     if ends_itself and before == Failure.of(record):

@@ -35,4 +35,4 @@ def get_cluster(services: Services) -> ClusterDocument:
 
 
 def _document(amount: Amount) -> AmountDocument:
-    return AmountDocument(cpus=amount.cpus / UNITS, gpus=amount.gpus / UNITS)
+    return AmountDocument(cpus=amount.cpus / UNITS, gpus=amount.gpus / UNITS, memory=amount.memory)

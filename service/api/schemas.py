@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.jobs.job import Job, State
 from service.scheduling.scheduler import Forecast
 from training.protocol import is_detail
-from training.spec import Spec, shares
+from training.spec import Resources, Spec, shares
 
 _SHOWN_SHARES = 4096
 
@@ -123,18 +123,23 @@ class PointPage(Document):
 
 
 class Total(Document):
-    """A number of workers, and the CPUs and GPUs that all of them need together."""
+    """A number of workers, and what all of them need together."""
 
     workers: int
     cpus: float | None
     gpus: float | None
+    memory: int | None = Field(default=None, description="Bytes; null: not reserved")
 
     @classmethod
-    def of(cls, workers: int, cpus_per_worker: float, gpus_per_worker: float) -> Self:
-        """Returns the total for `workers` workers, rounded to four decimals."""
+    def of(cls, workers: int, resources: Resources) -> Self:
+        """Returns the total for `workers` workers, CPUs and GPUs rounded to four decimals."""
         # Rounded so that 3 × 0.3333 is shown as 0.9999, not 0.9998999999999999.
-        cpus, gpus = round(workers * cpus_per_worker, 4), round(workers * gpus_per_worker, 4)
-        return cls(workers=workers, cpus=cpus, gpus=gpus)
+        return cls(
+            workers=workers,
+            cpus=round(workers * resources.cpus_per_worker, 4),
+            gpus=round(workers * resources.gpus_per_worker, 4),
+            memory=resources.memory_per_worker and workers * resources.memory_per_worker,
+        )
 
 
 class ValidationDocument(Document):
@@ -163,7 +168,7 @@ class ValidationDocument(Document):
         size = spec.training.global_batch_size
         return cls(
             spec=spec.model_dump(mode="json"),
-            resources=Total.of(workers, resources.cpus_per_worker, resources.gpus_per_worker),
+            resources=Total.of(workers, resources),
             shares=shares(size, workers) if size and workers <= _SHOWN_SHARES else None,
             fits_now=forecast.fits_now if forecast else None,
             fits_ever=forecast.fits_ever if forecast else None,
@@ -200,7 +205,7 @@ class WaitingDocument(Document):
             name=job.name,
             priority=job.priority,
             reason=job.reason,
-            needs=Total.of(resources.min_workers, resources.cpus_per_worker, resources.gpus_per_worker),
+            needs=Total.of(resources.min_workers, resources),
             created_at=job.created_at,
         )
 
@@ -218,13 +223,16 @@ class NodeDocument(Document):
     address: str
     cpus: float
     gpus: float
+    memory: int = Field(description="Bytes that workers can reserve")
+    labels: dict[str, str] = Field(description="By which a job's node_labels choose")
 
 
 class AmountDocument(Document):
-    """A number of CPUs and GPUs; fractions are possible."""
+    """A number of CPUs and GPUs, fractions are possible; and memory in bytes."""
 
     cpus: float
     gpus: float
+    memory: int
 
 
 class ClusterDocument(Document):

@@ -16,16 +16,22 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from training.protocol import ExitRecord, Order, Progress
+from training.spec import Resources
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A machine of the cluster with its total resources, busy or not."""
+    """A machine of the cluster with its total resources, busy or not.
+
+    memory: bytes that Ray lets workers reserve. labels: those given when its Ray was started, and Ray's own.
+    """
 
     id: str
     address: str
     cpus: float
     gpus: float
+    memory: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +39,12 @@ class Launch:
     """One start of an attempt.
 
     order: for all ranks; `order.ranks` is empty because the cluster assigns ranks to machines.
-    code: returns the archive with the digest `order.code`; called only if an agent does not have it.
+    resources: what each worker needs. code: returns the archive with the digest `order.code`; called only if
+    an agent does not have it.
     """
 
     order: Order
-    cpus_per_worker: float
-    gpus_per_worker: float = 0.0
+    resources: Resources
     code: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -63,7 +69,7 @@ class Status:
     """The status of an attempt's latest start.
 
     exits: the exit records of the ranks that have ended; once `ended`, of all ranks.
-    message: what the start waits for, or "".
+    message: what the start waits for, or "". seconds: time since the launch; once it has ended, its duration.
     """
 
     phase: Phase
@@ -71,6 +77,7 @@ class Status:
     exits: tuple[ExitRecord, ...] = ()
     progress: Progress | None = None
     message: str = ""
+    seconds: float = 0.0
 
     @property
     def ended(self) -> bool:

@@ -155,7 +155,8 @@ def _launched(gang: GangView, start: int, known: Mapping[str, StartStatus], now:
             Phase.RUNNING if joined and all(status.joined for status in known.values()) else Phase.STARTING
         )
     exits = tuple(records[rank] for rank in sorted(records))
-    return Status(phase=phase, start=start, exits=exits, progress=progress)
+    seconds = max((status.seconds for status in seen), default=0.0)
+    return Status(phase=phase, start=start, exits=exits, progress=progress, seconds=seconds)
 
 
 def _before(gang: GangView, start: int) -> Iterator[StartStatus]:

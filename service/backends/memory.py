@@ -46,6 +46,10 @@ class MemoryCluster:
         """Sets what the attempt waits for."""
         self._set(name, message=message)
 
+    def set_seconds(self, name: str, seconds: float) -> None:
+        """Sets how long the latest start has run."""
+        self._set(name, seconds=seconds)
+
     def finish(self, name: str) -> None:
         """Makes every rank finish."""
         self._end(name, [ExitRecord(rank=rank, kind=Exit.FINISHED) for rank in self.ranks(name)])

@@ -29,6 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NAME = re.compile(r".+-[1-9]\d*")  # names of attempts
+_NODE_ID_LABEL = "ray.io/node-id"
 CALLS_AT_ONCE = 32
 _CONNECT_SECONDS = 3.0
 
@@ -98,6 +99,8 @@ def nodes() -> list[Node]:
             address=node["NodeManagerAddress"],
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=node["Resources"].get("GPU", 0.0),
+            memory=int(node["Resources"].get("memory", 0)),
+            labels={name: value for name, value in node["Labels"].items() if name != _NODE_ID_LABEL},
         )
         for node in ray.nodes()
         if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
@@ -142,12 +145,15 @@ def _group(entry: dict[str, Any]) -> Group:
     )
 
 
-def create_group(name: str, bundle: dict[str, float], count: int) -> None:
-    """Creates a placement group of `count` bundles that lasts until it is removed.
+def create_group(name: str, bundle: dict[str, float], labels: dict[str, str], count: int) -> None:
+    """Creates a placement group of `count` bundles, on nodes with `labels`, that lasts until it is removed.
 
     Raises if the name is taken.
     """
-    placement_group([bundle] * count, strategy="PACK", name=name, lifetime="detached")
+    selectors = [labels] * count if labels else None
+    placement_group(
+        [bundle] * count, strategy="PACK", name=name, lifetime="detached", bundle_label_selector=selectors
+    )
 
 
 def remove_group(name: str) -> None:

@@ -19,6 +19,7 @@ from service.backends.ray_gang import Gang, Gpus
 from service.backends.ray_host import Host
 from training.backoff import Backoff
 from training.protocol import CodeMissing, Order, StartStatus, Superseded
+from training.spec import Resources
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +104,9 @@ class Launching:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_FREEING_SECONDS):
                         await self.pulse.until(lambda: not self.freeing())
-                bundle = {"CPU": self.launch.cpus_per_worker, "GPU": self.launch.gpus_per_worker}
-                resources = {kind: amount for kind, amount in bundle.items() if amount}
+                resources, workers = self.launch.resources, self.launch.order.world_size
                 await ray_calls.in_thread(
-                    ray_calls.create_group, name, resources, self.launch.order.world_size
+                    ray_calls.create_group, name, _bundle(resources), resources.labels, workers
                 )
             elif group.placed:
                 return group.nodes
@@ -116,7 +116,7 @@ class Launching:
 
     async def _gpus(self, nodes: tuple[str, ...]) -> Gpus:
         """Returns the GPU ids of each bundle. Only a task that runs in the bundle can read them."""
-        count = self.launch.gpus_per_worker
+        count = self.launch.resources.gpus_per_worker
         if not count:
             return ((),) * len(nodes)
         if nodes not in self.gang.gpus:
@@ -193,6 +193,16 @@ class Launching:
             archive = await ray_calls.in_thread(self.launch.code)
             await host.call("put_code", order.code, archive)
             await host.call("launch", order)
+
+
+def _bundle(resources: Resources) -> dict[str, float]:
+    """Returns what Ray reserves for a worker."""
+    amounts = {
+        "CPU": resources.cpus_per_worker,
+        "GPU": resources.gpus_per_worker,
+        "memory": resources.memory_per_worker or 0,
+    }
+    return {kind: amount for kind, amount in amounts.items() if amount}
 
 
 def _waits_for(host: Host | None) -> str:

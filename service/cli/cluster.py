@@ -59,7 +59,11 @@ def cluster(ctx: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         output.print_json(answer.to_json())
     else:
-        output.console().print(output.table(["NODE", "ADDRESS", "CPUS", "GPUS"], _nodes(answer)))
+        output.console().print(output.table(["NODE", "ADDRESS", "CPUS", "GPUS", "MEMORY"], _nodes(answer)))
+        for node in answer.nodes:
+            if node.labels:
+                labels = (f"{name}={value}" for name, value in sorted(node.labels.items()))
+                output.console().print(output.clean(f"labels of {node.id[:12]}: {' '.join(labels)}"))
         if answer.running:
             output.console().print(f"running: {' '.join(answer.running)}")
 
@@ -70,6 +74,6 @@ def _nodes(answer: Cluster) -> list[list[RenderableType]]:
 
 
 def _cells(amount: Amount) -> list[str]:
-    from service.cli.output import number
+    from service.cli.output import number, size
 
-    return [number(amount.cpus), number(amount.gpus)]
+    return [number(amount.cpus), number(amount.gpus), size(amount.memory) if amount.memory else ""]

@@ -159,14 +159,15 @@ class KeyProblem(Answer):
 
 
 class Total(Answer):
-    """A number of workers, and the CPUs and GPUs that all of them need together.
+    """A number of workers, and what all of them need together.
 
-    cpus, gpus: may be fractions; None if the server does not say.
+    cpus, gpus: may be fractions; None if the server does not say. memory: bytes; None: not reserved.
     """
 
     workers: int
     cpus: float | None = None
     gpus: float | None = None
+    memory: int | None = None
 
 
 class Validation(Answer):
@@ -206,20 +207,26 @@ class Waiting(Answer):
 
 
 class Amount(Answer):
-    """A number of CPUs and a number of GPUs. A fraction is a part of one that several workers share."""
+    """A number of CPUs and of GPUs, and memory in bytes; None: not known.
+
+    A fraction of a CPU or GPU is a part of one that several workers share.
+    """
 
     cpus: float
     gpus: float
+    memory: int | None = None
 
 
 class Node(Amount):
-    """A node of the cluster, and all its CPUs and GPUs, in use or not.
+    """A node of the cluster, and all its CPUs, GPUs and memory, in use or not.
 
-    id: Ray's, in hex. address: its IP address in the cluster's network.
+    id: Ray's, in hex. address: its IP address in the cluster's network. labels: by which a job's node_labels
+    choose.
     """
 
     id: str
     address: str
+    labels: dict[str, str] = {}
 
 
 class Cluster(Answer):

@@ -23,6 +23,7 @@ from service.dispatcher.round_timer import RoundTimer
 from service.dispatcher.runs import Runs
 from service.errors import Unavailable
 from service.jobs.job import Job, State, utc_now
+from service.jobs.outcomes import waited_too_long
 from service.queue.store import Store
 from service.scheduling.preemption import GROWS_EVERY, Preempt
 from service.scheduling.scheduler import Start, Wait, schedule
@@ -125,8 +126,17 @@ class Dispatcher:
 
     # Admit
 
+    def _without_overdue(self, queue: Sequence[Job]) -> list[Job]:
+        """Cancels the jobs whose time limit for the queue has passed; returns the others."""
+        now = utc_now()
+        overdue = {job.id: reason for job in queue if (reason := waited_too_long(job, now))}
+        for job in queue:
+            if job.id in overdue:
+                self.store.move(job, State.CANCELLED, reason=overdue[job.id])
+        return [job for job in queue if job.id not in overdue]
+
     def _admit(self, attempts: Mapping[str, Status], active: Sequence[Job]) -> None:
-        queue = self.store.queue()
+        queue = self._without_overdue(self.store.queue())
         self.runs.keep_only(job.id for job in queue)
         if not queue and not any(job.elastic for job in active):
             return

@@ -26,6 +26,7 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
     assert job.workers is not None
     assert job.run_id is not None
     digest: str | None = job.spec.get("code")
+    limit = job.time_limit.run
     return Launch(
         order=Order(
             attempt=name_of(job),
@@ -39,8 +40,8 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
             mlflow_uri=settings.mlflow_url,
             run_id=job.run_id,
             restarts=job.restarts,
+            seconds_left=limit and max(limit - job.ran_seconds, 1.0),
         ),
-        cpus_per_worker=job.resources.cpus_per_worker,
-        gpus_per_worker=job.resources.gpus_per_worker,
+        resources=job.resources,
         code=partial(store.get_code, digest) if digest else None,
     )

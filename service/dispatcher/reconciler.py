@@ -178,19 +178,21 @@ class Reconciler:
     def _conclude(self, job: Job, status: Status, exits: tuple[ExitRecord, ...]) -> None:
         result = outcome(job, exits, cancelled=job.cancel_requested_at is not None)
         if isinstance(result, Restart):
-            self._restart(job, result)
-        elif self._finish(job, result, status.progress) and status.ended:
+            self._restart(job, result, status.seconds)
+        elif self._finish(job, result, status) and status.ended:
             self.cluster.release(name_of(job))  # an attempt not released now is a stray in the next round
 
-    def _finish(self, job: Job, result: Outcome, progress: Progress | None = None) -> bool:
+    def _finish(self, job: Job, result: Outcome, status: Status | None = None) -> bool:
         changes: Changes = {
             "reason": result.reason,
             "error": result.error,
             "failures": result.failures,
             "last_failure": result.last_failure,
         }
-        if progress is not None:
-            changes["progress"] = progress
+        if status is not None:
+            changes["ran_seconds"] = job.ran_seconds + status.seconds
+            if status.progress is not None:
+                changes["progress"] = status.progress
         # Race closed: a pause or a preemption after we read the row. The state is no longer what we saw, so
         # nothing changes, and the next round decides by the new state.
         moved = self.store.move(job, result.state, **changes)
@@ -199,7 +201,7 @@ class Reconciler:
             self._on_end()
         return moved
 
-    def _restart(self, job: Job, restart: Restart) -> None:
+    def _restart(self, job: Job, restart: Restart, seconds: float) -> None:
         # Race closed: a cancel, pause or preemption after we read the row: as above.
         if not self.store.restart(
             job,
@@ -207,13 +209,22 @@ class Reconciler:
             failures=restart.failures,
             last_failure=restart.last_failure,
             restarts=restart.restarts,
+            ran_seconds=job.ran_seconds + seconds,
         ):
             return
         try:
             append_line(run_folder(self.settings, job), job.attempt, f"syncbn: {restart.reason}")
         except OSError as error:
             log.warning("job %s: cannot note the restart in its log: %s", job.id, error)
-        self.launch(replace(job, start=job.start + 1, failures=restart.failures, restarts=restart.restarts))
+        self.launch(
+            replace(
+                job,
+                start=job.start + 1,
+                failures=restart.failures,
+                restarts=restart.restarts,
+                ran_seconds=job.ran_seconds + seconds,
+            )
+        )
 
     # What a running job shows
 

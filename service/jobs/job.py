@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from training.protocol import Failure, Progress
-from training.spec import Resources, Spec
+from training.spec import Resources, Spec, TimeLimit
 
 
 class State(enum.StrEnum):
@@ -137,6 +137,8 @@ class Job:
     """Workers granted to the attempt; None while the job waits."""
     wanted_workers: int | None = None
     """The number set by the last resize, within `resources.workers`: the maximum granted from then on."""
+    ran_seconds: float = 0.0
+    """How long its earlier starts ran, all together; `spec.time_limit.run` limits it."""
     grows_after: datetime | None = None
     """The scheduler does not preempt the job just to give it more workers before this time."""
     preempted_at: datetime | None = None
@@ -156,6 +158,10 @@ class Job:
     @cached_property
     def resources(self) -> Resources:
         return Resources.model_validate(self.spec["resources"])
+
+    @cached_property
+    def time_limit(self) -> TimeLimit:
+        return TimeLimit.model_validate(self.spec.get("time_limit", {}))
 
     @property
     def elastic(self) -> bool:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from service.jobs.job import Job, State
 from training.protocol import LONGEST_TAIL, Exit, ExitRecord, Failure, cause, finished, is_final, stopped_at
+from training.spec import shown
 
 START_TIMEOUT, NOT_ENDED = "StartTimeout", "NotEnded"
 """Types of exit records that the scheduler itself writes."""
@@ -26,6 +28,7 @@ _KINDS = {
     Exit.OUT_OF_MEMORY: "OutOfMemory",
     Exit.EXITED: "Exited",
     Exit.HUNG: "Hung",
+    Exit.TIMED_OUT: "TimeLimit",
 }
 
 
@@ -80,6 +83,14 @@ def before_launch(job: Job) -> Outcome:
     if job.state is State.PAUSING:
         return _stopped(job, State.PAUSED, "paused")
     return _stopped(job, State.QUEUED, job.reason)
+
+
+def waited_too_long(job: Job, now: datetime) -> str:
+    """Returns why a queued job that has never started is cancelled; "" if its time limit has not passed."""
+    limit = job.time_limit.queue
+    if limit is None or job.attempt or (now - job.created_at).total_seconds() < limit:
+        return ""
+    return f"cancelled: it waited for {shown(limit)}, its time limit in the queue (time_limit.queue)"
 
 
 def start_timeout(seconds: float, message: str) -> ExitRecord:

@@ -51,6 +51,7 @@ class Changes(TypedDict, total=False):
     progress: Progress | None
     workers: int | None
     grows_after: datetime | None
+    ran_seconds: float
 
 
 NOTES_AT_ONCE = 500
@@ -209,6 +210,7 @@ class Store(Lease, CodeArchives):
         failures: int,
         last_failure: Failure | None,
         restarts: tuple[str, ...],
+        ran_seconds: float,
     ) -> bool:
         """Writes the next start of the job's attempt, if its row is still as the caller saw it.
 
@@ -224,6 +226,7 @@ class Store(Lease, CodeArchives):
             "failures": failures,
             "last_failure": last_failure,
             "restarts": restarts,
+            "ran_seconds": ran_seconds,
         }
         return self._update(guards, values)
 

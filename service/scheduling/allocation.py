@@ -26,7 +26,7 @@ class Allocation:
     blocked: Job | None = None
 
     def _with(self, job: Job, more: int) -> Allocation:
-        machines, unplaced = capacity.place(self.machines, Demand.of(job).each, more)
+        machines, unplaced = capacity.place(self.machines, Demand.of(job).worker, more)
         assert not unplaced
         workers = {**self.workers, job.id: self.workers.get(job.id, 0) + more}
         return replace(self, workers=workers, machines=machines)
@@ -65,7 +65,7 @@ def allocate_rest(allocation: Allocation, queue: Sequence[Job]) -> Allocation:
     for job in in_order(queue):
         if has := allocation.workers.get(job.id):
             demand = Demand.of(job)
-            most = demand.granted(has + capacity.room(allocation.machines, demand.each))
+            most = demand.granted(has + capacity.room(allocation.machines, demand.worker))
             more = (allocation._with(job, workers - has) for workers in range(most, has, -demand.step))
             allocation = next((larger for larger in more if _launchable(larger, queue)), allocation)
     return allocation
@@ -75,7 +75,9 @@ def _launchable(allocation: Allocation, queue: Iterable[Job]) -> bool:
     """Returns whether the gangs fit when each is placed as a whole, one after the other."""
     machines = allocation.free
     for job in in_order(queue):
-        machines, unplaced = capacity.place(machines, Demand.of(job).each, allocation.workers.get(job.id, 0))
+        machines, unplaced = capacity.place(
+            machines, Demand.of(job).worker, allocation.workers.get(job.id, 0)
+        )
         if unplaced:
             return False
     return True
@@ -93,4 +95,4 @@ def fitting(machines: Machines) -> Callable[[Job], bool]:
 
 
 def _fits(demand: Demand, machines: Machines) -> bool:
-    return bool(demand.granted(capacity.room(machines, demand.each)))
+    return bool(demand.granted(capacity.room(machines, demand.worker)))

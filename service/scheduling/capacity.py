@@ -1,7 +1,7 @@
 """Capacity arithmetic: how many equal workers fit on which machines. Pure.
 
-Amounts are integers in ten-thousandths of a CPU or GPU (Ray's own resolution), so 3 × 0.3333 fits into 1 and
-sums have no rounding error.
+CPUs and GPUs are integers in ten-thousandths (Ray's own resolution), so 3 × 0.3333 fits into 1 and sums have
+no rounding error.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Self
 
 from service.backends.cluster import Node
 from service.jobs.job import Job
+from training.spec import Resources
 
 UNITS = 10_000
 UNLIMITED = sys.maxsize
@@ -23,27 +24,58 @@ UNLIMITED = sys.maxsize
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
-    """CPUs and GPUs in units of 1/10,000."""
+    """CPUs and GPUs in units of 1/10,000, memory in bytes."""
 
     cpus: int = 0
     gpus: int = 0
+    memory: int = 0
 
     @classmethod
-    def of(cls, cpus: float, gpus: float) -> Self:
-        return cls(cpus=_units(cpus), gpus=_units(gpus))
+    def of(cls, cpus: float, gpus: float, memory: int = 0) -> Self:
+        return cls(cpus=_units(cpus), gpus=_units(gpus), memory=memory)
 
     def __add__(self, other: Amount) -> Amount:
-        return Amount(cpus=self.cpus + other.cpus, gpus=self.gpus + other.gpus)
+        return Amount(
+            cpus=self.cpus + other.cpus, gpus=self.gpus + other.gpus, memory=self.memory + other.memory
+        )
 
     def __sub__(self, other: Amount) -> Amount:
-        return Amount(cpus=self.cpus - other.cpus, gpus=self.gpus - other.gpus)
+        return self + other * -1
 
     def __mul__(self, times: int) -> Amount:
-        return Amount(cpus=self.cpus * times, gpus=self.gpus * times)
+        return Amount(cpus=self.cpus * times, gpus=self.gpus * times, memory=self.memory * times)
 
     def holds(self, each: Amount) -> int:
         """Returns how many times `each` fits."""
-        return min(_times(self.cpus, each.cpus), _times(self.gpus, each.gpus))
+        return min(
+            _times(self.cpus, each.cpus), _times(self.gpus, each.gpus), _times(self.memory, each.memory)
+        )
+
+    def at_most(self, other: Amount) -> Amount:
+        """Returns the smaller of the two, resource by resource."""
+        return Amount(
+            cpus=min(self.cpus, other.cpus),
+            gpus=min(self.gpus, other.gpus),
+            memory=min(self.memory, other.memory),
+        )
+
+
+Labels = frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What each worker of a job needs: an amount, on a machine with these labels."""
+
+    amount: Amount
+    labels: Labels = frozenset()
+
+    @classmethod
+    def of(cls, resources: Resources) -> Self:
+        amount = Amount.of(
+            resources.cpus_per_worker, resources.gpus_per_worker, resources.memory_per_worker or 0
+        )
+        return cls(amount=amount, labels=frozenset(resources.labels.items()))
 
 
 @lru_cache(maxsize=1024)  # jobs ask for few different amounts, which are converted in every round
@@ -58,12 +90,17 @@ def _times(free: int, each: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What a job asks for: `least` to `most` equal workers in multiples of `step`, each needing `each`."""
+    """What a job asks for: `least` to `most` equal workers in multiples of `step`."""
 
     least: int
     most: int
     step: int
-    each: Amount
+    worker: Worker
+
+    @property
+    def each(self) -> Amount:
+        """What each worker takes from its machine."""
+        return self.worker.amount
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -72,7 +109,7 @@ class Demand:
             least=resources.min_workers,
             most=job.most_workers,
             step=job.worker_step,
-            each=Amount.of(resources.cpus_per_worker, resources.gpus_per_worker),
+            worker=Worker.of(resources),
         )
 
     def granted(self, room: int) -> int:
@@ -88,6 +125,11 @@ class Machine:
     id: str
     total: Amount
     free: Amount
+    labels: Labels = frozenset()
+
+    def room(self, worker: Worker) -> int:
+        """Returns how many such workers fit into what is free."""
+        return self.free.holds(worker.amount) if worker.labels <= self.labels else 0
 
 
 Machines = tuple[Machine, ...]
@@ -95,32 +137,43 @@ Machines = tuple[Machine, ...]
 
 def empty(nodes: Iterable[Node]) -> Machines:
     """Returns the machines with nothing on them, sorted by id."""
-    totals = [(node.id, Amount.of(node.cpus, node.gpus)) for node in sorted(nodes, key=lambda node: node.id)]
-    return tuple(Machine(id=id, total=total, free=total) for id, total in totals)
+    machines = []
+    for node in sorted(nodes, key=lambda node: node.id):
+        amount = Amount.of(node.cpus, node.gpus, node.memory)
+        labels = frozenset(node.labels.items())
+        machines.append(Machine(id=node.id, total=amount, free=amount, labels=labels))
+    return tuple(machines)
 
 
 def occupied(nodes: Iterable[Node], active: Iterable[Job]) -> Machines:
-    """Returns the machines with the active jobs' workers on them, the largest workers placed first.
+    """Returns the machines with the active jobs' workers on them: first those that need labels, the largest
+    first.
 
     This is an estimate, because Ray decides where workers really are. Workers that fit nowhere (a machine was
     lost, or Ray packed them better) take free amounts in pieces, so the total left is never too large: a job
     may wait a little longer, but none is started without room.
     """
     machines = empty(nodes)
-    gangs = sorted(map(_held, active), key=lambda gang: (-gang[0].gpus, -gang[0].cpus, gang[2]))
-    for each, alike in groupby(gangs, key=lambda gang: gang[0]):
+    gangs = sorted(map(_held, active), key=_placing_order)
+    for worker, alike in groupby(gangs, key=lambda gang: gang[0]):
         sizes = [workers for _, workers, _ in alike]
         # Gangs of equal workers are placed together. The result is the same as one by one, and with a
         # thousand jobs and machines, visiting every machine for every job takes minutes.
-        machines, unplaced = place(machines, each, sum(sizes))
+        machines, unplaced = place(machines, worker, sum(sizes))
         for count in _last(sizes, unplaced):
-            machines = _take_in_pieces(machines, each, count)
+            machines = _take_in_pieces(machines, worker, count)
     return machines
 
 
-def _held(job: Job) -> tuple[Amount, int, str]:
+def _held(job: Job) -> tuple[Worker, int, str]:
     demand = Demand.of(job)
-    return demand.each, demand.least if job.workers is None else job.workers, job.id
+    return demand.worker, demand.least if job.workers is None else job.workers, job.id
+
+
+def _placing_order(gang: tuple[Worker, int, str]) -> tuple[object, ...]:
+    worker, _, job_id = gang
+    amount = worker.amount
+    return not worker.labels, -amount.gpus, -amount.cpus, -amount.memory, sorted(worker.labels), job_id
 
 
 def _last(sizes: Iterable[int], count: int) -> list[int]:
@@ -136,42 +189,42 @@ def _last(sizes: Iterable[int], count: int) -> list[int]:
     return [piece for piece in reversed(pieces) if piece]
 
 
-def place(machines: Machines, each: Amount, workers: int) -> tuple[Machines, int]:
+def place(machines: Machines, worker: Worker, workers: int) -> tuple[Machines, int]:
     """Places workers on the machines with the least free, those without free GPUs first.
 
     Returns the machines afterwards and the number of workers that did not fit.
     """
     taken: dict[str, int] = {}
     for machine in sorted(machines, key=_tightness):
-        if count := min(machine.free.holds(each), workers):
+        if count := min(machine.room(worker), workers):
             taken[machine.id] = count
             workers -= count
-    return tuple(_less(m, each * taken[m.id]) if m.id in taken else m for m in machines), workers
+    return tuple(_less(m, worker.amount * taken[m.id]) if m.id in taken else m for m in machines), workers
 
 
 def _less(machine: Machine, amount: Amount) -> Machine:
     return replace(machine, free=machine.free - amount)
 
 
-def room(machines: Sequence[Machine], each: Amount) -> int:
-    """Returns how many workers fit into what is free."""
-    return sum(machine.free.holds(each) for machine in machines)
+def room(machines: Sequence[Machine], worker: Worker) -> int:
+    """Returns how many such workers fit into what is free."""
+    return sum(machine.room(worker) for machine in machines)
 
 
 def total(amounts: Iterable[Amount]) -> Amount:
     return sum(amounts, Amount())
 
 
-def _tightness(machine: Machine) -> tuple[int, int, str]:
-    return machine.free.gpus, machine.free.cpus, machine.id
+def _tightness(machine: Machine) -> tuple[int, int, int, str]:
+    return machine.free.gpus, machine.free.cpus, machine.free.memory, machine.id
 
 
-def _take_in_pieces(machines: Machines, each: Amount, unplaced: int) -> Machines:
+def _take_in_pieces(machines: Machines, worker: Worker, unplaced: int) -> Machines:
     """Takes the amount of `unplaced` workers wherever anything is free, the machines with most free first."""
-    left = each * unplaced
+    left = worker.amount * unplaced
     after = {machine.id: machine for machine in machines}
-    for machine in sorted(machines, key=_tightness, reverse=True):
-        piece = Amount(cpus=min(machine.free.cpus, left.cpus), gpus=min(machine.free.gpus, left.gpus))
+    for machine in sorted(machines, key=lambda m: (worker.labels <= m.labels, _tightness(m)), reverse=True):
+        piece = machine.free.at_most(left)
         after[machine.id] = replace(machine, free=machine.free - piece)
         left -= piece
     return tuple(after.values())

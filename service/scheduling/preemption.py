@@ -135,7 +135,7 @@ def _possible(job: Job, active: Sequence[Job], nodes: Sequence[Node]) -> int:
     """Returns the number of workers with which the job would start now."""
     demand = Demand.of(job)
     machines = capacity.occupied(nodes, [other for other in active if other.id != job.id])
-    return demand.granted(capacity.room(machines, demand.each))
+    return demand.granted(capacity.room(machines, demand.worker))
 
 
 def _may_stop(job: Job) -> bool:

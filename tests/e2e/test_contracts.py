@@ -24,6 +24,7 @@ from service.ports import free_port
 from tests.e2e.small_ray import SmallRay, until
 from tests.training.host.test_agent import archive
 from training.protocol import Exit, Order, Superseded, cause, finished, stopped_at
+from training.spec import Resources
 
 NAMES = (f"contract-{number}" for number in range(1, 1_000))
 CPUS = 2
@@ -63,7 +64,7 @@ class Subject:
             curves_only=True,
             code="lab",
         )
-        return Launch(order=order, cpus_per_worker=cpus, code=archive, **changes)
+        return Launch(order=order, resources=Resources(cpus_per_worker=cpus), code=archive, **changes)
 
     def lasting(self, **changes: Any) -> Launch:
         return self.attempt(epochs=100_000, **changes)
@@ -462,7 +463,7 @@ def test_the_next_scheduler_launches_what_was_placed_alone(on_ray: OnRay) -> Non
     from service.backends import ray_calls
 
     launch = on_ray.attempt()
-    ray_calls.create_group(launch.name, {"CPU": 1}, CPUS)
+    ray_calls.create_group(launch.name, {"CPU": 1}, {}, CPUS)
     on_ray.take_over()
 
     found = on_ray.until(launch, lambda status: status.ended)
@@ -550,7 +551,7 @@ def test_ray_names_the_gpus_of_each_bundle(on_ray: OnRay) -> None:
     from service.backends import ray_calls
 
     name = next(NAMES)
-    ray_calls.create_group(name, {"CPU": 1, "GPU": 1}, 2)
+    ray_calls.create_group(name, {"CPU": 1, "GPU": 1}, {}, 2)
     on_ray.until(on_ray.attempt(name=name), lambda status: status.ended)
 
     told = [answer(ray_calls.gpus_of(name, bundle, 1)) for bundle in (0, 1)]
@@ -576,7 +577,7 @@ def test_a_start_that_was_launched_by_halves_is_ended_and_launched_again(on_two:
     from service.backends import ray_calls
 
     launch = on_two.attempt(workers=3)
-    ray_calls.create_group(launch.name, {"CPU": 1}, 3)
+    ray_calls.create_group(launch.name, {"CPU": 1}, {}, 3)
     until(lambda: getattr(ray_calls.group(launch.name), "placed", False), "no room")
     group = ray_calls.group(launch.name)
     assert group is not None

@@ -46,10 +46,11 @@ def make_job(
     state: State = State.QUEUED,
     granted: int | None = None,
     group: int | str = "world",
+    **resources: Any,
 ) -> Job:
     """A job of so many workers, younger than those made before."""
     spec = make_spec(
-        resources={"workers": workers, "cpus_per_worker": cpus, "gpus_per_worker": gpus},
+        resources={"workers": workers, "cpus_per_worker": cpus, "gpus_per_worker": gpus, **resources},
         priority=priority,
         training={"global_batch_size": 4096},
         norm={"group": group},

@@ -33,9 +33,12 @@ from training.protocol import (
 )
 from training.rank.process import write_record
 from training.run_dir import RunFolder
+from training.spec import shown
 
 GRACE_SECONDS, LOST_PEER_GRACE_SECONDS = 0.1, 1.0
 """After one rank has failed, or lost a peer: how long the others keep running, to record their own errors."""
+SECONDS_TO_SAVE = 120.0
+"""How long ranks that have reached the time limit may take to save a checkpoint."""
 STALL_SECONDS = 20.0
 """Ranks that were asked to stop are killed after this time without progress; the last checkpoint counts."""
 _LONGEST_HANG = 8_000  # characters: the stacks of a few ranks
@@ -64,6 +67,9 @@ class Gang:
         self._ended = False  # all processes of the start are gone
         self._ending = False
         self._end_at: float | None = None
+        self._began = monotonic()
+        self._seconds: float | None = None  # how long it took
+        self._timed_out = False
         self._stop: _Stop | None = None
         self._delete_files_of_earlier_launch()
 
@@ -94,6 +100,7 @@ class Gang:
             progress=self._progress,
             # The last exit is withheld until all processes of the start are gone.
             exits=known if self._ended else known[: len(self.ranks) - 1],
+            seconds=monotonic() - self._began if self._seconds is None else self._seconds,
         )
 
     def attach(self, process: BaseProcess, control: Connection, reports: socket.socket) -> None:
@@ -139,9 +146,10 @@ class Gang:
             self._progress = Progress.from_json(progress)
         self._changed()
 
-    def _rank_ended(self, rank: int, status: int, step: int, *, out_of_memory: bool) -> None:
+    def _rank_ended(self, rank: int, status: int, step: int, *, out_of_memory: str) -> None:
         self.read_reports()
         record = self._own_record(rank) or self._record_death(rank, status, step, out_of_memory=out_of_memory)
+        record = self._by_time_limit(record)
         if record.failed:
             record = self._with_log_tail(record)
             grace = LOST_PEER_GRACE_SECONDS if record.lost_peer else GRACE_SECONDS
@@ -166,18 +174,26 @@ class Gang:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def _record_death(self, rank: int, status: int, step: int, *, out_of_memory: bool) -> ExitRecord:
+    def _by_time_limit(self, record: ExitRecord) -> ExitRecord:
+        """Returns the record, as TIMED_OUT if the rank was ended because of the time limit."""
+        if not self._timed_out or record.kind not in {Exit.STOPPED, Exit.ENDED}:
+            return record
+        limit = shown(self.order.spec["time_limit"]["run"])
+        message = f"it has run for {limit}, its time limit; its last checkpoint is kept"
+        return replace(record, kind=Exit.TIMED_OUT, message=message)
+
+    def _record_death(self, rank: int, status: int, step: int, *, out_of_memory: str) -> ExitRecord:
         record = self._record_from_status(rank, status, step, out_of_memory=out_of_memory)
         with suppress(OSError):
             write_record(record, self.order)
         return record
 
-    def _record_from_status(self, rank: int, status: int, step: int, *, out_of_memory: bool) -> ExitRecord:
+    def _record_from_status(self, rank: int, status: int, step: int, *, out_of_memory: str) -> ExitRecord:
         record = ExitRecord(rank=rank, kind=Exit.ENDED, step=step, when=time.time())
         if self._ending:
             return record
         if out_of_memory:
-            return replace(record, kind=Exit.OUT_OF_MEMORY, type="SIGKILL", message="memory ran out")
+            return replace(record, kind=Exit.OUT_OF_MEMORY, type="SIGKILL", message=out_of_memory)
         if os.WIFSIGNALED(status):
             return replace(record, kind=Exit.SIGNAL, type=signal_name(os.WTERMSIG(status)))
         code = os.waitstatus_to_exitcode(status)
@@ -189,8 +205,9 @@ class Gang:
         """Records exits for ranks without one: the supervisor was killed, and its ranks with it."""
         steps = {position.rank: position.step for position in self._positions()}
         for rank in set(self.ranks) - self._exits.keys():
-            self._exits[rank] = self._own_record(rank) or self._lost_record(rank, steps.get(rank, 0))
-        self._ended = True
+            record = self._own_record(rank) or self._lost_record(rank, steps.get(rank, 0))
+            self._exits[rank] = self._by_time_limit(record)
+        self._ended, self._seconds = True, monotonic() - self._began
         self._mark_if_hung()
         self._changed()
 
@@ -253,7 +270,10 @@ class Gang:
         """Ends the ranks once a deadline has passed. The agent calls it several times a second."""
         if self._ended or self._ending:
             return
-        now = monotonic()
+        now, limit = monotonic(), self.order.seconds_left
+        if limit is not None and now - self._began >= limit and self._stop is None:
+            self._timed_out = True
+            self.stop(SECONDS_TO_SAVE)
         if (self._end_at is not None and now >= self._end_at) or (
             self._stop is not None and self._stop.is_due(self._positions(), now)
         ):

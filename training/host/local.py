@@ -14,7 +14,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 from typing import Self
+
+import psutil
 
 from training.errors import BuildError, RunFailed, TrainingError
 from training.host.agent import HostAgent
@@ -134,13 +137,18 @@ class LocalHost:
             output=str(output),
             curves_only=curves_only,
             last_bit=last_bit,
+            seconds_left=spec.time_limit.run,
         )
         with _printing(log_file(order.folder, order.number, 0), show=show):
             while True:
+                began = monotonic()
                 exits = self._start(order, start=len(run.restarts) + 1, restarts=tuple(run.restarts))
                 if finished(exits, workers):
                     return
                 reason = run.restart(exits)
+                if order.seconds_left is not None:
+                    left = order.seconds_left - (monotonic() - began)
+                    order = replace(order, seconds_left=max(left, 1.0))
                 if show:
                     _print(reason)
 
@@ -210,7 +218,17 @@ def _workers_that_fit(spec: Spec) -> int:
             f"{resources.min_workers} workers of {resources.cpus_per_worker:g} CPU need {need:g} CPUs, this "
             f"machine has {cpus}; ask for fewer workers, or for a fraction in resources.cpus_per_worker",
         )
-    return min(fit, resources.max_workers)
+    workers, memory = min(fit, resources.max_workers), resources.memory_per_worker
+    if memory is not None:
+        there = psutil.virtual_memory().total
+        if there < resources.min_workers * memory:
+            raise BuildError(
+                "resources.memory_per_worker",
+                f"{resources.min_workers} workers of {memory / 2**30:.3g} GiB need "
+                f"{resources.min_workers * memory / 2**30:.3g} GiB, this machine has {there / 2**30:.3g} GiB",
+            )
+        workers = min(workers, there // memory)
+    return workers
 
 
 def usable_cpus() -> int:

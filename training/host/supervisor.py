@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from training.host.memory_limit import MemoryLimit
 from training.linux import adopt_orphans, out_of_memory_kills
 from training.protocol import Order, RankAssignment
 from training.rank.process import RankProcess
@@ -40,7 +41,7 @@ def supervise(
 
     environments: the environment variables of each rank. folder: the ranks' working directory.
     control: gets {"rank", "status", "step", "out_of_memory"} for each rank that exits, with the status of
-    os.waitpid; any message that arrives on it, or its end, kills all ranks.
+    os.waitpid, and "" or why memory ran out; any message that arrives on it, or its end, kills all ranks.
     reports: the socket to which ranks send their progress. listener: the rendezvous socket, for rank 0.
     """
     Supervisor(Order.from_json(order), environments, folder, control, reports, listener).run()
@@ -62,6 +63,7 @@ class Supervisor:
         self.control, self.reports, self.listener = control, reports, listener
         self._ranks: dict[int, int] = {}  # rank by process id
         self._killed_before = out_of_memory_kills()
+        self._memory = MemoryLimit(order.spec["resources"].get("memory_per_worker"))
         self._steps = Steps(len(order.ranks))
 
     def run(self) -> None:
@@ -79,12 +81,14 @@ class Supervisor:
         if self.listener is not None:
             self.listener.close()
         while self._ranks:
-            ready = wait([self.control, wake_receiver])
+            ready = wait([self.control, wake_receiver], self._memory.seconds_between)
             with suppress(BlockingIOError):
                 wake_receiver.recv(4096)
             if self.control in ready:  # the agent orders the end, or is gone
                 break
             self._reap()
+            for pid in self._memory.over_limit(self._ranks):
+                os.kill(pid, signal.SIGKILL)
         self._end_all()
 
     def _fork(self, assignment: RankAssignment, *inherited: socket.socket) -> None:
@@ -115,12 +119,13 @@ class Supervisor:
             if pid == 0:
                 return True
             if pid in self._ranks:
-                self._report_exit(self._ranks.pop(pid), status)
+                self._report_exit(self._ranks.pop(pid), pid, status)
 
-    def _report_exit(self, rank: int, status: int) -> None:
-        killed = out_of_memory_kills()
-        out_of_memory = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        out_of_memory &= killed > self._killed_before
+    def _report_exit(self, rank: int, pid: int, status: int) -> None:
+        killed, out_of_memory = out_of_memory_kills(), ""
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            by_kernel = "memory ran out" if killed > self._killed_before else ""
+            out_of_memory = self._memory.why(pid) or by_kernel
         self._killed_before = killed
         step = self._steps.read(self._index(rank))
         message = {"rank": rank, "status": status, "step": step, "out_of_memory": out_of_memory}

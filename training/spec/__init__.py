@@ -17,6 +17,7 @@ from training.spec.model import (
 from training.spec.parts import ClassSpec
 from training.spec.resources import Resources
 from training.spec.text import load_yaml, override
+from training.spec.time_limit import TimeLimit, shown
 from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Resources",
     "Spec",
     "SpecError",
+    "TimeLimit",
     "TrainerOptions",
     "flat",
     "load_yaml",
@@ -37,4 +39,5 @@ __all__ = [
     "parse_spec",
     "read_spec",
     "shares",
+    "shown",
 ]

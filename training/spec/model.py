@@ -16,6 +16,7 @@ from training.spec.errors import Problem, SpecError, located, problems_of
 from training.spec.lightning_cli import as_spec
 from training.spec.parts import ClassPath, ClassSpec, Part
 from training.spec.resources import Resources
+from training.spec.time_limit import TimeLimit
 from training.spec.trainer import TrainerOptions
 from training.spec.training import Training
 
@@ -134,6 +135,9 @@ class Spec(Part):
         description="Arguments of Lightning's Trainer by their own names, see the table of what they do here",
     )
     resources: Resources = Field(default=Resources(), description="Workers, and the CPUs and GPUs of each")
+    time_limit: TimeLimit = Field(
+        default=TimeLimit(), description="How long it may run and wait: a duration, or one for each"
+    )
     priority: int = Field(default=0, ge=-1000, le=1000, description="Jobs with a higher priority start first")
     retries: int = Field(default=3, ge=0, le=100, description="Maximum number of restarts after failures")
     tracking: Tracking = Field(default=Tracking(), description="Names in MLflow")

@@ -310,7 +310,7 @@ def test_validating_says_what_would_run_and_changes_nothing(api: httpx.Client, s
     assert document.pop("spec")["resources"]["workers"] == {"min": 1, "max": 3}
     assert document == {
         "valid": True,
-        "resources": {"workers": 3, "cpus": 0.9999, "gpus": 0.0},
+        "resources": {"workers": 3, "cpus": 0.9999, "gpus": 0.0, "memory": None},
         "shares": [3, 2, 2],
         "fits_now": True,
         "fits_ever": True,
@@ -476,9 +476,9 @@ def test_the_queue_is_in_scheduling_order_with_needs_and_reasons(
     high_shown, low_shown = api.get("/v1/queue").json()["items"]
 
     assert (high_shown["position"], high_shown["name"]) == (1, "high")
-    assert high_shown["needs"] == {"workers": 1, "cpus": 1, "gpus": 1}
+    assert high_shown["needs"] == {"workers": 1, "cpus": 1, "gpus": 1, "memory": None}
     assert (low_shown["position"], low_shown["id"]) == (2, low.id)
-    assert low_shown["needs"] == {"workers": 2, "cpus": 2, "gpus": 0}
+    assert low_shown["needs"] == {"workers": 2, "cpus": 2, "gpus": 0, "memory": None}
     assert low_shown["reason"] == "waits behind 1 job"
 
 
@@ -486,9 +486,9 @@ def test_the_cluster_shows_what_the_running_jobs_leave(api: httpx.Client, runnin
     document = api.get("/v1/cluster").json()
 
     assert document == {
-        "nodes": [{"id": "a", "address": "10.0.0.1", "cpus": 4, "gpus": 0}],
-        "total": {"cpus": 4, "gpus": 0},
-        "free": {"cpus": 3, "gpus": 0},
+        "nodes": [{"id": "a", "address": "10.0.0.1", "cpus": 4, "gpus": 0, "memory": 0, "labels": {}}],
+        "total": {"cpus": 4, "gpus": 0, "memory": 0},
+        "free": {"cpus": 3, "gpus": 0, "memory": 0},
         "running": [running.id],
     }
 

@@ -15,6 +15,7 @@ from service.jobs.job import Job, State
 from service.queue.store import Store
 from tests.service.world import World, error, killed
 from training.protocol import Exit, ExitRecord, Order, Progress, Superseded
+from training.spec import Resources
 
 
 @pytest.fixture
@@ -95,10 +96,48 @@ def test_the_attempt_is_ordered_in_full(world: World) -> None:
             mlflow_uri="http://mlflow.invalid",
             run_id=world.run(job).run_id,
         ),
-        cpus_per_worker=0.5,
+        resources=Resources(workers=2, cpus_per_worker=0.5),
     )
     assert launch.code is not None
     assert launch.code() == b"an archive"
+
+
+def test_a_time_limit_counts_over_all_attempts(world: World) -> None:
+    job = world.running(time_limit="1h", retries=3)
+    assert world.cluster.launches[-1].order.seconds_left == 3600
+
+    world.cluster.set_seconds(world.name(job), 600)
+    world.fail(job, killed())
+    world.round()
+    assert world.look(job).ran_seconds == 600
+    assert world.cluster.launches[-1].order.seconds_left == 3000
+
+    world.train(job)
+    world.cluster.set_seconds(world.name(job), 900)
+    world.cluster.lose(world.name(job))
+    world.rounds(job)
+    assert world.look(job).attempt == 2
+    assert world.cluster.launches[-1].order.seconds_left == 2100
+
+    world.train(job)
+    message = "it has run for 1h, its time limit; its last checkpoint is kept"
+    world.fail(job, ExitRecord(rank=0, kind=Exit.TIMED_OUT, step=7, message=message))
+    ended = world.rounds(job)
+    assert (ended.state, ended.attempt) == (State.FAILED, 2)
+    assert ended.reason.startswith(f"rank 0 was stopped at step 7: {message}")
+    assert ended.error is not None
+    assert ended.error["type"] == "TimeLimit"
+
+
+def test_a_job_that_waits_for_longer_than_its_limit_is_cancelled(world: World) -> None:
+    world.cluster.machines = []
+    patient, hasty = world.create(), world.create(time_limit={"queue": 1e-6, "run": "1h"})
+
+    world.round()
+
+    assert world.look(patient).state is State.QUEUED
+    assert world.look(hasty).state is State.CANCELLED
+    assert "its time limit in the queue (time_limit.queue)" in world.look(hasty).reason
 
 
 def test_without_uploaded_code_none_is_sent(world: World) -> None:
@@ -597,7 +636,7 @@ def test_a_job_cancelled_in_the_queue_is_archived_without_ado(world: World) -> N
 def launch_of(job: Job, number: int) -> Launch:
     """One that no row names."""
     order = Order(attempt=f"{job.id}-{number}", spec=job.spec, ranks=(), world_size=1, folder="/")
-    return Launch(order=order, cpus_per_worker=1)
+    return Launch(order=order, resources=Resources())
 
 
 @pytest.mark.parametrize("phase", ["placing", "starting", "running", "ended"])

@@ -246,7 +246,7 @@ class Simulation:
 
     def possible(self, job: Job) -> bool:
         demand = Demand.of(job)
-        return bool(demand.granted(capacity.room(capacity.empty(self.nodes), demand.each)))
+        return bool(demand.granted(capacity.room(capacity.empty(self.nodes), demand.worker)))
 
     def round(self) -> bool:
         """Whether anything has happened."""
@@ -356,7 +356,7 @@ def test_the_head_of_the_queue_starves_only_behind_those_that_may_not_shrink(
         replace(job, workers=job.resources.min_workers if job.priority <= head.priority else job.workers)
         for job in world.active
     ]
-    room = capacity.room(capacity.occupied(nodes, shrunk), Demand.of(head).each)
+    room = capacity.room(capacity.occupied(nodes, shrunk), Demand.of(head).worker)
     assert room < head.resources.min_workers
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,14 +17,15 @@ from service.scheduling.scheduler import Decision, Start, Wait, forecast, schedu
 from tests.service.examples import make_job, make_spec
 
 NOW = utc_now()
+GIB = 2**30
 
 
-def node(cpus: float = 4, gpus: float = 0, id: str = "a") -> Node:
-    return Node(id=id, address="10.0.0.1", cpus=cpus, gpus=gpus)
+def node(cpus: float = 4, gpus: float = 0, id: str = "a", gib: int = 0, **labels: str) -> Node:
+    return Node(id=id, address="10.0.0.1", cpus=cpus, gpus=gpus, memory=gib * GIB, labels=labels)
 
 
-def active(workers: int, *, cpus: float = 1, gpus: float = 0) -> Job:
-    return make_job(workers, cpus=cpus, gpus=gpus, state=State.RUNNING, granted=workers)
+def active(workers: int, *, cpus: float = 1, gpus: float = 0, **resources: Any) -> Job:
+    return make_job(workers, cpus=cpus, gpus=gpus, state=State.RUNNING, granted=workers, **resources)
 
 
 def decide(queue: Sequence[Job], running: Sequence[Job], nodes: Sequence[Node]) -> list[Decision]:
@@ -105,6 +107,54 @@ def test_a_job_that_can_never_fit_holds_up_nobody() -> None:
         never=True,
     )
     assert decisions[1] == Start(job_id=small.id, workers=1)
+
+
+def test_memory_is_scheduled_as_cpus_are() -> None:
+    running = [active(1, memory_per_worker=5 * GIB)]
+    large, small = make_job(2, memory_per_worker="3GiB"), make_job(1, memory_per_worker="3GiB")
+    huge = make_job(1, memory_per_worker="9GiB")
+
+    assert reasons([small], running, [node(gib=8)]) == [""]
+    assert reasons([large, huge], running, [node(gib=8)]) == [
+        "needs 2 workers of 3 GiB of memory; 3 GiB of memory free",
+        "needs 9 GiB of memory (1 worker of 9 GiB of memory); the whole cluster has 8 GiB: "
+        "ask for less, or add machines",
+    ]
+
+
+def test_only_machines_with_a_job_s_labels_run_its_workers() -> None:
+    nodes = [node(cpus=4, id="a", zone="north"), node(cpus=2, id="b", zone="south", disk="ssd")]
+
+    def in_zone(zone: str, workers: int = 2) -> Job:
+        return make_job(workers, node_labels={"zone": zone})
+
+    assert reasons([in_zone("south"), make_job(4)], [], nodes) == ["", ""]
+    assert reasons([in_zone("south")], [active(1, node_labels={"disk": "ssd"})], nodes) == [
+        "needs 2 workers of 1 CPU; 1 CPU free on machines with the label zone=south"
+    ]
+    assert reasons([in_zone("south", 3)], [], nodes) == [
+        "needs 3 CPUs (3 workers of 1 CPU); the machines with the label zone=south have 2: "
+        "ask for fewer workers, or add machines"
+    ]
+    assert reasons([in_zone("west")], [], nodes) == [
+        "needs machines with the label zone=west; in this cluster zone is north or south"
+    ]
+    assert reasons([make_job(1, accelerator_type="H100")], [], nodes) == [
+        "needs machines with the label ray.io/accelerator-type=H100; no machine has a label "
+        "ray.io/accelerator-type; labels are given with `ray start --labels ray.io/accelerator-type=…`"
+    ]
+    assert reasons([make_job(1, node_labels={"zone": "north", "disk": "ssd"})], [], nodes) == [
+        "needs machines with the label disk=ssd and the label zone=north; no machine has all of them"
+    ]
+
+
+def test_jobs_without_labels_are_taken_to_leave_the_machines_with_labels_to_the_others() -> None:
+    nodes = [node(cpus=2, id="a", zone="north"), node(cpus=2, id="b")]
+    running = [active(2), active(2, node_labels={"zone": "north"})]
+
+    machines = capacity.occupied(nodes, running)
+
+    assert capacity.total(machine.free for machine in machines) == Amount()
 
 
 def test_workers_of_a_lost_machine_take_what_is_left_of_the_others() -> None:
@@ -273,7 +323,7 @@ def as_active(job: Job, workers: int) -> Job:
 def test_no_machine_is_ever_given_more_than_it_has(queue: list[Job], nodes: list[Node]) -> None:
     machines = capacity.empty(nodes)
     for job, workers in started(queue, decide(queue, [], nodes)):
-        machines, unplaced = capacity.place(machines, Demand.of(job).each, workers)
+        machines, unplaced = capacity.place(machines, Demand.of(job).worker, workers)
         assert unplaced == 0
 
     assert all(m.free.cpus >= 0 and m.free.gpus >= 0 for m in machines)
@@ -287,8 +337,8 @@ def test_gangs_lie_as_if_each_had_been_placed_by_itself(running: list[Job], node
     held.sort(key=lambda job: (-job.resources.gpus_per_worker, -job.resources.cpus_per_worker, job.id))
     machines = capacity.empty(nodes)
     for job in held:
-        machines, unplaced = capacity.place(machines, Demand.of(job).each, job.workers or 0)
-        machines = capacity._take_in_pieces(machines, Demand.of(job).each, unplaced)
+        machines, unplaced = capacity.place(machines, Demand.of(job).worker, job.workers or 0)
+        machines = capacity._take_in_pieces(machines, Demand.of(job).worker, unplaced)
 
     assert capacity.occupied(nodes, held) == tuple(sorted(machines, key=lambda machine: machine.id))
 

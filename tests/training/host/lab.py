@@ -96,6 +96,11 @@ def raise_undecodable(_: Any) -> None:
     raise ValueError(f"cannot read image {os.fsdecode(b'caf' + bytes([0xE9]) + b'.png')} \0 \ud800")
 
 
+def use_memory_in_a_child(size: int) -> None:
+    code = f"held = b'x' * {size}; import time; time.sleep(60)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def raise_long(length: int) -> None:
     raise ValueError("x" * length)
 
@@ -218,6 +223,7 @@ WHAT: dict[str, Any] = {
     "_exit": os._exit,
     "exit": sys.exit,
     "raise undecodable": raise_undecodable,
+    "use memory in a child": use_memory_in_a_child,
     "raise long": raise_long,
     "raise unspeakable": raise_unspeakable,
     "raise with a long name": raise_with_a_long_name,

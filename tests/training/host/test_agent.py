@@ -201,6 +201,17 @@ def test_a_rank_that_the_kernel_kills_for_memory_is_told_from_one_that_was_kille
     assert (found.kind, found.type, found.rank, found.step) == (Exit.OUT_OF_MEMORY, "SIGKILL", 1, 3)
 
 
+def test_a_rank_over_its_memory_limit_is_killed_with_its_children(agent: HostAgent, tmp_path: Path) -> None:
+    """A gigabyte in a child process of rank 1; the others stay below the limit."""
+    given = order(tmp_path, "use memory in a child", 2**30)
+    given.spec["resources"]["memory_per_worker"] = 700 * 2**20
+
+    found = failure(agent, given)
+
+    assert (found.kind, found.type, found.rank, found.step) == (Exit.OUT_OF_MEMORY, "SIGKILL", 1, 3)
+    assert "GiB of memory, more than resources.memory_per_worker, which is 0.68 GiB" in found.headline
+
+
 def test_the_last_lines_of_its_log_are_in_the_record(agent: HostAgent, tmp_path: Path) -> None:
     given = order(tmp_path, "exit", "my last words")
 
@@ -388,6 +399,24 @@ def test_a_run_that_is_asked_to_stop_saves_itself(agent: HostAgent, tmp_path: Pa
     step = stopped_at(status.exits)
     assert step is not None
     assert step > 1
+    assert (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_that_reaches_its_time_limit_saves_itself_and_is_not_retried(
+    agent: HostAgent, tmp_path: Path
+) -> None:
+    given = order(tmp_path, training={"max_epochs": 10_000}, seconds_left=3.0)
+    given.spec["time_limit"] = {"run": 7200.0, "queue": None}
+
+    status = run(agent, given)
+
+    found = cause(status.exits)
+    assert found is not None
+    assert found.kind is Exit.TIMED_OUT
+    assert found.step > 1
+    assert "has run for 2h, its time limit; its last checkpoint is kept" in found.headline
+    assert is_final(found, None) == ""
+    assert status.seconds >= 3.0
     assert (tmp_path / "run" / "checkpoints").exists()
 
 

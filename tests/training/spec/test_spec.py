@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -68,7 +69,15 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
             "hang_seconds": 300,
         },
         "trainer": {},
-        "resources": {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0},
+        "resources": {
+            "workers": 1,
+            "cpus_per_worker": 1,
+            "gpus_per_worker": 0,
+            "memory_per_worker": None,
+            "node_labels": {},
+            "accelerator_type": None,
+        },
+        "time_limit": {"run": None, "queue": None},
         "priority": 0,
         "retries": 3,
         "tracking": {"experiment": "default", "register_as": None},
@@ -407,3 +416,45 @@ def test_importing_the_spec_loads_nothing_heavy() -> None:
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
     assert not {"torch", "numpy", "lightning", "ray", "mlflow", "sync_bn"} & set(output.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "run", "queue"),
+    [
+        ("2h", 7200, None),
+        ("1d12h", 129_600, None),
+        (90, 90, None),
+        ({"queue": "30m"}, None, 1800),
+        ({"run": "45s", "queue": 2.5}, 45, 2.5),
+    ],
+)
+def test_a_time_limit_alone_is_that_of_the_run(given: Any, run: float | None, queue: float | None) -> None:
+    limit = make_spec(time_limit=given).time_limit
+
+    assert (limit.run, limit.queue) == (run, queue)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"time_limit": "2 hours"}, "'2 hours' is not a duration; write for example 2h"),
+        ({"time_limit": {"run": 0}}, "greater than 0"),
+        (
+            {"resources": {"memory_per_worker": "lots"}},
+            "'lots' is no amount of memory; write for",
+        ),
+        ({"resources": {"memory_per_worker": "1MB"}}, "67108864"),
+        ({"resources": {"node_labels": {"zone": "a b"}}}, "node_labels"),
+        (
+            {"resources": {"node_labels": {"ray.io/accelerator-type": "A100"}, "accelerator_type": "H100"}},
+            "accelerator_type is H100 and node_labels has ray.io/accelerator-type: A100",
+        ),
+    ],
+)
+def test_a_limit_or_a_need_that_means_nothing_is_refused(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)):
+        make_spec(**section)
+
+
+def test_memory_is_read_with_its_unit() -> None:
+    assert make_spec(resources={"memory_per_worker": "1.5GiB"}).resources.memory_per_worker == 1.5 * 2**30
