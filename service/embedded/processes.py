@@ -112,6 +112,8 @@ class Child(ABC):
         return identity.process() if identity else None
 
     def is_alive(self) -> bool:
+        if self._started is not None:
+            return self._started.poll() is None  # cheap: asked every second
         return self.process() is not None
 
     def take_over_or_start(self) -> None:
