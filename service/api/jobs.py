@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import StringConstraints
+from pydantic import AwareDatetime, StringConstraints
 
 from service.api.bodies import SPEC_TYPES, SpecBody, read_spec
 from service.api.context import Services
@@ -92,7 +92,14 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
 def list_jobs(
     services: Services,
     state: Annotated[list[State] | None, Query(description="Jobs in any of these")] = None,
+    id_prefix: Annotated[
+        str | None, Query(alias="id", pattern=_TEXT, description="Beginning of the id")
+    ] = None,
     name: Annotated[str | None, Query(pattern=_TEXT)] = None,
+    experiment: Annotated[str | None, Query(pattern=_TEXT, description="`tracking.experiment`")] = None,
+    since: Annotated[
+        AwareDatetime | None, Query(description="Created then or later; ISO 8601 with a time zone")
+    ] = None,
     label: Annotated[list[Label] | None, Query(description="KEY:VALUE; jobs with all of these")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: str | None = None,
@@ -100,7 +107,10 @@ def list_jobs(
     """Returns one page of the jobs that match every given filter."""
     jobs, next_cursor = services.store.list_jobs(
         states=state or (),
+        id_prefix=id_prefix,
         name=name,
+        experiment=experiment,
+        since=since,
         labels=dict(map(_pair, label or ())),
         cursor=cursor,
         limit=limit,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.cli.options import AsJson, JobId
+from service.cli.selection import Experiment, Labels, Since, States, filters
 from service.cli.session import exit_with_state, session
 
 if TYPE_CHECKING:
@@ -18,26 +19,20 @@ if TYPE_CHECKING:
 
 def list_jobs(
     ctx: typer.Context,
-    states: Annotated[
-        list[str] | None,
-        typer.Option("--state", metavar="STATE", help="Only jobs in this state; may be repeated."),
-    ] = None,
+    states: States = None,
     name: Annotated[str | None, typer.Option(help="Only jobs with this name.")] = None,
-    labels: Annotated[
-        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label.")
-    ] = None,
+    experiment: Experiment = None,
+    labels: Labels = None,
+    since: Since = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 20,
     everything: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    required_labels = dict(map(_label, labels or []))
+    chosen = filters(states, experiment, labels, since)
     with session(ctx, as_json=as_json) as client:
         # One job more than the limit tells whether there are more.
-        matching = client.jobs(
-            states=states or [], name=name, labels=required_labels, limit=None if everything else limit + 1
-        )
-        jobs = list(matching)
+        jobs = list(client.jobs(name=name, limit=None if everything else limit + 1, **chosen))
     shown = jobs if everything else jobs[:limit]
     if as_json:
         from service.cli.output import print_json
@@ -45,13 +40,6 @@ def list_jobs(
         print_json([job.to_json() for job in shown])
     else:
         _print_list(shown, more=len(jobs) > len(shown))
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise typer.BadParameter(f"write KEY=VALUE, not {text!r}", param_hint="--label")
-    return key, value
 
 
 def _print_list(jobs: list[Job], *, more: bool) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
@@ -101,18 +102,25 @@ class Client:
         self,
         *,
         states: Iterable[str] = (),
+        id_prefix: str | None = None,
         name: str | None = None,
+        experiment: str | None = None,
         labels: Mapping[str, str] | None = None,
+        since: datetime | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Yields jobs, newest first, at most `limit` (None: all); fetches pages during the iteration.
 
-        states: only jobs in one of these. name: only jobs with exactly this name. labels: only jobs with all
-        of these.
+        states: only jobs in one of these. id_prefix: only jobs whose id begins so. name, experiment: only
+        jobs with exactly this name, in exactly this experiment. labels: only jobs with all of these. since:
+        only jobs created then or later; a time without a zone is local. Raises RequestError for a state that
+        does not exist.
         """
         query: list[tuple[str, Any]] = [("state", state) for state in states]
         query += [("label", f"{key}:{value}") for key, value in (labels or {}).items()]
-        query += [("name", name)] if name else []
+        moment = since.astimezone(UTC).isoformat() if since else None
+        once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment}
+        query += [(key, value) for key, value in once.items() if value]
         cursor, remaining = None, limit
         while remaining is None or remaining > 0:
             size = _PAGE_SIZE if remaining is None else min(remaining, _PAGE_SIZE)

@@ -206,9 +206,18 @@ def new_id(created_at: datetime) -> str:
     """Returns 21 characters that sort by creation time and are safe in URLs, file names, Ray ids and labels:
     "j", the microseconds since the epoch in 11 digits of base 32, and 45 random bits.
     """
+    return _id(created_at, secrets.randbits(45))
+
+
+def first_id(created_at: datetime) -> str:
+    """Returns the lowest id that a job created at this time can have."""
+    return _id(created_at, 0)
+
+
+def _id(created_at: datetime, number: int) -> str:
     elapsed = created_at - datetime.fromtimestamp(0, UTC)
     microseconds = (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
-    return "j" + _base32(microseconds, 11) + _base32(secrets.randbits(45), 9)
+    return "j" + _base32(min(max(microseconds, 0), 32**11 - 1), 11) + _base32(number, 9)
 
 
 def is_id(text: str) -> bool:

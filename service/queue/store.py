@@ -16,7 +16,6 @@ from sqlalchemy import (
     Update,
     bindparam,
     exc,
-    exists,
     func,
     insert,
     literal,
@@ -30,6 +29,7 @@ from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, i
 from service.queue import commands, cursors, database, storable
 from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
+from service.queue.filters import Filters, conditions
 from service.queue.lease import Lease
 from service.queue.tables import UtcDateTime, job_labels, jobs
 from training.protocol import Failure, Progress
@@ -140,23 +140,15 @@ class Store(Lease, CodeArchives):
     def list_jobs(
         self,
         *,
-        states: Iterable[State] = (),
-        name: str | None = None,
-        labels: Mapping[str, str] | None = None,
         cursor: str | None = None,
         limit: int = 50,
+        **filters: Unpack[Filters],
     ) -> tuple[list[Job], str | None]:
         """Returns a page of jobs, newest first, and the cursor of the next page (None: this is the last).
 
         Jobs created between two pages neither shift nor repeat the results. Raises Refused for a bad cursor.
         """
-        query = select(jobs).order_by(jobs.c.id.desc()).limit(limit + 1)
-        if wanted := list(states):
-            query = query.where(jobs.c.state.in_(wanted))
-        if name is not None:
-            query = query.where(jobs.c.name == name)
-        for key, value in (labels or {}).items():
-            query = query.where(_has_label(key, value))
+        query = select(jobs).where(*conditions(filters)).order_by(jobs.c.id.desc()).limit(limit + 1)
         if cursor is not None:
             query = query.where(jobs.c.id < cursors.decode(cursor))
         found = self._jobs(query)
@@ -376,9 +368,3 @@ def _job(row: Row[Any]) -> Job:
     values = dict(row._mapping)
     del values["idempotency_key"]
     return Job(**{**values, "state": State(row.state), "labels": row.spec["labels"]})
-
-
-def _has_label(key: str, value: str) -> ColumnElement[bool]:
-    return exists().where(
-        job_labels.c.job_id == jobs.c.id, job_labels.c.key == key, job_labels.c.value == value
-    )

@@ -395,6 +395,8 @@ def test_lists_are_paged_and_filtered(api: httpx.Client) -> None:
     assert [job["name"] for job in first["items"] + rest["items"]] == ["three", "two", "one"]
     assert rest["next_cursor"] is None
     assert names(name="two") == names(label=["team:a:b", "name:two"]) == ["two"]
+    assert names(experiment="other", id=first["items"][0]["id"][:9]) == []
+    assert names(since=rest["items"][0]["created_at"], id="j") == ["three", "two", "one"]
     assert names(state=["running", "failed"]) == []
     assert len(names(state=["running", "queued"])) == 3
 
@@ -409,6 +411,8 @@ def test_lists_are_paged_and_filtered(api: httpx.Client) -> None:
         ("label=x", "label.0"),
         ("label=%00:a", "label.0"),
         ("name=%00", "name"),
+        ("since=2h", "since"),
+        ("since=2026-01-31T08:00", "since"),
     ],
 )
 def test_a_bad_filter_is_refused_by_name(api: httpx.Client, query: str, key: str) -> None:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -129,9 +129,9 @@ def test_a_page_that_is_just_full_is_the_last(store: Store) -> None:
     assert store.list_jobs(limit=2)[1] is None
 
 
-def test_lists_are_filtered_by_state_name_and_every_label(store: Store) -> None:
+def test_lists_are_filtered_by_state_id_name_experiment_age_and_every_label(store: Store) -> None:
     one = create(store, name="one", labels={"team": "a", "kind": "x"})
-    two = create(store, name="two", labels={"team": "a", "kind": "y"})
+    two = create(store, name="two", labels={"team": "a", "kind": "y"}, tracking={"experiment": 'a "b"'})
     store.request_cancel(two.id)
 
     def ids(**filters: object) -> list[str]:
@@ -139,7 +139,13 @@ def test_lists_are_filtered_by_state_name_and_every_label(store: Store) -> None:
 
     assert ids(states=[State.QUEUED]) == [one.id]
     assert ids(states=[State.QUEUED, State.CANCELLED]) == [two.id, one.id]
-    assert ids(name="two") == [two.id]
+    assert ids(name="two") == ids(experiment='a "b"') == [two.id]
+    assert ids(experiment="b") == ids(id_prefix="%") == []
+    assert ids(id_prefix=one.id[:-3]) == [one.id]
+    assert ids(since=one.created_at) == [two.id, one.id]
+    assert ids(since=one.created_at + timedelta(microseconds=1)) == ids(since=two.created_at) == [two.id]
+    assert ids(since=datetime.min.replace(tzinfo=UTC)) == [two.id, one.id]
+    assert ids(since=datetime.max.replace(tzinfo=UTC)) == []
     assert ids(labels={"team": "a"}) == [two.id, one.id]
     assert ids(labels={"team": "a", "kind": "x"}) == [one.id]
     assert ids(labels={"team": "b"}) == []

@@ -1,0 +1,100 @@
+"""The options that choose jobs: by state, name, experiment, label and age; and jobs by id or name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from service.client import Client, Job
+
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)")
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+States = Annotated[
+    list[str] | None,
+    typer.Option("--state", metavar="STATE", help="Only jobs in this state; may be repeated."),
+]
+Experiment = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Only jobs whose spec has this tracking.experiment.")
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label; may be repeated."),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="Only jobs created since: an age, as 30m, 2h or 3d, or a time in ISO 8601."
+    ),
+]
+
+
+def filters(
+    states: list[str] | None, experiment: str | None, labels: list[str] | None, since: str | None
+) -> dict[str, Any]:
+    """Returns the options as arguments of `Client.jobs`. Raises typer.BadParameter."""
+    return {
+        "states": states or [],
+        "experiment": experiment,
+        "labels": dict(map(_label, labels or [])),
+        "since": None if since is None else _moment(since),
+    }
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if ":" in key:  # KEY:VALUE, as the REST API writes it
+        key, separator, value = text.partition(":")
+    if not key or not separator:
+        raise typer.BadParameter(f"write KEY=VALUE, not {text!r}", param_hint="--label")
+    return key, value
+
+
+def _moment(text: str) -> datetime:
+    """Returns the time, with a time zone: that of this machine if `text` has none."""
+    try:
+        if age := _AGE.fullmatch(text.strip()):
+            return datetime.now(UTC) - timedelta(seconds=float(age[1]) * _SECONDS[age[2]])
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(
+            f"write an age, as 30m, 2h or 3d, or a time, as 2026-01-31 or 2026-01-31T08:00, not {text!r}",
+            param_hint="--since",
+        ) from None
+
+
+def chosen(client: Client, references: list[str], filters: dict[str, Any], *, limit: int) -> Iterator[Job]:
+    """Yields the jobs that `references` name and that match all filters, each once; at most `limit`.
+
+    references: ids, unique beginnings of ids, or names, of which each may name several jobs; none: all jobs,
+    newest first. Raises ClientError for a reference that no job or more than one id matches.
+    """
+    seen: set[str] = set()
+    found = (job for each in references for job in _named(client, each, filters))
+    for job in found if references else client.jobs(**filters):
+        if job.id not in seen and len(seen) < limit:
+            seen.add(job.id)
+            yield job
+
+
+def _named(client: Client, reference: str, filters: dict[str, Any]) -> list[Job]:
+    from service.client import ClientError, NotFound
+
+    if jobs := list(client.jobs(name=reference, **filters)):
+        return jobs
+    jobs = list(client.jobs(id_prefix=reference, limit=2, **filters))
+    if len(jobs) > 1:
+        raise ClientError(
+            f"{reference!r} begins more than one id, as {jobs[0].id} and {jobs[1].id}: write more of it"
+        )
+    if not jobs:
+        which = " that matches the other options" if any(filters.values()) else ""
+        raise NotFound(
+            404, {"title": "Not Found", "detail": f"no job with the id or name {reference!r}{which}"}
+        )
+    return jobs
