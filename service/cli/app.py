@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import cluster, control, jobs, results, submit, train, up, verify
+from service.cli import cluster, compare, control, jobs, results, submit, train, up, verify
 from service.cli.options import DEFAULT_URL, Connection
 from service.cli.specs import SpecCommand
 
@@ -76,6 +76,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "show": jobs.show,
         "logs": results.logs,
         "metrics": results.metrics,
+        "compare": compare.compare,
     },
     "The service": {
         "up": up.up,

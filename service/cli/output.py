@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -131,6 +131,48 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     if spread <= 1e-9 * max(map(abs, means)):  # a constant, up to the rounding of the means
         spread = math.inf
     return "".join(_BARS[round((mean - low) / spread * (len(_BARS) - 1))] for mean in means)
+
+
+def sparklines(curves: Sequence[Sequence[tuple[int, float]]], width: int) -> list[str]:
+    """Draws curves of points (step, value) on the same axes, each in at most `width` characters.
+
+    Between two points a curve keeps its value. A curve of less than two points is "".
+
+    >>> sparklines([[(1, 0.0), (2, 1.0), (3, 2.0)], [(2, 1.0), (3, 1.0)]], 9)
+    ['▁▅█', ' ▅▅']
+    """
+    points = [point for curve in curves if len(curve) > 1 for point in curve]
+    if not points:
+        return [""] * len(curves)
+    first, last = min(step for step, _ in points), max(step for step, _ in points)
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    width = min(width, last - first + 1)
+    return [
+        "".join(_bar(mean, low, high) for mean in _resampled(curve, first, last, width)).rstrip()
+        if len(curve) > 1
+        else ""
+        for curve in curves
+    ]
+
+
+def _resampled(
+    curve: Sequence[tuple[int, float]], first: int, last: int, width: int
+) -> Iterator[float | None]:
+    """Yields the mean in each of `width` equal spans of steps; None outside the curve."""
+    spans: list[list[float]] = [[] for _ in range(width)]
+    for step, value in curve:
+        spans[(step - first) * width // (last - first + 1)].append(value)
+    end = max(i for i, span in enumerate(spans) if span)
+    mean = None
+    for span in spans[: end + 1]:
+        mean = sum(span) / len(span) if span else mean
+        yield mean
+
+
+def _bar(value: float | None, low: float, high: float) -> str:
+    if value is None:
+        return " "
+    return _BARS[round((value - low) / (high - low) * (len(_BARS) - 1))] if high > low else _BARS[0]
 
 
 def _mean(values: Sequence[float], part: int, parts: int) -> float:

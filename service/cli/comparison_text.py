@@ -1,0 +1,103 @@
+"""A comparison of jobs as text: tables, and curves on the same axes. Readable in 80 columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from service.cli import output
+from service.cli.comparison import Comparison, Group, Spread
+
+_LONGEST = 28  # characters of a parameter's value
+_CURVE = 30  # characters of a curve
+_GAP = 2  # columns between two columns of a table
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Prints the jobs, the parameters that differ, and each metric with one line per group."""
+    screen = output.console()
+    _print_jobs(comparison, screen)
+    _print_parameters(comparison, screen)
+    for metric in comparison.metrics:
+        _print_metric(comparison.groups, metric, screen)
+    if not comparison.metrics:
+        screen.print("\nno metrics yet")
+
+
+def _print_jobs(comparison: Comparison, screen: Console) -> None:
+    rows: list[list[RenderableType]] = [
+        [str(group.number), trial.job.id, output.clean(trial.job.name), output.state(trial.job.state)]
+        for group in comparison.groups
+        for trial in group.trials
+    ]
+    screen.print(output.table(["#", "ID", "NAME", "STATE"], rows, wrap="NAME"))
+
+
+def _print_parameters(comparison: Comparison, screen: Console) -> None:
+    """Prints a row per parameter and a column per group; as many tables as the width of the screen needs."""
+    keys, groups = comparison.differing, comparison.groups
+    if not keys:
+        screen.print("\nno parameter differs")
+        return
+    columns = [[str(group.number), *(_values(group, key) for key in keys)] for group in groups]
+    for part in _fitting(columns, screen.width - max(map(len, [*keys, "PARAMETER"]))):
+        header, *rows = zip(["PARAMETER", *keys], *part, strict=True)
+        screen.print()
+        screen.print(output.table(header, rows))
+
+
+def _values(group: Group, key: str) -> str:
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in group.value(key)]
+    text = output.clean(", ".join(texts)) or "-"
+    if len(text) <= _LONGEST:
+        return text
+    # Of class paths the end says most.
+    return f"…{text[1 - _LONGEST :]}" if key.endswith("class_path") else f"{text[: _LONGEST - 1]}…"
+
+
+def _fitting(columns: Sequence[list[str]], width: int) -> Iterator[list[list[str]]]:
+    """Yields the columns in parts of at most `width` characters, and of one column at least."""
+    part: list[list[str]] = []
+    used = 0
+    for column in columns:
+        size = _GAP + max(map(len, column))
+        if part and used + size > width:
+            yield part
+            part, used = [], 0
+        part.append(column)
+        used += size
+    yield part
+
+
+def _print_metric(groups: Sequence[Group], metric: str, screen: Console) -> None:
+    curves = [[(step, spread.mean) for step, spread in group.curve(metric)] for group in groups]
+    finite = [[(step, mean) for step, mean in curve if mean is not None] for curve in curves]
+    mode = next((mode for group in groups if (mode := group.mode(metric))), None)
+    screen.print()
+    screen.print(Text(output.clean(metric), style="bold"), f"({mode} is best)" if mode else "")
+    header = ["#", "LAST", *(["BEST", "STEP"] if mode else [])]
+    rows = [
+        [str(group.number), _number(group.last(metric)), *(_best(group, metric) if mode else [])]
+        for group in groups
+    ]
+    used = sum(_GAP + max(map(len, column)) for column in zip(header, *rows, strict=True))
+    lines = output.sparklines(finite, width=min(_CURVE, max(1, screen.width - used)))
+    rows = [[*row, line] for row, line in zip(rows, lines, strict=True)]
+    screen.print(output.table([*header, "CURVE"], rows))
+
+
+def _best(group: Group, metric: str) -> list[str]:
+    steps = sorted(set(group.best_steps(metric)))
+    span = f"{steps[0]}–{steps[-1]}" if len(steps) > 1 else "".join(map(str, steps))
+    return [_number(group.best(metric)).partition(" (")[0], span]  # as many jobs as in LAST
+
+
+def _number(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    if spread.mean is None or spread.deviation is None:
+        return output.metric(spread.mean)
+    return f"{output.number(spread.mean)} ± {spread.deviation:.2g} ({spread.jobs})"

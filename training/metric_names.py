@@ -1,0 +1,32 @@
+"""What the name of a metric says: whether its lowest or its highest value is the best."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+Mode = Literal["min", "max"]
+
+_WORDS = re.compile(r"[A-Z]+\d*(?![a-z])|[A-Z]?[a-z]+\d*|\d+")
+_LOWEST = re.compile(r"loss|err(or)?|mae|r?mse|mape|nll|perplexity|[wc]er")
+_HIGHEST = re.compile(
+    r"acc(uracy)?|f1|auc|auroc|auprc|map|precision|recall|m?iou|jaccard|dice|kappa|specificity|sensitivity|r2"
+    r"|psnr|ssim"
+)
+_SUFFIX = re.compile(r"epoch|step|dataloader|idx|index|score|mean|macro|micro|\d+")
+"""Words behind the one that counts, as in val_loss_epoch or val_loss/dataloader_idx_0."""
+
+
+def best_mode(metric: str) -> Mode | None:
+    """Returns whether the lowest ("min") or the highest ("max") value is the best; None: unknown.
+
+    >>> best_mode("val_loss"), best_mode("val_F1Score"), best_mode("learning_rate")
+    ('min', 'max', None)
+    """
+    words = [word.lower() for word in _WORDS.findall(metric)]
+    while words and _SUFFIX.fullmatch(words[-1]):
+        words.pop()
+    last = words[-1] if words else ""
+    if _LOWEST.fullmatch(last):
+        return "min"
+    return "max" if _HIGHEST.fullmatch(last) else None
