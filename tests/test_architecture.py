@@ -28,12 +28,14 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec.parts",
     "training.spec.resources",
     "training.spec.short_names",
+    "training.spec.source",
     "training.spec.text",
     "training.spec.time_limit",
     "training.spec.trainer",
     "training.spec.training",
     "training.protocol",
     "training.reserved",
+    "training.tracking.run_tags",
 }
 LONGEST_FILE = 400
 # What runs here is the training itself.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -14,13 +14,12 @@ from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from service.log_files import open_log
 from training.protocol import JOB_TAG, Point, is_detail
+from training.tracking.run_tags import EXPERIMENT_KIND
 
 _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _UPLOAD_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the server answers after it has stored the whole upload
 _PAGE = 25_000  # points of a metric per response, MLflow's maximum
-_KIND = [{"key": "mlflow.experimentKind", "value": "custom_model_development"}]
-"""Makes MLflow open the experiment on its training runs, and not on evaluations of language models."""
 _RETRYABLE = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}
 """Status codes that a proxy may send and that a later retry may not get."""
 
@@ -87,7 +86,11 @@ class MlflowRest:
     def _experiment(self, name: str) -> str:
         response = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
         if response.status_code == httpx.codes.NOT_FOUND:
-            created = self._send("POST", f"{_API}/experiments/create", json={"name": name, "tags": _KIND})
+            created = self._send(
+                "POST",
+                f"{_API}/experiments/create",
+                json={"name": name, "tags": _listed(dict([EXPERIMENT_KIND]))},
+            )
             if created.is_success:
                 return str(created.json()["experiment_id"])
             # Race closed: another client created it between the two calls.
@@ -98,7 +101,16 @@ class MlflowRest:
             raise Refused(
                 f"MLflow's experiment {name!r} is deleted; restore it, or change tracking.experiment"
             )
-        return str(experiment["experiment_id"])
+        experiment_id = str(experiment["experiment_id"])
+        self._set_kind(experiment_id, {tag["key"] for tag in experiment.get("tags", [])})
+        return experiment_id
+
+    def _set_kind(self, experiment_id: str, tags: Collection[str]) -> None:
+        """Gives an experiment that others have created its kind, unless it has one."""
+        key, value = EXPERIMENT_KIND
+        if key not in tags:
+            body = {"experiment_id": experiment_id, "key": key, "value": value}
+            self._call("POST", "experiments/set-experiment-tag", json=body)
 
     def _run_of(self, job_id: str, experiment_id: str) -> str | None:
         where = f"tags.`{JOB_TAG}` = '{job_id}'"

@@ -13,7 +13,7 @@ from service.client import Job, Point
 from training.metric_names import Mode, best_mode
 
 _SEED = "training.seed"
-_NOT_TRAINING = ("name", "labels", "priority", "retries")
+_NOT_TRAINING = ("name", "labels", "source", "priority", "retries")
 """Sections of a spec that change nothing about the training: jobs that differ in them are one group."""
 
 

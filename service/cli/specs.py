@@ -70,6 +70,20 @@ def read_document(
     return data
 
 
+def with_source(document: Mapping[str, Any], code: Path | None) -> Mapping[str, Any]:
+    """Returns the spec with its `source`: the keys that it gives, and what can be found for others.
+
+    code: the code directory, whose commit counts unless the spec gives one; None: there is none.
+    """
+    from service.user_code.source import found_source
+
+    given = document.get("source") or {}
+    if not isinstance(given, Mapping):
+        return document  # refused by whoever checks the spec
+    found = found_source(None if "commit" in given else code)
+    return {**document, "source": {**found, **given}}
+
+
 def read_spec(
     source: str | None,
     assignments: list[str] | None,
@@ -86,7 +100,7 @@ def read_spec(
     from training.spec.layers import is_lightnings
     from training.spec.short_names import python_files
 
-    document = read_document(source, assignments, configs, overrides)
+    document = with_source(read_document(source, assignments, configs, overrides), code or Path.cwd())
     spec, notes = specs.read_spec(document)
     print_notes(notes)
     if (code is not None or is_lightnings(document)) and (

@@ -12,7 +12,7 @@ import typer
 
 from service.cli.options import AsJson, Assignments, CodeDirectory, Configs, Overrides, SpecFile
 from service.cli.session import exit_with_state, session
-from service.cli.specs import print_notes, read_document
+from service.cli.specs import print_notes, read_document, with_source
 
 if TYPE_CHECKING:
     from service.client import Client, Job, Validation
@@ -157,7 +157,7 @@ def _spec(
     overrides: list[str] | None,
     code: Path | None,
 ) -> Mapping[str, Any]:
-    data = read_document(source, assignments, configs, overrides)
+    data = with_source(read_document(source, assignments, configs, overrides), code)
     if code is None:
         return data
     from service.user_code.pack import pack

@@ -7,6 +7,7 @@ import re
 import yaml
 
 from service.jobs.job import Job
+from training.tracking.run_tags import source_tags
 
 _LONGEST = 5_000  # characters of a tag's value, MLflow's limit
 _RESERVED = ("mlflow.", "syncbn.")
@@ -14,21 +15,22 @@ _NO_KEY = re.compile(r"[^\w\-. /:]")
 
 
 def run_tags(job: Job) -> dict[str, str]:
-    """Returns the tags of the job's run: its labels, the digest of its code, and a description.
+    """Returns the tags of the job's run: its labels, where it comes from, and a description.
 
     A label whose key MLflow refuses, or takes for itself, gets a key that it accepts.
     """
     tags = {_key(label): value[:_LONGEST] for label, value in job.labels.items()}
     if digest := job.spec.get("code"):
         tags["syncbn.code"] = digest
-    tags["mlflow.source.name"] = str(job.spec["model"]["class_path"])
+    tags |= source_tags(job.spec, "JOB")
     tags["mlflow.note.content"] = _description(job)
     return tags
 
 
 def spec_text(job: Job) -> str:
-    """Returns the job's spec as YAML, which can be submitted again."""
-    return yaml.safe_dump(dict(job.spec), sort_keys=False, allow_unicode=True)
+    """Returns the job's spec as YAML, which can be submitted again: then its source is another one."""
+    spec = {key: value for key, value in job.spec.items() if key != "source"}
+    return yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
 
 
 def _description(job: Job) -> str:

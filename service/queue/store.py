@@ -315,7 +315,7 @@ class Store(Lease, CodeArchives):
         with database.reading(self._engine) as connection:
             query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
             existing = _job(connection.execute(query).one())
-        if existing.spec != requested.spec:
+        if _without_source(existing.spec) != _without_source(requested.spec):
             raise KeyReused(
                 f"this Idempotency-Key made job {existing.id} from another spec; use a new key for a new job"
             )
@@ -336,6 +336,11 @@ class Store(Lease, CodeArchives):
         if rows:
             with database.writing(self._engine) as connection:
                 connection.execute(statement, sorted(rows, key=lambda row: str(row["its_id"])))
+
+
+def _without_source(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the spec without who submitted it: that may be another user, or after another commit."""
+    return {key: value for key, value in spec.items() if key != "source"}
 
 
 def _unchanged(job: Job) -> list[ColumnElement[bool]]:

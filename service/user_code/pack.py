@@ -53,8 +53,25 @@ def _files(root: Path) -> Iterator[Path]:
         directories[:] = [name for name in directories if _wanted(Path(here, name))]
         for name in names:
             path = Path(here, name)
-            if not name.startswith(".") and path.suffix not in _SKIPPED_SUFFIXES and path.is_file():
+            if not is_left_out(name) and path.is_file():
                 yield path
+
+
+def is_left_out(path: str) -> bool:
+    """Returns whether the name of a file or of a folder above it says that `pack` skips the file.
+
+    path: relative to the packed directory, with slashes.
+    """
+    *folders, name = path.split("/")
+    return _is_hidden(name) or Path(name).suffix in _SKIPPED_SUFFIXES or any(map(_is_skipped, folders))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _is_skipped(folder: str) -> bool:
+    return _is_hidden(folder) or folder in _SKIPPED_DIRECTORIES or folder.endswith(".egg-info")
 
 
 def _raise(error: OSError) -> None:
@@ -62,8 +79,7 @@ def _raise(error: OSError) -> None:
 
 
 def _wanted(directory: Path) -> bool:
-    name = directory.name
-    if name.startswith(".") or name in _SKIPPED_DIRECTORIES or name.endswith(".egg-info"):
+    if _is_skipped(directory.name):
         return False
     return not (directory / "pyvenv.cfg").exists() and not _links_to_ancestor(directory)
 

@@ -16,6 +16,7 @@ from training.spec.errors import Problem, SpecError, located, problems_of
 from training.spec.lightning_cli import as_spec
 from training.spec.parts import ClassPath, ClassSpec, Part
 from training.spec.resources import Resources
+from training.spec.source import Source
 from training.spec.time_limit import TimeLimit
 from training.spec.trainer import TrainerOptions
 from training.spec.training import Training
@@ -147,6 +148,7 @@ class Spec(Part):
     code: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="Digest of an uploaded archive (POST /v1/code)"
     )
+    source: Source | None = Field(default=None, description="Who submitted it, and the commit of its code")
 
     @model_validator(mode="before")
     @classmethod
@@ -214,17 +216,20 @@ def read_spec(data: object) -> tuple[Spec, list[str]]:
 
 
 def flat(spec: Spec) -> dict[str, str]:
-    """Returns every value of the spec that is not None, as text by its dotted key: the run's parameters."""
+    """Returns the run's parameters: every value of the spec that is not None, as text by its dotted key.
+
+    Labels and the source are not among them: they are tags.
+    """
     values: dict[str, str] = {}
 
     def walk(key: str, value: object) -> None:
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and (value or "init_args." not in key):  # {} may be an argument
             for name, inner in value.items():
                 walk(f"{key}.{name}" if key else str(name), inner)
         else:
             values[key] = str(value)
 
-    walk("", spec.model_dump(mode="json", exclude_none=True))
+    walk("", spec.model_dump(mode="json", exclude_none=True, exclude={"labels", "source"}))
     return values
 
 

@@ -139,6 +139,18 @@ def test_names_are_free_text(subject: Subject) -> None:
     assert subject.results.ensure_run(job_id="j4", name=name, experiment=name) == run
 
 
+def test_an_experiment_that_others_have_created_opens_on_training_runs_too(rest: OverRest) -> None:
+    for name, kind in (("of others", None), ("for judges", "genai_development")):
+        tags = [{"key": "mlflow.experimentKind", "value": kind}] if kind else []
+        rest._post("experiments/create", name=name, tags=tags)
+        for _ in range(2):
+            rest.new_run(name)
+
+        answer = rest.http.get("experiments/get-by-name", params={"experiment_name": name})
+        found = {tag["key"]: tag["value"] for tag in answer.json()["experiment"]["tags"]}
+        assert found["mlflow.experimentKind"] == (kind or "custom_model_development")
+
+
 def test_a_run_is_running_until_it_is_ended(subject: Subject) -> None:
     for status in ("FINISHED", "FAILED", "KILLED"):
         run = subject.new_run()

@@ -8,6 +8,7 @@ import pytest
 from service.client import Client
 from tests.service.cli.command_line import Syncbn
 from tests.service.live_api import SPEC, Service
+from tests.service.user_code.repository import make_repository
 
 
 def test_submit_queues_a_job_and_says_how_to_watch_it(syncbn: Syncbn, client: Client, spec: str) -> None:
@@ -52,6 +53,32 @@ def test_submit_uploads_code(syncbn: Syncbn, service: Service, tmp_path: Path, s
     assert result.exit_code == 0, result.stderr
     digest = json.loads(result.stdout)["spec"]["code"]
     assert service.store.has_code(digest)
+
+
+def test_submit_says_who_submits_which_commit(
+    syncbn: Syncbn, tmp_path: Path, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+    commit = make_repository(tmp_path / "code", {"nets.py": "class Net: ...\n"})
+    submit = (
+        "submit",
+        spec,
+        "--code",
+        str(tmp_path / "code"),
+        "--set",
+        "model.class_path=nets.Net",
+        "--json",
+    )
+
+    found = json.loads(syncbn(*submit).stdout)["spec"]["source"]
+    given = json.loads(syncbn(*submit, "--set", f"source.commit={'ab' * 20}").stdout)["spec"]["source"]
+
+    assert found == {"user": "ada", "commit": commit, "dirty": False, "url": None}
+    assert given == {"user": "ada", "commit": "ab" * 20, "dirty": None, "url": None}
+    secret = syncbn(*submit, "--set", "source.url=https://me:hunter2@example.org/nets.git")
+    assert secret.exit_code == 2
+    assert "source.url" in secret.stderr
+    assert "hunter2" not in secret.stderr
 
 
 def test_a_bad_spec_names_each_key_and_what_was_meant(syncbn: Syncbn, spec: str) -> None:

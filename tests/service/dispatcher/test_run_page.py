@@ -24,6 +24,24 @@ def test_labels_are_tags_and_the_description_has_the_spec() -> None:
     assert "class_path:" in tags["mlflow.note.content"]
 
 
+def test_the_source_is_in_mlflows_own_tags_and_not_in_the_spec() -> None:
+    source = {"user": "ada", "commit": "c0" * 20, "dirty": False, "url": "git@example.org:team/nets.git"}
+    job = make_job(source=source)
+
+    tags = run_tags(job)
+
+    assert {key: tags[key] for key in tags if key.startswith("mlflow.") and key != "mlflow.note.content"} == {
+        "mlflow.user": "ada",
+        "mlflow.source.name": job.spec["model"]["class_path"],
+        "mlflow.source.type": "JOB",
+        "mlflow.source.git.commit": "c0" * 20,
+        "mlflow.source.git.dirty": "false",
+        "mlflow.source.git.repoURL": "git@example.org:team/nets.git",
+    }
+    assert "ada" not in spec_text(job) + tags["mlflow.note.content"]
+    assert not run_tags(make_job()).keys() & {"mlflow.user", "mlflow.source.git.commit"}
+
+
 def test_keys_that_mlflow_refuses_or_takes_for_itself_are_others() -> None:
     tags = run_tags(make_job(labels={"a,b": "1", "mlflow.runName": "2", "syncbn.job": "3", "é": "4"}))
 

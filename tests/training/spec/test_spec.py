@@ -83,6 +83,7 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
         "tracking": {"experiment": "default", "register_as": None},
         "labels": {},
         "code": None,
+        "source": None,
     }
 
 
@@ -388,6 +389,8 @@ def test_flat_gives_every_value_as_text_under_its_dotted_key() -> None:
     spec = make_spec(
         resources={"workers": {"min": 1, "max": 2}},
         optimizer={"init_args": {"betas": [0.9, 0.99], "foo": {}}},
+        labels={"team": "vision"},
+        source={"user": "ada"},
     )
 
     found = flat(spec)
@@ -398,7 +401,11 @@ def test_flat_gives_every_value_as_text_under_its_dotted_key() -> None:
     assert found["training.max_epochs"] == "10"
     assert found["metrics.accuracy.init_args.average"] == "micro"
     assert "training.max_steps" not in found
-    assert {key.partition(".")[0] for key in found} == parts(Spec) - {"lr_scheduler", "code"}
+    assert {key.partition(".")[0] for key in found} == parts(Spec) - {
+        *("lr_scheduler", "code", "trainer", "time_limit"),  # empty by default
+        *("labels", "source"),
+    }
+    assert not {"model.init_args", "resources.node_labels"} & found.keys()
 
 
 @given(batch_size=st.integers(0, 10_000), world_size=st.integers(1, 300))

@@ -1,0 +1,27 @@
+"""Tags in MLflow that say where a run comes from, and what kind of experiment it is in. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
+"""The tag that makes MLflow open an experiment on its training runs, not on evaluations of LLMs."""
+
+
+def source_tags(spec: Mapping[str, Any], kind: Literal["JOB", "LOCAL"]) -> dict[str, str]:
+    """Returns MLflow's own tags of a run's source: its name and type, the user, the commit if known.
+
+    spec: the job's, as JSON. kind: MLflow's type of source.
+    """
+    source = spec.get("source") or {}
+    dirty = source.get("dirty")
+    tags = {
+        "mlflow.source.name": spec["model"]["class_path"],
+        "mlflow.source.type": kind,
+        "mlflow.user": source.get("user"),
+        "mlflow.source.git.commit": source.get("commit"),
+        "mlflow.source.git.repoURL": source.get("url"),
+        "mlflow.source.git.dirty": None if dirty is None else str(dirty).lower(),
+    }
+    return {key: value for key, value in tags.items() if value is not None}
