@@ -286,13 +286,13 @@ class RankRun:
 
         uri, run_id = self.order.mlflow_uri, self.order.run_id
         with ExitStack() as stack:
-            if uri and run_id:
+            if uri and run_id and self.assignment.local_rank == 0:
                 # In this thread: an import in another one can wait for ever while user code, here, is within
                 # mlflow.autolog(), which holds a lock that all imports need.
                 import_module("mlflow.system_metrics.system_metrics_monitor")
                 from training.tracking.system_metrics import SystemMetrics
 
-                stack.enter_context(SystemMetrics(uri, run_id, f"worker-{self.rank}"))
+                stack.enter_context(SystemMetrics(uri, run_id, self.assignment.node_rank))
             if self.rank != 0:
                 yield NullTracker()
                 return

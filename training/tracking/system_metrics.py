@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Collection
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -17,14 +18,14 @@ LEAVE_SECONDS = 2.0
 class SystemMetrics:
     """A context manager that logs CPU, memory, disk, network and GPU use of this node until it exits.
 
-    uri, run_id: the MLflow server and run. node_id: a name for each worker, the middle part of the metric
-    names: system/worker-0/cpu_utilization_percentage. Works in a thread, because importing mlflow takes
-    seconds: entering does not block, exiting blocks for at most LEAVE_SECONDS. If a request fails, its points
-    are dropped.
+    uri, run_id: the MLflow server and run. node: the number of this node in the run, from 0. The first has
+    the names that MLflow gives: system/cpu_utilization_percentage; the others system/node-1_cpu_….
+    Works in a thread, because importing mlflow takes seconds: entering does not block, exiting blocks for at
+    most LEAVE_SECONDS. If a request fails, its points are dropped.
     """
 
-    def __init__(self, uri: str, run_id: str, node_id: str) -> None:
-        self.uri, self.run_id, self.node_id = uri, run_id, node_id
+    def __init__(self, uri: str, run_id: str, node: int) -> None:
+        self.uri, self.run_id, self.node = uri, run_id, node
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
 
@@ -39,7 +40,7 @@ class SystemMetrics:
         try:
             self._measure()
         except Exception as error:
-            log.warning("no system metrics of %s: %s", self.node_id, error)
+            log.warning("no system metrics of node %d: %s", self.node, error)
 
     def _measure(self) -> None:
         from mlflow import MlflowClient
@@ -54,28 +55,29 @@ class SystemMetrics:
                 monitor.collect_metrics()
                 if self._leaving.wait(SAMPLE_SECONDS):
                     break
-            values = monitor.aggregate_metrics()
+            values = {f"{self._prefix}{name}": value for name, value in monitor.aggregate_metrics().items()}
             for collector in monitor.monitors:
                 collector.clear_metrics()
             try:
-                step = self._next_step(client) if step is None else step
+                step = self._next_step(client, values) if step is None else step
                 self._write(client, values, step)
                 step += 1
             except Exception as error:  # the server may be unreachable: later points may succeed
-                log.debug("system metrics of %s: %s", self.node_id, error)
+                log.debug("system metrics of node %d: %s", self.node, error)
 
     def _write(self, client: Any, values: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        points = [Metric(f"{self._prefix}{name}", value, now, step) for name, value in values.items()]
+        points = [Metric(name, value, now, step) for name, value in values.items()]
         client.log_batch(self.run_id, metrics=points)
 
-    def _next_step(self, client: Any) -> int:
+    def _next_step(self, client: Any, names: Collection[str]) -> int:
         """Returns the first step after those of earlier attempts."""
         points = client.get_run(self.run_id).data.to_proto().metrics
-        return 1 + max((point.step for point in points if point.key.startswith(self._prefix)), default=-1)
+        return 1 + max((point.step for point in points if point.key in names), default=-1)
 
     @property
     def _prefix(self) -> str:
-        return f"system/{self.node_id}/"
+        # One slash, or MLflow would not count them to its section of system metrics, the last one.
+        return "system/" if self.node == 0 else f"system/node-{self.node}_"
