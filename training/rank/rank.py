@@ -163,6 +163,7 @@ class RankRun:
 
     def _module(self, tracker: Tracker) -> Any:
         """Builds the LightningModule; completes the spec with the default optimizer."""
+        from training.model.last_bits import change_last_bits
         from training.model.modes import enter_training, in_evaluation
         from training.model.norms import apply_norm, apply_norm_when_made
         from training.model.supervised import Supervised, as_lightning_module
@@ -179,7 +180,7 @@ class RankRun:
         if self.spec.training.precision == "64-true":
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
         if self.order.last_bit:
-            _change_last_bits(module)
+            change_last_bits(module)
         workers = f"{self.world_size} worker{'s' if self.world_size > 1 else ''}"
         self._print_on_rank_0(f"{type(model).__name__} on {workers}: training")
         return module
@@ -328,6 +329,7 @@ class RankRun:
         )
 
     def _mlflow(self, uri: str, run_id: str) -> Tracker:
+        from training.tracking.dataset import Dataset
         from training.tracking.mlflow_tracker import MlflowTracker
 
         return MlflowTracker(
@@ -335,6 +337,7 @@ class RankRun:
             run_id,
             params=used_by_any_module(self.spec),
             tags=self._tags(),
+            dataset=Dataset.of(self.spec),
             spool=self.folder.spool,
             register_as=self.spec.tracking.register_as,
         )
@@ -355,17 +358,22 @@ class RankRun:
 
     def _save_results(self, module: Any, example: Any, tracker: Any, norm_report: Any) -> None:
         """Saves the model and the figures. Rank 0 only."""
+        from training.callbacks.job_step import job_step
         from training.model.export import CURVES, draw_curves, save
+        from training.tracking.best import VALIDATION, best_points
 
+        checkpoint = self.spec.training.checkpoint
         self._print_on_rank_0("saving the model")
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self.order.output or temporary)
             model = save(module, folder / "model.pt")
-            draw_curves(tracker.history(CURVES), folder / "curves.png")
+            history = tracker.history((*CURVES, VALIDATION, checkpoint.monitor))
+            tracker.best(best_points(history, monitor=checkpoint.monitor, mode=checkpoint.mode))
+            draw_curves(history, folder / "curves.png")
             for figure in [folder / "curves.png", *norm_report.draw(folder)]:
                 tracker.artifact(figure)
         if model is not None:
-            tracker.model(model, example)
+            tracker.model(model, example, job_step(self.trainer))
 
     def _print_on_rank_0(self, text: str) -> None:
         if self.rank == 0:
@@ -382,13 +390,3 @@ def _build_model(spec: Spec) -> Any:
     from training.model.supervised import checked_module
 
     return checked_module(construct(spec.model, "model"), spec)
-
-
-def _change_last_bits(module: Any) -> None:
-    """Changes each real parameter to the next larger number of its dtype."""
-    import torch
-
-    real = [parameter for parameter in module.parameters() if parameter.is_floating_point()]
-    with torch.no_grad():
-        for parameter in real:
-            parameter.copy_(parameter.nextafter(torch.full_like(parameter, torch.inf)))

@@ -19,6 +19,7 @@ from torch import nn
 
 from training.errors import TrainingError
 from training.protocol import Point, Progress
+from training.tracking.dataset import Dataset
 from training.tracking.spool import Spool
 from training.tracking.tracker import History
 
@@ -46,10 +47,10 @@ class MlflowTracker:
     """Writes to the run `run_id` of the server at `uri`.
 
     `log` and `tags` only append to memory; a thread sends, and retries while the server is unreachable.
-    spool: the file in which points wait (see training.tracking.spool); None: they wait in memory. Points that
-    an earlier attempt left in it are sent first. Points that an earlier attempt has logged are not logged
-    again. register_as: the model's name in the registry; None: not registered. In names, characters that
-    MLflow refuses become underscores.
+    dataset: the input of the run; None: none is logged. spool: the file in which points wait (see
+    training.tracking.spool); None: they wait in memory. Points that an earlier attempt left in it are sent
+    first. Points that an earlier attempt has logged are not logged again. register_as: the model's name in
+    the registry; None: not registered. In names, characters that MLflow refuses become underscores.
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class MlflowTracker:
         *,
         params: Mapping[str, str],
         tags: Mapping[str, str],
+        dataset: Dataset | None = None,
         spool: Path | None = None,
         register_as: str | None = None,
     ) -> None:
         self.uri, self.run_id, self.register_as = uri, run_id, register_as
+        self._dataset = dataset
         self._params = dict(params)
         self._params_sent: set[str] = set()  # names of the parameters that MLflow has
         self._spool = Spool(spool)
@@ -117,12 +120,22 @@ class MlflowTracker:
     def artifact(self, path: Path) -> None:
         self._with_retries(f"to take {path.name}", lambda: self._client.log_artifact(self.run_id, str(path)))
 
-    def model(self, model: nn.Module, example: Any) -> None:
-        """Logs the model in MLflow's pytorch flavour. Loading it needs torch alone."""
-        signature = _signature(model, example)
-        self._with_retries("to take the model", lambda: self._log_model(model, signature))
+    def best(self, points: Mapping[str, tuple[int, float]]) -> None:
+        """Logs each value as the metric best_NAME at its step: runs can be sorted by it."""
+        for name, (step, value) in points.items():
+            # Without slashes: each prefix would be a section of charts of its own.
+            self.log(step, 0, {f"best_{name.replace('/', '_')}": value})
 
-    def _log_model(self, model: nn.Module, signature: Any) -> None:
+    def model(self, model: nn.Module, example: Any, step: int) -> None:
+        """Logs the model in MLflow's pytorch flavour, as an output of the run. Loading it needs torch alone.
+
+        The metrics of its last step become the model's metrics.
+        """
+        signature = _signature(model, example)
+        self._drain(GIVE_UP_SECONDS)
+        self._with_retries("to take the model", lambda: self._log_model(model, signature, step))
+
+    def _log_model(self, model: nn.Module, signature: Any, step: int) -> None:
         import mlflow
 
         mlflow.set_tracking_uri(self.uri)
@@ -131,6 +144,7 @@ class MlflowTracker:
             artifact_path=None,
             name="model",
             run_id=self.run_id,
+            step=step,
             flavor=mlflow.pytorch,
             pytorch_model=model,
             signature=signature,
@@ -232,6 +246,17 @@ class MlflowTracker:
         # The points of a metric are sent in order, so MLflow has all of them up to its last step.
         self._last_sent = _last_steps(run)
         self._params_sent = set(run.data.params)
+        self._log_dataset()
+
+    def _log_dataset(self) -> None:
+        if self._dataset is None:
+            return
+        try:
+            self._client.log_inputs(self.run_id, [self._dataset.as_input()])
+        except Exception as error:
+            if _is_transient(error):
+                raise
+            log.warning("MLflow at %s does not take the data as an input: %s", self.uri, error)
 
     def _new_params(self) -> dict[str, str]:
         """Returns parameters that MLflow does not have yet, at most as many as it accepts at once."""

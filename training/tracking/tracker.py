@@ -62,8 +62,11 @@ class Tracker(Protocol):
     def artifact(self, path: Path) -> None:
         """Stores a file under its name."""
 
-    def model(self, model: nn.Module, example: Any) -> None:
-        """Stores the trained model. example: an input batch, for the model's signature."""
+    def best(self, points: Mapping[str, tuple[int, float]]) -> None:
+        """Records the best point (step, value) of metrics by their names. Never blocks on a network."""
+
+    def model(self, model: nn.Module, example: Any, step: int) -> None:
+        """Stores the model of a step. example: an input batch, for the model's signature."""
 
     def close(self, *, wait: bool = True) -> None:
         """Blocks until everything is written. Raises an error if something could not be.
@@ -94,7 +97,9 @@ class NullTracker:
 
     def artifact(self, path: Path) -> None: ...
 
-    def model(self, model: nn.Module, example: Any) -> None: ...
+    def best(self, points: Mapping[str, tuple[int, float]]) -> None: ...
+
+    def model(self, model: nn.Module, example: Any, step: int) -> None: ...
 
     def close(self, *, wait: bool = True) -> None: ...
 
@@ -206,9 +211,13 @@ class Fanout:
         for tracker in self.trackers:
             tracker.artifact(path)
 
-    def model(self, model: nn.Module, example: Any) -> None:
+    def best(self, points: Mapping[str, tuple[int, float]]) -> None:
         for tracker in self.trackers:
-            tracker.model(model, example)
+            tracker.best(points)
+
+    def model(self, model: nn.Module, example: Any, step: int) -> None:
+        for tracker in self.trackers:
+            tracker.model(model, example, step)
 
     def close(self, *, wait: bool = True) -> None:
         with ExitStack() as stack:  # closes all, even if one raises

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import random
 import signal
@@ -21,6 +22,7 @@ from training.model.export import exportable
 from training.models import ConvNet
 from training.spec import flat, parse_spec
 from training.tracking import mlflow_tracker
+from training.tracking.dataset import Dataset
 from training.tracking.mlflow_tracker import MlflowTracker, NotWritten
 
 if TYPE_CHECKING:
@@ -118,11 +120,31 @@ def test_model_and_figure_are_kept_and_the_model_loads_without_this_project(
     model, x = exportable(ConvNet(widths=(4, 8))), torch.randn(2, 1, 8, 8)
     (tmp_path / "curves.png").write_bytes(b"figure")
     torch.save((x, model(x).detach()), tmp_path / "expected")
-    tracker = make_tracker(register_as="digits")
+    spec = parse_spec(
+        {"model": {"class_path": "a.B"}, "data": {"class_path": "a.C", "init_args": {"size": 8}}}
+    )
+    tracker = make_tracker(register_as="digits", dataset=Dataset.of(spec))
+    for step, loss in enumerate([3.0, 1.0, 2.0], 1):
+        tracker.log(step, 0, {"val_loss": loss})
 
     tracker.artifact(tmp_path / "curves.png")
-    tracker.model(model, x[:1])
+    tracker.best({"val_loss": (2, 1.0), "val/score": (1, 4.0)})
+    tracker.model(model, x[:1], 3)
     tracker.close()
+    make_tracker(dataset=Dataset.of(spec)).close()  # the next attempt
+
+    assert points(client, run_id, "best_val_loss") == [(2, 1.0)]
+    assert points(client, run_id, "best_val_score") == [(1, 4.0)]
+    assert points(client, run_id, "val_loss") == [(1, 3.0), (2, 1.0), (3, 2.0)]
+    run = client.get_run(run_id)
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.source_type) == ("a.C", "code")
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
+    assert json.loads(given.dataset.source)["tags"] == {"class_path": "a.C", "init_args": '{"size": 8}'}
+    (made,) = run.outputs.model_outputs
+    assert made.step == 3
+    logged = client.get_logged_model(made.model_id)
+    assert [(metric.key, metric.step, metric.value) for metric in logged.metrics] == [("val_loss", 3, 2.0)]
 
     assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["curves.png"]
     (version,) = client.search_model_versions("name='digits'")

@@ -161,8 +161,11 @@ class Recorder(NullTracker):
     def artifact(self, path: Path) -> None:
         self.calls.append(path.name)
 
-    def model(self, _model: nn.Module, example: Any) -> None:
-        self.calls.append(f"model {example}")
+    def best(self, points: Mapping[str, tuple[int, float]]) -> None:
+        self.calls += points
+
+    def model(self, _model: nn.Module, example: Any, step: int) -> None:
+        self.calls.append(f"model {example} {step}")
 
     def close(self, *, wait: bool = True) -> None:
         self.calls.append("close" if wait else "close in a hurry")
@@ -179,11 +182,12 @@ def test_a_fanout_hands_everything_to_all() -> None:
     fanout.tags({"tag": "value"})
     fanout.sync()
     fanout.artifact(Path("figure.png"))
-    fanout.model(nn.Identity(), 3)
+    fanout.best({"val_loss": (1, 0.5)})
+    fanout.model(nn.Identity(), 3, 9)
     fanout.close(wait=False)
 
     assert [tracker.calls for tracker in trackers] == [
-        ["log", "progress", "tag", "sync", "figure.png", "model 3", "close in a hurry"]
+        ["log", "progress", "tag", "sync", "figure.png", "val_loss", "model 3 9", "close in a hurry"]
     ] * 2
     assert fanout.history() == {"a": [(1, 2.0)]}
     assert fanout.history(("b", "c")) == {}
