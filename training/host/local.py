@@ -36,7 +36,7 @@ from training.protocol import (
 )
 from training.reserved import hiding_in_folder
 from training.spec import Spec
-from training.tracking.run_tags import EXPERIMENT_KIND, source_tags
+from training.tracking.run_tags import source_tags
 
 RESULTS = ("metrics.jsonl", "model.pt", "curves.png", "norm_noise.png")
 _POLL_SECONDS = 0.2  # between reads of the log
@@ -278,15 +278,12 @@ def _mlflow_run(spec: Spec) -> Iterator[tuple[str | None, str | None]]:
         return
     from mlflow import MlflowClient
 
+    from training.tracking.mlflow_run import experiment_id
+
     client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name(spec.tracking.experiment)
-    experiment_id = (
-        experiment.experiment_id
-        if experiment
-        else client.create_experiment(spec.tracking.experiment, tags=dict([EXPERIMENT_KIND]))
-    )
+    experiment = experiment_id(client, spec.tracking.experiment)
     tags = source_tags(spec.model_dump(mode="json"), "LOCAL")
-    run_id = client.create_run(experiment_id, run_name=spec.name, tags=tags).info.run_id
+    run_id = client.create_run(experiment, run_name=spec.name, tags=tags).info.run_id
     status = "FAILED"
     try:
         yield uri, run_id

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from training.console import say
 from training.tracking.mlflow_tracker import with_retries
+from training.tracking.run_tags import EXPERIMENT_KIND
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -115,12 +116,23 @@ class LocalRun:
             f"MLflow: no server is set, so what the code logs there goes to {self.folder}; "
             f"to see it: mlflow ui --backend-store-uri {self.uri}"
         )
-        found = client.get_experiment_by_name(self.experiment)
-        experiment_id = found.experiment_id if found else client.create_experiment(self.experiment)
-        run_id: str = client.create_run(experiment_id, run_name=self.name).info.run_id
+        run_id: str = client.create_run(
+            experiment_id(client, self.experiment), run_name=self.name
+        ).info.run_id
         self.id_file.parent.mkdir(parents=True, exist_ok=True)
         self.id_file.write_text(run_id)
         return run_id
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Returns the id of the experiment `name`; creates it, and gives it its kind, if there is none."""
+    key, kind = EXPERIMENT_KIND
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return str(client.create_experiment(name, tags={key: kind}))
+    if key not in found.tags:
+        client.set_experiment_tag(found.experiment_id, key, kind)
+    return str(found.experiment_id)
 
 
 class DiscardedRun:
