@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from service.client import Client, Job
 
 _MOST = 50
+_TOO_MANY = f"only the last {_MOST} jobs are compared; choose fewer"
 _MAIN = ("test_", "val_", "train_loss")
 _PICTURES = (".png", ".svg")
 
@@ -61,9 +62,8 @@ def compare(
     if not references and not any(which.values()):
         raise typer.BadParameter("name jobs, or choose them with --label, --experiment, --state or --since")
     with session(ctx, as_json=as_json) as client:
-        result = _compared(
-            client, list(chosen(client, references or [], which, limit=_MOST + 1)), metrics or []
-        )
+        jobs, more = chosen(client, references or [], which, limit=_MOST)
+        result = _compared(client, jobs, metrics or [], [_TOO_MANY] if more else [])
         if output is not None:
             _draw(result, output)
     for note in result.notes:
@@ -78,17 +78,15 @@ def compare(
         print_comparison(result)
 
 
-def _compared(client: Client, jobs: list[Job], names: list[str]) -> Comparison:
+def _compared(client: Client, jobs: list[Job], names: list[str], notes: list[str]) -> Comparison:
     """Returns the comparison of those jobs that have run. Raises ClientError for fewer than two."""
     from service.cli.comparison import Comparison, groups_of
     from service.client import ClientError
 
-    notes = [f"{_title(job)} never ran: {_why(job)}" for job in jobs[:_MOST] if not job.attempt]
-    if len(jobs) > _MOST:
-        notes.append(f"only the first {_MOST} of the jobs are compared; choose fewer")
-    ran = [job for job in jobs[:_MOST] if job.attempt]
+    notes = notes + [f"{_title(job)} never ran: {_why(job)}" for job in jobs if not job.attempt]
+    ran = [job for job in jobs if job.attempt]
     if len(ran) < 2:
-        found = "1 job that has run" if ran else "no job that has run"
+        found = "one that has run" if ran else "none that has run"
         raise ClientError(". ".join([f"a comparison needs two jobs, and there is {found}", *notes]))
     shown = names or _main_metrics(ran)
     trials = [_trial(client, job, shown, notes) for job in ran]

@@ -13,7 +13,7 @@ from service.client import Job, Point
 from training.metric_names import Mode, best_mode
 
 _SEED = "training.seed"
-_NOT_TRAINING = ("name", "labels", "source", "priority", "retries")
+_NOT_TRAINING = ("name", "labels", "source", "priority", "retries", "time_limit")
 """Sections of a spec that change nothing about the training: jobs that differ in them are one group."""
 
 
@@ -131,7 +131,9 @@ class Comparison:
         """The dotted keys of the spec whose values are not the same in all jobs, in order of the spec."""
         trials = [trial for group in self.groups for trial in group.trials]
         keys = dict.fromkeys(key for trial in trials for key in trial.values if key != "name")
-        return [key for key in keys if len({_text(trial.values.get(key)) for trial in trials}) > 1]
+        sections = list(dict.fromkeys(section for trial in trials for section in trial.job.spec))
+        differing = [key for key in keys if len({_text(trial.values.get(key)) for trial in trials}) > 1]
+        return sorted(differing, key=lambda key: sections.index(key.partition(".")[0]))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as JSON; numbers that are not finite are null."""

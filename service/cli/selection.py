@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,25 +67,27 @@ def _moment(text: str) -> datetime:
         ) from None
 
 
-def chosen(client: Client, references: list[str], filters: dict[str, Any], *, limit: int) -> Iterator[Job]:
-    """Yields the jobs that `references` name and that match all filters, each once; at most `limit`.
+def chosen(
+    client: Client, references: list[str], filters: dict[str, Any], *, limit: int
+) -> tuple[list[Job], bool]:
+    """Returns at most `limit` jobs that `references` name and that match all filters, and whether more do.
 
-    references: ids, unique beginnings of ids, or names, of which each may name several jobs; none: all jobs,
-    newest first. Raises ClientError for a reference that no job or more than one id matches.
+    Each comes once, in the order of the references; those of one name oldest first. references: ids, unique
+    beginnings of ids, or names, of which each may name several jobs; none: all jobs, the newest of them,
+    oldest first. Raises ClientError for a reference that no job or more than one id matches.
     """
-    seen: set[str] = set()
-    found = (job for each in references for job in _named(client, each, filters))
-    for job in found if references else client.jobs(**filters):
-        if job.id not in seen and len(seen) < limit:
-            seen.add(job.id)
-            yield job
+    if not references:
+        newest = list(client.jobs(limit=limit + 1, **filters))
+        return newest[:limit][::-1], len(newest) > limit
+    found = {job.id: job for each in references for job in _named(client, each, filters, limit + 1)}
+    return list(found.values())[-limit:], len(found) > limit
 
 
-def _named(client: Client, reference: str, filters: dict[str, Any]) -> list[Job]:
+def _named(client: Client, reference: str, filters: dict[str, Any], limit: int) -> list[Job]:
     from service.client import ClientError, NotFound
 
-    if jobs := list(client.jobs(name=reference, **filters)):
-        return jobs
+    if jobs := list(client.jobs(name=reference, limit=limit, **filters)):
+        return jobs[::-1]
     jobs = list(client.jobs(id_prefix=reference, limit=2, **filters))
     if len(jobs) > 1:
         raise ClientError(

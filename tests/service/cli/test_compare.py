@@ -105,7 +105,9 @@ def test_jobs_that_differ_in_their_seed_are_one_group(syncbn: Syncbn, trained: T
     assert data["groups"][1]["jobs"][0]["metrics"]["val_loss"]["best"] == {"value": 4.0, "step": 2}
 
 
-def test_jobs_are_chosen_by_name_label_experiment_state_and_age(syncbn: Syncbn, trained: Trained) -> None:
+def test_jobs_are_chosen_by_name_label_experiment_state_and_age(
+    syncbn: Syncbn, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wide, deep = (
         trained({"name": name, "labels": {"team": "a=b"}, "tracking": {"experiment": "new"}}, val_loss=[1.0])
         for name in ("wide", "deep")
@@ -120,6 +122,11 @@ def test_jobs_are_chosen_by_name_label_experiment_state_and_age(syncbn: Syncbn, 
     for chosen in (["--label", "team=a=b"], ["--label", "team:a=b"], ["--experiment", "new"]):
         assert ids(*chosen, "--state", "succeeded", "--since", "2h") == {wide, deep}
         assert ids("deep", wide, *chosen) == {wide, deep}
+
+    monkeypatch.setattr("service.cli.compare._MOST", 2)
+    assert ids("--since", "2h") == ids("wide", "deep", "digits") == {deep, other}
+    assert "only the last" in syncbn("compare", "--since", "2h").stderr
+    monkeypatch.undo()
 
     assert syncbn("compare", "deep", "nobody").exit_code == 4
     assert syncbn("compare", "j").exit_code == 2
