@@ -133,7 +133,7 @@ def _train(tracker: Tracker, seconds: float) -> tuple[float, float]:
     """Returns the steps per second and the seconds that closing the tracker takes."""
     spec, pace = _spec(), Pace(seconds)
     pl.seed_everything(spec.training.seed, verbose=False)
-    module = as_lightning_module(construct(spec.model, "model"), spec)
+    module = as_lightning_module(construct(spec.trained()[0], "model"), spec)
     module.log = partial(module.log, sync_dist=True)  # type: ignore[method-assign]
     try:
         with redirect_stdout(io.StringIO()):  # the lines that `ProgressReporter` prints
@@ -167,7 +167,7 @@ def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
 
 
 def _loader(spec: Spec) -> Any:
-    data = construct(spec.data, "data")
+    data = construct(spec.trained()[1], "data")
     data.setup("fit")
     settings = spec.training
     assert settings.global_batch_size is not None

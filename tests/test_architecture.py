@@ -27,6 +27,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec.model",
     "training.spec.parts",
     "training.spec.resources",
+    "training.spec.script",
     "training.spec.short_names",
     "training.spec.source",
     "training.spec.text",

@@ -49,6 +49,7 @@ class Order:
 
     attempt: its name, unique in the cluster. start: from 1; each restart in place adds 1.
     spec: the job's Spec as JSON. ranks: those to fork on this host. world_size: their number on all hosts.
+    hosts: the number of hosts with ranks.
     rendezvous: "ADDRESS:PORT" at which rank 0 listens; None: all ranks are on this host.
     folder: the run folder, on a file system that all hosts share.
     checkpoints: URL of the checkpoints in object storage; None: they are in `folder`.
@@ -68,6 +69,7 @@ class Order:
     spec: dict[str, Any]
     ranks: tuple[RankAssignment, ...]
     world_size: int
+    hosts: int = 1
     folder: str
     rendezvous: str | None = None
     checkpoints: str | None = None
@@ -94,6 +96,16 @@ class Order:
     def number(self) -> int:
         """The number of the attempt within its job, from 1."""
         return attempt_number(self.attempt)
+
+    @property
+    def runs_script(self) -> bool:
+        """Whether the ranks run a script in place of a training."""
+        return self.spec.get("script") is not None
+
+    @property
+    def grace_seconds(self) -> float:
+        """The time that a script has between SIGTERM and SIGKILL."""
+        return float(self.spec["script"]["grace_seconds"])
 
 
 def is_detail(metric: str) -> bool:
@@ -207,6 +219,8 @@ class ExitRecord:
     trace: str = ""
     log_tail: str = ""
     progress: Progress | None = None
+    counts_steps: bool = True
+    """False for the rank of a script, whose steps are not known."""
     blamed_rank: int | None = None
     """For HUNG: the rank that the others waited for, if it is a single one."""
 
@@ -228,7 +242,7 @@ class ExitRecord:
     def headline(self) -> str:
         """One line that names the rank, what happened and at which step."""
         rank = "a rank" if self.rank is None else f"rank {self.rank}"
-        where = f" at step {self.step}" if self.step else " before the first step"
+        where = f" at step {self.step}" if self.step else " before the first step" * self.counts_steps
         said = f": {self.message.partition(chr(10))[0]}" if self.message else ""
         what = {
             Exit.FINISHED: "finished",
@@ -360,13 +374,15 @@ def is_final(record: ExitRecord, before: Failure | None) -> str | None:
     """Returns why a restart would only repeat a failure, "" if its headline says so; None to restart.
 
     A failure is final if its exception type is in FINAL or it `repeats`, or if an exception or exit equals
-    the previous one, `before`, since the last start also began at the last checkpoint.
+    the previous one, `before`, since the last start also began at the last checkpoint. What a script does
+    between its start and its end is not known, so that its failure may come twice.
     """
-    if record.kind is Exit.TIMED_OUT or (
-        record.kind is Exit.ERROR and (record.type in FINAL or record.repeats)
-    ):
+    if record.repeats or record.kind is Exit.TIMED_OUT:
+        return ""
+    if record.kind is Exit.ERROR and record.type in FINAL:
         return ""
     ends_itself = record.kind in {Exit.ERROR, Exit.EXITED} and not record.lost_peer
+    ends_itself &= record.counts_steps
     if ends_itself and before == Failure.of(record):
         where = f"at step {record.step}" if record.step else "before the first step"
         return f"It failed twice {where}, the second time after a restart from the last checkpoint: no retry."

@@ -31,6 +31,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def script_checkpoints(self) -> Path:
+        """What a script saves to go on from: the same folder in every attempt and start."""
+        return self.path / "script-checkpoints"
+
+    @property
     def files(self) -> Path:
         """What the user's code writes through the Trainer: see `training.callbacks.own_checkpoints`."""
         return (self.output or self.path) / "files"

@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.errors import BuildError
 from training.spec import Spec
 
 if TYPE_CHECKING:
@@ -109,6 +110,12 @@ def verify(
     """
     from training.host.local import LocalHost, code_folder
 
+    if spec.script is not None:
+        raise BuildError(
+            "script",
+            "verify compares the loss at each step, and the steps of a script are not known; train it with "
+            "--set resources.workers=1 and with 2, and compare what it reports",
+        )
     output.mkdir(parents=True, exist_ok=True)
     runs = [(kind, number, False) for kind in KINDS for number in workers]
     runs.append((KINDS[0], workers[0], True))

@@ -69,14 +69,15 @@ def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -
 
 def plain(spec: Spec) -> None:
     torch.manual_seed(spec.training.seed)
-    data: Any = construct(spec.data, "data")
+    of_model, of_data = spec.trained()
+    data: Any = construct(of_data, "data")
     data.setup("fit")
     dataset = data.train_dataloader().dataset
     sampler: DistributedSampler[Any] = DistributedSampler(dataset, seed=spec.training.seed)
     assert spec.training.global_batch_size is not None
     share = spec.training.global_batch_size // dist.get_world_size()
     loader = DataLoader(dataset, batch_size=share, sampler=sampler)
-    model = DistributedDataParallel(construct(spec.model, "model"))
+    model = DistributedDataParallel(construct(of_model, "model"))
     assert spec.optimizer is not None
     optimizer = construct(spec.optimizer, "optimizer", model.parameters())
     loss_of = torch.nn.CrossEntropyLoss()

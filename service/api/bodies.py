@@ -17,6 +17,7 @@ from service.queue.store import Store
 from service.user_code.class_paths import class_path_problems
 from service.user_code.links import link_problems
 from service.user_code.modules import python_files
+from service.user_code.scripts import problems_in_archive
 from training.spec import MAX_PROBLEMS, Problem, Spec, SpecError, load_yaml
 from training.spec import read_spec as parse_with_notes
 
@@ -81,6 +82,7 @@ def _unresolved(spec: Spec, store: Store) -> Iterator[Problem]:
         yield Problem(key="code", message="no archive of this digest; upload it first (POST /v1/code)")
         return
     archive = store.get_code(spec.code) if spec.code else None
+    yield from problems_in_archive(spec, archive)
     yield from class_path_problems(spec, archive)
     if archive:
         yield from link_problems(spec, python_files(archive))

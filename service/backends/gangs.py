@@ -46,13 +46,13 @@ def host_orders(
 
     bundles: the node of each bundle. gpus: the GPU ids of each bundle. rendezvous: its address, or None.
     """
-    orders = {}
-    for node_rank, (node, held) in enumerate(ranks_by_node(bundles).items()):
+    orders, nodes = {}, ranks_by_node(bundles)
+    for node_rank, (node, held) in enumerate(nodes.items()):
         assignments = tuple(
             RankAssignment(rank=rank, local_rank=local_rank, node_rank=node_rank, gpus=gpus[bundle])
             for local_rank, (rank, bundle) in enumerate(held.items())
         )
-        orders[node] = replace(order, ranks=assignments, rendezvous=rendezvous)
+        orders[node] = replace(order, ranks=assignments, rendezvous=rendezvous, hosts=len(nodes))
     return orders
 
 

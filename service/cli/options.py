@@ -40,9 +40,14 @@ SpecFile = Annotated[
     typer.Argument(
         metavar="SPEC",
         show_default=False,
-        help="A spec or a configuration of LightningCLI, a YAML or JSON file, or - for standard input. "
+        help="A spec or a configuration of LightningCLI, a YAML or JSON file, or - for standard input; "
+        "or a script, a .py file. "
         "--trainer.max_epochs=5, --model.lr=0.1 and --model package.Class override it as in LightningCLI.",
     ),
+]
+ScriptArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="-- ARGUMENT", show_default=False, help="The arguments of a script, after --."),
 ]
 Configs = Annotated[
     list[Path] | None,
@@ -55,5 +60,9 @@ Assignments = Annotated[
 Overrides = Annotated[list[str] | None, typer.Option("--override", hidden=True)]
 CodeDirectory = Annotated[
     Path | None,
-    typer.Option("--code", metavar="DIR", help="Directory of your own modules, for class paths in the spec."),
+    typer.Option(
+        "--code",
+        metavar="DIR",
+        help="Directory of your own modules, for class paths in the spec. Of a script: by default its own.",
+    ),
 ]

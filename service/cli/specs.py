@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand
 
+from service.cli.scripts import check_arguments, check_options, is_script, script_document
+
 if TYPE_CHECKING:
     from training.spec import Spec
 
@@ -23,6 +25,7 @@ class SpecCommand(TyperCommand):
         """Gives the overrides to the hidden option --override, whatever their names are."""
         from training.spec.layers import is_override
 
+        check_options(args, {name for option in self.get_params(ctx) for name in option.opts})
         words: list[str] = []
         given = iter(args)
         for word in given:
@@ -43,8 +46,12 @@ def read_document(
     assignments: list[str] | None,
     configs: list[Path] | None = None,
     overrides: list[str] | None = None,
+    arguments: list[str] | None = None,
+    code: Path | None = None,
 ) -> Mapping[str, Any]:
     """Returns the spec in the file `source` (- is stdin), with `configs` over it and the overrides applied.
+
+    A source that is a script, in the folder `code`, becomes the spec that runs it with these `arguments`.
 
     Variables in it are those of this process. Checks only the syntax; whoever gets it checks whether the spec
     is valid. Raises SpecError.
@@ -55,7 +62,11 @@ def read_document(
     files = [*([source] if source is not None else []), *map(str, configs or ())]
     if not files:
         raise SpecError([Problem(key="", message="name a file with a spec, or give --config FILE")])
-    data: Any = of_fit(load_yaml(_text(files[0])))
+    check_arguments(source, arguments or ())
+    if is_script(source) and code is not None:
+        data: Any = script_document(files[0], arguments or (), code)
+    else:
+        data = of_fit(load_yaml(_text(files[0])))
     for file in files[1:]:
         data = merged(data, of_fit(load_yaml(_text(file))))
     if not isinstance(data, Mapping):
@@ -90,18 +101,23 @@ def read_spec(
     configs: list[Path] | None,
     overrides: list[str] | None,
     code: Path | None,
+    arguments: list[str] | None = None,
 ) -> Spec:
     """Returns the spec that `read_document` reads, for a run on this machine; prints what is to be noted.
 
     Raises SpecError.
     """
     from service.user_code.links import link_problems
+    from service.user_code.scripts import problems_in_folder
     from training import spec as specs
     from training.spec.layers import is_lightnings
     from training.spec.short_names import python_files
 
-    document = with_source(read_document(source, assignments, configs, overrides), code or Path.cwd())
+    document = read_document(source, assignments, configs, overrides, arguments, code)
+    document = with_source(document, code or Path.cwd())
     spec, notes = specs.read_spec(document)
+    if problems := problems_in_folder(spec, code or Path.cwd()):
+        raise specs.SpecError(problems)
     print_notes(notes)
     if (code is not None or is_lightnings(document)) and (
         problems := link_problems(spec, python_files(code or Path.cwd()))

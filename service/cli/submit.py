@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.options import AsJson, Assignments, CodeDirectory, Configs, Overrides, SpecFile
+from service.cli.options import (
+    AsJson,
+    Assignments,
+    CodeDirectory,
+    Configs,
+    Overrides,
+    ScriptArguments,
+    SpecFile,
+)
+from service.cli.scripts import code_of
 from service.cli.session import exit_with_state, session
 from service.cli.specs import print_notes, read_document, with_source
 
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
 def submit(
     ctx: typer.Context,
     spec: SpecFile = None,
+    arguments: ScriptArguments = None,
     configs: Configs = None,
     overrides: Overrides = None,
     assignments: Assignments = None,
@@ -36,7 +46,7 @@ def submit(
 ) -> None:
     """Queue a job."""
     with session(ctx, as_json=as_json) as client:
-        document = _spec(client, spec, assignments, configs, overrides, code)
+        document = _spec(client, spec, assignments, configs, overrides, code, arguments)
         job = _submit(client, document, key, as_json)
         print_notes(_notes(document))
         if follow:
@@ -93,6 +103,7 @@ def _print_submitted(job: Job) -> None:
 def validate(
     ctx: typer.Context,
     spec: SpecFile = None,
+    arguments: ScriptArguments = None,
     configs: Configs = None,
     overrides: Overrides = None,
     assignments: Assignments = None,
@@ -101,7 +112,7 @@ def validate(
 ) -> None:
     """Check a spec and show what it would run, with which resources. Queues nothing."""
     with session(ctx, as_json=as_json) as client:
-        answer = client.validate(_spec(client, spec, assignments, configs, overrides, code))
+        answer = client.validate(_spec(client, spec, assignments, configs, overrides, code, arguments))
         if as_json:
             from service.cli.output import print_json
 
@@ -156,8 +167,10 @@ def _spec(
     configs: list[Path] | None,
     overrides: list[str] | None,
     code: Path | None,
+    arguments: list[str] | None,
 ) -> Mapping[str, Any]:
-    data = with_source(read_document(source, assignments, configs, overrides), code)
+    code = code_of(source, code)
+    data = with_source(read_document(source, assignments, configs, overrides, arguments, code), code)
     if code is None:
         return data
     from service.user_code.pack import pack

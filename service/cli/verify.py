@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.cli.options import Assignments, CodeDirectory, Configs, ExitCode, Overrides, SpecFile
+from service.cli.scripts import code_of
 from service.cli.session import reporting
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def verify(
 
     with reporting():
         numbers = _numbers(workers)
-        parsed = read_spec(spec, assignments, configs, overrides, code)
+        parsed = read_spec(spec, assignments, configs, overrides, code_of(spec, code))
         from training import verify as verification
         from training.errors import BuildError, TrainingError
 

@@ -122,7 +122,9 @@ def check_class_path(class_path: str, archive: bytes | None = None) -> str | Non
 
 
 def _classes(spec: Spec) -> Iterator[_Named]:
-    """Yields each class of the spec, without those in arguments."""
+    """Yields each class of the spec, without those in arguments. A script has none."""
+    if spec.script is not None:
+        return
     parts: list[tuple[str, ClassSpec | None, int]] = [
         ("model", spec.model, 0),
         ("data", spec.data, 0),

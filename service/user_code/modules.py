@@ -65,11 +65,16 @@ def find_module(top: str, sources: Sequence[ModuleSource]) -> Module | None:
 
 def syntax_tree(module: Module) -> ast.Module | None:
     """Returns the module's syntax tree; None if its source cannot be read. Raises SyntaxError."""
-    if module.source is None or len(module.source) > _MAX_SOURCE:
+    return None if module.source is None else parse(module.source)
+
+
+def parse(source: bytes) -> ast.Module | None:
+    """Returns the syntax tree of a source; None if it is too large. Raises SyntaxError, and ValueError."""
+    if len(source) > _MAX_SOURCE:
         return None
     try:
         with _parsing:
-            return ast.parse(module.source)
+            return ast.parse(source)
     except (RecursionError, MemoryError):  # nested too deeply
         return None
 

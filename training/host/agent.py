@@ -204,6 +204,8 @@ class HostAgent:
             # All ranks are on this machine, so the socket listens on loopback only.
             rendezvous = self.rendezvous(order.attempt, order.start, _loopback())
             order = gang.order = _on_loopback(order, rendezvous)
+        if order.runs_script:
+            gang.folder.script_checkpoints.mkdir(parents=True, exist_ok=True)
         listener = self._listeners.pop((order.attempt, order.start), None)
         control, for_supervisor = Pipe()
         reports, for_ranks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from training.host.torchrun import script_variables
 from training.protocol import Order, RankAssignment
 
 _MACHINE_NAMES = frozenset(
@@ -19,6 +20,7 @@ _MACHINE_NAMES = frozenset(
 )  # fmt: skip
 _MACHINE_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "KMP_", "OPENBLAS_")
 _STORAGE_PREFIX = "AWS_"
+_OF_THE_TRACKER = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 _SERVICE_PREFIXES = ("SYNCBN_", "RAY_")
 
 RANK_DEFAULTS: Mapping[str, str] = {
@@ -71,7 +73,12 @@ def rank_environment(
     """
     resources = order.spec["resources"]
     environment = {**RANK_DEFAULTS, **base, **(storage if order.checkpoints is not None else {})}
-    if resources["gpus_per_worker"]:
+    if order.runs_script:
+        for name in _OF_THE_TRACKER:  # a script has MLflow's own defaults
+            if name not in base:
+                del environment[name]
+        environment |= script_variables(order, assignment)
+    elif resources["gpus_per_worker"]:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
     if not environment.get("OMP_NUM_THREADS"):
         environment["OMP_NUM_THREADS"] = str(max(int(resources["cpus_per_worker"]), 1))

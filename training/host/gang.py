@@ -18,6 +18,7 @@ from typing import Any
 
 from training.hangs.diagnosis import hang_report
 from training.hangs.rank_files import RankFiles
+from training.host.supervisor import TERMINATE
 from training.protocol import (
     HANG_EXIT_CODE,
     LONGEST_TAIL,
@@ -149,6 +150,9 @@ class Gang:
     def _rank_ended(self, rank: int, status: int, step: int, *, out_of_memory: str) -> None:
         self.read_reports()
         record = self._own_record(rank) or self._record_death(rank, status, step, out_of_memory=out_of_memory)
+        if self.order.runs_script and self._stop is not None and record.when >= self._stop.asked_at:
+            # Only the script knows whether it was interrupted or at its end, and can tell when it runs again.
+            record = ExitRecord(rank=rank, kind=Exit.STOPPED, when=record.when, counts_steps=False)
         record = self._by_time_limit(record)
         if record.failed:
             record = self._with_log_tail(record)
@@ -189,7 +193,13 @@ class Gang:
         return record
 
     def _record_from_status(self, rank: int, status: int, step: int, *, out_of_memory: str) -> ExitRecord:
-        record = ExitRecord(rank=rank, kind=Exit.ENDED, step=step, when=time.time())
+        record = ExitRecord(
+            rank=rank,
+            kind=Exit.ENDED,
+            step=step,
+            when=time.time(),
+            counts_steps=not self.order.runs_script,
+        )
         if self._ending:
             return record
         if out_of_memory:
@@ -197,7 +207,9 @@ class Gang:
         if os.WIFSIGNALED(status):
             return replace(record, kind=Exit.SIGNAL, type=signal_name(os.WTERMSIG(status)))
         code = os.waitstatus_to_exitcode(status)
-        if code == HANG_EXIT_CODE:
+        if self.order.runs_script and code == 0:  # os._exit(0), or another program in place of the rank
+            return replace(record, kind=Exit.FINISHED)
+        if code == HANG_EXIT_CODE and not self.order.runs_script:
             return replace(record, kind=Exit.HUNG, message="the rank made no progress")
         return replace(record, kind=Exit.EXITED, code=code)
 
@@ -251,11 +263,17 @@ class Gang:
     # Orders of the agent
 
     def stop(self, seconds: float) -> None:
-        """Asks the ranks to write a checkpoint and exit within `seconds`. Another call can shorten that."""
+        """Asks the ranks to write a checkpoint and exit within `seconds`. Another call can shorten that.
+
+        The ranks of a script get SIGTERM.
+        """
         if self._stop is None:
             self.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
             self.folder.stop_request.touch()
-            self._stop = _Stop(monotonic() + seconds, monotonic())
+            self._stop = _Stop(monotonic() + seconds, monotonic(), saves=not self.order.runs_script)
+            if self.order.runs_script and self.control is not None:
+                with suppress(OSError):
+                    self.control.send_bytes(TERMINATE)
         else:
             self._stop.deadline = min(self._stop.deadline, monotonic() + seconds)
 
@@ -273,7 +291,7 @@ class Gang:
         now, limit = monotonic(), self.order.seconds_left
         if limit is not None and now - self._began >= limit and self._stop is None:
             self._timed_out = True
-            self.stop(SECONDS_TO_SAVE)
+            self.stop(self.order.grace_seconds if self.order.runs_script else SECONDS_TO_SAVE)
         if (self._end_at is not None and now >= self._end_at) or (
             self._stop is not None and self._stop.is_due(self._positions(), now)
         ):
@@ -284,14 +302,20 @@ class Gang:
 
 
 class _Stop:
-    """A request to stop: its deadline, and since when the ranks make no progress (both `monotonic`)."""
+    """A request to stop: its deadline, and since when the ranks make no progress (both `monotonic`).
 
-    def __init__(self, deadline: float, now: float) -> None:
-        self.deadline, self._stalled_since = deadline, now
+    saves: whether the ranks show what they are doing, and save a checkpoint; a script has until the deadline.
+    """
+
+    def __init__(self, deadline: float, now: float, *, saves: bool) -> None:
+        self.deadline, self._stalled_since, self._saves = deadline, now, saves
+        self.asked_at = time.time()
         self._last: list[tuple[int, str]] | None = None
 
     def is_due(self, positions: list[Any], now: float) -> bool:
         """Whether to kill the ranks now, given their current positions."""
+        if not self._saves:
+            return now >= self.deadline
         doing = [(position.step, position.doing) for position in positions]
         if doing != self._last or any(what.startswith("saving") for _, what in doing):
             self._last, self._stalled_since = doing, now

@@ -60,7 +60,8 @@ def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
         return _print_error(error, output, 2)
     except TrainingError as error:
         return _print_error(error, output, 1)
-    _print(f"done: {', '.join(str(output / name) for name in RESULTS if (output / name).exists())}")
+    made = [output / name for name in RESULTS if (output / name).exists()]
+    _print(f"done: {', '.join(map(str, made))}" if made else "done")
     return 0
 
 
@@ -85,7 +86,8 @@ class _Run:
         self.before = Failure.of(failure)
         self.restarts.append(failure.headline)
         used = f"{len(self.restarts)} of {self.retries} retries used"
-        return f"{failure.headline}\nstarting again from the last checkpoint ({used})"
+        where = " from the last checkpoint" * failure.counts_steps
+        return f"{failure.headline}\nstarting again{where} ({used})"
 
 
 class LocalHost:

@@ -20,12 +20,15 @@ from typing import Any
 import psutil
 
 from training.host.memory_limit import MemoryLimit
+from training.host.store import serve
 from training.linux import adopt_orphans, out_of_memory_kills
 from training.protocol import Order, RankAssignment
 from training.rank.process import RankProcess
 from training.rank.reports import Reports
 from training.rank.steps import Steps
 
+TERMINATE = b"terminate"
+"""The message on `control` that sends SIGTERM to all ranks. Any other message kills them."""
 _POLL_SECONDS = 0.01  # while killed processes have not exited yet
 
 
@@ -41,7 +44,8 @@ def supervise(
 
     environments: the environment variables of each rank. folder: the ranks' working directory.
     control: gets {"rank", "status", "step", "out_of_memory"} for each rank that exits, with the status of
-    os.waitpid, and "" or why memory ran out; any message that arrives on it, or its end, kills all ranks.
+    os.waitpid, and "" or why memory ran out; TERMINATE on it sends SIGTERM to all ranks, any other message,
+    or its end, kills them.
     reports: the socket to which ranks send their progress. listener: the rendezvous socket, for rank 0.
     """
     Supervisor(Order.from_json(order), environments, folder, control, reports, listener).run()
@@ -76,6 +80,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_sender.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the agent ends it, through `control`
+        if self.order.runs_script and self.listener is not None:
+            self._serve_store(self.listener)
         for assignment in self.order.ranks:
             self._fork(assignment, wake_receiver, wake_sender)
         if self.listener is not None:
@@ -84,12 +90,32 @@ class Supervisor:
             ready = wait([self.control, wake_receiver], self._memory.seconds_between)
             with suppress(BlockingIOError):
                 wake_receiver.recv(4096)
-            if self.control in ready:  # the agent orders the end, or is gone
+            if self.control in ready and not self._terminated():
                 break
             self._reap()
             for pid in self._memory.over_limit(self._ranks):
                 os.kill(pid, signal.SIGKILL)
         self._end_all()
+
+    def _serve_store(self, listener: socket.socket) -> None:
+        """Forks the process at which the ranks of a script meet. It ends with the start."""
+        assert self.order.rendezvous is not None
+        if os.fork() == 0:
+            self.control.close()
+            serve(listener, self.order.rendezvous)
+        self.listener = None
+        listener.close()
+
+    def _terminated(self) -> bool:
+        """Sends SIGTERM to all ranks if the agent orders that; False: it orders the end, or is gone."""
+        try:
+            if self.control.recv_bytes() != TERMINATE:
+                return False
+        except (EOFError, OSError):
+            return False
+        for pid in self._ranks:  # not reaped yet, so these are still the ranks
+            os.kill(pid, signal.SIGTERM)
+        return True
 
     def _fork(self, assignment: RankAssignment, *inherited: socket.socket) -> None:
         supervisor = os.getpid()

@@ -148,10 +148,10 @@ def checked_module(model: object, spec: Spec) -> nn.Module:
     """Returns the model, which may be a LightningModule. Raises BuildError unless it is an nn.Module."""
     if isinstance(model, nn.Module):
         return model
+    path = spec.trained()[0].class_path
     raise BuildError(
         "model.class_path",
-        f"{spec.model.class_path} returns a {type(model).__name__}, which is neither an nn.Module nor a "
-        "LightningModule",
+        f"{path} returns a {type(model).__name__}, which is neither an nn.Module nor a LightningModule",
     )
 
 

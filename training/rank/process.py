@@ -1,4 +1,4 @@
-"""The process of one rank: sets up its environment and log, trains, writes the exit record, and exits."""
+"""The process of one rank: sets up its environment and log, trains or runs a script, records how it ended."""
 
 from __future__ import annotations
 
@@ -109,6 +109,8 @@ class RankProcess:
             setattr(sys, f"__{name}__", stream)
 
     def _train(self, listener: socket.socket | None) -> ExitRecord:
+        if self.order.runs_script:
+            return self._run_script()
         from training.rank.rank import RankRun
 
         run: RankRun | None = None
@@ -133,6 +135,25 @@ class RankProcess:
             record = ExitRecord(rank=self.assignment.rank, kind=kind)
         step = run.step if run is not None else 0
         return replace(record, step=step, when=time.time(), progress=self.reports.last)
+
+    def _run_script(self) -> ExitRecord:
+        from training.rank.script import is_usage_error, run_script
+
+        try:
+            error = run_script(self.order, self.reports)
+        except BaseException as another:
+            say(full_trace(another))
+            error = another
+        if error is None or (isinstance(error, SystemExit) and exit_code(error) == 0):
+            record = ExitRecord(rank=self.assignment.rank, kind=Exit.FINISHED)
+        elif isinstance(error, SystemExit):
+            record = self._exited(error)
+            if is_usage_error(error):
+                record = replace(record, message="the script does not take its arguments", repeats=True)
+        else:
+            # A module that is missing, or is not Python, will be so the next time, too.
+            record = replace(self._failed(error), repeats=isinstance(error, ImportError | SyntaxError))
+        return replace(record, counts_steps=False, when=time.time())
 
     def _exited(self, error: SystemExit) -> ExitRecord:
         code = exit_code(error)

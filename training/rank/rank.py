@@ -270,11 +270,12 @@ class RankRun:
 
         from training.model.instantiate import construct
 
-        data = construct(self.spec.data, "data")
+        _, given = self.spec.trained()
+        data = construct(given, "data")
         if not isinstance(data, LightningDataModule):
             raise BuildError(
                 "data.class_path",
-                f"{self.spec.data.class_path} gives a {type(data).__name__}, not a LightningDataModule",
+                f"{given.class_path} gives a {type(data).__name__}, not a LightningDataModule",
             )
         if not is_overridden("train_dataloader", data):
             raise BuildError("data.class_path", f"{type(data).__name__} has no train_dataloader")
@@ -389,4 +390,4 @@ def _build_model(spec: Spec) -> Any:
     from training.model.instantiate import construct
     from training.model.supervised import checked_module
 
-    return checked_module(construct(spec.model, "model"), spec)
+    return checked_module(construct(spec.trained()[0], "model"), spec)

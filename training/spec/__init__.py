@@ -16,6 +16,7 @@ from training.spec.model import (
 )
 from training.spec.parts import ClassSpec
 from training.spec.resources import Resources
+from training.spec.script import SCRIPT_NOTE, Script
 from training.spec.text import load_yaml, override
 from training.spec.time_limit import TimeLimit, shown
 from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
@@ -23,12 +24,14 @@ from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 __all__ = [
     "ARGUMENTS",
     "MAX_PROBLEMS",
+    "SCRIPT_NOTE",
     "ClassSpec",
     "Component",
     "Norm",
     "Optimizer",
     "Problem",
     "Resources",
+    "Script",
     "Spec",
     "SpecError",
     "TimeLimit",

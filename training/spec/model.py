@@ -10,12 +10,22 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from training.spec.errors import Problem, SpecError, located, problems_of
 from training.spec.lightning_cli import as_spec
 from training.spec.parts import ClassPath, ClassSpec, Part
 from training.spec.resources import Resources
+from training.spec.script import NOT_WITH_A_SCRIPT, SCRIPT_NOTE, Script, check_keys_beside_script
 from training.spec.source import Source
 from training.spec.time_limit import TimeLimit
 from training.spec.trainer import TrainerOptions
@@ -99,15 +109,30 @@ class Tracking(Part):
 
 
 class Spec(Part):
-    """One training job. Only `model` and `data` are required.
+    """One job. Only `model` and `data` are required, or a `script` in place of both.
 
     Immutable. `parse_spec` constructs it and raises SpecError; `Spec.model_validate` raises pydantic's
-    ValidationError.
+    ValidationError. The dump has only the keys that apply: those of a script, or those of a model and data.
     """
 
-    name: str = Field(default="", max_length=200, description="Defaults to the name of the model's class")
-    model: ClassSpec = Field(description="nn.Module or LightningModule")
-    data: ClassSpec = Field(description="LightningDataModule")
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["model", "data"]}, {"required": ["script"]}]}
+    )
+
+    name: str = Field(
+        default="", max_length=200, description="Defaults to the name of the model's class, or of the script"
+    )
+    script: Script | None = Field(
+        default=None, description="A program of your own, in place of model, data and all that trains them"
+    )
+    model: ClassSpec | None = Field(
+        default=None,
+        validate_default=True,
+        description="nn.Module or LightningModule; required without a script",
+    )
+    data: ClassSpec | None = Field(
+        default=None, validate_default=True, description="LightningDataModule; required without a script"
+    )
     norm: Norm = Field(default=Norm(), description="What becomes of the model's BatchNorm layers")
     loss: ClassSpec = Field(
         default=ClassSpec(class_path="torch.nn.CrossEntropyLoss"),
@@ -153,13 +178,47 @@ class Spec(Part):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, data: Any) -> Any:
-        model = data.get("model") if isinstance(data, Mapping) else None
-        if isinstance(model, Mapping) and data.get("name") in (None, ""):
-            return {**data, "name": str(model.get("class_path", "")).rpartition(".")[2][:200]}
+        if not isinstance(data, Mapping):
+            return data
+        check_keys_beside_script(data)
+        model, script = data.get("model"), data.get("script")
+        if data.get("name") in (None, ""):
+            if isinstance(script, Mapping):
+                return {**data, "name": str(script.get("path", "")).rpartition("/")[2][:200]}
+            if isinstance(model, Mapping):
+                return {**data, "name": str(model.get("class_path", "")).rpartition(".")[2][:200]}
         return data
+
+    @field_validator("model", "data")
+    @classmethod
+    def _given(cls, part: ClassSpec | None, info: ValidationInfo) -> ClassSpec | None:
+        # `script` is not in info.data if it is not valid, and then that is what is to be told.
+        if part is None and info.data.get("script", ...) is None:
+            raise located(str(info.field_name), "is required")
+        return part
+
+    @model_serializer(mode="wrap")
+    def _that_apply(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = {"script"} if self.script is None else set(NOT_WITH_A_SCRIPT)
+        return {key: value for key, value in dump(self).items() if key not in left_out}
+
+    def trained(self) -> tuple[ClassSpec, ClassSpec]:
+        """Returns the model and the data of a spec that has no script."""
+        assert self.model is not None
+        assert self.data is not None
+        return self.model, self.data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.script is not None:
+            gpus = self.resources.gpus_per_worker
+            if gpus % 1 and self.resources.max_workers > 1:
+                raise located(
+                    "resources.gpus_per_worker",
+                    f"the workers of a script cannot share a GPU ({gpus:g} for each), since each uses the "
+                    "one with the number LOCAL_RANK; give a whole number",
+                )
+            return self
         most, batch = self.resources.max_workers, self.training.global_batch_size
         if batch is not None and batch < most:
             raise located(
@@ -208,7 +267,10 @@ def read_spec(data: object) -> tuple[Spec, list[str]]:
     if not isinstance(data, Mapping):
         kind = type(data).__name__
         raise SpecError([Problem(key="", message=f"a spec is a mapping with model and data, not {kind}")])
+    check_keys_beside_script(data)
     data, notes = as_spec(data, known=set(Spec.model_fields))
+    if data.get("script") is not None:
+        notes.append(SCRIPT_NOTE)
     try:
         return Spec.model_validate(data), notes
     except ValidationError as error:

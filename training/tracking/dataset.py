@@ -27,7 +27,8 @@ class Dataset:
     @classmethod
     def of(cls, spec: Spec) -> Dataset:
         """Returns the dataset of a spec's `data`."""
-        facts = {"class_path": spec.data.class_path, "init_args": spec.data.init_args, "code": spec.code}
+        _, data = spec.trained()
+        facts = {"class_path": data.class_path, "init_args": data.init_args, "code": spec.code}
         text = json.dumps(facts, sort_keys=True)
         tags = {
             key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -35,10 +36,8 @@ class Dataset:
         }
         source = _source({key: tags[key] for key in facts if facts[key]})
         if len(source) > _LONGEST_SOURCE:
-            source = _source({"class_path": spec.data.class_path, "init_args": "see the run's parameters"})
-        return cls(
-            name=spec.data.class_path, digest=hashlib.sha256(text.encode()).hexdigest()[:8], source=source
-        )
+            source = _source({"class_path": data.class_path, "init_args": "see the run's parameters"})
+        return cls(name=data.class_path, digest=hashlib.sha256(text.encode()).hexdigest()[:8], source=source)
 
     def as_input(self) -> DatasetInput:
         """Returns the dataset as the input of a run, for training."""

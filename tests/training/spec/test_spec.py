@@ -351,7 +351,7 @@ def test_json_schema_is_complete_and_always_the_same() -> None:
     schema = Spec.model_json_schema()
 
     assert json.loads(json.dumps(schema, allow_nan=False)) == Spec.model_json_schema()
-    assert schema["required"] == ["model", "data"]
+    assert schema["oneOf"] == [{"required": ["model", "data"]}, {"required": ["script"]}]
     assert set(schema["properties"]) == set(Spec.model_fields)
     assert references(schema) == {f"#/$defs/{name}" for name in schema["$defs"]}
     for name, part in schema["$defs"].items():
@@ -372,7 +372,9 @@ def test_json_schema_tells_a_spec_from_what_is_none() -> None:
 
     assert validator.is_valid(SHORTEST)
     assert validator.is_valid(make_spec().model_dump(mode="json"))
+    assert validator.is_valid(parse_spec({"script": {"path": "train.py"}}).model_dump(mode="json"))
     assert not validator.is_valid({"model": SHORTEST["model"]})
+    assert not validator.is_valid(SHORTEST | {"script": {"path": "train.py"}})
     assert not validator.is_valid(SHORTEST | {"resources": {"workers": 0}})
 
 
@@ -403,7 +405,7 @@ def test_flat_gives_every_value_as_text_under_its_dotted_key() -> None:
     assert "training.max_steps" not in found
     assert {key.partition(".")[0] for key in found} == parts(Spec) - {
         *("lr_scheduler", "code", "trainer", "time_limit"),  # empty by default
-        *("labels", "source"),
+        *("labels", "source", "script"),
     }
     assert not {"model.init_args", "resources.node_labels"} & found.keys()
 
