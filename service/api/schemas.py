@@ -149,7 +149,8 @@ class ValidationDocument(Document):
     spec: dict[str, Any] = Field(description="With every default filled in")
     resources: Total = Field(description="What it would get now; if it has to wait, what it needs")
     shares: list[int] | None = Field(
-        description="Samples of a global batch for each worker; null if the data's loader says how many, and "
+        description="Samples of a global batch for each worker; null for a script, if the data's loader "
+        "says how many, and "
         f"for more than {_SHOWN_SHARES} workers",
         examples=[[86, 85, 85]],
     )
@@ -157,7 +158,8 @@ class ValidationDocument(Document):
     fits_ever: bool | None = Field(description="Whether it fits on the empty cluster; null: unknown")
     reason: str = Field(description="Why it would wait")
     notes: list[str] = Field(
-        default_factory=list, description="What becomes of arguments of Lightning that the spec gives"
+        default_factory=list,
+        description="What becomes of arguments of Lightning that the spec gives, and what holds for a script",
     )
 
     @classmethod
@@ -165,7 +167,7 @@ class ValidationDocument(Document):
         """Returns the document for a valid spec. `forecast`: None if the cluster does not answer."""
         resources = spec.resources
         workers = forecast.workers if forecast else resources.min_workers
-        size = spec.training.global_batch_size
+        size = None if spec.script else spec.training.global_batch_size
         return cls(
             spec=spec.model_dump(mode="json"),
             resources=Total.of(workers, resources),

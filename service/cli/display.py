@@ -174,7 +174,7 @@ def print_summary(job: Job, console: Console) -> None:
     print_failure(job, console)
     rows: list[tuple[str, RenderableType | None]] = [*sorted_metrics(job.metrics)]
     rows.append(("MLflow", job.mlflow.url if job.mlflow else None))
-    if job.mlflow and job.state == "succeeded":
+    if job.mlflow and job.state == "succeeded" and not job.spec.get("script"):
         rows.append(("model", f'mlflow.pytorch.load_model("runs:/{job.mlflow.run_id}/model")'))
     rows.append(("next", f"syncbn {'metrics' if job.state == 'succeeded' else 'logs'} {job.id}"))
     console.print(fields(rows))

@@ -85,6 +85,7 @@ def show(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
 
 def _print_job(job: Job) -> None:
     from service.cli import display, output
+    from training.spec import SCRIPT_NOTE
 
     screen = output.console()
     metrics = output.sorted_metrics(job.metrics)
@@ -104,6 +105,7 @@ def _print_job(job: Job) -> None:
         ("progress", display.progress_text(job)),
         ("metrics", "\n".join(f"{name} {value}" for name, value in metrics)),
         ("MLflow", job.mlflow.url if job.mlflow else None),
+        ("note", SCRIPT_NOTE if job.spec.get("script") else None),
     ]
     screen.print(output.fields(rows))
     display.print_failure(job, screen)

@@ -42,7 +42,9 @@ from training.protocol import ExitRecord, Progress, Superseded, cause
 log = logging.getLogger(__name__)
 
 SECONDS_TO_STOP, SECONDS_TO_CANCEL = 120.0, 15.0
-"""How long a stopping attempt may take to save a checkpoint. A cancelled one does not need it."""
+"""How long a stopping attempt may take to save a checkpoint. A cancelled one does not need it.
+A script has the time that its spec gives it, for either.
+"""
 SECONDS_TO_REPORT = 1.5
 """How long after a rank's failure the others may report theirs: the first record may not be the cause."""
 SECONDS_TO_END = 60.0
@@ -229,7 +231,8 @@ class Reconciler:
     # What a running job shows
 
     def _follow(self, job: Job, status: Status) -> None:
-        trains = status.phase is Phase.RUNNING and status.progress is not None
+        # A script makes no progress that is known.
+        trains = status.phase is Phase.RUNNING and (status.progress is not None or job.runs_script)
         if job.state is not State.STARTING:
             self._report_progress(job, status)
             if trains:
@@ -276,6 +279,8 @@ class Reconciler:
 
 
 def _seconds_to_stop(job: Job) -> float:
+    if job.runs_script:
+        return float(job.spec["script"]["grace_seconds"])
     return SECONDS_TO_STOP if job.cancel_requested_at is None else SECONDS_TO_CANCEL
 
 
@@ -283,7 +288,7 @@ def _starting(job: Job, message: str) -> str:
     assert job.workers is not None
     text = starting_on(job.workers)
     if job.restarts:
-        text = starting_again(job.restarts[-1], job.failures, job.spec["retries"])
+        text = starting_again(job, job.restarts[-1], job.failures)
     return f"{text}: {message}" if message else text
 
 

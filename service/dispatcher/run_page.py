@@ -7,6 +7,7 @@ import re
 import yaml
 
 from service.jobs.job import Job
+from training.spec import SCRIPT_NOTE
 from training.tracking.run_tags import source_tags
 
 _LONGEST = 5_000  # characters of a tag's value, MLflow's limit
@@ -34,7 +35,8 @@ def spec_text(job: Job) -> str:
 
 
 def _description(job: Job) -> str:
-    begin = f"Job `{job.id}`: `syncbn show {job.id}`\n\n```yaml\n"
+    note = f"Note: {SCRIPT_NOTE}.\n\n" if job.runs_script else ""
+    begin = f"Job `{job.id}`: `syncbn show {job.id}`\n\n{note}```yaml\n"
     end = "\n```\n"
     spec = spec_text(job).rstrip()
     room = _LONGEST - len(begin) - len(end)

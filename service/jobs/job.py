@@ -164,6 +164,11 @@ class Job:
         return TimeLimit.model_validate(self.spec.get("time_limit", {}))
 
     @property
+    def runs_script(self) -> bool:
+        """Whether it runs a script, whose steps and checkpoints are not known, in place of a training."""
+        return self.spec.get("script") is not None
+
+    @property
     def elastic(self) -> bool:
         """Whether the spec gives a range of workers."""
         return self.resources.min_workers < self.resources.max_workers

@@ -110,9 +110,10 @@ def not_ended(seconds: float) -> ExitRecord:
     return ExitRecord(rank=None, kind=Exit.LOST, type=NOT_ENDED, message=message)
 
 
-def starting_again(headline: str, failures: int, retries: int) -> str:
-    """Returns the reason of a job that restarts in place."""
-    return f"{headline}; starting again from the last checkpoint ({failures} of {_retries(retries)} used)"
+def starting_again(job: Job, headline: str, failures: int) -> str:
+    """Returns the reason of a job that restarts in place, after `failures` in all."""
+    where = "" if job.runs_script else " from the last checkpoint"
+    return f"{headline}; starting again{where} ({failures} of {_retries(job.spec['retries'])} used)"
 
 
 def _stopped(job: Job, state: State, reason: str, failure: ExitRecord | None = None) -> Outcome:
@@ -123,7 +124,8 @@ def _stopped(job: Job, state: State, reason: str, failure: ExitRecord | None = N
 
 def _paused(failure: ExitRecord | None, step: int | None) -> str:
     if failure is not None:
-        return f"paused; {_headline(failure)}; continues from its last checkpoint"
+        goes_on = "; continues from its last checkpoint" if failure.counts_steps else ""
+        return f"paused; {_headline(failure)}{goes_on}"
     return f"paused at step {step}" if step else "paused"
 
 
@@ -145,10 +147,11 @@ def _lost(job: Job, exits: Sequence[ExitRecord], failure: ExitRecord) -> Outcome
     headline, last = _headline(failure), Failure.of(failure)
     if any(record.kind is Exit.LOST for record in (*exits, failure)):
         # Its placement is incomplete by now, or always was.
-        reason = f"attempt {job.attempt} was lost: {headline}; retry {lost} of {retries} from its checkpoint"
+        where = "" if job.runs_script else " from its checkpoint"
+        reason = f"attempt {job.attempt} was lost: {headline}; retry {lost} of {retries}{where}"
         return Outcome(state=State.QUEUED, reason=reason, failures=lost, last_failure=last)
     return Restart(
-        reason=starting_again(headline, lost, retries),
+        reason=starting_again(job, headline, lost),
         failures=lost,
         last_failure=last,
         restarts=(*job.restarts, headline),
