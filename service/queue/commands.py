@@ -55,7 +55,7 @@ def pause() -> Command:
         guards=[jobs.c.state.not_in({*ENDED, State.PAUSED, State.PAUSING}), _NOT_CANCELLED],
         values={
             "state": case((waits, State.PAUSED.value), else_=State.PAUSING.value),
-            "reason": case((waits, "paused while it waited"), else_="saves a checkpoint, then pauses"),
+            "reason": case((waits, "paused while it waited"), else_="asked to stop, then pauses"),
             "preempted_at": None,
         },
         refusal=lambda job: _refusal_if_over(job, "there is nothing to pause"),

@@ -67,11 +67,6 @@ class Script(Part):
                 raise ValueError(f"each argument is text; write {each!r} in quotes")
         return tuple(args)
 
-    @property
-    def name(self) -> str:
-        """The name of its file."""
-        return PurePosixPath(self.path).name
-
 
 def check_keys_beside_script(data: Mapping[str, Any]) -> None:
     """Raises SpecError for each key that does not apply to a script, if the document has one."""
