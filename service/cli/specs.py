@@ -119,6 +119,8 @@ def read_spec(
     if problems := problems_in_folder(spec, code or Path.cwd()):
         raise specs.SpecError(problems)
     print_notes(notes)
+    if spec.script is not None:
+        return spec
     if (code is not None or is_lightnings(document)) and (
         problems := link_problems(spec, python_files(code or Path.cwd()))
     ):

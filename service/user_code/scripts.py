@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from service.user_code.modules import parse
+from training.reserved import hiding_among, hiding_in_folder
 from training.spec import Problem, Spec
 
 _KEY = "script.path"
@@ -26,7 +27,12 @@ def problems_in_archive(spec: Spec, archive: bytes | None) -> list[Problem]:
         names = files.namelist()
         if spec.script.path not in names:
             return [_missing(spec.script.path, names, "the uploaded code")]
-        return _syntax(spec.script.path, files.read(spec.script.path))
+        beside = PurePosixPath(spec.script.path).parent
+        paths = [
+            name.removeprefix(f"{beside}/") for name in names if PurePosixPath(name).is_relative_to(beside)
+        ]
+        hiding = hiding_among(paths) if beside.name else {}  # those at the top are checked with the archive
+        return [*_syntax(spec.script.path, files.read(spec.script.path)), *_hiding(beside, hiding)]
 
 
 def problems_in_folder(spec: Spec, folder: Path) -> list[Problem]:
@@ -36,7 +42,16 @@ def problems_in_folder(spec: Spec, folder: Path) -> list[Problem]:
     path = folder / spec.script.path
     if not path.is_file():
         return [_missing(spec.script.path, _files_near(folder, spec.script.path), str(folder))]
-    return _syntax(spec.script.path, path.read_bytes())
+    beside = PurePosixPath(spec.script.path).parent
+    return [
+        *_syntax(spec.script.path, path.read_bytes()),
+        *_hiding(beside, hiding_in_folder(path.parent)),
+    ]
+
+
+def _hiding(folder: PurePosixPath, problems: Mapping[str, str]) -> list[Problem]:
+    """The script's folder is first on the import path."""
+    return [Problem(key=_KEY, message=f"{folder / name} {why}") for name, why in problems.items()]
 
 
 def _files_near(folder: Path, path: str) -> Iterator[str]:

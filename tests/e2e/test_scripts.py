@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import ENVIRONMENT, SYNCBN
+from tests.e2e.stack import ENVIRONMENT, SYNCBN, Stack
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "digits.py"
 
@@ -50,3 +52,30 @@ def test_the_example_does_the_same_under_torchrun_and_as_a_job_whose_run_has_its
     assert "may depend on the number of workers" in run.data.tags["syncbn.script"]
     history = client.get_metric_history(run.info.run_id, "train_loss")
     assert [point.step for point in history] == [0, 1, 2]
+
+
+def test_a_script_is_paused_and_goes_on_in_the_same_run(stack: Stack, tmp_path: Path) -> None:
+    shutil.copy(EXAMPLE, tmp_path)
+    epochs = 40  # each takes a while, since it is logged in MLflow
+    options = ("--json", "--set", "resources.workers=2")
+    submitted = stack.cli("submit", str(tmp_path / "digits.py"), *options, "--", "--epochs", str(epochs))
+    assert submitted.returncode == 0, submitted.stderr
+    job_id = json.loads(submitted.stdout)["id"]
+
+    with stack.client() as client:
+        deadline = time.monotonic() + 120
+        while client.job(job_id).state != "running" or "epoch 0" not in client.logs(job_id):
+            assert time.monotonic() < deadline, client.job(job_id)
+            time.sleep(0.1)
+        client.pause(job_id)
+        while (paused := client.job(job_id)).state == "pausing":
+            time.sleep(0.1)
+        client.resume(job_id)
+        job = client.wait(job_id, timeout=120)
+
+        assert (paused.state, paused.reason) == ("paused", "paused")
+        assert (job.state, job.attempt, job.progress) == ("succeeded", 2, None)
+        said = [line for line in client.logs(job_id).splitlines() if line.startswith("epoch")]
+        points = client.metrics(job_id, ["train_loss"])
+    assert [line.partition(":")[0] for line in said] == [f"epoch {epoch}" for epoch in range(epochs)]
+    assert [point.step for point in points] == list(range(epochs))

@@ -96,6 +96,17 @@ def test_a_script_with_a_syntax_error_is_refused_with_its_line(syncbn: Syncbn, s
         assert "script.path: train.py, line 2: '(' was never closed" in ran.stderr
 
 
+def test_a_module_beside_the_script_may_not_hide_one_that_is_imported_already(
+    syncbn: Syncbn, script: str, tmp_path: Path
+) -> None:
+    Path(script).with_name("numpy.py").write_text("")
+
+    for command in ("submit", "train"):
+        ran = syncbn(command, script, "--code", str(tmp_path / "project"))
+        assert ran.exit_code == 2
+        assert "tools/numpy.py would hide the installed package 'numpy'" in ran.stderr
+
+
 def test_arguments_belong_to_a_script_alone(syncbn: Syncbn, spec: str) -> None:
     for command in ("submit", "validate", "train"):
         ran = syncbn(command, spec, "--", "--lr", "0.1")

@@ -66,15 +66,18 @@ def order(folder: Path, *args: str, **changes: Any) -> Order:
     return Order(**fields | changes)
 
 
-def until(agent: HostAgent, attempt: str, is_so: Callable[[StartStatus], bool]) -> StartStatus:
-    deadline, seen = time.monotonic() + 120, -1
+def until(
+    agent: HostAgent, attempt: str, is_so: Callable[[StartStatus], bool], seconds: float = 120.0
+) -> StartStatus:
+    deadline, seen = time.monotonic() + seconds, -1
     while True:
         news = agent.news(seen, 0.2)
         seen = news.version
         (status,) = (status for status in news.starts if status.attempt == attempt)
         if is_so(status):
             return status
-        assert time.monotonic() < deadline, status
+        if time.monotonic() >= deadline:
+            raise TimeoutError(status)
 
 
 def run(agent: HostAgent, given: Order) -> StartStatus:
@@ -180,3 +183,29 @@ def test_a_script_at_its_time_limit_is_stopped_and_has_failed_whatever_its_exit_
     assert record.kind is Exit.TIMED_OUT
     assert "was stopped: it has run for 1s, its time limit" in record.headline
     assert is_final(record, None) == ""
+
+
+def test_ranks_on_several_hosts_wait_for_one_another_and_know_their_host(
+    agent: HostAgent, tmp_path: Path
+) -> None:
+    """One agent stands for both hosts."""
+    meeting = agent.rendezvous("host0-1", 1, "127.0.0.1")
+    hosts = [
+        replace(order(tmp_path, "look"), attempt=f"host{host}-1", rendezvous=meeting, hosts=2, ranks=ranks)
+        for host, ranks in enumerate(
+            (RankAssignment(rank=rank, local_rank=0, node_rank=rank),) for rank in (0, 1)
+        )
+    ]
+    agent.launch(hosts[0])
+    with pytest.raises(TimeoutError):
+        until(agent, "host0-1", lambda status: status.joined, seconds=1.0)
+
+    second = run(agent, hosts[1])
+    first = until(agent, "host0-1", lambda status: status.ended)
+
+    assert finished([*first.exits, *second.exits], 2)
+    for rank in (0, 1):
+        seen = json.loads((saved(hosts[0]) / f"exit-{rank}.json").read_text())
+        assert seen["running_mean"] == pytest.approx(0.05)
+        expected = {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": rank, "GROUP_WORLD_SIZE": 2}
+        assert {name: int(seen["environment"][name]) for name in expected} == expected
