@@ -102,7 +102,7 @@ def spec() -> str:
         "# The spec",
         "",
         "One YAML or JSON document describes a job; `syncbn schema` prints its JSON Schema. Only `model` and "
-        "`data` are required.",
+        "`data` are required, or a [`script`](../how-to/scripts.md) in place of both.",
         "",
         *_keys(schema),
     ]

@@ -6,6 +6,7 @@ import atexit
 import builtins
 import multiprocessing
 import os
+import socket
 import sys
 import threading
 from contextlib import suppress
@@ -18,7 +19,7 @@ from training.console import say
 from training.errors import full_trace
 from training.protocol import Order
 from training.rank.children import ending_children
-from training.rank.context import JOIN_SECONDS, apply_thread_count
+from training.rank.context import JOIN_SECONDS, apply_thread_count, own_address
 from training.rank.reports import Reports
 from training.spec import Script, parse_spec
 
@@ -39,6 +40,8 @@ def run_script(order: Order, reports: Reports) -> BaseException | None:
     _draw_own_random_numbers()
     _meet(order.world_size, order.rendezvous)
     reports.joined()
+    where = f"{socket.gethostname()} ({own_address(order.rendezvous)})"
+    say(f"rank {os.environ['RANK']} of {order.world_size} on {where}")
     path = Path(script.path).resolve()
     raised: BaseException | None = None
     try:

@@ -146,7 +146,8 @@ def test_how_a_script_ended_is_told(
     assert (record.kind, record.headline) == (kind, f"rank 1 {what}")
     # Whether it has done something since the same failure before is not known, so it is tried again.
     assert (is_final(record, Failure.of(record)) is None) == retried
-    log = log_file(given.folder, given.number, 1).read_text()
+    where, _, log = log_file(given.folder, given.number, 1).read_text().partition("\n")
+    assert where.startswith("rank 1 of 2 on ")
     assert "training/rank" not in log
     assert ("Traceback" in log) == (kind is Exit.ERROR)
     assert (log == "no such file\n") == (how == "exit with text")
@@ -168,7 +169,7 @@ def test_a_script_that_is_asked_to_stop_gets_sigterm_and_goes_on_from_what_it_sa
 
     assert {record.kind for record in status.exits} == {Exit.STOPPED}
     assert finished(again.exits, 2)
-    assert log_file(given.folder, given.number, 1).read_text() == "went on from 3\n"
+    assert log_file(given.folder, given.number, 1).read_text().endswith("\nwent on from 3\n")
 
 
 def test_a_script_at_its_time_limit_is_stopped_and_has_failed_whatever_its_exit_code(
