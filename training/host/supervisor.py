@@ -79,11 +79,13 @@ class Supervisor:
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_sender.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the agent ends it, through `control`
         if self.order.runs_script and self.listener is not None:
             self._serve_store(self.listener)
         for assignment in self.order.ranks:
             self._fork(assignment, wake_receiver, wake_sender)
+        # Only the agent ends it, through `control`. Not before the fork: a rank must not miss a SIGTERM that
+        # comes before it has restored the default.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self.listener is not None:
             self.listener.close()
         while self._ranks:
