@@ -41,6 +41,8 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
             run_id=job.run_id,
             restarts=job.restarts,
             seconds_left=limit and max(limit - job.ran_seconds, 1.0),
+            # A job of an earlier version has no such section.
+            variables=job.spec.get("environment", {}).get("variables", {}),
         ),
         resources=job.resources,
         code=partial(store.get_code, digest) if digest else None,

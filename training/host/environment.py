@@ -5,8 +5,9 @@ The service's own variables, above all its secrets, never reach a job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from training.errors import BuildError
 from training.protocol import Order, RankAssignment
 
 _MACHINE_NAMES = frozenset(
@@ -67,12 +68,25 @@ def rank_environment(
     """Returns the whole environment of one rank.
 
     base: the result of `machine_variables` or `user_variables`. storage: the result of `storage_variables`,
-    used only if the order has a checkpoint URL. The order's own variables win over all others.
+    used only if the order has a checkpoint URL. The order's own variables win over all others. Raises
+    BuildError if they would replace the credentials with which the order's checkpoints are stored.
     """
     resources = order.spec["resources"]
+    if order.checkpoints is not None:
+        _raise_if_of_storage(order.variables)
     environment = {**RANK_DEFAULTS, **base, **(storage if order.checkpoints is not None else {})}
     if resources["gpus_per_worker"]:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
     if not environment.get("OMP_NUM_THREADS"):
         environment["OMP_NUM_THREADS"] = str(max(int(resources["cpus_per_worker"]), 1))
     return {**environment, **order.variables}
+
+
+def _raise_if_of_storage(names: Iterable[str]) -> None:
+    for name in sorted(names):
+        if name.startswith(_STORAGE_PREFIX):
+            raise BuildError(
+                f"environment.{name}",
+                "this service stores checkpoints in S3 and reads its credentials from the same variables; "
+                "give yours another name, and pass them to your client in your code",
+            )

@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from training.errors import BuildError
 from training.hangs.diagnosis import hang_report
 from training.hangs.rank_files import RankFiles
 from training.protocol import (
@@ -108,13 +109,16 @@ class Gang:
         self.process, self.control, self.reports = process, control, reports
 
     def launch_failed(self, error: Exception) -> None:
-        """Records `error` as the exit of all ranks: none was forked."""
+        """Records `error` as the exit of all ranks: none was forked. A BuildError is final."""
+        kind, message = "LaunchFailed", f"the rank could not be started: {type(error).__name__}: {error}"
+        if isinstance(error, BuildError):
+            kind, message = "BuildError", str(error)
         for rank in self.ranks:
             self._exits[rank] = ExitRecord(
                 rank=rank,
                 kind=Exit.ERROR,
-                type="LaunchFailed",
-                message=f"the rank could not be started: {type(error).__name__}: {error}"[:_LONGEST_HANG],
+                type=kind,
+                message=message[:_LONGEST_HANG],
                 when=time.time(),
             )
         self._ended = True

@@ -139,6 +139,7 @@ class LocalHost:
             curves_only=curves_only,
             last_bit=last_bit,
             seconds_left=spec.time_limit.run,
+            variables=spec.environment.variables,
         )
         with _printing(log_file(order.folder, order.number, 0), show=show):
             while True:

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -83,6 +84,9 @@ class RankProcess:
         self._open_log()
         os.environ.clear()
         os.environ.update(self.environment)
+        # Read from the environment of the process that this one was forked from.
+        time.tzset()
+        tempfile.tempdir = None
         os.chdir(self.folder)
         sys.path.insert(0, self.folder)
         sys.argv = ["syncbn"]

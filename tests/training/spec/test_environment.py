@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.training.spec.test_spec import make_spec, problems_of
+
+
+def test_variables_are_text_by_name() -> None:
+    variables = {"DATA_ROOT": "/data", "_x1": "", "CUDA_LAUNCH_BLOCKING": "1", "PLATFORM": "a", "LDAP": "b"}
+
+    assert make_spec(environment={"variables": variables}).environment.variables == variables
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("SYNCBN_API_KEY", "choose another name"),
+        ("RAY_ADDRESS", "omit it"),
+        ("RANK", "resources.workers"),
+        ("WORLD_SIZE", "resources.workers"),
+        ("MASTER_ADDR", "omit it"),
+        ("LD_PRELOAD", "where the workers start"),
+        ("PYTHONPATH", "--code"),
+        ("PYTHONHASHSEED", "in your code"),
+        ("OMP_NUM_THREADS", "resources.cpus_per_worker"),
+        ("CUDA_VISIBLE_DEVICES", "resources.gpus_per_worker"),
+        ("PL_TRAINER_MAX_EPOCHS", "`trainer`"),
+        ("PL_GLOBAL_SEED", "training.seed"),
+        ("TORCH_DISTRIBUTED_DEBUG", "in your code"),
+        ("MLFLOW_TRACKING_URI", "`tracking`"),
+        ("1A", "digits"),
+        ("A=B", "letters"),
+        ("", "letters"),
+        ("É", "letters"),
+        ("A" * 201, "200 characters"),
+    ],
+)
+def test_a_name_that_would_do_nothing_or_harm_is_refused_with_the_way_out(name: str, way_out: str) -> None:
+    problems = problems_of(environment={"variables": {name: "x"}})
+
+    assert list(problems) == [f"environment.variables.{name[:80]}"]
+    assert way_out in problems[f"environment.variables.{name[:80]}"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (1, 'write it in quotes: "1"'),
+        (True, 'write it in quotes: "true"'),
+        (None, "string"),
+        ("x" * 32_769, "at most 32768"),
+        ("a\0b", "not text"),
+        ("\ud800", "not text"),
+    ],
+)
+def test_a_value_that_no_variable_can_have_is_refused(value: Any, said: str) -> None:
+    (message,) = problems_of(environment={"variables": {"A": value}}).values()
+
+    assert said in message
+
+
+def test_there_is_a_bound_on_their_number() -> None:
+    problems = problems_of(environment={"variables": {f"A{number}": "" for number in range(101)}})
+
+    assert "100" in problems["environment.variables"]
