@@ -120,6 +120,10 @@ def test_a_spec_survives_the_way_through_json() -> None:
     assert parse_spec(json.loads(spec.model_dump_json(exclude_unset=True))) == spec
 
 
+def test_an_unknown_key_is_named_whatever_it_looks_like() -> None:
+    assert "known here" in problems_of(trainer={"[": None})["trainer.["]
+
+
 @pytest.mark.parametrize("data", [None, [], "text", 3])
 def test_what_is_no_mapping_is_refused_in_plain_words(data: object) -> None:
     with pytest.raises(SpecError, match="a spec is a mapping with model and data"):
