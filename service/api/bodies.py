@@ -15,6 +15,7 @@ from fastapi import Depends, HTTPException, Request
 from service.api.context import Services
 from service.queue.store import Store
 from service.user_code.class_paths import class_path_problems
+from service.user_code.imports import missing_imports
 from service.user_code.links import link_problems
 from service.user_code.modules import python_files
 from training.spec import MAX_PROBLEMS, Problem, Spec, SpecError, load_yaml
@@ -61,7 +62,7 @@ CodeBody = Annotated[bytes, Depends(_code_body)]
 def read_spec(body: SpecText, store: Store) -> tuple[Spec, list[str]]:
     """Parses the spec in the body and checks it without running any of the user's code. Raises SpecError.
 
-    Returns the spec, and what is to be said about arguments of Lightning in it.
+    Returns the spec, and what is to be said about arguments of Lightning and imports of the user's code.
     """
     try:
         text = body.content.decode("utf-8-sig")
@@ -71,19 +72,22 @@ def read_spec(body: SpecText, store: Store) -> tuple[Spec, list[str]]:
     if unstorable := list(islice(_unstorable(data, ()), MAX_PROBLEMS)):
         raise SpecError(unstorable)
     spec, notes = parse_with_notes(data)
-    if problems := list(_unresolved(spec, store)):
+    problems, more = _code_problems(spec, store)
+    if problems:
         raise SpecError(problems)
-    return spec, notes
+    return spec, [*notes, *more]
 
 
-def _unresolved(spec: Spec, store: Store) -> Iterator[Problem]:
+def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:
+    """Returns what is wrong with the classes that the spec names, and what may be."""
     if spec.code and not store.has_code(spec.code):
-        yield Problem(key="code", message="no archive of this digest; upload it first (POST /v1/code)")
-        return
+        return [Problem(key="code", message="no archive of this digest; upload it first (POST /v1/code)")], []
     archive = store.get_code(spec.code) if spec.code else None
-    yield from class_path_problems(spec, archive)
-    if archive:
-        yield from link_problems(spec, python_files(archive))
+    problems = class_path_problems(spec, archive)
+    if not archive:
+        return problems, []
+    missing, notes = missing_imports(spec, archive)
+    return [*problems, *link_problems(spec, python_files(archive)), *missing], notes
 
 
 def _load_json(text: str) -> object:

@@ -95,6 +95,7 @@ def read_spec(
 
     Raises SpecError.
     """
+    from service.user_code.imports import missing_imports
     from service.user_code.links import link_problems
     from training import spec as specs
     from training.spec.layers import is_lightnings
@@ -102,16 +103,18 @@ def read_spec(
 
     document = with_source(read_document(source, assignments, configs, overrides), code or Path.cwd())
     spec, notes = specs.read_spec(document)
-    print_notes(notes)
-    if (code is not None or is_lightnings(document)) and (
-        problems := link_problems(spec, python_files(code or Path.cwd()))
-    ):
+    folder = code or Path.cwd()
+    problems, more = missing_imports(spec, folder)
+    print_notes([*notes, *more])
+    if code is not None or is_lightnings(document):
+        problems += link_problems(spec, python_files(folder))
+    if problems:
         raise specs.SpecError(problems)
     return spec
 
 
 def print_notes(notes: list[str]) -> None:
-    """Prints on standard error what becomes of arguments of Lightning."""
+    """Prints notes on standard error, such as what becomes of arguments of Lightning."""
     for note in notes:
         typer.echo(f"note: {note}", err=True)
 

@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Signature
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from service.user_code.modules import (
@@ -59,6 +60,22 @@ def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
     return [problem for each in _classes(spec) for problem in _problems(each, sources, archive)]
 
 
+def class_paths(spec: Spec, code: bytes | Path) -> list[str]:
+    """Returns all class paths of the spec, those in arguments too, with their modules where these are known.
+
+    code: the archive of the uploaded code, or a folder in its place.
+    """
+    sources = sources_of(code)
+    pending, found = list(_classes(spec)), []
+    while pending:
+        part = pending.pop(0)
+        whole = part.class_path if "." in part.class_path else _whole_path(part, sources, code)[0]
+        found += [whole] if whole else []
+        for name, value in part.init_args.items():
+            pending += _nested(f"{part.key}.init_args.{name}", value)
+    return found
+
+
 def _problems(part: _Named, sources: Sequence[ModuleSource], archive: bytes | None) -> Iterator[Problem]:
     path = part.class_path
     if "." not in path:
@@ -77,13 +94,13 @@ def _problems(part: _Named, sources: Sequence[ModuleSource], archive: bytes | No
 
 
 def _whole_path(
-    part: _Named, sources: Sequence[ModuleSource], archive: bytes | None
+    part: _Named, sources: Sequence[ModuleSource], code: bytes | Path | None
 ) -> tuple[str, str | None]:
     """Returns the path of a class named without its module, "" if it is not known; and what is wrong."""
     name = part.class_path
     if part.namespace and _check(f"{part.namespace}.{name}", sources) is None:
         return f"{part.namespace}.{name}", None
-    modules = modules_defining(name, python_files(archive)) if archive else []
+    modules = modules_defining(name, python_files(code)) if code else []
     if len(modules) == 1:
         return f"{modules[0]}.{name}", None
     if part.guesses and not modules:
