@@ -60,7 +60,7 @@ class Order:
     last_bit: change the last bit of each initial parameter, to see what rounding alone does to a training.
     restarts: the reasons for the restarts of the attempt so far.
     seconds_left: after this time the ranks save a checkpoint and end; None: no limit.
-    variables: the job's own environment variables.
+    variables: the job's own environment variables. secrets: those that must not be stored, logged or shown.
     """
 
     attempt: str
@@ -81,6 +81,7 @@ class Order:
     restarts: tuple[str, ...] = ()
     seconds_left: float | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

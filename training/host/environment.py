@@ -68,18 +68,18 @@ def rank_environment(
     """Returns the whole environment of one rank.
 
     base: the result of `machine_variables` or `user_variables`. storage: the result of `storage_variables`,
-    used only if the order has a checkpoint URL. The order's own variables win over all others. Raises
-    BuildError if they would replace the credentials with which the order's checkpoints are stored.
+    used only if the order has a checkpoint URL. The order's own variables and secrets win over all others.
+    Raises BuildError if they would replace the credentials with which the order's checkpoints are stored.
     """
     resources = order.spec["resources"]
     if order.checkpoints is not None:
-        _raise_if_of_storage(order.variables)
+        _raise_if_of_storage([*order.variables, *order.secrets])
     environment = {**RANK_DEFAULTS, **base, **(storage if order.checkpoints is not None else {})}
     if resources["gpus_per_worker"]:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
     if not environment.get("OMP_NUM_THREADS"):
         environment["OMP_NUM_THREADS"] = str(max(int(resources["cpus_per_worker"]), 1))
-    return {**environment, **order.variables}
+    return {**environment, **order.variables, **order.secrets}
 
 
 def _raise_if_of_storage(names: Iterable[str]) -> None:

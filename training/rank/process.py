@@ -20,6 +20,7 @@ from typing import NoReturn
 from training.console import say, say_into
 from training.errors import full_trace, is_lost_peer, may_pass, message_of
 from training.linux import die_with_parent
+from training.masking import Masker
 from training.protocol import (
     LONGEST_MESSAGE,
     LONGEST_TRACE,
@@ -50,18 +51,20 @@ class RankProcess:
     ) -> None:
         self.order, self.assignment, self.environment, self.folder = order, assignment, environment, folder
         self.reports = reports
+        self._masker = Masker(order.secrets.values())
 
-    def run(self, parent: int, listener: socket.socket | None) -> NoReturn:
+    def run(self, parent: int, listener: socket.socket | None, output: int | None = None) -> NoReturn:
         """Trains, writes the exit record, and exits the process.
 
-        parent: process id of the supervisor. listener: the rendezvous socket, on rank 0.
+        parent: process id of the supervisor. listener: the rendezvous socket, on rank 0. output: the
+        descriptor to write output to; None: the rank's log.
         """
         code, umask, limits = 1, _umask(), _limits()
         try:
             die_with_parent()
             if os.getppid() != parent:
                 os._exit(1)  # the supervisor ended before `die_with_parent` took effect
-            self._set_up()
+            self._set_up(output)
             record = self._train(listener)
             code = (
                 record.code if record.kind is Exit.EXITED and record.code is not None else int(record.failed)
@@ -79,9 +82,9 @@ class RankProcess:
                 sys.stdout.flush()
             os._exit(code)
 
-    def _set_up(self) -> None:
+    def _set_up(self, output: int | None) -> None:
         os.setsid()
-        self._open_log()
+        self._redirect(self._open_log() if output is None else output)
         os.environ.clear()
         os.environ.update(self.environment)
         # Read from the environment of the process that this one was forked from.
@@ -94,10 +97,12 @@ class RankProcess:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _open_log(self) -> None:
+    def _open_log(self) -> int:
         path = log_file(self.order.folder, self.order.number, self.assignment.rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _redirect(self, log: int) -> None:
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
         say_into(log)  # this descriptor stays open even if user code closes 1 and 2
@@ -159,7 +164,11 @@ class RankProcess:
         )
 
     def _write(self, record: ExitRecord) -> None:
-        write_record(record, self.order)
+        mask = self._masker.mask
+        masked = replace(
+            record, type=mask(record.type), message=mask(record.message), trace=mask(record.trace)
+        )
+        write_record(masked, self.order)
 
 
 def write_record(record: ExitRecord, order: Order) -> None:

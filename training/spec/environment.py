@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from training.spec.errors import located
 from training.spec.parts import Part
 
 MAX_VARIABLES = 100
 MAX_VALUE = 32_768
+MIN_SECRET = 8
 _MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -89,6 +90,16 @@ def name_problem(name: str) -> str | None:
     )
 
 
+def secret_problem(value: str) -> str | None:
+    """Returns why this cannot be the value of a secret; None if it can."""
+    if len(value) < MIN_SECRET:
+        return (
+            f"has {len(value)} characters; one of fewer than {MIN_SECRET} cannot be masked in logs "
+            "without masking much else"
+        )
+    return _value_problem(value)
+
+
 class Environment(Part):
     """What the ranks find in their environment."""
 
@@ -96,6 +107,11 @@ class Environment(Part):
         default_factory=dict,
         max_length=MAX_VARIABLES,
         description="Environment variables of the ranks, by name",
+    )
+    secrets: list[str] = Field(
+        default_factory=list,
+        max_length=MAX_VARIABLES,
+        description="Names of secrets that the ranks get as environment variables",
     )
 
     @field_validator("variables", mode="before")
@@ -118,6 +134,25 @@ class Environment(Part):
             if why := name_problem(name) or _value_problem(value):
                 raise located(f"environment.variables.{name[:80]}", why)
         return variables
+
+    @field_validator("secrets")
+    @classmethod
+    def _are_names(cls, secrets: list[str]) -> list[str]:
+        for position, name in enumerate(secrets):
+            if why := name_problem(name):
+                raise located(f"environment.secrets.{position}", why)
+        if repeated := sorted({name for name in secrets if secrets.count(name) > 1}):
+            raise ValueError(f"{repeated[0]} is listed twice; list it once")
+        return secrets
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Self:
+        if both := sorted(self.variables.keys() & set(self.secrets)):
+            raise located(
+                f"environment.variables.{both[0]}",
+                "is a secret too, under environment.secrets; keep one of them",
+            )
+        return self
 
 
 def _value_problem(value: str) -> str | None:

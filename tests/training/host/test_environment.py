@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from training.errors import BuildError
+from training.errors import BuildError, RunFailed
 from training.host.environment import rank_environment
-from training.host.local import LocalHost, prepare_output
+from training.host.local import LocalHost, prepare_output, train_locally
 from training.protocol import Order, RankAssignment
 from training.spec import parse_spec
 
@@ -51,6 +51,67 @@ def test_variables_of_the_spec_reach_every_rank_before_its_modules_are_imported(
         machine.run(spec, workers=2, output=output, curves_only=True, show=False)
 
     assert logs_of(output).count(f"greeting: hello zone: XYZ tmp: {tmp_path / 'scratch'}") == 2
+
+
+LEAKY = """
+import faulthandler, os, subprocess, sys
+from torch import nn
+
+TOKEN = os.environ["TOKEN"]
+
+class Leaky(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        print("the token is", TOKEN, flush=True)
+        print(repr(TOKEN), {"token": TOKEN}, file=sys.stderr)
+        os.write(1, TOKEN[:9].encode())
+        os.write(2, TOKEN[9:].encode())
+        subprocess.run(["sh", "-c", 'echo child: "$TOKEN"'], check=True)
+
+    def forward(self, x):
+        raise type("E" + "x" * 3, (ValueError,), {})(f"401 for {TOKEN}, {TOKEN!r}")
+"""
+TOKEN = "s3cr3t-of-two\nlines & more"
+
+
+def test_a_secret_reaches_the_ranks_and_nothing_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets.py").write_text(LEAKY)
+    monkeypatch.setenv("TOKEN", TOKEN)
+    spec = spec_of(model={"class_path": "nets.Leaky"}, environment={"secrets": ["TOKEN"]}, retries=1)
+    output = prepare_output(tmp_path / "output")
+
+    with LocalHost(tmp_path) as machine, pytest.raises(RunFailed) as failed:
+        machine.run(spec, workers=2, output=output, curves_only=True, show=False)
+
+    assert "401 for ***" in str(failed.value)
+    assert "nets.py" in failed.value.record.log_tail
+    assert "***" in failed.value.record.trace
+    logs = logs_of(output)
+    assert logs.count("the token is ***\n") == 4  # two ranks, twice
+    assert logs.count("child: ***\n") == 4
+    assert logs.count("'***' {'token': '***'}\n") == 4
+    assert "starting again" not in logs
+    kept = [str(failed.value.record), *(path.read_text("latin-1") for path in files_of(output))]
+    assert not [text for text in kept if "s3cr3t" in text]
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("value", [None, "short"])
+def test_a_secret_that_is_missing_or_cannot_be_masked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], value: str | None
+) -> None:
+    monkeypatch.delenv("TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TOKEN", value)
+    spec = spec_of(environment={"secrets": ["TOKEN"]})
+
+    assert train_locally(spec, code=tmp_path, output=tmp_path / "output") == 2
+    assert "environment.secrets: TOKEN" in capfd.readouterr().err
 
 
 def test_variables_cannot_replace_the_credentials_of_checkpoints_in_s3() -> None:

@@ -65,3 +65,15 @@ def test_there_is_a_bound_on_their_number() -> None:
     problems = problems_of(environment={"variables": {f"A{number}": "" for number in range(101)}})
 
     assert "100" in problems["environment.variables"]
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"secrets": ["A", "LD_PRELOAD"]}, "environment.secrets.1"),
+        ({"secrets": ["A", "A"]}, "environment.secrets"),
+        ({"secrets": ["A"], "variables": {"A": "1"}}, "environment.variables.A"),
+    ],
+)
+def test_secrets_are_names_of_variables_each_once(given: dict[str, Any], key: str) -> None:
+    assert list(problems_of(environment=given)) == [key]
