@@ -41,11 +41,13 @@ class Launch:
     order: for all ranks; `order.ranks` is empty because the cluster assigns ranks to machines.
     resources: what each worker needs. code: returns the archive with the digest `order.code`; called only if
     an agent does not have it.
+    secrets: returns the secrets of the order, which has none itself; called when its ranks are ordered.
     """
 
     order: Order
     resources: Resources
     code: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+    secrets: Callable[[], Mapping[str, str]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:

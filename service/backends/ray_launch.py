@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 from service.backends import ray_calls
@@ -131,7 +131,7 @@ class Launching:
     async def _order(self, nodes: Sequence[str], gpus: Gpus) -> None:
         await self._ready(nodes)
         await self._clear()
-        order, name = self.launch.order, self.gang.name
+        order, name = await self._with_secrets(), self.gang.name
         hosts = [self.hosts[node] for node in host_orders(order, nodes, gpus, None)]
         instances = [host.instance for host in hosts]
         rendezvous = None
@@ -149,6 +149,11 @@ class Launching:
             return all(self._has_start(host) for host in hosts)
 
         await self.pulse.until(is_known)
+
+    async def _with_secrets(self) -> Order:
+        if self.launch.secrets is None:
+            return self.launch.order
+        return replace(self.launch.order, secrets=await ray_calls.in_thread(self.launch.secrets))
 
     def _has_start(self, host: Host) -> bool:
         known = host.known(self.gang.name)

@@ -149,26 +149,26 @@ class RankProcess:
             rank=self.assignment.rank,
             kind=Exit.EXITED,
             code=code,
-            message=_bounded(_said(error, code), LONGEST_MESSAGE),
-            trace=_trace(error),
+            message=self._bounded(_said(error, code), LONGEST_MESSAGE),
+            trace=self._bounded(f"{full_trace(error)}\n", LONGEST_TRACE),
         )
 
     def _failed(self, error: BaseException) -> ExitRecord:
         return ExitRecord(
             rank=self.assignment.rank,
             kind=Exit.ERROR,
-            type=_bounded(type(error).__name__, LONGEST_TYPE),
-            message=_bounded(message_of(error), LONGEST_MESSAGE),
-            trace=_trace(error),
+            type=self._bounded(type(error).__name__, LONGEST_TYPE),
+            message=self._bounded(message_of(error), LONGEST_MESSAGE),
+            trace=self._bounded(f"{full_trace(error)}\n", LONGEST_TRACE),
             lost_peer=is_lost_peer(error),
         )
 
     def _write(self, record: ExitRecord) -> None:
-        mask = self._masker.mask
-        masked = replace(
-            record, type=mask(record.type), message=mask(record.message), trace=mask(record.trace)
-        )
-        write_record(masked, self.order)
+        write_record(record, self.order)
+
+    def _bounded(self, text: str, longest: int) -> str:
+        """Returns the text for an exit record, its secrets masked before it is cut."""
+        return _bounded(self._masker.mask(text), longest)
 
 
 def write_record(record: ExitRecord, order: Order) -> None:
@@ -216,10 +216,6 @@ def _exit_after_timeout(code: int) -> None:
     timer = threading.Timer(_SECONDS_AT_EXIT, end)
     timer.daemon = True
     timer.start()
-
-
-def _trace(error: BaseException) -> str:
-    return _bounded(f"{full_trace(error)}\n", LONGEST_TRACE)
 
 
 def _bounded(text: str, longest: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from service.backends.memory import FIRST_STEP
 from service.dispatcher.dispatcher import Dispatcher
 from service.jobs.job import Job, State
 from service.queue.store import Store
+from service.secrets import Secrets
 from tests.service.world import World, error, killed
 from training.protocol import Exit, ExitRecord, Order, Progress, Superseded
 from training.spec import Resources
@@ -100,6 +102,20 @@ def test_the_attempt_is_ordered_in_full(world: World) -> None:
     )
     assert launch.code is not None
     assert launch.code() == b"an archive"
+    assert launch.secrets is None
+
+
+def test_variables_are_ordered_and_secrets_handed_out_on_demand_alone(world: World) -> None:
+    Secrets.of(world.settings, world.store).put("TOKEN", "hush-hush-hush")
+    world.starting(environment={"variables": {"A": "1"}, "secrets": ["TOKEN"]})
+
+    (launch,) = world.cluster.launches
+
+    assert launch.order.variables == {"A": "1"}
+    assert launch.secrets is not None
+    assert launch.secrets() == {"TOKEN": "hush-hush-hush"}
+    assert "hush" not in repr(launch)
+    assert "hush" not in repr(replace(launch.order, secrets=launch.secrets()))
 
 
 def test_a_time_limit_counts_over_all_attempts(world: World) -> None:
