@@ -83,6 +83,12 @@ class Settings(BaseSettings):
         description="Maximum number of seconds until all workers of an attempt have joined. After it the "
         "attempt is lost and uses a retry. Preparing the data comes later; training.hang_seconds limits it",
     )
+    install_seconds: int = Field(
+        default=3600,
+        ge=1,
+        description="Maximum number of seconds that the installation of a job's requirements may take. It "
+        "does not count for SYNCBN_START_SECONDS",
+    )
     max_code_bytes: int = Field(
         default=50 * 2**20,
         ge=1,

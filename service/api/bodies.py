@@ -20,6 +20,7 @@ from service.user_code.class_paths import class_path_problems
 from service.user_code.imports import missing_imports
 from service.user_code.links import link_problems
 from service.user_code.modules import python_files
+from service.user_code.requirements import requirement_problems
 from training.spec import MAX_PROBLEMS, Problem, Spec, SpecError, load_yaml
 from training.spec import read_spec as parse_with_notes
 
@@ -98,7 +99,7 @@ def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:
     if spec.code and not store.has_code(spec.code):
         return [Problem(key="code", message="no archive of this digest; upload it first (POST /v1/code)")], []
     archive = store.get_code(spec.code) if spec.code else None
-    problems = class_path_problems(spec, archive)
+    problems = [*class_path_problems(spec, archive), *requirement_problems(spec, archive)]
     if not archive:
         return problems, []
     missing, notes = missing_imports(spec, archive)

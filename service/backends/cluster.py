@@ -3,9 +3,9 @@
 `service.backends.ray.RayCluster` is the real one, `service.backends.memory.MemoryCluster` is for tests. The
 contract tests run against both.
 
-    launch ──► placing ──► starting ──► running ──► ended ──► release
-                                ▲                     │
-                                └── launch, next start ┘   restart in place: on the same placement
+    launch ──► placing ──► (installing ──►) starting ──► running ──► ended ──► release
+                                               ▲                      │
+                                               └─ launch, next start ─┘  restart in place: on its placement
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Phase(enum.StrEnum):
 
     PLACING = "placing"
     """The gang waits for room, or for its host agents' warm processes."""
+    INSTALLING = "installing"
+    """Hosts install the job's requirements; no rank has been forked yet."""
     STARTING = "starting"
     """Ranks have been ordered; not all of them have joined the process group yet."""
     RUNNING = "running"

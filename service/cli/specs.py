@@ -97,6 +97,7 @@ def read_spec(
     """
     from service.user_code.imports import missing_imports
     from service.user_code.links import link_problems
+    from service.user_code.requirements import requirement_problems
     from training import spec as specs
     from training.spec.layers import is_lightnings
     from training.spec.short_names import python_files
@@ -105,6 +106,7 @@ def read_spec(
     spec, notes = specs.read_spec(document)
     folder = code or Path.cwd()
     problems, more = missing_imports(spec, folder)
+    problems += requirement_problems(spec, folder)
     print_notes([*notes, *more])
     if code is not None or is_lightnings(document):
         problems += link_problems(spec, python_files(folder))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from service.user_code.class_paths import class_paths
 from service.user_code.modules import Module, ModuleSource, find_module, sources_of, syntax_tree
+from service.user_code.requirements import KEY, required_names
 from training.spec import Problem, Spec
 
 _HANDLED = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
@@ -52,14 +53,24 @@ def missing_imports(spec: Spec, code: bytes | Path) -> tuple[list[Problem], list
     others = _first_by_top(
         each for each in _reached(roots, sources, certain_alone=False) if _is_missing(each, sources)
     )
+
+    def what(found: Import) -> str:
+        return f"{_where(found)} imports {found.top}, which is not installed where jobs run"
+
+    left = [(top, each) for top, each in others.items() if top not in certain]
+    if spec.environment.requirements:
+        # Which modules these bring is known only once they are installed.
+        seen = [*certain.values(), *(each for _, each in left)]
+        names = required_names(spec, code)
+        unsure = [each for each in seen if each.top.lower() not in names]
+        return [], [f"{what(each)}; one of environment.requirements has to bring it" for each in unsure]
     problems = [
-        Problem(key="code", message=f"{_where(each)} imports {top}, which is not installed where jobs run")
-        for top, each in certain.items()
+        Problem(key=KEY, message=f"{what(each)}; add it to environment.requirements")
+        for each in certain.values()
     ]
     notes = [
-        f"{_where(each)} imports {top}, which is not installed where jobs run; this fails if that line runs"
-        for top, each in others.items()
-        if top not in certain
+        f"{what(each)}; this fails if that line runs, unless environment.requirements has it"
+        for _, each in left
     ]
     return problems, notes
 

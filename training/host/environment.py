@@ -5,7 +5,9 @@ The service's own variables, above all its secrets, never reach a job.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from training.errors import BuildError
 from training.protocol import Order, RankAssignment
@@ -79,6 +81,12 @@ def rank_environment(
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
     if not environment.get("OMP_NUM_THREADS"):
         environment["OMP_NUM_THREADS"] = str(max(int(resources["cpus_per_worker"]), 1))
+    if order.packages is not None:
+        # For processes that the ranks start.
+        environment["PYTHONPATH"] = order.packages
+        environment["PATH"] = os.pathsep.join(
+            filter(None, [_scripts(order.packages), environment.get("PATH")])
+        )
     return {**environment, **order.variables, **order.secrets}
 
 
@@ -90,3 +98,9 @@ def _raise_if_of_storage(names: Iterable[str]) -> None:
                 "this service stores checkpoints in S3 and reads its credentials from the same variables; "
                 "give yours another name, and pass them to your client in your code",
             )
+
+
+def _scripts(packages: str) -> str:
+    """Returns the folder of the commands in the virtual environment that has these packages."""
+    prefix = next(each for each in Path(packages).parents if (each / "pyvenv.cfg").exists())
+    return str(prefix / "bin")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import resource
 import signal
+import site
 import socket
 import sys
 import tempfile
@@ -91,6 +93,8 @@ class RankProcess:
         time.tzset()
         tempfile.tempdir = None
         os.chdir(self.folder)
+        if self.order.packages is not None:
+            _put_first(self.order.packages)
         sys.path.insert(0, self.folder)
         sys.argv = ["syncbn"]
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -178,6 +182,14 @@ def write_record(record: ExitRecord, order: Order) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_text(dumps(record.to_json()))
     temporary.replace(path)
+
+
+def _put_first(packages: str) -> None:
+    """Puts a folder of packages first on the import path, and what its .pth files name, as `site` does."""
+    before = list(sys.path)
+    site.addsitedir(packages)
+    sys.path[:] = [path for path in sys.path if path not in before] + before
+    importlib.invalidate_caches()
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -13,6 +14,8 @@ from training.spec.parts import Part
 MAX_VARIABLES = 100
 MAX_VALUE = 32_768
 MIN_SECRET = 8
+_MAX_LINES, _MAX_LINE = 200, 2_000
+_URL_USER = re.compile(r"([A-Za-z][\w+.-]*)://([^/\s@]+)@")
 _MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -34,7 +37,7 @@ _RUN = "it would move what the job logs to another place than its run; set `trac
 
 _REFUSED: dict[str, str] = {
     "PYTHONPATH": "Python reads it when it starts, and ranks are forked from a process that runs; give your "
-    "modules with --code",
+    "modules with --code, and packages in environment.requirements",
     "PYTHON*": _PYTHON,
     "SYNCBN_*": "these names are the service's own; choose another name",
     "RAY_*": "Ray reads them, and ranks are not processes of Ray; omit it",
@@ -100,6 +103,35 @@ def secret_problem(value: str) -> str | None:
     return _value_problem(value)
 
 
+def line_problem(line: str, *, in_file: bool = False) -> str | None:
+    """Returns why a job's requirements may not have this line of pip's format; None if they may.
+
+    in_file: it is a line of a file in the code, which may be empty, and may refer to other files.
+    """
+    first = line.split()[0].partition("=")[0] if line.strip() else ""
+    if "\0" in line or "\n" in line or "\r" in line or len(line) > _MAX_LINE:
+        return f"is not one line of at most {_MAX_LINE} characters"
+    if not first and not in_file:
+        return "is empty; leave it out"
+    if first.startswith("-e") or first == "--editable":
+        return "an editable install is a link to a folder that may change; write the path without -e"
+    if first.startswith("-r") or first == "--requirement":
+        return None if in_file else "name the file alone, as in `requirements: requirements.txt`"
+    if not first.startswith("#") and any(_has_password(match) for match in _URL_USER.finditer(line)):
+        return (
+            "has a password or a token, which would be stored and shown; write ${NAME} in its place and list "
+            "NAME in environment.secrets"
+        )
+    return None
+
+
+def _has_password(match: re.Match[str]) -> bool:
+    """Returns whether a URL names a password, or a token in place of a user, and not as a variable."""
+    user, _, password = match[2].partition(":")
+    secret = password or (user if match[1].startswith("http") else "")
+    return bool(secret) and "${" not in secret
+
+
 class Environment(Part):
     """What the ranks find in their environment."""
 
@@ -112,6 +144,11 @@ class Environment(Part):
         default_factory=list,
         max_length=MAX_VARIABLES,
         description="Names of secrets that the ranks get as environment variables",
+    )
+    requirements: list[str] | str = Field(
+        default_factory=list,
+        description="Packages to install, as in pip's requirements files: a list of lines, or the path of a "
+        "file in the uploaded code",
     )
 
     @field_validator("variables", mode="before")
@@ -144,6 +181,21 @@ class Environment(Part):
         if repeated := sorted({name for name in secrets if secrets.count(name) > 1}):
             raise ValueError(f"{repeated[0]} is listed twice; list it once")
         return secrets
+
+    @field_validator("requirements")
+    @classmethod
+    def _can_be_required(cls, requirements: list[str] | str) -> list[str] | str:
+        if isinstance(requirements, str):
+            path = PurePosixPath(requirements)
+            if path.is_absolute() or ".." in path.parts or not path.name or "\0" in requirements:
+                raise ValueError(f"{requirements!r} is not the path of a file in the uploaded code")
+            return requirements
+        if len(requirements) > _MAX_LINES:
+            raise ValueError(f"{len(requirements)} lines; at most {_MAX_LINES}: put them into a file")
+        for position, line in enumerate(requirements):
+            if why := line_problem(line):
+                raise located(f"environment.requirements.{position}", why)
+        return requirements
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:

@@ -488,6 +488,20 @@ def test_an_attempt_that_finds_no_place_in_time_is_tried_again(world: World) -> 
     assert world.cluster.status(f"{job.id}-2") is None
 
 
+def test_a_long_installation_is_no_start_that_hangs(world: World) -> None:
+    job = world.starting()
+    world.cluster.install(f"{job.id}-1")
+
+    world.wait(3599)
+    assert world.look(job).reason == "starting on 1 worker: installing requirements on node-1"
+    assert (world.look(job).state, world.cluster.ends) == (State.STARTING, [])
+    world.wait(1)
+    assert world.cluster.ends == [f"{job.id}-1"]
+    world.rounds(job)
+
+    assert (world.look(job).state, world.look(job).failures) == (State.STARTING, 1)
+
+
 def test_ranks_that_do_not_come_together_in_time_are_ended_and_tried_again(world: World) -> None:
     job = world.starting()
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from service.user_code.class_paths import class_path_problems
 from service.user_code.imports import missing_imports
+from service.user_code.requirements import requirement_problems
 from tests.service.examples import make_spec
 from tests.service.user_code.test_check import make_archive
+from training.spec import Environment
 
 FILES = {
     "nets/__init__.py": "from nets.blocks import Block\nimport absent_in_package",
@@ -92,5 +95,35 @@ def test_only_imports_that_certainly_fail_are_problems_and_those_that_may_are_no
 
     problems, notes = missing_imports(spec, code)
 
-    assert {problem.message for problem in problems} == sentences(FAIL)
+    assert {problem.key for problem in problems} == {"environment.requirements"}
+    assert {problem.message.partition(";")[0] for problem in problems} == sentences(FAIL)
     assert {note.partition(";")[0] for note in notes} == sentences(MAY_FAIL)
+
+    requirements = [f"{name.replace('_', '-')}>=1" for name in list(FAIL)[1:]]
+    with_some = spec.model_copy(update={"environment": Environment(requirements=requirements)})
+    problems, notes = missing_imports(with_some, code)
+    assert problems == []
+    assert {note.partition(";")[0] for note in notes} == sentences({"absent_in_package": "nets"} | MAY_FAIL)
+
+
+def test_requirements_may_bring_a_class_and_change_none_of_the_users_or_the_services() -> None:
+    archive = make_archive({"mine.py": b"class Net:\n    def __init__(self, width): ...\n"})
+    paths = {"absent.Net": False, "monai.Nothing": False, "mine.Other": True, "training.models.Nothing": True}
+
+    for path, is_problem in paths.items():
+        spec = make_spec(model={"class_path": path}, environment={"requirements": ["absent"]})
+        assert bool(class_path_problems(spec, archive)) is is_problem, path
+    without = make_spec(model={"class_path": "absent.Net"})
+    (problem,) = class_path_problems(without, archive)
+    assert "environment.requirements" in problem.message
+
+
+def test_a_file_of_requirements_is_one_of_the_code() -> None:
+    archive = make_archive({"r.txt": b"# comment\n\nmonai\n-r more.txt\nhttps://x:y@z/a.whl\n"})
+    spec = make_spec(environment={"requirements": "r.txt"})
+
+    (problem,) = requirement_problems(spec, archive)
+    assert "r.txt, line 5: has a password" in problem.message
+    for code in (None, make_archive({"other.txt": b""})):
+        (problem,) = requirement_problems(spec, code)
+        assert "is not a text file in the uploaded code" in problem.message

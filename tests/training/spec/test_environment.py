@@ -77,3 +77,33 @@ def test_there_is_a_bound_on_their_number() -> None:
 )
 def test_secrets_are_names_of_variables_each_once(given: dict[str, Any], key: str) -> None:
     assert list(problems_of(environment=given)) == [key]
+
+
+@pytest.mark.parametrize(
+    ("requirements", "key", "said"),
+    [
+        (["monai==1.5.0", "-e ./mine"], "environment.requirements.1", "without -e"),
+        (["-r more.txt"], "environment.requirements.0", "name the file alone"),
+        (["  "], "environment.requirements.0", "empty"),
+        (["a\nb"], "environment.requirements.0", "one line"),
+        (["--index-url https://me:secret@host/simple"], "environment.requirements.0", "environment.secrets"),
+        (["a @ https://token@host/a.whl"], "environment.requirements.0", "environment.secrets"),
+        ("/etc/requirements.txt", "environment.requirements", "not the path"),
+        ("../requirements.txt", "environment.requirements", "not the path"),
+        (["a"] * 201, "environment.requirements", "at most 200"),
+        (3, "environment.requirements", ""),
+    ],
+)
+def test_requirements_that_cannot_be_installed_or_kept_are_refused(
+    requirements: Any, key: str, said: str
+) -> None:
+    problems = problems_of(environment={"requirements": requirements})
+
+    assert said in problems[key]
+
+
+def test_requirements_are_lines_of_pip_or_a_file() -> None:
+    lines = ["monai==1.5.0", "--index-url https://me:${TOKEN}@host/simple", "a @ git+ssh://git@host/a.git@v1"]
+
+    assert make_spec(environment={"requirements": lines}).environment.requirements == lines
+    assert make_spec(environment={"requirements": "sub/r.txt"}).environment.requirements == "sub/r.txt"

@@ -78,7 +78,7 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
             "accelerator_type": None,
         },
         "time_limit": {"run": None, "queue": None},
-        "environment": {"variables": {}, "secrets": []},
+        "environment": {"variables": {}, "secrets": [], "requirements": []},
         "priority": 0,
         "retries": 3,
         "tracking": {"experiment": "default", "register_as": None},
