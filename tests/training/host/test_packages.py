@@ -5,19 +5,23 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.training.host.test_agent import until
 from tests.training.host.test_environment import logs_of, spec_of
 from tests.training.host.wheels import make_wheel, versions_of
 from training.errors import BuildError, RunFailed
 from training.host import packages
+from training.host.agent import HostAgent
+from training.host.environment import user_variables
 from training.host.local import LocalHost, prepare_output
 from training.host.packages import Cancelled, Installation, PackageFolder, requirement_lines
-from training.protocol import Order
+from training.protocol import Exit, Order, RankAssignment, finished, log_file
 
 NETS = """
 import subprocess, sys
@@ -160,6 +164,30 @@ def test_a_cancelled_installation_ends_pip_and_leaves_nothing_half_done(
     left = set(psutil.Process().children(recursive=True)) - before
     assert not [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
     assert not list((tmp_path / "environments").glob("*/installed"))
+
+
+def test_an_agent_forks_nothing_before_the_launch_and_ends_what_it_prepares(
+    index: Path, tmp_path: Path, slow: str
+) -> None:
+    versions_of(index, "demo", "1.0")
+    (tmp_path / "nets.py").write_text(NETS)
+    agent = HostAgent(tmp_path / "agent", user_variables(os.environ), on_cluster=False)
+    ranks = tuple(RankAssignment(rank=rank, local_rank=rank, node_rank=0) for rank in (0, 1))
+    keys: dict[str, Any] = {"ranks": ranks, "code_folder": str(tmp_path), "curves_only": True}
+    given = replace(order_of(["demo"], tmp_path / "run"), **keys)
+
+    agent.prepare(given)
+    assert until(agent, "job-1", lambda status: status.prepared or bool(status.exits)).prepared
+    assert "imports demo" not in log_file(given.folder, 1, 0).read_text()
+    agent.launch(given)
+    assert finished(until(agent, "job-1").exits, 2)
+
+    endless = replace(order_of([slow], tmp_path / "run"), attempt="job-2", **keys)
+    agent.prepare(endless)
+    until(agent, "job-2", lambda status: "installing requirements on" in status.installing)
+    agent.stop("job-2", seconds=100)
+    assert {record.kind for record in until(agent, "job-2").exits} == {Exit.ENDED}
+    agent.close()
 
 
 def test_the_least_recently_used_are_removed_and_none_in_use(
