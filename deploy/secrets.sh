@@ -7,10 +7,12 @@ if [ -e .env ]; then
   exit
 fi
 umask 077
+key() { head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '\n'; }
 secret() { od -An -N32 -tx1 /dev/urandom | tr -d ' \n'; }
 while IFS= read -r line; do
   case $line in
     SYNCBN_API_KEY= | RAY_AUTH_TOKEN= | POSTGRES_PASSWORD=) echo "$line$(secret)" ;;
+    SYNCBN_SECRETS_KEY=) echo "$line$(key)" ;;
     *) echo "$line" ;;
   esac
 done <deploy/.env.example >.env.new

@@ -2,10 +2,10 @@
 
 ServiceError
 ├── Unavailable       a server we depend on (Ray, MLflow, the database) does not answer
-├── NotFound          there is no such job or archive
+├── NotFound          there is no such job, archive or secret
 ├── Conflict          the job's state does not allow the command
 ├── KeyReused         an Idempotency-Key was sent again with a different body
-└── Refused           the request is invalid: a spec, an archive, a cursor
+└── Refused           the request is invalid: a spec, an archive, a secret, a cursor
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Unavailable(ServiceError):
 
 
 class NotFound(ServiceError):
-    """The job or archive does not exist."""
+    """The job, archive or secret does not exist."""
 
 
 class Conflict(ServiceError):

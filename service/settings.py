@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
-from typing import Self
+from typing import Any, Self
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.errors import Refused
 from training.spec import Problem
+from training.spec.environment import name_problem, secret_problem
 
 HOST_AND_PORT = re.compile(r"([^\s/:@]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}", re.ASCII)
 BUCKET_URL = re.compile(r"s3://[a-z0-9][a-z0-9._-]+[a-z0-9](/[\w.=+~-]+)*/?", re.ASCII)
+
+_SECRET = "SYNCBN_SECRET_"
 
 REPLACED = {
     "SYNCBN_RAY_URL": "is not read any more, since Ray is not asked through its dashboard: set "
@@ -78,11 +83,64 @@ class Settings(BaseSettings):
         description="Maximum number of seconds until all workers of an attempt have joined. After it the "
         "attempt is lost and uses a retry. Preparing the data comes later; training.hang_seconds limits it",
     )
+    install_seconds: int = Field(
+        default=3600,
+        ge=1,
+        description="Maximum number of seconds that the installation of a job's requirements may take. It "
+        "does not count for SYNCBN_START_SECONDS",
+    )
     max_code_bytes: int = Field(
         default=50 * 2**20,
         ge=1,
         description="Largest uploaded archive, packed or unpacked",
     )
+
+    secrets_key: SecretStr | None = Field(
+        default=None,
+        description="Encrypts the secrets that users store: 32 random bytes in URL-safe base64, the same for "
+        "the API and the scheduler. Without one no secret can be stored",
+    )
+    secrets: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        validation_alias=AliasChoices("SYNCBN_SECRET_*"),
+        description="SYNCBN_SECRET_TOKEN is the secret TOKEN that jobs may name; the same for the API and "
+        "the scheduler",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Reads also the operator's secrets, each of which has a variable of its own."""
+        return init_settings, env_settings, _GivenSecrets(settings_cls)
+
+    @field_validator("secrets")
+    @classmethod
+    def _can_be_masked(cls, secrets: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in secrets.items():
+            if why := name_problem(name) or secret_problem(value.get_secret_value()):
+                raise PydanticCustomError("secret", "{name}: {why}", {"name": name[:80], "why": why})
+        return secrets
+
+    @field_validator("secrets_key")
+    @classmethod
+    def _a_key(cls, key: SecretStr | None) -> SecretStr | None:
+        try:
+            is_key = key is None or len(base64.urlsafe_b64decode(key.get_secret_value())) == 32
+        except ValueError:
+            is_key = False
+        if not is_key:
+            raise PydanticCustomError(
+                "secrets_key",
+                "must be 32 random bytes in URL-safe base64, as `head -c32 /dev/urandom | base64 | tr +/ -_` "
+                "prints",
+            )
+        return key
 
     @field_validator("database_url")
     @classmethod
@@ -138,12 +196,28 @@ class Settings(BaseSettings):
 
     def variables(self) -> dict[str, str]:
         """What to give a process of its own so that it reads these settings from its environment."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {
+        values = {name: getattr(self, name) for name in type(self).model_fields if name != "secrets"}
+        given = {f"{_SECRET}{name}": value.get_secret_value() for name, value in self.secrets.items()}
+        return given | {
             names_of(name)[0]: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
             for name, value in values.items()
             if value is not None
         }
+
+
+class _GivenSecrets(PydanticBaseSettingsSource):
+    """The secrets that the operator gives, one variable each."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = {
+            name.removeprefix(_SECRET): SecretStr(value)
+            for name, value in os.environ.items()
+            if name.startswith(_SECRET) and value
+        }
+        return {"secrets": found} if found else {}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        return None, field_name, False
 
 
 def _problem(error: ErrorDetails) -> Problem:

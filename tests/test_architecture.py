@@ -21,6 +21,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.metric_names",
     "training.spec",
     "training.spec.arguments",
+    "training.spec.environment",
     "training.spec.errors",
     "training.spec.layers",
     "training.spec.lightning_cli",

@@ -61,7 +61,8 @@ class Order:
     last_bit: change the last bit of each initial parameter, to see what rounding alone does to a training.
     restarts: the reasons for the restarts of the attempt so far.
     seconds_left: after this time the ranks save a checkpoint and end; None: no limit.
-    variables: the job's own environment variables.
+    variables: the job's own environment variables. secrets: those that must not be stored, logged or shown.
+    packages: the folder of the job's installed requirements, which the agent fills in; None: it has none.
     """
 
     attempt: str
@@ -83,6 +84,8 @@ class Order:
     restarts: tuple[str, ...] = ()
     seconds_left: float | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    packages: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -265,7 +268,8 @@ class StartStatus:
 
     ranks: those on this host. joined: all of them have joined the process group. progress: rank 0's, if it is
     on this host. exits: the records of the ranks that have ended. seconds: time since the launch; once it has
-    ended, how long it took.
+    ended, how long it took. installing: what it waits for before its ranks are forked, or "". prepared: it
+    waits for nothing but `launch`.
     """
 
     attempt: str
@@ -275,6 +279,8 @@ class StartStatus:
     progress: Progress | None = None
     exits: tuple[ExitRecord, ...] = ()
     seconds: float = 0.0
+    installing: str = ""
+    prepared: bool = False
 
     @property
     def ended(self) -> bool:

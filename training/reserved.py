@@ -89,13 +89,13 @@ def _installed() -> dict[str, str]:
     """Returns the top-level modules of this project's requirements, each with its distribution's name."""
     return {
         name: distribution.name
-        for distribution in reversed(_requirements())
+        for distribution in reversed(own_distributions())
         for name in _modules_of(distribution)
         if name.isidentifier() and not _NOT_FOR_IMPORT.fullmatch(name)
     }
 
 
-def _requirements() -> list[metadata.Distribution]:
+def own_distributions() -> list[metadata.Distribution]:
     """Returns the installed distributions of this project and of all its direct and indirect requirements.
 
     Of a requirement's marker only the extra is read: a requirement for another system is not installed here.

@@ -12,16 +12,21 @@ from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
 
-from service.api.context import Services
+from service.api.context import Context, Services
+from service.errors import Refused
 from service.queue.store import Store
+from service.secrets import Secrets, missing_secret
 from service.user_code.class_paths import class_path_problems
+from service.user_code.imports import missing_imports
 from service.user_code.links import link_problems
 from service.user_code.modules import python_files
+from service.user_code.requirements import requirement_problems
 from service.user_code.scripts import problems_in_archive
 from training.spec import MAX_PROBLEMS, Problem, Spec, SpecError, load_yaml
 from training.spec import read_spec as parse_with_notes
 
 MAX_SPEC_BYTES = 2**20
+MAX_SECRET_BYTES = 2**17
 MAX_DEPTH = 100
 JSON_TYPE = "application/json"
 SPEC_TYPES = (
@@ -59,10 +64,20 @@ SpecBody = Annotated[SpecText, Depends(_spec_body)]
 CodeBody = Annotated[bytes, Depends(_code_body)]
 
 
-def read_spec(body: SpecText, store: Store) -> tuple[Spec, list[str]]:
+async def read_secret(request: Request) -> str:
+    """Returns the body of a request that sets a secret. Raises Refused if it is not text."""
+    _check_type(request, ("text/plain", "application/octet-stream"))
+    content = await _read(request, MAX_SECRET_BYTES, "a secret")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise Refused("the secret is not text in UTF-8") from None
+
+
+def read_spec(body: SpecText, services: Context) -> tuple[Spec, list[str]]:
     """Parses the spec in the body and checks it without running any of the user's code. Raises SpecError.
 
-    Returns the spec, and what is to be said about arguments of Lightning in it.
+    Returns the spec, and what is to be said about arguments of Lightning and imports of the user's code.
     """
     try:
         text = body.content.decode("utf-8-sig")
@@ -72,20 +87,28 @@ def read_spec(body: SpecText, store: Store) -> tuple[Spec, list[str]]:
     if unstorable := list(islice(_unstorable(data, ()), MAX_PROBLEMS)):
         raise SpecError(unstorable)
     spec, notes = parse_with_notes(data)
-    if problems := list(_unresolved(spec, store)):
+    problems, more = _code_problems(spec, services.store)
+    missing = Secrets.of(services.settings, services.store).missing(spec.environment.secrets)
+    problems += [Problem(key="environment.secrets", message=missing_secret(name)) for name in missing]
+    if problems:
         raise SpecError(problems)
-    return spec, notes
+    return spec, [*notes, *more]
 
 
-def _unresolved(spec: Spec, store: Store) -> Iterator[Problem]:
+def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:
+    """Returns what is wrong with the classes that the spec names, and what may be."""
     if spec.code and not store.has_code(spec.code):
-        yield Problem(key="code", message="no archive of this digest; upload it first (POST /v1/code)")
-        return
+        return [Problem(key="code", message="no archive of this digest; upload it first (POST /v1/code)")], []
     archive = store.get_code(spec.code) if spec.code else None
-    yield from problems_in_archive(spec, archive)
-    yield from class_path_problems(spec, archive)
-    if archive:
-        yield from link_problems(spec, python_files(archive))
+    problems = [
+        *problems_in_archive(spec, archive),
+        *class_path_problems(spec, archive),
+        *requirement_problems(spec, archive),
+    ]
+    if not archive:
+        return problems, []
+    missing, notes = missing_imports(spec, archive)
+    return [*problems, *link_problems(spec, python_files(archive)), *missing], notes
 
 
 def _load_json(text: str) -> object:

@@ -61,7 +61,7 @@ def create_job(
 
     A repeated Idempotency-Key returns the job of the first request, with `Idempotency-Replayed: true`.
     """
-    spec, _ = read_spec(body, services.store)
+    spec, _ = read_spec(body, services)
     job, created = services.store.create_job(spec, idempotency_key=idempotency_key)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.id).path)
     if not created:
@@ -77,7 +77,7 @@ def create_job(
 )
 def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     """Changes nothing. A spec that `POST /v1/jobs` would refuse gets the same answer here."""
-    spec, notes = read_spec(body, services.store)
+    spec, notes = read_spec(body, services)
     queue, active = services.store.queue(), services.store.active()
     scheduler = services.store.scheduler()
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -184,6 +184,22 @@ class CodeDocument(Document):
 
     digest: str = Field(description="SHA-256, hex")
     size: int = Field(description="Bytes")
+
+
+class SecretDocument(Document):
+    """A secret, without its value."""
+
+    name: str
+    source: Literal["operator", "stored"] = Field(
+        description="operator: given in the service's settings; stored: set with PUT /v1/secrets/{name}"
+    )
+    updated_at: datetime | None = Field(description="When it was set; null for the operator's")
+
+
+class SecretPage(Document):
+    """All secrets, by name."""
+
+    items: list[SecretDocument]
 
 
 class WaitingDocument(Document):

@@ -3,9 +3,9 @@
 `service.backends.ray.RayCluster` is the real one, `service.backends.memory.MemoryCluster` is for tests. The
 contract tests run against both.
 
-    launch ──► placing ──► starting ──► running ──► ended ──► release
-                                ▲                     │
-                                └── launch, next start ┘   restart in place: on the same placement
+    launch ──► placing ──► (installing ──►) starting ──► running ──► ended ──► release
+                                               ▲                      │
+                                               └─ launch, next start ─┘  restart in place: on its placement
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ class Launch:
     order: for all ranks; `order.ranks` is empty because the cluster assigns ranks to machines.
     resources: what each worker needs. code: returns the archive with the digest `order.code`; called only if
     an agent does not have it.
+    secrets: returns the secrets of the order, which has none itself; called when its ranks are ordered.
     """
 
     order: Order
     resources: Resources
     code: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+    secrets: Callable[[], Mapping[str, str]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -57,6 +59,8 @@ class Phase(enum.StrEnum):
 
     PLACING = "placing"
     """The gang waits for room, or for its host agents' warm processes."""
+    INSTALLING = "installing"
+    """Hosts install the job's requirements; no rank has been forked yet."""
     STARTING = "starting"
     """Ranks have been ordered; not all of them have joined the process group yet."""
     RUNNING = "running"

@@ -114,7 +114,14 @@ def status_of(gang: GangView, now: float) -> Status:
 
 def _in_launch(start: int, known: Sequence[StartStatus], message: str) -> Status:
     exits = tuple(record for status in known for record in status.exits)
+    if installing := _installing(known):
+        return Status(phase=Phase.INSTALLING, start=start, exits=exits, message=installing)
     return Status(phase=Phase.STARTING if known else Phase.PLACING, start=start, exits=exits, message=message)
+
+
+def _installing(known: Iterable[StartStatus]) -> str:
+    """Returns which host still installs the requirements, or ""."""
+    return next((status.installing for status in known if status.installing and not status.prepared), "")
 
 
 def _never_launched(hosts: Iterable[HostView]) -> Status:
@@ -147,6 +154,9 @@ def _launched(gang: GangView, start: int, known: Mapping[str, StartStatus], now:
         else:
             unknown.append(rank)
     if any(gang.hosts[gang.nodes[rank]].answers for rank in unknown):
+        return _half_launched(start, known.values())
+    if not records and any(status.installing for status in known.values()):
+        # A scheduler died while hosts installed the requirements, and none has forked a rank.
         return _half_launched(start, known.values())
     if len(records) == len(ranks):
         phase = Phase.ENDED

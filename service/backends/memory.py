@@ -46,6 +46,10 @@ class MemoryCluster:
         """Sets what the attempt waits for."""
         self._set(name, message=message)
 
+    def install(self, name: str) -> None:
+        """Makes the attempt install requirements."""
+        self._set(name, phase=Phase.INSTALLING, message="installing requirements on node-1")
+
     def set_seconds(self, name: str, seconds: float) -> None:
         """Sets how long the latest start has run."""
         self._set(name, seconds=seconds)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 from service.backends import ray_calls
@@ -131,7 +131,7 @@ class Launching:
     async def _order(self, nodes: Sequence[str], gpus: Gpus) -> None:
         await self._ready(nodes)
         await self._clear()
-        order, name = self.launch.order, self.gang.name
+        order, name = await self._with_secrets(), self.gang.name
         hosts = [self.hosts[node] for node in host_orders(order, nodes, gpus, None)]
         instances = [host.instance for host in hosts]
         rendezvous = None
@@ -139,20 +139,45 @@ class Launching:
             rendezvous = await hosts[0].call("rendezvous", name, order.start, hosts[0].node.address)
         orders = host_orders(order, nodes, gpus, rendezvous)
         self.gang.nodes = nodes_of_ranks(nodes)
+        if order.spec.get("environment", {}).get("requirements"):
+            await self._install(hosts, instances, orders)
         # Rank 0's host first: if its launch fails, no other host has ranks that wait for rank 0.
         await self._launch_on(hosts[0], orders[hosts[0].node.id])
         await asyncio.gather(*(self._launch_on(host, orders[host.node.id]) for host in hosts[1:]))
 
         def is_known() -> bool:
-            if any(host.gone_at is not None for host in hosts) or instances != [h.instance for h in hosts]:
-                raise _PlacementChanged
+            _raise_if_changed(hosts, instances)
             return all(self._has_start(host) for host in hosts)
 
         await self.pulse.until(is_known)
 
+    async def _with_secrets(self) -> Order:
+        if self.launch.secrets is None:
+            return self.launch.order
+        return replace(self.launch.order, secrets=await ray_calls.in_thread(self.launch.secrets))
+
+    async def _install(
+        self, hosts: Sequence[Host], instances: Sequence[str], orders: Mapping[str, Order]
+    ) -> None:
+        """Returns when all hosts have installed the requirements, so that no rank waits for another host's.
+
+        If a host could not, its ranks have ended; the others' are launched, and ended with them.
+        """
+        await asyncio.gather(*(self._launch_on(host, orders[host.node.id], "prepare") for host in hosts))
+
+        def is_done() -> bool:
+            _raise_if_changed(hosts, instances)
+            known = [host.known(self.gang.name) for host in hosts]
+            statuses = [status for status in known if status and status.start == self.launch.order.start]
+            is_whole = len(statuses) == len(hosts) and all(status.prepared for status in statuses)
+            return is_whole or any(status.ended for status in statuses)
+
+        await self.pulse.until(is_done)
+
     def _has_start(self, host: Host) -> bool:
         known = host.known(self.gang.name)
-        return known is not None and known.start == self.launch.order.start
+        # Not one whose ranks the host has yet to fork, as before the launch.
+        return known is not None and known.start == self.launch.order.start and not known.installing
 
     async def _clear(self) -> None:
         """Ends what is left of an earlier start, or of an incomplete launch of this one."""
@@ -185,14 +210,20 @@ class Launching:
 
         await self.pulse.until(all_warm)
 
-    async def _launch_on(self, host: Host, order: Order) -> None:
+    async def _launch_on(self, host: Host, order: Order, call: str = "launch") -> None:
         try:
-            await host.call("launch", order)
+            await host.call(call, order)
         except CodeMissing:
             assert self.launch.code is not None
             archive = await ray_calls.in_thread(self.launch.code)
             await host.call("put_code", order.code, archive)
-            await host.call("launch", order)
+            await host.call(call, order)
+
+
+def _raise_if_changed(hosts: Sequence[Host], instances: Sequence[str]) -> None:
+    """Raises _PlacementChanged if a machine is gone, or its agent is another one than before."""
+    if any(host.gone_at is not None for host in hosts) or instances != [host.instance for host in hosts]:
+        raise _PlacementChanged
 
 
 def _bundle(resources: Resources) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import cluster, compare, control, jobs, results, submit, train, up, verify
+from service.cli import cluster, compare, control, jobs, results, secrets, submit, train, up, verify
 from service.cli.options import DEFAULT_URL, Connection
 from service.cli.specs import SpecCommand
 
@@ -93,6 +93,7 @@ for _panel, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
         _kind = SpecCommand if _name in {"submit", "validate", "train", "verify"} else None
         app.command(_name, cls=_kind, rich_help_panel=_panel)(_command)
+app.add_typer(secrets.app, name="secrets", rich_help_panel="The service")
 
 
 def main() -> None:

@@ -107,7 +107,9 @@ def read_spec(
 
     Raises SpecError.
     """
+    from service.user_code.imports import missing_imports
     from service.user_code.links import link_problems
+    from service.user_code.requirements import requirement_problems
     from service.user_code.scripts import problems_in_folder
     from training import spec as specs
     from training.spec.layers import is_lightnings
@@ -116,20 +118,21 @@ def read_spec(
     document = read_document(source, assignments, configs, overrides, arguments, code)
     document = with_source(document, code or Path.cwd())
     spec, notes = specs.read_spec(document)
-    if problems := problems_in_folder(spec, code or Path.cwd()):
+    folder = code or Path.cwd()
+    if problems := problems_in_folder(spec, folder):
         raise specs.SpecError(problems)
-    print_notes(notes)
-    if spec.script is not None:
-        return spec
-    if (code is not None or is_lightnings(document)) and (
-        problems := link_problems(spec, python_files(code or Path.cwd()))
-    ):
+    problems, more = missing_imports(spec, folder)
+    problems += requirement_problems(spec, folder)
+    print_notes([*notes, *more])
+    if spec.script is None and (code is not None or is_lightnings(document)):
+        problems += link_problems(spec, python_files(folder))
+    if problems:
         raise specs.SpecError(problems)
     return spec
 
 
 def print_notes(notes: list[str]) -> None:
-    """Prints on standard error what becomes of arguments of Lightning."""
+    """Prints notes on standard error, such as what becomes of arguments of Lightning."""
     for note in notes:
         typer.echo(f"note: {note}", err=True)
 

@@ -23,6 +23,8 @@ from service.client.models import (
     Point,
     Points,
     Queue,
+    Secret,
+    SecretPage,
     Upload,
     Validation,
     Waiting,
@@ -266,6 +268,22 @@ class Client:
         headers = {"Content-Type": "application/zip"}
         return self._server.call(Upload, "POST", "/v1/code", headers=headers, content=archive).digest
 
+    def secrets(self) -> list[Secret]:
+        """Returns all secrets without their values, by name."""
+        return self._server.call(SecretPage, "GET", "/v1/secrets").items
+
+    def set_secret(self, name: str, value: str) -> None:
+        """Stores a secret, or replaces its value. Idempotent.
+
+        Raises RequestError if the name or the value cannot be used, or the service cannot store secrets.
+        """
+        headers = {"Content-Type": "text/plain; charset=utf-8"}
+        self._server.send("PUT", _secret(name), headers=headers, content=value.encode())
+
+    def delete_secret(self, name: str) -> None:
+        """Deletes a secret. Raises NotFound, and RequestError if the service's operator gives it."""
+        self._server.send("DELETE", _secret(name))
+
     def queue(self) -> list[Waiting]:
         """Returns the queued jobs, in the order in which they will start if nothing changes; may be empty."""
         return self._server.call(Queue, "GET", "/v1/queue").items
@@ -297,6 +315,10 @@ def _encoded(spec: Mapping[str, Any] | str) -> tuple[bytes, dict[str, str]]:
 
 def _without_none(**params: int | None) -> dict[str, int]:
     return {name: value for name, value in params.items() if value is not None}
+
+
+def _secret(name: str) -> str:
+    return f"/v1/secrets/{quote(name, safe='')}"
 
 
 def _path(job_id: str) -> str:

@@ -261,6 +261,23 @@ class Queue(Answer):
     items: list[Waiting]
 
 
+class Secret(Answer):
+    """A secret, without its value.
+
+    source: "operator" or "stored". updated_at: when it was set, UTC; None for the operator's.
+    """
+
+    name: str
+    source: str
+    updated_at: datetime | None = None
+
+
+class SecretPage(Answer):
+    """All secrets."""
+
+    items: list[Secret]
+
+
 class Upload(Answer):
     """An uploaded archive: its digest (SHA-256, hex) and its size in bytes."""
 

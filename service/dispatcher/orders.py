@@ -1,4 +1,4 @@
-"""Builds the launch of an attempt's start from the job's row. Pure; the code archive is fetched on demand."""
+"""Builds the launch of an attempt's start from the job's row. Pure; code and secrets come on demand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from service.backends.cluster import Launch
 from service.jobs.job import Job
 from service.queue.store import Store
+from service.secrets import Secrets
 from service.settings import Settings
 from training.protocol import Order, attempt_name
 
@@ -27,6 +28,8 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
     assert job.run_id is not None
     digest: str | None = job.spec.get("code")
     limit = job.time_limit.run
+    environment = job.spec.get("environment", {})  # a job of an earlier version has none
+    secrets = environment.get("secrets", [])
     return Launch(
         order=Order(
             attempt=name_of(job),
@@ -41,7 +44,9 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
             run_id=job.run_id,
             restarts=job.restarts,
             seconds_left=limit and max(limit - job.ran_seconds, 1.0),
+            variables=environment.get("variables", {}),
         ),
         resources=job.resources,
         code=partial(store.get_code, digest) if digest else None,
+        secrets=partial(Secrets.of(settings, store).values, secrets) if secrets else None,
     )

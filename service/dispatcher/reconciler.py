@@ -155,8 +155,10 @@ class Reconciler:
             allowed = _seconds_to_stop(job)
             ends |= self._watches.seconds("stopping", *key, allowed) >= allowed + _LATE
         if status.phase is not Phase.RUNNING:
-            limit = self.settings.start_seconds
-            if self._watches.seconds("starting", *key) >= limit:
+            # pip may take long and is no hang: it has a limit of its own.
+            installs = status.phase is Phase.INSTALLING
+            limit = self.settings.install_seconds if installs else self.settings.start_seconds
+            if self._watches.seconds("installing" if installs else "starting", *key) >= limit:
                 self._overdue.setdefault(key, start_timeout(limit, status.message))
         return ends or key in self._overdue
 

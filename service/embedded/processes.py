@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,19 +27,24 @@ MARK = "SYNCBN_STACK"
 Ranks of jobs are ended by their host agent instead.
 """
 
+SECRETS = "SYNCBN_SECRET"  # begins the names of the variables with secrets, and of that with their key
+
 LOOKS = 5  # a process that is being ended may have started another one meanwhile
 
 
 class StackState:
-    """The stack's processes and token, stored in its folder so that the next `up` finds them."""
+    """The stack's processes, Ray's token and the key of secrets, stored so that the next `up` finds them."""
 
-    def __init__(self, folder: Path, token: str, servers: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, token: str, secrets_key: str, servers: dict[str, Any]) -> None:
         self.folder, self.token, self.servers = folder, token, servers
+        self.secrets_key = secrets_key
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         (folder / "logs").mkdir(exist_ok=True)
-        return cls(folder, _token(folder / "ray.token"), _servers(folder / "stack.json"))
+        token = _made_once(folder / "ray.token", partial(secrets.token_hex, 32))
+        key = _made_once(folder / "secrets.key", _new_key)
+        return cls(folder, token, key, _servers(folder / "stack.json"))
 
     def keep(self, name: str, server: dict[str, Any]) -> None:
         """Stores a server's facts. The file is replaced atomically: a torn one would lose a running Ray."""
@@ -59,12 +66,16 @@ def _servers(path: Path) -> dict[str, Any]:
     return servers
 
 
-def _token(path: Path) -> str:
-    """Returns Ray's token. It is created once per folder, readable by its owner only."""
+def _new_key() -> str:
+    return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+
+
+def _made_once(path: Path, make: Callable[[], str]) -> str:
+    """Returns the content of a file that is created once per folder, readable by its owner only."""
     if not path.exists():
-        temporary = path.with_name(f"{path.name}.new")  # a torn token would lock everybody out
+        temporary = path.with_name(f"{path.name}.new")  # a torn one would lock everybody out
         temporary.touch(mode=0o600)
-        temporary.write_text(secrets.token_hex(32))
+        temporary.write_text(make())
         temporary.replace(path)
     return path.read_text()
 
@@ -143,7 +154,9 @@ class Child(ABC):
         """Starts the server and stores its process. Raises Refused if its port is taken."""
         facts = self.facts()
         self.state.keep(self.key, facts)
-        environment = os.environ | {MARK: str(self.state.folder)} | self.environment()
+        # Only those that need the secrets of jobs get them, in their own `environment`.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
+        environment = inherited | {MARK: str(self.state.folder)} | self.environment()
         with self.log.open("ab") as log:
             self._started = subprocess.Popen(
                 self.command(),

@@ -2,7 +2,7 @@
 
     DIR/syncbn.db      the queue                DIR/mlflow.db, DIR/artifacts   MLflow's data
     DIR/checkpoints    of the jobs              DIR/logs                       of Ray, MLflow and scheduler
-    DIR/stack.json     the stack's processes    DIR/ray.token                  Ray's token
+    DIR/stack.json     the stack's processes    DIR/ray.token, DIR/secrets.key Ray's token, the secrets' key
 
 The API runs in the process of `up`. The other servers are its children, each in its own session. If `up` is
 killed, they and the jobs go on; the next `up` on the folder takes over Ray and MLflow and replaces the
@@ -114,6 +114,7 @@ def _completed(given: Settings, state: StackState, mlflow_port: int) -> Settings
             "mlflow_url": f"http://127.0.0.1:{mlflow_port}",
             "mlflow_public_url": f"http://127.0.0.1:{mlflow_port}",
             "storage": str(state.folder / "checkpoints"),
+            "secrets_key": given.secrets_key or SecretStr(state.secrets_key),
         }
     )
 

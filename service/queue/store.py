@@ -1,4 +1,4 @@
-"""The durable queue: jobs, code and the scheduler's row in a database that API and scheduler share.
+"""The durable queue: jobs, code, secrets and the scheduler's row in a database that API and scheduler share.
 
 Every change to a job is one guarded statement, so any number of processes may work on one queue.
 """
@@ -31,6 +31,7 @@ from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
 from service.queue.filters import Filters, conditions
 from service.queue.lease import Lease
+from service.queue.stored_secrets import StoredSecrets
 from service.queue.tables import UtcDateTime, job_labels, jobs
 from training.protocol import Failure, Progress
 from training.spec import Spec
@@ -82,8 +83,8 @@ _PROGRESS = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-class Store(Lease, CodeArchives):
-    """Jobs, code and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
+class Store(Lease, CodeArchives, StoredSecrets):
+    """Jobs, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 
     Every method raises `Unavailable` if the database does not answer. Then nothing has changed; only if the

@@ -137,6 +137,15 @@ code_archives = Table(
     Column("created_at", UtcDateTime, nullable=False),
 )
 
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("token", LargeBinary, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+"""Encrypted values of secrets, by name (service.secrets)."""
+
 scheduler = Table(
     "scheduler",
     metadata,

@@ -1,4 +1,4 @@
 """User code: packs it, checks uploads, and resolves class paths without importing anything.
 
-May import `errors`, `training.reserved`, `training.spec`.
+May import `errors`, `training.protocol`, `training.reserved`, `training.spec`.
 """

@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Signature
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from service.user_code.modules import (
@@ -23,6 +24,8 @@ from service.user_code.modules import (
     syntax_tree,
 )
 from service.user_code.signatures import signature_of
+from training.protocol import RESERVED_PACKAGES
+from training.reserved import hiding
 from training.spec import ClassSpec, Problem, Spec
 from training.spec.arguments import arguments_problem
 from training.spec.short_names import modules_defining
@@ -56,7 +59,44 @@ def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
     archive: the uploaded code; None if there is none.
     """
     sources = sources_of(archive)
-    return [problem for each in _classes(spec) for problem in _problems(each, sources, archive)]
+    found = [problem for each in _classes(spec) for problem in _problems(each, sources, archive)]
+    if not spec.environment.requirements:
+        return found
+    # What is not the service's own may be brought, or replaced, by the requirements.
+    known = {each.key: each.class_path for each in _all_classes(spec)}
+    return [problem for problem in found if _is_sure(known.get(problem.key.rpartition(".")[0]), archive)]
+
+
+def _is_sure(class_path: str | None, archive: bytes | None) -> bool:
+    """Returns whether no requirement can change what is known of a class."""
+    if class_path is None or "." not in class_path:
+        return True
+    top = class_path.partition(".")[0]
+    own = archive is not None and find_module(top, sources_of(archive)[:1]) is not None
+    return own or top in RESERVED_PACKAGES or bool(hiding([top]))
+
+
+def class_paths(spec: Spec, code: bytes | Path) -> list[str]:
+    """Returns all class paths of the spec, those in arguments too, with their modules where these are known.
+
+    code: the archive of the uploaded code, or a folder in its place.
+    """
+    sources = sources_of(code)
+    paths = (
+        part.class_path if "." in part.class_path else _whole_path(part, sources, code)[0]
+        for part in _all_classes(spec)
+    )
+    return [path for path in paths if path]
+
+
+def _all_classes(spec: Spec) -> Iterator[_Named]:
+    """Yields each class of the spec, those in arguments too."""
+    pending = list(_classes(spec))
+    while pending:
+        part = pending.pop(0)
+        yield part
+        for name, value in part.init_args.items():
+            pending += _nested(f"{part.key}.init_args.{name}", value)
 
 
 def _problems(part: _Named, sources: Sequence[ModuleSource], archive: bytes | None) -> Iterator[Problem]:
@@ -65,6 +105,8 @@ def _problems(part: _Named, sources: Sequence[ModuleSource], archive: bytes | No
         path, message = _whole_path(part, sources, archive)
     else:
         message = _check(path, sources)
+        if message and find_module(path.partition(".")[0], sources) is None:
+            message += "; if a package has it, add that to environment.requirements"
     if message:
         yield Problem(key=f"{part.key}.class_path", message=message)
     elif path:
@@ -77,13 +119,13 @@ def _problems(part: _Named, sources: Sequence[ModuleSource], archive: bytes | No
 
 
 def _whole_path(
-    part: _Named, sources: Sequence[ModuleSource], archive: bytes | None
+    part: _Named, sources: Sequence[ModuleSource], code: bytes | Path | None
 ) -> tuple[str, str | None]:
     """Returns the path of a class named without its module, "" if it is not known; and what is wrong."""
     name = part.class_path
     if part.namespace and _check(f"{part.namespace}.{name}", sources) is None:
         return f"{part.namespace}.{name}", None
-    modules = modules_defining(name, python_files(archive)) if archive else []
+    modules = modules_defining(name, python_files(code)) if code else []
     if len(modules) == 1:
         return f"{modules[0]}.{name}", None
     if part.guesses and not modules:

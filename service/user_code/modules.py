@@ -16,6 +16,8 @@ from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpe
 from pathlib import Path
 from typing import Protocol
 
+from training.spec.short_names import python_files as files_in_folder
+
 _MAX_SOURCE = 2**20  # bytes; a syntax tree takes a hundred times its source's memory
 _COMPILED = (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)
 _parsing = threading.Lock()
@@ -45,14 +47,22 @@ class Module:
         return self.source_.find(name, self) if self.is_package else None
 
 
-def sources_of(archive: bytes | None) -> list[ModuleSource]:
-    """Returns where modules are looked up, in order. archive: the uploaded code; None if there is none."""
-    return [_Archive(archive), _Environment()] if archive else [_Environment()]
+def sources_of(code: bytes | Path | None) -> list[ModuleSource]:
+    """Returns where modules are looked up, in order.
+
+    code: the archive of the uploaded code, or a folder in its place; None if there is none.
+    """
+    if isinstance(code, Path):
+        return [_Folder(code), _Environment()]
+    return [_Archive(code), _Environment()] if code else [_Environment()]
 
 
-def python_files(archive: bytes) -> Iterator[tuple[str, str]]:
-    """Yields the path and the source of each Python file of an uploaded archive."""
-    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+def python_files(code: bytes | Path) -> Iterator[tuple[str, str]]:
+    """Yields the path and the source of each Python file of an uploaded archive, or of a folder."""
+    if isinstance(code, Path):
+        yield from files_in_folder(code)
+        return
+    with zipfile.ZipFile(io.BytesIO(code)) as files:
         for entry in files.infolist():
             if entry.filename.endswith(".py") and entry.file_size <= _MAX_SOURCE:
                 yield entry.filename, files.read(entry).decode(errors="replace")
@@ -140,6 +150,19 @@ class _Environment:
             source=_source(spec),
             directories=tuple(directories or ()),
         )
+
+
+class _Folder(_Environment):
+    def __init__(self, folder: Path) -> None:
+        self._path = [str(folder)]
+
+    def find(self, name: str, parent: Module | None) -> Module | None:
+        if parent is not None:
+            return super().find(name, parent)
+        spec = PathFinder.find_spec(name, self._path)
+        if spec is None or (spec.origin is None and _is_regular(name)):
+            return None
+        return self._module(name, spec)
 
 
 def _top_level(name: str) -> ModuleSpec | None:

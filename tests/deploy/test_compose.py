@@ -22,6 +22,7 @@ import pytest
 import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema  # type: ignore[import-untyped]
 from docker.utils.build import exclude_paths  # type: ignore[import-untyped]
+from pydantic import SecretStr
 
 from service.settings import Settings, names_of
 from tests.deploy.manifests import ON_EVERY_NODE
@@ -30,6 +31,7 @@ from tests.deploy.programs import check_line
 ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "deploy/compose.gpu.yaml")
 SECRETS = ("SYNCBN_API_KEY", "RAY_AUTH_TOKEN", "POSTGRES_PASSWORD")
+SECRETS_KEY = "SYNCBN_SECRETS_KEY"  # made with them; a cluster of an earlier version has none
 # What .env.example shows as an example of what could be there; its other settings are the defaults.
 EXAMPLES = {"DATASETS", "SYNCBN_CHECKPOINTS", "MLFLOW_ARTIFACTS"}
 # Of no use to who has one machine and one image of each.
@@ -405,7 +407,7 @@ def test_the_example_names_every_variable_and_no_other() -> None:
     used = {match[1] for name in FILES for match in VARIABLE.finditer((ROOT / name).read_text())}
     empty, commented = example()
 
-    assert empty == set(SECRETS)
+    assert empty == {*SECRETS, SECRETS_KEY}
     assert empty | commented.keys() == used | passed_on()
 
 
@@ -463,6 +465,8 @@ def test_secrets_are_made_once_and_for_one_user(project: Path) -> None:
     said = make_secrets(project)
 
     assert secrets_in(text).keys() == set(SECRETS)
+    (key,) = re.findall(rf"^{SECRETS_KEY}=(.+)$", text, re.M)
+    assert Settings(secrets_key=SecretStr(key)).secrets_key
     assert env.stat().st_mode & 0o777 == 0o600
     assert env.read_text() == text
     assert "nothing changed" in said

@@ -26,6 +26,7 @@ from training.protocol import Progress, log_file
 
 App = TypeVar("App", bound=ASGIApp)
 Later = Callable[..., None]
+SECRETS_KEY = SecretStr("c2VjcmV0cyBvZiB0ZXN0cywgMzIgYnl0ZXMgbG9uZyE=")
 NODE = Node(id="node-1", address="127.0.0.1", cpus=4, gpus=0)
 
 
@@ -245,7 +246,9 @@ def live_service(
     store.migrate()
     find_ray(store)
     results, storage = FakeResults(), directory / "runs"
-    settings = Settings(api_key=SecretStr(api_key) if api_key else None, storage=str(storage))
+    settings = Settings(
+        api_key=SecretStr(api_key) if api_key else None, storage=str(storage), secrets_key=SECRETS_KEY
+    )
     server.app.serve(create_app(settings, store, results))
     server.ensure_started()
     yield Service(store=store, results=results, server=server, storage=storage)

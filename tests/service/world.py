@@ -14,6 +14,7 @@ from service.jobs.job import Job, Run, State
 from service.queue.store import Store
 from service.settings import Settings
 from tests.service.examples import make_spec
+from tests.service.live_api import SECRETS_KEY
 from training.protocol import Exit, ExitRecord, Progress, log_file
 
 T = TypeVar("T")
@@ -21,7 +22,10 @@ T = TypeVar("T")
 
 def settings_for(storage: Path) -> Settings:
     return Settings(
-        mlflow_url="http://mlflow.invalid", storage=str(storage), checkpoints="s3://checkpoints/of-us"
+        mlflow_url="http://mlflow.invalid",
+        storage=str(storage),
+        checkpoints="s3://checkpoints/of-us",
+        secrets_key=SECRETS_KEY,
     )
 
 

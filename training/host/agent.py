@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
@@ -35,6 +36,8 @@ from training.host.environment import (
 from training.host.fork_server import PRELOAD, ForkServer
 from training.host.gang import Gang
 from training.host.own_folder import matplotlib_folder
+from training.host.packages import PackageFolder
+from training.host.preparation import Preparation, package_folder, pip_variables
 from training.host.supervisor import supervise
 from training.protocol import CodeMissing, News, Order, log_folder
 
@@ -48,17 +51,26 @@ class HostAgent:
 
     folder: a folder on this machine for this agent alone; `close` deletes it.
     environment: the variables of every rank; None: `machine_variables(os.environ)`.
-    on_cluster: see ForkServer.
+    on_cluster: see ForkServer. environments: the folder for environments with jobs' requirements, which
+    outlive this agent; None: that of `package_folder`.
     """
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str] | None = None, *, on_cluster: bool = True
+        self,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        on_cluster: bool = True,
+        environments: Path | None = None,
     ) -> None:
         given = machine_variables(os.environ) if environment is None else environment
         self._base = {**given, **matplotlib_folder(folder)}
         self._storage = storage_variables(os.environ) if environment is None else {}
         self._folder = folder
         self._code = CodeCache(folder)
+        self._packages = PackageFolder(
+            environments or package_folder(os.environ, folder), pip_variables(self._base, os.environ)
+        )
         self._server = ForkServer(
             {**RANK_DEFAULTS, **self._base, **FORK_SERVER_VARIABLES}, on_cluster=on_cluster
         )
@@ -109,15 +121,28 @@ class HostAgent:
         """Stores the zip archive of uploaded code under its `digest`. Idempotent."""
         self._code.put(digest, archive)
 
-    def launch(self, order: Order) -> None:
-        """Forks the ranks of `order`. Idempotent: ignores a start that it already has, or an older one.
+    def prepare(self, order: Order) -> None:
+        """Installs the requirements of `order`, so that `launch` forks its ranks at once. Does not block.
 
+        Idempotent. `news` tells how far it is. Raises CodeMissing as `launch` does.
+        """
+        self._begin(order, may_fork=False)
+
+    def launch(self, order: Order) -> None:
+        """Forks the ranks of `order`, once its requirements are installed.
+
+        Idempotent: ignores a start whose ranks it has forked already, or an older one.
         If an older start of the attempt still runs, only ends that one: the caller sends the order again.
         Raises CodeMissing if `put_code` was not called for `order.code`. Any other error is recorded as the
         exit of the ranks.
         """
+        self._begin(order, may_fork=True)
+
+    def _begin(self, order: Order, *, may_fork: bool) -> None:
         with self._lock:
             current = self._gangs.get(order.attempt)
+            if current is not None and current.order.start == order.start and may_fork:
+                self._fork_prepared(current)
             if current is not None and current.order.start >= order.start:
                 return
             if current is not None and not current.ended:
@@ -125,7 +150,7 @@ class HostAgent:
                 return
             gang = Gang(order, self._changed)
             try:
-                self._fork_ranks(gang, self._code.folder_for(order))
+                self._prepare_or_fork(gang, self._code.folder_for(order), may_fork=may_fork)
             except CodeMissing:
                 raise
             except Exception as error:
@@ -195,6 +220,35 @@ class HostAgent:
             if not closing:
                 log.exception("the fork server did not start")
         self._warm.set()
+        self._changed()
+
+    def _prepare_or_fork(self, gang: Gang, folder: Path, *, may_fork: bool) -> None:
+        if not gang.order.spec.get("environment", {}).get("requirements"):
+            self._fork_ranks(gang, folder)
+            return
+        gang.preparation = Preparation(gang.order, folder, self._packages, partial(self._prepared, gang))
+        gang.preparation.may_fork = may_fork
+        gang.preparation.start()
+
+    def _prepared(self, gang: Gang, error: Exception | None) -> None:
+        with self._lock:
+            if gang.prepared(error):
+                self._fork_prepared(gang)
+
+    def _fork_prepared(self, gang: Gang) -> None:
+        """Forks the ranks of a start, now or once its preparation is done."""
+        preparation = gang.preparation
+        if preparation is None or gang.is_forked:
+            return
+        preparation.may_fork = True
+        if preparation.provided is None or not preparation.is_done:
+            return
+        gang.order = replace(gang.order, packages=str(preparation.provided.packages))
+        try:
+            self._fork_ranks(gang, preparation.code)
+        except Exception as error:
+            log.exception("%s could not be started", gang.order.attempt)
+            gang.launch_failed(error)
         self._changed()
 
     def _fork_ranks(self, gang: Gang, folder: Path) -> None:

@@ -5,8 +5,11 @@ The service's own variables, above all its secrets, never reach a job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from training.errors import BuildError
 from training.host.torchrun import script_variables
 from training.protocol import Order, RankAssignment
 
@@ -69,9 +72,12 @@ def rank_environment(
     """Returns the whole environment of one rank.
 
     base: the result of `machine_variables` or `user_variables`. storage: the result of `storage_variables`,
-    used only if the order has a checkpoint URL. The order's own variables win over all others.
+    used only if the order has a checkpoint URL. The order's own variables and secrets win over all others.
+    Raises BuildError if they would replace the credentials with which the order's checkpoints are stored.
     """
     resources = order.spec["resources"]
+    if order.checkpoints is not None:
+        _raise_if_of_storage([*order.variables, *order.secrets])
     environment = {**RANK_DEFAULTS, **base, **(storage if order.checkpoints is not None else {})}
     if order.runs_script:
         for name in _OF_THE_TRACKER:  # a script has MLflow's own defaults
@@ -82,4 +88,26 @@ def rank_environment(
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
     if not environment.get("OMP_NUM_THREADS"):
         environment["OMP_NUM_THREADS"] = str(max(int(resources["cpus_per_worker"]), 1))
-    return {**environment, **order.variables}
+    if order.packages is not None:
+        # For processes that the ranks start.
+        environment["PYTHONPATH"] = order.packages
+        environment["PATH"] = os.pathsep.join(
+            filter(None, [_scripts(order.packages), environment.get("PATH")])
+        )
+    return {**environment, **order.variables, **order.secrets}
+
+
+def _raise_if_of_storage(names: Iterable[str]) -> None:
+    for name in sorted(names):
+        if name.startswith(_STORAGE_PREFIX):
+            raise BuildError(
+                f"environment.{name}",
+                "this service stores checkpoints in S3 and reads its credentials from the same variables; "
+                "give yours another name, and pass them to your client in your code",
+            )
+
+
+def _scripts(packages: str) -> str:
+    """Returns the folder of the commands in the virtual environment that has these packages."""
+    prefix = next(each for each in Path(packages).parents if (each / "pyvenv.cfg").exists())
+    return str(prefix / "bin")

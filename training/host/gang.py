@@ -16,8 +16,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from training.errors import BuildError
 from training.hangs.diagnosis import hang_report
 from training.hangs.rank_files import RankFiles
+from training.host.preparation import Preparation
 from training.host.supervisor import TERMINATE
 from training.protocol import (
     HANG_EXIT_CODE,
@@ -62,6 +64,7 @@ class Gang:
         self.control: Connection | None = None
         self.reports: socket.socket | None = None
         self.process: BaseProcess | None = None
+        self.preparation: Preparation | None = None
         self._progress: Progress | None = None
         self._joined: set[int] = set()
         self._exits: dict[int, ExitRecord] = {}
@@ -101,24 +104,59 @@ class Gang:
             progress=self._progress,
             # The last exit is withheld until all processes of the start are gone.
             exits=known if self._ended else known[: len(self.ranks) - 1],
-            seconds=monotonic() - self._began if self._seconds is None else self._seconds,
+            seconds=self._seconds_so_far(),
+            installing=self.preparation.message if self.preparation and not self.is_forked else "",
+            prepared=self.preparation is not None and self.preparation.is_done,
         )
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether its ranks have been forked, or never will be."""
+        return self.process is not None or self._ended
+
+    def _seconds_so_far(self) -> float:
+        if self.process is None:
+            return 0.0
+        return monotonic() - self._began if self._seconds is None else self._seconds
 
     def attach(self, process: BaseProcess, control: Connection, reports: socket.socket) -> None:
         """Stores the supervisor's process, its control connection, and the socket of the ranks' reports."""
         self.process, self.control, self.reports = process, control, reports
+        self._began = monotonic()
+
+    def prepared(self, error: Exception | None) -> bool:
+        """Notes the end of its preparation; returns whether its ranks are to be forked now."""
+        assert self.preparation is not None
+        self.preparation.is_done = error is None
+        if self._ending:
+            self._end_unforked()
+        elif error is not None:
+            self.launch_failed(error)
+        self._changed()
+        return not self._ended and self.preparation.may_fork
+
+    def _end_unforked(self) -> None:
+        for rank in self.ranks:
+            self._exits[rank] = ExitRecord(rank=rank, kind=Exit.ENDED, when=time.time())
+        self._ended = True
+        self.close()
+        self._changed()
 
     def launch_failed(self, error: Exception) -> None:
-        """Records `error` as the exit of all ranks: none was forked."""
+        """Records `error` as the exit of all ranks: none was forked. A BuildError is final."""
+        kind, message = "LaunchFailed", f"the rank could not be started: {type(error).__name__}: {error}"
+        if isinstance(error, BuildError):
+            kind, message = "BuildError", str(error)
         for rank in self.ranks:
             self._exits[rank] = ExitRecord(
                 rank=rank,
                 kind=Exit.ERROR,
-                type="LaunchFailed",
-                message=f"the rank could not be started: {type(error).__name__}: {error}"[:_LONGEST_HANG],
+                type=kind,
+                message=message[:_LONGEST_HANG],
                 when=time.time(),
             )
         self._ended = True
+        self.close()
         self._changed()
 
     # Messages of the supervisor and the ranks
@@ -259,6 +297,8 @@ class Gang:
         self.control = self.reports = None
         if self.process is not None:
             self.process.join(5.0)
+        if self.preparation is not None:
+            self.preparation.release()
 
     # Orders of the agent
 
@@ -267,7 +307,9 @@ class Gang:
 
         The ranks of a script get SIGTERM.
         """
-        if self._stop is None:
+        if not self.is_forked:
+            self.end()  # there is nothing to save
+        elif self._stop is None:
             self.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
             self.folder.stop_request.touch()
             self._stop = _Stop(monotonic() + seconds, monotonic(), saves=not self.order.runs_script)
@@ -283,10 +325,14 @@ class Gang:
         if self.control is not None:
             with suppress(OSError):
                 self.control.send_bytes(b"end")
+        elif self.preparation is not None and not self.is_forked:
+            if self.preparation.is_done:
+                self._end_unforked()
+            self.preparation.cancel()
 
     def check_deadlines(self) -> None:
         """Ends the ranks once a deadline has passed. The agent calls it several times a second."""
-        if self._ended or self._ending:
+        if self._ended or self._ending or not self.is_forked:
             return
         now, limit = monotonic(), self.order.seconds_left
         if limit is not None and now - self._began >= limit and self._stop is None:

@@ -36,6 +36,7 @@ from training.protocol import (
 )
 from training.reserved import hiding_in_folder
 from training.spec import Spec
+from training.spec.environment import secret_problem
 from training.tracking.run_tags import source_tags
 
 RESULTS = ("metrics.jsonl", "model.pt", "curves.png", "norm_noise.png")
@@ -52,6 +53,7 @@ def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
     """
     try:
         workers = _workers_that_fit(spec)
+        own_secrets(spec)
         folder = code_folder(code)
         output = prepare_output(output)
         with LocalHost(folder) as machine, _mlflow_run(spec) as (uri, run_id):
@@ -141,6 +143,8 @@ class LocalHost:
             curves_only=curves_only,
             last_bit=last_bit,
             seconds_left=spec.time_limit.run,
+            variables=spec.environment.variables,
+            secrets=own_secrets(spec),
         )
         with _printing(log_file(order.folder, order.number, 0), show=show):
             while True:
@@ -208,6 +212,21 @@ def _follow(log: Path, done: threading.Event) -> None:
             sys.stdout.buffer.flush()
         if ended:
             return
+
+
+def own_secrets(spec: Spec) -> dict[str, str]:
+    """Returns the secrets of `spec` from this process's environment. Raises BuildError if one is missing."""
+    for name in spec.environment.secrets:
+        value = os.environ.get(name)
+        if value is None:
+            raise BuildError(
+                "environment.secrets",
+                f"{name} is not set; a run on this machine takes secrets from its own environment: set the "
+                "variable before the command",
+            )
+        if why := secret_problem(value):
+            raise BuildError("environment.secrets", f"{name} {why}")
+    return {name: os.environ[name] for name in spec.environment.secrets}
 
 
 def _workers_that_fit(spec: Spec) -> int:

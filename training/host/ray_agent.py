@@ -62,6 +62,10 @@ class RayHostAgent:
         self._check(fence)
         self._agent.put_code(digest, archive)
 
+    def prepare(self, fence: int, order: Order) -> None:
+        self._check(fence)
+        self._agent.prepare(order)
+
     def launch(self, fence: int, order: Order) -> None:
         self._check(fence)
         self._agent.launch(order)

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from training.host.masked_log import MaskedLog
 from training.host.memory_limit import MemoryLimit
 from training.host.store import serve
 from training.linux import adopt_orphans, out_of_memory_kills
@@ -69,6 +70,7 @@ class Supervisor:
         self._killed_before = out_of_memory_kills()
         self._memory = MemoryLimit(order.spec["resources"].get("memory_per_worker"))
         self._steps = Steps(len(order.ranks))
+        self._outputs = {each.rank: MaskedLog(order, each.rank) for each in order.ranks if order.secrets}
 
     def run(self) -> None:
         """Forks the ranks and blocks until all processes of the start have ended."""
@@ -89,15 +91,18 @@ class Supervisor:
         if self.listener is not None:
             self.listener.close()
         while self._ranks:
-            ready = wait([self.control, wake_receiver], self._memory.seconds_between)
+            outputs = [output.source for output in self._outputs.values()]
+            ready = wait([self.control, wake_receiver, *outputs], self._memory.seconds_between)
             with suppress(BlockingIOError):
                 wake_receiver.recv(4096)
             if self.control in ready and not self._terminated():
                 break
+            self._copy_output()
             self._reap()
             for pid in self._memory.over_limit(self._ranks):
                 os.kill(pid, signal.SIGKILL)
         self._end_all()
+        self._copy_output()
 
     def _serve_store(self, listener: socket.socket) -> None:
         """Forks the process at which the ranks of a script meet. It ends with the start."""
@@ -134,8 +139,12 @@ class Supervisor:
                 self.listener.close()
             reports = Reports(self.reports, assignment.rank, self._steps.writer(self._index(assignment.rank)))
             environment = self.environments[assignment.rank]
-            RankProcess(self.order, assignment, environment, self.folder, reports).run(supervisor, listener)
+            rank = RankProcess(self.order, assignment, environment, self.folder, reports)
+            output = self._outputs.get(assignment.rank)
+            rank.run(supervisor, listener, output.target if output is not None else None)
         self._ranks[pid] = assignment.rank
+        if assignment.rank in self._outputs:
+            os.close(self._outputs[assignment.rank].target)
 
     def _reap(self) -> bool:
         """Reaps all children that have exited and reports the ranks. Returns False if no child is left."""
@@ -149,7 +158,13 @@ class Supervisor:
             if pid in self._ranks:
                 self._report_exit(self._ranks.pop(pid), pid, status)
 
+    def _copy_output(self) -> None:
+        for output in self._outputs.values():
+            output.copy()
+
     def _report_exit(self, rank: int, pid: int, status: int) -> None:
+        if rank in self._outputs:
+            self._outputs[rank].copy(to_end=True)  # the agent reads the log's last lines next
         killed, out_of_memory = out_of_memory_kills(), ""
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             by_kernel = "memory ran out" if killed > self._killed_before else ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import resource
 import signal
+import site
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ from typing import NoReturn
 from training.console import say, say_into
 from training.errors import full_trace, is_lost_peer, may_pass, message_of
 from training.linux import die_with_parent
+from training.masking import Masker
 from training.protocol import (
     LONGEST_MESSAGE,
     LONGEST_TRACE,
@@ -49,18 +53,20 @@ class RankProcess:
     ) -> None:
         self.order, self.assignment, self.environment, self.folder = order, assignment, environment, folder
         self.reports = reports
+        self._masker = Masker(order.secrets.values())
 
-    def run(self, parent: int, listener: socket.socket | None) -> NoReturn:
+    def run(self, parent: int, listener: socket.socket | None, output: int | None = None) -> NoReturn:
         """Trains, writes the exit record, and exits the process.
 
-        parent: process id of the supervisor. listener: the rendezvous socket, on rank 0.
+        parent: process id of the supervisor. listener: the rendezvous socket, on rank 0. output: the
+        descriptor to write output to; None: the rank's log.
         """
         code, umask, limits = 1, _umask(), _limits()
         try:
             die_with_parent()
             if os.getppid() != parent:
                 os._exit(1)  # the supervisor ended before `die_with_parent` took effect
-            self._set_up()
+            self._set_up(output)
             record = self._train(listener)
             code = (
                 record.code if record.kind is Exit.EXITED and record.code is not None else int(record.failed)
@@ -78,22 +84,29 @@ class RankProcess:
                 sys.stdout.flush()
             os._exit(code)
 
-    def _set_up(self) -> None:
+    def _set_up(self, output: int | None) -> None:
         os.setsid()
-        self._open_log()
+        self._redirect(self._open_log() if output is None else output)
         os.environ.clear()
         os.environ.update(self.environment)
+        # Read from the environment of the process that this one was forked from.
+        time.tzset()
+        tempfile.tempdir = None
         os.chdir(self.folder)
+        if self.order.packages is not None:
+            _put_first(self.order.packages)
         sys.path.insert(0, self.folder)
         sys.argv = ["syncbn"]
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _open_log(self) -> None:
+    def _open_log(self) -> int:
         path = log_file(self.order.folder, self.order.number, self.assignment.rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def _redirect(self, log: int) -> None:
         for descriptor in (1, 2):
             os.dup2(log, descriptor)
         say_into(log)  # this descriptor stays open even if user code closes 1 and 2
@@ -161,22 +174,26 @@ class RankProcess:
             rank=self.assignment.rank,
             kind=Exit.EXITED,
             code=code,
-            message=_bounded(_said(error, code), LONGEST_MESSAGE),
-            trace=_trace(error),
+            message=self._bounded(_said(error, code), LONGEST_MESSAGE),
+            trace=self._bounded(f"{full_trace(error)}\n", LONGEST_TRACE),
         )
 
     def _failed(self, error: BaseException) -> ExitRecord:
         return ExitRecord(
             rank=self.assignment.rank,
             kind=Exit.ERROR,
-            type=_bounded(type(error).__name__, LONGEST_TYPE),
-            message=_bounded(message_of(error), LONGEST_MESSAGE),
-            trace=_trace(error),
+            type=self._bounded(type(error).__name__, LONGEST_TYPE),
+            message=self._bounded(message_of(error), LONGEST_MESSAGE),
+            trace=self._bounded(f"{full_trace(error)}\n", LONGEST_TRACE),
             lost_peer=is_lost_peer(error),
         )
 
     def _write(self, record: ExitRecord) -> None:
         write_record(record, self.order)
+
+    def _bounded(self, text: str, longest: int) -> str:
+        """Returns the text for an exit record, its secrets masked before it is cut."""
+        return _bounded(self._masker.mask(text), longest)
 
 
 def write_record(record: ExitRecord, order: Order) -> None:
@@ -186,6 +203,14 @@ def write_record(record: ExitRecord, order: Order) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_text(dumps(record.to_json()))
     temporary.replace(path)
+
+
+def _put_first(packages: str) -> None:
+    """Puts a folder of packages first on the import path, and what its .pth files name, as `site` does."""
+    before = list(sys.path)
+    site.addsitedir(packages)
+    sys.path[:] = [path for path in sys.path if path not in before] + before
+    importlib.invalidate_caches()
 
 
 def _umask() -> int:
@@ -224,10 +249,6 @@ def _exit_after_timeout(code: int) -> None:
     timer = threading.Timer(_SECONDS_AT_EXIT, end)
     timer.daemon = True
     timer.start()
-
-
-def _trace(error: BaseException) -> str:
-    return _bounded(f"{full_trace(error)}\n", LONGEST_TRACE)
 
 
 def _bounded(text: str, longest: int) -> str:

@@ -4,6 +4,7 @@ May import nothing else of this project. It imports no library but pydantic and 
 command line read specs without torch.
 """
 
+from training.spec.environment import Environment
 from training.spec.errors import MAX_PROBLEMS, Problem, SpecError
 from training.spec.model import (
     Norm,
@@ -27,6 +28,7 @@ __all__ = [
     "SCRIPT_NOTE",
     "ClassSpec",
     "Component",
+    "Environment",
     "Norm",
     "Optimizer",
     "Problem",

@@ -67,7 +67,10 @@ def problems_of(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
         if len(problems) == MAX_PROBLEMS:
             break
         cause = item.get("ctx", {}).get("error")
-        location = [part for part in item["loc"] if not _is_branch(part)]
+        *above, last = item["loc"] or ("",)
+        # The last part of an unknown key's location is the key itself, whatever it looks like.
+        is_key = item["type"] == "extra_forbidden" or not _is_branch(last)
+        location = [part for part in above if not _is_branch(part)] + [last] * is_key
         key = cause.key if isinstance(cause, LocatedError) else ".".join(map(str, location))
         is_other = item["type"] in _OTHER_FORMS and isinstance(item["input"], Mapping | list)
         found = other_forms if is_other else problems

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from training.spec.environment import Environment
 from training.spec.errors import Problem, SpecError, located, problems_of
 from training.spec.lightning_cli import as_spec
 from training.spec.parts import ClassPath, ClassSpec, Part
@@ -164,6 +165,7 @@ class Spec(Part):
     time_limit: TimeLimit = Field(
         default=TimeLimit(), description="How long it may run and wait: a duration, or one for each"
     )
+    environment: Environment = Field(default=Environment(), description="Environment variables of the ranks")
     priority: int = Field(default=0, ge=-1000, le=1000, description="Jobs with a higher priority start first")
     retries: int = Field(default=3, ge=0, le=100, description="Maximum number of restarts after failures")
     tracking: Tracking = Field(default=Tracking(), description="Names in MLflow")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from datetime import datetime
 
 import pytest
 import yaml
@@ -8,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.bodies import SpecText, read_spec
+from service.api.context import Context
+from service.api.job_watcher import JobWatcher
+from service.backends.memory_tracking import FakeResults
 from service.queue.store import Store
+from service.settings import Settings
 from tests.service.examples import make_data
 from training.spec import Spec, SpecError
 
@@ -43,14 +49,24 @@ class NoCode(Store):
     def has_code(self, digest: str) -> bool:  # noqa: ARG002
         return False
 
+    def secret_names(self) -> dict[str, datetime]:
+        return {}
+
 
 STORE = NoCode("sqlite:////nowhere/jobs.db")
+SERVICES = Context(
+    settings=Settings(),
+    store=STORE,
+    results=FakeResults(),
+    job_watcher=JobWatcher(STORE, str),
+    stopping=threading.Event(),
+)
 
 
 def read(body: bytes, *, is_json: bool = False) -> None:
     """Anything but a spec that can be stored, or a SpecError that can be told, is a bug."""
     try:
-        spec, _ = read_spec(SpecText(content=body, is_json=is_json), STORE)
+        spec, _ = read_spec(SpecText(content=body, is_json=is_json), SERVICES)
     except SpecError as error:
         str(error).encode()
     else:
@@ -80,4 +96,4 @@ def test_whatever_bytes_come_are_a_spec_or_a_problem(body: bytes, is_json: bool)
 @pytest.mark.parametrize("body", [b"[" * 5000, b"{a: " * 5000, b"- " * 5000, b"a: " + b"9" * 5000])
 def test_hostile_bytes_are_a_problem(body: bytes) -> None:
     with pytest.raises(SpecError):
-        read_spec(SpecText(content=body, is_json=False), STORE)
+        read_spec(SpecText(content=body, is_json=False), SERVICES)

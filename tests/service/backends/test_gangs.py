@@ -94,6 +94,19 @@ def test_all_of_an_order_but_its_ranks_is_the_same_for_every_host() -> None:
 # A launch of this scheduler
 
 
+def test_a_launch_whose_hosts_install_requirements_says_which_does() -> None:
+    ready, slow = told(0, 1, installing="on a", prepared=True), told(2, installing="on b")
+
+    found = status(launched=1, message="", hosts=hosts(ready, slow))
+    assert (found.phase, found.message) == (Phase.INSTALLING, "on b")
+    ready_all = status(launched=1, message="", hosts=hosts(ready, told(2, installing="x", prepared=True)))
+    assert ready_all.phase is Phase.STARTING
+    failed = told(0, 1, exits=(end(0, Exit.ERROR), end(1, Exit.ERROR)))
+    assert kinds(status(launched=1, message="", hosts=hosts(failed, slow)))[0] is Exit.ERROR
+    # Its scheduler died meanwhile: the start is launched again.
+    assert status(hosts=hosts(ready, slow)) == Status(phase=Phase.STARTING, start=0)
+
+
 def test_a_launch_that_no_host_knows_of_is_placed() -> None:
     assert status(launched=1, message="waits") == Status(phase=Phase.PLACING, start=1, message="waits")
 

@@ -143,3 +143,22 @@ def test_schema_is_json_schema_and_needs_no_server(syncbn: Syncbn) -> None:
     schema = json.loads(syncbn("schema", SYNCBN_URL="http://127.0.0.1:1").stdout)
 
     assert "training" in schema["properties"]
+
+
+def test_an_import_that_fails_where_jobs_run_is_refused_and_one_that_may_fail_is_noted(
+    syncbn: Syncbn, client: Client, tmp_path: Path, spec: str
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    given = ("--code", str(code), "--set", "model.class_path=nets.Net")
+    (code / "nets.py").write_text("import absent_one\nclass Net: ...\n")
+
+    for command in ("submit", "validate", "train"):
+        refused = syncbn(command, spec, *given)
+        assert refused.exit_code == 2
+        assert "module nets (line 1) imports absent_one, which is not installed" in refused.stderr
+    assert list(client.jobs()) == []
+
+    (code / "nets.py").write_text("class Net:\n    def forward(self):\n        import absent_one\n")
+    (note,) = json.loads(syncbn("validate", spec, *given, "--json").stdout)["notes"]
+    assert "module nets (line 3) imports absent_one" in note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from service.backends.memory import FIRST_STEP
 from service.dispatcher.dispatcher import Dispatcher
 from service.jobs.job import Job, State
 from service.queue.store import Store
+from service.secrets import Secrets
 from tests.service.world import World, error, killed
 from training.protocol import Exit, ExitRecord, Order, Progress, Superseded
 from training.spec import Resources
@@ -100,6 +102,20 @@ def test_the_attempt_is_ordered_in_full(world: World) -> None:
     )
     assert launch.code is not None
     assert launch.code() == b"an archive"
+    assert launch.secrets is None
+
+
+def test_variables_are_ordered_and_secrets_handed_out_on_demand_alone(world: World) -> None:
+    Secrets.of(world.settings, world.store).put("TOKEN", "hush-hush-hush")
+    world.starting(environment={"variables": {"A": "1"}, "secrets": ["TOKEN"]})
+
+    (launch,) = world.cluster.launches
+
+    assert launch.order.variables == {"A": "1"}
+    assert launch.secrets is not None
+    assert launch.secrets() == {"TOKEN": "hush-hush-hush"}
+    assert "hush" not in repr(launch)
+    assert "hush" not in repr(replace(launch.order, secrets=launch.secrets()))
 
 
 def test_a_time_limit_counts_over_all_attempts(world: World) -> None:
@@ -470,6 +486,20 @@ def test_an_attempt_that_finds_no_place_in_time_is_tried_again(world: World) -> 
     assert failed.error is not None
     assert failed.error["type"] == "StartTimeout"
     assert world.cluster.status(f"{job.id}-2") is None
+
+
+def test_a_long_installation_is_no_start_that_hangs(world: World) -> None:
+    job = world.starting()
+    world.cluster.install(f"{job.id}-1")
+
+    world.wait(3599)
+    assert world.look(job).reason == "starting on 1 worker: installing requirements on node-1"
+    assert (world.look(job).state, world.cluster.ends) == (State.STARTING, [])
+    world.wait(1)
+    assert world.cluster.ends == [f"{job.id}-1"]
+    world.rounds(job)
+
+    assert (world.look(job).state, world.look(job).failures) == (State.STARTING, 1)
 
 
 def test_ranks_that_do_not_come_together_in_time_are_ended_and_tried_again(world: World) -> None:

@@ -78,6 +78,7 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
             "accelerator_type": None,
         },
         "time_limit": {"run": None, "queue": None},
+        "environment": {"variables": {}, "secrets": [], "requirements": []},
         "priority": 0,
         "retries": 3,
         "tracking": {"experiment": "default", "register_as": None},
@@ -117,6 +118,10 @@ def test_a_spec_survives_the_way_through_json() -> None:
     spec = make_spec(resources={"workers": {"min": 1, "max": 4}}, training={"max_steps": 3})
 
     assert parse_spec(json.loads(spec.model_dump_json(exclude_unset=True))) == spec
+
+
+def test_an_unknown_key_is_named_whatever_it_looks_like() -> None:
+    assert "known here" in problems_of(trainer={"[": None})["trainer.["]
 
 
 @pytest.mark.parametrize("data", [None, [], "text", 3])
