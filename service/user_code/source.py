@@ -15,7 +15,9 @@ from training.spec.source import LONGEST_URL, is_public
 
 _SECONDS = 10  # for each call of git; a status may read many files
 _SCP = re.compile(r"([\w.-]+@)?[\w.-]{2,}:[^:]+")
-_OPTIONS = ("-c", "core.fsmonitor=false", "-c", "core.quotePath=false")  # runs no program of the repository's
+_OPTIONS = ("-c", "core.fsmonitor=false")  # starts no daemon
+_OF_ANOTHER = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"})
+"""Variables that git sets for its hooks: they would name the repository that the command line runs in."""
 _ENVIRONMENT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
 
@@ -58,7 +60,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS,
-            env={**os.environ, **_ENVIRONMENT},
+            env={key: value for key, value in os.environ.items() if key not in _OF_ANOTHER} | _ENVIRONMENT,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):

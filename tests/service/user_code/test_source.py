@@ -14,12 +14,15 @@ def _user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "ada")
 
 
-def test_the_commit_of_a_work_tree_and_whether_the_code_differs_from_it(tmp_path: Path) -> None:
+def test_the_commit_of_a_work_tree_and_whether_the_code_differs_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {"nets/net.py": "1", "nets/.hidden": "1", "README": "1", ".gitignore": "build\n"}
     commit = make_repository(tmp_path, files)
     git(tmp_path, "remote", "add", "origin", "https://me:hunter2@example.org/team/nets.git")
     code = tmp_path / "nets"
 
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))  # as in a hook
     clean = {"user": "ada", "commit": commit, "url": "https://example.org/team/nets.git", "dirty": False}
     assert found_source(code) == clean
     Source.model_validate(clean)
