@@ -125,6 +125,7 @@ class MlflowTracker:
         for name, (step, value) in points.items():
             # Without slashes: each prefix would be a section of charts of its own.
             self.log(step, 0, {f"best_{name.replace('/', '_')}": value})
+        self._wake.set()  # sent while the caller draws its figures: the end of a job must not wait for it
 
     def model(self, model: nn.Module, example: Any, step: int) -> None:
         """Logs the model in MLflow's pytorch flavour, as an output of the run. Loading it needs torch alone.
