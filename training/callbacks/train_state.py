@@ -43,6 +43,8 @@ class TrainState:
 
     generators, logged: one entry per rank. metrics: by name in the module. gradients: the averages over all
     ranks that a module with manual optimization may go on to accumulate, by name of the parameter.
+    between_epochs: saved before the next epoch starts, and not just before a batch. finished: the run has
+    ended its training here; only a longer one goes on.
     """
 
     seed: int
@@ -51,6 +53,8 @@ class TrainState:
     logged: list[dict[str, LoggedValue]]
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    between_epochs: bool = False
+    finished: bool = False
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
         """Restores everything except what `logged_by` returns. Every rank must call it."""
@@ -74,10 +78,17 @@ class TrainState:
         torch.save(asdict(self), folder / FILE)
 
 
-def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainState | None:
+def gather(
+    trainer: Trainer,
+    module: LightningModule,
+    *,
+    seed: int,
+    between_epochs: bool = False,
+    finished: bool = False,
+) -> TrainState | None:
     """Returns the current state on rank 0, None on the others. Collective: every rank must call it."""
     own: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(own, (_generators(), values_of_epoch(trainer)))
+    dist.all_gather_object(own, (_generators(), {} if between_epochs else values_of_epoch(trainer)))
     metrics = _metrics(module)
     # Ranks may differ in whether a metric was updated, but they must agree on whether to sync it.
     updates = torch.tensor(
@@ -104,6 +115,8 @@ def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainStat
         logged=logged,
         metrics=states,
         gradients=gradients,
+        between_epochs=between_epochs,
+        finished=finished,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from training.checkpoints.manifest import Saved
 from training.console import say
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from training.callbacks.checkpointing import Store
     from training.tracking.mlflow_run import MlflowRun
     from training.tracking.tracker import Tracker
-
-T = TypeVar("T")
 
 
 class RankRun:
@@ -112,6 +110,7 @@ class RankRun:
         from training.model.supervised import Supervised
         from training.rank.loaders import RankLoaders
         from training.rank.options import user_options
+        from training.rank.starting_point import starting_point
         from training.rank.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
@@ -123,7 +122,7 @@ class RankRun:
         user = user_options(self.spec.trainer, files)
         self.builds = False
         with watchdog.busy("reading the checkpoint"):
-            resumed = self._checkpoint_to_resume(store)
+            start = starting_point(store, self.context, self._print_on_rank_0)
         loaders = RankLoaders(
             self.spec, rank=self.rank, world_size=self.world_size, say=self._print_on_rank_0
         )
@@ -140,7 +139,8 @@ class RankRun:
             norm_report=report,
             watchdog=watchdog,
             store=store,
-            resumed=resumed,
+            start=start,
+            final=not self.order.curves_only,
             share=share,
             logs=logs,
             files=files,
@@ -150,7 +150,7 @@ class RankRun:
             validate=not self.order.curves_only,
         )
         logs.attach(self.trainer)
-        self._fit(module, data, resumed)
+        self._fit(module, data, start.saved)
         if self.order.curves_only:
             return
         self._test(module, data)
@@ -186,7 +186,7 @@ class RankRun:
         return module
 
     def _fit(self, module: Any, data: Any, resumed: Saved | None) -> None:
-        from training.callbacks.checkpointing import LIGHTNING
+        from training.checkpoints.listing import LIGHTNING
 
         if self.order.curves_only:
             warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
@@ -223,36 +223,6 @@ class RankRun:
             yield store
         finally:
             store.release()
-
-    def _checkpoint_to_resume(self, store: Store) -> Saved | None:
-        """Returns the checkpoint to resume from, or None. Collective.
-
-        Only rank 0 searches for it, because the search moves broken checkpoints aside.
-        """
-        import torch.distributed as dist
-
-        latest = [store.latest_valid() if self.rank == 0 else None]
-        dist.broadcast_object_list(latest)  # all ranks must resume from the same checkpoint
-        (resumed,) = latest
-        if resumed is None:
-            return None
-        self._print_on_rank_0(f"going on from the checkpoint of step {resumed.step}")
-        return self._fetch_to_node(store, resumed)
-
-    def _fetch_to_node(self, store: Store, resumed: Saved) -> Saved:
-        """Returns the checkpoint at a path on this node; the node's first rank fetches it. Collective."""
-        first = self._all_gather(self.context.node_rank).index(self.context.node_rank)
-        if self.rank == first != 0:
-            resumed = store.fetch_to_node(resumed)
-        return self._all_gather(resumed)[first]
-
-    def _all_gather(self, own: T) -> list[T]:
-        """Returns the values of all ranks, in rank order. Collective: every rank must call it."""
-        import torch.distributed as dist
-
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, own)
-        return values
 
     def _make_watchdog(self) -> Watchdog:
         hang_seconds = self.spec.training.hang_seconds
