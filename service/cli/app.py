@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import cluster, compare, control, jobs, results, submit, train, up, verify
+from service.cli import checkpoints, cluster, compare, control, jobs, results, submit, train, up, verify
 from service.cli.options import DEFAULT_URL, Connection
 from service.cli.specs import SpecCommand
 
@@ -77,6 +77,8 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "logs": results.logs,
         "metrics": results.metrics,
         "compare": compare.compare,
+        "checkpoints": checkpoints.checkpoints,
+        "download": checkpoints.download,
     },
     "The service": {
         "up": up.up,

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
+from service.client.download import download, no_progress
 from service.client.errors import ClientError, RequestError, WaitTimeout
 from service.client.log_stream import follow_log
 from service.client.models import (
+    Checkpoint,
+    Checkpoints,
     Cluster,
     Job,
     JobPage,
@@ -257,6 +262,32 @@ class Client:
         """
         params = [("name", name) for name in names]
         return self._server.call(Points, "GET", f"{_path(job_id)}/metrics", params=params).items
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """Returns the job's checkpoints, ordered by step; may be empty.
+
+        Raises RequestError (503) if the server cannot read the storage that holds them.
+        """
+        return self._server.call(Checkpoints, "GET", f"{_path(job_id)}/checkpoints").items
+
+    def download_checkpoint(
+        self,
+        job_id: str,
+        which: str | int = "last",
+        output: str | os.PathLike[str] = ".",
+        *,
+        on_progress: Callable[[int, int | None], None] = no_progress,
+    ) -> Path:
+        """Downloads a checkpoint and returns the path of its file, which Lightning and torch load.
+
+        which: "best", "last" or a step. output: a folder, in which the file is JOB-step-STEP.ckpt, or the
+        path of the file. It appears, and replaces an existing one, when it is complete and its SHA-256 is
+        right. on_progress: called with the bytes so far and their total, None if it is unknown.
+
+        Raises NotFound if the job has no such checkpoint, and OSError if the file cannot be written.
+        """
+        path = f"{_path(job_id)}/checkpoints/{quote(str(which), safe='')}"
+        return download(self._server, path, Path(output), Retry(self.retry_seconds), on_progress)
 
     def upload_code(self, archive: bytes) -> str:
         """Uploads a zip archive and returns its digest, which goes into a spec's `code`. Idempotent.
