@@ -40,15 +40,11 @@ class JobCheckpoints:
     @property
     def location(self) -> str:
         """The folder that holds the checkpoints, or its URL in object storage."""
-        folder = self._folder
-        # The job may be older than the setting.
-        if self._settings.checkpoints is None or folder.exists():
-            return str(folder)
-        return f"{self._settings.checkpoints}/{self._job.id}"
+        return location_of(self._settings, self._job.id)
 
     def all(self) -> list[Listed]:
         """Returns the checkpoints by step."""
-        if self._job.attempt and not self._folder.exists():
+        if self._job.attempt:
             _check_mounted(Path(self._settings.storage))
         with _readable(self.location):
             return self._store().listed()
@@ -74,10 +70,6 @@ class JobCheckpoints:
             ) from None
         return Opened(checkpoint=checkpoint, file=file, size=contents["size"], sha256=contents["sha256"])
 
-    @property
-    def _folder(self) -> Path:
-        return Path(self._settings.storage) / self._job.id / "checkpoints"
-
     def _store(self) -> Checkpoints | ObjectStore:
         mode = self._job.spec["training"]["checkpoint"]["mode"]
         location = self.location
@@ -86,6 +78,15 @@ class JobCheckpoints:
         from training.checkpoints.object_store import ObjectStore
 
         return ObjectStore(location, mode=mode, retry_seconds=0)
+
+
+def location_of(settings: Settings, job_id: str) -> str:
+    """Returns the folder that holds a job's checkpoints, or its URL in object storage."""
+    folder = Path(settings.storage) / job_id / "checkpoints"
+    # The job may be older than the setting.
+    if settings.checkpoints is None or folder.exists():
+        return str(folder)
+    return f"{settings.checkpoints}/{job_id}"
 
 
 def _check_mounted(storage: Path) -> None:

@@ -33,6 +33,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec.resources",
     "training.spec.short_names",
     "training.spec.source",
+    "training.spec.start_from",
     "training.spec.text",
     "training.spec.time_limit",
     "training.spec.trainer",

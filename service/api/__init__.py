@@ -1,5 +1,5 @@
 """The HTTP API: routes, request bodies, response documents, problem documents, event streams.
 
 May import `backends`, `checkpoints`, `errors`, `job_logs`, `jobs`, `queue`, `scheduling`, `settings`,
-`user_code`, `training.checkpoints`, `training.protocol`, `training.spec`.
+`start_from`, `user_code`, `training.checkpoints`, `training.protocol`, `training.spec`.
 """

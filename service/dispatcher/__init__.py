@@ -1,5 +1,5 @@
 """The dispatcher: takes jobs from the queue to their end, in the scheduler's process.
 
-May import `backends`, `errors`, `foreground`, `identity`, `job_logs`, `jobs`, `log_files`, `queue`,
-`scheduling`, `settings`, `training.backoff`, `training.protocol`, `training.tracking`.
+May import `backends`, `checkpoints`, `errors`, `foreground`, `identity`, `job_logs`, `jobs`, `log_files`,
+`queue`, `scheduling`, `settings`, `training.backoff`, `training.protocol`, `training.tracking`.
 """

@@ -1,4 +1,4 @@
-"""Builds the launch of an attempt's start from the job's row. Pure; the code archive is fetched on demand."""
+"""Builds the launch of an attempt's start from the job's row. The code archive is fetched on demand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from service.backends.cluster import Launch
+from service.checkpoints import location_of
 from service.jobs.job import Job
 from service.queue.store import Store
 from service.settings import Settings
@@ -27,6 +28,7 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
     assert job.run_id is not None
     digest: str | None = job.spec.get("code")
     limit = job.time_limit.run
+    start_from = job.spec.get("start_from")  # jobs of version 0.1 have none
     return Launch(
         order=Order(
             attempt=name_of(job),
@@ -36,6 +38,7 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
             world_size=job.workers,
             folder=str(run_folder(settings, job)),
             checkpoints=settings.checkpoints and f"{settings.checkpoints}/{job.id}",
+            start_from=start_from and location_of(settings, start_from["job"]),
             code=digest,
             mlflow_uri=settings.mlflow_url,
             run_id=job.run_id,

@@ -27,7 +27,6 @@ from training.callbacks.stop_vote import StopVote, Vote
 from training.callbacks.train_state import TrainState
 from training.checkpoints.folder import Checkpoints
 from training.checkpoints.listing import LIGHTNING
-from training.checkpoints.manifest import Saved
 from training.checkpoints.retention import comparable, is_better
 from training.run_dir import RunFolder
 from training.spec import Spec
@@ -66,7 +65,9 @@ class CheckpointCallback(Callback):
     The checkpoint is saved just before the next batch, because only then is everything that belongs to the
     step complete, including metrics, schedulers and validation.
 
-    best: the best metric of the run's checkpoints, on rank 0. final: whether to save the run when it ends.
+    step, state: of the checkpoint that the run goes on from; 0, None: it starts at its first step. release:
+    called when all ranks have read it. best: the best metric of the run's checkpoints, on rank 0. final:
+    whether to save the run when it ends.
     """
 
     def __init__(
@@ -79,17 +80,19 @@ class CheckpointCallback(Callback):
         vote: StopVote,
         logs: LogSync,
         busy: Callable[[str], AbstractContextManager[None]],
-        resumed: Saved | None = None,
+        step: int = 0,
+        state: TrainState | None = None,
+        release: Callable[[], None] = lambda: None,
         best: float | None = None,
         final: bool = True,
     ) -> None:
-        self.settings, self.seed, self.folder = spec.training.checkpoint, spec.training.seed, folder
+        self.settings, self.spec, self.folder = spec.training.checkpoint, spec, folder
         self.tracker, self.vote, self.logs, self.busy = tracker, vote, logs, busy
         self.store = store
         self._monitor, self._best, self._final = Monitor(self.settings), best, final
-        self._to_restore = train_state.load(resumed.path) if resumed else None
-        self._step = resumed.step if resumed else 0
-        self._saved = resumed.step if resumed else None  # updated on rank 0 only
+        self._to_restore, self._release = state, release
+        self._step = step
+        self._saved = None if state is None else step  # updated on rank 0 only
         self._saved_at = time.monotonic()
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -130,7 +133,7 @@ class CheckpointCallback(Callback):
         if job_step(trainer) == self._step:
             return  # nothing new to save, or between two micro-batches of one step
         self._step = job_step(trainer)
-        self.store.release()  # a step needs all ranks, so each of them has read the checkpoint by now
+        self._release()  # a step needs all ranks, so each of them has read the checkpoint by now
         decided = self.vote.decision
         may_be_due = batch_idx == 0 or self._monitor.was_validated(trainer)
         if decided is Vote.GO_ON and may_be_due and self._is_due(trainer, epoch_ended=batch_idx == 0):
@@ -200,7 +203,7 @@ class CheckpointCallback(Callback):
         self._step = job_step(trainer)
         with self.busy("saving a checkpoint"):
             state = train_state.gather(
-                trainer, module, seed=self.seed, finished=finished, between_epochs=finished and epoch_ended
+                trainer, module, spec=self.spec, finished=finished, between_epochs=finished and epoch_ended
             )
             io = trainer.strategy.checkpoint_io
             assert isinstance(io, JobCheckpointIO)

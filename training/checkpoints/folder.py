@@ -95,6 +95,10 @@ class Checkpoints:
                 found[path.name] = manifest.read(path)
         return listed(found, self.mode)
 
+    def read(self, name: str) -> Saved:
+        """Returns the checkpoint of that name, every byte verified. Raises OSError, InvalidCheckpoint."""
+        return self._read(name)
+
     def open(self, name: str, file: str) -> BinaryIO:
         """Opens a file of a checkpoint for reading. Raises OSError, also for a symbolic link.
 

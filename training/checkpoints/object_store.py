@@ -89,11 +89,11 @@ class ObjectStore:
 
     def listed(self) -> list[Listed]:
         """As `Checkpoints.listed`. Raises OSError naming the URL if the storage does not answer."""
-        found = {}
-        for name, sizes in self._checkpoints().items():
-            with suppress(InvalidCheckpoint):
-                found[name] = self._manifest(name, sizes)
-        return listed(found, self.mode)
+        return self._retry(self._listed)
+
+    def read(self, name: str) -> Saved:
+        """As `Checkpoints.read`; its path is a copy on this machine that exists until `release`."""
+        return self._retry(lambda: self._fetch(name, self._uploads().get(name, {}), self._new_local_folder()))
 
     def open(self, name: str, file: str) -> BinaryIO:
         """As `Checkpoints.open`. Reading fails if the checkpoint is deleted meanwhile."""
@@ -103,9 +103,7 @@ class ObjectStore:
         """Copies a checkpoint that `latest_valid` found on another machine to this one, until `release`."""
         name = saved.path.name
         try:
-            return self._retry(
-                lambda: self._fetch(name, self._uploads().get(name, {}), self._new_local_folder())
-            )
+            return self.read(name)
         except InvalidCheckpoint as fault:
             raise OSError(errno.EIO, f"{name} was valid on another machine: {fault}", self.url) from None
 
@@ -174,6 +172,13 @@ class ObjectStore:
         return newest_valid(
             checkpoints, lambda name: self._fetch(name, checkpoints[name], local_folder), self._set_aside
         )
+
+    def _listed(self) -> list[Listed]:
+        found = {}
+        for name, sizes in self._checkpoints().items():
+            with suppress(InvalidCheckpoint):
+                found[name] = self._manifest(name, sizes)
+        return listed(found, self.mode)
 
     def _new_local_folder(self) -> Path:
         self.release()

@@ -67,10 +67,11 @@ def rank_environment(
     """Returns the whole environment of one rank.
 
     base: the result of `machine_variables` or `user_variables`. storage: the result of `storage_variables`,
-    used only if the order has a checkpoint URL. The order's own variables win over all others.
+    used only if the order has a URL of checkpoints. The order's own variables win over all others.
     """
     resources = order.spec["resources"]
-    environment = {**RANK_DEFAULTS, **base, **(storage if order.checkpoints is not None else {})}
+    in_storage = order.checkpoints is not None or "://" in (order.start_from or "")
+    environment = {**RANK_DEFAULTS, **base, **(storage if in_storage else {})}
     if resources["gpus_per_worker"]:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(assignment.gpus)
     if not environment.get("OMP_NUM_THREADS"):

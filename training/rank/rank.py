@@ -7,11 +7,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.checkpoints.manifest import Saved
 from training.console import say
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
@@ -107,6 +107,8 @@ class RankRun:
         from training.callbacks.norm_report import norm_report
         from training.callbacks.own_checkpoints import KeptFiles
         from training.callbacks.share_counts import ShareCounts
+        from training.model.initial_weights import start_with
+        from training.model.last_bits import change_last_bits
         from training.model.supervised import Supervised
         from training.rank.loaders import RankLoaders
         from training.rank.options import user_options
@@ -122,7 +124,15 @@ class RankRun:
         user = user_options(self.spec.trainer, files)
         self.builds = False
         with watchdog.busy("reading the checkpoint"):
-            start = starting_point(store, self.context, self._print_on_rank_0)
+            start = starting_point(
+                self.spec, store, self.order.start_from, self.context, self._print_on_rank_0
+            )
+        if start.weights is not None:
+            assert self.spec.start_from is not None
+            start_with(module, start.weights, strict=self.spec.start_from.strict)
+            start = replace(start, weights=None)
+        if self.order.last_bit:
+            change_last_bits(module)
         loaders = RankLoaders(
             self.spec, rank=self.rank, world_size=self.world_size, say=self._print_on_rank_0
         )
@@ -150,7 +160,7 @@ class RankRun:
             validate=not self.order.curves_only,
         )
         logs.attach(self.trainer)
-        self._fit(module, data, start.saved)
+        self._fit(module, data, start.file)
         if self.order.curves_only:
             return
         self._test(module, data)
@@ -163,7 +173,6 @@ class RankRun:
 
     def _module(self, tracker: Tracker) -> Any:
         """Builds the LightningModule; completes the spec with the default optimizer."""
-        from training.model.last_bits import change_last_bits
         from training.model.modes import enter_training, in_evaluation
         from training.model.norms import apply_norm, apply_norm_when_made
         from training.model.supervised import Supervised, as_lightning_module
@@ -179,22 +188,18 @@ class RankRun:
             self._print_on_rank_0(f"in evaluation mode while it trains: {parts}")
         if self.spec.training.precision == "64-true":
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
-        if self.order.last_bit:
-            change_last_bits(module)
         workers = f"{self.world_size} worker{'s' if self.world_size > 1 else ''}"
         self._print_on_rank_0(f"{type(model).__name__} on {workers}: training")
         return module
 
-    def _fit(self, module: Any, data: Any, resumed: Saved | None) -> None:
-        from training.checkpoints.listing import LIGHTNING
-
+    def _fit(self, module: Any, data: Any, checkpoint: Path | None) -> None:
         if self.order.curves_only:
             warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
         self._prepares_data()
         self.trainer.fit(
             module,
             datamodule=data,
-            ckpt_path=str(resumed.path / LIGHTNING) if resumed else None,
+            ckpt_path=checkpoint,
             weights_only=False,
         )
 

@@ -16,6 +16,7 @@ from training.spec.model import (
 )
 from training.spec.parts import ClassSpec
 from training.spec.resources import Resources
+from training.spec.start_from import StartFrom
 from training.spec.text import load_yaml, override
 from training.spec.time_limit import TimeLimit, shown
 from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
@@ -31,6 +32,7 @@ __all__ = [
     "Resources",
     "Spec",
     "SpecError",
+    "StartFrom",
     "TimeLimit",
     "TrainerOptions",
     "flat",
