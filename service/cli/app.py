@@ -10,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from service.cli import checkpoints, cluster, compare, control, jobs, results, submit, train, up, verify
+from service.cli import (
+    again,
+    checkpoints,
+    cluster,
+    compare,
+    control,
+    jobs,
+    results,
+    submit,
+    train,
+    up,
+    verify,
+)
 from service.cli.options import DEFAULT_URL, Connection
 from service.cli.specs import SpecCommand
 
@@ -63,6 +75,8 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Run jobs": {
         "submit": submit.submit,
         "validate": submit.validate,
+        "extend": again.extend,
+        "clone": again.clone,
         "cancel": control.cancel,
         "pause": control.pause,
         "resume": control.resume,

@@ -103,6 +103,35 @@ class Client:
         body, headers = _encoded(spec)
         return self._server.call(Validation, "POST", "/v1/jobs/validate", content=body, headers=headers)
 
+    def extend(
+        self,
+        job_id: str,
+        changes: Mapping[str, Any],
+        *,
+        checkpoint: str | int = "last",
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Queues a job that goes on where another one has ended, and returns it.
+
+        It has the other's spec and code, with `changes`, as {"training.max_epochs": 20}, and its whole state
+        from `checkpoint`: "best", "last" or a step. Raises as `submit`, NotFound, and RequestError if the
+        other job has not ended, has no such checkpoint, or nothing is left to train.
+        """
+        start = {"job": job_id, "checkpoint": checkpoint, "state": "all"}
+        return self.clone(job_id, {"start_from": start, **changes}, idempotency_key=idempotency_key)
+
+    def clone(
+        self, job_id: str, changes: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Job:
+        """Queues a job with the spec and the code of another one, and returns it.
+
+        changes: values by dotted key, as {"training.seed": 1}. Raises as `submit`, and NotFound.
+        """
+        spec = self.job(job_id).spec
+        for key, value in (changes or {}).items():
+            spec = _changed(spec, key.split("."), value)
+        return self.submit(spec, idempotency_key)
+
     def jobs(
         self,
         *,
@@ -318,6 +347,13 @@ class Client:
         except RequestError:
             return False
         return True
+
+
+def _changed(spec: Any, keys: list[str], value: Any) -> Any:
+    if not keys:
+        return value
+    here = dict(spec) if isinstance(spec, Mapping) else {}
+    return {**here, keys[0]: _changed(here.get(keys[0]), keys[1:], value)}
 
 
 def _encoded(spec: Mapping[str, Any] | str) -> tuple[bytes, dict[str, str]]:
