@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from training.callbacks.job_step import job_step
+from training.errors import BuildError
 from training.spec.training import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class Monitor:
     def __init__(self, settings: Checkpoint) -> None:
         self.name = settings.monitor
         self._default = self.name == type(settings)().monitor
+        self._needed = settings.deliver == "best"
         self._before: Any = None
         self._validated_step: int | None = None
         self._value: float | None = None
@@ -47,7 +49,8 @@ class Monitor:
     def value(self, trainer: Trainer, *, epoch_ended: bool) -> float | None:
         """Returns the metric of the current weights; None if it is not known. To be called on rank 0.
 
-        Says once if a metric was named that is not logged by the end of an epoch.
+        Says once if a metric was named that is not logged by the end of an epoch. Raises BuildError if the
+        best checkpoint has to be delivered, and a validation has not logged the metric.
         """
         if self._of_validation:
             return self._value if self.was_validated(trainer) else None
@@ -61,10 +64,16 @@ class Monitor:
 
     def _tell_missing(self, trainer: Trainer) -> None:
         """Says once that no checkpoint will be the best one."""
+        names = ", ".join(sorted(trainer.callback_metrics)) or "none"
+        if self._needed and self.was_validated(trainer):
+            raise BuildError(
+                "training.checkpoint.monitor",
+                f"no metric {self.name!r} was logged by the end of the validation, so no checkpoint can be "
+                f"the best one, which training.checkpoint.deliver wants; these were: {names}",
+            )
         if self._default or self._told_missing:
             return
         self._told_missing = True
-        names = ", ".join(sorted(trainer.callback_metrics)) or "none"
         log.warning(
             "training.checkpoint.monitor: no metric %r was logged by the end of the epoch, so no checkpoint "
             "is the best one; these were: %s",

@@ -102,6 +102,7 @@ class RankRun:
     def _run(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> None:
         from lightning.pytorch import seed_everything
 
+        from training.callbacks.job_step import job_step
         from training.callbacks.log_sync import LogSync
         from training.callbacks.logger import RunLogger
         from training.callbacks.norm_report import norm_report
@@ -110,6 +111,7 @@ class RankRun:
         from training.model.initial_weights import start_with
         from training.model.last_bits import change_last_bits
         from training.model.supervised import Supervised
+        from training.rank.delivery import deliver
         from training.rank.loaders import RankLoaders
         from training.rank.options import user_options
         from training.rank.starting_point import starting_point
@@ -163,6 +165,10 @@ class RankRun:
         self._fit(module, data, start.file)
         if self.order.curves_only:
             return
+        with watchdog.busy("reading the checkpoint"):
+            delivered = deliver(module, self.spec, store, self.context, job_step(self.trainer))
+        tracker.tags({"syncbn.model": delivered})
+        self._print_on_rank_0(f"the model is that of the {delivered}")
         self._test(module, data)
         logs.detach()
         del module.configure_model

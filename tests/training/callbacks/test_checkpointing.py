@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.attempts import Done, Logs, Net, attempt, spec_of
+from tests.training.attempts import Data, Done, Logs, Net, attempt, spec_of
 from tests.training.worlds import Worlds
 from training.checkpoints.folder import Checkpoints
 from training.checkpoints.listing import Listed, chosen
+from training.errors import BuildError
 
 
 def kept(folder: Path, **options: Any) -> list[Listed]:
@@ -116,3 +117,50 @@ def test_a_run_that_is_interrupted_after_its_training_trains_no_more(
     assert f"going on from the checkpoint of step {len(first.rows)}" in again.said
     assert again.rows == first.rows
     torch.testing.assert_close(again.state, first.state, rtol=0, atol=0)
+
+
+def test_the_model_of_the_best_checkpoint_is_tested_and_delivered(worlds: Worlds, tmp_path: Path) -> None:
+    spec = spec_of(max_epochs=3, checkpoint={"deliver": "best", "keep_last": 1})
+    spec["optimizer"]["init_args"]["lr"] = 0.3
+
+    done = worlds.run(2, attempt, spec, tmp_path)[0]
+
+    curve = done.series("val_loss")
+    best = min(curve, key=curve.__getitem__)
+    assert best != 66
+    saved = torch.load(file_of(tmp_path, "best"), weights_only=True)
+    assert saved["global_step"] == best
+    model = torch.load(tmp_path / "model.pt", weights_only=False)
+    torch.testing.assert_close(model.state_dict(), saved["state_dict"], rtol=0, atol=0)
+    assert f"the model is that of the best: step {best}, val_loss" in done.said
+
+    losses = [nn.functional.cross_entropy(model(x), y, reduction="sum") for x, y in Data().test_dataloader()]
+    assert done.series("test_loss") == {66: pytest.approx(sum(loss.item() for loss in losses) / 5)}
+
+
+def refused(rank: int, spec: dict[str, Any], folder: Path) -> str:
+    try:
+        attempt(rank, spec, folder)
+    except BuildError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("monitor", "words"),
+    [
+        ("nothing", "monitor: no metric 'nothing' was logged by the end of the validation"),
+        ("val_loss", "deliver: is best, and no checkpoint is the best one"),
+    ],
+    ids=["no such metric", "no validation"],
+)
+def test_a_best_model_that_there_cannot_be_is_refused(
+    worlds: Worlds, tmp_path: Path, monitor: str, words: str
+) -> None:
+    spec = spec_of(checkpoint={"deliver": "best", "monitor": monitor})
+    if monitor == "val_loss":
+        spec["trainer"] = {"limit_val_batches": 0}
+
+    (reason,) = worlds.run(1, refused, spec, tmp_path)
+
+    assert words in reason

@@ -65,6 +65,7 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
                 "keep_last": 2,
                 "monitor": "val_loss",
                 "mode": "min",
+                "deliver": "last",
             },
             "hang_seconds": 300,
         },
