@@ -62,9 +62,12 @@ def _again(
     key: str | None,
     as_json: bool,
 ) -> None:
+    from service.user_code.source import found_source
     from training.spec import override
 
     with session(ctx, as_json=as_json) as client:
         spec = override(spec_of(client.job(job_id)), assignments or [])
         assert isinstance(spec, Mapping)
+        # The code is the same, and so is its commit, but this is another submission.
+        spec = {**spec, "source": {**(spec.get("source") or {}), **found_source(None)}}
         submitted(client, spec, key, follow=follow, as_json=as_json)
