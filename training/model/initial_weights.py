@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -29,9 +30,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of pickle, of zipfile, of safetensors: whatever the file is
-        why = str(error).partition("\n")[0]
-        raise BuildError(KEY, f"{path} cannot be read as weights alone ({why}); save a state_dict") from None
+    except UnpicklingError:
+        raise BuildError(
+            KEY,
+            f"{path} cannot be read as weights alone: it is damaged, or holds Python objects; name a "
+            "checkpoint, or save model.state_dict() in a file",
+        ) from None
+    except Exception as error:  # of zipfile, of safetensors: whatever the file is
+        raise BuildError(KEY, f"{path} cannot be read as weights: {type(error).__name__}") from None
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise BuildError(KEY, f"{path} holds no state_dict; save model.state_dict() in it")
