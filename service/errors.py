@@ -2,7 +2,7 @@
 
 ServiceError
 ├── Unavailable       a server we depend on (Ray, MLflow, the database) does not answer
-├── NotFound          there is no such job, archive or secret
+├── NotFound          there is no such job, archive, secret or checkpoint
 ├── Conflict          the job's state does not allow the command
 ├── KeyReused         an Idempotency-Key was sent again with a different body
 └── Refused           the request is invalid: a spec, an archive, a secret, a cursor
@@ -31,7 +31,7 @@ class Unavailable(ServiceError):
 
 
 class NotFound(ServiceError):
-    """The job, archive or secret does not exist."""
+    """The job, archive, secret or checkpoint does not exist."""
 
 
 class Conflict(ServiceError):

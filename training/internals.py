@@ -66,6 +66,22 @@ def set_epoch_length(trainer: Trainer, batches: int) -> None:
     loop._data_fetcher.length = batches
 
 
+def before_epoch_ends(trainer: Trainer, call: Callable[[], None]) -> None:
+    """Calls `call` after the last batch of an epoch and its validation, before anything else of its end."""
+    loop: Any = trainer.fit_loop
+    loop.on_advance_end = _after(call, loop.on_advance_end)
+
+
+def stopped_within_epoch(trainer: Trainer) -> bool:
+    """Returns, at the end of an epoch or of the training, whether the epoch has batches left."""
+    return not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def is_between_micro_batches(trainer: Trainer) -> bool:
+    """Returns whether gradients are accumulated that no optimizer step has used yet."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
 def skip_sigterm_broadcast(trainer: Trainer) -> None:
     """Leaves out the broadcast of a received SIGTERM that Lightning makes before each training batch."""
     loop: Any = trainer.fit_loop.epoch_loop

@@ -53,6 +53,7 @@ class Order:
     rendezvous: "ADDRESS:PORT" at which rank 0 listens; None: all ranks are on this host.
     folder: the run folder, on a file system that all hosts share.
     checkpoints: URL of the checkpoints in object storage; None: they are in `folder`.
+    start_from: the folder or URL of the checkpoints, or the file, that the spec's `start_from` names.
     code: digest of the job's uploaded code, which the agent must have; None: there is none.
     code_folder: a folder on this host to use in place of uploaded code.
     mlflow_uri, run_id: the run to track in MLflow; None: not tracked there.
@@ -74,6 +75,7 @@ class Order:
     folder: str
     rendezvous: str | None = None
     checkpoints: str | None = None
+    start_from: str | None = None
     code: str | None = None
     code_folder: str | None = None
     mlflow_uri: str | None = None

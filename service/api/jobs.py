@@ -16,6 +16,7 @@ from service.errors import Unavailable
 from service.jobs.job import Job, State, utc_now
 from service.queue import lease
 from service.scheduling.scheduler import forecast
+from service.start_from import resolved
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -62,6 +63,7 @@ def create_job(
     A repeated Idempotency-Key returns the job of the first request, with `Idempotency-Replayed: true`.
     """
     spec, _ = read_spec(body, services)
+    spec = resolved(spec, services.store, services.settings)
     job, created = services.store.create_job(spec, idempotency_key=idempotency_key)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.id).path)
     if not created:
@@ -78,6 +80,7 @@ def create_job(
 def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     """Changes nothing. A spec that `POST /v1/jobs` would refuse gets the same answer here."""
     spec, notes = read_spec(body, services)
+    spec = resolved(spec, services.store, services.settings)
     queue, active = services.store.queue(), services.store.active()
     scheduler = services.store.scheduler()
     try:

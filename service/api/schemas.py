@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.jobs.job import Job, State
 from service.scheduling.scheduler import Forecast
+from training.checkpoints.listing import Listed
 from training.protocol import is_detail
 from training.spec import Resources, Spec, shares
 
@@ -120,6 +121,35 @@ class PointPage(Document):
     """Every point of the requested metrics."""
 
     items: list[PointDocument]
+
+
+class CheckpointDocument(Document):
+    """A checkpoint of a job."""
+
+    name: str = Field(examples=["step-000000300"])
+    step: int = Field(description="Optimizer steps made, over the whole job")
+    epoch: int | None = Field(description="Complete epochs; null: an earlier version saved it")
+    saved_at: datetime | None = Field(description="null: an earlier version saved it")
+    bytes: int = Field(description="Of all its files; `GET …/checkpoints/{which}` sends the largest of them")
+    monitor: str = Field(description="The job's training.checkpoint.monitor", examples=["val_loss"])
+    metric: float | None = Field(description="Its value; null if it is not known for these weights")
+    best: bool = Field(description="Whether its metric is the best of the job")
+    last: bool = Field(description="Whether it is the latest of the job")
+
+    @classmethod
+    def of(cls, checkpoint: Listed, job: Job) -> Self:
+        """Returns the document of a job's checkpoint."""
+        fields = {name: getattr(checkpoint, name) for name in _FROM_CHECKPOINT}
+        return cls(**fields, monitor=job.spec["training"]["checkpoint"]["monitor"])
+
+
+_FROM_CHECKPOINT = [name for name in CheckpointDocument.model_fields if name != "monitor"]
+
+
+class CheckpointPage(Document):
+    """The checkpoints of a job that are kept, by step."""
+
+    items: list[CheckpointDocument]
 
 
 class Total(Document):

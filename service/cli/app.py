@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from service.cli import cluster, compare, control, jobs, results, secrets, submit, train, up, verify
+from service.cli import (
+    again,
+    checkpoints,
+    cluster,
+    compare,
+    control,
+    jobs,
+    results,
+    secrets,
+    submit,
+    train,
+    up,
+    verify,
+)
 from service.cli.options import DEFAULT_URL, Connection
 from service.cli.specs import SpecCommand
 
@@ -63,6 +76,8 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Run jobs": {
         "submit": submit.submit,
         "validate": submit.validate,
+        "extend": again.extend,
+        "clone": again.clone,
         "cancel": control.cancel,
         "pause": control.pause,
         "resume": control.resume,
@@ -77,6 +92,8 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "logs": results.logs,
         "metrics": results.metrics,
         "compare": compare.compare,
+        "checkpoints": checkpoints.checkpoints,
+        "download": checkpoints.download,
     },
     "The service": {
         "up": up.up,

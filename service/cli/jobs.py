@@ -101,6 +101,8 @@ def _print_job(job: Job) -> None:
         ("attempt", str(job.attempt) if job.attempt else None),
         ("workers", str(job.workers) if job.workers else None),
         ("priority", str(job.priority)),
+        ("started from", _source(job)),
+        ("model", _model(job)),
         ("labels", output.clean(", ".join(f"{key}={value}" for key, value in job.labels.items()))),
         ("progress", display.progress_text(job)),
         ("metrics", "\n".join(f"{name} {value}" for name, value in metrics)),
@@ -109,6 +111,27 @@ def _print_job(job: Job) -> None:
     ]
     screen.print(output.fields(rows))
     display.print_failure(job, screen)
+
+
+def _source(job: Job) -> str:
+    """Returns the checkpoint that the job starts from; "" if it starts from none."""
+    start = job.spec.get("start_from")
+    if not start:
+        return ""
+    how = "goes on with it" if start.get("state") == "all" else "its weights alone"
+    return f"job {start.get('job')}, step {start.get('checkpoint')}: {how}"
+
+
+def _model(job: Job) -> str:
+    """Returns whose weights the job's model has, or will have; "" if the server does not say."""
+    from service.cli import output
+
+    checkpoint = job.spec.get("training", {}).get("checkpoint", {})
+    if checkpoint.get("deliver") == "best":
+        return (
+            f"of the best checkpoint, by {output.clean(checkpoint.get('monitor'))} ({checkpoint.get('mode')})"
+        )
+    return "as after the last step" if checkpoint.get("deliver") == "last" else ""
 
 
 def _moment(time: datetime | None) -> str:

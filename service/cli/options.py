@@ -58,6 +58,11 @@ Assignments = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Set a value of the spec; may be repeated."),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--override", hidden=True)]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it has ended.")]
+Key = Annotated[
+    str | None,
+    typer.Option(metavar="IDEMPOTENCY_KEY", help="Submitting again with the same key gives the same job."),
+]
 CodeDirectory = Annotated[
     Path | None,
     typer.Option(

@@ -6,7 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +15,8 @@ from service.cli.options import (
     Assignments,
     CodeDirectory,
     Configs,
+    Follow,
+    Key,
     Overrides,
     ScriptArguments,
     SpecFile,
@@ -35,28 +37,30 @@ def submit(
     overrides: Overrides = None,
     assignments: Assignments = None,
     code: CodeDirectory = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Watch the job until it has ended.")] = False,
-    key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="IDEMPOTENCY_KEY", help="Submitting again with the same key gives the same job."
-        ),
-    ] = None,
+    follow: Follow = False,
+    key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Queue a job."""
     with session(ctx, as_json=as_json) as client:
         document = _spec(client, spec, assignments, configs, overrides, code, arguments)
-        job = _submit(client, document, key, as_json)
-        print_notes(_notes(document))
-        if follow:
-            job = _follow(client, job, as_json)
-        if as_json:
-            from service.cli.output import print_json
+        submitted(client, document, key, follow=follow, as_json=as_json)
 
-            print_json(job.to_json())
-        elif not follow:
-            _print_submitted(job)
+
+def submitted(
+    client: Client, document: Mapping[str, Any], key: str | None, *, follow: bool, as_json: bool
+) -> None:
+    """Queues a job and prints it; with `follow`, watches it and exits with the code of its end."""
+    job = _submit(client, document, key, as_json)
+    print_notes(_notes(document))
+    if follow:
+        job = _follow(client, job, as_json)
+    if as_json:
+        from service.cli.output import print_json
+
+        print_json(job.to_json())
+    elif not follow:
+        _print_submitted(job)
     if follow:
         exit_with_state(job)
 

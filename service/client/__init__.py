@@ -14,6 +14,7 @@ from service.client.errors import (
 )
 from service.client.models import (
     Amount,
+    Checkpoint,
     Cluster,
     Failure,
     Job,
@@ -32,6 +33,7 @@ from service.client.models import (
 __all__ = [
     "DEFAULT_URL",
     "Amount",
+    "Checkpoint",
     "Client",
     "ClientError",
     "Cluster",

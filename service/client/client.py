@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
+from service.client.download import download, no_progress
 from service.client.errors import ClientError, RequestError, WaitTimeout
 from service.client.log_stream import follow_log
 from service.client.models import (
+    Checkpoint,
+    Checkpoints,
     Cluster,
     Job,
     JobPage,
@@ -99,6 +104,35 @@ class Client:
         """
         body, headers = _encoded(spec)
         return self._server.call(Validation, "POST", "/v1/jobs/validate", content=body, headers=headers)
+
+    def extend(
+        self,
+        job_id: str,
+        changes: Mapping[str, Any],
+        *,
+        checkpoint: str | int = "last",
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Queues a job that goes on where another one has ended, and returns it.
+
+        It has the other's spec and code, with `changes`, as {"training.max_epochs": 20}, and its whole state
+        from `checkpoint`: "best", "last" or a step. Raises as `submit`, NotFound, and RequestError if the
+        other job has not ended, has no such checkpoint, or nothing is left to train.
+        """
+        start = {"job": job_id, "checkpoint": checkpoint, "state": "all"}
+        return self.clone(job_id, {"start_from": start, **changes}, idempotency_key=idempotency_key)
+
+    def clone(
+        self, job_id: str, changes: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Job:
+        """Queues a job with the spec and the code of another one, and returns it.
+
+        changes: values by dotted key, as {"training.seed": 1}. Raises as `submit`, and NotFound.
+        """
+        spec = self.job(job_id).spec
+        for key, value in (changes or {}).items():
+            spec = _changed(spec, key.split("."), value)
+        return self.submit(spec, idempotency_key)
 
     def jobs(
         self,
@@ -260,6 +294,32 @@ class Client:
         params = [("name", name) for name in names]
         return self._server.call(Points, "GET", f"{_path(job_id)}/metrics", params=params).items
 
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """Returns the job's checkpoints, ordered by step; may be empty.
+
+        Raises RequestError (503) if the server cannot read the storage that holds them.
+        """
+        return self._server.call(Checkpoints, "GET", f"{_path(job_id)}/checkpoints").items
+
+    def download_checkpoint(
+        self,
+        job_id: str,
+        which: str | int = "last",
+        output: str | os.PathLike[str] = ".",
+        *,
+        on_progress: Callable[[int, int | None], None] = no_progress,
+    ) -> Path:
+        """Downloads a checkpoint and returns the path of its file, which Lightning and torch load.
+
+        which: "best", "last" or a step. output: a folder, in which the file is JOB-step-STEP.ckpt, or the
+        path of the file. It appears, and replaces an existing one, when it is complete and its SHA-256 is
+        right. on_progress: called with the bytes so far and their total, None if it is unknown.
+
+        Raises NotFound if the job has no such checkpoint, and OSError if the file cannot be written.
+        """
+        path = f"{_path(job_id)}/checkpoints/{quote(str(which), safe='')}"
+        return download(self._server, path, Path(output), Retry(self.retry_seconds), on_progress)
+
     def upload_code(self, archive: bytes) -> str:
         """Uploads a zip archive and returns its digest, which goes into a spec's `code`. Idempotent.
 
@@ -305,6 +365,13 @@ class Client:
         except RequestError:
             return False
         return True
+
+
+def _changed(spec: Any, keys: list[str], value: Any) -> Any:
+    if not keys:
+        return value
+    here = dict(spec) if isinstance(spec, Mapping) else {}
+    return {**here, keys[0]: _changed(here.get(keys[0]), keys[1:], value)}
 
 
 def _encoded(spec: Mapping[str, Any] | str) -> tuple[bytes, dict[str, str]]:

@@ -5,7 +5,7 @@ ClientError
 ├── UnexpectedAnswer    a server answers, but it is not this service
 ├── WaitTimeout         the job did not end within the timeout (also a TimeoutError)
 └── RequestError        the service returned an error: status, title, detail, errors
-    └── NotFound        no such job
+    └── NotFound        no such job, or no such checkpoint of it
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RequestError(ClientError):
 
 
 class NotFound(RequestError):
-    """The service has no job with this id, or the job has no such attempt or rank."""
+    """The service has no job with this id, or the job has no such attempt, rank or checkpoint."""
 
 
 def _key_problems(items: object) -> list[KeyProblem]:

@@ -120,6 +120,26 @@ class Point(Answer):
     timestamp: int
 
 
+class Checkpoint(Answer):
+    """A checkpoint of a job.
+
+    step: optimizer steps made. epoch: complete epochs; None if an earlier version saved it. saved_at: with a
+    time zone, UTC; None as epoch. bytes: the size of all its files. monitor: the metric by which the best one
+    is chosen. metric: its value; None if it is not known for these weights. best, last: whether it is this
+    one of its job.
+    """
+
+    name: str
+    step: int
+    epoch: int | None = None
+    saved_at: datetime | None = None
+    bytes: int
+    monitor: str | None = None
+    metric: float | None = None
+    best: bool = False
+    last: bool = False
+
+
 class LogSource(Answer):
     """The attempt and rank whose log lines follow.
 
@@ -253,6 +273,12 @@ class Points(Answer):
     """The points of a job's metrics."""
 
     items: list[Point]
+
+
+class Checkpoints(Answer):
+    """The checkpoints of a job."""
+
+    items: list[Checkpoint]
 
 
 class Queue(Answer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import httpx
@@ -19,6 +19,7 @@ RETRIED_STATUSES = frozenset({502, 503, 504})
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _RETRY_SECONDS = 1.0
 A = TypeVar("A", bound=Answer)
+Result = TypeVar("Result")
 
 
 class Transport:
@@ -61,6 +62,27 @@ class Transport:
             except (httpx.TransportError, httpx.DecodingError) as error:
                 may_have_arrived |= not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 retry.back_off(ServerUnreachable(self.url, _cause(error), may_have_arrived=may_have_arrived))
+            except RequestError as error:
+                if error.status not in RETRIED_STATUSES:
+                    raise
+                retry.back_off(error)
+
+    def read(
+        self, path: str, write: Callable[[Iterator[bytes], httpx.Headers], Result], retry: Retry
+    ) -> Result:
+        """Gives an answer's body in chunks, and its headers, to `write`, and returns what it returns.
+
+        After a lost connection, which may be in the middle of the body, begins again. Raises ClientError.
+        """
+        while True:
+            try:
+                with self._http.stream("GET", path) as response:
+                    if not response.is_success:
+                        response.read()
+                    self._checked(response)
+                    return write(response.iter_bytes(), response.headers)
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                retry.back_off(ServerUnreachable(self.url, _cause(error)))
             except RequestError as error:
                 if error.status not in RETRIED_STATUSES:
                     raise

@@ -1,4 +1,4 @@
-"""Builds the launch of an attempt's start from the job's row. Pure; code and secrets come on demand."""
+"""Builds the launch of an attempt's start from the job's row; code and secrets come on demand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from service.backends.cluster import Launch
+from service.checkpoints import location_of
 from service.jobs.job import Job
 from service.queue.store import Store
 from service.secrets import Secrets
@@ -30,6 +31,7 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
     limit = job.time_limit.run
     environment = job.spec.get("environment", {})  # a job of an earlier version has none
     secrets = environment.get("secrets", [])
+    start_from = job.spec.get("start_from")  # jobs of version 0.1 have none
     return Launch(
         order=Order(
             attempt=name_of(job),
@@ -39,6 +41,7 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
             world_size=job.workers,
             folder=str(run_folder(settings, job)),
             checkpoints=settings.checkpoints and f"{settings.checkpoints}/{job.id}",
+            start_from=start_from and location_of(settings, start_from["job"]),
             code=digest,
             mlflow_uri=settings.mlflow_url,
             run_id=job.run_id,

@@ -16,13 +16,16 @@ _NO_KEY = re.compile(r"[^\w\-. /:]")
 
 
 def run_tags(job: Job) -> dict[str, str]:
-    """Returns the tags of the job's run: its labels, where it comes from, and a description.
+    """Returns the tags of the job's run: its labels, where it comes from and starts from, and a description.
 
     A label whose key MLflow refuses, or takes for itself, gets a key that it accepts.
     """
     tags = {_key(label): value[:_LONGEST] for label, value in job.labels.items()}
     if digest := job.spec.get("code"):
         tags["syncbn.code"] = digest
+    if start := job.spec.get("start_from"):
+        state = "the whole state" if start["state"] == "all" else "the weights"
+        tags["syncbn.start_from"] = f"job {start['job']}, step {start['checkpoint']}: {state}"
     tags |= source_tags(job.spec, "JOB")
     tags["mlflow.note.content"] = _description(job)
     return tags

@@ -134,6 +134,10 @@ class Store(Lease, CodeArchives, StoredSecrets):
             raise NotFound(f"no job {job_id!r}")
         return _job(row)
 
+    def with_run(self, run_id: str) -> Job | None:
+        """Returns the job with this MLflow run; None if there is none."""
+        return next(iter(self._jobs(select(jobs).where(jobs.c.run_id == run_id))), None)
+
     def several(self, job_ids: Collection[str]) -> list[Job]:
         """Returns those of the jobs that exist."""
         return self._jobs(select(jobs).where(jobs.c.id.in_(job_ids))) if job_ids else []

@@ -160,6 +160,7 @@ def rank_run(
     folder: Path,
     *,
     checkpoints_url: str | None = None,
+    start_from: str | None = None,
     keep_results: bool = True,
 ) -> RankRun:
     """This rank's part of a run in `folder`, to be trained in the group that there is: `train_in`."""
@@ -171,6 +172,7 @@ def rank_run(
         world_size=dist.get_world_size(),
         folder=str(folder / "run"),
         checkpoints=checkpoints_url,
+        start_from=start_from,
         output=str(folder) if keep_results else None,
     )
     nobody, channel = socket.socketpair()
@@ -195,10 +197,11 @@ def attempt(
     *,
     stop_after: int | None = None,
     checkpoints_url: str | None = None,
+    start_from: str | None = None,
 ) -> Done:
     """One attempt at the run in `folder`, going on from its last checkpoint if there is one."""
     current_process().daemon = False  # so that a loader may have processes, which end with it
-    own = rank_run(rank, spec, folder, checkpoints_url=checkpoints_url)
+    own = rank_run(rank, spec, folder, checkpoints_url=checkpoints_url, start_from=start_from)
     own.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
     os.environ[STOP_AFTER] = f"{stop_after}:{own.folder.stop_request}" if stop_after else ""
     dist.barrier()

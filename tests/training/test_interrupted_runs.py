@@ -117,13 +117,15 @@ def test_accumulated_batches_are_cut_and_resumed_alike(worlds: Worlds, tmp_path:
     assert [row["step"] for row in expected.rows] == list(range(1, 45))
 
 
-def test_checkpoint_is_made_every_so_many_steps(worlds: Worlds, tmp_path: Path) -> None:
+def test_checkpoint_is_made_every_so_many_steps_at_the_end_and_of_the_best_validation(
+    worlds: Worlds, tmp_path: Path
+) -> None:
     spec = spec_of(checkpoint={"every_steps": 5, "keep_last": 3})
 
     worlds.run(2, attempt, spec, tmp_path)
 
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert [int(name.rpartition("-")[2]) for name in kept] == [30, 35, 40]
+    assert [int(name.rpartition("-")[2]) for name in kept] == [22, 35, 40, 44]
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -200,6 +202,7 @@ def test_a_checkpoint_holds_no_class(worlds: Worlds, tmp_path: Path, model: str)
 
     whole(worlds, 2, spec, tmp_path)
 
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert [path.name for path in checkpoints] == ["step-000000009", "step-000000010"]
     for name in ("lightning.ckpt", "train_state.pt"):
-        assert torch.load(checkpoint / name, weights_only=True)
+        assert all(torch.load(path / name, weights_only=True) for path in checkpoints)

@@ -1,8 +1,8 @@
 """The Lightning callback that saves checkpoints: when it saves one, and what the checkpoint holds.
 
-All ranks save a checkpoint together, between two optimizer steps. It holds what Lightning saves (model,
-optimizers, schedulers, gradient scaler, loops), the metrics accumulated so far in the epoch, and the states
-of the random generators. A resumed run therefore continues as if it had never stopped.
+All ranks save a checkpoint together, between two optimizer steps or after the last one. It holds what
+Lightning saves (model, optimizers, schedulers, gradient scaler, loops), the metrics accumulated so far in the
+epoch, and the states of the random generators. A resumed run therefore continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from training import internals
-from training.callbacks import train_state
+from training.callbacks import resume_point, train_state
 from training.callbacks.job_step import job_step
 from training.callbacks.log_sync import LogSync
+from training.callbacks.monitor import Monitor
 from training.callbacks.own_checkpoints import IN_MEMORY, JobCheckpointIO
 from training.callbacks.stop_vote import StopVote, Vote
 from training.callbacks.train_state import TrainState
 from training.checkpoints.folder import Checkpoints
-from training.checkpoints.manifest import Saved
-from training.loading.combined import states_at
+from training.checkpoints.listing import LIGHTNING
+from training.checkpoints.retention import comparable, is_better
 from training.run_dir import RunFolder
 from training.spec import Spec
 from training.tracking.tracker import Tracker
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 
 Store: TypeAlias = "Checkpoints | ObjectStore"
 
-LIGHTNING = "lightning.ckpt"
 SECONDS_BETWEEN = 10.0
 """Minimum time between two checkpoints that are saved only because an epoch has ended."""
 
@@ -55,7 +55,8 @@ class StopRequested(BaseException):
 
 
 class CheckpointCallback(Callback):
-    """Saves the run every N steps or minutes, between epochs, and when the run is asked to stop.
+    """Saves the run every N steps or minutes, between epochs, whenever a validation was the best so far, when
+    the run is asked to stop, and when it ends.
 
     Only rank 0 votes, from its clock and the stop request in the run's folder; `vote` carries its decision to
     every rank together with the loss. `busy` is entered while a checkpoint is saved. If a checkpoint cannot
@@ -63,6 +64,10 @@ class CheckpointCallback(Callback):
 
     The checkpoint is saved just before the next batch, because only then is everything that belongs to the
     step complete, including metrics, schedulers and validation.
+
+    step, state: of the checkpoint that the run goes on from; 0, None: it starts at its first step. release:
+    called when all ranks have read it. best: the best metric of the run's checkpoints, on rank 0. final:
+    whether to save the run when it ends.
     """
 
     def __init__(
@@ -75,16 +80,38 @@ class CheckpointCallback(Callback):
         vote: StopVote,
         logs: LogSync,
         busy: Callable[[str], AbstractContextManager[None]],
-        resumed: Saved | None = None,
+        step: int = 0,
+        state: TrainState | None = None,
+        release: Callable[[], None] = lambda: None,
+        best: float | None = None,
+        final: bool = True,
     ) -> None:
-        self.settings, self.seed, self.folder = spec.training.checkpoint, spec.training.seed, folder
+        self.settings, self.spec, self.folder = spec.training.checkpoint, spec, folder
         self.tracker, self.vote, self.logs, self.busy = tracker, vote, logs, busy
         self.store = store
-        self._to_restore = train_state.load(resumed.path) if resumed else None
-        self._step = resumed.step if resumed else 0
-        self._saved = resumed.step if resumed else None  # updated on rank 0 only
+        self._monitor, self._best, self._final = Monitor(self.settings), best, final
+        self._to_restore, self._release = state, release
+        self._step = step
+        self._saved = None if state is None else step  # updated on rank 0 only
         self._saved_at = time.monotonic()
-        self._told_missing: str | None = None
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._final:
+            internals.before_epoch_ends(trainer, lambda: self._save_within_epoch(trainer, module))
+
+    def on_fit_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        if self._to_restore is not None and self._to_restore.finished:
+            trainer.should_stop = True  # it was interrupted after its training, which is not to go on
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._to_restore is not None and self._to_restore.between_epochs:
+            self._restore(trainer, module)
+
+    def on_validation_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._monitor.validation_starts(trainer)
+
+    def on_validation_end(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._monitor.validation_ends(trainer)
 
     def on_before_backward(self, *_: Any) -> None:
         self.vote.cast(self._own_vote() if dist.get_rank() == 0 else Vote.GO_ON)
@@ -102,57 +129,102 @@ class CheckpointCallback(Callback):
         self, trainer: Trainer, module: LightningModule, _batch: Any, batch_idx: int
     ) -> None:
         if self._to_restore is not None:
-            self._to_restore.restore(trainer, module)
-            self.logs.resumed = self._to_restore.logged_by(trainer)
-            self._to_restore = None
+            self._restore(trainer, module)
         if job_step(trainer) == self._step:
             return  # nothing new to save, or between two micro-batches of one step
         self._step = job_step(trainer)
-        self.store.release()  # a step needs all ranks, so each of them has read the checkpoint by now
+        self._release()  # a step needs all ranks, so each of them has read the checkpoint by now
         decided = self.vote.decision
-        if decided is Vote.GO_ON and batch_idx == 0 and self._epoch_checkpoint_is_due(trainer):
+        may_be_due = batch_idx == 0 or self._monitor.was_validated(trainer)
+        if decided is Vote.GO_ON and may_be_due and self._is_due(trainer, epoch_ended=batch_idx == 0):
             decided = Vote.SAVE
         if decided is not Vote.GO_ON:
-            self._save(trainer, module, batch_idx)
+            self._save(
+                trainer,
+                module,
+                lambda lightning: resume_point.before_fetched_batch(lightning, trainer, batch_idx),
+                epoch_ended=batch_idx == 0,
+            )
         if decided is Vote.SAVE_AND_STOP:
             raise StopRequested(self._saved or 0)
 
     def on_train_epoch_end(self, *_: Any) -> None:
         self.logs.resumed = {}
 
-    def _epoch_checkpoint_is_due(self, trainer: Trainer) -> bool:
-        # Collective: every rank gets here, and rank 0's clock decides.
-        due = torch.tensor(
-            [float(time.monotonic() - self._saved_at >= SECONDS_BETWEEN)],
-            device=trainer.strategy.root_device,
-        )
-        dist.broadcast(due, 0)
-        return bool(due)
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._final and not internals.stopped_within_epoch(trainer):
+            self._save(
+                trainer,
+                module,
+                lambda lightning: resume_point.before_next_epoch(lightning, trainer),
+                epoch_ended=True,
+                finished=True,
+            )
 
-    def _save(self, trainer: Trainer, module: LightningModule, batch_idx: int) -> None:
+    def _save_within_epoch(self, trainer: Trainer, module: LightningModule) -> None:
+        """Saves a run that ends within an epoch, before Lightning ends the epoch as if it were complete."""
+        # Between two micro-batches the gradients so far would be lost: no such checkpoint could go on.
+        if internals.stopped_within_epoch(trainer) and not internals.is_between_micro_batches(trainer):
+            self._save(
+                trainer,
+                module,
+                lambda lightning: resume_point.before_next_batch(lightning, trainer),
+                epoch_ended=False,
+                finished=True,
+            )
+
+    def _restore(self, trainer: Trainer, module: LightningModule) -> None:
+        assert self._to_restore is not None
+        self._to_restore.restore(trainer, module)
+        self.logs.resumed = self._to_restore.logged_by(trainer)
+        self._to_restore = None
+
+    def _is_due(self, trainer: Trainer, *, epoch_ended: bool) -> bool:
+        # Collective: every rank gets here, and rank 0 decides, by its clock and the metric.
+        due = False
+        if trainer.is_global_zero:
+            metric = comparable(self._monitor.value(trainer, epoch_ended=epoch_ended))
+            due = epoch_ended and time.monotonic() - self._saved_at >= SECONDS_BETWEEN
+            due |= is_better(metric, self._best, self.settings.mode)
+        decision = torch.tensor([float(due)], device=trainer.strategy.root_device)
+        dist.broadcast(decision, 0)
+        return bool(decision)
+
+    def _save(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        set_resume_point: Callable[[dict[str, Any]], None],
+        *,
+        epoch_ended: bool,
+        finished: bool = False,
+    ) -> None:
+        """Saves the run. Collective. set_resume_point: changes the state of Lightning's loops."""
+        self._step = job_step(trainer)
         with self.busy("saving a checkpoint"):
-            state = train_state.gather(trainer, module, seed=self.seed)
+            state = train_state.gather(
+                trainer, module, spec=self.spec, finished=finished, between_epochs=finished and epoch_ended
+            )
             io = trainer.strategy.checkpoint_io
             assert isinstance(io, JobCheckpointIO)
             trainer.save_checkpoint(IN_MEMORY)
             if state is not None:
-                _rewind_one_batch(io.last, trainer, batch_idx)
-                self._write(trainer, io.last, state, batch_idx)
+                set_resume_point(io.last)
+                metric = self._monitor.value(trainer, epoch_ended=epoch_ended)
+                self._write(io.last, state, comparable(metric), trainer.current_epoch)
             io.last = {}
         self._saved_at = time.monotonic()
 
-    def _write(self, trainer: Trainer, lightning: dict[str, Any], state: TrainState, batch_idx: int) -> None:
-        # In the middle of an epoch, the last validation's value belongs to older weights.
-        value = trainer.callback_metrics.get(self.settings.monitor) if batch_idx == 0 else None
-        if batch_idx == 0 and value is None:
-            self._tell_missing(trainer)
+    def _write(self, lightning: dict[str, Any], state: TrainState, metric: float | None, epoch: int) -> None:
         try:
             # The tracker first: a run that resumes from here does not log these points again.
             self.tracker.sync()
-            with self.store.writing(self._step, metric=None if value is None else float(value)) as folder:
+            with self.store.writing(self._step, metric=metric, epoch=epoch) as folder:
                 torch.save(lightning, folder / LIGHTNING)
                 state.save(folder)
             self._saved = self._step
+            if is_better(metric, self._best, self.settings.mode):
+                self._best = metric
         except (OSError, RuntimeError) as error:  # torch wraps errors of the disk in a RuntimeError
             last = self._saved
             fallback = "there is no earlier one" if last is None else f"the last one is of step {last}"
@@ -160,19 +232,6 @@ class CheckpointCallback(Callback):
                 "the checkpoint of step %d could not be written: %s. Training continues; %s. %s",
                 *(self._step, error, fallback, self.store.remedy),
             )
-
-    def _tell_missing(self, trainer: Trainer) -> None:
-        """Says once that no checkpoint will be the best one, if a metric was named that is not logged."""
-        monitor = self.settings.monitor
-        if monitor in (self._told_missing, type(self.settings)().monitor):
-            return
-        self._told_missing = monitor
-        names = ", ".join(sorted(trainer.callback_metrics)) or "none"
-        log.warning(
-            "training.checkpoint.monitor: no metric %r was logged by the end of the epoch, so no checkpoint "
-            "is the best one; these were: %s",
-            *(monitor, names),
-        )
 
 
 def checkpoint_store(spec: Spec, folder: RunFolder) -> Store:
@@ -183,12 +242,3 @@ def checkpoint_store(spec: Spec, folder: RunFolder) -> Store:
     from training.checkpoints.object_store import ObjectStore
 
     return ObjectStore(folder.checkpoints_url, keep_last=settings.keep_last, mode=settings.mode)
-
-
-def _rewind_one_batch(lightning: dict[str, Any], trainer: Trainer, batch_idx: int) -> None:
-    """Rewinds the loops' state by one batch: Lightning has fetched the next one and would count it done."""
-    fit_loop = lightning["loops"]["fit_loop"]
-    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
-    fit_loop["state_dict"]["combined_loader"] = states_at(
-        *internals.loaders_to_train_on(trainer), epoch=trainer.current_epoch, number=batch_idx
-    )

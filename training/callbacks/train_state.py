@@ -29,6 +29,8 @@ from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_mean, di
 from training import internals
 from training.callbacks.job_step import job_step
 from training.callbacks.log_reduction import LoggedValue, values_for_rank, values_of_epoch
+from training.checkpoints.listing import LIGHTNING
+from training.spec import Spec
 
 FILE, EARLIER_FILE = "train_state.pt", "carried.pt"
 SHARED_BY_ALL = (dim_zero_max, dim_zero_min, dim_zero_mean)
@@ -43,6 +45,9 @@ class TrainState:
 
     generators, logged: one entry per rank. metrics: by name in the module. gradients: the averages over all
     ranks that a module with manual optimization may go on to accumulate, by name of the parameter.
+    batching: what decides which samples an epoch's batches have; empty if an earlier version saved it.
+    between_epochs: saved before the next epoch starts, and not just before a batch. finished: the run has
+    ended its training here; only a longer one goes on.
     """
 
     seed: int
@@ -51,6 +56,9 @@ class TrainState:
     logged: list[dict[str, LoggedValue]]
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    batching: dict[str, Any] = field(default_factory=dict)
+    between_epochs: bool = False
+    finished: bool = False
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
         """Restores everything except what `logged_by` returns. Every rank must call it."""
@@ -74,10 +82,17 @@ class TrainState:
         torch.save(asdict(self), folder / FILE)
 
 
-def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainState | None:
+def gather(
+    trainer: Trainer,
+    module: LightningModule,
+    *,
+    spec: Spec,
+    between_epochs: bool = False,
+    finished: bool = False,
+) -> TrainState | None:
     """Returns the current state on rank 0, None on the others. Collective: every rank must call it."""
     own: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(own, (_generators(), values_of_epoch(trainer)))
+    dist.all_gather_object(own, (_generators(), {} if between_epochs else values_of_epoch(trainer)))
     metrics = _metrics(module)
     # Ranks may differ in whether a metric was updated, but they must agree on whether to sync it.
     updates = torch.tensor(
@@ -98,13 +113,27 @@ def gather(trainer: Trainer, module: LightningModule, *, seed: int) -> TrainStat
     }
     generators, logged = (list(parts) for parts in zip(*own, strict=True))
     return TrainState(
-        seed=seed,
+        seed=spec.training.seed,
         step=job_step(trainer),
         generators=generators,
         logged=logged,
         metrics=states,
         gradients=gradients,
+        batching=batching(spec),
+        between_epochs=between_epochs,
+        finished=finished,
     )
+
+
+def batching(spec: Spec) -> dict[str, Any]:
+    """Returns the settings that decide which samples an epoch's batches have, by name in `training`."""
+    names = ("global_batch_size", "loader_batches", "accumulate_grad_batches", "drop_last", "seed", "sampler")
+    return {name: getattr(spec.training, name) for name in names}
+
+
+def is_beside(file: Path) -> bool:
+    """Returns whether a checkpoint of Lightning is one of a job's, with this state in its folder."""
+    return file.name == LIGHTNING and any((file.parent / name).exists() for name in (FILE, EARLIER_FILE))
 
 
 def load(folder: Path) -> TrainState:

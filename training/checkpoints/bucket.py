@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, BinaryIO, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from pyarrow import ArrowException, fs
 
@@ -86,6 +86,13 @@ class Bucket:
         storage, root = self._filesystem
         with storage.open_input_file(f"{root}/{name}") as source:
             return bytes(source.read())
+
+    @_translate_errors
+    def open(self, name: str) -> BinaryIO:
+        """Opens a file for reading from its beginning to its end. Raises FileNotFoundError."""
+        storage, root = self._filesystem
+        opened: BinaryIO = storage.open_input_stream(f"{root}/{name}")
+        return opened
 
     @_translate_errors
     def download(self, name: str, target: Path) -> None:

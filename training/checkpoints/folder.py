@@ -20,9 +20,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from training.checkpoints import manifest
+from training.checkpoints.listing import Listed, listed
 from training.checkpoints.manifest import InvalidCheckpoint, Saved, step_of
 from training.checkpoints.retention import BROKEN_KEPT, Mode, comparable, newest_valid, outdated
 
@@ -45,7 +47,7 @@ class Checkpoints:
         return f"Make room in {self.folder}."
 
     @contextmanager
-    def writing(self, step: int, *, metric: float | None = None) -> Iterator[Path]:
+    def writing(self, step: int, *, metric: float | None = None, epoch: int | None = None) -> Iterator[Path]:
         """Yields an empty folder for the files of a checkpoint. Only one process of a run may call this.
 
         When the context exits, the checkpoint is in place and synced to disk, and outdated checkpoints are
@@ -59,7 +61,7 @@ class Checkpoints:
         draft.mkdir()
         try:
             yield draft
-            manifest.seal(draft, step, metric)
+            manifest.seal(draft, step, metric, epoch=epoch)
             _make_durable(draft)
             self._publish(draft, self.folder / f"step-{step:09d}", metric)
         except BaseException:
@@ -80,6 +82,29 @@ class Checkpoints:
         for leftover in self._matching(r"\.deleting-.*"):
             _remove(leftover)
         return newest_valid([path.name for path in self._newest_first()], self._read, self._refuse)
+
+    def listed(self) -> list[Listed]:
+        """Returns the checkpoints by step. Their content is not verified.
+
+        Changes nothing: any process may call it at any time. Raises OSError.
+        """
+        found = {}
+        for path in self._newest_first():
+            with suppress(InvalidCheckpoint):
+                manifest.sizes_checked(path)
+                found[path.name] = manifest.read(path)
+        return listed(found, self.mode)
+
+    def read(self, name: str) -> Saved:
+        """Returns the checkpoint of that name, every byte verified. Raises OSError, InvalidCheckpoint."""
+        return self._read(name)
+
+    def open(self, name: str, file: str) -> BinaryIO:
+        """Opens a file of a checkpoint for reading. Raises OSError, also for a symbolic link.
+
+        It can be read to its end even if the checkpoint is deleted meanwhile.
+        """
+        return os.fdopen(os.open(self.folder / name / file, os.O_RDONLY | os.O_NOFOLLOW), "rb")
 
     def fetch_to_node(self, saved: Saved) -> Saved:
         """Returns `saved`, which `latest_valid` found on another machine: this one can read it as well."""

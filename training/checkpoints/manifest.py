@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,8 +38,11 @@ def step_of(name: str) -> int:
     return int(name.split("-")[1])
 
 
-def seal(draft: Path, step: int, metric: float | None) -> None:
-    """Writes the manifest of the files in `draft`. Raises ValueError for a file that it cannot list."""
+def seal(draft: Path, step: int, metric: float | None, *, epoch: int | None = None) -> None:
+    """Writes the manifest of the files in `draft`. Raises ValueError for a file that it cannot list.
+
+    epoch: the number of complete epochs; None if it is not known.
+    """
     files = {}
     for name, file in files_in(draft).items():
         if name == NAME or not _is_plain(file):
@@ -46,7 +50,8 @@ def seal(draft: Path, step: int, metric: float | None) -> None:
         with file.open("rb") as opened:
             size = os.fstat(opened.fileno()).st_size
             files[name] = {"size": size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
-    contents = {"format": FORMAT, "step": step, "metric": metric, "files": files}
+    facts = {"step": step, "metric": metric, "epoch": epoch, "saved_at": time.time()}
+    contents = {"format": FORMAT, **facts, "files": files}
     (draft / NAME).write_text(serialize(contents), encoding="utf-8")
 
 
@@ -56,7 +61,10 @@ def serialize(contents: Mapping[str, Any]) -> str:
 
 
 def parse(text: bytes) -> dict[str, Any]:
-    """Returns format, step, metric and, by name, each file's size and sha256. Raises InvalidCheckpoint."""
+    """Returns format, step, metric and, by name, each file's size and sha256. Raises InvalidCheckpoint.
+
+    epoch and saved_at (seconds since 1970) are missing if an earlier version wrote the manifest.
+    """
     try:
         contents = json.loads(text)
     except ValueError:

@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
 
 from training.backoff import Backoff
 from training.checkpoints import manifest
 from training.checkpoints.bucket import Bucket, StorageUnavailable
+from training.checkpoints.listing import Listed, listed
 from training.checkpoints.manifest import InvalidCheckpoint, Saved, step_of
 from training.checkpoints.retention import BROKEN_KEPT, Mode, comparable, newest_valid, outdated
 from training.checkpoints.tempdirs import TemporaryFolder
@@ -63,7 +64,7 @@ class ObjectStore:
         return f"Make sure that {self.url} can be written, and that {tempfile.gettempdir()} has room."
 
     @contextmanager
-    def writing(self, step: int, *, metric: float | None = None) -> Iterator[Path]:
+    def writing(self, step: int, *, metric: float | None = None, epoch: int | None = None) -> Iterator[Path]:
         """As `Checkpoints.writing`: when the context exits, the checkpoint is in the storage.
 
         Raises OSError naming the URL if the storage does not accept it.
@@ -72,7 +73,7 @@ class ObjectStore:
         draft = TemporaryFolder()
         try:
             yield draft.path
-            manifest.seal(draft.path, step, metric)
+            manifest.seal(draft.path, step, metric, epoch=epoch)
             if not self._already_saved(step, metric):
                 self._upload(draft.path, step)
             self._retain()
@@ -86,13 +87,23 @@ class ObjectStore:
         """
         return self._retry(self._latest_valid)
 
+    def listed(self) -> list[Listed]:
+        """As `Checkpoints.listed`. Raises OSError naming the URL if the storage does not answer."""
+        return self._retry(self._listed)
+
+    def read(self, name: str) -> Saved:
+        """As `Checkpoints.read`; its path is a copy on this machine that exists until `release`."""
+        return self._retry(lambda: self._fetch(name, self._uploads().get(name, {}), self._new_local_folder()))
+
+    def open(self, name: str, file: str) -> BinaryIO:
+        """As `Checkpoints.open`. Reading fails if the checkpoint is deleted meanwhile."""
+        return self._bucket.open(f"{name}/{file}")
+
     def fetch_to_node(self, saved: Saved) -> Saved:
         """Copies a checkpoint that `latest_valid` found on another machine to this one, until `release`."""
         name = saved.path.name
         try:
-            return self._retry(
-                lambda: self._fetch(name, self._uploads().get(name, {}), self._new_local_folder())
-            )
+            return self.read(name)
         except InvalidCheckpoint as fault:
             raise OSError(errno.EIO, f"{name} was valid on another machine: {fault}", self.url) from None
 
@@ -161,6 +172,13 @@ class ObjectStore:
         return newest_valid(
             checkpoints, lambda name: self._fetch(name, checkpoints[name], local_folder), self._set_aside
         )
+
+    def _listed(self) -> list[Listed]:
+        found = {}
+        for name, sizes in self._checkpoints().items():
+            with suppress(InvalidCheckpoint):
+                found[name] = self._manifest(name, sizes)
+        return listed(found, self.mode)
 
     def _new_local_folder(self) -> Path:
         self.release()

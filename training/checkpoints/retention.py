@@ -26,9 +26,21 @@ def outdated(metrics: Mapping[str, float | None], *, keep_last: int, mode: Mode)
 
     metrics: of all checkpoints by name, the newest first.
     """
+    best = best_of(metrics, mode)
+    return [name for name in list(metrics)[keep_last:] if name != best]
+
+
+def best_of(metrics: Mapping[str, float | None], mode: Mode) -> str | None:
+    """Returns the name with the best metric, the first of equals; None if there is no metric."""
     measured = {name: metric for name, metric in metrics.items() if metric is not None}
-    best = sorted(measured, key=measured.__getitem__, reverse=mode == "max")[:1]
-    return [name for name in list(metrics)[keep_last:] if name not in best]
+    return next(iter(sorted(measured, key=measured.__getitem__, reverse=mode == "max")), None)
+
+
+def is_better(metric: float | None, best: float | None, mode: Mode) -> bool:
+    """Returns whether a metric is better than the best one so far; None: there is none."""
+    if metric is None or best is None:
+        return metric is not None
+    return metric < best if mode == "min" else metric > best
 
 
 def newest_valid(

@@ -76,9 +76,10 @@ def rank_environment(
     Raises BuildError if they would replace the credentials with which the order's checkpoints are stored.
     """
     resources = order.spec["resources"]
-    if order.checkpoints is not None:
+    in_storage = order.checkpoints is not None or "://" in (order.start_from or "")
+    if in_storage:
         _raise_if_of_storage([*order.variables, *order.secrets])
-    environment = {**RANK_DEFAULTS, **base, **(storage if order.checkpoints is not None else {})}
+    environment = {**RANK_DEFAULTS, **base, **(storage if in_storage else {})}
     if order.runs_script:
         for name in _OF_THE_TRACKER:  # a script has MLflow's own defaults
             if name not in base:

@@ -23,6 +23,7 @@ from training.errors import BuildError, RunFailed, TrainingError
 from training.host.agent import HostAgent
 from training.host.environment import user_variables
 from training.host.own_folder import own_folder
+from training.host.sources import check_kept, checkpoint_source
 from training.protocol import (
     ExitRecord,
     Failure,
@@ -55,6 +56,7 @@ def train_locally(spec: Spec, *, code: Path | None, output: Path) -> int:
         workers = _workers_that_fit(spec)
         own_secrets(spec)
         folder = code_folder(code)
+        check_kept(checkpoint_source(spec), output)
         output = prepare_output(output)
         with LocalHost(folder) as machine, _mlflow_run(spec) as (uri, run_id):
             machine.run(spec, workers=workers, output=output, mlflow_uri=uri, run_id=run_id)
@@ -140,6 +142,7 @@ class LocalHost:
             mlflow_uri=mlflow_uri,
             run_id=run_id,
             output=str(output),
+            start_from=checkpoint_source(spec),
             curves_only=curves_only,
             last_bit=last_bit,
             seconds_left=spec.time_limit.run,

@@ -18,6 +18,9 @@ from training.spec import Optimizer, Spec
 
 Batch = tuple[Tensor, Tensor]
 _PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+OTHER_STATE = "other_state_dict"
+"""The key in a checkpoint of an nn.Module for the state of its loss and metrics."""
+_PREFIX = "model."
 DEFAULT_OPTIMIZER = Optimizer(init_args={"lr": 0.1, "momentum": 0.9})
 
 
@@ -123,6 +126,19 @@ class Supervised(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return configured_optimizers(self.model, self.spec)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Gives the state_dict in the checkpoint the keys of the user's own model."""
+        state = checkpoint["state_dict"]
+        own = [key for key in state if key.startswith(_PREFIX)]
+        checkpoint[OTHER_STATE] = {key: value for key, value in state.items() if key not in set(own)}
+        checkpoint["state_dict"] = {key.removeprefix(_PREFIX): state[key] for key in own}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Does the opposite. A checkpoint of an earlier version has the keys of this module."""
+        if OTHER_STATE in checkpoint:
+            own = {f"{_PREFIX}{key}": value for key, value in checkpoint["state_dict"].items()}
+            checkpoint["state_dict"] = own | checkpoint.pop(OTHER_STATE)
 
 
 def configured_optimizers(model: nn.Module, spec: Spec) -> Any:

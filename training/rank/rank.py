@@ -7,11 +7,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from training.checkpoints.manifest import Saved
 from training.console import say
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from training.callbacks.checkpointing import Store
     from training.tracking.mlflow_run import MlflowRun
     from training.tracking.tracker import Tracker
-
-T = TypeVar("T")
 
 
 class RankRun:
@@ -104,14 +102,19 @@ class RankRun:
     def _run(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> None:
         from lightning.pytorch import seed_everything
 
+        from training.callbacks.job_step import job_step
         from training.callbacks.log_sync import LogSync
         from training.callbacks.logger import RunLogger
         from training.callbacks.norm_report import norm_report
         from training.callbacks.own_checkpoints import KeptFiles
         from training.callbacks.share_counts import ShareCounts
+        from training.model.initial_weights import start_with
+        from training.model.last_bits import change_last_bits
         from training.model.supervised import Supervised
+        from training.rank.delivery import deliver
         from training.rank.loaders import RankLoaders
         from training.rank.options import user_options
+        from training.rank.starting_point import starting_point
         from training.rank.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
@@ -123,7 +126,15 @@ class RankRun:
         user = user_options(self.spec.trainer, files)
         self.builds = False
         with watchdog.busy("reading the checkpoint"):
-            resumed = self._checkpoint_to_resume(store)
+            start = starting_point(
+                self.spec, store, self.order.start_from, self.context, self._print_on_rank_0
+            )
+        if start.weights is not None:
+            assert self.spec.start_from is not None
+            start_with(module, start.weights, strict=self.spec.start_from.strict)
+            start = replace(start, weights=None)
+        if self.order.last_bit:
+            change_last_bits(module)
         loaders = RankLoaders(
             self.spec, rank=self.rank, world_size=self.world_size, say=self._print_on_rank_0
         )
@@ -140,7 +151,8 @@ class RankRun:
             norm_report=report,
             watchdog=watchdog,
             store=store,
-            resumed=resumed,
+            start=start,
+            final=not self.order.curves_only,
             share=share,
             logs=logs,
             files=files,
@@ -150,9 +162,13 @@ class RankRun:
             validate=not self.order.curves_only,
         )
         logs.attach(self.trainer)
-        self._fit(module, data, resumed)
+        self._fit(module, data, start.file)
         if self.order.curves_only:
             return
+        with watchdog.busy("reading the checkpoint"):
+            delivered = deliver(module, self.spec, store, self.context, job_step(self.trainer))
+        tracker.tags({"syncbn.model": delivered})
+        self._print_on_rank_0(f"the model is that of the {delivered}")
         self._test(module, data)
         logs.detach()
         del module.configure_model
@@ -163,7 +179,6 @@ class RankRun:
 
     def _module(self, tracker: Tracker) -> Any:
         """Builds the LightningModule; completes the spec with the default optimizer."""
-        from training.model.last_bits import change_last_bits
         from training.model.modes import enter_training, in_evaluation
         from training.model.norms import apply_norm, apply_norm_when_made
         from training.model.supervised import Supervised, as_lightning_module
@@ -179,22 +194,18 @@ class RankRun:
             self._print_on_rank_0(f"in evaluation mode while it trains: {parts}")
         if self.spec.training.precision == "64-true":
             module.double()  # Lightning does so too, but after it has loaded a checkpoint into the module
-        if self.order.last_bit:
-            change_last_bits(module)
         workers = f"{self.world_size} worker{'s' if self.world_size > 1 else ''}"
         self._print_on_rank_0(f"{type(model).__name__} on {workers}: training")
         return module
 
-    def _fit(self, module: Any, data: Any, resumed: Saved | None) -> None:
-        from training.callbacks.checkpointing import LIGHTNING
-
+    def _fit(self, module: Any, data: Any, checkpoint: Path | None) -> None:
         if self.order.curves_only:
             warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
         self._prepares_data()
         self.trainer.fit(
             module,
             datamodule=data,
-            ckpt_path=str(resumed.path / LIGHTNING) if resumed else None,
+            ckpt_path=checkpoint,
             weights_only=False,
         )
 
@@ -223,36 +234,6 @@ class RankRun:
             yield store
         finally:
             store.release()
-
-    def _checkpoint_to_resume(self, store: Store) -> Saved | None:
-        """Returns the checkpoint to resume from, or None. Collective.
-
-        Only rank 0 searches for it, because the search moves broken checkpoints aside.
-        """
-        import torch.distributed as dist
-
-        latest = [store.latest_valid() if self.rank == 0 else None]
-        dist.broadcast_object_list(latest)  # all ranks must resume from the same checkpoint
-        (resumed,) = latest
-        if resumed is None:
-            return None
-        self._print_on_rank_0(f"going on from the checkpoint of step {resumed.step}")
-        return self._fetch_to_node(store, resumed)
-
-    def _fetch_to_node(self, store: Store, resumed: Saved) -> Saved:
-        """Returns the checkpoint at a path on this node; the node's first rank fetches it. Collective."""
-        first = self._all_gather(self.context.node_rank).index(self.context.node_rank)
-        if self.rank == first != 0:
-            resumed = store.fetch_to_node(resumed)
-        return self._all_gather(resumed)[first]
-
-    def _all_gather(self, own: T) -> list[T]:
-        """Returns the values of all ranks, in rank order. Collective: every rank must call it."""
-        import torch.distributed as dist
-
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, own)
-        return values
 
     def _make_watchdog(self) -> Watchdog:
         hang_seconds = self.spec.training.hang_seconds

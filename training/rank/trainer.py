@@ -22,12 +22,12 @@ from training.callbacks.progress import ProgressReporter
 from training.callbacks.rng_watch import RngWatch
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
-from training.checkpoints.manifest import Saved
 from training.hangs.watchdog import Watchdog
 from training.model.norms import process_group
 from training.rank.loaders import RankLoaders
 from training.rank.options import UserOptions
 from training.rank.signals import KeepSignals
+from training.rank.starting_point import StartingPoint
 from training.rank.strategy import GroupStrategy
 from training.run_dir import RunFolder
 from training.spec import Spec
@@ -50,7 +50,7 @@ def make_trainer(
     norm_report: Any,
     watchdog: Watchdog,
     store: Store,
-    resumed: Saved | None,
+    start: StartingPoint,
     share: ShareCounts,
     logs: LogSync,
     files: KeptFiles,
@@ -58,6 +58,7 @@ def make_trainer(
     prepared: Callable[[], None],
     user: UserOptions,
     validate: bool,
+    final: bool,
 ) -> Trainer:
     """Returns the Trainer for one rank. Every rank must call it, because it may create process groups."""
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
@@ -96,7 +97,18 @@ def make_trainer(
             # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
             # whether they advance. It casts a vote, so it precedes GlobalLoss, which counts the votes.
             CheckpointCallback(
-                spec, folder, tracker, store, vote=vote, logs=logs, busy=watchdog.busy, resumed=resumed
+                spec,
+                folder,
+                tracker,
+                store,
+                vote=vote,
+                logs=logs,
+                busy=watchdog.busy,
+                step=start.step,
+                state=start.state,
+                release=start.release,
+                best=start.best,
+                final=final,
             ),
             RngWatch(tracker),
             norm_report,

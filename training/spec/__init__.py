@@ -18,6 +18,7 @@ from training.spec.model import (
 from training.spec.parts import ClassSpec
 from training.spec.resources import Resources
 from training.spec.script import SCRIPT_NOTE, Script
+from training.spec.start_from import StartFrom
 from training.spec.text import load_yaml, override
 from training.spec.time_limit import TimeLimit, shown
 from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
@@ -36,6 +37,7 @@ __all__ = [
     "Script",
     "Spec",
     "SpecError",
+    "StartFrom",
     "TimeLimit",
     "TrainerOptions",
     "flat",

@@ -56,9 +56,7 @@ class _Reading:
             if key in self.spec:
                 self.spec[key] = self._class_spec(key, self.spec[key], is_configuration=is_configuration)
         self._read_seed()
-        if self.spec.pop("ckpt_path", None) is not None:
-            self._refuse("ckpt_path", "a job starts with the model's own weights; leave it out")
-        self.spec.pop("weights_only", None)
+        self._read_checkpoint()
         if is_configuration:
             self._refuse_own_keys()
             for key, text in references(self.spec):
@@ -124,6 +122,16 @@ class _Reading:
         if isinstance(seed, bool) or seed is None:
             seed = 0
         self._move("seed_everything", "training.seed", seed)
+
+    def _read_checkpoint(self) -> None:
+        path = self.spec.pop("ckpt_path", None)
+        self.spec.pop("weights_only", None)
+        if path is None:
+            return
+        if path in {"best", "last", "hpc"} or str(path).startswith("registry"):
+            self._refuse("ckpt_path", f"{path} is not a file; name one, or name a job in start_from.job")
+        else:
+            self._move("ckpt_path", "start_from", {"path": path, "state": "all"})
 
     # The Trainer's arguments
 

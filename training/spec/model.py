@@ -28,6 +28,7 @@ from training.spec.parts import ClassPath, ClassSpec, Part
 from training.spec.resources import Resources
 from training.spec.script import NOT_WITH_A_SCRIPT, SCRIPT_NOTE, Script, check_keys_beside_script
 from training.spec.source import Source
+from training.spec.start_from import StartFrom
 from training.spec.time_limit import TimeLimit
 from training.spec.trainer import TrainerOptions
 from training.spec.training import Training
@@ -160,6 +161,9 @@ class Spec(Part):
     trainer: TrainerOptions = Field(
         default=TrainerOptions(),
         description="Arguments of Lightning's Trainer by their own names, see the table of what they do here",
+    )
+    start_from: StartFrom | None = Field(
+        default=None, description="A checkpoint of another run; null: the model's own initial weights"
     )
     resources: Resources = Field(default=Resources(), description="Workers, and the CPUs and GPUs of each")
     time_limit: TimeLimit = Field(

@@ -24,6 +24,11 @@ class Checkpoint(Part):
         description="The epoch metric that decides which checkpoint is the best one",
     )
     mode: Literal["min", "max"] = Field(default="min", description="Which value of `monitor` is the best")
+    deliver: Literal["last", "best"] = Field(
+        default="last",
+        description="Which model is tested at the end and saved as the run's: that after the last step, or "
+        "that of the best checkpoint",
+    )
 
 
 class Training(Part):

@@ -27,6 +27,7 @@ from tests.training.worlds import Worlds
 from training.callbacks.checkpointing import checkpoint_store
 from training.checkpoints.bucket import Bucket
 from training.checkpoints.object_store import ObjectStore
+from training.rank.starting_point import all_gather, fetched_to_node
 
 NAME = r"step-(\d{9})-[0-9a-f]{8}"
 
@@ -274,11 +275,11 @@ def test_a_run_on_two_machines_goes_on_from_s3_as_if_it_had_not_been_stopped(
 def resumed(rank: int, environment: Mapping[str, str], url: str, folder: Path) -> tuple[str, str]:
     """Returns the path of the checkpoint that a rank resumes from, and what it reads there."""
     own = rank_run(rank, spec_of(), folder, checkpoints_url=url, keep_results=False)
-    own.context = replace(context(own.assignment), local_rank=rank // 2, node_rank=min(rank, 1))
+    place = replace(context(own.assignment), local_rank=rank // 2, node_rank=min(rank, 1))
     with client(environment, folder / f"tmp-{rank}"):
         store = checkpoint_store(own.spec, own.folder)
-        found = own._checkpoint_to_resume(store)
-        assert found is not None
+        latest = all_gather(store.latest_valid() if rank == 0 else None, place)[0]
+        found = fetched_to_node(store, latest, place)
         text = (found.path / "model.pt").read_text()
         dist.barrier()  # the copy is released only after all ranks have read it
         return str(found.path), text

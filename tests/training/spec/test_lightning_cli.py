@@ -271,3 +271,13 @@ def test_references_to_variables_are_for_the_command_line() -> None:
     found = problems(seed_everything=1, data={"class_path": "lab.Data", "init_args": {"folder": "${DATA}"}})
 
     assert "write the value" in found["data.init_args.folder"]
+
+
+def test_a_checkpoint_to_go_on_from_is_one_to_start_from() -> None:
+    spec, _ = read_spec({"seed_everything": 5, **BASE, "ckpt_path": "logs/last.ckpt", "weights_only": True})
+
+    assert spec.start_from is not None
+    assert (spec.start_from.path, spec.start_from.state) == ("logs/last.ckpt", "all")
+
+    with pytest.raises(SpecError, match="ckpt_path: best is not a file; name one"):
+        read_spec({"seed_everything": 5, **BASE, "ckpt_path": "best"})

@@ -65,10 +65,12 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
                 "keep_last": 2,
                 "monitor": "val_loss",
                 "mode": "min",
+                "deliver": "last",
             },
             "hang_seconds": 300,
         },
         "trainer": {},
+        "start_from": None,
         "resources": {
             "workers": 1,
             "cpus_per_worker": 1,
@@ -409,7 +411,7 @@ def test_flat_gives_every_value_as_text_under_its_dotted_key() -> None:
     assert found["metrics.accuracy.init_args.average"] == "micro"
     assert "training.max_steps" not in found
     assert {key.partition(".")[0] for key in found} == parts(Spec) - {
-        *("lr_scheduler", "code", "trainer", "time_limit"),  # empty by default
+        *("lr_scheduler", "code", "trainer", "time_limit", "start_from"),  # empty by default
         *("labels", "source", "script"),
     }
     assert not {"model.init_args", "resources.node_labels"} & found.keys()

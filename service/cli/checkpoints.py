@@ -1,0 +1,132 @@
+"""`checkpoints`, `download`: a job's checkpoints, and one of them as a file."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from service.cli.options import AsJson, JobId
+from service.cli.session import session
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from service.client import Checkpoint
+
+
+class Format(enum.StrEnum):
+    """What `download` writes."""
+
+    CHECKPOINT = "checkpoint"
+    WEIGHTS = "weights"
+    SAFETENSORS = "safetensors"
+
+
+def checkpoints(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """List a job's checkpoints: the last ones and the best one are kept."""
+    from service.cli import output
+
+    with session(ctx, as_json=as_json) as client:
+        found = client.checkpoints(job_id)
+    if as_json:
+        output.print_json([each.to_json() for each in found])
+        return
+    screen = output.console()
+    if not found:
+        screen.print("no checkpoints yet")
+        return
+    monitor = (found[0].monitor or "metric").upper()
+    columns = ["STEP", "EPOCH", "SAVED", "SIZE", output.clean(monitor), ""]
+    screen.print(output.table(columns, map(_row, found)))
+
+
+def _row(checkpoint: Checkpoint) -> list[RenderableType]:
+    from rich.filesize import decimal
+
+    from service.cli import output
+
+    saved = checkpoint.saved_at
+    return [
+        str(checkpoint.step),
+        "" if checkpoint.epoch is None else str(checkpoint.epoch),
+        saved.astimezone().isoformat(sep=" ", timespec="seconds") if saved else "",
+        decimal(checkpoint.bytes),
+        "" if checkpoint.metric is None else output.number(checkpoint.metric),
+        ", ".join(name for name in ("best", "last") if getattr(checkpoint, name)),
+    ]
+
+
+def download(
+    ctx: typer.Context,
+    job_id: JobId,
+    which: Annotated[str, typer.Argument(metavar="[best|last|STEP]", help="The checkpoint.")] = "last",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="The file, or a folder for it.")
+    ] = Path(),
+    kind: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="checkpoint: all that Lightning saves, which LightningModule.load_from_checkpoint opens; "
+            "weights: the model's state_dict alone, for torch.load; safetensors: the same in that format. "
+            "The last two need torch on this machine.",
+        ),
+    ] = Format.CHECKPOINT,
+    as_json: AsJson = False,
+) -> None:
+    """Download a checkpoint of a job.
+
+    The file is complete when it appears: JOB-step-STEP.ckpt, .pt or .safetensors.
+    """
+    from service.cli.output import print_json
+    from service.client.weights import write_weights
+
+    with session(ctx, as_json=as_json) as client, _writing(output), _progress() as on_progress:
+        if kind is Format.CHECKPOINT:
+            path = client.download_checkpoint(job_id, which, output, on_progress=on_progress)
+        else:
+            with _temporary_folder(output) as folder:
+                file = client.download_checkpoint(job_id, which, folder, on_progress=on_progress)
+                path = write_weights(file, output, safetensors=kind is Format.SAFETENSORS)
+    if as_json:
+        print_json({"file": str(path), "bytes": path.stat().st_size})
+    else:
+        typer.echo(str(path))
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Turns errors of the disk into usage errors."""
+    try:
+        yield
+    except OSError as error:
+        why = f"cannot write to {output}: {error.strerror or error}"
+        raise typer.BadParameter(why, param_hint="--output") from None
+
+
+@contextmanager
+def _temporary_folder(output: Path) -> Iterator[Path]:
+    """Yields a folder beside the output: the temporary folder of the system may be small."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir=output if output.is_dir() else output.parent) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int | None], None]]:
+    """Yields a function that shows the progress on a terminal, on standard error."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from service.cli.output import console
+
+    screen = console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
