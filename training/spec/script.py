@@ -24,7 +24,7 @@ NOT_WITH_A_SCRIPT: Mapping[str, str] = {
     "norm": "a script's layers stay as they are; call sync_bn.convert_sync_batchnorm(model) in it",
     **dict.fromkeys(("loss", "metrics", "optimizer", "lr_scheduler", "training", "trainer"), _ITS_OWN),
     **dict.fromkeys(("seed_everything", "ckpt_path"), _ITS_OWN),
-    "start_from": "a script reads its own files; put a file into its code, or keep it in SYNCBN_CHECKPOINT_DIR",
+    "start_from": "a script reads its own files; put what it starts from beside it, into the uploaded code",
 }
 """Keys that do not apply to a script, and what to do instead."""
 

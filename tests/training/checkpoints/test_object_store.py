@@ -279,6 +279,7 @@ def resumed(rank: int, environment: Mapping[str, str], url: str, folder: Path) -
     with client(environment, folder / f"tmp-{rank}"):
         store = checkpoint_store(own.spec, own.folder)
         latest = all_gather(store.latest_valid() if rank == 0 else None, place)[0]
+        assert latest is not None
         found = fetched_to_node(store, latest, place)
         text = (found.path / "model.pt").read_text()
         dist.barrier()  # the copy is released only after all ranks have read it

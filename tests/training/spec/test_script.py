@@ -23,7 +23,8 @@ def test_the_spec_of_a_script_has_the_keys_that_apply_to_it_and_survives_json() 
     assert notes == [SCRIPT_NOTE]
     assert dump["script"] == {"path": "tools/train.py", "args": ["--lr", "0.1"], "grace_seconds": 30.0}
     assert set(dump) == {
-        *("name", "script", "resources", "time_limit", "priority", "retries", "tracking", "labels", "code")
+        *("name", "script", "environment", "resources", "time_limit", "priority", "retries", "tracking"),
+        *("labels", "code", "source"),
     }
     assert parse_spec(dump) == spec
 
