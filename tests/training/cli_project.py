@@ -109,11 +109,22 @@ class Data(LightningDataModule):
         return self._loader(9, 2)
 
 
-class Decay(Callback):
-    """A callback of the project's own."""
+class DrawnData(Data):
+    """Scales its data by random numbers, one drawn by the constructor and one by `setup`."""
 
-    def __init__(self, by: float = 0.5) -> None:
-        self.by = by
+    def __init__(self, batch_size: int = 4) -> None:
+        super().__init__(batch_size=batch_size, transforms=[Scale(1 + torch.rand(()).item())])
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.transforms.append(Scale(1 + torch.rand(()).item()))
+
+
+class Decay(Callback):
+    """A callback of the project's own. `layer`: draws its weights when it is constructed."""
+
+    def __init__(self, by: float = 0.5, layer: nn.Module | None = None) -> None:
+        self.by, self.layer = by, layer
 
     def on_train_epoch_end(self, trainer: Trainer, _module: LightningModule) -> None:
         for group in trainer.optimizers[0].param_groups:

@@ -108,6 +108,18 @@ CONFIGURATIONS = {
         model: {class_path: tests.training.cli_project.Net}
         data: {class_path: tests.training.cli_project.Data, init_args: {batch_size: 4}}
         """,
+    "random numbers of all parts": """
+        seed_everything: 6
+        trainer:
+          max_epochs: 2
+          devices: 1
+          callbacks:
+            - class_path: pytorch_lightning.callbacks.LearningRateMonitor
+            - class_path: tests.training.cli_project.Decay
+              init_args: {layer: {class_path: torch.nn.Linear, init_args: {in_features: 2, out_features: 3}}}
+        model: {class_path: tests.training.cli_project.Net}
+        data: {class_path: tests.training.cli_project.DrawnData}
+        """,
     "accumulation and intervals": """
         seed_everything: 4
         trainer:
@@ -157,6 +169,8 @@ def with_lightning(
         "enable_model_summary": False,
         "default_root_dir": str(folder),
     }
+    for callback in trainer.get("callbacks", []):  # which this process has as classes of their own
+        callback["class_path"] = callback["class_path"].replace("pytorch_lightning", "lightning.pytorch")
     trainer.setdefault("logger", {"class_path": "CSVLogger", "init_args": {"save_dir": "csv"}})
     with chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -47,11 +47,11 @@ def seed_globally(seeds: Seeds) -> None:
 @contextmanager
 def restored_generators() -> Iterator[None]:
     """Puts the three global generators back as they were, after errors too."""
-    states = _states()
+    states = generator_states()
     try:
         yield
     finally:
-        _restore(states)
+        set_generator_states(states)
 
 
 class OwnGenerators:
@@ -60,23 +60,23 @@ class OwnGenerators:
     def __init__(self, seeds: Seeds) -> None:
         with restored_generators():
             seed_globally(seeds)
-            self._own = _states()
+            self._own = generator_states()
 
     def __enter__(self) -> Self:
-        self._outside = _states()
-        _restore(self._own)
+        self._outside = generator_states()
+        set_generator_states(self._own)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._own = _states()
-        _restore(self._outside)
+        self._own = generator_states()
+        set_generator_states(self._outside)
 
 
-def _states() -> tuple[Any, Any, Any]:
+def generator_states() -> tuple[Any, Any, Any]:
     return torch.default_generator.get_state(), np.random.get_state(), random.getstate()
 
 
-def _restore(states: tuple[Any, Any, Any]) -> None:
+def set_generator_states(states: tuple[Any, Any, Any]) -> None:
     torch.default_generator.set_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])

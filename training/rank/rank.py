@@ -19,6 +19,7 @@ from training.protocol import Exit, Order, RankAssignment
 from training.rank.children import ending_children
 from training.rank.context import RankContext, apply_thread_count, join, own_address
 from training.rank.progress import ProgressTracker
+from training.rank.pytorch_lightning import alias_pytorch_lightning
 from training.rank.reports import Reports
 from training.rank.silence import silence_lightning
 from training.run_dir import RunFolder
@@ -81,6 +82,7 @@ class RankRun:
         from training.tracking.fluent import active_in_mlflow
 
         self.context = context
+        alias_pytorch_lightning()
         silence_lightning()
         try:
             self.mlflow_run = self._mlflow_run()
@@ -121,9 +123,10 @@ class RankRun:
         files = KeptFiles(self.folder.files)
         files.remove_links()
         self.builds = True
-        data = self._data()
-        module = self._module(tracker)
+        # In the order in which LightningCLI constructs them: each may draw random numbers.
         user = user_options(self.spec.trainer, files)
+        module = self._module(tracker)
+        data = self._data()
         self.builds = False
         with watchdog.busy("reading the checkpoint"):
             start = starting_point(

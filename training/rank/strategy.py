@@ -11,11 +11,13 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from training.callbacks.global_loss import GlobalLoss
 from training.internals import SKIPPED, allow_skipped_steps
+from training.loading.generators import generator_states, set_generator_states
 from training.protocol import RankAssignment
 
 
@@ -69,6 +71,19 @@ class GroupStrategy(DDPStrategy):
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         return {"num_replicas": dist.get_world_size(), "rank": dist.get_rank()}
+
+    def setup_environment(self) -> None:
+        """Keeps the random numbers, which DDP seeds anew: `setup` draws what it draws on one device.
+
+        Those of rank 0 count, so that all ranks draw the same. A test begins with the seed, whatever the
+        training drew.
+        """
+        kept = generator_states()
+        super().setup_environment()
+        if self.lightning_module is None or self.lightning_module.trainer.state.fn == TrainerFn.FITTING:
+            states = [kept]
+            dist.broadcast_object_list(states)
+            set_generator_states(states[0])
 
     def process_dataloader(self, dataloader: object) -> object:
         return self._share(dataloader)

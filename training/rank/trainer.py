@@ -22,6 +22,7 @@ from training.callbacks.progress import ProgressReporter
 from training.callbacks.rng_watch import RngWatch
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
+from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
 from training.model.norms import process_group
 from training.rank.loaders import RankLoaders
@@ -31,6 +32,7 @@ from training.rank.starting_point import StartingPoint
 from training.rank.strategy import GroupStrategy
 from training.run_dir import RunFolder
 from training.spec import Spec
+from training.spec.training import Training
 from training.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -77,6 +79,11 @@ def make_trainer(
     if not validate:
         arguments["limit_val_batches"] = 0
     sets_precision = any(isinstance(plugin, Precision) for plugin in user.plugins)
+    if sets_precision and settings.precision != Training().precision:
+        raise BuildError(
+            "trainer.plugins",
+            f"has a precision plugin, and training.precision is {settings.precision}; keep one of them",
+        )
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
