@@ -109,6 +109,16 @@ class Data(LightningDataModule):
         return self._loader(9, 2)
 
 
+class OwnData(Net):
+    """Has its loaders itself."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return Data().train_dataloader()
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return Data().val_dataloader()
+
+
 class DrawnData(Data):
     """Scales its data by random numbers, one drawn by the constructor and one by `setup`."""
 

@@ -108,6 +108,11 @@ CONFIGURATIONS = {
         model: {class_path: tests.training.cli_project.Net}
         data: {class_path: tests.training.cli_project.Data, init_args: {batch_size: 4}}
         """,
+    "loaders of the model": """
+        seed_everything: 2
+        trainer: {max_epochs: 2, devices: 1}
+        model: {class_path: tests.training.cli_project.OwnData}
+        """,
     "random numbers of all parts": """
         seed_everything: 6
         trainer:
@@ -158,8 +163,9 @@ def with_lightning(
     os.environ.pop("PL_GLOBAL_SEED", None)  # of a test before, in this process
     trainer = configuration["trainer"]
     devices = trainer["devices"] if isinstance(trainer["devices"], int) else len(trainer["devices"])
-    arguments = configuration["data"].setdefault("init_args", {})
-    arguments["batch_size"] = arguments.get("batch_size", 4) * devices
+    if "data" in configuration:
+        arguments = configuration["data"].setdefault("init_args", {})
+        arguments["batch_size"] = arguments.get("batch_size", 4) * devices
     trainer |= {
         "devices": 1,
         "accelerator": "cpu",
@@ -176,9 +182,9 @@ def with_lightning(
         warnings.simplefilter("ignore")
         cli = _InDoublePrecision(
             LightningModule,
-            LightningDataModule,
+            LightningDataModule if "data" in configuration else None,
             subclass_mode_model=True,
-            subclass_mode_data=True,
+            subclass_mode_data="data" in configuration,
             save_config_callback=None,
             args={"fit": configuration, "subcommand": "fit"},
         )

@@ -126,7 +126,7 @@ class RankRun:
         # In the order in which LightningCLI constructs them: each may draw random numbers.
         user = user_options(self.spec.trainer, files)
         module = self._module(tracker)
-        data = self._data()
+        data = self._data(module)
         self.builds = False
         with watchdog.busy("reading the checkpoint"):
             start = starting_point(
@@ -215,7 +215,7 @@ class RankRun:
     def _test(self, module: Any, data: Any) -> None:
         from lightning.pytorch.utilities.model_helpers import is_overridden
 
-        if not is_overridden("test_dataloader", data):
+        if not is_overridden("test_dataloader", module if data is None else data):
             return
         if not is_overridden("test_step", module):
             self._print_on_rank_0(f"no test: {type(module).__name__} has no test_step")
@@ -248,13 +248,18 @@ class RankRun:
             step_made=self.reports.step,
         )
 
-    def _data(self) -> Any:
+    def _data(self, module: Any) -> Any:
+        """Builds the data module; returns None if the module has the loaders."""
         from lightning.pytorch import LightningDataModule
         from lightning.pytorch.utilities.model_helpers import is_overridden
 
         from training.model.instantiate import construct
 
         _, given = self.spec.trained()
+        if given is None:
+            if not is_overridden("train_dataloader", module):
+                raise BuildError("data", "is required: the model has no train_dataloader of its own")
+            return None
         data = construct(given, "data")
         if not isinstance(data, LightningDataModule):
             raise BuildError(

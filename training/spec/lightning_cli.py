@@ -58,6 +58,8 @@ class _Reading:
         self._read_seed()
         self._read_checkpoint()
         if is_configuration:
+            if "model" in self.spec:
+                self.spec.setdefault("data", None)  # the model's own loaders
             self._refuse_own_keys()
             for key, text in references(self.spec):
                 self._refuse(

@@ -72,6 +72,9 @@ class LRScheduler(ClassSpec):
     )
 
 
+_MISSING = object()
+
+
 class Tracking(Part):
     """The MLflow experiment of the run, and the name under which its model is registered."""
 
@@ -133,7 +136,8 @@ class Spec(Part):
         description="nn.Module or LightningModule; required without a script",
     )
     data: ClassSpec | None = Field(
-        default=None, validate_default=True, description="LightningDataModule; required without a script"
+        default=None,
+        description="LightningDataModule; required without a script; null: the LightningModule's own loaders",
     )
     norm: Norm = Field(default=Norm(), description="What becomes of the model's BatchNorm layers")
     loss: ClassSpec = Field(
@@ -188,6 +192,8 @@ class Spec(Part):
             return data
         check_keys_beside_script(data)
         model, script = data.get("model"), data.get("script")
+        if "data" not in data and script is None:
+            data = {**data, "data": _MISSING}
         if data.get("name") in (None, ""):
             if isinstance(script, Mapping):
                 return {**data, "name": str(script.get("path", "")).rpartition("/")[2][:200]}
@@ -195,12 +201,19 @@ class Spec(Part):
                 return {**data, "name": str(model.get("class_path", "")).rpartition(".")[2][:200]}
         return data
 
-    @field_validator("model", "data")
+    @field_validator("data", mode="before")
+    @classmethod
+    def _given_or_null(cls, part: Any) -> Any:
+        if part is _MISSING:
+            raise located("data", "is required")
+        return part
+
+    @field_validator("model")
     @classmethod
     def _given(cls, part: ClassSpec | None, info: ValidationInfo) -> ClassSpec | None:
         # `script` is not in info.data if it is not valid, and then that is what is to be told.
         if part is None and info.data.get("script", ...) is None:
-            raise located(str(info.field_name), "is required")
+            raise located("model", "is required")
         return part
 
     @model_serializer(mode="wrap")
@@ -208,10 +221,9 @@ class Spec(Part):
         left_out = {"script"} if self.script is None else set(NOT_WITH_A_SCRIPT)
         return {key: value for key, value in dump(self).items() if key not in left_out}
 
-    def trained(self) -> tuple[ClassSpec, ClassSpec]:
-        """Returns the model and the data of a spec that has no script."""
+    def trained(self) -> tuple[ClassSpec, ClassSpec | None]:
+        """Returns the model and the data of a spec that has no script; None: the model has the loaders."""
         assert self.model is not None
-        assert self.data is not None
         return self.model, self.data
 
     @model_validator(mode="after")

@@ -26,8 +26,9 @@ class Dataset:
 
     @classmethod
     def of(cls, spec: Spec) -> Dataset:
-        """Returns the dataset of a spec's `data`."""
-        _, data = spec.trained()
+        """Returns the dataset of a spec's `data` or, if the model has the loaders, of its `model`."""
+        model, own = spec.trained()
+        data = own or model
         facts = {"class_path": data.class_path, "init_args": data.init_args, "code": spec.code}
         text = json.dumps(facts, sort_keys=True)
         tags = {

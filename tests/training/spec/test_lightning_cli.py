@@ -162,7 +162,8 @@ def test_classes_may_be_given_by_path_alone_and_with_more_arguments() -> None:
     )
 
     assert spec.trained()[0].init_args == {"a": 1, "b": 2}
-    assert spec.trained()[1].class_path == "lab.Data"
+    assert spec.data is not None
+    assert spec.data.class_path == "lab.Data"
     assert spec.optimizer is not None
     assert spec.optimizer.class_path == "torch.optim.Adam"
     assert spec.lr_scheduler is not None
