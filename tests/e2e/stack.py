@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,20 @@ import psutil
 from service.client import Client, Job
 from service.embedded.processes import MARK
 from service.ports import free_port
+from service.user_code.pack import pack
 
 SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 RAY = str(Path(sys.executable).with_name("ray"))
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith(("SYNCBN_", "RAY_", "MLFLOW_"))
 } | {"OMP_NUM_THREADS": "1"}
+
+
+def until(is_so: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + 240
+    while not is_so():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
 
 
 class Served:
@@ -36,6 +44,32 @@ class Served:
 
     def client(self) -> Client:
         return Client(self.url)
+
+    def submit(self, spec: Mapping[str, Any], code: Path | None = None) -> Job:
+        with self.client() as client:
+            digest = {} if code is None else {"code": client.upload_code(pack(code))}
+            return client.submit({**spec, **digest})
+
+    def ended(self, job: Job, seconds: float = 900) -> Job:
+        with self.client() as client:
+            return client.wait(job.id, timeout=seconds)
+
+    def until(self, job: Job, is_so: Callable[[Job], bool]) -> Job:
+        """Waits for a job that has not ended before."""
+        deadline = time.monotonic() + 240
+        with self.client() as client:
+            while not is_so(now := client.job(job.id)):
+                waits = not now.ended and time.monotonic() < deadline
+                assert waits, f"{now.state}: {now.reason}\n{client.logs(job.id)}"
+                time.sleep(0.2)
+        return now
+
+    def until_step(self, job: Job, step: int) -> Job:
+        return self.until(job, lambda now: now.progress is not None and now.progress.step >= step)
+
+    def log(self, job: Job, **which: int) -> str:
+        with self.client() as client:
+            return client.logs(job.id, **which)
 
     def is_ready(self) -> bool:
         try:
@@ -77,9 +111,6 @@ class Stack(Served):
         self.up.kill()
         self.up.wait()
 
-    def kill_scheduler(self) -> None:
-        self.scheduler().kill()
-
     def scheduler(self) -> psutil.Process:
         return self._one("service.dispatcher.process")
 
@@ -119,11 +150,6 @@ class Stack(Served):
         return subprocess.run(
             [SYNCBN, *arguments], env=environment, capture_output=True, text=True, timeout=timeout
         )
-
-    def run(self, spec: Mapping[str, Any]) -> Job:
-        """Submits and waits for the end."""
-        with self.client() as client:
-            return client.wait(client.submit(spec).id, timeout=300)
 
 
 def _is(process: psutil.Process, *words: str) -> bool:

@@ -21,8 +21,9 @@ from service.backends.memory import MemoryCluster
 from service.backends.ray import RayCluster
 from service.errors import Unavailable
 from service.ports import free_port
-from tests.e2e.small_ray import SmallRay, until
-from tests.training.host.test_agent import archive
+from tests.e2e.small_ray import SmallRay
+from tests.e2e.stack import until
+from tests.training.host.test_agent import archive, gone
 from training.protocol import Exit, Order, Superseded, cause, finished, stopped_at
 from training.spec import Resources
 
@@ -479,10 +480,12 @@ def test_ranks_are_lost_with_their_agent_which_comes_again(on_ray: OnRay) -> Non
     on_ray.trains(launch)
 
     (agent,) = on_ray.ray.agents()
+    ranks = agent.children(recursive=True)
     agent.kill()
     status = on_ray.ended(launch)
 
     assert kinds(status) == {Exit.LOST}
+    gone(ranks)
     failure = cause(status.exits)
     assert failure is not None
     assert "the host agent on" in failure.headline

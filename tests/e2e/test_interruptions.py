@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import re
 import subprocess
 import sys
-import time
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +42,12 @@ def struck(folder: Path, strikes: dict[int, str], *, pace: float = 0.0, **change
 
 
 @pytest.fixture(scope="module")
-def undisturbed(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return succeeded(stack, submitted(stack, struck(tmp_path_factory.mktemp("undisturbed"), {})))
+def undisturbed(stack: Stack, code: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return succeeded(stack, stack.submit(struck(tmp_path_factory.mktemp("undisturbed"), {}), code))
 
 
 def test_what_is_killed_or_hangs_at_random_steps_changes_no_bit(
-    stack: Stack, undisturbed: Job, tmp_path: Path
+    stack: Stack, code: Path, undisturbed: Job, tmp_path: Path
 ) -> None:
     """Rank 0, rank 1 and their host agent by SIGKILL; rank 1, which sleeps for ever, by the watchdog, which
     says where each rank stood.
@@ -59,31 +55,33 @@ def test_what_is_killed_or_hangs_at_random_steps_changes_no_bit(
     steps = random.Random(ROUNDS).sample(range(2, STEPS), ROUNDS * len(KINDS))
     strikes = dict(zip(steps, KINDS * ROUNDS, strict=True))
 
-    job = succeeded(stack, submitted(stack, struck(tmp_path / "struck", strikes)))
+    job = succeeded(stack, stack.submit(struck(tmp_path / "struck", strikes), code))
 
     assert len(list((tmp_path / "struck").iterdir())) == len(strikes)
     assert job.attempt == 1 + ROUNDS
-    with stack.client() as client:
-        log = client.logs(job.id)
-    for step in (step for step, kind in strikes.items() if kind == "sleep"):
-        assert f"at step {step}" in log
+    log = stack.log(job)
+    for step, kind in strikes.items():
+        assert kind == "agent" or f"at step {step}" in log
+        assert kind not in {"0", "1"} or f"rank {kind} was killed by SIGKILL at step {step}; starting" in log
     assert "time.sleep(10_000)" in log
+    resumed = re.findall(r"going on from the checkpoint of step (\d+)", log)
+    assert len(resumed) >= sum(step > 8 for step in strikes)  # there is one after 7 steps
     assert points(stack, job) == points(stack, undisturbed)
     assert weights(stack, job) == weights(stack, undisturbed)
 
 
 def test_job_is_resized_and_paused_and_follows_the_same_curve(
-    stack: Stack, undisturbed: Job, tmp_path: Path
+    stack: Stack, code: Path, undisturbed: Job, tmp_path: Path
 ) -> None:
     elastic = {"workers": {"min": 1, "max": 3}, "cpus_per_worker": 0.5}
-    job = submitted(stack, struck(tmp_path / "struck", {}, pace=0.2, resources=elastic))
+    job = stack.submit(struck(tmp_path / "struck", {}, pace=0.2, resources=elastic), code)
     with stack.client() as client:
-        wait_for_step(stack, job.id, 10)
+        stack.until_step(job, 10)
         client.resize(job.id, 1)
-        until(stack, job.id, lambda job: job.attempt == 2 and job.state == "running")
-        wait_for_step(stack, job.id, 30)
+        stack.until(job, lambda now: now.attempt == 2 and now.state == "running")
+        stack.until_step(job, 30)
         client.pause(job.id)
-        paused = until(stack, job.id, lambda job: job.state == "paused")
+        paused = stack.until(job, lambda now: now.state == "paused")
         assert "paused at step" in (paused.reason or "")
         assert client.cluster().running == []
         client.resume(job.id)
@@ -98,65 +96,27 @@ def by_step(found: list[tuple[str, int, float | None]]) -> dict[tuple[str, int],
 
 
 def test_machine_that_is_gone_costs_its_workers_and_nothing_else(
-    machines: Machines, stack: Stack, undisturbed: Job, tmp_path: Path
+    machines: Machines, stack: Stack, code: Path, undisturbed: Job, tmp_path: Path
 ) -> None:
     """The job has one worker on each of two; all that runs on the second is killed."""
     elastic = {"workers": {"min": 1, "max": 2}, "cpus_per_worker": 1}
-    job = submitted(machines, struck(tmp_path / "struck", {}, pace=0.2, resources=elastic))
-    running = wait_for_step(machines, job.id, 10)
+    job = machines.submit(struck(tmp_path / "struck", {}, pace=0.2, resources=elastic), code)
+    running = machines.until_step(job, 10)
     assert running.workers == 2
     machines.kill_second()
     done = succeeded(machines, job)
 
-    with machines.client() as client:
-        where = [client.logs(job.id, rank=rank, attempt=running.attempt) for rank in (0, 1)]
+    where = [machines.log(job, rank=rank, attempt=running.attempt) for rank in (0, 1)]
     addresses = [re.findall(r"^rank \d of 2 on \S+ \((.+)\)$", text, re.MULTILINE)[0] for text in where]
     assert sorted(addresses) == machines.addresses
     assert (done.attempt, done.workers) == (running.attempt + 1, 1)
     assert by_step(points(machines, done)) == pytest.approx(by_step(points(stack, undisturbed)), rel=1e-9)
 
 
-def test_rank_that_sleeps_for_ever_is_named_with_its_stack(stack: Stack, tmp_path: Path) -> None:
-    job = submitted(stack, struck(tmp_path / "struck", {40: "sleep"}, retries=0))
-    with stack.client() as client:
-        done = client.wait(job.id, timeout=900)
-
-    assert done.state == "failed"
-    assert done.error is not None
-    assert (done.error.type, done.error.rank) == ("Hung", 1)
-    assert "at step 40" in (done.reason or "")
-    assert "time.sleep(10_000)" in (done.reason or "")
-    assert "rank 0" in (done.reason or "")
-
-
-def wait_for_step(served: Served, job_id: str, step: int) -> Job:
-    return until(served, job_id, lambda job: job.progress is not None and job.progress.step >= step)
-
-
-def until(served: Served, job_id: str, is_so: Callable[[Job], bool]) -> Job:
-    deadline = time.monotonic() + 240
-    with served.client() as client:
-        while not is_so(job := client.job(job_id)):
-            assert not job.ended, f"{job.reason}\n{client.logs(job_id)}"
-            assert time.monotonic() < deadline, f"{job.state}: {job.reason}\n{client.logs(job_id)}"
-            time.sleep(0.2)
-    return job
-
-
-def submitted(served: Served, spec: Mapping[str, Any]) -> Job:
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as files:
-        files.writestr("mine/__init__.py", "")
-        files.write(Path(__file__).parent / "user_nets.py", "mine/nets.py")
-    with served.client() as client:
-        return client.submit({**spec, "code": client.upload_code(archive.getvalue())})
-
-
 def succeeded(served: Served, job: Job) -> Job:
-    with served.client() as client:
-        done = client.wait(job.id, timeout=900 + 120 * (ROUNDS - 1))
-        assert done.state == "succeeded", f"{done.reason}\n{client.logs(job.id)}"
-        return done
+    done = served.ended(job, seconds=900 + 120 * (ROUNDS - 1))
+    assert done.state == "succeeded", f"{done.reason}\n{served.log(job)}"
+    return done
 
 
 def points(served: Served, job: Job) -> list[tuple[str, int, float | None]]:

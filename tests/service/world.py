@@ -135,14 +135,14 @@ class Tap:
 
     def __init__(self, moment: int | str, action: Callable[[], object]) -> None:
         self.moment, self.action = moment, action
-        self.calls, self.done = 0, False
+        self.calls, self.done = list[str](), False
 
     def on(self, target: T) -> T:
         return cast(T, _Tapped(target, self))
 
     def call(self, name: str, method: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-        number, self.calls = self.calls, self.calls + 1
-        if self.moment in {number, name} and not self.done:
+        self.calls.append(name)
+        if self.moment in {len(self.calls) - 1, name} and not self.done:
             self.done = True
             self.action()
         return method(*args, **options)

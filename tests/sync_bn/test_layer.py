@@ -1,5 +1,4 @@
 import copy
-import io
 import pickle
 from typing import Any
 
@@ -7,17 +6,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sync_bn import SyncBatchNorm, convert_sync_batchnorm
 from tests.sync_bn import layouts
 from tests.sync_bn.conftest import RanksOf
 from tests.sync_bn.one_process import (
-    Step,
     assert_as_one_process,
     batch_norm,
     reference_steps,
-    step,
     steps_in_rank,
 )
 
@@ -30,7 +26,7 @@ def random_parts(cut: list[int], rest: tuple[int, ...], dtype: torch.dtype = tor
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("rest", [(3,), (3, 4), (3, 4, 2), (3, 2, 2, 2)], ids=str)
-@pytest.mark.parametrize("cut", [[2, 3], [0, 5], [1, 4], [0, 1, 3], [2, 2, 2], [1, 3, 0]], ids=str)
+@pytest.mark.parametrize("cut", [[2, 3], [0, 5], [1, 4], [0, 1, 3], [2, 2, 2], [1, 0, 4, 2]], ids=str)
 def test_cut_batch_gives_what_one_process_computes(
     ranks_of: RanksOf, cut: list[int], rest: tuple[int, ...], options: dict[str, Any]
 ) -> None:
@@ -42,16 +38,6 @@ def test_cut_batch_gives_what_one_process_computes(
 
     for steps, reference in zip(zip(*by_rank, strict=True), reference_steps(layer, batches), strict=True):
         assert_as_one_process(steps, reference, rtol=1e-9, atol=1e-9)
-
-
-def test_four_ranks_give_what_one_process_computes(ranks_of: RanksOf) -> None:
-    torch.manual_seed(0)
-    layer = batch_norm(4, 3).double()
-    batches = [(random_parts([1, 0, 4, 2], (3, 2, 2)), random_parts([1, 0, 4, 2], (3, 2, 2)))]
-
-    steps = [s[0] for s in ranks_of(4).run(steps_in_rank, layer, batches)]
-
-    assert_as_one_process(steps, reference_steps(layer, batches)[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
@@ -89,18 +75,6 @@ def test_memory_format_is_kept(ranks_of: RanksOf, layout: layouts.Layout) -> Non
 
     for rank, (s,) in enumerate(ranks_of(2).run(steps_in_rank, nn.BatchNorm2d(3), [(parts, parts)])):
         assert s.output.stride() == s.input_gradient.stride() == parts[rank].stride()
-
-
-def test_variance_is_right_where_the_mean_is_ten_thousand_standard_deviations(ranks_of: RanksOf) -> None:
-    torch.manual_seed(0)
-    layer = nn.BatchNorm2d(3, momentum=1.0)
-    parts = [1e-6 * part + 1e-2 for part in random_parts([4, 9], (3, 16, 16), torch.float32)]
-
-    steps = [s[0] for s in ranks_of(2).run(steps_in_rank, layer, [(parts, parts)])]
-
-    expected = torch.cat(parts).double().var((0, 2, 3))
-    for s in steps:
-        torch.testing.assert_close(s.buffers["running_var"].double(), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
@@ -174,18 +148,6 @@ def test_wrong_shape_is_refused_with_the_shape_and_what_is_expected(shape: tuple
     assert str(shape) in str(caught.value)
 
 
-def test_state_dict_goes_to_and_from_torchs_layers() -> None:
-    ours, plain, torchs = SyncBatchNorm(3), nn.BatchNorm2d(3), nn.SyncBatchNorm(3)
-    plain(torch.randn(4, 3, 2, 2))
-
-    ours.load_state_dict(plain.state_dict(), strict=True)
-    torchs.load_state_dict(ours.state_dict(), strict=True)
-    plain.load_state_dict(torchs.state_dict(), strict=True)
-
-    assert ours.running_mean is not None
-    torch.testing.assert_close(ours.state_dict(), plain.state_dict())
-
-
 def means_within_subgroups(rank: int) -> tuple[Tensor, str, list[bool]]:
     groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     layer = SyncBatchNorm(1, momentum=1.0, process_group=groups[rank // 2])
@@ -209,62 +171,3 @@ def test_only_ranks_of_the_process_group_are_averaged_and_copies_keep_it(ranks_o
         assert "not in its process_group" in message
         # Neither copy nor deepcopy loses the group; a pickle cannot hold it.
         assert kept_by == [True, True, False]
-
-
-def test_pickled_layer_is_the_same_layer_in_the_default_group() -> None:
-    layer = convert_sync_batchnorm(nn.Sequential(nn.SyncBatchNorm(3), nn.BatchNorm1d(3)))
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
-    buffer.seek(0)
-
-    loaded = torch.load(buffer, weights_only=False)
-
-    x = torch.randn(4, 3)
-    torch.testing.assert_close(loaded(x), layer(x))
-    assert loaded[0].process_group is None
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)
-    )
-    return net.double()
-
-
-def train_with_ddp(rank: int, xs: list[Tensor], ys: list[Tensor]) -> dict[str, Tensor]:
-    model = DistributedDataParallel(convert_sync_batchnorm(network()))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    weight = len(xs[rank]) * len(xs) / sum(map(len, xs))
-    for _ in range(3):
-        optimizer.zero_grad()
-        # DDP averages over ranks; an uneven rank counts by its number of samples.
-        torch.autograd.backward(nn.functional.mse_loss(model(xs[rank]), ys[rank]) * weight)
-        optimizer.step()
-    state: dict[str, Tensor] = model.module.state_dict()
-    return state
-
-
-def test_training_with_ddp_and_an_uneven_batch_equals_one_process(ranks_of: RanksOf) -> None:
-    torch.manual_seed(1)
-    xs, ys = random_parts([5, 2], (2, 4, 4)), random_parts([5, 2], (3,))
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        torch.autograd.backward(nn.functional.mse_loss(model(torch.cat(xs)), torch.cat(ys)))
-        optimizer.step()
-
-    for state in ranks_of(2).run(train_with_ddp, xs, ys):
-        torch.testing.assert_close(state, model.state_dict(), rtol=1e-8, atol=1e-10)
-
-
-def step_under_autocast(rank: int, xs: list[Tensor]) -> Step:
-    with torch.autocast("cpu", torch.bfloat16):
-        return step(SyncBatchNorm(3), xs[rank].bfloat16(), xs[rank].bfloat16())
-
-
-def test_autocast_keeps_the_dtype_of_the_input_and_float32_buffers(ranks_of: RanksOf) -> None:
-    for s in ranks_of(2).run(step_under_autocast, random_parts([2, 3], (3, 4), torch.float32)):
-        assert s.output.dtype == torch.bfloat16
-        assert s.buffers["running_mean"].dtype == s.parameter_gradients[0].dtype == torch.float32

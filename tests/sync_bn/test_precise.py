@@ -52,17 +52,6 @@ def test_later_layers_see_inputs_that_are_normalised_by_global_batches_without_d
     torch.testing.assert_close(state["3.running_var"], expected.var(0))
 
 
-def test_ranks_may_have_different_numbers_of_batches(ranks_of: RanksOf) -> None:
-    torch.manual_seed(1)
-    batches = [[torch.randn(n, 3, dtype=torch.float64) for n in sizes] for sizes in ([4, 3, 2], [2])]
-
-    first, second = ranks_of(2).run(statistics, batches)
-
-    everything = torch.cat([batch for of_rank in batches for batch in of_rank])
-    torch.testing.assert_close(first["0.running_var"], everything.var(0))
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-
-
 def error_and_statistics(rank: int, batches: list[list[Tensor]]) -> tuple[str, bool]:
     model = convert_sync_batchnorm(network())
     before = {name: value.clone() for name, value in model.state_dict().items()}

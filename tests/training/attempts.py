@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -199,7 +200,10 @@ def attempt(
     checkpoints_url: str | None = None,
     start_from: str | None = None,
 ) -> Done:
-    """One attempt at the run in `folder`, going on from its last checkpoint if there is one."""
+    """One attempt at the run in `folder`, going on from its last checkpoint if there is one.
+
+    Without the figure of its curves (test_export), which would take a third of the time of a small run.
+    """
     current_process().daemon = False  # so that a loader may have processes, which end with it
     own = rank_run(rank, spec, folder, checkpoints_url=checkpoints_url, start_from=start_from)
     own.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +212,7 @@ def attempt(
     if rank == 0:
         own.folder.stop_request.unlink(missing_ok=True)
     dist.barrier()
-    with _heard() as said:
+    with _heard() as said, patch("training.model.export.draw_curves"):
         ended = own.train_in(context(own.assignment))
     dist.barrier()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -60,13 +60,6 @@ def test_train_runs_the_spec_here_and_exits_as_it_does(
     assert (parsed.training.seed, code, output) == (3, tmp_path, Path("output"))
 
 
-def test_train_reports_a_bad_spec_as_submit_does(syncbn: Syncbn, spec: str) -> None:
-    result = syncbn("train", spec, "--set", "trainin.seed=3")
-
-    assert result.exit_code == 2
-    assert "  trainin: unknown key; did you mean training?\n" in result.stderr
-
-
 def test_up_runs_the_stack_and_exits_as_it_does(syncbn: Syncbn, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[dict[str, Any]] = []
 

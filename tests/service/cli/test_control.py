@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from service.client import Client
 from service.jobs.job import State
 from tests.service.cli.command_line import Syncbn
@@ -63,20 +61,6 @@ def test_pause_and_resume_take_several_jobs_and_say_where_they_stand(
     assert rows(resumed.stdout) == [[waiting, "queued"]]
 
 
-@pytest.mark.parametrize("command", ["pause", "resume"])
-def test_a_job_that_has_ended_is_neither_paused_nor_resumed(
-    syncbn: Syncbn, service: Service, client: Client, command: str
-) -> None:
-    job = client.submit(SPEC)
-    service.start_job(job.id)
-    service.end_job(job.id, State.SUCCEEDED)
-
-    result = syncbn(command, job.id, "--json")
-
-    assert (result.exit_code, json.loads(result.stdout)) == (2, [])
-    assert f"has succeeded already: there is nothing to {command}" in json.loads(result.stderr)["detail"]
-
-
 def test_resize_says_what_becomes_of_it(syncbn: Syncbn, service: Service, client: Client) -> None:
     job = client.submit(ELASTIC)
     service.start_job(job.id)
@@ -86,12 +70,3 @@ def test_resize_says_what_becomes_of_it(syncbn: Syncbn, service: Service, client
     assert result.exit_code == 0
     assert "continues on 3 workers once there is room" in result.stdout
     assert service.store.get(job.id).wanted_workers == 3
-
-
-def test_a_number_that_the_spec_does_not_allow_is_refused_with_its_range(
-    syncbn: Syncbn, client: Client
-) -> None:
-    result = syncbn("resize", client.submit(ELASTIC).id, "5")
-
-    assert result.exit_code == 2
-    assert "workers: 5 is not within resources.workers, 1 to 4" in result.stderr

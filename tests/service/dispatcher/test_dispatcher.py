@@ -58,6 +58,7 @@ def test_a_job_goes_from_the_queue_to_its_end(world: World) -> None:
 
 def test_a_job_that_ends_between_two_looks_skips_running(world: World) -> None:
     job = world.starting()
+    assert world.cluster.launches[0].code is None
 
     world.finish(job)
     world.round()
@@ -154,12 +155,6 @@ def test_a_job_that_waits_for_longer_than_its_limit_is_cancelled(world: World) -
     assert world.look(patient).state is State.QUEUED
     assert world.look(hasty).state is State.CANCELLED
     assert "its time limit in the queue (time_limit.queue)" in world.look(hasty).reason
-
-
-def test_without_uploaded_code_none_is_sent(world: World) -> None:
-    world.starting()
-
-    assert world.cluster.launches[0].code is None
 
 
 def test_a_job_without_room_waits_and_says_why(world: World) -> None:
@@ -312,20 +307,6 @@ def test_a_rank_that_dies_is_started_again_in_place_from_the_last_checkpoint(wor
     assert world.look(job).state is State.SUCCEEDED
 
 
-def test_a_start_that_fails_before_its_first_step_says_why_it_starts_again(world: World) -> None:
-    job = world.starting(retries=1)
-
-    world.fail(job, error())
-    world.rounds(job)
-
-    again = world.look(job)
-    assert (again.state, again.start) == (State.STARTING, 2)
-    assert again.reason == (
-        "rank 0 failed before the first step: ValueError: boom; "
-        "starting again from the last checkpoint (1 of 1 retry used)"
-    )
-
-
 def test_a_log_that_cannot_be_written_keeps_no_job_from_starting_again(world: World) -> None:
     job = world.running()
     (world.folder / job.id).mkdir(parents=True)
@@ -353,36 +334,6 @@ def test_a_link_in_the_place_of_a_log_is_not_followed(world: World, tmp_path: Pa
     assert secret.read_text() == "of the service"
     assert world.look(job).archived_at is not None
     assert world.results.artifacts[world.run(job).run_id].keys() == {"spec.yaml"}
-
-
-def test_the_same_exception_twice_at_a_step_is_final(world: World) -> None:
-    job = world.running(retries=3)
-
-    for _ in range(2):
-        world.fail(job, error(step=7, log_tail="the last line"))
-        world.round()
-
-    failed = world.look(job)
-    assert (failed.state, failed.start, failed.failures) == (State.FAILED, 2, 1)
-    assert failed.error == {
-        "type": "ValueError",
-        "message": "boom",
-        "rank": 0,
-        "step": 7,
-        "log_tail": "the last line",
-    }
-    assert world.results.endings == {world.run(job).run_id: "FAILED"}
-
-
-def test_what_would_come_again_is_final_at_once(world: World) -> None:
-    job = world.starting(retries=3)
-
-    world.fail(job, error(type="BuildError", message="model: no such class"))
-    world.round()
-
-    failed = world.look(job)
-    assert (failed.state, failed.start, failed.failures) == (State.FAILED, 1, 0)
-    assert failed.reason == "rank 0 failed before the first step: BuildError: model: no such class"
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -637,17 +588,6 @@ def test_a_job_that_succeeds_before_the_stop_reaches_it_has_succeeded(world: Wor
 
     assert world.look(job).state is State.SUCCEEDED
     assert world.cluster.stops == []
-
-
-def test_an_attempt_lost_after_a_cancel_is_not_tried_again(world: World) -> None:
-    job = world.running()
-
-    world.store.request_cancel(job.id)
-    world.cluster.lose(f"{job.id}-1")
-    world.round()
-
-    assert world.look(job).state is State.CANCELLED
-    assert len(world.cluster.launches) == 1
 
 
 def test_a_job_cancelled_in_the_queue_is_archived_without_ado(world: World) -> None:

@@ -192,7 +192,14 @@ STORIES = {
 }
 
 
-def calls_in(world: World, story: Story) -> int:
+WITHOUT_EFFECT = {
+    *("active", "attempts", "download", "get", "has_unended", "nodes", "queue", "unarchived", "wake"),
+    *("note_all", "write_progress"),  # what users see; no scheduler acts upon it
+}
+"""Calls before which a death leaves what one before the next call leaves."""
+
+
+def calls_in(world: World, story: Story) -> list[str]:
     job = story.begin(world)
     tap = Tap("never", die)
     story.play(world, job, tapped(world, tap))
@@ -204,7 +211,9 @@ def calls_in(world: World, story: Story) -> int:
 def test_a_dispatcher_killed_before_any_call_brings_the_job_to_its_one_end(
     sqlite_store: Store, tmp_path: Path, story: Story
 ) -> None:
-    for moment in range(calls_in(World(sqlite_store, tmp_path), story)):
+    for moment, name in enumerate(calls_in(World(sqlite_store, tmp_path), story)):
+        if name in WITHOUT_EFFECT:
+            continue
         world = World(sqlite_store, tmp_path)
         job = story.begin(world)
 
@@ -219,7 +228,7 @@ def test_a_dispatcher_killed_before_any_call_brings_the_job_to_its_one_end(
 def test_two_dispatchers_that_meet_at_any_call_bring_the_job_to_its_one_end(
     sqlite_store: Store, tmp_path: Path, story: Story
 ) -> None:
-    for moment in range(calls_in(World(sqlite_store, tmp_path), story)):
+    for moment in range(len(calls_in(World(sqlite_store, tmp_path), story))):
         world = World(sqlite_store, tmp_path)
         job = story.begin(world)
 
@@ -231,7 +240,7 @@ def test_two_dispatchers_that_meet_at_any_call_bring_the_job_to_its_one_end(
 @pytest.mark.parametrize("story", ["starts again and succeeds", "is lost and succeeds"])
 def test_a_cancel_at_any_call_leaves_nothing_running(sqlite_store: Store, tmp_path: Path, story: str) -> None:
     told = STORIES[story]
-    for moment in range(calls_in(World(sqlite_store, tmp_path), told)):
+    for moment in range(len(calls_in(World(sqlite_store, tmp_path), told))):
         world = World(sqlite_store, tmp_path)
         job = told.begin(world)
 

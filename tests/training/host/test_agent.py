@@ -240,7 +240,7 @@ def test_a_long_message_is_bounded_and_whole_in_the_log(agent: HostAgent, tmp_pa
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("what", ["close output", "break output", "allow no files"])
+@pytest.mark.parametrize("what", ["close output", "break output"])
 def test_a_training_ends_well_whatever_becomes_of_its_output(
     agent: HostAgent, tmp_path: Path, what: str, rank: int
 ) -> None:
