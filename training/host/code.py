@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -23,9 +24,10 @@ class CodeCache:
 
     def put(self, digest: str, archive: bytes) -> None:
         """Stores a zip archive under its digest, atomically, and deletes the least recently used ones."""
-        temporary = self._archives / f"{digest}.new"
-        temporary.write_bytes(archive)
-        temporary.replace(self._archives / digest)
+        # A name of its own: the archive may come twice at once.
+        with tempfile.NamedTemporaryFile(dir=self._archives.parent, delete=False) as temporary:
+            temporary.write(archive)
+        Path(temporary.name).replace(self._archives / digest)
         by_age = sorted(self._archives.iterdir(), key=lambda path: path.stat().st_mtime)
         for old in by_age[:-_MAX_ARCHIVES]:
             old.unlink(missing_ok=True)
