@@ -35,7 +35,8 @@ def exportable(module: nn.Module) -> nn.Module:
     try:
         return _trace(model)
     except Exception as error:  # data-dependent control flow, or anything else in a user's forward
-        log.warning("the model is saved as its class, which must be importable to load it (%s)", error)
+        why = str(error).partition(". ")[0].partition("\n")[0]
+        log.warning("the model is saved as its class, which must be importable to load it (%s)", why)
         return model
 
 
