@@ -1,6 +1,6 @@
 """Finds imports of the user's code that nothing installed provides, without importing anything.
 
-From the modules of the class paths it follows imports through the user's code. An import that runs when these
+From the script, or the modules of the class paths, it follows imports through the user's code. An import that runs when these
 modules are imported certainly fails, so it is a problem. One in a function, or under a condition, may never
 run, so it is a note. One whose failure the code handles (`try: … except ImportError`), and one that is only
 for type checkers, is neither.
@@ -47,7 +47,10 @@ def missing_imports(spec: Spec, code: bytes | Path) -> tuple[list[Problem], list
     code: the archive of the uploaded code, or a folder in its place.
     """
     sources = sources_of(code)
-    roots = [module for path in class_paths(spec, code) for module in _modules_of(path, sources)]
+    paths = class_paths(spec, code)
+    if spec.script is not None and "/" not in spec.script.path:  # another finds modules beside itself, too
+        paths = [spec.script.path.removesuffix(".py")]
+    roots = [module for path in paths for module in _modules_of(path, sources)]
     imports = _reached(roots, sources, certain_alone=True)
     certain = _first_by_top(each for each in imports if each.is_certain and _is_missing(each, sources))
     others = _first_by_top(

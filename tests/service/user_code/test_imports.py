@@ -9,7 +9,7 @@ from service.user_code.imports import missing_imports
 from service.user_code.requirements import requirement_problems
 from tests.service.examples import make_spec
 from tests.service.user_code.test_check import make_archive
-from training.spec import Environment
+from training.spec import Environment, parse_spec
 
 FILES = {
     "nets/__init__.py": "from nets.blocks import Block\nimport absent_in_package",
@@ -127,3 +127,17 @@ def test_a_file_of_requirements_is_one_of_the_code() -> None:
     for code in (None, make_archive({"other.txt": b""})):
         (problem,) = requirement_problems(spec, code)
         assert "is not a text file in the uploaded code" in problem.message
+
+
+def test_the_imports_of_a_script_are_followed_too() -> None:
+    archive = make_archive(
+        {"train.py": "import lazily", "lazily.py": "import absent", "tools/run.py": "import absent"}
+    )
+
+    problems, _ = missing_imports(parse_spec({"script": {"path": "train.py"}}), archive)
+    elsewhere, _ = missing_imports(parse_spec({"script": {"path": "tools/run.py"}}), archive)
+
+    assert [problem.message.partition(",")[0] for problem in problems] == [
+        "module lazily (line 1) imports absent"
+    ]
+    assert elsewhere == []  # it may have modules beside itself
