@@ -1,9 +1,9 @@
 """Finds imports of the user's code that nothing installed provides, without importing anything.
 
-From the script, or the modules of the class paths, it follows imports through the user's code. An import that runs when these
-modules are imported certainly fails, so it is a problem. One in a function, or under a condition, may never
-run, so it is a note. One whose failure the code handles (`try: … except ImportError`), and one that is only
-for type checkers, is neither.
+From the script, or the modules of the class paths, it follows imports through the user's code. An import that
+runs when these modules are imported certainly fails, so it is a problem. One in a function, or under a
+condition, may never run, so it is a note. One whose failure the code handles (`try: … except ImportError`) is
+neither, nor is one that is only for type checkers.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def test_a_file_of_requirements_is_one_of_the_code() -> None:
 
 def test_the_imports_of_a_script_are_followed_too() -> None:
     archive = make_archive(
-        {"train.py": "import lazily", "lazily.py": "import absent", "tools/run.py": "import absent"}
+        {"train.py": b"import lazily", "lazily.py": b"import absent", "tools/run.py": b"import absent"}
     )
 
     problems, _ = missing_imports(parse_spec({"script": {"path": "train.py"}}), archive)
