@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import jsonschema  # type: ignore[import-untyped]
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
+from cryptography.fernet import Fernet
 
 from service.settings import Settings, names_of
 from tests.deploy.manifests import (
@@ -158,6 +159,7 @@ SERVICE = ("syncbn-api", "syncbn-scheduler")
 def test_the_settings_are_ones_that_the_service_reads(documents: list[Document], name: str) -> None:
     given = dict.fromkeys(variables(named(documents, name)), "secret") | settings_of(documents, name)
     given["SYNCBN_DATABASE_URL"] = database = "postgresql://syncbn:secret@there/syncbn"
+    given["SYNCBN_SECRETS_KEY"] = Fernet.generate_key().decode()
     ours = {name: value for name, value in given.items() if name.startswith("SYNCBN_")}
 
     settings = settings_from(ours)
