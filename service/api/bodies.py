@@ -16,7 +16,7 @@ from service.api.context import Context, Services
 from service.errors import Refused
 from service.queue.store import Store
 from service.secrets import Secrets, missing_secret
-from service.user_code.class_paths import class_path_problems
+from service.user_code.class_paths import class_path_problems, takes_argument
 from service.user_code.imports import missing_imports
 from service.user_code.links import link_problems
 from service.user_code.modules import python_files
@@ -108,7 +108,7 @@ def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:
     if not archive:
         return problems, []
     missing, notes = missing_imports(spec, archive)
-    return [*problems, *link_problems(spec, python_files(archive)), *missing], notes
+    return [*problems, *link_problems(spec, python_files(archive), takes_argument(archive)), *missing], notes
 
 
 def _load_json(text: str) -> object:

@@ -107,6 +107,7 @@ def read_spec(
 
     Raises SpecError.
     """
+    from service.user_code.class_paths import takes_argument
     from service.user_code.imports import missing_imports
     from service.user_code.links import link_problems
     from service.user_code.requirements import requirement_problems
@@ -125,7 +126,7 @@ def read_spec(
     problems += requirement_problems(spec, folder)
     print_notes([*notes, *more])
     if spec.script is None and (code is not None or is_lightnings(document)):
-        problems += link_problems(spec, python_files(folder))
+        problems += link_problems(spec, python_files(folder), takes_argument(folder))
     if problems:
         raise specs.SpecError(problems)
     return spec

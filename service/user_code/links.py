@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +26,22 @@ class _Link:
     """Whether the target gets the value of the source as it is."""
 
 
-def link_problems(spec: Spec, files: Iterable[tuple[str, str]]) -> list[Problem]:
+def link_problems(
+    spec: Spec, files: Iterable[tuple[str, str]], takes: Callable[[str, str], bool] = lambda *_: True
+) -> list[Problem]:
     """Returns a problem for each linked argument that the spec does not give.
 
-    files: the path and the source of each file of the user's code.
+    files: the path and the source of each file of the user's code. takes: whether the class with a path takes
+    an argument, as far as can be known; a link to one that it does not take is another program's.
     """
     given = spec.model_dump(mode="json")
     return [
         _problem(link, given)
         for path, source in files
         for link in _links(path, source)
-        if _can_be_given(link.target, given) and not _found(_keys(link.target), given)[0]
+        if _can_be_given(link.target, given)
+        and not _found(_keys(link.target), given)[0]
+        and _is_taken(link.target, given, takes)
     ]
 
 
@@ -55,6 +60,11 @@ def _can_be_given(target: str, given: Mapping[str, Any]) -> bool:
     if holder == "trainer":  # the others have moved to keys of their own
         return name in ARGUMENTS and ARGUMENTS[name].use == "honoured"
     return holder in _HOLDERS and bool(name) and given.get(holder) is not None
+
+
+def _is_taken(target: str, given: Mapping[str, Any], takes: Callable[[str, str], bool]) -> bool:
+    holder, *rest = _keys(target)
+    return holder == "trainer" or takes(given[holder]["class_path"], rest[1] if len(rest) > 1 else "")
 
 
 def _keys(path: str) -> list[str]:

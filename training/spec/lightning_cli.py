@@ -6,6 +6,7 @@ A spec's `trainer:` is read the same way.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from training.spec.errors import Problem, SpecError, problems_of
 from training.spec.layers import CLASSES, is_lightnings, of_fit, references
-from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
+from training.spec.trainer import ARGUMENTS, OF_LIGHTNING_1, Component, TrainerOptions
 
 _SHORT = {"optimizer": "torch.optim", "lr_scheduler": "torch.optim.lr_scheduler"}
 _PRECISIONS = {
@@ -25,6 +26,10 @@ _PRECISIONS = {
 _EPOCHS_OF_LIGHTNING = 1000
 _CHANGING = {"ddp_comm_hook", "ddp_comm_wrapper", "model_averaging_period"}
 """Options of DDPStrategy that change the gradients or the weights."""
+
+
+_TUNERS = {"LearningRateFinder", "BatchSizeFinder"}
+_DIVIDES = re.compile("fsdp|deepspeed|model_?parallel|xla|tpu|hpu|hivemind|bagua|colossal", re.I)
 
 
 def as_spec(data: Mapping[str, Any], *, known: Set[str]) -> tuple[dict[str, Any], list[str]]:
@@ -73,6 +78,12 @@ class _Reading:
 
     def _refuse_hydra(self) -> None:
         for key, where in _hydra_targets(self.spec, ""):
+            if key == "trainer":
+                self._refuse(
+                    "trainer._target_",
+                    "is Hydra's; leave it out: the Trainer's arguments stay under trainer:",
+                )
+                continue
             self._refuse(
                 f"{key}._target_".removeprefix("."),
                 "is Hydra's; write class_path for _target_, and put the other keys beside it into init_args: "
@@ -108,6 +119,16 @@ class _Reading:
                 "package.Class, init_args: {…}}",
             )
             return value
+        own_keys = {"class_path", "init_args", "dict_kwargs", "interval"}
+        if is_configuration and key in _SHORT and value and not own_keys & value.keys():
+            arguments = ", ".join(f"{name}: {each}" for name, each in value.items())
+            self._refuse(
+                f"{key}.class_path",
+                "is missing: the program of this configuration names the class itself, as in "
+                f"parser.add_{key}_args(Class); write {{class_path: {_SHORT[key]}.Class, init_args: "
+                f"{{{arguments}}}}}",
+            )
+            return {}
         if isinstance(more := value.pop("dict_kwargs", None), Mapping):
             value["init_args"] = {**(value.get("init_args") or {}), **more}
         if value.get("init_args", 0) is None:
@@ -122,8 +143,11 @@ class _Reading:
             return
         seed = self.spec.pop("seed_everything")
         if isinstance(seed, bool) or seed is None:
-            seed = 0
-        self._move("seed_everything", "training.seed", seed)
+            self._set_default("training.seed", 0)
+        elif not isinstance(seed, int) or not 0 <= seed < 2**32:
+            self._refuse("seed_everything", f"{seed!r} is no seed; give a whole number from 0 to 4294967295")
+        else:
+            self._move("seed_everything", "training.seed", seed)
 
     def _read_checkpoint(self) -> None:
         path = self.spec.pop("ckpt_path", None)
@@ -138,6 +162,10 @@ class _Reading:
     # The Trainer's arguments
 
     def _read_trainer(self, given: Any) -> None:
+        if isinstance(given, Mapping):
+            for name in [name for name in OF_LIGHTNING_1 if name in given]:
+                self._refuse(f"trainer.{name}", f"is of Lightning 1; {OF_LIGHTNING_1[name]}")
+            given = {name: value for name, value in given.items() if name not in OF_LIGHTNING_1}
         try:
             options = TrainerOptions.model_validate(given)
         except ValidationError as error:
@@ -156,6 +184,20 @@ class _Reading:
             self._move("trainer.accumulate_grad_batches", "training.accumulate_grad_batches", parts)
         if options.sync_batchnorm:
             self._move("trainer.sync_batchnorm", "norm.kind", "sync_batch_norm")
+        elif options.sync_batchnorm is False:
+            self._read_no_sync()
+
+    def _read_no_sync(self) -> None:
+        own = self._get("norm.kind")
+        if own == "sync_batch_norm":
+            self._refuse(
+                "trainer.sync_batchnorm", f"false differs from norm.kind, which is {own}; keep one of them"
+            )
+        elif own is None:
+            self.notes.append(
+                "trainer.sync_batchnorm: BatchNorm layers are synchronized in any case, unless norm.kind is "
+                "batch_norm: statistics of each worker, and a result that depends on the number of workers"
+            )
 
     def _check_refused(self, options: TrainerOptions) -> None:
         for name in ("fast_dev_run", "overfit_batches", "barebones", "model_registry"):
@@ -167,13 +209,19 @@ class _Reading:
                 f"{options.val_check_interval} is a time, and when it has passed differs by worker; give a "
                 "number of batches, or a part of the epoch from 0.0 to 1.0",
             )
-        if options.use_distributed_sampler is False:
+        if options.use_distributed_sampler is False and self._get("training.sampler") != "own":
             self._refuse(
                 "trainer.use_distributed_sampler",
                 "each batch is shared among the workers here, whatever its sampler; leave this out, or set "
                 "training.sampler: own for loaders that differ by worker",
             )
         for key, part in options.components().items():
+            if part.class_path.rpartition(".")[2] in _TUNERS:
+                self._refuse(
+                    key,
+                    f"{part.class_path} tries values out; find the value once with Lightning's own Trainer, "
+                    "write it here, and leave the callback out",
+                )
             if key.startswith("trainer.plugins") and (why := _own_plugin(part.class_path)):
                 self._refuse(key, f"{part.class_path} is not possible in a job: {why}; leave it out")
 
@@ -192,6 +240,10 @@ class _Reading:
             for name, key in (("experiment_name", "tracking.experiment"), ("run_name", "name")):
                 if is_own and isinstance(value := part.init_args.get(name), str):
                     self._move(f"trainer.logger: {name}", key, value)
+            if is_own and "tracking_uri" in part.init_args:
+                self.notes.append(
+                    "trainer.logger: a job logs to the MLflow of its service, not to tracking_uri"
+                )
         self.spec["trainer"]["logger"] = left
 
     def _read_hardware(self, options: TrainerOptions) -> None:
@@ -200,12 +252,10 @@ class _Reading:
         strategy = options.strategy
         path = strategy if isinstance(strategy, str) else strategy.class_path if strategy else "auto"
         name = path.rpartition(".")[2]
-        if name not in {"auto", "DDPStrategy", "SingleDeviceStrategy"} and not name.startswith("ddp"):
-            self._refuse(
-                "trainer.strategy",
-                f"{path} divides the model, or changes what is trained; a job trains with DDP on every "
-                "worker: leave this out",
-            )
+        plain = {"auto", "single_device", "DDPStrategy", "SingleDeviceStrategy"}
+        if name not in plain and not name.startswith("ddp"):
+            why = "divides the model, or changes what is trained" if _DIVIDES.match(name) else "is not known"
+            self._refuse("trainer.strategy", f"{path} {why}; a job trains with DDP: leave this out")
         changing = _CHANGING & strategy.init_args.keys() if isinstance(strategy, Component) else set()
         for option in sorted(changing):
             self._refuse(
@@ -244,6 +294,8 @@ class _Reading:
                 self.notes.append(f"trainer.devices: {devices} is 1 here; resources.workers says how many")
             return 1
         if isinstance(devices, list):
+            if len(set(devices)) < len(devices) or min(devices, default=0) < 0:
+                self._refuse("trainer.devices", f"{devices} are no different devices, counted from 0")
             devices = len(devices)
         if isinstance(devices, str):
             numbers = [part.strip() for part in devices.split(",") if part.strip()]

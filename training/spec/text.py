@@ -46,32 +46,52 @@ def _replaced(data: object, keys: list[str], value: object) -> object:
     return {**here, keys[0]: _replaced(here.get(keys[0]), keys[1:], value)}
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string), without dates and merge keys.
+_MERGE = "tag:yaml.org,2002:merge"
+_MOST_KEYS = 10_000
 
-    Nested merge keys grow exponentially: a few hundred bytes can take minutes to load. A repeated key is an
-    error.
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string), and without dates.
+
+    Keys that are integers become text, as in JSON. A repeated key is an error. Nested merge keys (<<) grow
+    exponentially, a few hundred bytes can take minutes to load, so the number of merged keys is limited.
     """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flat: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if id(node) in self._flat:
+            return
+        self._flat.add(id(node))
+        self._raise_for_repeated_key(key for key, _ in node.value if key.tag != _MERGE)
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_KEYS:
+            problem = f"merges (<<) give a mapping more than {_MOST_KEYS:,} keys"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            self._raise_for_repeated_key([key for key, _ in node.value])
-        return mapping
+        return {str(key) if type(key) is int else key: value for key, value in mapping.items()}
 
     def _raise_for_repeated_key(self, nodes: Iterable[yaml.Node]) -> None:
         seen = set()
         for node in nodes:
-            if (key := self.construct_object(node, deep=True)) in seen:
+            if (key := self._key(node)) in seen:
                 problem = f"the key {key!r} occurs twice in one mapping; keep one of them"
                 raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
             seen.add(key)
 
+    def _key(self, node: yaml.Node) -> Hashable:
+        key = self.construct_object(node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(None, None, "found unhashable key", node.start_mark)
+        return str(key) if type(key) is int else key
+
 
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, regexp) for tag, regexp in resolvers if not tag.endswith((":float", ":timestamp", ":merge"))
-    ]
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(

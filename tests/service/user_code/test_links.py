@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from service.user_code.class_paths import takes_argument
 from service.user_code.links import link_problems
 from training.spec import Spec, parse_spec
 
@@ -57,3 +59,29 @@ parser.link_arguments("data.classes", "trainer.limit_val_batches")
 
 def test_files_that_do_not_parse_have_no_links() -> None:
     assert not link_problems(make_spec(), [("main.py", "link_arguments(")])
+
+
+def test_a_link_to_an_argument_that_the_class_does_not_take_is_another_programs() -> None:
+    files = [("main.py", MAIN)]
+
+    assert link_problems(make_spec(), files)
+    assert not link_problems(make_spec(), files, lambda _path, _name: False)
+
+
+def test_whether_a_class_takes_an_argument_is_read_from_its_source(tmp_path: Path) -> None:
+    (tmp_path / "lab.py").write_text(
+        "class Net:\n    def __init__(self, a): ...\nclass Any:\n    def __init__(self, **kwargs): ..."
+    )
+    takes = takes_argument(tmp_path)
+
+    assert [
+        takes("lab.Net", "a"),
+        takes("lab.Net", "b"),
+        takes("lab.Any", "b"),
+        takes("lab.Unknown", "b"),
+    ] == [
+        True,
+        False,
+        True,
+        True,
+    ]

@@ -282,3 +282,66 @@ def test_a_checkpoint_to_go_on_from_is_one_to_start_from() -> None:
 
     with pytest.raises(SpecError, match="ckpt_path: best is not a file; name one"):
         read_spec({"seed_everything": 5, **BASE, "ckpt_path": "best"})
+
+
+@pytest.mark.parametrize(
+    ("document", "key", "message"),
+    [
+        (
+            {"trainer": {"sync_batchnorm": False}, "norm": {"kind": "sync_batch_norm"}},
+            "trainer.sync_batchnorm",
+            "differs",
+        ),
+        ({"trainer": {"callbacks": ["LearningRateFinder"]}}, "trainer.callbacks.0", "tries values out"),
+        ({"trainer": {"val_check_interval": 0}}, "trainer.val_check_interval", "never validates"),
+        (
+            {"trainer": {"accumulate_grad_batches": {"0": 2}}},
+            "trainer.accumulate_grad_batches",
+            "GradientAccumulationScheduler",
+        ),
+        ({"trainer": {"gpus": 2}}, "trainer.gpus", "give trainer.devices"),
+        (
+            {"trainer": {"resume_from_checkpoint": "a.ckpt"}},
+            "trainer.resume_from_checkpoint",
+            "give ckpt_path",
+        ),
+        ({"trainer": {"strategy": "nonsense"}}, "trainer.strategy", "is not known"),
+        ({"trainer": {"strategy": "fsdp"}}, "trainer.strategy", "divides the model"),
+        ({"trainer": {"devices": [0, 0]}}, "trainer.devices", "no different devices"),
+        ({"trainer": {"_target_": "lightning.Trainer"}}, "trainer._target_", "leave it out"),
+        ({"seed_everything": -1}, "seed_everything", "is no seed"),
+        ({"seed_everything": "12"}, "seed_everything", "is no seed"),
+        (
+            {"trainer": {"max_epochs": 1}, "optimizer": {"lr": 0.02}},
+            "optimizer.class_path",
+            "{class_path: torch.optim.Class, init_args: {lr: 0.02}}",
+        ),
+    ],
+)
+def test_what_is_odd_is_refused_where_it_stands(document: dict[str, Any], key: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        read_spec({"model": {"class_path": "lab.Net"}, "data": {"class_path": "lab.Data"}, **document})
+
+    (problem,) = [each for each in caught.value.problems if each.key == key]
+    assert message in problem.message
+
+
+def test_what_a_printed_configuration_has_is_accepted() -> None:
+    trainer = {
+        "sync_batchnorm": False,
+        "strategy": "single_device",
+        "use_distributed_sampler": False,
+        "max_epochs": 1,
+    }
+    spec, notes = read_spec(
+        {
+            "seed_everything": False,
+            "model": {"class_path": "lab.Net"},
+            "data": {"class_path": "lab.Data"},
+            "training": {"seed": 4, "sampler": "own"},
+            "trainer": trainer,
+        }
+    )
+
+    assert (spec.training.seed, spec.norm.kind) == (4, "sync_batch_norm")
+    assert any("BatchNorm layers are synchronized in any case" in note for note in notes)

@@ -474,3 +474,32 @@ def test_a_limit_or_a_need_that_means_nothing_is_refused(section: dict[str, Any]
 
 def test_memory_is_read_with_its_unit() -> None:
     assert make_spec(resources={"memory_per_worker": "1.5GiB"}).resources.memory_per_worker == 1.5 * 2**30
+
+
+def test_merge_keys_and_integer_keys_of_yaml_mean_what_they_mean_there() -> None:
+    text = """
+    base: &base {a: 1, b: 2}
+    more: &more {<<: *base, c: 3}
+    one: {<<: *more, a: 5}
+    two: {<<: [{a: 7}, *base], d: 4}
+    steps: {0: 2, 8: 4}
+    """
+
+    data = load_yaml(text)
+
+    assert isinstance(data, dict)
+    assert data["one"] == {"a": 5, "b": 2, "c": 3}
+    assert data["two"] == {"a": 7, "b": 2, "d": 4}
+    assert data["steps"] == {"0": 2, "8": 4}
+    with pytest.raises(SpecError, match="the key 'a' occurs twice"):
+        load_yaml("base: &base {b: 1}\nother: {<<: *base, a: 1, a: 2}")
+    with pytest.raises(SpecError, match="the key '1' occurs twice"):
+        load_yaml("{1: a, '1': b}")
+
+
+def test_merges_that_would_grow_without_end_are_refused() -> None:
+    lines = ["a0: &a0 {k: 1}"]
+    lines += [f"a{number}: &a{number} {{<<: [*a{number - 1}, *a{number - 1}]}}" for number in range(1, 60)]
+
+    with pytest.raises(SpecError, match="more than 10,000 keys"):
+        load_yaml("\n".join(lines))
