@@ -1,4 +1,4 @@
-"""Networks of labs, trained for 20 steps in float32, give on 2 workers what they give on 1."""
+"""Networks of labs, trained for 20 steps in float64, give on 2 workers what they give on 1."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from tests.training.lab_networks import CASES, NETWORKS
 from tests.training.worlds import Worlds
 
 STEPS, EPOCHS = 20, 5
-TOLERANCE = 1e-6
+TOLERANCE = 1e-9
 """Largest difference of two weights, relative to the largest weight of the network, and of two logged values,
-relative to the largest of their name: 8 to 17 units in the last place of float32.
+relative to the largest of their name.
 
 A weight's own size is no measure: the bias in front of a normalised layer has no effect on the loss, so that
 its gradient is rounding alone. For that reason the networks are trained by SGD, too: Adam divides each
-gradient by its size, and would take steps of the size of the learning rate from rounding.
+gradient by its size, and would take steps of the size of the learning rate from rounding. In float32 the
+difference is 2e-7 on some CPUs and 1e-4 on others, whose convolutions in three dimensions round differently
+for another number of volumes.
 """
 
 
@@ -47,7 +49,8 @@ def test_two_workers_train_as_one(worlds: Worlds, tmp_path: Path, case: str) -> 
     for name in names:
         expected = one.series(name)
         largest = max(map(abs, expected.values()))
-        assert two.series(name) == pytest.approx(expected, rel=0, abs=TOLERANCE * largest), name
+        tolerance = 1e-6 if name == "val_score" else TOLERANCE  # torchmetrics computes in float32
+        assert two.series(name) == pytest.approx(expected, rel=0, abs=tolerance * largest), name
     weights = {name: value for name, value in one.state.items() if value.is_floating_point()}
     largest = max(float(value.abs().max()) for value in weights.values())
     for name, weight in weights.items():
@@ -59,7 +62,7 @@ def trained(worlds: Worlds, workers: int, case: str, folder: Path) -> Done:
     spec: dict[str, Any] = {
         "model": {"class_path": _path(module), "init_args": arguments},
         "data": {"class_path": _path(data)},
-        "training": {"global_batch_size": batch, "max_epochs": EPOCHS, "precision": "32-true", "seed": 42},
+        "training": {"global_batch_size": batch, "max_epochs": EPOCHS, "precision": "64-true", "seed": 42},
     }
     return worlds.run(workers, attempt, spec, folder)[0]
 
