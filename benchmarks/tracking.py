@@ -167,7 +167,8 @@ def _trainer(tracker: Tracker, pace: Pace) -> pl.Trainer:
 
 
 def _loader(spec: Spec) -> Any:
-    data = construct(spec.trained()[1], "data")
+    assert spec.data is not None
+    data = construct(spec.data, "data")
     data.setup("fit")
     settings = spec.training
     assert settings.global_batch_size is not None

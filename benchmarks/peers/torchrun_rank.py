@@ -70,6 +70,7 @@ def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -
 def plain(spec: Spec) -> None:
     torch.manual_seed(spec.training.seed)
     of_model, of_data = spec.trained()
+    assert of_data is not None
     data: Any = construct(of_data, "data")
     data.setup("fit")
     dataset = data.train_dataloader().dataset
