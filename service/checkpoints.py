@@ -71,6 +71,11 @@ class JobCheckpoints:
         return Opened(checkpoint=checkpoint, file=file, size=contents["size"], sha256=contents["sha256"])
 
     def _store(self) -> Checkpoints | ObjectStore:
+        if self._job.runs_script:
+            raise NotFound(
+                f"job {self._job.id!r} runs a script, which saves files of its own in SYNCBN_CHECKPOINT_DIR; "
+                "the service knows no checkpoints of it"
+            )
         mode = self._job.spec["training"]["checkpoint"]["mode"]
         location = self.location
         if "://" not in location:

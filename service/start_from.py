@@ -32,6 +32,7 @@ def resolved(spec: Spec, store: Store, settings: Settings) -> Spec:
         raise _error("checkpoint", str(error)) from None
     if spec.start_from.state == "all":
         _check_unfinished(spec, job, checkpoint)
+        _check_optimizer(spec, job)
     chosen = spec.start_from.model_copy(update={"job": job.id, "run": None, "checkpoint": checkpoint.step})
     return spec.model_copy(update={"start_from": chosen})
 
@@ -63,6 +64,18 @@ def _check_unfinished(spec: Spec, job: Job, checkpoint: Listed) -> None:
         if limit not in {None, -1} and made is not None and made >= limit:
             message = f"is {limit}, and job {job.id} has trained {made} already; give more than {made}"
             raise SpecError([Problem(key=f"training.{key}", message=message)])
+
+
+def _check_optimizer(spec: Spec, job: Job) -> None:
+    """Raises SpecError if the spec has another optimizer or scheduler than the checkpoint."""
+    given = spec.model_dump(mode="json")
+    changed = [key for key in ("optimizer", "lr_scheduler") if given[key] != job.spec.get(key)]
+    if changed:
+        message = (
+            f"is another one than that of job {job.id}, but the whole state of a checkpoint has its own with "
+            "all settings; leave it as it was, or start with the weights alone (start_from.state: weights)"
+        )
+        raise SpecError([Problem(key=key, message=message) for key in changed])
 
 
 def _error(key: str, message: str) -> SpecError:

@@ -22,7 +22,10 @@ def set_secret(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
     if sys.stdin.isatty():
         value = typer.prompt(f"value of {name}", hide_input=True, err=True)
     else:
-        value = sys.stdin.read().removesuffix("\n")
+        try:
+            value = sys.stdin.buffer.read().decode().removesuffix("\n")
+        except UnicodeDecodeError:
+            raise typer.BadParameter("the value on standard input is not text in UTF-8") from None
     with session(ctx, as_json=as_json) as client:
         client.set_secret(name, value)
     if as_json:

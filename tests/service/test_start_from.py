@@ -13,7 +13,7 @@ from service.settings import Settings
 from service.start_from import resolved
 from tests.service.examples import make_spec
 from tests.service.saved import save_checkpoints
-from training.spec import SpecError, StartFrom
+from training.spec import SpecError, StartFrom, parse_spec
 
 
 @pytest.fixture
@@ -94,3 +94,27 @@ def test_what_nothing_can_start_from_is_refused_by_key(
 def test_a_section_that_says_too_little_or_too_much_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=words):
         make_spec(start_from=given)
+
+
+def test_the_whole_state_refuses_another_optimizer(
+    sqlite_store: Store, settings: Settings, ended: Job
+) -> None:
+    given: dict[str, Any] = {
+        "start_from": {"job": ended.id, "state": "all"},
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-6}},
+    }
+
+    with pytest.raises(SpecError, match="start with the weights alone") as caught:
+        resolved(make_spec(**given), sqlite_store, settings)
+
+    assert [problem.key for problem in caught.value.problems] == ["optimizer"]
+    given["start_from"]["state"] = "weights"
+    assert resolved(make_spec(**given), sqlite_store, settings).start_from
+
+
+def test_a_script_has_no_checkpoints_to_start_from(sqlite_store: Store, settings: Settings) -> None:
+    job, _ = sqlite_store.create_job(parse_spec({"script": {"path": "train.py"}}))
+    sqlite_store.move(sqlite_store.get(job.id), State.CANCELLED)
+
+    with pytest.raises(SpecError, match="runs a script, which saves files of its own"):
+        resolved(make_spec(start_from={"job": job.id}), sqlite_store, settings)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +31,7 @@ def test_a_secret_is_masked_in_every_form_in_which_logs_quote_it(secret: str, ar
     masked = masker.mask(written)
 
     assert masked.count(MASK) >= 4
+    assert quote_plus(secret) not in masker.mask(f"{around} k={quote_plus(secret)}")
     for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, safe="")):
         assert form not in masked
 

@@ -204,7 +204,18 @@ class Environment(Part):
                 f"environment.variables.{both[0]}",
                 "is a secret too, under environment.secrets; keep one of them",
             )
+        lines = [] if isinstance(self.requirements, str) else self.requirements
+        for position, line in enumerate(lines):
+            if missing := sorted(set(_VARIABLE.findall(line)) - set(self.secrets)):
+                raise located(
+                    f"environment.requirements.{position}",
+                    f"${{{missing[0]}}} is none of environment.secrets; add it there",
+                )
         return self
+
+
+_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
+"""What pip replaces from its environment."""
 
 
 def _value_problem(value: str) -> str | None:

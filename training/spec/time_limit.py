@@ -65,7 +65,7 @@ class TimeLimit(Part):
         description="Time with workers, over all attempts. After it the job saves a checkpoint and fails",
     )
     queue: Duration | None = Field(
-        default=None, description="Time from submission to the first start. After it the job fails"
+        default=None, description="Time from submission to the first start. After it the job is cancelled"
     )
 
     @model_validator(mode="before")

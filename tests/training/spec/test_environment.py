@@ -105,5 +105,14 @@ def test_requirements_that_cannot_be_installed_or_kept_are_refused(
 def test_requirements_are_lines_of_pip_or_a_file() -> None:
     lines = ["monai==1.5.0", "--index-url https://me:${TOKEN}@host/simple", "a @ git+ssh://git@host/a.git@v1"]
 
-    assert make_spec(environment={"requirements": lines}).environment.requirements == lines
+    given = {"requirements": lines, "secrets": ["TOKEN"]}
+    assert make_spec(environment=given).environment.requirements == lines
     assert make_spec(environment={"requirements": "sub/r.txt"}).environment.requirements == "sub/r.txt"
+
+
+def test_a_variable_in_a_requirement_is_a_secret_of_the_spec() -> None:
+    line = "demo @ https://user:${TOKEN}@host/demo-1.0.tar.gz"
+
+    found = problems_of(environment={"requirements": [line]})
+    assert "is none of environment.secrets" in found["environment.requirements.0"]
+    assert make_spec(environment={"requirements": [line], "secrets": ["TOKEN"]})
