@@ -107,14 +107,13 @@ def read_spec(
 
     Raises SpecError.
     """
-    from service.user_code.class_paths import takes_argument
     from service.user_code.imports import missing_imports
     from service.user_code.links import link_problems
     from service.user_code.requirements import requirement_problems
+    from service.user_code.schedulers import scheduler_problems
     from service.user_code.scripts import problems_in_folder
     from training import spec as specs
     from training.spec.layers import is_lightnings
-    from training.spec.short_names import python_files
 
     document = read_document(source, assignments, configs, overrides, arguments, code)
     document = with_source(document, code or Path.cwd())
@@ -123,10 +122,10 @@ def read_spec(
     if problems := problems_in_folder(spec, folder):
         raise specs.SpecError(problems)
     problems, more = missing_imports(spec, folder)
-    problems += requirement_problems(spec, folder)
+    problems += [*requirement_problems(spec, folder), *scheduler_problems(spec, folder)]
     print_notes([*notes, *more])
     if spec.script is None and (code is not None or is_lightnings(document)):
-        problems += link_problems(spec, python_files(folder), takes_argument(folder))
+        problems += link_problems(spec, folder)
     if problems:
         raise specs.SpecError(problems)
     return spec
