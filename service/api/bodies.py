@@ -161,7 +161,7 @@ def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
         yield _at(path[:1], _TOO_DEEP)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            if message := _unstorable_key(key):
+            if message := _unstorable_scalar(key):
                 yield _at(path, f"the key {key!r} {message}")
             else:
                 yield from _unstorable(item, (*path, key))
@@ -170,10 +170,6 @@ def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
             yield from _unstorable(item, (*path, str(index)))
     elif message := _unstorable_scalar(value):
         yield _at(path, message)
-
-
-def _unstorable_key(key: object) -> str | None:
-    return _unstorable_scalar(key) if isinstance(key, str) else "is not text"
 
 
 def _unstorable_scalar(value: object) -> str | None:
