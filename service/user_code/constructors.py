@@ -10,33 +10,36 @@ from service.user_code.modules import Module, ModuleSource, find_module, python_
 from service.user_code.signatures import definition
 from training.spec.short_names import modules_defining
 
-_DEPTH = 8
-"""Maximum number of bases above a class that are followed."""
+_MOST_CLASSES = 20
+"""Maximum number of classes that are read on the way up from one; a class can have a thousand bases."""
 _BASES_WITHOUT_ARGUMENTS = {"LightningModule", "LightningDataModule", "Module", "object"}
+_Seen = set[tuple[str, str]]
 
 
-def takes(class_path: str, argument: str, code: bytes | Path) -> bool | None:
-    """Returns whether a class or function has a parameter of this name; None if only importing could tell.
+def parameters_of(class_path: str, code: bytes | Path) -> frozenset[str] | None:
+    """Returns the names that a class or function takes; None if only importing could tell.
 
-    Parameters that **kwargs hands on to a base class count. code: the archive of the uploaded code, or a
-    folder in its place.
+    Those that **kwargs hands on to a base class count. code: the archive of the uploaded code, or a folder in
+    its place.
     """
     sources = sources_of(code)
     found = _find(class_path, code, sources)
-    return _takes(*found, argument, sources, _DEPTH) if found else None
+    return _parameters(*found, sources, set()) if found else None
 
 
 def is_lightning_module(class_path: str, code: bytes | Path | None) -> bool:
     """Returns whether a class is known to be derived from LightningModule."""
     sources = sources_of(code)
     found = _find(class_path, code, sources)
-    return found is not None and _is_derived(*found, sources, _DEPTH)
+    return found is not None and _is_derived(*found, sources, set())
 
 
 def _find(
     class_path: str, code: bytes | Path | None, sources: Sequence[ModuleSource]
 ) -> tuple[Module, str] | None:
     """Returns the module that a class path names, and the name in it."""
+    if not all(part.isidentifier() for part in class_path.split(".")):
+        return None  # an argument may be anything
     if "." not in class_path:
         modules = modules_defining(class_path, python_files(code)) if code else []
         if len(modules) != 1:
@@ -49,56 +52,54 @@ def _find(
     return (module, name) if module else None
 
 
-def _takes(
-    module: Module, name: str, argument: str, sources: Sequence[ModuleSource], depth: int
-) -> bool | None:
-    node, module = _definition(module, name, sources, depth) or (None, module)
+def _parameters(
+    module: Module, name: str, sources: Sequence[ModuleSource], seen: _Seen
+) -> frozenset[str] | None:
+    if (module.name, name) in seen:
+        return frozenset()
+    node, module = _definition(module, name, sources, seen) or (None, module)
     if isinstance(node, ast.FunctionDef):
-        return _has_parameter(node, argument)
-    if node is None or node.decorator_list or node.keywords or "__new__" in _methods(node):
+        return None if node.decorator_list or node.args.kwarg else _names(node)
+    if node is None or node.decorator_list or node.keywords:
         return None
-    if initializer := _methods(node).get("__init__"):
-        found = _has_parameter(initializer, argument)
-        if found is not None or initializer.decorator_list:
-            return found
-    inherited = {
-        False
-        if base.rpartition(".")[2] in _BASES_WITHOUT_ARGUMENTS
-        else _takes(module, base, argument, sources, depth - 1)
-        for base in _bases(node)
-    }
-    return True if True in inherited else None if None in inherited else False
+    methods = {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
+    initializer = methods.get("__init__")
+    if "__new__" in methods or (initializer and initializer.decorator_list):
+        return None
+    own = _names(initializer) if initializer else frozenset()
+    if initializer and not initializer.args.kwarg:
+        return own
+    for base in _bases(node):
+        if base.rpartition(".")[2] not in _BASES_WITHOUT_ARGUMENTS:
+            inherited = _parameters(module, base, sources, seen)
+            if inherited is None:
+                return None
+            own |= inherited
+    return own
 
 
-def _is_derived(module: Module, name: str, sources: Sequence[ModuleSource], depth: int) -> bool:
-    node, module = _definition(module, name, sources, depth) or (None, module)
+def _is_derived(module: Module, name: str, sources: Sequence[ModuleSource], seen: _Seen) -> bool:
+    if (module.name, name) in seen:
+        return False
+    node, module = _definition(module, name, sources, seen) or (None, module)
     return isinstance(node, ast.ClassDef) and any(
-        base.rpartition(".")[2] == "LightningModule" or _is_derived(module, base, sources, depth - 1)
+        base.rpartition(".")[2] == "LightningModule" or _is_derived(module, base, sources, seen)
         for base in _bases(node)
     )
 
 
 def _definition(
-    module: Module, name: str, sources: Sequence[ModuleSource], depth: int
+    module: Module, name: str, sources: Sequence[ModuleSource], seen: _Seen
 ) -> tuple[ast.ClassDef | ast.FunctionDef, Module] | None:
+    seen.add((module.name, name))
     try:
-        return definition(module, name, sources) if depth else None
+        return definition(module, name, sources) if len(seen) <= _MOST_CLASSES else None
     except SyntaxError:
         return None
 
 
-def _has_parameter(node: ast.FunctionDef, name: str) -> bool | None:
-    """Returns whether a function has a parameter of this name; None if it has **kwargs, or a decorator."""
-    given = node.args
-    if node.decorator_list:
-        return None
-    if name in {each.arg for each in (*given.args, *given.kwonlyargs)}:
-        return True
-    return None if given.kwarg else False
-
-
-def _methods(node: ast.ClassDef) -> dict[str, ast.FunctionDef]:
-    return {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
+def _names(node: ast.FunctionDef) -> frozenset[str]:
+    return frozenset(each.arg for each in (*node.args.args, *node.args.kwonlyargs))
 
 
 def _bases(node: ast.ClassDef) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from service.user_code.constructors import takes
+from service.user_code.constructors import parameters_of
 from service.user_code.modules import python_files
 from training.spec import ARGUMENTS, Problem, Spec
 
@@ -36,13 +37,18 @@ def link_problems(spec: Spec, code: bytes | Path) -> list[Problem]:
     to arguments of classes that are not in the spec.
     """
     given = spec.model_dump(mode="json")
+
+    @cache
+    def parameters(class_path: str) -> frozenset[str] | None:
+        return parameters_of(class_path, code)
+
     return [
         _problem(link, given)
         for path, source in python_files(code)
         for link in _links(path, source)
         if _can_be_given(link.target, given)
         and not _found(_keys(link.target), given)[0]
-        and _is_taken(_keys(link.target), given, code)
+        and _is_taken(_keys(link.target), given, parameters)
     ]
 
 
@@ -63,13 +69,14 @@ def _can_be_given(target: str, given: Mapping[str, Any]) -> bool:
     return holder in _HOLDERS and bool(name) and given.get(holder) is not None
 
 
-def _is_taken(keys: Sequence[str], given: Any, code: bytes | Path) -> bool:
+def _is_taken(keys: Sequence[str], given: Any, parameters: Callable[[str], frozenset[str] | None]) -> bool:
     """Returns whether the classes on the way to an argument take what leads there, as far as is known."""
     for key in (key for key in keys if key != "init_args"):
         if not isinstance(given, Mapping):
             return True
-        if "class_path" in given:
-            if takes(given["class_path"], key, code) is False:
+        if isinstance(class_path := given.get("class_path"), str):
+            known = parameters(class_path)
+            if known is not None and key not in known:
                 return False
             given = given.get("init_args", {})
         given = given.get(key)

@@ -60,6 +60,8 @@ parser.link_arguments("data.classes", "trainer.limit_val_batches")
     assert found[keys[1]].endswith("write its value here: 9")
     encoder = {"class_path": "lab.Encoder", "init_args": {"width": 9}}
     assert list(keys_of(make_spec(c=1, encoder=encoder), tmp_path, source)) == [keys[2]]
+    for odd in (3, "", "no path"):
+        assert list(keys_of(make_spec(encoder={"class_path": odd}), tmp_path, source)) == keys
 
 
 def test_files_that_do_not_parse_have_no_links(tmp_path: Path) -> None:
@@ -76,6 +78,7 @@ def test_files_that_do_not_parse_have_no_links(tmp_path: Path) -> None:
         ("class Net(Base):\n    def __init__(self): ...", []),
         ("class Net(Unknown):\n    pass", ["batch_size", "classes"]),
         ("def Net(batch_size): ...", ["batch_size"]),
+        ("class Net(Net, Base, Net): ...", ["classes"]),
     ],
 )
 @pytest.mark.parametrize("class_path", ["lab.Net", "Net"])

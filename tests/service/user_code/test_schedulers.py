@@ -17,6 +17,7 @@ SCHEDULER = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"ste
         ("Base", None, True),
         ("Base", {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}, False),
         ("nn.Module", None, False),
+        (", ".join(["Net"] * 900), None, False),
     ],
 )
 def test_a_scheduler_of_a_lightning_module_needs_an_optimizer(
