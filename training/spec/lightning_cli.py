@@ -95,7 +95,7 @@ class _Reading:
     def _refuse_file(self, key: str, file: str) -> None:
         self._refuse(
             key,
-            f"{file} is a file, which `syncbn submit` reads if another file, or --{key}, names it; write its "
+            f"{file} is a file, and `syncbn submit` reads those that a configuration names; write its "
             "content here",
         )
 

@@ -123,4 +123,4 @@ def test_parts_of_a_configuration_may_be_files(
     assert changed["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
     assert "model: cannot read none.yaml: No such file" in missing.stderr
     assert "model: cannot read nowhere.yaml: No such file" in nowhere.stderr
-    assert "data: parts/data.json is a file, which `syncbn submit` reads" in unread.stderr
+    assert "data: parts/data.json is a file, and `syncbn submit` reads those" in unread.stderr
