@@ -29,6 +29,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec.errors",
     "training.spec.layers",
     "training.spec.lightning_cli",
+    "training.spec.lightning_values",
     "training.spec.model",
     "training.spec.parts",
     "training.spec.resources",

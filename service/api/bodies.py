@@ -16,11 +16,11 @@ from service.api.context import Context, Services
 from service.errors import Refused
 from service.queue.store import Store
 from service.secrets import Secrets, missing_secret
-from service.user_code.class_paths import class_path_problems, takes_argument
+from service.user_code.class_paths import class_path_problems
 from service.user_code.imports import missing_imports
 from service.user_code.links import link_problems
-from service.user_code.modules import python_files
 from service.user_code.requirements import requirement_problems
+from service.user_code.schedulers import scheduler_problems
 from service.user_code.scripts import problems_in_archive
 from training.spec import MAX_PROBLEMS, Problem, Spec, SpecError, load_yaml
 from training.spec import read_spec as parse_with_notes
@@ -104,11 +104,12 @@ def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:
         *problems_in_archive(spec, archive),
         *class_path_problems(spec, archive),
         *requirement_problems(spec, archive),
+        *scheduler_problems(spec, archive),
     ]
     if not archive:
         return problems, []
     missing, notes = missing_imports(spec, archive)
-    return [*problems, *link_problems(spec, python_files(archive), takes_argument(archive)), *missing], notes
+    return [*problems, *link_problems(spec, archive), *missing], notes
 
 
 def _load_json(text: str) -> object:
@@ -160,7 +161,7 @@ def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
         yield _at(path[:1], _TOO_DEEP)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            if message := _unstorable_key(key):
+            if message := _unstorable_scalar(key):
                 yield _at(path, f"the key {key!r} {message}")
             else:
                 yield from _unstorable(item, (*path, key))
@@ -169,10 +170,6 @@ def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
             yield from _unstorable(item, (*path, str(index)))
     elif message := _unstorable_scalar(value):
         yield _at(path, message)
-
-
-def _unstorable_key(key: object) -> str | None:
-    return _unstorable_scalar(key) if isinstance(key, str) else "is not text"
 
 
 def _unstorable_scalar(value: object) -> str | None:

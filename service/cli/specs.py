@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from service.cli.scripts import check_arguments, check_options, is_script, script_document
+from service.cli.spec_files import read_file, with_content
 
 if TYPE_CHECKING:
     from training.spec import Spec
@@ -57,7 +57,7 @@ def read_document(
     is valid. Raises SpecError.
     """
     from training.spec import Problem, SpecError, load_yaml, override, parse_spec
-    from training.spec.layers import is_lightnings, merged, of_fit, overridden, resolved
+    from training.spec.layers import is_lightnings, merged, overridden, resolved
 
     files = [*([source] if source is not None else []), *map(str, configs or ())]
     if not files:
@@ -66,13 +66,13 @@ def read_document(
     if is_script(source) and code is not None:
         data: Any = script_document(files[0], arguments or (), code)
     else:
-        data = of_fit(load_yaml(_text(files[0])))
+        data = read_file(files[0])
     for file in files[1:]:
-        data = merged(data, of_fit(load_yaml(_text(file))))
+        data = merged(data, read_file(file))
     if not isinstance(data, Mapping):
         parse_spec(data)  # raises the usual error for a spec that is not a mapping
     pairs = [each.partition("=") for each in overrides or []]
-    data = overridden(data, [(name, load_yaml(value)) for name, _, value in pairs])
+    data = overridden(data, with_content([(name, load_yaml(value)) for name, _, value in pairs]))
     data = override(data, assignments or [])
     if is_lightnings(data):
         data = resolved(data, os.environ)
@@ -107,14 +107,13 @@ def read_spec(
 
     Raises SpecError.
     """
-    from service.user_code.class_paths import takes_argument
     from service.user_code.imports import missing_imports
     from service.user_code.links import link_problems
     from service.user_code.requirements import requirement_problems
+    from service.user_code.schedulers import scheduler_problems
     from service.user_code.scripts import problems_in_folder
     from training import spec as specs
     from training.spec.layers import is_lightnings
-    from training.spec.short_names import python_files
 
     document = read_document(source, assignments, configs, overrides, arguments, code)
     document = with_source(document, code or Path.cwd())
@@ -123,10 +122,10 @@ def read_spec(
     if problems := problems_in_folder(spec, folder):
         raise specs.SpecError(problems)
     problems, more = missing_imports(spec, folder)
-    problems += requirement_problems(spec, folder)
+    problems += [*requirement_problems(spec, folder), *scheduler_problems(spec, folder)]
     print_notes([*notes, *more])
     if spec.script is None and (code is not None or is_lightnings(document)):
-        problems += link_problems(spec, python_files(folder), takes_argument(folder))
+        problems += link_problems(spec, folder)
     if problems:
         raise specs.SpecError(problems)
     return spec
@@ -138,19 +137,8 @@ def print_notes(notes: list[str]) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def _text(source: str) -> str:
-    from training.spec import Problem, SpecError
-
-    try:
-        return sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpecError([Problem(key="", message=f"cannot read {source}: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise SpecError([Problem(key="", message=f"{source} is not text in UTF-8")]) from None
-
-
 def _check_json(data: Any) -> None:
-    """Raises SpecError for a value that YAML has and JSON lacks: infinity, a date, a set, a non-text key."""
+    """Raises SpecError for a value that YAML has and JSON lacks: infinity, a set, bytes."""
     from training.spec import Problem, SpecError
 
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Signature
 from pathlib import Path
@@ -148,19 +148,6 @@ def _nested(key: str, value: object) -> Iterator[_Named]:
         else:
             for name, each in value.items():
                 yield from _nested(f"{key}.{name}", each)
-
-
-def takes_argument(code: bytes | Path) -> Callable[[str, str], bool]:
-    """Returns a function that tells whether a class takes an argument; True if the source cannot tell."""
-    sources = sources_of(code)
-
-    def takes(class_path: str, name: str) -> bool:
-        signature = _signature(class_path, sources)
-        if signature is None or name in signature.parameters:
-            return True
-        return any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
-
-    return takes
 
 
 def _signature(class_path: str, sources: Sequence[ModuleSource]) -> Signature | None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from service.user_code.constructors import parameters_of
+from service.user_code.modules import python_files
 from training.spec import ARGUMENTS, Problem, Spec
 
 _HOLDERS = ("model", "data", "optimizer", "lr_scheduler")
@@ -26,22 +30,25 @@ class _Link:
     """Whether the target gets the value of the source as it is."""
 
 
-def link_problems(
-    spec: Spec, files: Iterable[tuple[str, str]], takes: Callable[[str, str], bool] = lambda *_: True
-) -> list[Problem]:
-    """Returns a problem for each linked argument that the spec does not give.
+def link_problems(spec: Spec, code: bytes | Path) -> list[Problem]:
+    """Returns a problem for each linked argument that a class of the spec takes and the spec does not give.
 
-    files: the path and the source of each file of the user's code. takes: whether the class with a path takes
-    an argument, as far as can be known; a link to one that it does not take is another program's.
+    code: the archive of the uploaded code, or a folder in its place. It may have several programs, and links
+    to arguments of classes that are not in the spec.
     """
     given = spec.model_dump(mode="json")
+
+    @cache
+    def parameters(class_path: str) -> frozenset[str] | None:
+        return parameters_of(class_path, code)
+
     return [
         _problem(link, given)
-        for path, source in files
+        for path, source in python_files(code)
         for link in _links(path, source)
         if _can_be_given(link.target, given)
         and not _found(_keys(link.target), given)[0]
-        and _is_taken(link.target, given, takes)
+        and _is_taken(_keys(link.target), given, parameters)
     ]
 
 
@@ -62,9 +69,18 @@ def _can_be_given(target: str, given: Mapping[str, Any]) -> bool:
     return holder in _HOLDERS and bool(name) and given.get(holder) is not None
 
 
-def _is_taken(target: str, given: Mapping[str, Any], takes: Callable[[str, str], bool]) -> bool:
-    holder, *rest = _keys(target)
-    return holder == "trainer" or takes(given[holder]["class_path"], rest[1] if len(rest) > 1 else "")
+def _is_taken(keys: Sequence[str], given: Any, parameters: Callable[[str], frozenset[str] | None]) -> bool:
+    """Returns whether the classes on the way to an argument take what leads there, as far as is known."""
+    for key in (key for key in keys if key != "init_args"):
+        if not isinstance(given, Mapping):
+            return True
+        if isinstance(class_path := given.get("class_path"), str):
+            known = parameters(class_path)
+            if known is not None and key not in known:
+                return False
+            given = given.get("init_args", {})
+        given = given.get(key)
+    return True
 
 
 def _keys(path: str) -> list[str]:

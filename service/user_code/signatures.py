@@ -19,26 +19,32 @@ def signature_of(module: Module, name: str, sources: Sequence[ModuleSource]) -> 
     That is so for decorated and inherited constructors, metaclasses, and names that are not plainly defined.
     Raises SyntaxError.
     """
-    node = _definition(module, name, sources, _REEXPORTS)
-    if isinstance(node, ast.ClassDef):
-        return _of_class(node)
-    return _of_function(node, skip=0) if node is not None else None
+    found = definition(module, name, sources)
+    if found is None:
+        return None
+    node, _ = found
+    return _of_class(node) if isinstance(node, ast.ClassDef) else _of_function(node, skip=0)
 
 
-def _definition(
-    module: Module, name: str, sources: Sequence[ModuleSource], depth: int
-) -> ast.ClassDef | ast.FunctionDef | None:
+def definition(
+    module: Module, name: str, sources: Sequence[ModuleSource], depth: int = _REEXPORTS
+) -> tuple[ast.ClassDef | ast.FunctionDef, Module] | None:
+    """Returns the definition of `name` in `module`, and the module where it stands; None if it is not plain.
+
+    depth: the maximum number of modules on the way there that import the name from another. Raises
+    SyntaxError.
+    """
     tree = syntax_tree(module)
     if tree is None or not depth:
         return None
     found = [node for node in ast.walk(tree) if name in _names_of(node)]
     match found:
         case [ast.ClassDef() | ast.FunctionDef() as node] if node in tree.body:
-            return node
+            return node, module
         case [ast.ImportFrom() as node] if node in tree.body:
             source = imported_module(node, module, sources)
             original = next(alias.name for alias in node.names if name == (alias.asname or alias.name))
-            return _definition(source, original, sources, depth - 1) if source else None
+            return definition(source, original, sources, depth - 1) if source else None
     return None
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from training.spec.errors import Problem, SpecError
+from training.spec.trainer import NAMESPACES
 
 CLASSES = ("model", "data", "optimizer", "lr_scheduler", "loss")
 """Keys of a spec that hold a class and its arguments."""
 _SUBCOMMANDS = {"fit", "validate", "test", "predict"}
-_OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "interval"}
+OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "interval"}
+"""Keys of such a class beside which there are no arguments."""
 _REFERENCE = re.compile(
     r"\$\{(?:oc\.env:(?P<env>[A-Za-z_]\w*)(?:,(?P<default>[^}]*))?|(?P<name>[A-Za-z_][\w.]*))\}"
 )
@@ -31,6 +33,32 @@ def of_fit(data: Any) -> Any:
     if not isinstance(inner, Mapping):
         return data
     return {**{key: value for key, value in data.items() if key not in _SUBCOMMANDS}, **inner}
+
+
+def with_files(data: Any, read: Callable[[str, str], Any]) -> Any:
+    """Returns the document with `read(key, file)` in place of each file that a key names, as in LightningCLI.
+
+    Such a key holds a class, the Trainer's arguments, or one or more objects that are given to the Trainer.
+    """
+    if not isinstance(data, Mapping):
+        return data
+    made = {key: _content(key, value, read) if key in CLASSES else value for key, value in data.items()}
+    trainer = data.get("trainer")
+    if isinstance(trainer, str):
+        made["trainer"] = read("trainer", trainer)
+    elif isinstance(trainer, Mapping):
+        made["trainer"] = {
+            name: _content(f"trainer.{name}", value, read) if name in NAMESPACES else value
+            for name, value in trainer.items()
+        }
+    return made
+
+
+def _content(key: str, value: Any, read: Callable[[str, str], Any]) -> Any:
+    if isinstance(value, list):
+        return [_content(f"{key}.{index}", each, read) for index, each in enumerate(value)]
+    is_file = isinstance(value, str) and ("/" in value or value.endswith((".yaml", ".yml", ".json")))
+    return read(key, value) if is_file else value
 
 
 def merged(earlier: Any, later: Any) -> Any:
@@ -65,7 +93,7 @@ def overridden(data: Any, overrides: Sequence[tuple[str, Any]]) -> Any:
 
 def _keys(path: str) -> list[str]:
     first, *rest = path.split(".")
-    if first in CLASSES and rest and rest[0] not in _OF_A_CLASS:
+    if first in CLASSES and rest and rest[0] not in OF_A_CLASS:
         return [first, "init_args", *rest]
     return [first, *rest]
 
@@ -79,10 +107,10 @@ def _set(data: Any, keys: Sequence[str], value: Any, *, append: bool) -> Any:
         return [*data[:-1], _set(data[-1], keys, value, append=append)]
     if isinstance(data, str):
         data = {"class_path": data}
-    if _is_class(data) and keys[0] not in _OF_A_CLASS:
+    if _is_class(data) and keys[0] not in OF_A_CLASS:
         keys = ["init_args", *keys]
     here = dict(data) if isinstance(data, Mapping) else {}
-    if keys[0] == "init_args" and here and not here.keys() & _OF_A_CLASS:
+    if keys[0] == "init_args" and here and not here.keys() & OF_A_CLASS:
         return _set(here, keys[1:], value, append=append)  # arguments beside which no class is named
     new = _set(here.get(keys[0]), keys[1:], value, append=append)
     if keys[0] in CLASSES and len(keys) == 1 and isinstance(here.get(keys[0]), Mapping):

@@ -6,30 +6,29 @@ A spec's `trainer:` is read the same way.
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from training.spec.errors import Problem, SpecError, problems_of
-from training.spec.layers import CLASSES, is_lightnings, of_fit, references
-from training.spec.trainer import ARGUMENTS, OF_LIGHTNING_1, Component, TrainerOptions
+from training.spec.layers import CLASSES, OF_A_CLASS, is_lightnings, of_fit, references, with_files
+from training.spec.lightning_values import (
+    CHANGING,
+    PRECISIONS,
+    REMOVED,
+    component_problem,
+    hydra_targets,
+    number_of_devices,
+    seed_problem,
+    strategy_problem,
+)
+from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 
 _SHORT = {"optimizer": "torch.optim", "lr_scheduler": "torch.optim.lr_scheduler"}
-_PRECISIONS = {
-    **dict.fromkeys(("64", "64-true"), "64-true"),
-    **dict.fromkeys(("32", "32-true"), "32-true"),
-    **dict.fromkeys(("16", "16-mixed"), "16-mixed"),
-    **dict.fromkeys(("bf16", "bf16-mixed"), "bf16-mixed"),
-}
+_EXAMPLES = {"optimizer": "Adam", "lr_scheduler": "StepLR"}
 _EPOCHS_OF_LIGHTNING = 1000
-_CHANGING = {"ddp_comm_hook", "ddp_comm_wrapper", "model_averaging_period"}
-"""Options of DDPStrategy that change the gradients or the weights."""
-
-
-_TUNERS = {"LearningRateFinder", "BatchSizeFinder"}
-_DIVIDES = re.compile("fsdp|deepspeed|model_?parallel|xla|tpu|hpu|hivemind|bagua|colossal", re.I)
 
 
 def as_spec(data: Mapping[str, Any], *, known: Set[str]) -> tuple[dict[str, Any], list[str]]:
@@ -56,6 +55,7 @@ class _Reading:
 
     def read(self) -> None:
         self._refuse_hydra()
+        self.spec = with_files(self.spec, self._refuse_file)
         is_configuration = is_lightnings(self.spec)
         for key in CLASSES:
             if key in self.spec:
@@ -77,11 +77,11 @@ class _Reading:
             self._read_trainer({} if given is None else given)
 
     def _refuse_hydra(self) -> None:
-        for key, where in _hydra_targets(self.spec, ""):
+        for key, where in hydra_targets(self.spec):
             if key == "trainer":
                 self._refuse(
                     "trainer._target_",
-                    "is Hydra's; leave it out: the Trainer's arguments stay under trainer:",
+                    "is Hydra's; write the Trainer's arguments under trainer, without _target_",
                 )
                 continue
             self._refuse(
@@ -91,6 +91,13 @@ class _Reading:
             )
         if "defaults" in self.spec and isinstance(self.spec["defaults"], list):
             self._refuse("defaults", "is Hydra's list of files; name them with --config, later ones win")
+
+    def _refuse_file(self, key: str, file: str) -> None:
+        self._refuse(
+            key,
+            f"{file} is a file, and `syncbn submit` reads those that a configuration names; write its "
+            "content here",
+        )
 
     def _refuse_own_keys(self) -> None:
         for key in sorted(key for key in self.spec if isinstance(key, str) and key not in self._known):
@@ -119,16 +126,12 @@ class _Reading:
                 "package.Class, init_args: {…}}",
             )
             return value
-        own_keys = {"class_path", "init_args", "dict_kwargs", "interval"}
-        if is_configuration and key in _SHORT and value and not own_keys & value.keys():
-            arguments = ", ".join(f"{name}: {each}" for name, each in value.items())
-            self._refuse(
-                f"{key}.class_path",
-                "is missing: the program of this configuration names the class itself, as in "
-                f"parser.add_{key}_args(Class); write {{class_path: {_SHORT[key]}.Class, init_args: "
-                f"{{{arguments}}}}}",
-            )
-            return {}
+        if is_configuration and key in _SHORT and "class_path" not in value:
+            if arguments := {name: each for name, each in value.items() if name not in OF_A_CLASS}:
+                self._refuse_unnamed(key, arguments)
+                return {}
+            if key == "optimizer":
+                self.notes.append("optimizer.class_path is not given, so it is torch.optim.SGD")
         if isinstance(more := value.pop("dict_kwargs", None), Mapping):
             value["init_args"] = {**(value.get("init_args") or {}), **more}
         if value.get("init_args", 0) is None:
@@ -138,14 +141,23 @@ class _Reading:
             value["class_path"] = f"{_SHORT[key]}.{path}"
         return value
 
+    def _refuse_unnamed(self, key: str, arguments: Mapping[str, Any]) -> None:
+        example = _EXAMPLES[key]
+        self._refuse(
+            f"{key}.class_path",
+            f"is missing; write {{class_path: {example}, init_args: {_shown(arguments)}}}. A program may "
+            f"name the class itself, as in parser.add_{key}_args({example}); a job does not run it",
+        )
+
     def _read_seed(self) -> None:
         if "seed_everything" not in self.spec:
             return
         seed = self.spec.pop("seed_everything")
-        if isinstance(seed, bool) or seed is None:
-            self._set_default("training.seed", 0)
-        elif not isinstance(seed, int) or not 0 <= seed < 2**32:
-            self._refuse("seed_everything", f"{seed!r} is no seed; give a whole number from 0 to 4294967295")
+        if isinstance(seed, bool) or seed is None:  # true is 0 with Lightning, and a default here
+            if seed is False and self._get("training.seed") is None:
+                self.notes.append("seed_everything: false is not possible: a job has a seed, which is 0")
+        elif message := seed_problem(seed):
+            self._refuse("seed_everything", message)
         else:
             self._move("seed_everything", "training.seed", seed)
 
@@ -162,15 +174,14 @@ class _Reading:
     # The Trainer's arguments
 
     def _read_trainer(self, given: Any) -> None:
-        if isinstance(given, Mapping):
-            for name in [name for name in OF_LIGHTNING_1 if name in given]:
-                self._refuse(f"trainer.{name}", f"is of Lightning 1; {OF_LIGHTNING_1[name]}")
-            given = {name: value for name, value in given.items() if name not in OF_LIGHTNING_1}
         try:
             options = TrainerOptions.model_validate(given)
         except ValidationError as error:
             self.problems += [
-                Problem(key=f"trainer.{each.key}".rstrip("."), message=each.message)
+                Problem(
+                    key=f"trainer.{each.key}".rstrip("."),
+                    message=_replacement(each.key, given) or each.message,
+                )
                 for each in problems_of(error, TrainerOptions)
             ]
             return
@@ -182,21 +193,19 @@ class _Reading:
         self._read_length(options)
         if (parts := options.accumulate_grad_batches) is not None:
             self._move("trainer.accumulate_grad_batches", "training.accumulate_grad_batches", parts)
-        if options.sync_batchnorm:
-            self._move("trainer.sync_batchnorm", "norm.kind", "sync_batch_norm")
-        elif options.sync_batchnorm is False:
-            self._read_no_sync()
+        self._read_sync_batchnorm(options.sync_batchnorm)
 
-    def _read_no_sync(self) -> None:
+    def _read_sync_batchnorm(self, wanted: bool | None) -> None:
         own = self._get("norm.kind")
-        if own == "sync_batch_norm":
-            self._refuse(
-                "trainer.sync_batchnorm", f"false differs from norm.kind, which is {own}; keep one of them"
-            )
-        elif own is None:
+        if wanted:
+            self._move("trainer.sync_batchnorm", "norm.kind", "sync_batch_norm")
+        elif wanted is False and own == "sync_batch_norm":
+            self._refuse("trainer.sync_batchnorm", f"false differs from norm.kind, which is {own}; keep one")
+        elif wanted is False and own is None:
             self.notes.append(
-                "trainer.sync_batchnorm: BatchNorm layers are synchronized in any case, unless norm.kind is "
-                "batch_norm: statistics of each worker, and a result that depends on the number of workers"
+                "trainer.sync_batchnorm is false, and BatchNorm layers are synchronized nevertheless; "
+                "norm.kind: batch_norm gives each worker statistics of its own, and then results depend on "
+                "the number of workers"
             )
 
     def _check_refused(self, options: TrainerOptions) -> None:
@@ -209,6 +218,12 @@ class _Reading:
                 f"{options.val_check_interval} is a time, and when it has passed differs by worker; give a "
                 "number of batches, or a part of the epoch from 0.0 to 1.0",
             )
+        if options.val_check_interval == 0:
+            self._refuse(
+                "trainer.val_check_interval",
+                f"{options.val_check_interval} is no interval; 1 validates after each batch, 1.0 after each "
+                "epoch, and limit_val_batches: 0 never",
+            )
         if options.use_distributed_sampler is False and self._get("training.sampler") != "own":
             self._refuse(
                 "trainer.use_distributed_sampler",
@@ -216,14 +231,8 @@ class _Reading:
                 "training.sampler: own for loaders that differ by worker",
             )
         for key, part in options.components().items():
-            if part.class_path.rpartition(".")[2] in _TUNERS:
-                self._refuse(
-                    key,
-                    f"{part.class_path} tries values out; find the value once with Lightning's own Trainer, "
-                    "write it here, and leave the callback out",
-                )
-            if key.startswith("trainer.plugins") and (why := _own_plugin(part.class_path)):
-                self._refuse(key, f"{part.class_path} is not possible in a job: {why}; leave it out")
+            if message := component_problem(key.split(".")[1], part.class_path):
+                self._refuse(key, message)
 
     def _read_logger(self, options: TrainerOptions) -> None:
         """Moves what an MLFlowLogger says to `tracking` and `name`, and leaves the other loggers."""
@@ -240,9 +249,10 @@ class _Reading:
             for name, key in (("experiment_name", "tracking.experiment"), ("run_name", "name")):
                 if is_own and isinstance(value := part.init_args.get(name), str):
                     self._move(f"trainer.logger: {name}", key, value)
-            if is_own and "tracking_uri" in part.init_args:
+            if is_own and (others := _without_effect(part.init_args)):
                 self.notes.append(
-                    "trainer.logger: a job logs to the MLflow of its service, not to tracking_uri"
+                    f"trainer.logger: of MLFlowLogger, {', '.join(others)} has no effect: a job logs to its "
+                    "service's MLflow, or to that of MLFLOW_TRACKING_URI with syncbn train"
                 )
         self.spec["trainer"]["logger"] = left
 
@@ -251,12 +261,9 @@ class _Reading:
         nodes = options.num_nodes or 1
         strategy = options.strategy
         path = strategy if isinstance(strategy, str) else strategy.class_path if strategy else "auto"
-        name = path.rpartition(".")[2]
-        plain = {"auto", "single_device", "DDPStrategy", "SingleDeviceStrategy"}
-        if name not in plain and not name.startswith("ddp"):
-            why = "divides the model, or changes what is trained" if _DIVIDES.match(name) else "is not known"
-            self._refuse("trainer.strategy", f"{path} {why}; a job trains with DDP: leave this out")
-        changing = _CHANGING & strategy.init_args.keys() if isinstance(strategy, Component) else set()
+        if message := strategy_problem(path):
+            self._refuse("trainer.strategy", message)
+        changing = CHANGING & strategy.init_args.keys() if isinstance(strategy, Component) else set()
         for option in sorted(changing):
             self._refuse(
                 "trainer.strategy",
@@ -293,28 +300,19 @@ class _Reading:
             if devices is not None:
                 self.notes.append(f"trainer.devices: {devices} is 1 here; resources.workers says how many")
             return 1
-        if isinstance(devices, list):
-            if len(set(devices)) < len(devices) or min(devices, default=0) < 0:
-                self._refuse("trainer.devices", f"{devices} are no different devices, counted from 0")
-            devices = len(devices)
-        if isinstance(devices, str):
-            numbers = [part.strip() for part in devices.split(",") if part.strip()]
-            if not all(part.isdecimal() for part in numbers):
-                numbers = []
-            devices = len(numbers) if "," in devices or not numbers else int(numbers[0])
-        if devices < 1:
-            self._refuse("trainer.devices", "is no number or list of numbers of devices")
-            return 1
-        return int(devices)
+        number = number_of_devices(devices)
+        if number is None:
+            self._refuse("trainer.devices", "is no number of devices, and no list of different ones")
+        return number or 1
 
     def _read_precision(self, precision: Any, accelerator: str) -> None:
         if precision is None:
             return
-        name = _PRECISIONS.get(str(precision))
+        name = PRECISIONS.get(str(precision))
         if name is None:
             self._refuse(
                 "trainer.precision",
-                f"{precision} is none of {', '.join(sorted(set(_PRECISIONS.values())))}; choose one of these",
+                f"{precision} is none of {', '.join(sorted(set(PRECISIONS.values())))}; choose one of these",
             )
             return
         gpus = self._get("resources.gpus_per_worker")
@@ -374,25 +372,26 @@ class _Reading:
         self._set_default(path, value)
 
 
-def _hydra_targets(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Yields the key and the class of each mapping with Hydra's `_target_`."""
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            yield key, str(value["_target_"])
-        for name, inner in value.items():
-            yield from _hydra_targets(inner, f"{key}.{name}".removeprefix("."))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _hydra_targets(inner, f"{key}.{index}")
-
-
-def _own_plugin(class_path: str) -> str | None:
-    name = class_path.rpartition(".")[2]
-    for ending, why in (
-        ("Environment", "its workers find each other by themselves"),
-        ("CheckpointIO", "it writes checkpoints itself"),
-        ("SyncBatchNorm", "norm.kind says how it normalises"),
-    ):
-        if name.endswith(ending):
-            return why
+def _replacement(argument: str, given: Mapping[str, Any]) -> str | None:
+    """Returns what to write for an argument that Lightning 2 no longer has, or no longer in this form."""
+    if argument in REMOVED:
+        return f"is an argument of Lightning 1; {REMOVED[argument]}"
+    if argument == "accumulate_grad_batches" and isinstance(given[argument], Mapping):
+        return (
+            "is one number; for one that changes with the epoch write callbacks: [{class_path: "
+            f"GradientAccumulationScheduler, init_args: {{scheduling: {_shown(given[argument])}}}}}]"
+        )
     return None
+
+
+def _shown(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).strip()
+
+
+def _without_effect(arguments: Mapping[str, Any]) -> list[str]:
+    """Returns the arguments of an MLFlowLogger that a job does not use, without those that say nothing."""
+    return sorted(
+        name
+        for name, value in arguments.items()
+        if name not in {"experiment_name", "run_name"} and value not in (None, "", False, "./mlruns")
+    )

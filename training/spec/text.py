@@ -10,6 +10,10 @@ import yaml
 
 from training.spec.errors import Problem, SpecError
 
+_Pair = tuple[yaml.Node, yaml.Node]
+_MERGE = "tag:yaml.org,2002:merge"
+_MAX_MERGED = 10_000
+
 
 def load_yaml(text: str) -> object:
     """Parses YAML, of which JSON is a subset. Numbers like 1e-3 are floats, as in YAML 1.2.
@@ -46,48 +50,59 @@ def _replaced(data: object, keys: list[str], value: object) -> object:
     return {**here, keys[0]: _replaced(here.get(keys[0]), keys[1:], value)}
 
 
-_MERGE = "tag:yaml.org,2002:merge"
-_MOST_KEYS = 10_000
-
-
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string), and without dates.
+    """SafeLoader with YAML 1.2's floats (PyYAML reads 1e-3 as a string) and without dates.
 
-    Keys that are integers become text, as in JSON. A repeated key is an error. Nested merge keys (<<) grow
-    exponentially, a few hundred bytes can take minutes to load, so the number of merged keys is limited.
+    Keys are text: an integer becomes its decimal digits, and others are errors, as a repeated key is. Merge
+    keys (<<) mean what they mean in PyYAML, which would keep every copy of a key: nested ones would grow
+    exponentially.
     """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._flat: set[int] = set()
+        self._merged = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        if id(node) in self._flat:
-            return
-        self._flat.add(id(node))
-        self._raise_for_repeated_key(key for key, _ in node.value if key.tag != _MERGE)
-        super().flatten_mapping(node)
-        if len(node.value) > _MOST_KEYS:
-            problem = f"merges (<<) give a mapping more than {_MOST_KEYS:,} keys"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        """Replaces the merge keys of a mapping by the keys that they bring. Refuses a repeated key."""
+        own: dict[str, _Pair] = {}
+        for key_node, value in node.value:
+            if (key := self._key(key_node)) in own:
+                raise _error(key_node, f"the key {key!r} occurs twice in one mapping; keep one of them")
+            own[key] = (key_node, value)
+        merge = [value for key_node, value in own.values() if key_node.tag == _MERGE]
+        if merge:
+            own = {key: pair for key, pair in own.items() if pair[0].tag != _MERGE}
+            node.value = list(own.values())  # first, since what is merged may contain this mapping
+            node.value = list((self._merged_pairs(merge[0]) | own).values())
+
+    def _merged_pairs(self, merged: yaml.Node) -> dict[str, _Pair]:
+        """Returns the keys and values of a mapping, or of a list of mappings in which earlier ones win."""
+        pairs: dict[str, _Pair] = {}
+        for mapping in reversed(merged.value) if isinstance(merged, yaml.SequenceNode) else [merged]:
+            if not isinstance(mapping, yaml.MappingNode):
+                raise _error(mapping, "<< takes a mapping, or a list of mappings")
+            self.flatten_mapping(mapping)
+            self._merged += len(mapping.value)
+            if self._merged > _MAX_MERGED:
+                raise _error(mapping, f"<< brings more than {_MAX_MERGED:,} keys; write them out")
+            pairs |= {self._key(key_node): (key_node, value) for key_node, value in mapping.value}
+        return pairs
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        mapping = super().construct_mapping(node, deep=deep)
-        return {str(key) if type(key) is int else key: value for key, value in mapping.items()}
+        self.flatten_mapping(node)
+        return {self._key(key): self.construct_object(value, deep=deep) for key, value in node.value}
 
-    def _raise_for_repeated_key(self, nodes: Iterable[yaml.Node]) -> None:
-        seen = set()
-        for node in nodes:
-            if (key := self._key(node)) in seen:
-                problem = f"the key {key!r} occurs twice in one mapping; keep one of them"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-            seen.add(key)
-
-    def _key(self, node: yaml.Node) -> Hashable:
+    def _key(self, node: yaml.Node) -> str:
         key = self.construct_object(node, deep=True)
-        if not isinstance(key, Hashable):
-            raise yaml.constructor.ConstructorError(None, None, "found unhashable key", node.start_mark)
-        return str(key) if type(key) is int else key
+        if isinstance(key, str):
+            return key
+        if isinstance(key, int) and not isinstance(key, bool):
+            return str(key)
+        raise _error(node, f"the key {key!r} is not text; put it in quotes")
+
+
+def _error(node: yaml.Node, problem: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -99,3 +114,9 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$", re.I),
     list("-+.0123456789"),
 )
+_text_of = yaml.SafeLoader.construct_yaml_str
+_Loader.yaml_constructors = {  # << and = where they are no merge keys
+    **yaml.SafeLoader.yaml_constructors,
+    _MERGE: _text_of,
+    "tag:yaml.org,2002:value": _text_of,
+}

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -57,21 +56,6 @@ def _batches(value: int | float) -> int | float:
     return value
 
 
-def _not_zero(value: int | float) -> int | float:
-    if value == 0:
-        raise ValueError("0 never validates; leave it out, or set trainer.limit_val_batches: 0 for none")
-    return value
-
-
-def _no_schedule(value: Any) -> Any:
-    if isinstance(value, dict):
-        raise ValueError(
-            "a schedule is a callback in Lightning 2: give trainer.callbacks a GradientAccumulationScheduler "
-            f"with init_args {{scheduling: {value}}}"
-        )
-    return value
-
-
 Batches = Annotated[int | float, AfterValidator(_batches)]
 Period = dict[Literal["weeks", "days", "hours", "minutes", "seconds"], int]
 
@@ -105,7 +89,7 @@ class TrainerOptions(BaseModel):
     limit_test_batches: Batches | None = None
     limit_predict_batches: Batches | None = None
     overfit_batches: Batches | None = None
-    val_check_interval: Annotated[Batches, AfterValidator(_not_zero)] | str | Period | None = Field(
+    val_check_interval: Batches | str | Period | None = Field(
         default=None, description="Batches, or a part of the epoch from 0.0 to 1.0; not a time"
     )
     check_val_every_n_epoch: Annotated[int, Field(ge=1)] | None = Field(
@@ -116,7 +100,7 @@ class TrainerOptions(BaseModel):
     enable_checkpointing: bool | None = None
     enable_progress_bar: bool | None = None
     enable_model_summary: bool | None = None
-    accumulate_grad_batches: Annotated[int, BeforeValidator(_no_schedule), Field(ge=1)] | None = None
+    accumulate_grad_batches: Annotated[int, Field(ge=1)] | None = None
     gradient_clip_val: Annotated[float, Field(ge=0)] | None = None
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
     deterministic: bool | Literal["warn"] | None = None
@@ -184,33 +168,11 @@ def _refused(how: str) -> Argument:
     return Argument(use="refused", how=how)
 
 
-OF_LIGHTNING_1: Mapping[str, str] = {
-    "gpus": "give trainer.devices",
-    "num_processes": "give trainer.devices",
-    "tpu_cores": "jobs run on CPUs and GPUs: give trainer.devices",
-    "auto_select_gpus": "leave it out: the scheduler chooses",
-    "resume_from_checkpoint": "give ckpt_path, beside trainer",
-    "checkpoint_callback": "give trainer.enable_checkpointing",
-    "progress_bar_refresh_rate": "give trainer.enable_progress_bar",
-    "weights_summary": "give trainer.enable_model_summary",
-    "replace_sampler_ddp": "give trainer.use_distributed_sampler",
-    "terminate_on_nan": "give trainer.detect_anomaly; a job ends at a NaN in any case",
-    "stochastic_weight_avg": "give trainer.callbacks a StochasticWeightAveraging",
-    "weights_save_path": "give dirpath to a ModelCheckpoint",
-    "auto_lr_find": "find the rate once with Lightning's own Trainer, and write it down",
-    "auto_scale_batch_size": "write the size of a batch into the data's arguments",
-    "amp_backend": "give trainer.precision",
-    "amp_level": "give trainer.precision",
-    "track_grad_norm": "log it in the model's on_before_optimizer_step",
-    "flush_logs_every_n_steps": "leave it out",
-    "prepare_data_per_node": "set it in the data module",
-    "multiple_trainloader_mode": "return a CombinedLoader with that mode from train_dataloader",
-}
-"""Arguments that the Trainer of Lightning 1 had, and what to do instead."""
-
 ARGUMENTS: Mapping[str, Argument] = {
     "accelerator": _mapped("`gpu` and `cuda` set `resources.gpus_per_worker` to 1, `cpu` to 0"),
-    "strategy": _mapped("every form of DDP is the job's own strategy, which needs none of their options"),
+    "strategy": _mapped(
+        "every form of DDP, and `single_device`, is the job's own strategy, which needs none of their options"
+    ),
     "devices": _mapped(
         "the default of `resources.workers`; and a global batch is a batch of the data's own loader for each "
         "of them, however many workers there are"
@@ -218,7 +180,10 @@ ARGUMENTS: Mapping[str, Argument] = {
     "num_nodes": _mapped("multiplies `devices`; the workers are placed where there is room"),
     "precision": _mapped("`training.precision`; `16` and `16-mixed` without a GPU are `bf16-mixed`"),
     "logger": _honoured("beside MLflow, on worker 0; `MLFlowLogger` and `true` are the job's own"),
-    "callbacks": _honoured("progress bars are left out: `syncbn show` has the progress"),
+    "callbacks": _honoured(
+        "progress bars are left out: `syncbn show` has the progress; `LearningRateFinder` and "
+        "`BatchSizeFinder` are refused"
+    ),
     "fast_dev_run": _refused("set trainer.limit_train_batches: 1 and training.max_epochs: 1"),
     "max_epochs": _mapped("`training.max_epochs`"),
     "min_epochs": _honoured(),
@@ -232,7 +197,9 @@ ARGUMENTS: Mapping[str, Argument] = {
     "overfit_batches": _refused(
         "set trainer.limit_train_batches, and shuffle: false in the loader of the data to train on"
     ),
-    "val_check_interval": _honoured("a time is refused: give a number of batches, or a part of the epoch"),
+    "val_check_interval": _honoured(
+        "a time and 0 are refused: give a number of batches, or a part of the epoch"
+    ),
     "check_val_every_n_epoch": _honoured(),
     "num_sanity_val_steps": _honoured("0 if it is not given"),
     "log_every_n_steps": _honoured("1 if it is not given"),
@@ -246,7 +213,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "benchmark": _honoured(),
     "inference_mode": _honoured(),
     "use_distributed_sampler": _mapped(
-        "`true` is what jobs do; `false` is refused: set `training.sampler: own`"
+        "`true` is what jobs do; `false` is refused beside `training.sampler: global`, and what `own` does"
     ),
     "profiler": _honoured("its files are kept with the job's"),
     "detect_anomaly": _honoured(),
@@ -254,7 +221,9 @@ ARGUMENTS: Mapping[str, Argument] = {
     "plugins": _honoured(
         "for precision; a job has its own cluster environment, checkpoint IO and layer sync"
     ),
-    "sync_batchnorm": _mapped("`true` is `norm.kind: sync_batch_norm`, which is the default"),
+    "sync_batchnorm": _mapped(
+        "`true` is `norm.kind: sync_batch_norm`, the default; `false` changes nothing: see `norm.kind`"
+    ),
     "reload_dataloaders_every_n_epochs": _honoured(),
     "default_root_dir": _mapped("nothing: files go into the job's folder"),
     "enable_autolog_hparams": _honoured(),

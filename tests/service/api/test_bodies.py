@@ -97,3 +97,19 @@ def test_whatever_bytes_come_are_a_spec_or_a_problem(body: bytes, is_json: bool)
 def test_hostile_bytes_are_a_problem(body: bytes) -> None:
     with pytest.raises(SpecError):
         read_spec(SpecText(content=body, is_json=False), SERVICES)
+
+
+def test_yaml_may_merge_mappings_and_count_in_its_keys() -> None:
+    body = b"""
+model: {class_path: training.models.MLP}
+data: {class_path: training.data.Digits}
+optimizer: &optimizer {class_path: torch.optim.Adam}
+lr_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}
+loss: {<<: *optimizer, class_path: torch.nn.MSELoss}
+labels: {<<: {x: a}, 0: b}
+"""
+
+    spec, _ = read_spec(SpecText(content=body, is_json=False), SERVICES)
+
+    assert spec.loss.class_path == "torch.nn.MSELoss"
+    assert spec.labels == {"x": "a", "0": "b"}

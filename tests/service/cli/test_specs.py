@@ -82,3 +82,45 @@ def test_no_file_is_an_error_that_says_what_to_name(syncbn: Syncbn) -> None:
 
     assert result.exit_code == 2
     assert "name a file with a spec, or give --config FILE" in result.stderr
+
+
+def test_parts_of_a_configuration_may_be_files(
+    syncbn: Syncbn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {
+        "main.yaml": "{trainer: parts/trainer.yaml, model: parts/model.yaml, data: parts/data.json}",
+        "parts/trainer.yaml": "{max_epochs: 2, gradient_clip_val: 1.0, logger: logger.yaml}",
+        "parts/logger.yaml": "{class_path: CSVLogger, init_args: {save_dir: csv}}",
+        "parts/model.yaml": "{class_path: training.models.MLP, init_args: {hidden: [8]}}",
+        "parts/data.json": '{"class_path": "training.data.Digits"}',
+        "wide.yaml": "{hidden: [16]}",
+        "long.yaml": "{max_epochs: 9}",
+        "sgd.yaml": "{class_path: SGD, init_args: {lr: 0.5}}",
+        "missing.yaml": "{trainer: {callbacks: [none.yaml]}, model: none.yaml}",
+    }
+    (tmp_path / "parts").mkdir()
+    for name, text in parts.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+    spec = validated(syncbn, "main.yaml")["spec"]
+    changed = validated(
+        syncbn,
+        *["main.yaml", "--trainer", "long.yaml", "--model=wide.yaml", "--optimizer", "sgd.yaml"],
+    )["spec"]
+    missing = syncbn("validate", "missing.yaml")
+    nowhere = syncbn("validate", "main.yaml", "--model", "nowhere.yaml")
+    unread = syncbn("validate", "main.yaml", "--set", "data=parts/data.json")
+
+    assert (spec["training"]["max_epochs"], spec["model"]["init_args"]) == (2, {"hidden": [8]})
+    assert spec["trainer"]["logger"][0]["init_args"] == {"save_dir": "csv"}
+    assert changed["training"]["max_epochs"] == 9
+    assert changed["trainer"] == spec["trainer"]
+    assert (changed["model"]["class_path"], changed["model"]["init_args"]) == (
+        "training.models.MLP",
+        {"hidden": [16]},
+    )
+    assert changed["optimizer"] == {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
+    assert "model: cannot read none.yaml: No such file" in missing.stderr
+    assert "model: cannot read nowhere.yaml: No such file" in nowhere.stderr
+    assert "data: parts/data.json is a file, and `syncbn submit` reads those" in unread.stderr

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from service.user_code.class_paths import takes_argument
+import pytest
+
 from service.user_code.links import link_problems
 from training.spec import Spec, parse_spec
 
@@ -26,19 +27,25 @@ def make_spec(**init_args: Any) -> Spec:
     )
 
 
-def test_a_linked_argument_that_is_missing_is_named_with_its_value() -> None:
-    found = {each.key: each.message for each in link_problems(make_spec(), [("main.py", MAIN)])}
+def keys_of(spec: Spec, folder: Path, source: str = MAIN) -> dict[str, str]:
+    """The messages of the problems with `source` as the only program, by key."""
+    (folder / "main.py").write_text(source)
+    return {each.key: each.message for each in link_problems(spec, folder)}
+
+
+def test_a_linked_argument_that_is_missing_is_named_with_its_value(tmp_path: Path) -> None:
+    found = keys_of(make_spec(), tmp_path)
 
     assert found["model.init_args.batch_size"].endswith("write its value here: 4")
     assert found["model.init_args.batch_size"].startswith("main.py links it to data.batch_size")
     assert found["model.init_args.classes"].endswith("write its value here")  # known only when data is made
 
 
-def test_a_linked_argument_that_is_given_is_no_problem() -> None:
-    assert not link_problems(make_spec(batch_size=4, classes=9), [("main.py", MAIN)])
+def test_a_linked_argument_that_is_given_is_no_problem(tmp_path: Path) -> None:
+    assert not keys_of(make_spec(batch_size=4, classes=9), tmp_path)
 
 
-def test_links_of_several_sources_and_to_nested_classes_are_found() -> None:
+def test_links_of_several_sources_and_to_nested_classes_are_found(tmp_path: Path) -> None:
     source = """
 parser.link_arguments(("data.a", "data.b"), "model.c", compute_fn=add)
 parser.link_arguments(target="model.encoder.init_args.width", source="data.classes")
@@ -46,42 +53,42 @@ parser.link_arguments("data.classes", "trainer.limit_val_batches")
 """
     keys = ["model.init_args.c", "model.init_args.encoder.init_args.width", "trainer.limit_val_batches"]
 
-    found = {each.key: each.message for each in link_problems(make_spec(), [("main.py", source)])}
+    found = keys_of(make_spec(), tmp_path, source)
 
     assert list(found) == keys
     assert "links it to other arguments" in found[keys[0]]
     assert found[keys[1]].endswith("write its value here: 9")
     encoder = {"class_path": "lab.Encoder", "init_args": {"width": 9}}
-    assert [each.key for each in link_problems(make_spec(c=1, encoder=encoder), [("main.py", source)])] == [
-        keys[2]
-    ]
+    assert list(keys_of(make_spec(c=1, encoder=encoder), tmp_path, source)) == [keys[2]]
+    for odd in (3, "", "no path"):
+        assert list(keys_of(make_spec(encoder={"class_path": odd}), tmp_path, source)) == keys
 
 
-def test_files_that_do_not_parse_have_no_links() -> None:
-    assert not link_problems(make_spec(), [("main.py", "link_arguments(")])
+def test_files_that_do_not_parse_have_no_links(tmp_path: Path) -> None:
+    assert not keys_of(make_spec(), tmp_path, "link_arguments(")
 
 
-def test_a_link_to_an_argument_that_the_class_does_not_take_is_another_programs() -> None:
-    files = [("main.py", MAIN)]
-
-    assert link_problems(make_spec(), files)
-    assert not link_problems(make_spec(), files, lambda _path, _name: False)
-
-
-def test_whether_a_class_takes_an_argument_is_read_from_its_source(tmp_path: Path) -> None:
-    (tmp_path / "lab.py").write_text(
-        "class Net:\n    def __init__(self, a): ...\nclass Any:\n    def __init__(self, **kwargs): ..."
+@pytest.mark.parametrize(
+    ("net", "keys"),
+    [
+        ("class Net(L.LightningModule):\n    def __init__(self, width=1): ...", []),
+        ("class Net(L.LightningModule):\n    def __init__(self, batch_size=1): ...", ["batch_size"]),
+        ("class Net(Base):\n    pass", ["classes"]),
+        ("class Net(Base):\n    def __init__(self, batch_size, **kwargs): ...", ["batch_size", "classes"]),
+        ("class Net(Base):\n    def __init__(self): ...", []),
+        ("class Net(Unknown):\n    pass", ["batch_size", "classes"]),
+        ("def Net(batch_size): ...", ["batch_size"]),
+        ("class Net(Net, Base, Net): ...", ["classes"]),
+    ],
+)
+@pytest.mark.parametrize("class_path", ["lab.Net", "Net"])
+def test_links_to_arguments_of_other_classes_are_those_of_other_programs(
+    net: str, keys: list[str], class_path: str, tmp_path: Path
+) -> None:
+    (tmp_path / "base.py").write_text(
+        "class Base(L.LightningModule):\n    def __init__(self, classes=2, **kwargs): ..."
     )
-    takes = takes_argument(tmp_path)
+    (tmp_path / "lab.py").write_text(f"from base import Base\n{net}")
+    spec = parse_spec({"model": {"class_path": class_path}, "data": {"class_path": "lab.Data"}})
 
-    assert [
-        takes("lab.Net", "a"),
-        takes("lab.Net", "b"),
-        takes("lab.Any", "b"),
-        takes("lab.Unknown", "b"),
-    ] == [
-        True,
-        False,
-        True,
-        True,
-    ]
+    assert list(keys_of(spec, tmp_path)) == [f"model.init_args.{key}" for key in keys]

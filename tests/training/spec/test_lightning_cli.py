@@ -190,14 +190,36 @@ def test_the_section_of_fit_is_the_configuration() -> None:
         ({"model_registry": "x"}, "trainer.model_registry", "tracking.register_as"),
         ({"limit_train_batches": 1.5}, "trainer.limit_train_batches", "part of them, from 0.0 to 1.0"),
         ({"callbacks": [{"class_pth": "x"}]}, "trainer.callbacks.0.class_path", "is required"),
-        ({"devices": "0"}, "trainer.devices", "no number or list of numbers"),
-        ({"devices": []}, "trainer.devices", "no number or list of numbers"),
+        ({"devices": "0"}, "trainer.devices", "no number of devices"),
+        ({"devices": []}, "trainer.devices", "no number of devices"),
         (
             {"strategy": {"class_path": "DDPStrategy", "init_args": {"model_averaging_period": 3}}},
             "trainer.strategy",
             "model_averaging_period changes what is trained",
         ),
-        ({"devices": "all"}, "trainer.devices", "no number or list of numbers"),
+        ({"devices": "all"}, "trainer.devices", "no number of devices"),
+        ({"devices": [0, 0]}, "trainer.devices", "no list of different ones"),
+        ({"devices": [-1]}, "trainer.devices", "no list of different ones"),
+        ({"devices": "0,0"}, "trainer.devices", "no list of different ones"),
+        ({"strategy": "nonsense"}, "trainer.strategy", "nonsense is unknown; a job does what ddp or auto do"),
+        ({"strategy": "ddp_nonsense"}, "trainer.strategy", "is unknown"),
+        ({"strategy": "deepspeed_stage_2"}, "trainer.strategy", "a job trains with DDP"),
+        ({"val_check_interval": 0}, "trainer.val_check_interval", "1 validates after each batch"),
+        ({"callbacks": "LearningRateFinder"}, "trainer.callbacks", "find the rate once with Lightning"),
+        (
+            {"callbacks": [{"class_path": "lightning.pytorch.callbacks.BatchSizeFinder"}]},
+            "trainer.callbacks.0",
+            "find the size once with Lightning",
+        ),
+        ({"_target_": "lightning.Trainer", "max_epochs": 1}, "trainer._target_", "without _target_"),
+        ({"gpus": 2}, "trainer.gpus", "argument of Lightning 1; write accelerator: gpu and devices: N"),
+        ({"resume_from_checkpoint": "a.ckpt"}, "trainer.resume_from_checkpoint", "ckpt_path: FILE"),
+        ({"terminate_on_nan": True}, "trainer.terminate_on_nan", "write detect_anomaly: true"),
+        (
+            {"accumulate_grad_batches": {"0": 2, "4": 1}},
+            "trainer.accumulate_grad_batches",
+            r"GradientAccumulationScheduler, init_args: \{scheduling: \{'0': 2, '4': 1\}\}",
+        ),
         ({"max_epochs": -1}, "training.max_epochs", "never ends"),
     ],
 )
@@ -284,64 +306,77 @@ def test_a_checkpoint_to_go_on_from_is_one_to_start_from() -> None:
         read_spec({"seed_everything": 5, **BASE, "ckpt_path": "best"})
 
 
+def test_batch_norm_that_is_not_to_be_synchronized_is_noted() -> None:
+    trainer = {"sync_batchnorm": False}
+
+    spec, notes = read(trainer=trainer)
+
+    assert spec.norm.kind == "sync_batch_norm"
+    assert any("synchronized nevertheless; norm.kind: batch_norm gives" in note for note in notes)
+    assert not any("nevertheless" in note for note in read(trainer=trainer, norm={"kind": "batch_norm"})[1])
+    assert "trainer.sync_batchnorm" in problems(trainer=trainer, norm={"kind": "sync_batch_norm"})
+    assert "trainer.sync_batchnorm" in problems(trainer={"sync_batchnorm": True}, norm={"kind": "batch_norm"})
+
+
+def test_a_sampler_for_each_worker_goes_with_loaders_of_their_own() -> None:
+    spec, _ = read(trainer={"use_distributed_sampler": False}, training={"sampler": "own"})
+
+    assert (spec.training.sampler, spec.trainer) == ("own", TrainerOptions())
+
+
 @pytest.mark.parametrize(
-    ("document", "key", "message"),
+    ("key", "arguments", "message"),
     [
-        (
-            {"trainer": {"sync_batchnorm": False}, "norm": {"kind": "sync_batch_norm"}},
-            "trainer.sync_batchnorm",
-            "differs",
-        ),
-        ({"trainer": {"callbacks": ["LearningRateFinder"]}}, "trainer.callbacks.0", "tries values out"),
-        ({"trainer": {"val_check_interval": 0}}, "trainer.val_check_interval", "never validates"),
-        (
-            {"trainer": {"accumulate_grad_batches": {"0": 2}}},
-            "trainer.accumulate_grad_batches",
-            "GradientAccumulationScheduler",
-        ),
-        ({"trainer": {"gpus": 2}}, "trainer.gpus", "give trainer.devices"),
-        (
-            {"trainer": {"resume_from_checkpoint": "a.ckpt"}},
-            "trainer.resume_from_checkpoint",
-            "give ckpt_path",
-        ),
-        ({"trainer": {"strategy": "nonsense"}}, "trainer.strategy", "is not known"),
-        ({"trainer": {"strategy": "fsdp"}}, "trainer.strategy", "divides the model"),
-        ({"trainer": {"devices": [0, 0]}}, "trainer.devices", "no different devices"),
-        ({"trainer": {"_target_": "lightning.Trainer"}}, "trainer._target_", "leave it out"),
-        ({"seed_everything": -1}, "seed_everything", "is no seed"),
-        ({"seed_everything": "12"}, "seed_everything", "is no seed"),
-        (
-            {"trainer": {"max_epochs": 1}, "optimizer": {"lr": 0.02}},
-            "optimizer.class_path",
-            "{class_path: torch.optim.Class, init_args: {lr: 0.02}}",
-        ),
+        ("optimizer", {"lr": 0.02}, "write {class_path: Adam, init_args: {lr: 0.02}}"),
+        ("lr_scheduler", {"step_size": 3}, "write {class_path: StepLR, init_args: {step_size: 3}}"),
     ],
 )
-def test_what_is_odd_is_refused_where_it_stands(document: dict[str, Any], key: str, message: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        read_spec({"model": {"class_path": "lab.Net"}, "data": {"class_path": "lab.Data"}, **document})
-
-    (problem,) = [each for each in caught.value.problems if each.key == key]
-    assert message in problem.message
+def test_arguments_of_a_class_that_the_program_names_are_told_how_to_name_it(
+    key: str, arguments: dict[str, Any], message: str
+) -> None:
+    assert message in problems(**{key: arguments}, seed_everything=1)[f"{key}.class_path"]
 
 
-def test_what_a_printed_configuration_has_is_accepted() -> None:
-    trainer = {
-        "sync_batchnorm": False,
-        "strategy": "single_device",
-        "use_distributed_sampler": False,
-        "max_epochs": 1,
-    }
-    spec, notes = read_spec(
-        {
-            "seed_everything": False,
-            "model": {"class_path": "lab.Net"},
-            "data": {"class_path": "lab.Data"},
-            "training": {"seed": 4, "sampler": "own"},
-            "trainer": trainer,
-        }
-    )
+def test_an_optimizer_without_a_class_is_that_of_a_spec_and_says_so() -> None:
+    optimizer = {"init_args": {"lr": 0.02}}
 
-    assert (spec.training.seed, spec.norm.kind) == (4, "sync_batch_norm")
-    assert any("BatchNorm layers are synchronized in any case" in note for note in notes)
+    spec, notes = read(seed_everything=1, optimizer=optimizer)
+
+    assert spec.optimizer is not None
+    assert spec.optimizer.class_path == "torch.optim.SGD"
+    assert "optimizer.class_path is not given, so it is torch.optim.SGD" in notes
+    assert not read(optimizer=optimizer)[1]
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [(-1, "-1 is no seed"), (2**32, "is no seed"), ("12", "write 12, without quotes"), (1.5, "is no seed")],
+)
+def test_a_seed_that_is_none_is_refused_by_its_own_name(seed: object, message: str) -> None:
+    found = problems(seed_everything=seed)
+
+    assert list(found) == ["seed_everything"]
+    assert message in found["seed_everything"]
+
+
+def test_a_seed_that_is_not_wanted_leaves_that_of_the_spec() -> None:
+    spec, notes = read(seed_everything=False)
+
+    assert spec.training.seed == 0
+    assert any("a job has a seed, which is 0" in note for note in notes)
+    spec, notes = read(seed_everything=False, training={"seed": 4})
+    assert spec.training.seed == 4
+    assert read(seed_everything=True, training={"seed": 4})[0].training.seed == 4
+    assert not any("a job has a seed" in note for note in notes)
+
+
+def test_one_device_needs_no_strategy() -> None:
+    assert read(trainer={"strategy": "single_device"})[0].trainer == TrainerOptions()
+
+
+def test_what_an_mlflow_logger_says_without_effect_is_noted() -> None:
+    given = {"experiment_name": "lab", "tracking_uri": "http://mlflow", "tags": None, "log_model": False}
+
+    _, notes = read(trainer={"logger": {"class_path": "MLFlowLogger", "init_args": given}})
+
+    assert any("of MLFlowLogger, tracking_uri has no effect" in note for note in notes)

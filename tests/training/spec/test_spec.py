@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -280,6 +281,7 @@ def test_half_precision_is_allowed_with_a_gpu() -> None:
         ("2024-01-01", "2024-01-01"),
         ("null", None),
         ('{"a": [1, true]}', {"a": [1, True]}),
+        ("{0: 2, -1: {1_0: 3}}", {"0": 2, "-1": {"10": 3}}),
     ],
 )
 def test_yaml_values_are_what_they_look_like(text: str, value: object) -> None:
@@ -300,6 +302,11 @@ def test_yaml_values_are_what_they_look_like(text: str, value: object) -> None:
         ("{[1]: 2}", "line 1"),
         ("a: 1\nb: 2\na: 3", "the key 'a' occurs twice in one mapping"),
         ("a: {b: {c: 1,\n c: 2}}", "line 2"),
+        ("{1: a, '1': b}", "the key '1' occurs twice in one mapping"),
+        ("labels:\n  on: x", "line 2"),
+        ("a: {<<: {b: 1, b: 2}}", "the key 'b' occurs twice in one mapping"),
+        ("a: {<<: {b: 1},\n <<: {c: 2}}", "line 2"),
+        ("a: {<<: 3}", "<< takes a mapping, or a list of mappings"),
         ("[" * 5000, "neither YAML nor JSON"),
     ],
 )
@@ -308,6 +315,29 @@ def test_broken_yaml_is_refused_with_its_line(text: str, where: str) -> None:
         load_yaml(text)
 
     assert where in str(caught.value)
+
+
+def test_merge_keys_bring_what_they_bring_with_pyyaml() -> None:
+    text = """
+        a: &a {x: 1, y: 2}
+        b: &b {<<: *a, y: 3, z: {<<: {w: 4}}}
+        c: {y: 5, <<: [*a, *b, {v: <<}]}
+        d: {<<: []}
+        e: &e {<<: [{x: 1}], inner: {<<: *e}}
+        """
+    plain = yaml.safe_load(text.replace("{v: <<}", "{v: '<<'}"))
+
+    loaded: Any = load_yaml(text)
+
+    assert loaded["e"].pop("inner").keys() == plain["e"].pop("inner").keys()
+    assert loaded == plain
+
+
+def test_nested_merge_keys_are_refused_before_they_take_long() -> None:
+    keys = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}], k{n}: 1}}\n" for n in range(1, 200))
+
+    with pytest.raises(SpecError, match="<< brings more than 10,000 keys"):
+        load_yaml(f"a0: &a0 {{}}\n{keys}")
 
 
 def test_overrides_reach_into_mappings_and_read_their_values_as_yaml() -> None:
@@ -474,32 +504,3 @@ def test_a_limit_or_a_need_that_means_nothing_is_refused(section: dict[str, Any]
 
 def test_memory_is_read_with_its_unit() -> None:
     assert make_spec(resources={"memory_per_worker": "1.5GiB"}).resources.memory_per_worker == 1.5 * 2**30
-
-
-def test_merge_keys_and_integer_keys_of_yaml_mean_what_they_mean_there() -> None:
-    text = """
-    base: &base {a: 1, b: 2}
-    more: &more {<<: *base, c: 3}
-    one: {<<: *more, a: 5}
-    two: {<<: [{a: 7}, *base], d: 4}
-    steps: {0: 2, 8: 4}
-    """
-
-    data = load_yaml(text)
-
-    assert isinstance(data, dict)
-    assert data["one"] == {"a": 5, "b": 2, "c": 3}
-    assert data["two"] == {"a": 7, "b": 2, "d": 4}
-    assert data["steps"] == {"0": 2, "8": 4}
-    with pytest.raises(SpecError, match="the key 'a' occurs twice"):
-        load_yaml("base: &base {b: 1}\nother: {<<: *base, a: 1, a: 2}")
-    with pytest.raises(SpecError, match="the key '1' occurs twice"):
-        load_yaml("{1: a, '1': b}")
-
-
-def test_merges_that_would_grow_without_end_are_refused() -> None:
-    lines = ["a0: &a0 {k: 1}"]
-    lines += [f"a{number}: &a{number} {{<<: [*a{number - 1}, *a{number - 1}]}}" for number in range(1, 60)]
-
-    with pytest.raises(SpecError, match="more than 10,000 keys"):
-        load_yaml("\n".join(lines))
