@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Depends, Path, Response
 from fastapi.responses import StreamingResponse
 
 from service.api.context import Services
@@ -30,6 +30,21 @@ def list_checkpoints(services: Services, job_id: str) -> CheckpointPage:
     return CheckpointPage(items=[CheckpointDocument.of(each, job) for each in checkpoints])
 
 
+def _opened(
+    services: Services,
+    job_id: str,
+    which: Annotated[str, Path(description="best, last, or the number of a step", examples=["best"])],
+) -> Iterator[Opened]:
+    """Yields the open checkpoint; closes it after the answer, also if the client did not wait for that."""
+    try:
+        wanted = which_of(which)
+    except ValueError as error:
+        raise Refused(str(error), [Problem(key="which", message=str(error))]) from None
+    opened = JobCheckpoints(services.settings, services.store.get(job_id)).open(wanted)
+    with opened.file:
+        yield opened
+
+
 @router.get(
     "/{which}",
     response_class=Response,
@@ -43,17 +58,8 @@ def list_checkpoints(services: Services, job_id: str) -> CheckpointPage:
     },
     summary="Download a checkpoint",
 )
-def download_checkpoint(
-    services: Services,
-    job_id: str,
-    which: Annotated[str, Path(description="best, last, or the number of a step", examples=["best"])],
-) -> Response:
+def download_checkpoint(job_id: str, opened: Annotated[Opened, Depends(_opened)]) -> Response:
     """Sends the file in chunks. It is complete even if the job deletes the checkpoint meanwhile."""
-    try:
-        wanted = which_of(which)
-    except ValueError as error:
-        raise Refused(str(error), [Problem(key="which", message=str(error))]) from None
-    opened = JobCheckpoints(services.settings, services.store.get(job_id)).open(wanted)
     digest = base64.b64encode(bytes.fromhex(opened.sha256)).decode()
     return StreamingResponse(
         _content(opened),
@@ -68,6 +74,5 @@ def download_checkpoint(
 
 
 def _content(opened: Opened) -> Iterator[bytes]:
-    with opened.file as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
+    while chunk := opened.file.read(CHUNK):
+        yield chunk
