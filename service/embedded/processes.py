@@ -127,6 +127,11 @@ class Child(ABC):
             return self._started.poll() is None  # cheap: asked every second
         return self.process() is not None
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal has ended the server that this process has started."""
+        return self._started is not None and (self._started.poll() or 0) < 0
+
     def take_over_or_start(self) -> None:
         """Starts the server unless it is running already."""
         if not self.is_alive():
