@@ -101,6 +101,13 @@ def joined(of_ranks: list[Any]) -> list[list[Any]]:
     return [[parts[0][0], list(chain(*(rows for _, rows in parts)))] for parts in zip(*of_ranks, strict=True)]
 
 
+@pytest.fixture(scope="module")
+def worlds(full_run: None) -> Iterator[Worlds]:  # noqa: ARG001
+    """Ranks that have run nothing else: their loaders fork, which other tests' threads make unsafe."""
+    with Worlds() as own:
+        yield own
+
+
 @pytest.mark.parametrize("processes", [0, 2])
 @pytest.mark.parametrize("k", [1, 3])
 def test_shares_of_all_ranks_in_order_are_the_batches_of_one_rank(
