@@ -31,7 +31,8 @@ def extend(
     """Go on with a job that has ended, as a new job: syncbn extend ID --set training.max_epochs=20
 
     The new job has the spec and the code of the old one, with what --set changes, and goes on from its
-    checkpoint with the whole state. On as many workers the result is that of one longer job.
+    checkpoint with the whole state. On as many workers its curve is that of one longer job; the best
+    checkpoint is that of its own epochs.
     """
 
     def extended(job: Job) -> Mapping[str, Any]:

@@ -66,8 +66,8 @@ def download(
     job_id: JobId,
     which: Annotated[str, typer.Argument(metavar="[best|last|STEP]", help="The checkpoint.")] = "last",
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="PATH", help="The file, or a folder for it.")
-    ] = Path(),
+        str, typer.Option("--output", "-o", metavar="PATH", help="The file, or a folder for it: DIR/.")
+    ] = ".",
     kind: Annotated[
         Format,
         typer.Option(
@@ -86,13 +86,16 @@ def download(
     from service.cli.output import print_json
     from service.client.weights import write_weights
 
-    with session(ctx, as_json=as_json) as client, _writing(output), _progress() as on_progress:
+    target = Path(output)
+    with session(ctx, as_json=as_json) as client, _writing(target), _progress() as on_progress:
+        if output.endswith("/"):
+            target.mkdir(parents=True, exist_ok=True)
         if kind is Format.CHECKPOINT:
-            path = client.download_checkpoint(job_id, which, output, on_progress=on_progress)
+            path = client.download_checkpoint(job_id, which, target, on_progress=on_progress)
         else:
-            with _temporary_folder(output) as folder:
+            with _temporary_folder(target) as folder:
                 file = client.download_checkpoint(job_id, which, folder, on_progress=on_progress)
-                path = write_weights(file, output, safetensors=kind is Format.SAFETENSORS)
+                path = write_weights(file, target, safetensors=kind is Format.SAFETENSORS)
     if as_json:
         print_json({"file": str(path), "bytes": path.stat().st_size})
     else:

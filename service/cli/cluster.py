@@ -74,6 +74,7 @@ def _nodes(answer: Cluster) -> list[list[RenderableType]]:
 
 
 def _cells(amount: Amount) -> list[str]:
-    from service.cli.output import number, size
+    from service.cli.output import number
+    from training.spec import shown_memory
 
-    return [number(amount.cpus), number(amount.gpus), size(amount.memory) if amount.memory else ""]
+    return [number(amount.cpus), number(amount.gpus), shown_memory(amount.memory) if amount.memory else ""]

@@ -182,11 +182,8 @@ def _mean(values: Sequence[float], part: int, parts: int) -> float:
 
 def total(amount: Total) -> str:
     """Formats an amount, as in 2 workers, 4 CPUs, 1 GPU."""
+    from training.spec import shown_memory
+
     counts = [(amount.workers, "worker"), (amount.cpus, "CPU"), (amount.gpus, "GPU")]
     parts = [f"{number(count)} {unit}{'' if count == 1 else 's'}" for count, unit in counts if count]
-    return ", ".join([*parts, size(amount.memory)] if amount.memory else parts)
-
-
-def size(number_of_bytes: int) -> str:
-    """Formats a number of bytes, as in 1.5 GiB."""
-    return f"{number_of_bytes / 2**30:.3g} GiB"
+    return ", ".join([*parts, shown_memory(amount.memory)] if amount.memory else parts)

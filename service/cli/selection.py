@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from service.client import Client, Job
-
-_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)")
-_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 States = Annotated[
     list[str] | None,
@@ -56,9 +52,11 @@ def _label(text: str) -> tuple[str, str]:
 
 def _moment(text: str) -> datetime:
     """Returns the time, with a time zone: that of this machine if `text` has none."""
+    from training.spec import seconds_of
+
     try:
-        if age := _AGE.fullmatch(text.strip()):
-            return datetime.now(UTC) - timedelta(seconds=float(age[1]) * _SECONDS[age[2]])
+        if (age := seconds_of(text)) is not None:
+            return datetime.now(UTC) - timedelta(seconds=age)
         return datetime.fromisoformat(text.strip()).astimezone()
     except (ValueError, OverflowError):
         raise typer.BadParameter(

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from service.scheduling import capacity
 from service.scheduling.capacity import UNITS, Amount, Demand, Labels, Machine, Machines
-
-_GIB = 2**30
+from training.spec import shown_memory
 
 
 def never(demand: Demand, cluster: Machines) -> str:
@@ -115,7 +114,7 @@ def _number(units: int, name: str) -> str:
     ('4', '0.3333', '1.5 GiB')
     """
     if name == "memory":
-        return f"{units / _GIB:.3g} GiB"
+        return shown_memory(units)
     whole, rest = divmod(units, UNITS)
     return f"{whole}.{rest:04}".rstrip("0") if rest else str(whole)
 

@@ -36,7 +36,7 @@ from training.protocol import (
     log_file,
 )
 from training.reserved import hiding_in_folder
-from training.spec import Spec
+from training.spec import Spec, shown_memory
 from training.spec.environment import secret_problem
 from training.tracking.run_tags import source_tags
 
@@ -249,8 +249,8 @@ def _workers_that_fit(spec: Spec) -> int:
         if there < resources.min_workers * memory:
             raise BuildError(
                 "resources.memory_per_worker",
-                f"{resources.min_workers} workers of {memory / 2**30:.3g} GiB need "
-                f"{resources.min_workers * memory / 2**30:.3g} GiB, this machine has {there / 2**30:.3g} GiB",
+                f"{resources.min_workers} workers of {shown_memory(memory)} need "
+                f"{shown_memory(resources.min_workers * memory)}, this machine has {shown_memory(there)}",
             )
         workers = min(workers, there // memory)
     return workers

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
+from training.spec import shown_memory
+
 _SECONDS_BETWEEN = 1.0
 
 
@@ -35,8 +37,8 @@ class MemoryLimit:
         if used is None or self._limit is None:
             return ""
         return (
-            f"it used {_shown(used)} of memory, more than resources.memory_per_worker, which is "
-            f"{_shown(self._limit)}"
+            f"it used {shown_memory(used)} of memory, more than resources.memory_per_worker, which is "
+            f"{shown_memory(self._limit)}"
         )
 
 
@@ -57,7 +59,3 @@ def _used_above(limit: int, pid: int) -> int | None:
     except psutil.Error:  # one has just ended
         return None
     return used if used > limit else None
-
-
-def _shown(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -155,14 +155,13 @@ class RankRun:
             watchdog=watchdog,
             store=store,
             start=start,
-            final=not self.order.curves_only,
             share=share,
             logs=logs,
             files=files,
             loaders=loaders,
             prepared=self._preparing.close,
             user=user,
-            validate=not self.order.curves_only,
+            curves_only=self.order.curves_only,
         )
         logs.attach(self.trainer)
         self._fit(module, data, start.file)

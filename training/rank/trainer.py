@@ -59,10 +59,12 @@ def make_trainer(
     loaders: RankLoaders,
     prepared: Callable[[], None],
     user: UserOptions,
-    validate: bool,
-    final: bool,
+    curves_only: bool,
 ) -> Trainer:
-    """Returns the Trainer for one rank. Every rank must call it, because it may create process groups."""
+    """Returns the Trainer for one rank. Every rank must call it, because it may create process groups.
+
+    curves_only: neither validate nor save the run when it ends.
+    """
     settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
     plugins: list[Any] = [context.environment(), JobCheckpointIO(files), *user.plugins]
     if synchronized:
@@ -76,7 +78,7 @@ def make_trainer(
         tracker, vote, share, watchdog.ranks_ahead, equal_parts=settings.loader_batches is not None
     )
     arguments = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, **user.arguments}
-    if not validate:
+    if curves_only:
         arguments["limit_val_batches"] = 0
     sets_precision = any(isinstance(plugin, Precision) for plugin in user.plugins)
     if sets_precision and settings.precision != Training().precision:
@@ -115,7 +117,7 @@ def make_trainer(
                 state=start.state,
                 release=start.release,
                 best=start.best,
-                final=final,
+                final=not curves_only,
             ),
             RngWatch(tracker),
             norm_report,

@@ -16,11 +16,11 @@ from training.spec.model import (
     shares,
 )
 from training.spec.parts import ClassSpec
-from training.spec.resources import Resources
+from training.spec.resources import Resources, shown_memory
 from training.spec.script import SCRIPT_NOTE, Script
 from training.spec.start_from import StartFrom
 from training.spec.text import load_yaml, override
-from training.spec.time_limit import TimeLimit, shown
+from training.spec.time_limit import TimeLimit, seconds_of, shown
 from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 
 __all__ = [
@@ -45,6 +45,8 @@ __all__ = [
     "override",
     "parse_spec",
     "read_spec",
+    "seconds_of",
     "shares",
     "shown",
+    "shown_memory",
 ]

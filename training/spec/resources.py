@@ -32,6 +32,15 @@ def _bytes(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         ) from None
 
 
+def shown_memory(size: float) -> str:
+    """Returns a number of bytes as text.
+
+    >>> shown_memory(3 * 2**29)
+    '1.5 GiB'
+    """
+    return f"{size / 2**30:.3g} GiB"
+
+
 Memory = Annotated[ByteSize, WrapValidator(_bytes)]
 
 

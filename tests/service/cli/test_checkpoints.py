@@ -57,6 +57,18 @@ def test_download_gives_a_file_that_torch_loads(syncbn: Syncbn, job: str, tmp_pa
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_a_folder_that_is_not_there_is_made_and_holds_each_download(
+    syncbn: Syncbn, job: str, tmp_path: Path
+) -> None:
+    for step in ("20", "40"):
+        assert syncbn("download", job, step, "--output", f"{tmp_path}/nets/").exit_code == 0
+
+    assert sorted(path.name for path in (tmp_path / "nets").iterdir()) == [
+        f"{job}-step-20.ckpt",
+        f"{job}-step-40.ckpt",
+    ]
+
+
 def test_download_gives_the_weights_alone(syncbn: Syncbn, job: str, tmp_path: Path) -> None:
     assert syncbn("download", job, "--format", "weights", "-o", str(tmp_path)).exit_code == 0
     assert syncbn("download", job, "--format", "safetensors", "-o", str(tmp_path)).exit_code == 0

@@ -209,7 +209,7 @@ def test_a_rank_over_its_memory_limit_is_killed_with_its_children(agent: HostAge
     found = failure(agent, given)
 
     assert (found.kind, found.type, found.rank, found.step) == (Exit.OUT_OF_MEMORY, "SIGKILL", 1, 3)
-    assert "GiB of memory, more than resources.memory_per_worker, which is 0.68 GiB" in found.headline
+    assert "GiB of memory, more than resources.memory_per_worker, which is 0.684 GiB" in found.headline
 
 
 def test_the_last_lines_of_its_log_are_in_the_record(agent: HostAgent, tmp_path: Path) -> None:

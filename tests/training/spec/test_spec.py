@@ -469,6 +469,7 @@ def test_importing_the_spec_loads_nothing_heavy() -> None:
     [
         ("2h", 7200, None),
         ("1d12h", 129_600, None),
+        ("1w", 604_800, None),
         (90, 90, None),
         ({"queue": "30m"}, None, 1800),
         ({"run": "45s", "queue": 2.5}, 45, 2.5),
