@@ -9,12 +9,12 @@ if [ "${1:-}" = quick ]; then
   parallel=(tests/service "tests/training tests/deploy tests/benchmarks")
   rest+=(--ignore=tests/service --ignore=tests/training --ignore=tests/deploy --ignore=tests/benchmarks)
 else
-  # Of tests/training, the file that computes most runs with the rest: the three processes compute about as much.
-  table=tests/training/test_as_lightning.py
-  parallel=(tests/e2e "tests/training tests/service/backends --ignore=$table")
+  # Of tests/training, files that compute much run with the rest: the three processes compute about as much.
+  tables=(tests/training/test_{as_lightning,lab_networks,lightning_cli}.py)
+  parallel=(tests/e2e "tests/training tests/service/backends ${tables[*]/#/--ignore=}")
   rest+=(--ignore=tests/service/backends)
   for each in tests/training/*/ tests/training/test_*.py; do
-    [ "$each" = "$table" ] || rest+=("--ignore=$each")
+    [[ " ${tables[*]} " = *" $each "* ]] || rest+=("--ignore=$each")
   done
 fi
 

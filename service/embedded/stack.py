@@ -157,8 +157,8 @@ def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
     for child in children:
         while not stop.is_set() and not child.is_ready():
             if child.was_killed:
-                child.start()  # it did not end by itself, so there is nothing wrong with it
-            if not child.is_alive() or time.monotonic() - begun > SECONDS_TO_START:
+                child.restart_if_dead()  # it did not end by itself, so there is nothing wrong with it
+            elif not child.is_alive() or time.monotonic() - begun > SECONDS_TO_START:
                 raise Refused(f"{child.name} did not start; its log is {child.log}")
             stop.wait(0.2)
         if not stop.is_set():
