@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, exc, func, insert, select, update
+from sqlalchemy import ColumnElement, Engine, bindparam, exc, func, insert, select, update
 
 from service.backends.cluster import Node
 from service.errors import Unavailable
@@ -26,6 +26,19 @@ SILENCE_SECONDS = 15.0
 
 _THE_ROW = 1
 _NOW = func.current_timestamp(type_=UtcDateTime())  # the database's clock: a reader's clock may differ
+# Races closed by its conditions: a scheduler that was suspended for longer than its lease and wakes up, and
+# the last beat of one that is stepping down. Neither delays another from taking over. Built once, because an
+# idle scheduler does little else.
+_BEAT = (
+    update(scheduler)
+    .where(scheduler.c.number == bindparam("of"), scheduler.c.holder != "")
+    .values(
+        beat=scheduler.c.beat + 1,
+        nodes=bindparam("now_nodes"),
+        problem=bindparam("now_problem"),
+        seen_at=_NOW,
+    )
+)
 _HOW_TO_START = "start one with `syncbn serve --role scheduler`"
 
 
@@ -119,12 +132,9 @@ class Lease:
 
     def beat(self, number: int, *, nodes: Iterable[Node], problem: str) -> bool:
         """Writes a heartbeat of scheduler `number`; returns False if it no longer holds the lease."""
-        # Races closed: a scheduler that was suspended for longer than its lease and wakes up, and the last
-        # beat of one that is stepping down. Neither delays another from taking over.
-        guards = [scheduler.c.number == number, scheduler.c.holder != ""]
-        return self._update_scheduler(
-            guards, beat=scheduler.c.beat + 1, nodes=[asdict(node) for node in nodes], problem=problem
-        )
+        values = {"of": number, "now_nodes": [asdict(node) for node in nodes], "now_problem": problem}
+        with database.writing(self._engine) as connection:
+            return connection.execute(_BEAT, values).rowcount == 1
 
     def step_down(self, number: int) -> None:
         """Makes the row vacant. Does nothing if another scheduler has taken over."""
