@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 
 from tests.training.attempts import Data, Done, Logs, attempt, spec_of
 from tests.training.worlds import Worlds
@@ -56,6 +57,33 @@ def plain_training(_rank: int, folder: Path) -> int:
     return trainer.global_step
 
 
+def resumed_by_lightning(_rank: int, file: Path) -> tuple[int, int]:
+    """Goes on to the end of a third epoch without this project; returns the first and the last step."""
+
+    class Batches(Data):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(super().train_dataloader().dataset, batch_size=7)
+
+    first: list[int] = []
+
+    class Steps(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            first.append(trainer.global_step)
+
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[Steps()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Logs().double(), Batches(), ckpt_path=file, weights_only=False)
+    return first[0], trainer.global_step
+
+
 def going_on(spec: Mapping[str, Any], **training: Any) -> dict[str, Any]:
     """The spec of a run that goes on with one of another spec."""
     start_from = {"job": "another", "checkpoint": "last", "state": "all"}
@@ -74,6 +102,25 @@ class Hooked(Logs):
     def on_train_epoch_start(self) -> None:
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = 0.01 * float(torch.rand(())) / (1 + self.trainer.current_epoch)
+
+
+class Tuned(Logs):
+    """Its optimizer and scheduler are made from arguments and from the length of the training."""
+
+    def __init__(self, lr: float = 0.05, classes: int = 3, *, until_end: bool = False) -> None:
+        super().__init__()
+        self.lr, self.until_end = lr, until_end
+        self.net.layers[-1] = torch.nn.Linear(8 * 16, classes)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+        epochs = self.trainer.max_epochs if self.until_end else 4
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs or 1)]
+
+
+def tuned(**init_args: Any) -> dict[str, Any]:
+    model = {"class_path": "tests.training.test_started_runs.Tuned", "init_args": init_args}
+    return of_logs() | {"model": model}
 
 
 HOOKED = {**of_logs(), "model": {"class_path": "tests.training.test_started_runs.Hooked"}}
@@ -221,3 +268,34 @@ def test_a_checkpoint_of_a_plain_trainer_goes_on(worlds: Worlds, tmp_path: Path)
     assert (done.rows[0]["step"], done.rows[0]["epoch"]) == (steps + 1, 2)
     assert len(done.rows) == STEPS
     assert {row["epoch"] for row in done.rows} == {2}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ({"lr": 0.05}, {"lr": 0.01}, r"SGD\.lr was 0\.05 and is 0\.01.*\(state: weights\)"),
+        ({"until_end": True}, {"until_end": True}, r"CosineAnnealingLR\.T_max was 2 and is 4"),
+        ({}, {"classes": 4}, r"size mismatch for net\.layers\.8\.weight.*start_from\.state: weights"),
+    ],
+    ids=["another rate", "a schedule until the end", "another model"],
+)
+def test_a_state_that_would_replace_what_the_model_makes_now_is_refused(
+    worlds: Worlds, tmp_path: Path, before: dict[str, Any], now: dict[str, Any], words: str
+) -> None:
+    run(worlds, tuned(**before), tmp_path / "first")
+    spec = going_on(tuned(**now), max_epochs=4)
+    reasons = worlds.run(2, refused, spec, tmp_path / "more", checkpoints(tmp_path / "first"))
+    assert all(re.search(rf"^start_from.*{words}", reason, re.DOTALL) for reason in reasons), reasons
+
+
+@pytest.mark.parametrize("training", [{"max_epochs": 2}, {"max_steps": 30}], ids=["an epoch", "within one"])
+def test_lightning_alone_goes_on_from_a_checkpoint(
+    worlds: Worlds, tmp_path: Path, training: dict[str, int]
+) -> None:
+    run(worlds, of_logs(**training), tmp_path / "first")
+    steps = 30 if "max_steps" in training else 2 * STEPS
+    file = Path(checkpoints(tmp_path / "first")) / f"step-{steps:09d}" / "lightning.ckpt"
+
+    first, last = worlds.run(1, resumed_by_lightning, file)[0]
+
+    assert (first, last) == (steps + 1, 3 * STEPS)

@@ -21,6 +21,7 @@ from training import internals
 from training.callbacks import resume_point, train_state
 from training.callbacks.job_step import job_step
 from training.callbacks.log_sync import LogSync
+from training.callbacks.made_with import check_same, made_with
 from training.callbacks.monitor import Monitor
 from training.callbacks.own_checkpoints import IN_MEMORY, JobCheckpointIO
 from training.callbacks.stop_vote import StopVote, Vote
@@ -91,6 +92,7 @@ class CheckpointCallback(Callback):
         self.store = store
         self._monitor, self._best, self._final = Monitor(self.settings), best, final
         self._to_restore, self._release = state, release
+        self._made_with: dict[str, Any] = {}
         self._step = step
         self._saved = None if state is None else step  # updated on rank 0 only
         self._saved_at = time.monotonic()
@@ -100,6 +102,9 @@ class CheckpointCallback(Callback):
             internals.before_epoch_ends(trainer, lambda: self._save_within_epoch(trainer, module))
 
     def on_fit_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._made_with = made_with(trainer)
+        if self._to_restore is not None:
+            check_same(self._to_restore.made_with, self._made_with)
         if self._to_restore is not None and self._to_restore.finished:
             trainer.should_stop = True  # it was interrupted after its training, which is not to go on
 
@@ -203,7 +208,12 @@ class CheckpointCallback(Callback):
         self._step = job_step(trainer)
         with self.busy("saving a checkpoint"):
             state = train_state.gather(
-                trainer, module, spec=self.spec, finished=finished, between_epochs=finished and epoch_ended
+                trainer,
+                module,
+                spec=self.spec,
+                made_with=self._made_with,
+                finished=finished,
+                between_epochs=finished and epoch_ended,
             )
             io = trainer.strategy.checkpoint_io
             assert isinstance(io, JobCheckpointIO)

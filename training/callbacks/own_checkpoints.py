@@ -18,6 +18,10 @@ IN_MEMORY = "kept in memory"
 """The path that keeps a checkpoint in memory instead of writing it."""
 
 
+LIGHTNINGS_LOADERS, OUR_LOADERS = "combined_loader", "syncbn_loaders"
+"""Names of the loaders' state in that of Lightning's fit loop, while it runs and in a file."""
+
+
 class KeptFiles:
     """The folder of the job for files that user code writes to relative paths."""
 
@@ -75,6 +79,9 @@ def _is_folder(path: Path) -> bool:
 class JobCheckpointIO(TorchCheckpointIO):
     """Reads and writes checkpoints of the user's code in the kept folder.
 
+    Where the loaders are in an epoch is saved under a name of this project, because they are its own:
+    Lightning alone does not go on from a checkpoint with states of loaders that it does not have.
+
     The job's own checkpoint stays in memory (`last`) and is written to the checkpoint store from there,
     because a full disk must not stop rank 0 between two collectives.
     """
@@ -85,13 +92,25 @@ class JobCheckpointIO(TorchCheckpointIO):
         self.last: dict[str, Any] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        _rename_loaders(checkpoint, LIGHTNINGS_LOADERS, OUR_LOADERS)
         if path == IN_MEMORY:
             self.last = checkpoint
             return
         super().save_checkpoint(checkpoint, self.files.path_of(path), storage_options)
 
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        _rename_loaders(checkpoint, OUR_LOADERS, LIGHTNINGS_LOADERS)
+        return checkpoint
+
     def remove_checkpoint(self, path: Any) -> None:
         super().remove_checkpoint(self.files.path_of(path))
+
+
+def _rename_loaders(checkpoint: dict[str, Any], old: str, new: str) -> None:
+    state = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+    if old in state:
+        state[new] = state.pop(old)
 
 
 class OwnCheckpoints(Callback):

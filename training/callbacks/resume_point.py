@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from training import internals
+from training.callbacks.own_checkpoints import OUR_LOADERS
 from training.loading.combined import states_at
 
 
@@ -18,7 +19,7 @@ def before_fetched_batch(lightning: dict[str, Any], trainer: Trainer, batch_idx:
     """Rewinds the loops' state by one batch: Lightning has fetched the next one and would count it done."""
     fit_loop = lightning["loops"]["fit_loop"]
     fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
-    fit_loop["state_dict"]["combined_loader"] = states_at(
+    fit_loop["state_dict"][OUR_LOADERS] = states_at(
         *internals.loaders_to_train_on(trainer), epoch=trainer.current_epoch, number=batch_idx
     )
 

@@ -47,7 +47,8 @@ class TrainState:
     ranks that a module with manual optimization may go on to accumulate, by name of the parameter.
     batching: what decides which samples an epoch's batches have; empty if an earlier version saved it.
     between_epochs: saved before the next epoch starts, and not just before a batch. finished: the run has
-    ended its training here; only a longer one goes on.
+    ended its training here; only a longer one goes on. made_with: the settings with which the run constructed
+    its optimizers and schedulers, to be compared with another run's; empty: they are not compared.
     """
 
     seed: int
@@ -59,6 +60,7 @@ class TrainState:
     batching: dict[str, Any] = field(default_factory=dict)
     between_epochs: bool = False
     finished: bool = False
+    made_with: dict[str, Any] = field(default_factory=dict)
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
         """Restores everything except what `logged_by` returns. Every rank must call it."""
@@ -87,6 +89,7 @@ def gather(
     module: LightningModule,
     *,
     spec: Spec,
+    made_with: dict[str, Any],
     between_epochs: bool = False,
     finished: bool = False,
 ) -> TrainState | None:
@@ -122,6 +125,7 @@ def gather(
         batching=batching(spec),
         between_epochs=between_epochs,
         finished=finished,
+        made_with=made_with,
     )
 
 

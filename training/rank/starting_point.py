@@ -65,7 +65,8 @@ def starting_point(
         return StartingPoint(
             step=saved.step,
             file=folder / LIGHTNING,
-            state=train_state.load(folder),
+            # Not compared: this run may have constructed other optimizers on another number of workers.
+            state=replace(train_state.load(folder), made_with={}),
             best=best,
             release=store.release,
         )

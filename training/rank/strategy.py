@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from training.callbacks.global_loss import GlobalLoss
+from training.errors import BuildError
 from training.internals import SKIPPED, allow_skipped_steps
 from training.loading.generators import generator_states, set_generator_states
 from training.protocol import RankAssignment
@@ -123,6 +125,14 @@ class GroupStrategy(DDPStrategy):
         with self._loss.share.explained(), self._loss.targets.in_step(self.root_device):
             yield
 
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        with _fitting("weights do", f"the {type(self.lightning_module).__name__} of this run"):
+            super().load_model_state_dict(checkpoint, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        with _fitting("optimizer state does", "the optimizers of this run"):
+            super().load_optimizer_state_dict(checkpoint)
+
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
     ) -> Any:
@@ -138,3 +148,18 @@ class GroupStrategy(DDPStrategy):
             precision.backward(loss, module, optimizer, *args, **kwargs)
         self._loss.gradients.finish()
         return precision.post_backward(loss, module)
+
+
+@contextmanager
+def _fitting(part: str, own: str) -> Iterator[None]:
+    """Explains an error of loading a checkpoint's state. part: with its verb."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError) as error:
+        first, *lines = (line.strip() for line in str(error).splitlines())
+        why = textwrap.shorten("; ".join(lines) or first, 500, placeholder=" …")
+        raise BuildError(
+            "start_from",
+            f"the checkpoint's {part} not fit {own}: {why}; go on with the same model and optimizer, or "
+            "start with the weights alone (start_from.state: weights)",
+        ) from error
