@@ -217,7 +217,7 @@ def test_the_api_needs_the_database_alone(services: Document) -> None:
     api = services["api"]
 
     assert set(api["depends_on"]) == {"migrate"}
-    assert not [name for name in api["environment"] if name.startswith(("RAY_", "SYNCBN_RAY_", "AWS_"))]
+    assert not [name for name in api["environment"] if name.startswith(("RAY_", "SYNCBN_RAY_"))]
 
 
 def folders(service: Document) -> dict[str, str]:
@@ -250,7 +250,9 @@ def test_runs_are_in_one_folder_for_all_who_write_or_read_them(services: Documen
 def test_credentials_of_s3_go_to_those_who_use_them(services: Document) -> None:
     told = {name for name, service in services.items() if "AWS_SECRET_ACCESS_KEY" in service["environment"]}
 
-    assert told == {"mlflow", "ray-worker"}
+    assert told == {"mlflow", "ray-worker", "api"}
+    urls = [services[name]["environment"]["SYNCBN_CHECKPOINTS"] for name in ("scheduler", "api")]
+    assert urls[0] == urls[1]
 
 
 @needs_compose

@@ -22,6 +22,8 @@ _MACHINE_NAMES = frozenset(
     }
 )  # fmt: skip
 _MACHINE_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "MKL_", "KMP_", "OPENBLAS_")
+_PROXIES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"})
+_LOOPBACK = "127.0.0.1,localhost,::1"
 _STORAGE_PREFIX = "AWS_"
 _OF_THE_TRACKER = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 _SERVICE_PREFIXES = ("SYNCBN_", "RAY_")
@@ -95,7 +97,21 @@ def rank_environment(
         environment["PATH"] = os.pathsep.join(
             filter(None, [_scripts(order.packages), environment.get("PATH")])
         )
-    return {**environment, **order.variables, **order.secrets}
+    return _with_direct_loopback({**environment, **order.variables, **order.secrets})
+
+
+def _with_direct_loopback(environment: dict[str, str]) -> dict[str, str]:
+    """Adds this machine to the addresses that a proxy is not asked for, because none can reach it.
+
+    MLflow may listen there, and its client would try again for minutes.
+    """
+    if not environment.keys() & _PROXIES:
+        return environment
+    given = [environment.get(name, "") for name in ("NO_PROXY", "no_proxy")]
+    return {
+        **environment,
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(filter(None, [*given, _LOOPBACK]))),
+    }
 
 
 def _raise_if_of_storage(names: Iterable[str]) -> None:

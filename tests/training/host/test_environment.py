@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from training.errors import BuildError, RunFailed
 from training.host.environment import rank_environment
@@ -127,3 +128,25 @@ def test_variables_cannot_replace_the_credentials_of_checkpoints_in_s3() -> None
 
     with pytest.raises(BuildError, match=r"environment\.AWS_ACCESS_KEY_ID: .* another name"):
         rank_environment({}, {}, order, RankAssignment(rank=0, local_rank=0, node_rank=0))
+
+
+@pytest.mark.parametrize("own", [{}, {"no_proxy": "files.example"}], ids=["no exception", "an exception"])
+def test_a_proxy_of_the_job_is_not_asked_for_this_machine(
+    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = Order(
+        attempt="job-1",
+        spec=spec_of().model_dump(mode="json"),
+        ranks=(),
+        world_size=2,
+        folder="run",
+        variables={"HTTP_PROXY": "http://proxy.example:3128", **own},
+    )
+
+    variables = rank_environment({}, {}, order, RankAssignment(rank=0, local_rank=0, node_rank=0))
+
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, variables[name])
+    assert requests.utils.should_bypass_proxies("http://127.0.0.1:5000", no_proxy=None)
+    assert not requests.utils.should_bypass_proxies("http://mirror.example", no_proxy=None)
+    assert requests.utils.should_bypass_proxies("http://files.example", no_proxy=None) is bool(own)
