@@ -39,6 +39,12 @@ def extend(
         which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
         return {**job.spec, "start_from": {"job": job.id, "checkpoint": which, "state": "all"}}
 
+    if any(given.startswith("start_from") for given in assignments or []):
+        raise typer.BadParameter(
+            "an extended job starts from the whole state of the job that it extends, at the --checkpoint "
+            "that you choose; to start in another way: syncbn clone ID --set start_from.job=ID",
+            param_hint="--set",
+        )
     _again(ctx, job_id, extended, assignments, follow, key, as_json)
 
 

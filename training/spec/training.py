@@ -116,6 +116,6 @@ class Training(Part):
         if self.global_batch_size is not None and self.loader_batches is not None:
             raise ValueError(
                 "global_batch_size and loader_batches are both given; keep the one that says how large a "
-                "batch is"
+                "batch is, and omit the other or set it to null"
             )
         return self

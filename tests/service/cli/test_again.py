@@ -78,6 +78,7 @@ def test_what_cannot_be_extended_is_refused(syncbn: Syncbn, client: Client, ende
         ((ended, *longer, "--checkpoint", "30"), 2, "those of the steps 20, 40, 50"),
         ((waiting, *longer), 2, "is queued, and its checkpoints still change"),
         (("j" + "0" * 20, *longer), 4, "no job"),
+        ((ended, "--set", "start_from=null"), 2, "syncbn clone ID --set start_from.job=ID"),
     ):
         result = syncbn("extend", *arguments)
         assert (result.exit_code, words in result.stderr) == (code, True), result.stderr
