@@ -45,7 +45,7 @@ class JobCheckpoints:
     def all(self) -> list[Listed]:
         """Returns the checkpoints by step."""
         if self._job.attempt:
-            _check_mounted(Path(self._settings.storage))
+            check_mounted(Path(self._settings.storage))
         with _readable(self.location):
             return self._store().listed()
 
@@ -94,7 +94,7 @@ def location_of(settings: Settings, job_id: str) -> str:
     return f"{settings.checkpoints}/{job_id}"
 
 
-def _check_mounted(storage: Path) -> None:
+def check_mounted(storage: Path) -> None:
     """Raises Unavailable if the folder of all runs is not there, where a job has run."""
     if not storage.exists():
         raise Unavailable("the run folder", f"{storage} does not exist on this machine")

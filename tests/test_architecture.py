@@ -19,6 +19,7 @@ HEAVY = {"torch", "ray", "lightning", "mlflow", "numpy", "pandas", "sklearn", "m
 LIGHT_PARTS_OF_TRAINING = {
     "training.backoff",
     "training.metric_names",
+    "training.run_dir",
     "training.checkpoints.folder",
     "training.checkpoints.listing",
     "training.checkpoints.manifest",

@@ -9,7 +9,19 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.api import checkpoints, cluster, code, control, events, health, jobs, logs, problems, secrets
+from service.api import (
+    checkpoints,
+    cluster,
+    code,
+    control,
+    events,
+    files,
+    health,
+    jobs,
+    logs,
+    problems,
+    secrets,
+)
 from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
 from service.api.job_watcher import JobWatcher
@@ -46,7 +58,7 @@ def create_app(
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)
-    for routes in (jobs, control, logs, events, checkpoints, code, secrets, cluster):
+    for routes in (jobs, control, logs, events, checkpoints, files, code, secrets, cluster):
         app.include_router(routes.router, dependencies=[Depends(require_key)], responses=everywhere)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

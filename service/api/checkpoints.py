@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Depends, Path, Response
 from fastapi.responses import StreamingResponse
@@ -62,7 +62,7 @@ def download_checkpoint(job_id: str, opened: Annotated[Opened, Depends(_opened)]
     """Sends the file in chunks. It is complete even if the job deletes the checkpoint meanwhile."""
     digest = base64.b64encode(bytes.fromhex(opened.sha256)).decode()
     return StreamingResponse(
-        _content(opened),
+        chunks(opened.file, opened.size),
         media_type="application/octet-stream",
         headers={
             "Content-Length": str(opened.size),
@@ -73,6 +73,8 @@ def download_checkpoint(job_id: str, opened: Annotated[Opened, Depends(_opened)]
     )
 
 
-def _content(opened: Opened) -> Iterator[bytes]:
-    while chunk := opened.file.read(CHUNK):
+def chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yields the first `size` bytes of a file; fewer only if it has become shorter."""
+    while size > 0 and (chunk := file.read(min(CHUNK, size))):
+        size -= len(chunk)
         yield chunk

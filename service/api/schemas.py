@@ -152,6 +152,21 @@ class CheckpointPage(Document):
     items: list[CheckpointDocument]
 
 
+class FileDocument(Document):
+    """A file that a job's own code has written."""
+
+    path: str = Field(examples=["logs/metrics.csv"])
+    bytes: int
+    saved_at: datetime = Field(description="When it was last changed")
+
+
+class FilePage(Document):
+    """The files that a job's own code has written, by path."""
+
+    items: list[FileDocument]
+    complete: bool = Field(description="false: there are more files, which are not listed")
+
+
 class Total(Document):
     """A number of workers, and what all of them need together."""
 

@@ -93,6 +93,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "metrics": results.metrics,
         "compare": compare.compare,
         "checkpoints": checkpoints.checkpoints,
+        "files": checkpoints.files,
         "download": checkpoints.download,
     },
     "The service": {

@@ -1,4 +1,4 @@
-"""`checkpoints`, `download`: a job's checkpoints, and one of them as a file."""
+"""`checkpoints`, `files`, `download`: a job's checkpoints and other files, and one of them as a copy."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from service.cli.options import AsJson, JobId
 from service.cli.session import session
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.console import RenderableType
 
     from service.client import Checkpoint
@@ -54,17 +56,51 @@ def _row(checkpoint: Checkpoint) -> list[RenderableType]:
     return [
         str(checkpoint.step),
         "" if checkpoint.epoch is None else str(checkpoint.epoch),
-        saved.astimezone().isoformat(sep=" ", timespec="seconds") if saved else "",
+        _time(saved) if saved else "",
         decimal(checkpoint.bytes),
         "" if checkpoint.metric is None else output.number(checkpoint.metric),
         ", ".join(name for name in ("best", "last") if getattr(checkpoint, name)),
     ]
 
 
+def files(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+    """List the files that a job's own code has written.
+
+    Of a training: those of its loggers and callbacks, and what it wrote to relative paths through the
+    Trainer. Of a script: those in SYNCBN_CHECKPOINT_DIR.
+    """
+    from rich.filesize import decimal
+
+    from service.cli import output
+
+    with session(ctx, as_json=as_json) as client:
+        found = client.files(job_id)
+    if as_json:
+        output.print_json([each.to_json() for each in found])
+    elif found:
+        rows: list[list[RenderableType]] = [
+            [decimal(each.bytes), _time(each.saved_at), output.clean(each.path)] for each in found
+        ]
+        output.console().print(output.table(["SIZE", "CHANGED", "PATH"], rows, wrap="PATH"))
+        typer.echo(f"\nsyncbn download {job_id} --file PATH", err=True)
+    else:
+        output.console().print("no files of its own")
+
+
+def _time(when: datetime) -> str:
+    return when.astimezone().isoformat(sep=" ", timespec="seconds")
+
+
 def download(
     ctx: typer.Context,
     job_id: JobId,
-    which: Annotated[str, typer.Argument(metavar="[best|last|STEP]", help="The checkpoint.")] = "last",
+    which: Annotated[
+        str | None, typer.Argument(metavar="[best|last|STEP]", help="The checkpoint; the last by default.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", metavar="PATH", help="Instead: a file of the job, as syncbn files names it."),
+    ] = None,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="PATH", help="The file, or a folder for it: DIR/.")
     ] = ".",
@@ -79,23 +115,28 @@ def download(
     ] = Format.CHECKPOINT,
     as_json: AsJson = False,
 ) -> None:
-    """Download a checkpoint of a job.
+    """Download a checkpoint of a job, or with --file another file of it.
 
     The file is complete when it appears: JOB-step-STEP.ckpt, .pt or .safetensors.
     """
     from service.cli.output import print_json
     from service.client.weights import write_weights
 
+    if file is not None and (which is not None or kind is not Format.CHECKPOINT):
+        raise typer.BadParameter("names one file; it has no checkpoint and no --format", param_hint="--file")
+    which = which or "last"
     target = Path(output)
     with session(ctx, as_json=as_json) as client, _writing(target), _progress() as on_progress:
         if output.endswith("/"):
             target.mkdir(parents=True, exist_ok=True)
-        if kind is Format.CHECKPOINT:
+        if file is not None:
+            path = client.download_file(job_id, file, target, on_progress=on_progress)
+        elif kind is Format.CHECKPOINT:
             path = client.download_checkpoint(job_id, which, target, on_progress=on_progress)
         else:
             with _temporary_folder(target) as folder:
-                file = client.download_checkpoint(job_id, which, folder, on_progress=on_progress)
-                path = write_weights(file, target, safetensors=kind is Format.SAFETENSORS)
+                saved = client.download_checkpoint(job_id, which, folder, on_progress=on_progress)
+                path = write_weights(saved, target, safetensors=kind is Format.SAFETENSORS)
     if as_json:
         print_json({"file": str(path), "bytes": path.stat().st_size})
     else:

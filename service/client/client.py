@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
-from service.client.download import download, no_progress
 from service.client.errors import ClientError, RequestError, WaitTimeout
 from service.client.log_stream import follow_log
 from service.client.models import (
-    Checkpoint,
-    Checkpoints,
     Cluster,
     Job,
     JobPage,
     LogLine,
     LogSource,
-    Point,
-    Points,
     Queue,
     Secret,
     SecretPage,
@@ -34,6 +27,7 @@ from service.client.models import (
     Validation,
     Waiting,
 )
+from service.client.results import Results, job_path
 from service.client.retry import Retry, ignore
 from service.client.transport import Transport
 
@@ -42,7 +36,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _PAGE_SIZE = 100
 
 
-class Client:
+class Client(Results):
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
@@ -170,14 +164,14 @@ class Client:
 
     def job(self, job_id: str) -> Job:
         """Returns the job as it is now. Raises NotFound if the service has no job with this id."""
-        return self._server.call(Job, "GET", _path(job_id))
+        return self._server.call(Job, "GET", job_path(job_id))
 
     def cancel(self, job_id: str) -> Job:
         """Cancels the job: at once if it waits or is paused, soon if it runs. Idempotent.
 
         Returns the job without waiting for it to stop. Raises RequestError if it has succeeded or failed.
         """
-        return self._server.call(Job, "POST", f"{_path(job_id)}/cancel")
+        return self._server.call(Job, "POST", f"{job_path(job_id)}/cancel")
 
     def pause(self, job_id: str) -> Job:
         """Pauses the job: it saves a checkpoint at its next step and releases its workers. Idempotent.
@@ -185,7 +179,7 @@ class Client:
         Returns the job without waiting; it may still be pausing. Raises RequestError if it has ended or is
         being cancelled.
         """
-        return self._server.call(Job, "POST", f"{_path(job_id)}/pause")
+        return self._server.call(Job, "POST", f"{job_path(job_id)}/pause")
 
     def resume(self, job_id: str) -> Job:
         """Puts a paused job back into the queue; it continues from its checkpoint. Idempotent.
@@ -193,7 +187,7 @@ class Client:
         Returns the job, unchanged if it is not paused. Raises RequestError if it has ended, is being
         cancelled, or is still pausing.
         """
-        return self._server.call(Job, "POST", f"{_path(job_id)}/resume")
+        return self._server.call(Job, "POST", f"{job_path(job_id)}/resume")
 
     def resize(self, job_id: str, workers: int) -> Job:
         """Changes the job's number of workers to `workers`. Idempotent; the training result stays the same.
@@ -202,7 +196,7 @@ class Client:
         number of workers as soon as the cluster has room. Raises RequestError if `workers` is outside the
         range in the job's spec or the job has ended.
         """
-        return self._server.call(Job, "POST", f"{_path(job_id)}/resize", json={"workers": workers})
+        return self._server.call(Job, "POST", f"{job_path(job_id)}/resize", json={"workers": workers})
 
     def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5) -> Job:
         """Blocks until the job has succeeded, failed or been cancelled, and returns it.
@@ -235,7 +229,7 @@ class Client:
                 yield job
 
     def _job(self, job_id: str, on_retry: Callable[[ClientError], None] = ignore) -> Job:
-        return self._server.call(Job, "GET", _path(job_id), retry=Retry(self.retry_seconds, on_retry))
+        return self._server.call(Job, "GET", job_path(job_id), retry=Retry(self.retry_seconds, on_retry))
 
     def logs(
         self, job_id: str, tail: int | None = None, *, rank: int | None = None, attempt: int | None = None
@@ -246,7 +240,7 @@ class Client:
         there are several). tail: only the last `tail` lines of each rank in the latest attempt.
         """
         params = _without_none(rank=rank, attempt=attempt, tail=tail)
-        return self._server.send("GET", f"{_path(job_id)}/logs", params=params).text
+        return self._server.send("GET", f"{job_path(job_id)}/logs", params=params).text
 
     def follow_logs(
         self,
@@ -284,41 +278,7 @@ class Client:
     def _follow_logs(self, job_id: str, params: Mapping[str, int]) -> Iterator[LogLine | LogSource]:
         self.job(job_id)  # raises at once if the server cannot be reached or has no such job
         query = urlencode({"follow": "true", **params})
-        yield from follow_log(self._server, f"{_path(job_id)}/logs?{query}", Retry(self.retry_seconds))
-
-    def metrics(self, job_id: str, names: Iterable[str] = ()) -> list[Point]:
-        """Returns every point of the metrics in `names`, ordered by name and step.
-
-        No names: all metrics except the system's, which must be named.
-        """
-        params = [("name", name) for name in names]
-        return self._server.call(Points, "GET", f"{_path(job_id)}/metrics", params=params).items
-
-    def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """Returns the job's checkpoints, ordered by step; may be empty.
-
-        Raises RequestError (503) if the server cannot read the storage that holds them.
-        """
-        return self._server.call(Checkpoints, "GET", f"{_path(job_id)}/checkpoints").items
-
-    def download_checkpoint(
-        self,
-        job_id: str,
-        which: str | int = "last",
-        output: str | os.PathLike[str] = ".",
-        *,
-        on_progress: Callable[[int, int | None], None] = no_progress,
-    ) -> Path:
-        """Downloads a checkpoint and returns the path of its file, which Lightning and torch load.
-
-        which: "best", "last" or a step. output: a folder, in which the file is JOB-step-STEP.ckpt, or the
-        path of the file. It appears, and replaces an existing one, when it is complete and its SHA-256 is
-        right. on_progress: called with the bytes so far and their total, None if it is unknown.
-
-        Raises NotFound if the job has no such checkpoint, and OSError if the file cannot be written.
-        """
-        path = f"{_path(job_id)}/checkpoints/{quote(str(which), safe='')}"
-        return download(self._server, path, Path(output), Retry(self.retry_seconds), on_progress)
+        yield from follow_log(self._server, f"{job_path(job_id)}/logs?{query}", Retry(self.retry_seconds))
 
     def upload_code(self, archive: bytes) -> str:
         """Uploads a zip archive and returns its digest, which goes into a spec's `code`. Idempotent.
@@ -386,7 +346,3 @@ def _without_none(**params: int | None) -> dict[str, int]:
 
 def _secret(name: str) -> str:
     return f"/v1/secrets/{quote(name, safe='')}"
-
-
-def _path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"

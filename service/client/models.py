@@ -281,6 +281,24 @@ class Checkpoints(Answer):
     items: list[Checkpoint]
 
 
+class File(Answer):
+    """A file that a job's own code has written.
+
+    path: as the job wrote it, with /. saved_at: when it was last changed, with a time zone, UTC.
+    """
+
+    path: str
+    bytes: int
+    saved_at: datetime
+
+
+class Files(Answer):
+    """The files that a job's own code has written. complete: whether they are all."""
+
+    items: list[File]
+    complete: bool = True
+
+
 class Queue(Answer):
     """The queued jobs."""
 
