@@ -48,7 +48,7 @@ LIGHT_PARTS_OF_TRAINING = {
 }
 LONGEST_FILE = 400
 # What runs here is the training itself.
-STARTS_TRAINING = {"service.cli.train", "service.cli.verify"}
+STARTS_TRAINING = {"service.cli.advise", "service.cli.train", "service.cli.verify"}
 # Imported on a request for checkpoints in object storage. It loads pyarrow and no torch.
 ON_REQUEST = {("service.checkpoints", "training.checkpoints.object_store")}
 # Only the scheduler's process imports these.

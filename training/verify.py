@@ -127,7 +127,7 @@ def verify(
                 f"{count} of {len(runs)}: {what}{', the last bits of the initial weights changed' * last_bit}"
             )
             folder = output / f"{kind}-{number}{'-last-bit' * last_bit}"
-            losses = _train(machine, _variant(spec, kind, number, steps), number, folder, last_bit=last_bit)
+            losses = _train(machine, variant(spec, kind, number, steps), number, folder, last_bit=last_bit)
             curves.append(Curve(kind=kind, workers=number, losses=losses))
     *curves, changed = curves
     verification = Verification(
@@ -138,8 +138,8 @@ def verify(
     return verification
 
 
-def _variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
-    """Returns the spec with another normalisation and number of workers; these share CPUs if necessary."""
+def variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
+    """Returns the spec with another normalisation, number of workers and length; workers may share CPUs."""
     from training.host.local import usable_cpus
 
     cpus = usable_cpus()

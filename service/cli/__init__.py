@@ -5,7 +5,7 @@ request; 3 the job was cancelled; 4 no such job; 5 the server cannot be reached,
 124 `wait --timeout` expired; 130 interrupted.
 
 May import `client`, `embedded`, `roles`, `server`, `user_code`, `training.errors`, `training.host`,
-`training.metric_names`, `training.protocol`, `training.spec`, `training.verify`.
+`training.metric_names`, `training.protocol`, `training.spec`, `training.advise`, `training.verify`.
 """
 
 from service.cli.app import main

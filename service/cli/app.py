@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from service.cli import (
+    advise,
     again,
     checkpoints,
     cluster,
@@ -85,6 +86,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "wait": jobs.wait,
         "train": train.train,
         "verify": verify.verify,
+        "advise": advise.advise,
     },
     "See jobs": {
         "list": jobs.list_jobs,

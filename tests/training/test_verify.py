@@ -7,7 +7,7 @@ import pytest
 
 from service.cli.verify import _verdict
 from training.spec import parse_spec
-from training.verify import Curve, Verification, _variant, draw
+from training.verify import Curve, Verification, draw, variant
 
 
 def found(ours: float, *, precision: str = "64-true", last_bit: float | None = None) -> Verification:
@@ -82,12 +82,12 @@ def test_runs_differ_in_normalisation_and_workers_alone() -> None:
         }
     )
 
-    variant = _variant(spec, "batch_norm", 3, 50)
+    changed = variant(spec, "batch_norm", 3, 50)
 
-    assert variant.norm.kind == "batch_norm"
-    assert variant.resources.workers == 3
-    assert variant.training.max_steps == 50
-    assert (variant.training.seed, variant.model, variant.data) == (7, spec.model, spec.data)
+    assert changed.norm.kind == "batch_norm"
+    assert changed.resources.workers == 3
+    assert changed.training.max_steps == 50
+    assert (changed.training.seed, changed.model, changed.data) == (7, spec.model, spec.data)
 
 
 @pytest.mark.parametrize(("first", "last", "at_once"), [(1e-3, 1e-3, True), (0.0, 1e-3, False)])

@@ -1,0 +1,24 @@
+"""The callback with which `syncbn advise` measures steps."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+METRIC = "step_seconds"
+
+
+class StepTimes(Callback):
+    """Logs `step_seconds`, of rank 0: from one batch's end to the next one's, loading included."""
+
+    def __init__(self) -> None:
+        self._ended: float | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        now = time.perf_counter()
+        if self._ended is not None and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics({METRIC: now - self._ended}, trainer.global_step)
+        self._ended = now
