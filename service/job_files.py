@@ -1,8 +1,8 @@
 """The files that a job's own code has written into the job's folder: listed and read.
 
 Of a training they are what it wrote to relative paths through the Trainer: loggers' files, checkpoints of its
-own callbacks. Of a script they are those in SYNCBN_CHECKPOINT_DIR. Symbolic links are neither listed nor
-followed, because a job must not show files of the machine that the API runs on.
+own callbacks. Of a script they are those in SYNCBN_CHECKPOINT_DIR. A symbolic link counts as the file that it
+leads to, but only within the folder: a job must not show files of the machine that the API runs on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from service.checkpoints import check_mounted
@@ -35,6 +35,18 @@ class JobFile:
     saved_at: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The files of a job.
+
+    left_out: entries besides: links to folders or to the outside, what is no regular file, names with control
+    characters, and files after the first MOST.
+    """
+
+    files: list[JobFile]
+    left_out: int
+
+
 class JobFiles:
     """The files of one job. Every method blocks, and raises Unavailable if they cannot be read."""
 
@@ -43,50 +55,65 @@ class JobFiles:
         run = RunFolder(path=Path(settings.storage) / job.id)
         self.folder = run.script_checkpoints if job.runs_script else run.files
 
-    def all(self) -> list[JobFile]:
+    def all(self) -> Listing:
         """Returns the files by path: at most MOST, the first ones."""
         if self._job.attempt:
             check_mounted(Path(self._settings.storage))
         try:
-            return heapq.nsmallest(MOST, _files(self.folder), key=lambda file: file.path)
+            found = list(_entries(self.folder))
         except OSError as error:
             raise Unavailable("the run folder", error.strerror or str(error)) from error
+        files = heapq.nsmallest(MOST, (file for file in found if file), key=lambda file: file.path)
+        return Listing(files=files, left_out=len(found) - len(files))
 
     def open(self, path: str) -> tuple[BinaryIO, int]:
         """Opens a file at its beginning and returns it with its size in bytes. Raises NotFound."""
-        parts = PurePosixPath(path).parts
         try:
-            if not parts or "\0" in path or any(part in {"/", "..", "."} for part in parts):
+            if "\0" in path or path.startswith("/"):
                 raise FileNotFoundError
-            file = _opened(self.folder, parts)
+            file = _opened(self.folder.resolve(), _inside(self.folder, self.folder / path))
+        except (FileNotFoundError, NotADirectoryError, RuntimeError, UnicodeEncodeError):
+            hint = f"syncbn files {self._job.id} lists those that it has"
+            raise NotFound(f"job {self._job.id!r} has no file {path!r}; {hint}") from None
         except OSError as error:
-            if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno in _LINKS:
-                hint = f"syncbn files {self._job.id} lists those that it has"
-                raise NotFound(f"job {self._job.id!r} has no file {path!r}; {hint}") from None
             raise Unavailable("the run folder", error.strerror or str(error)) from error
         return file, os.fstat(file.fileno()).st_size
 
 
-_LINKS = (40, 62)  # ELOOP of Linux and macOS: a symbolic link where none is followed
-
-
-def _files(folder: Path) -> Iterator[JobFile]:
-    for root, _, names in os.walk(folder):
+def _entries(folder: Path) -> Iterator[JobFile | None]:
+    """Yields the files; None for an entry that is left out."""
+    for root, folders, names in os.walk(folder):
+        yield from (None for name in folders if Path(root, name).is_symlink())
         for name in names:
             path = Path(root, name)
             try:
-                found = path.lstat()
-                relative = path.relative_to(folder).as_posix()
-                relative.encode()  # a name that is no text cannot be shown
-            except (FileNotFoundError, UnicodeEncodeError):  # deleted meanwhile
+                found = folder.resolve().joinpath(*_inside(folder, path)).lstat()
+            except FileNotFoundError:  # deleted meanwhile, or a link that leads nowhere
+                yield None
                 continue
-            if stat.S_ISREG(found.st_mode):
-                saved_at = datetime.fromtimestamp(found.st_mtime, UTC)
-                yield JobFile(path=relative, bytes=found.st_size, saved_at=saved_at)
+            shown = path.relative_to(folder).as_posix()
+            if not shown.isprintable() or not stat.S_ISREG(found.st_mode):
+                yield None
+                continue
+            saved_at = datetime.fromtimestamp(found.st_mtime, UTC)
+            yield JobFile(path=shown, bytes=found.st_size, saved_at=saved_at)
+
+
+def _inside(folder: Path, path: Path) -> tuple[str, ...]:
+    """Returns the parts of the path below `folder` that `path` leads to. Raises FileNotFoundError."""
+    real, base = path.resolve(strict=True), folder.resolve()
+    if not real.is_relative_to(base):
+        raise FileNotFoundError
+    return real.relative_to(base).parts
 
 
 def _opened(folder: Path, parts: tuple[str, ...]) -> BinaryIO:
-    """Opens a regular file below `folder` without following a link on the way. Raises OSError."""
+    """Opens a regular file below `folder`. Raises OSError.
+
+    Race closed: the job replaces a part of the path by a link, after it was resolved; no link is followed.
+    """
+    if not parts:
+        raise FileNotFoundError
     inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in parts[:-1]:

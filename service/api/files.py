@@ -13,7 +13,7 @@ from service.api.checkpoints import chunks
 from service.api.context import Services
 from service.api.problems import documented
 from service.api.schemas import FileDocument, FilePage
-from service.job_files import MOST, JobFiles
+from service.job_files import JobFiles
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/files", tags=["jobs"], responses=documented(404, 503))
 
@@ -21,8 +21,10 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/files", tags=["jobs"], responses=do
 @router.get("", summary="List the files that a job has written")
 def list_files(services: Services, job_id: str) -> FilePage:
     """Of a training: what it wrote to relative paths. Of a script: what it wrote to SYNCBN_CHECKPOINT_DIR."""
-    files = JobFiles(services.settings, services.store.get(job_id)).all()
-    return FilePage(items=[FileDocument.model_validate(file) for file in files], complete=len(files) < MOST)
+    found = JobFiles(services.settings, services.store.get(job_id)).all()
+    return FilePage(
+        items=[FileDocument.model_validate(file) for file in found.files], left_out=found.left_out
+    )
 
 
 def _opened(

@@ -164,7 +164,10 @@ class FilePage(Document):
     """The files that a job's own code has written, by path."""
 
     items: list[FileDocument]
-    complete: bool = Field(description="false: there are more files, which are not listed")
+    left_out: int = Field(
+        description="Entries besides: links to folders or to the outside, what is no regular file, names "
+        "with control characters, and files after the first 10,000"
+    )
 
 
 class Total(Document):

@@ -76,15 +76,22 @@ def files(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     with session(ctx, as_json=as_json) as client:
         found = client.files(job_id)
     if as_json:
-        output.print_json([each.to_json() for each in found])
-    elif found:
+        output.print_json([each.to_json() for each in found.items])
+        return
+    if found.items:
         rows: list[list[RenderableType]] = [
-            [decimal(each.bytes), _time(each.saved_at), output.clean(each.path)] for each in found
+            [decimal(each.bytes), _time(each.saved_at), output.clean(each.path)] for each in found.items
         ]
         output.console().print(output.table(["SIZE", "CHANGED", "PATH"], rows, wrap="PATH"))
         typer.echo(f"\nsyncbn download {job_id} --file PATH", err=True)
     else:
         output.console().print("no files of its own")
+    if found.left_out:
+        typer.echo(
+            f"{found.left_out} entries are not listed: links to folders or to the outside, odd names, no "
+            "regular files",
+            err=True,
+        )
 
 
 def _time(when: datetime) -> str:

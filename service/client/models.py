@@ -293,10 +293,10 @@ class File(Answer):
 
 
 class Files(Answer):
-    """The files that a job's own code has written. complete: whether they are all."""
+    """The files that a job's own code has written. left_out: the number of entries that are not listed."""
 
     items: list[File]
-    complete: bool = True
+    left_out: int = 0
 
 
 class Queue(Answer):

@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from service.client.download import download, no_progress
-from service.client.models import Checkpoint, Checkpoints, File, Files, Point, Points
+from service.client.errors import ClientError
+from service.client.models import Checkpoint, Checkpoints, Files, Point, Points
 from service.client.retry import Retry
 from service.client.transport import Transport
 
@@ -58,14 +59,14 @@ class Results:
         path = f"{job_path(job_id)}/checkpoints/{quote(str(which), safe='')}"
         return download(self._server, path, Path(output), Retry(self.retry_seconds), on_progress)
 
-    def files(self, job_id: str) -> list[File]:
+    def files(self, job_id: str) -> Files:
         """Returns the files that the job's own code has written, by path: at most the first 10,000.
 
         Of a training they are what it wrote to relative paths through the Trainer, such as the files of its
         loggers; of a script they are those in SYNCBN_CHECKPOINT_DIR. Raises RequestError (503) if the server
         cannot read the folder that holds them.
         """
-        return self._server.call(Files, "GET", f"{job_path(job_id)}/files").items
+        return self._server.call(Files, "GET", f"{job_path(job_id)}/files")
 
     def download_file(
         self,
@@ -78,11 +79,15 @@ class Results:
         """Downloads a file that the job's own code has written and returns the path of the copy.
 
         path: as `files` names it. output: a folder, in which the file keeps its name, or the path of the
-        file. It appears when it is complete. on_progress: as for `download_checkpoint`. Raises NotFound if
-        the job has no such file, and OSError if the copy cannot be written.
+        file. It appears when it is complete. on_progress: as for `download_checkpoint`. Raises ClientError
+        for a path that `files` cannot name, NotFound if the job has no such file, and OSError if the copy
+        cannot be written.
         """
+        parts = path.split("/")
+        if any(part in {"", ".", ".."} for part in parts) or not path.isprintable():
+            raise ClientError(f"{path!r} is not the path of a file as files(job_id) names it")
         target = Path(output)
         if target.is_dir():
-            target /= path.rpartition("/")[2]
+            target /= parts[-1]
         file = f"{job_path(job_id)}/files/{quote(path)}"
         return download(self._server, file, target, Retry(self.retry_seconds), on_progress)

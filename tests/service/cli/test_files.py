@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.client import Client, NotFound
+from service.client import Client, ClientError
 from tests.service.cli.command_line import Syncbn
 from tests.service.live_api import SPEC, Service
 
@@ -20,6 +20,8 @@ def job(client: Client, service: Service) -> str:
     (folder / "logs" / "a b").mkdir(parents=True)
     (folder / "logs" / "metrics.csv").write_text("step,loss\n1,0.5\n")
     (folder / "logs" / "a b" / "100%.txt").write_text("")
+    (folder / "last.csv").symlink_to("logs/metrics.csv")
+    (folder / "new\nline").write_text("")
     (folder / "key").symlink_to("/etc/hostname")
     (folder / "etc").symlink_to("/etc")
     os.mkfifo(folder / "pipe")
@@ -29,24 +31,33 @@ def job(client: Client, service: Service) -> str:
 def test_files_of_a_job_are_listed_and_fetched(syncbn: Syncbn, job: str, tmp_path: Path) -> None:
     listed = json.loads(syncbn("files", job, "--json").stdout)
     assert [(each["path"], each["bytes"]) for each in listed] == [
+        ("last.csv", 16),
         ("logs/a b/100%.txt", 0),
         ("logs/metrics.csv", 16),
     ]
-    assert "logs/metrics.csv" in syncbn("files", job).stdout
+    shown = syncbn("files", job)
+    assert "logs/metrics.csv" in shown.stdout
+    assert "4 entries are not listed" in shown.stderr  # key, etc, pipe, a name with a line break
 
     result = syncbn("download", job, "--file", "logs/metrics.csv", "--output", f"{tmp_path}/new/")
     assert result.stdout.strip() == str(tmp_path / "new" / "metrics.csv")
     assert (tmp_path / "new" / "metrics.csv").read_text() == "step,loss\n1,0.5\n"
+    syncbn("download", job, "--file", "last.csv", "--output", str(tmp_path))
+    assert (tmp_path / "last.csv").read_text() == "step,loss\n1,0.5\n"
     syncbn("download", job, "--file", "logs/a b/100%.txt", "--output", str(tmp_path))
     assert (tmp_path / "100%.txt").read_bytes() == b""
 
 
 @pytest.mark.parametrize(
-    "path", ["missing", "logs", "key", "etc/hostname", "pipe", "../metrics.jsonl", "logs/../../spec", ""]
+    "path",
+    [
+        *("missing", "logs", "key", "etc/hostname", "pipe", "../metrics", "../checkpoints/best", "..", ""),
+        *("logs//metrics.csv", "./last.csv", "new\nline", "\udcff"),
+    ],
 )
 def test_what_is_no_file_of_the_job_is_not_found(client: Client, job: str, path: str, tmp_path: Path) -> None:
-    with pytest.raises(NotFound):
-        client.download_file(job, path or "%00", tmp_path / "copy")
+    with pytest.raises(ClientError, match=r"no file|not the path of a file"):
+        client.download_file(job, path, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
 
@@ -67,7 +78,7 @@ def test_a_script_has_the_files_in_its_folder_for_checkpoints(
     folder.mkdir(parents=True)
     (folder / "last.pt").write_bytes(b"weights")
 
-    assert [each.path for each in client.files(job)] == ["last.pt"]
+    assert [each.path for each in client.files(job).items] == ["last.pt"]
     assert client.download_file(job, "last.pt", tmp_path).read_bytes() == b"weights"
 
 
