@@ -29,6 +29,7 @@ from service.errors import Refused
 from service.foreground import open_store, print_line, reported_errors, stop_on_signals
 from service.server import check_address, running
 from service.settings import Settings
+from training.host.own_folder import remove_abandoned
 
 DATABASE = "syncbn.db"
 SECONDS_TO_START = 200.0
@@ -58,7 +59,9 @@ def down(*, data_dir: Path) -> bool:
     if pid is not None:
         with suppress(psutil.NoSuchProcess):
             end_all([psutil.Process(pid)], SECONDS_TO_END)
-    return sweep(folder) or pid is not None
+    found = sweep(folder)
+    remove_abandoned()
+    return found or pid is not None
 
 
 @contextmanager
@@ -75,6 +78,7 @@ def _stack(
         state = StackState.load(folder)
         store = open_store(_database_url(given, folder))
         stack.callback(store.close)
+        stack.callback(remove_abandoned)  # of the host agent, which Ray kills
         stack.callback(sweep, folder)  # any other process with our mark
         ray, mlflow = RayHead(state), MlflowServer(state, mlflow_port)
         scheduler = SchedulerServer(state, store, lambda: _completed(given, state, mlflow_port))

@@ -58,7 +58,9 @@ def missing_imports(spec: Spec, code: bytes | Path) -> tuple[list[Problem], list
     )
 
     def what(found: Import) -> str:
-        return f"{_where(found)} imports {found.top}, which is not installed where jobs run"
+        return (
+            f"{_where(found)} imports {found.top}, which is neither in the code nor installed where jobs run"
+        )
 
     left = [(top, each) for top, each in others.items() if top not in certain]
     if spec.environment.requirements:
@@ -67,15 +69,12 @@ def missing_imports(spec: Spec, code: bytes | Path) -> tuple[list[Problem], list
         names = required_names(spec, code)
         unsure = [each for each in seen if each.top.lower() not in names]
         return [], [f"{what(each)}; one of environment.requirements has to bring it" for each in unsure]
-    problems = [
-        Problem(key=KEY, message=f"{what(each)}; add it to environment.requirements")
-        for each in certain.values()
-    ]
-    notes = [
-        f"{what(each)}; this fails if that line runs, unless environment.requirements has it"
-        for _, each in left
-    ]
+    problems = [Problem(key=KEY, message=f"{what(each)}; {_WAYS_OUT}") for each in certain.values()]
+    notes = [f"{what(each)}; this fails if that line runs; {_WAYS_OUT}" for _, each in left]
     return problems, notes
+
+
+_WAYS_OUT = "add its package to environment.requirements, or give the folder that has it as --code"
 
 
 def _where(found: Import) -> str:

@@ -7,21 +7,30 @@ import re
 import zipfile
 from pathlib import Path
 
+from packaging.requirements import InvalidRequirement, Requirement
+
 from training.spec import Problem, Spec
 from training.spec.environment import line_problem
 
 KEY = "environment.requirements"
+_OPTIONS = re.compile(r"\s(?:#|--?[A-Za-z])")
+"""What may follow the name and the version: a comment, options such as --hash."""
+_NOT_BY_NAME = (".whl", ".gz", ".zip", "\\")  # a file; a line that goes on in the next one
 _NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 def requirement_problems(spec: Spec, code: bytes | Path | None) -> list[Problem]:
-    """Returns what is wrong with the requirements in a file; those in the spec were checked with it.
+    """Returns what is wrong with the requirements. Of those in the spec, only their syntax is checked here.
 
     code: the archive of the uploaded code, or a folder in its place; None if there is none.
     """
     given = spec.environment.requirements
     if not isinstance(given, str):
-        return []
+        return [
+            Problem(key=f"{KEY}.{position}", message=why)
+            for position, line in enumerate(given)
+            if (why := _syntax_problem(line))
+        ]
     lines = _lines(given, code)
     if lines is None:
         message = f"{given} is not a text file in the uploaded code; give --code with the folder that has it"
@@ -29,8 +38,21 @@ def requirement_problems(spec: Spec, code: bytes | Path | None) -> list[Problem]
     return [
         Problem(key=KEY, message=f"{given}, line {number}: {why}")
         for number, line in enumerate(lines, start=1)
-        if (why := line_problem(line, in_file=True))
+        if (why := line_problem(line, in_file=True) or _syntax_problem(line))
     ]
+
+
+def _syntax_problem(line: str) -> str | None:
+    """Returns why pip would not read a line that names a package; None for options, paths and URLs."""
+    text = _OPTIONS.split(line, maxsplit=1)[0].strip()
+    if not _NAME.match(text) or text.endswith(_NOT_BY_NAME) or "/" in text.partition("@")[0]:
+        return None
+    try:
+        Requirement(text)
+    except InvalidRequirement as error:
+        why = str(error).partition("\n")[0]
+        return f"{text!r} is not a requirement that pip can read: {why}; write, for example, monai==1.5.2"
+    return None
 
 
 def required_names(spec: Spec, code: bytes | Path | None) -> set[str]:

@@ -275,7 +275,7 @@ def test_a_checkpoint_of_a_plain_trainer_goes_on(worlds: Worlds, tmp_path: Path)
     [
         ({"lr": 0.05}, {"lr": 0.01}, r"SGD\.lr was 0\.05 and is 0\.01.*\(state: weights\)"),
         ({"until_end": True}, {"until_end": True}, r"CosineAnnealingLR\.T_max was 2 and is 4"),
-        ({}, {"classes": 4}, r"size mismatch for net\.layers\.8\.weight.*start_from\.state: weights"),
+        ({}, {"classes": 4}, r"size mismatch for net\.layers\.8\.weight.*the model that saved it"),
     ],
     ids=["another rate", "a schedule until the end", "another model"],
 )

@@ -12,29 +12,37 @@ from contextlib import suppress
 from pathlib import Path
 
 _PREFIX = "syncbn-agent-"
+_LOCKED = ".locked"
 _SECONDS_TO_LOCK = 60.0
 
 
 def own_folder() -> Path:
     """Creates a folder for this process alone.
 
-    It is deleted when the process exits or, if the process was killed, when the next agent starts on this
-    machine.
+    It is deleted when the process exits or, if the process was killed, by the next `remove_abandoned` on this
+    machine, which the next agent calls, too.
     """
-    for other in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            if _is_abandoned(other):
-                shutil.rmtree(other, ignore_errors=True)
+    remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     _lock(folder)  # for the life of this process: the descriptor is never closed, and not inherited
+    (folder / _LOCKED).touch()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
+def remove_abandoned() -> None:
+    """Deletes the folders of this user's processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _is_abandoned(folder: Path) -> bool:
     info = folder.stat()
-    # Race closed: another agent of this machine has created its folder, and has not locked it yet.
-    if info.st_uid != os.getuid() or time.time() - info.st_mtime < _SECONDS_TO_LOCK:
+    # Race closed: another process has created its folder, and has not locked it yet.
+    is_new = time.time() - info.st_mtime < _SECONDS_TO_LOCK and not (folder / _LOCKED).exists()
+    if info.st_uid != os.getuid() or is_new:
         return False
     try:
         os.close(_lock(folder))

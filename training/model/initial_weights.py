@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -44,34 +44,39 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def start_with(module: LightningModule, state: Mapping[str, Tensor], *, strict: bool) -> None:
+def start_with(
+    module: LightningModule, state: Mapping[str, Tensor], *, strict: bool, say: Callable[[str], None]
+) -> None:
     """Loads weights into a module, before training or, if `configure_model` makes its layers, after that.
 
-    strict: names must be the same. Raises BuildError for other names or shapes, then or when the layers are
-    made.
+    strict: names must be the same; otherwise `say` is called with those that are left out. Raises BuildError
+    for other names or shapes, then or when the layers are made.
     """
     if type(module).configure_model is LightningModule.configure_model:
-        _load(module, state, strict=strict)
+        _load(module, state, strict=strict, say=say)
         return
     make = module.configure_model
 
     def configure_model() -> None:
         make()
-        _load(module, state, strict=strict)
+        _load(module, state, strict=strict, say=say)
 
     module.configure_model = configure_model  # type: ignore[method-assign]
 
 
-def _load(module: LightningModule, state: Mapping[str, Tensor], *, strict: bool) -> None:
+def _load(
+    module: LightningModule, state: Mapping[str, Tensor], *, strict: bool, say: Callable[[str], None]
+) -> None:
     model = module.model if isinstance(module, Supervised) else module
     own = model.state_dict()
     common = own.keys() & state.keys()
     problems = []
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    different = [f"the checkpoint lacks {_listed(missing)}"] if missing else []
+    different += [f"the model lacks {_listed(unexpected)}"] if unexpected else []
     if strict or not common:
-        missing = [name for name in own if name not in state]
-        unexpected = [name for name in state if name not in own]
-        problems += [f"the checkpoint lacks {_listed(missing)}"] if missing else []
-        problems += [f"the model lacks {_listed(unexpected)}"] if unexpected else []
+        problems += different
     if shapes := [text for name in own if name in common and (text := _differs(name, own, state))]:
         problems.append(_listed(shapes))
     if problems:
@@ -81,6 +86,8 @@ def _load(module: LightningModule, state: Mapping[str, Tensor], *, strict: bool)
         raise BuildError(
             KEY, f"its weights do not fit {type(model).__name__}: {'; '.join(problems)}; {remedy}"
         )
+    if different:
+        say(f"start_from.strict=false: {'; '.join(different)}; these are left out")
     model.load_state_dict({name: state[name] for name in own if name in common}, strict=False)
 
 

@@ -134,7 +134,8 @@ class RankRun:
             )
         if start.weights is not None:
             assert self.spec.start_from is not None
-            start_with(module, start.weights, strict=self.spec.start_from.strict)
+            strict = self.spec.start_from.strict
+            start_with(module, start.weights, strict=strict, say=self._print_on_rank_0)
             start = replace(start, weights=None)
         if self.order.last_bit:
             change_last_bits(module)

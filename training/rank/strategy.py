@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from training.callbacks.global_loss import GlobalLoss
 from training.errors import BuildError
 from training.internals import SKIPPED, allow_skipped_steps
 from training.loading.generators import generator_states, set_generator_states
+from training.model.supervised import Supervised
 from training.protocol import RankAssignment
 
 
@@ -126,11 +128,15 @@ class GroupStrategy(DDPStrategy):
             yield
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        with _fitting("weights do", f"the {type(self.lightning_module).__name__} of this run"):
+        module = self.lightning_module
+        own = module.model if isinstance(module, Supervised) else module
+        remedy = "go on with the model that saved it"
+        with _fitting("weights do", f"the {type(own).__name__} of this run", remedy):
             super().load_model_state_dict(checkpoint, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        with _fitting("optimizer state does", "the optimizers of this run"):
+        remedy = "keep the optimizers, or start with the weights alone (start_from.state: weights)"
+        with _fitting("optimizer state does", "the optimizers of this run", remedy):
             super().load_optimizer_state_dict(checkpoint)
 
     def optimizer_step(
@@ -150,16 +156,20 @@ class GroupStrategy(DDPStrategy):
         return precision.post_backward(loss, module)
 
 
+_OF_SUPERVISED = re.compile(r"(\"|for )model\.")
+"""Where names of a user's nn.Module begin in torch's messages."""
+
+
 @contextmanager
-def _fitting(part: str, own: str) -> Iterator[None]:
+def _fitting(part: str, own: str, remedy: str) -> Iterator[None]:
     """Explains an error of loading a checkpoint's state. part: with its verb."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError) as error:
         first, *lines = (line.strip() for line in str(error).splitlines())
-        why = textwrap.shorten("; ".join(lines) or first, 500, placeholder=" …")
+        names = _OF_SUPERVISED.sub(r"\1", "; ".join(lines) or first)
+        why = textwrap.shorten(names, 500, placeholder=" …")
         raise BuildError(
             "start_from",
-            f"the checkpoint's {part} not fit {own}: {why}; go on with the same model and optimizer, or "
-            "start with the weights alone (start_from.state: weights)",
+            f"the checkpoint's {part} not fit {own}: {why}; {remedy}",
         ) from error

@@ -78,7 +78,10 @@ def sentences(expected: dict[str, str]) -> set[str]:
     for name, module in expected.items():
         text = FILES[FILE_OF.get(module) or f"{module.replace('.', '/')}.py"]
         line = next(number for number, each in enumerate(text.splitlines(), 1) if name in each)
-        found.add(f"module {module} (line {line}) imports {name}, which is not installed where jobs run")
+        found.add(
+            f"module {module} (line {line}) imports {name}, which is neither in the code nor installed where "
+            "jobs run"
+        )
     return found
 
 

@@ -89,8 +89,7 @@ def test_what_an_agent_leaves_that_was_killed_goes_when_the_next_one_begins(fold
     for folder in (fresh, others):
         folder.mkdir()
     long_ago = time.time() - 1_000
-    for folder in (held, others):
-        os.utime(folder, (long_ago, long_ago))
+    os.utime(others, (long_ago, long_ago))
 
     first = own_folder.own_folder()
     assert held.exists()
