@@ -7,11 +7,15 @@ from sync_bn.groups import process_group_of
 from sync_bn.layer import SyncBatchNorm
 from sync_bn.losses import global_mean
 from sync_bn.precise import precise_bn
+from sync_bn.renorm import BatchRenorm, Correction, convert_batch_renorm
 
 __all__ = [
+    "BatchRenorm",
+    "Correction",
     "DesynchronizedError",
     "SyncBatchNorm",
     "check_ranks",
+    "convert_batch_renorm",
     "convert_sync_batchnorm",
     "global_mean",
     "observe",

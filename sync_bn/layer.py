@@ -15,7 +15,7 @@ from sync_bn import _arithmetic, _handshake, _native
 from sync_bn._activation import activation_named
 from sync_bn._arithmetic import Moments
 from sync_bn._class_swap import convert
-from sync_bn._function import Call, Tensors, batch_norm_over_ranks
+from sync_bn._function import Call, Normalised, Tensors, batch_norm_over_ranks
 
 # Module.compile sets this attribute. It calls the original module, so copies must not have it.
 _COMPILED = "_compiled_call_impl"
@@ -72,6 +72,7 @@ class SyncBatchNorm(_BatchNorm):
 
     process_group: dist.ProcessGroup | None
     activation: str | None = None
+    _kind = "SyncBatchNorm"
     _original_class: type[_BatchNorm] | None = None
     _original_process_group: dist.ProcessGroup | None = None
     _layer_name: str | None = None
@@ -197,7 +198,7 @@ class SyncBatchNorm(_BatchNorm):
             handshake = partial(_handshake.handshake, self.process_group, self._description(tensors))
         activation, observed = activation_named(self.activation), self._observer is not None
         call = Call(self.eps, activation, synchronized, self.process_group, handshake, observed)
-        z, moments, local_sums = batch_norm_over_ranks(tensors, call)
+        z, moments, local_sums = self._over_ranks(tensors, call)
         self._check_global_count(x, moments.n, weighted=weights is not None)
         if self.training and not _is_recomputation():
             if handshake is not None:
@@ -207,6 +208,10 @@ class SyncBatchNorm(_BatchNorm):
             if self.track_running_stats:
                 self._update_running_statistics(moments)
         return z
+
+    def _over_ranks(self, tensors: Tensors, call: Call) -> Normalised:
+        """Computes the output and the moments, before the running statistics are updated."""
+        return batch_norm_over_ranks(tensors, call)
 
     def _is_checked(self) -> bool:
         if self._check_key is None:
@@ -226,7 +231,7 @@ class SyncBatchNorm(_BatchNorm):
         )
 
     def _label(self) -> str:
-        label = f"SyncBatchNorm({self.num_features})"
+        label = f"{self._kind}({self.num_features})"
         return f"{self._layer_name} ({label})" if self._layer_name else label
 
     def _world_size(self) -> int:

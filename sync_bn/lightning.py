@@ -6,6 +6,7 @@ from torch import nn
 
 from sync_bn.convert import convert_sync_batchnorm, revert_sync_batchnorm
 from sync_bn.layer import SyncBatchNorm
+from sync_bn.renorm import DEFAULT_CORRECTION, Correction, convert_batch_renorm
 
 
 class SyncBatchNormPlugin(LayerSync):
@@ -22,13 +23,32 @@ class SyncBatchNormPlugin(LayerSync):
     def apply(self, model: nn.Module) -> nn.Module:
         """Converts `model` in place and returns it. Lightning calls it before fitting."""
         self._converted_before = _layers(model)
-        return convert_sync_batchnorm(model, self.process_group)
+        return self._convert(model)
 
     def revert(self, model: nn.Module) -> nn.Module:
         """Reverts in place the layers that `apply` converted, and returns `model`."""
         for layer in _layers(model) - self._converted_before:
             revert_sync_batchnorm(layer)
         return model
+
+    def _convert(self, model: nn.Module) -> nn.Module:
+        return convert_sync_batchnorm(model, self.process_group)
+
+
+class BatchRenormPlugin(SyncBatchNormPlugin):
+    """The same with `BatchRenorm`: a plain nn.BatchNorm before and after fitting.
+
+    Arguments and errors are those of `convert_batch_renorm`.
+    """
+
+    def __init__(
+        self, process_group: dist.ProcessGroup | None = None, correction: Correction = DEFAULT_CORRECTION
+    ) -> None:
+        super().__init__(process_group)
+        self.correction = correction
+
+    def _convert(self, model: nn.Module) -> nn.Module:
+        return convert_batch_renorm(model, self.process_group, self.correction)
 
 
 def _layers(model: nn.Module) -> set[nn.Module]:

@@ -246,9 +246,12 @@ def test_package_imports_torch_alone() -> None:
 
 def test_public_names_are_these() -> None:
     assert sync_bn.__all__ == [
+        "BatchRenorm",
+        "Correction",
         "DesynchronizedError",
         "SyncBatchNorm",
         "check_ranks",
+        "convert_batch_renorm",
         "convert_sync_batchnorm",
         "global_mean",
         "observe",
