@@ -239,7 +239,7 @@ def lightning() -> str:
 def _sentence(what: str) -> str:
     """Names of code, which have an underscore, a dot or a second capital letter, as code."""
     return re.sub(
-        r"\b[A-Za-z]+(?:[_.][a-z_]+)+(?:\(\))?|\b[A-Z]+[a-z]+[A-Z]\w*|\btrain\(\)", r"`\g<0>`", what
+        r"\b[A-Za-z]+(?:[_.][a-z_0-9]+)+(?:\(\))?|\b[A-Z]+[a-z]+[A-Z]\w*|\btrain\(\)", r"`\g<0>`", what
     )
 
 

@@ -33,6 +33,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec.lightning_cli",
     "training.spec.lightning_values",
     "training.spec.model",
+    "training.spec.norm",
     "training.spec.parts",
     "training.spec.resources",
     "training.spec.script",

@@ -16,6 +16,8 @@ from tests.training import lab_modules
 from tests.training.attempts import attempt
 from tests.training.lightning_rows import Row
 from tests.training.worlds import Worlds
+from training.model.norms import apply_norm, layer_sync
+from training.spec import Norm
 
 EPOCHS, BATCH = 2, 4
 
@@ -39,6 +41,8 @@ def as_lightning(row: Row) -> Result:
     seed_everything(42, verbose=False)
     data: Any = getattr(lab_modules, row.data)(row.kind, BATCH // row.accumulate)
     model: LightningModule = getattr(lab_modules, row.module)(**row.arguments).double()
+    if row.norm:
+        _normalise(model, row)
     logger, losses = _Records(), _LastLosses(row.accumulate)
     backward = model.backward
 
@@ -72,6 +76,14 @@ def as_lightning(row: Row) -> Result:
     return Result(losses.found, logged, calls, _files(Path()), model.state_dict())
 
 
+def _normalise(model: LightningModule, row: Row) -> None:
+    """Puts the layers of `row.norm` in, in this process: tests of the layers compare them with formulas."""
+    norm = Norm.model_validate(row.norm)
+    apply_norm(model, norm)
+    if norm.is_synchronized:
+        layer_sync(norm, 0, row.accumulate).apply(model)
+
+
 def as_job(worlds: Worlds, workers: int, row: Row, folder: Path) -> Result:
     """What a job gives on that many workers."""
     done = worlds.run(workers, attempt, spec_of(row), folder)[0]
@@ -94,6 +106,7 @@ def spec_of(row: Row, **training: Any) -> dict[str, Any]:
             "class_path": f"tests.training.lab_modules.{row.data}",
             "init_args": {"kind": row.kind},
         },
+        "norm": dict(row.norm),
         "training": {
             "global_batch_size": BATCH,
             "max_epochs": EPOCHS,

@@ -221,6 +221,19 @@ class Regression(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
+class Convolves(Regression):
+    """Convolutions with a normalisation each, over positions of a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(
+            *(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 4, 3, padding=1, bias=False), nn.BatchNorm1d(4)),
+            *(nn.ReLU(), nn.Conv1d(4, 6, 3, bias=False), nn.BatchNorm1d(6), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(12, 1)),
+        )
+
+
 class Logs(Regression):
     """What `self.log` can do, with sizes that are given because Lightning would guess wrong ones."""
 

@@ -15,7 +15,7 @@ class Row:
     """One thing that a project may do. what: in words, for the documentation.
 
     arguments: of the module. kind: of batches, a key of `lab_modules.COLLATED`. accumulate: micro-batches
-    per step. tolerance: relative, of logged values.
+    per step. tolerance: relative, of logged values. norm: of the spec; {}: BatchNorm over the global batch.
     """
 
     group: str
@@ -26,16 +26,28 @@ class Row:
     accumulate: int = 1
     arguments: Mapping[str, Any] = field(default_factory=dict)
     tolerance: float = 1e-9
+    norm: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [
             self.module,
             *map(str, self.arguments.values()),
+            *map(str, self.norm.values()),
             *([self.data] if self.data != "Data" else []),
             self.kind,
         ]
         return "-".join(parts + ([f"by {self.accumulate}"] if self.accumulate > 1 else []))
 
+
+BATCH_RENORM = {
+    "kind": "batch_renorm",
+    "r_max": 1.1,
+    "d_max": 0.2,
+    "plain_steps": 1,
+    "r_steps": 4,
+    "d_steps": 3,
+}
+"""All of the warm-up is in the first 4 of 8 steps."""
 
 ROWS = [
     Row(group="Batches", what="a tuple of tensors"),
@@ -216,4 +228,27 @@ ROWS = [
     Row(group="Hooks", what="a model that freezes its BatchNorm in train()", module="Freezes"),
     Row(group="Hooks", what="a model that is handed over in evaluation mode", module="HandedOver"),
     Row(group="Hooks", what="layers made in configure_model", module="MadeLate"),
+    *(
+        Row(
+            group="Normalisation",
+            what=f"norm.kind: {norm['kind']}"
+            + (", with weight_standardization" if "weight_standardization" in norm else "")
+            + (", with two micro-batches per step" if accumulate > 1 else ""),
+            module="Convolves",
+            data="Data" if accumulate == 1 else "Even",
+            accumulate=accumulate,
+            norm=norm,
+        )
+        for norm, accumulate in (
+            (BATCH_RENORM, 1),
+            (BATCH_RENORM, 2),
+            ({"kind": "group_norm", "groups": 2}, 1),
+            ({"kind": "group_norm", "groups": 2, "weight_standardization": True}, 1),
+            ({"kind": "layer_norm"}, 1),
+            ({"kind": "instance_norm"}, 1),
+            ({"kind": "filter_response_norm"}, 1),
+            ({"kind": "evonorm_s0", "groups": 2}, 1),
+            ({"kind": "none"}, 1),
+        )
+    ),
 ]

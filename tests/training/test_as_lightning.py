@@ -12,7 +12,7 @@ from testing.ranks import RankError
 from tests.training.as_lightning import as_job, as_lightning, spec_of
 from tests.training.attempts import Data, attempt
 from tests.training.attempts import spec_of as small_spec
-from tests.training.lightning_rows import ROWS, Row
+from tests.training.lightning_rows import BATCH_RENORM, ROWS, Row
 from tests.training.worlds import Worlds
 
 
@@ -52,6 +52,8 @@ RESUMED = [
     Row(group="", what="", module="AccumulatesByHand"),
     Row(group="", what="", module="HeadOfSomeBatches", data="Even", accumulate=2),
     Row(group="", what="", module="QuasiNewton"),
+    Row(group="", what="", module="Convolves", norm=BATCH_RENORM),
+    Row(group="", what="", module="Convolves", norm={"kind": "ghost_batch_norm", "samples": 2}),
     Row(group="", what="", module="OfBoth", data="TrainsOnList"),
     Row(group="", what="", module="OfBoth", data="TrainsOnMax"),
     Row(group="", what="", module="OfBoth", data="TrainsOnShuffled"),
@@ -70,6 +72,31 @@ def test_a_break_changes_nothing(worlds: Worlds, tmp_path: Path, row: Row) -> No
     assert parts.logged == whole.logged
     assert parts.files == whole.files
     torch.testing.assert_close(parts.state, whole.state, rtol=0, atol=0)
+
+
+def test_training_on_another_number_of_workers_goes_on_with_the_warm_up(
+    worlds: Worlds, tmp_path: Path
+) -> None:
+    row = Row(group="", what="", module="Convolves", norm=BATCH_RENORM)
+    whole = as_job(worlds, 1, row, tmp_path / "whole")
+    assert worlds.run(3, attempt, spec_of(row), tmp_path / "parts", stop_after=2)[0].stopped
+    parts = as_job(worlds, 2, row, tmp_path / "parts")
+
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-9)
+    torch.testing.assert_close(parts.state, whole.state, rtol=1e-9, atol=1e-9)
+
+
+def test_shares_of_whole_virtual_batches_train_as_one_worker_does(worlds: Worlds, tmp_path: Path) -> None:
+    row = Row(
+        group="", what="", module="Convolves", data="Even", norm={"kind": "ghost_batch_norm", "samples": 2}
+    )
+    one, two = (worlds.run(n, attempt, spec_of(row), tmp_path / str(n))[0] for n in (1, 2))
+
+    assert two.series("train_loss") == pytest.approx(one.series("train_loss"), rel=1e-9)
+    assert "cut into the same virtual batches of 2 samples as on one worker" in two.said
+    three = worlds.run(3, attempt, spec_of(row), tmp_path / "3")[0]
+    assert three.series("train_loss") != pytest.approx(one.series("train_loss"), rel=1e-3)
+    assert "each worker's share, of 1 or 2; make every share a multiple of 2" in three.said
 
 
 class ValidatesOnTwo(Data):

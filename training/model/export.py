@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sync_bn import revert_sync_batchnorm
 from training.model.supervised import Supervised
+from training.normalisation.plain import with_torchs_layers
 from training.tracking.tracker import History
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def exportable(module: nn.Module) -> nn.Module:
     the copy has the model's own class, which must be importable where it is loaded.
     """
     model = module.model if isinstance(module, Supervised) else module
-    model = revert_sync_batchnorm(copy.deepcopy(model)).cpu().eval()
+    model = with_torchs_layers(copy.deepcopy(model)).cpu().eval()
     if all(type(layer).__module__.startswith("torch.") for layer in model.modules()):
         return model
     try:

@@ -2,106 +2,203 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
 
-from sync_bn import SyncBatchNorm, process_group_of, revert_sync_batchnorm
+from sync_bn import Correction, SyncBatchNorm, process_group_of, revert_sync_batchnorm
+from sync_bn.lightning import BatchRenormPlugin, SyncBatchNormPlugin
 from training.errors import BuildError
+from training.normalisation import replacement
+from training.normalisation.affine import ChannelAffine
+from training.normalisation.evonorm import EvoNormS0
+from training.normalisation.filter_response import FilterResponseNorm
+from training.normalisation.ghost import GhostBatchNorm
+from training.normalisation.groups import group_count, group_norm
+from training.normalisation.replacement import classes_of, listed, where
+from training.normalisation.standardised import CLASSES, standardise
 from training.spec import Norm
 
-_PLAIN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+Say = Callable[[str], None]
+Layers = Mapping[str, _BatchNorm]
 
 
-def apply_norm(model: nn.Module, norm: Norm) -> nn.Module:
+def apply_norm(model: nn.Module, norm: Norm, say: Say = lambda _: None) -> nn.Module:
     """Replaces the BatchNorm layers in place as `norm.kind` says; returns the model, or the new top layer.
 
-    keep leaves the model unchanged. So does sync_batch_norm: a plug-in of the Trainer converts the layers
-    when fitting begins, and converts them back when it ends (`training.rank.trainer`).
+    keep leaves the model unchanged. So do sync_batch_norm and batch_renorm: a plug-in of the Trainer
+    (`layer_sync`) converts the layers when fitting begins, and converts them back when it ends.
+
+    say: called with sentences that name what was replaced. Raises BuildError, naming the layer, for what the
+    kind cannot replace, before any change.
     """
     _refuse_fused_activations(model)
-    if norm.kind == "batch_norm":
-        return revert_sync_batchnorm(model)
-    if norm.kind == "group_norm":
-        return _replace(_only_batch_norm(revert_sync_batchnorm(model)), _group_count)
-    if norm.kind == "layer_norm":
-        return _replace(_only_batch_norm(revert_sync_batchnorm(model)), lambda _channels: 1)
-    assert norm.kind in {"keep", "sync_batch_norm"}, norm.kind
-    return model
+    if norm.kind in {"keep", "sync_batch_norm"}:
+        return model
+    model = revert_sync_batchnorm(model)
+    layers = replacement.batch_norms(model)
+    if not layers:
+        if not _makes_layers_late(model):
+            say(f"norm.kind {norm.kind}: the model has no BatchNorm layer to replace")
+        return model
+    return _APPLIED[norm.kind](model, layers, norm, say)
 
 
-def apply_norm_when_made(module: LightningModule, norm: Norm) -> None:
+def apply_norm_when_made(module: LightningModule, norm: Norm, say: Say = lambda _: None) -> None:
     """Applies `norm` to the layers that `module.configure_model` makes, until that attribute is deleted."""
-    make = module.configure_model
+    make, said = module.configure_model, set[str]()
+
+    def say_once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
 
     def configure_model() -> None:
         make()
-        apply_norm(module, norm)
+        if _makes_layers_late(module):  # Lightning calls it before the training and before the test
+            apply_norm(module, norm, say_once)
 
     module.configure_model = configure_model  # type: ignore[method-assign]
+
+
+def _makes_layers_late(model: nn.Module) -> bool:
+    return (
+        isinstance(model, LightningModule)
+        and type(model).configure_model is not LightningModule.configure_model
+    )
 
 
 def _refuse_fused_activations(model: nn.Module) -> None:
     """Raises BuildError before training instead of at export, where layers become plain BatchNorm."""
     for name, layer in model.named_modules():
         if isinstance(layer, SyncBatchNorm) and layer.activation is not None:
-            where = f"layer {name!r}" if name else "the model"
             raise BuildError(
                 "model.class_path",
-                f"{where} has activation={layer.activation!r}, which the exported nn.BatchNorm would not "
-                "have; construct it without activation, and add a module (nn.ReLU for 'relu') after it",
+                f"{where(name)} has activation={layer.activation!r}, which the exported nn.BatchNorm would "
+                "not have; construct it without activation, and add a module (nn.ReLU for 'relu') after it",
             )
 
 
-def _only_batch_norm(model: nn.Module) -> nn.Module:
-    """Returns the model. Raises BuildError for a BatchNorm layer with behaviour that replacing would lose."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm) and (more := _more_than_batch_norm(layer)):
-            where = f"layer {name!r}" if name else "the model"
-            raise BuildError("norm.kind", f"{where} is a {type(layer).__qualname__}, {more}")
+def _batch_norm(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
+    say(f"norm.kind {norm.kind}: {classes_of(layers.values())} by the statistics of each worker's share")
     return model
 
 
-def _more_than_batch_norm(layer: _BatchNorm) -> str:
-    if isinstance(layer, LazyModuleMixin):
-        return "which does not know its number of features yet; construct it with that number"
-    if type(layer).forward not in _PLAIN_FORWARDS:
-        return (
-            "which has its own forward; use a plain nn.BatchNorm and a separate module for the rest, "
-            "or norm.kind: keep"
+def _batch_renorm(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
+    for name, layer in layers.items():
+        if layer.running_mean is None:
+            raise BuildError(
+                "norm.kind",
+                f"{where(name)} has track_running_stats=False, and {norm.kind} normalises by running "
+                "statistics; construct it with track_running_stats=True, or choose sync_batch_norm",
+            )
+    _say_replaced(norm, layers, "BatchRenorm while it trains", say)
+    return model
+
+
+def _ghost(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
+    replacement.check_replaceable(layers)
+    _say_replaced(norm, layers, f"GhostBatchNorm over {norm.samples} samples", say)
+    for layer in layers.values():
+        GhostBatchNorm.make(layer, norm.samples)
+    return model
+
+
+def _grouped(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
+    replacement.check_replaceable(layers)
+    new: dict[nn.Module, nn.Module] = {}
+    for name, layer in layers.items():
+        groups = {"layer_norm": 1, "instance_norm": layer.num_features}.get(norm.kind)
+        groups = group_count(layer, name, norm.groups) if groups is None else groups
+        new[layer] = group_norm(layer, name, groups, norm.kind)
+    _say_replaced(norm, layers, _GROUPED[norm.kind], say)
+    if norm.weight_standardization:
+        _standardise(model, layers, say)
+    return replacement.replace(model, new)
+
+
+def _standardise(model: nn.Module, layers: Layers, say: Say) -> None:
+    """Standardises the convolutions before the layers: a head without normalisation could not scale."""
+    modules = dict(model.named_modules())
+    chosen: list[str] = []
+    left: list[str] = []
+    for name, is_before in replacement.convolution_before(model, layers):
+        plain = type(modules[name]) in CLASSES and modules[name].weight[0].numel() > 1
+        (chosen if is_before and plain else left).append(name)
+    for name in chosen:
+        standardise(modules[name])
+    say(f"norm.weight_standardization: {len(chosen)} convolutions{': ' * bool(chosen)}{listed(chosen)}")
+    if left:
+        say(
+            "norm.weight_standardization: not of these, before which no replaced layer of as many channels "
+            f"stands next in the model, or whose channels have one weight: {listed(left)}"
         )
-    return ""
 
 
-def _group_count(channels: int) -> int:
-    """Returns 32 (Wu & He 2018), or the next power of 2 that leaves an even number of channels per group.
-
-    Not one channel per group: after a linear layer it has a single value per sample, and so no variance.
-    """
-    return next((groups for groups in (32, 16, 8, 4, 2) if channels % (2 * groups) == 0), 1)
-
-
-def _replace(model: nn.Module, groups: Callable[[int], int]) -> nn.Module:
-    """Replaces each BatchNorm by a GroupNorm. A layer used in several places stays a single layer."""
-    new = {m: _group_norm(m, groups(m.num_features)) for m in model.modules() if isinstance(m, _BatchNorm)}
-    if isinstance(model, _BatchNorm):
-        return new[model]
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            if isinstance(child, _BatchNorm):
-                module._modules[name] = new[child]
-    return model
+def _filter_response(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
+    replacement.check_replaceable(layers)
+    relus = {layer: replacement.relus_after(model, layer) for layer in layers.values()}
+    new: dict[nn.Module, nn.Module] = {
+        layer: FilterResponseNorm(layer, name, activation=bool(relus[layer]))
+        for name, layer in layers.items()
+    }
+    _say_replaced(norm, layers, "FilterResponseNorm", say)
+    if without := [name for name, layer in layers.items() if not relus[layer]]:
+        say(
+            f"norm.kind {norm.kind}: no thresholded linear unit after {listed(without)}, because no nn.ReLU "
+            "follows directly in an nn.Sequential; what follows there stays as it is"
+        )
+    replacement.remove(place for places in relus.values() for place in places)
+    return replacement.replace(model, new)
 
 
-def _group_norm(layer: _BatchNorm, groups: int) -> nn.GroupNorm:
-    new = nn.GroupNorm(groups, layer.num_features, eps=layer.eps, affine=layer.affine)
-    if layer.affine:
-        new.weight, new.bias = layer.weight, layer.bias
-    return new.train(layer.training)
+def _evonorm(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
+    replacement.check_replaceable(layers)
+    relus = {layer: replacement.relus_after(model, layer) for layer in layers.values()}
+    new: dict[nn.Module, nn.Module] = {
+        layer: EvoNormS0(layer, name, groups=group_count(layer, name, norm.groups))
+        for name, layer in layers.items()
+    }
+    _say_replaced(norm, layers, "EvoNormS0, with its activation", say)
+    if stays := [name for name, layer in layers.items() if not relus[layer]]:
+        say(
+            f"norm.kind {norm.kind}: an activation after {listed(stays)} stays, if there is one, because no "
+            "nn.ReLU follows directly in an nn.Sequential: there are two then"
+        )
+    replacement.remove(place for places in relus.values() for place in places)
+    return replacement.replace(model, new)
+
+
+def _none(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
+    replacement.check_replaceable(layers)
+    _say_replaced(norm, layers, "the scale and shift of each channel", say)
+    new: dict[nn.Module, nn.Module] = {
+        layer: ChannelAffine(layer, name) if layer.affine else nn.Identity() for name, layer in layers.items()
+    }
+    return replacement.replace(model, new)
+
+
+_GROUPED = {
+    "group_norm": "GroupNorm",
+    "layer_norm": "GroupNorm with one group, over all values of a sample",
+    "instance_norm": "GroupNorm with a group for each channel",
+}
+_APPLIED: Mapping[str, Callable[[nn.Module, Layers, Norm, Say], nn.Module]] = {
+    "batch_norm": _batch_norm,
+    "batch_renorm": _batch_renorm,
+    "ghost_batch_norm": _ghost,
+    **dict.fromkeys(_GROUPED, _grouped),
+    "filter_response_norm": _filter_response,
+    "evonorm_s0": _evonorm,
+    "none": _none,
+}
+
+
+def _say_replaced(norm: Norm, layers: Layers, by: str, say: Say) -> None:
+    say(f"norm.kind {norm.kind}: {classes_of(layers.values())} replaced by {by}: {listed(layers)}")
 
 
 def process_group(norm: Norm, node_rank: int) -> dist.ProcessGroup | None:
@@ -114,3 +211,21 @@ def process_group(norm: Norm, node_rank: int) -> dist.ProcessGroup | None:
         return process_group_of(norm.group, node=node_rank)
     except ValueError as error:
         raise BuildError("norm.group", str(error)) from None
+
+
+def layer_sync(norm: Norm, node_rank: int, accumulate: int) -> SyncBatchNormPlugin:
+    """Returns the plug-in for a kind that is synchronized. Collective, with the errors of `process_group`.
+
+    accumulate: micro-batches of an optimizer step, each of which a layer counts.
+    """
+    group = process_group(norm, node_rank)
+    if norm.kind == "sync_batch_norm":
+        return SyncBatchNormPlugin(group)
+    steps = (norm.plain_steps, norm.r_steps, norm.d_steps)
+    plain_steps, r_steps, d_steps = (number * accumulate for number in steps)
+    return BatchRenormPlugin(
+        group,
+        Correction(
+            r_max=norm.r_max, d_max=norm.d_max, plain_steps=plain_steps, r_steps=r_steps, d_steps=d_steps
+        ),
+    )

@@ -185,10 +185,14 @@ class RankRun:
         from training.model.modes import enter_training, in_evaluation
         from training.model.norms import apply_norm, apply_norm_when_made
         from training.model.supervised import Supervised, as_lightning_module
+        from training.normalisation.notes import norm_notes
 
         model = _build_model(self.spec)
-        module = as_lightning_module(apply_norm(model, self.spec.norm), self.spec)
-        apply_norm_when_made(module, self.spec.norm)
+        normalised = apply_norm(model, self.spec.norm, self._print_on_rank_0)
+        module = as_lightning_module(normalised, self.spec)
+        apply_norm_when_made(module, self.spec.norm, self._print_on_rank_0)
+        for note in norm_notes(self.spec, self.world_size):
+            self._print_on_rank_0(note)
         if isinstance(module, Supervised):
             self.spec = module.spec  # with the default optimizer filled in
             tracker.params(flat(self.spec))

@@ -9,7 +9,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import Precision
 
 from sync_bn import check_ranks
-from sync_bn.lightning import SyncBatchNormPlugin
 from training.callbacks.buffer_watch import BufferWatch
 from training.callbacks.checkpointing import CheckpointCallback, Store
 from training.callbacks.epoch_length import EpochLength
@@ -24,7 +23,7 @@ from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
-from training.model.norms import process_group
+from training.model.norms import layer_sync
 from training.rank.loaders import RankLoaders
 from training.rank.options import UserOptions
 from training.rank.signals import KeepSignals
@@ -65,11 +64,10 @@ def make_trainer(
 
     curves_only: neither validate nor save the run when it ends.
     """
-    settings, synchronized = spec.training, spec.norm.kind == "sync_batch_norm"
+    settings, synchronized = spec.training, spec.norm.is_synchronized
     plugins: list[Any] = [context.environment(), JobCheckpointIO(files), *user.plugins]
     if synchronized:
-        group = process_group(spec.norm, context.node_rank)
-        plugins.append(SyncBatchNormPlugin(process_group=group))
+        plugins.append(layer_sync(spec.norm, context.node_rank, settings.accumulate_grad_batches))
         check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
     # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
     same_buffers = synchronized and spec.norm.group == "world"

@@ -7,7 +7,6 @@ command line read specs without torch.
 from training.spec.environment import Environment
 from training.spec.errors import MAX_PROBLEMS, Problem, SpecError
 from training.spec.model import (
-    Norm,
     Optimizer,
     Spec,
     flat,
@@ -15,6 +14,7 @@ from training.spec.model import (
     read_spec,
     shares,
 )
+from training.spec.norm import Norm
 from training.spec.parts import ClassSpec
 from training.spec.resources import Resources, shown_memory
 from training.spec.script import SCRIPT_NOTE, Script

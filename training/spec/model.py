@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     ConfigDict,
@@ -24,6 +24,7 @@ from pydantic import (
 from training.spec.environment import Environment
 from training.spec.errors import Problem, SpecError, located, problems_of
 from training.spec.lightning_cli import as_spec
+from training.spec.norm import Norm
 from training.spec.parts import ClassPath, ClassSpec, Part
 from training.spec.resources import Resources
 from training.spec.script import NOT_WITH_A_SCRIPT, SCRIPT_NOTE, Script, check_keys_beside_script
@@ -36,26 +37,6 @@ from training.spec.training import Training
 __all__ = ["Problem", "Spec", "SpecError", "flat", "parse_spec", "read_spec", "shares"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-
-class Norm(Part):
-    """The normalisation that replaces the model's BatchNorm layers."""
-
-    kind: Literal["sync_batch_norm", "batch_norm", "group_norm", "layer_norm", "keep"] = Field(
-        default="sync_batch_norm",
-        description="sync_batch_norm: statistics over the group; batch_norm: statistics of each worker; "
-        "group_norm, layer_norm: replaced by a layer that needs no batch; keep: the model's own layers",
-    )
-    group: Literal["world", "node"] | Annotated[int, Field(ge=1)] = Field(
-        default="world",
-        description="The workers that share statistics: all, those of a node, or k consecutive ranks",
-    )
-    observe_every: int | None = Field(
-        default=None,
-        ge=1,
-        description="For sync_batch_norm: every this many optimizer steps, log for each layer how far the "
-        "statistics of worker 0 and the running statistics are from those of the group; null: never",
-    )
 
 
 class Optimizer(ClassSpec):
@@ -256,11 +237,6 @@ class Spec(Part):
                 f"{self.resources.min_workers} workers cannot be cut into groups of {self.norm.group}; "
                 "choose a divisor of resources.workers",
             )
-        if self.norm.observe_every is not None and self.norm.kind != "sync_batch_norm":
-            raise located(
-                "norm.observe_every",
-                f"only sync_batch_norm can be observed, and norm.kind is {self.norm.kind}; omit this key",
-            )
         if self.training.precision == "16-mixed" and not self.resources.gpus_per_worker:
             raise located("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")
         endless = self.training.max_epochs == -1 and self.training.max_steps is None
@@ -277,7 +253,7 @@ def parse_spec(data: object) -> Spec:
 
 
 def read_spec(data: object) -> tuple[Spec, list[str]]:
-    """Returns the spec and, for arguments of Lightning, sentences that say what becomes of them.
+    """Returns the spec and sentences on it: what becomes of arguments of Lightning, what depends on workers.
 
     data: the parsed YAML or JSON of a spec, or of a configuration of LightningCLI. Raises SpecError with at
     most 50 offending keys.
@@ -290,9 +266,15 @@ def read_spec(data: object) -> tuple[Spec, list[str]]:
     if data.get("script") is not None:
         notes.append(SCRIPT_NOTE)
     try:
-        return Spec.model_validate(data), notes
+        spec = Spec.model_validate(data)
     except ValidationError as error:
         raise SpecError(problems_of(error, Spec)) from None
+    if spec.script is None and spec.norm.depends_on_workers and spec.resources.max_workers > 1:
+        notes.append(
+            f"norm.kind {spec.norm.kind} normalises within each worker's share of a batch, so results depend "
+            "on the number of workers"
+        )
+    return spec, notes
 
 
 def flat(spec: Spec) -> dict[str, str]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from sync_bn import SyncBatchNorm, convert_sync_batchnorm
 from tests.training.isolation import run_without_us
 from training.model.export import draw_curves, example_input, exportable, save
+from training.model.norms import apply_norm, layer_sync
 from training.model.supervised import Supervised
 from training.models import MLP, ConvNet, resnet18
-from training.spec import parse_spec
+from training.spec import Norm, parse_spec
 from training.tracking.tracker import History
 
 
@@ -110,6 +111,76 @@ def test_exported_models_load_where_this_project_is_not(tmp_path: Path) -> None:
     )
 
     assert output.split() == sorted(MODELS)
+
+
+NORMS: list[dict[str, Any]] = [
+    {"kind": "batch_renorm"},
+    {"kind": "ghost_batch_norm", "samples": 3},
+    {"kind": "group_norm"},
+    {"kind": "group_norm", "weight_standardization": True},
+    {"kind": "layer_norm"},
+    {"kind": "instance_norm"},
+    {"kind": "filter_response_norm"},
+    {"kind": "evonorm_s0"},
+    {"kind": "none"},
+]
+
+
+def test_models_of_every_normalisation_load_where_this_project_is_not(tmp_path: Path) -> None:
+    states = {}
+    for number, norm in enumerate(NORMS):
+        for name in ("convnet", "resnet18"):
+            torch.manual_seed(0)
+            make, shape = MODELS[name]
+            model = apply_norm(make(), Norm.model_validate(norm))  # type: ignore[no-untyped-call]
+            if norm["kind"] == "batch_renorm":
+                layer_sync(Norm(kind="batch_renorm"), 0, 1).apply(model)
+            model(1 + torch.randn(8, *shape)).sum().backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.1)
+            x = torch.randn(4, *shape)
+            path = tmp_path / f"{number}-{name}.pt"
+            saved = save(model, path)
+            assert saved is not None
+            torch.save((x, model.eval()(x).detach()), path.with_suffix(".expected"))
+            states[path.stem] = sorted(model.state_dict())
+            assert sorted(saved.state_dict()) == states[path.stem]
+
+    output = run_without_us(
+        "import torch, pathlib\n"
+        f"for path in sorted(pathlib.Path({str(tmp_path)!r}).glob('*.pt')):\n"
+        "    x, expected = torch.load(path.with_suffix('.expected'))\n"
+        "    model = torch.load(path, weights_only=False)\n"
+        "    torch.testing.assert_close(model(x), expected)\n"
+        "    torch.testing.assert_close(model(x[:2]), expected[:2])\n"
+        "    print(path.stem)\n"
+    )
+
+    assert output.split() == sorted(states)
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=str)
+def test_layers_of_ours_in_a_model_that_cannot_be_traced_become_torchs(norm: dict[str, Any]) -> None:
+    model = apply_norm(BranchingOnImages(), Norm.model_validate(norm))
+    model(torch.randn(8, 1, 3, 3))
+
+    exported = exportable(model)
+
+    ours = ("training.", "sync_bn.")
+    assert not [layer for layer in exported.modules() if type(layer).__module__.startswith(ours)]
+    x = torch.randn(2, 1, 3, 3)
+    torch.testing.assert_close(exported(x), model.eval()(x))
+
+
+class BranchingOnImages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y if y.sum() > 0 else -y
 
 
 def test_a_model_that_cannot_be_traced_is_saved_as_its_class_with_a_warning(

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from training.spec import Spec, SpecError, flat, load_yaml, override, parse_spec, shares
+from training.spec import Norm, Spec, SpecError, flat, load_yaml, override, parse_spec, read_spec, shares
 
 SHORTEST: dict[str, Any] = {
     "model": {"class_path": "training.models.MLP"},
@@ -242,7 +242,7 @@ def test_a_wrong_value_is_refused_at_its_key_with_what_was_given(
             (
                 {"norm": {"kind": kind, "observe_every": 20}},
                 "norm.observe_every",
-                f"only sync_batch_norm can be observed, and norm.kind is {kind}; omit this key",
+                f"is for sync_batch_norm and batch_renorm, and norm.kind is {kind}; omit this key",
             )
             for kind in ("batch_norm", "group_norm", "layer_norm", "keep")
         ),
@@ -250,6 +250,68 @@ def test_a_wrong_value_is_refused_at_its_key_with_what_was_given(
 )
 def test_values_that_do_not_go_together_are_refused(keys: dict[str, Any], key: str, message: str) -> None:
     assert message in problems_of(**keys)[key]
+
+
+OPTIONS = {
+    "group": ("node", "sync_batch_norm and batch_renorm"),
+    "observe_every": (20, "sync_batch_norm and batch_renorm"),
+    "samples": (4, "ghost_batch_norm"),
+    "groups": (4, "group_norm and evonorm_s0"),
+    "weight_standardization": (True, "group_norm"),
+    "r_max": (2.0, "batch_renorm"),
+    "d_max": (2.0, "batch_renorm"),
+    "plain_steps": (4, "batch_renorm"),
+    "r_steps": (50_000, "batch_renorm"),
+    "d_steps": (50_000, "batch_renorm"),
+}
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_an_option_of_a_normalisation_is_refused_by_name_beside_another_kind(key: str) -> None:
+    value, kinds = OPTIONS[key]
+    for kind in get_args(Norm.model_fields["kind"].annotation):
+        norm = {"kind": kind, key: value}
+        if kind in kinds.split(" and "):
+            assert make_spec(norm=norm).model_dump()["norm"][key] == value
+        else:
+            refused = f"is for {kinds}, and norm.kind is {kind}; omit this key"
+            assert problems_of(norm=norm) == {f"norm.{key}": refused}
+            assert key not in make_spec(norm={"kind": kind}).model_dump()["norm"]
+
+
+@pytest.mark.parametrize("kind", get_args(Norm.model_fields["kind"].annotation))
+def test_a_normalisation_with_its_defaults_is_read_back(kind: str) -> None:
+    norm = make_spec(norm={"kind": kind}).norm
+
+    assert Norm.model_validate(norm.model_dump()) == norm
+    # Earlier versions wrote these two with every kind.
+    assert Norm.model_validate({"kind": kind, "group": "world", "observe_every": None}) == norm
+
+
+@pytest.mark.parametrize(
+    ("norm", "key", "message"),
+    [
+        ({"kind": "ghost_batch_norm", "samples": 1}, "norm.samples", "greater than or equal to 2"),
+        ({"kind": "group_norm", "groups": 0}, "norm.groups", "greater than or equal to 1"),
+        ({"kind": "batch_renorm", "r_max": 0.5}, "norm.r_max", "greater than or equal to 1"),
+        ({"kind": "batch_renorm", "r_steps": 9}, "norm.r_steps", "9 is less than norm.plain_steps, 5000"),
+        ({"kind": "batch_renorm", "plain_steps": 30_000}, "norm.d_steps", "25000 is less than"),
+        ({"kind": "instance"}, "norm.kind", "instance_norm"),
+    ],
+)
+def test_a_value_of_a_normalisation_that_is_not_possible_is_refused(
+    norm: dict[str, Any], key: str, message: str
+) -> None:
+    assert message in problems_of(norm=norm)[key]
+
+
+@pytest.mark.parametrize("kind", ["batch_norm", "ghost_batch_norm"])
+def test_a_normalisation_that_depends_on_the_workers_is_a_note(kind: str) -> None:
+    spec = SHORTEST | {"norm": {"kind": kind}}
+
+    (note,) = read_spec(spec | {"resources": {"workers": 2}})[1]
+    assert note.startswith(f"norm.kind {kind} normalises within each worker's share")
+    assert read_spec(spec)[1] == []
 
 
 def test_a_mapping_of_workers_is_judged_as_a_mapping() -> None:
