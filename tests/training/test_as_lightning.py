@@ -131,6 +131,8 @@ def test_layers_made_in_configure_model_are_normalised_as_the_spec_says(
 
     assert not [name for name in done.state if "running" in name]
     assert "net.1.weight" in done.state
+    assert done.said.count("norm.kind group_norm") == 1
+    assert "norm.kind group_norm: 1 BatchNorm1d replaced by GroupNorm: net.1" in done.said
 
 
 def test_any_iterable_of_batches_is_a_loader_for_those_who_want_their_own(

@@ -27,7 +27,7 @@ Layers = Mapping[str, _BatchNorm]
 
 
 def apply_norm(model: nn.Module, norm: Norm, say: Say = lambda _: None) -> nn.Module:
-    """Replaces the BatchNorm layers in place as `norm.kind` says; returns the model, or the new top layer.
+    """Replaces the BatchNorm layers in place as `norm.kind` says; returns the model.
 
     keep leaves the model unchanged. So do sync_batch_norm and batch_renorm: a plug-in of the Trainer
     (`layer_sync`) converts the layers when fitting begins, and converts them back when it ends.
@@ -117,7 +117,7 @@ def _grouped(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Modul
     _say_replaced(norm, layers, _GROUPED[norm.kind], say)
     if norm.weight_standardization:
         _standardise(model, layers, say)
-    return replacement.replace(model, new)
+    return _replaced(model, new)
 
 
 def _standardise(model: nn.Module, layers: Layers, say: Say) -> None:
@@ -152,7 +152,7 @@ def _filter_response(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> 
             "follows directly in an nn.Sequential; what follows there stays as it is"
         )
     replacement.remove(place for places in relus.values() for place in places)
-    return replacement.replace(model, new)
+    return _replaced(model, new)
 
 
 def _evonorm(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
@@ -169,7 +169,7 @@ def _evonorm(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Modul
             "nn.ReLU follows directly in an nn.Sequential: there are two then"
         )
     replacement.remove(place for places in relus.values() for place in places)
-    return replacement.replace(model, new)
+    return _replaced(model, new)
 
 
 def _none(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
@@ -178,7 +178,7 @@ def _none(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
     new: dict[nn.Module, nn.Module] = {
         layer: ChannelAffine(layer, name) if layer.affine else nn.Identity() for name, layer in layers.items()
     }
-    return replacement.replace(model, new)
+    return _replaced(model, new)
 
 
 _GROUPED = {
@@ -195,6 +195,12 @@ _APPLIED: Mapping[str, Callable[[nn.Module, Layers, Norm, Say], nn.Module]] = {
     "evonorm_s0": _evonorm,
     "none": _none,
 }
+
+
+def _replaced(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    for layer, its_new in new.items():
+        replacement.become(layer, its_new)
+    return model
 
 
 def _say_replaced(norm: Norm, layers: Layers, by: str, say: Say) -> None:

@@ -17,7 +17,7 @@ class EvoNormS0(OwnLayer):
     (Liu et al., "Evolving Normalization-Activation Layers", 2020). v is a parameter for each channel, 1 at
     first. eps is BatchNorm's.
 
-    groups: a divisor of the number of channels. Raises BuildError in training for one value a group.
+    groups: a divisor of the number of channels. Raises BuildError for one value a group.
     """
 
     def __init__(self, layer: _BatchNorm, name: str, *, groups: int) -> None:
@@ -29,8 +29,7 @@ class EvoNormS0(OwnLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Returns y, with x's shape and dtype."""
         channels = self.num_features // self.groups
-        if self.training:
-            check_values(x, channels, "evonorm_s0", self.name)
+        check_values(x, channels, "evonorm_s0", self.name)
         x_ncl = self.per_position(x)
         grouped = torch.unflatten(x_ncl, 1, (self.groups, channels)).flatten(2)
         centred = grouped - grouped.mean(2, keepdim=True)

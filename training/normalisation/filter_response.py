@@ -19,7 +19,7 @@ class FilterResponseNorm(OwnLayer):
     (Singh & Krishnan, "Filter Response Normalization Layer", 2020, section 3, with eps = 1e-6). tau is
     a parameter for each channel, 0 at first, which is ReLU.
 
-    activation: whether to apply the last line; without it there is no tau. Raises BuildError in training for
+    activation: whether to apply the last line; without it there is no tau. Raises BuildError for
     one position a channel, where y would be the sign of x.
     """
 
@@ -34,8 +34,7 @@ class FilterResponseNorm(OwnLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns z, with x's shape and dtype."""
-        if self.training:
-            check_values(x, 1, "filter_response_norm", self.name)
+        check_values(x, 1, "filter_response_norm", self.name)
         x_ncl = self.per_position(x)
         y_ncl = self.scaled(x_ncl * (x_ncl.square().mean(2, keepdim=True) + self.eps).rsqrt())
         if self.tau is not None:

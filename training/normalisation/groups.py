@@ -13,15 +13,14 @@ class ByChannel(nn.GroupNorm):
     """nn.GroupNorm with a group for each channel, which is instance normalisation (Ulyanov et al. 2016).
 
     Any number of dimensions; nn.InstanceNorm1d would take (N, C) for one sample of N channels. Raises
-    BuildError in training for one position a channel, which nn.GroupNorm makes 0.
+    BuildError for one position a channel, which nn.GroupNorm makes 0.
     """
 
     kind, name = "instance_norm", ""
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns the normalised input, with its shape."""
-        if self.training:
-            check_values(input, 1, self.kind, self.name)
+        check_values(input, 1, self.kind, self.name)
         return super().forward(input)
 
     def exported(self) -> nn.GroupNorm:

@@ -48,11 +48,13 @@ class OwnLayer(nn.Module):
         return x_ncl if self.bias is None else x_ncl + self.bias.unsqueeze(1)
 
 
-def check_values(x: Tensor, per_group: int, kind: str, name: str) -> None:
+def check_values(x: object, per_group: int, kind: str, name: str) -> None:
     """Raises BuildError if each group of a sample has one value, which is no statistics.
 
     per_group: channels of a group.
     """
+    if not isinstance(x, Tensor):  # torch.fx traces it with a proxy, which has no shape
+        return
     if x.numel() and per_group * x[0, 0].numel() == 1:
         raise BuildError(
             "norm.kind",

@@ -8,7 +8,7 @@ from sync_bn import revert_sync_batchnorm
 from training.normalisation.ghost import GhostBatchNorm
 from training.normalisation.groups import ByChannel
 from training.normalisation.own_layer import OwnLayer
-from training.normalisation.replacement import replace
+from training.normalisation.replacement import become
 from training.normalisation.standardised import fold, is_standardised
 
 
@@ -25,7 +25,6 @@ def with_torchs_layers(model: nn.Module) -> nn.Module:
             module.revert()
         elif is_standardised(module):
             fold(module)
-    ours: dict[nn.Module, nn.Module] = {
-        module: module.exported() for module in model.modules() if isinstance(module, OwnLayer | ByChannel)
-    }
-    return replace(model, ours)
+        elif isinstance(module, OwnLayer | ByChannel):
+            become(module, module.exported())
+    return model

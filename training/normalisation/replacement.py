@@ -53,30 +53,20 @@ def _more_than_batch_norm(layer: _BatchNorm) -> str:
     return ""
 
 
-def replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Puts new layers in the places of others; returns the model, or what replaces it itself.
+def become(layer: nn.Module, new: nn.Module) -> None:
+    """Makes a layer what `new` is, and `new` unusable. Hooks and the training flag of the layer stay.
 
-    A layer used in several places stays a single layer. Hooks and the training flag go over to the new one.
+    The object stays the same, so it is the new layer wherever the model refers to it: in several places, in
+    a plain list, or as the whole model.
     """
-    for old, layer in new.items():
-        layer.train(old.training)
-        for name, value in vars(old).items():
-            if "_hooks" in name or name == "_is_full_backward_hook":
-                vars(layer)[name] = value
-    for old, place in positions(model, new):
-        place.parent._modules[place.key] = new[old]
-    return new.get(model, model)
-
-
-def positions(model: nn.Module, layers: Iterable[nn.Module]) -> list[tuple[nn.Module, Position]]:
-    """Returns each of the layers with each of its places."""
-    wanted = set(layers)
-    return [
-        (child, Position(module, key))
-        for module in model.modules()
-        for key, child in module._modules.items()
-        if child in wanted
-    ]
+    kept = {
+        name: value
+        for name, value in vars(layer).items()
+        if "_hooks" in name or name in {"training", "_is_full_backward_hook"}
+    }
+    vars(layer).clear()
+    vars(layer).update({**vars(new), **kept})
+    layer.__class__ = type(new)
 
 
 def relus_after(model: nn.Module, layer: nn.Module) -> list[Position]:
@@ -84,8 +74,14 @@ def relus_after(model: nn.Module, layer: nn.Module) -> list[Position]:
 
     It is known to follow directly in an nn.Sequential alone; elsewhere, a forward may do anything between.
     """
+    places = [
+        Position(module, key)
+        for module in model.modules()
+        for key, child in module._modules.items()
+        if child is layer
+    ]
     found: list[Position] = []
-    for _, place in positions(model, [layer]):
+    for place in places:
         after = _after(place)
         if after is None or type(after.parent._modules[after.key]) is not nn.ReLU:
             return []

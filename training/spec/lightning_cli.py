@@ -24,6 +24,7 @@ from training.spec.lightning_values import (
     seed_problem,
     strategy_problem,
 )
+from training.spec.norm import SYNCHRONIZED
 from training.spec.trainer import ARGUMENTS, Component, TrainerOptions
 
 _SHORT = {"optimizer": "torch.optim", "lr_scheduler": "torch.optim.lr_scheduler"}
@@ -197,9 +198,9 @@ class _Reading:
 
     def _read_sync_batchnorm(self, wanted: bool | None) -> None:
         own = self._get("norm.kind")
-        if wanted:
+        if wanted and own not in SYNCHRONIZED:
             self._move("trainer.sync_batchnorm", "norm.kind", "sync_batch_norm")
-        elif wanted is False and own == "sync_batch_norm":
+        elif wanted is False and own in SYNCHRONIZED:
             self._refuse("trainer.sync_batchnorm", f"false differs from norm.kind, which is {own}; keep one")
         elif wanted is False and own is None:
             self.notes.append(

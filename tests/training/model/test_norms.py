@@ -157,6 +157,30 @@ def test_weights_of_the_model_with_batch_norm_load_and_nothing_is_drawn(kind: st
     assert not [name for name in unexpected if "running" not in name and "tracked" not in name]
 
 
+class Listed(nn.Module):
+    """Refers to its layers by a list that is no nn.ModuleList, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(4)
+        self.layers = [self.first]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", REPLACED)
+def test_a_layer_is_replaced_wherever_the_model_refers_to_it(kind: str) -> None:
+    model = apply_norm(Listed(), Norm.model_validate({"kind": kind}))
+
+    assert isinstance(model, Listed)
+    assert type(model.first) is not nn.BatchNorm2d
+    assert model.layers[0] is model.first
+    assert type(apply_norm(nn.BatchNorm2d(4), Norm.model_validate({"kind": kind}))) is type(model.first)
+
+
 @pytest.mark.parametrize("kind", REPLACED)
 def test_hooks_and_modes_of_a_layer_stay(kind: str) -> None:
     layer = nn.BatchNorm2d(4).eval()

@@ -105,10 +105,11 @@ def test_a_layer_computes_its_formula_and_its_gradients(kind: str, rest: tuple[i
 
 
 @pytest.mark.parametrize("kind", FORMULAS)
-def test_a_layer_without_parameters_keeps_the_dtype(kind: str) -> None:
+def test_the_dtype_of_the_input_is_kept_and_a_layer_may_have_no_parameters(kind: str) -> None:
+    x = torch.randn(3, 4, 2, 2).bfloat16()
     layer = apply_norm(nn.BatchNorm2d(4, affine=False), norm_of(kind))
 
-    assert layer(torch.randn(3, 4, 2, 2).bfloat16()).dtype == torch.bfloat16
+    assert layer(x).dtype == apply_norm(nn.BatchNorm2d(4), norm_of(kind))(x).dtype == torch.bfloat16
     assert not {"weight", "bias"} & dict(layer.named_parameters()).keys()
 
 

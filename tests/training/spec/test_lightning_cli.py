@@ -318,6 +318,13 @@ def test_batch_norm_that_is_not_to_be_synchronized_is_noted() -> None:
     assert "trainer.sync_batchnorm" in problems(trainer={"sync_batchnorm": True}, norm={"kind": "batch_norm"})
 
 
+def test_batch_renorm_is_synchronized() -> None:
+    renorm = {"kind": "batch_renorm"}
+
+    assert read(trainer={"sync_batchnorm": True}, norm=renorm)[0].norm.kind == "batch_renorm"
+    assert "trainer.sync_batchnorm" in problems(trainer={"sync_batchnorm": False}, norm=renorm)
+
+
 def test_a_sampler_for_each_worker_goes_with_loaders_of_their_own() -> None:
     spec, _ = read(trainer={"use_distributed_sampler": False}, training={"sampler": "own"})
 
