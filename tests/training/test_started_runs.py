@@ -299,3 +299,24 @@ def test_lightning_alone_goes_on_from_a_checkpoint(
     first, last = worlds.run(1, resumed_by_lightning, file)[0]
 
     assert (first, last) == (steps + 1, 3 * STEPS)
+
+
+def test_weights_of_a_model_with_batch_norm_start_one_with_another_normalisation(
+    worlds: Worlds, tmp_path: Path
+) -> None:
+    spec = spec_of(max_steps=2, max_epochs=None)
+    run(worlds, spec, tmp_path / "first")
+    source = checkpoints(tmp_path / "first")
+
+    def starting(kind: str, *, strict: bool) -> dict[str, Any]:
+        start_from = {"job": "another", "state": "weights", "strict": strict}
+        return spec | {"norm": {"kind": kind}, "start_from": start_from}
+
+    renorm = run(worlds, starting("batch_renorm", strict=True), tmp_path / "renorm", source=source)
+    assert renorm.state["model.layers.1.num_batches_tracked"] == 4
+    response = starting("filter_response_norm", strict=False)
+    found = run(worlds, response, tmp_path / "response", source=source)
+    assert "model.layers.1.tau" in found.state
+    why = worlds.run(2, refused, starting("none", strict=True), tmp_path / "none", source)[0]
+    assert "the model lacks layers.1.running_mean" in why
+    assert why.endswith("leave these out with start_from.strict=false")
