@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
@@ -138,35 +139,23 @@ def _standardise(model: nn.Module, layers: Layers, say: Say) -> None:
         )
 
 
-def _filter_response(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
+def _with_activation(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
+    """Replaces BatchNorm, and the nn.ReLU where it is known to follow, by layers with an activation."""
     replacement.check_replaceable(layers)
     relus = {layer: replacement.relus_after(model, layer) for layer in layers.values()}
-    new: dict[nn.Module, nn.Module] = {
-        layer: FilterResponseNorm(layer, name, activation=bool(relus[layer]))
-        for name, layer in layers.items()
-    }
-    _say_replaced(norm, layers, "FilterResponseNorm", say)
-    if without := [name for name, layer in layers.items() if not relus[layer]]:
+    new: dict[nn.Module, nn.Module] = {}
+    for name, layer in layers.items():
+        if norm.kind == "evonorm_s0":
+            new[layer] = EvoNormS0(layer, name, groups=group_count(layer, name, norm.groups))
+        else:
+            new[layer] = FilterResponseNorm(layer, name, activation=bool(relus[layer]))
+    _say_replaced(norm, layers, _WITH_ACTIVATION[norm.kind].layer, say)
+    if alone := [name for name, layer in layers.items() if relus[layer]]:
+        say(f"norm.kind {norm.kind}: its activation takes the place of the nn.ReLU after {listed(alone)}")
+    if others := [name for name, layer in layers.items() if not relus[layer]]:
         say(
-            f"norm.kind {norm.kind}: no thresholded linear unit after {listed(without)}, because no nn.ReLU "
-            "follows directly in an nn.Sequential; what follows there stays as it is"
-        )
-    replacement.remove(place for places in relus.values() for place in places)
-    return _replaced(model, new)
-
-
-def _evonorm(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
-    replacement.check_replaceable(layers)
-    relus = {layer: replacement.relus_after(model, layer) for layer in layers.values()}
-    new: dict[nn.Module, nn.Module] = {
-        layer: EvoNormS0(layer, name, groups=group_count(layer, name, norm.groups))
-        for name, layer in layers.items()
-    }
-    _say_replaced(norm, layers, "EvoNormS0, with its activation", say)
-    if stays := [name for name, layer in layers.items() if not relus[layer]]:
-        say(
-            f"norm.kind {norm.kind}: an activation after {listed(stays)} stays, if there is one, because no "
-            "nn.ReLU follows directly in an nn.Sequential: there are two then"
+            f"norm.kind {norm.kind}: no nn.ReLU follows directly in an nn.Sequential after {listed(others)}; "
+            f"{_WITH_ACTIVATION[norm.kind].otherwise}"
         )
     replacement.remove(place for places in relus.values() for place in places)
     return _replaced(model, new)
@@ -181,6 +170,23 @@ def _none(model: nn.Module, layers: Layers, norm: Norm, say: Say) -> nn.Module:
     return _replaced(model, new)
 
 
+class _Activating(NamedTuple):
+    """A layer's class, and what the log says where no activation gives way to its own."""
+
+    layer: str
+    otherwise: str
+
+
+_WITH_ACTIVATION = {
+    "filter_response_norm": _Activating(
+        "FilterResponseNorm",
+        "there it has no thresholded linear unit, and an activation in the model's own code stays",
+    ),
+    "evonorm_s0": _Activating(
+        "EvoNormS0",
+        "an activation in the model's own code stays, and comes after that of EvoNormS0",
+    ),
+}
 _GROUPED = {
     "group_norm": "GroupNorm",
     "layer_norm": "GroupNorm with one group, over all values of a sample",
@@ -191,8 +197,7 @@ _APPLIED: Mapping[str, Callable[[nn.Module, Layers, Norm, Say], nn.Module]] = {
     "batch_renorm": _batch_renorm,
     "ghost_batch_norm": _ghost,
     **dict.fromkeys(_GROUPED, _grouped),
-    "filter_response_norm": _filter_response,
-    "evonorm_s0": _evonorm,
+    **dict.fromkeys(_WITH_ACTIVATION, _with_activation),
     "none": _none,
 }
 

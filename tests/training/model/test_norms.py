@@ -218,7 +218,7 @@ def test_a_relu_gives_way_where_it_follows_directly_in_a_sequential_and_the_log_
         Functional(),
     )
 
-    first, others = said_of(model, kind=kind)
+    first, gone, others = said_of(model, kind=kind)
 
     kinds = [type(layer) for layer in model]
     assert kinds.count(nn.Identity) == 1
@@ -226,7 +226,8 @@ def test_a_relu_gives_way_where_it_follows_directly_in_a_sequential_and_the_log_
     assert kinds[3] is kinds[5] is nn.ReLU
     assert first.startswith(f"norm.kind {kind}: 4 BatchNorm2d replaced by ")
     assert first.endswith(": 0, 4, 8.0, 9.bn")
-    assert " after 4, 8.0, 9.bn" in others
+    assert gone.endswith(" takes the place of the nn.ReLU after 0")
+    assert " after 4, 8.0, 9.bn; " in others
     assert ("0.tau" in model.state_dict()) == (kind == "filter_response_norm")
     assert "4.tau" not in model.state_dict()
 
