@@ -8,7 +8,7 @@ from service.jobs.job import Job
 from service.queue.store import Store
 from service.settings import Settings
 from training.checkpoints.listing import Listed
-from training.spec import Problem, Spec, SpecError, StartFrom
+from training.spec import Norm, Problem, Spec, SpecError, StartFrom
 
 
 def resolved(spec: Spec, store: Store, settings: Settings) -> Spec:
@@ -33,6 +33,7 @@ def resolved(spec: Spec, store: Store, settings: Settings) -> Spec:
     if spec.start_from.state == "all":
         _check_unfinished(spec, job, checkpoint)
         _check_optimizer(spec, job)
+        _check_norm(spec, job)
     chosen = spec.start_from.model_copy(update={"job": job.id, "run": None, "checkpoint": checkpoint.step})
     return spec.model_copy(update={"start_from": chosen})
 
@@ -76,6 +77,18 @@ def _check_optimizer(spec: Spec, job: Job) -> None:
             "all settings; leave it as it was, or start with the weights alone (start_from.state: weights)"
         )
         raise SpecError([Problem(key=key, message=message) for key in changed])
+
+
+def _check_norm(spec: Spec, job: Job) -> None:
+    """Raises SpecError if the layers of the spec's normalisation have other weights than the checkpoint's."""
+    there = Norm.model_construct(**job.spec["norm"])  # unchecked: an earlier version may have stored it
+    if spec.norm.layers != there.layers:
+        message = (
+            f"{spec.norm.kind} has other layers than {there.kind} of job {job.id}, whose whole state cannot "
+            "go on in them; leave it as it was, or start with the weights that both have (start_from.state: "
+            "weights, strict: false)"
+        )
+        raise SpecError([Problem(key="norm.kind", message=message)])
 
 
 def _error(key: str, message: str) -> SpecError:

@@ -118,3 +118,24 @@ def test_a_script_has_no_checkpoints_to_start_from(sqlite_store: Store, settings
 
     with pytest.raises(SpecError, match="runs a script, which saves files of its own"):
         resolved(make_spec(start_from={"job": job.id}), sqlite_store, settings)
+
+
+@pytest.mark.parametrize(
+    ("norm", "fits"),
+    [
+        ({"kind": "batch_renorm"}, True),
+        ({"kind": "keep"}, True),
+        ({"kind": "group_norm"}, False),
+        ({"kind": "none"}, False),
+    ],
+)
+def test_the_whole_state_refuses_layers_with_other_weights(
+    sqlite_store: Store, settings: Settings, ended: Job, norm: dict[str, str], fits: bool
+) -> None:
+    start = {"job": ended.id, "state": "all"}
+    spec = parse_spec({**ended.spec, "norm": norm, "start_from": start, "training": {"max_epochs": 9}})
+    if fits:
+        assert resolved(spec, sqlite_store, settings).start_from is not None
+        return
+    with pytest.raises(SpecError, match=r"norm\.kind: .*strict: false"):
+        resolved(spec, sqlite_store, settings)

@@ -112,6 +112,13 @@ class Norm(Part):
         return self.kind in SYNCHRONIZED
 
     @property
+    def layers(self) -> tuple[object, ...]:
+        """What the weights of a model's checkpoint depend on: equal where they fit each other."""
+        if self.kind in {"keep", "batch_norm", "sync_batch_norm", "batch_renorm", "ghost_batch_norm"}:
+            return ("BatchNorm",)
+        return (self.kind, self.weight_standardization)
+
+    @property
     def depends_on_workers(self) -> bool:
         """Whether results may depend on the number of workers."""
         return self.kind in {"batch_norm", "ghost_batch_norm"}
