@@ -21,6 +21,7 @@ from service.cli import (
     results,
     secrets,
     submit,
+    sweep,
     train,
     up,
     verify,
@@ -77,6 +78,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Run jobs": {
         "submit": submit.submit,
         "validate": submit.validate,
+        "sweep": sweep.sweep,
         "extend": again.extend,
         "clone": again.clone,
         "cancel": control.cancel,
@@ -90,6 +92,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "See jobs": {
         "list": jobs.list_jobs,
+        "sweeps": sweep.sweeps,
         "show": jobs.show,
         "logs": results.logs,
         "metrics": results.metrics,
@@ -111,7 +114,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 }
 for _panel, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
-        _kind = SpecCommand if _name in {"submit", "validate", "train", "verify"} else None
+        _kind = SpecCommand if _name in {"submit", "validate", "sweep", "train", "verify"} else None
         app.command(_name, cls=_kind, rich_help_panel=_panel)(_command)
 app.add_typer(secrets.app, name="secrets", rich_help_panel="The service")
 

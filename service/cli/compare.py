@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.options import AsJson
-from service.cli.selection import Experiment, Labels, Since, States, chosen, filters
+from service.cli.selection import Experiment, Labels, OfSweep, Since, States, chosen, filters
 from service.cli.session import session
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def compare(
     experiment: Experiment = None,
     labels: Labels = None,
     since: Since = None,
+    sweep: OfSweep = None,
     metrics: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,9 +59,11 @@ def compare(
     """
     if output is not None and output.suffix.lower() not in _PICTURES:
         raise typer.BadParameter(f"write FILE.png or FILE.svg, not {output}", param_hint="--output")
-    which = filters(states, experiment, labels, since)
+    which = filters(states, experiment, labels, since, sweep)
     if not references and not any(which.values()):
-        raise typer.BadParameter("name jobs, or choose them with --label, --experiment, --state or --since")
+        raise typer.BadParameter(
+            "name jobs, or choose them with --sweep, --label, --experiment, --state or --since"
+        )
     with session(ctx, as_json=as_json) as client:
         jobs, more = chosen(client, references or [], which, limit=_MOST)
         result = _compared(client, jobs, metrics or [], [_TOO_MANY] if more else [])
