@@ -91,8 +91,8 @@ def _compared(client: Client, jobs: list[Job], names: list[str], notes: list[str
     if len(ran) < 2:
         found = "one that has run" if ran else "none that has run"
         raise ClientError(". ".join([f"a comparison needs two jobs, and there is {found}", *notes]))
-    shown = names or _main_metrics(ran)
-    trials = [_trial(client, job, shown, notes) for job in ran]
+    shown = names or main_metrics(ran)
+    trials = [trial(client, job, shown, notes) for job in ran]
     for name in names:
         if not any(name in trial.points for trial in trials):
             known = ", ".join(sorted({metric for job in ran for metric in job.metrics}))
@@ -122,7 +122,7 @@ def _why(job: Job) -> str:
     return f"it is {job.state}" + (f": {headline(job.reason)}" if job.reason else "")
 
 
-def _main_metrics(jobs: list[Job]) -> list[str]:
+def main_metrics(jobs: list[Job]) -> list[str]:
     """Returns the metrics of validation and test and the training loss; without these, all."""
     from service.cli.output import metric_order
 
@@ -130,7 +130,8 @@ def _main_metrics(jobs: list[Job]) -> list[str]:
     return [name for name in names if name.startswith(_MAIN)] or names
 
 
-def _trial(client: Client, job: Job, names: list[str], notes: list[str]) -> Trial:
+def trial(client: Client, job: Job, names: list[str], notes: list[str]) -> Trial:
+    """Returns a job with its points of these metrics; notes why it has none if its run is deleted."""
     from service.cli.comparison import Trial
     from service.client import Point, RequestError
 
