@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 from service.client import Sweep
+from service.user_code.pack import pack
 from tests.e2e.stack import Stack, digits, until
+from training.protocol import JOB_TAG
 
 LR = "optimizer.init_args.lr"
 TINY = {
@@ -23,7 +25,7 @@ TINY = {
 
 def tiny(**changes: Any) -> dict[str, Any]:
     """A job of a second or two, of which two run at once."""
-    return digits(training=TINY, resources={"workers": 1, "cpus_per_worker": 1}, **changes)
+    return digits(training=dict(TINY), resources={"workers": 1, "cpus_per_worker": 1}, **changes)
 
 
 def children(stack: Stack, sweep: Sweep) -> list[dict[str, Any]]:
@@ -66,39 +68,48 @@ def test_a_sweep_keeps_to_its_limit_and_is_cancelled_as_one(stack: Stack, tmp_pa
     assert "test_accuracy" in sweep.points[0].metrics
 
 
-def test_whatever_is_killed_in_a_sweep_changes_no_bit_of_its_report(stack: Stack, tmp_path: Path) -> None:
-    """The API, the scheduler and a rank of one job, all at once, in the middle of six jobs."""
-    plan = {"spec": tiny(), "grid": {LR: [0.1, 0.03, 0.01]}, "repeat": 2, "max_running": 2}
+def test_whatever_is_killed_in_a_sweep_changes_no_bit_of_its_report(
+    stack: Stack, code: Path, tmp_path: Path
+) -> None:
+    """A rank at its seventh step, and the API and the scheduler in the middle of six jobs."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    model = {"folder": str(marks), "strikes": {"7": "0"}, "pace": 0.05}
+    spec = tiny(model={"class_path": "mine.nets.Struck", "init_args": model})
+    spec["resources"] = {"workers": 2, "cpus_per_worker": 0.5}
+    done = marks / "7-0"
+    done.touch()  # as if the rank had been killed already
     with stack.client() as client:
+        spec["code"] = client.upload_code(pack(code))
+        plan = {"spec": spec, "grid": {LR: [0.1, 0.03, 0.01]}, "repeat": 2, "max_running": 2}
         undisturbed = client.wait_for_sweep(client.submit_sweep(plan).id, timeout=300)
+        done.unlink()
         struck = client.submit_sweep(plan)
         for now in client.follow_sweep(struck.id, poll=0.1):
             assert not now.ended
             if now.counts.get("succeeded") and now.counts.get("running"):
                 break
-    ranks = stack.fork_server().children()
-    for process in [stack.scheduler(), *ranks[:1]]:
-        process.kill()
+    stack.scheduler().kill()
     stack.kill()
     stack.start()
 
     with stack.client() as client:
         struck = client.wait_for_sweep(struck.id, timeout=300)
+        logs = [client.logs(point.job) for point in struck.points]
 
     assert (undisturbed.state, struck.state) == ("succeeded", "succeeded")
+    assert any("rank 0 was killed by SIGKILL at step 7; starting" in log for log in logs)
     until(lambda: status(stack, struck) == "FINISHED", "the sweep's run has not ended")
-    jobs = Counter(
-        tag["value"]
-        for run in children(stack, struck)
-        for tag in run["data"]["tags"]
-        if tag["key"] == "syncbn.job_id"
-    )
+    tags = [tag for run in children(stack, struck) for tag in run["data"]["tags"]]
+    jobs = Counter(tag["value"] for tag in tags if tag["key"] == JOB_TAG)
     assert jobs == Counter(point.job for point in struck.points)
-    reports = []
-    for sweep in (undisturbed, struck):
-        folder = tmp_path / sweep.id
-        done = stack.cli("report", sweep.id, "--output", str(folder))
-        assert done.returncode == 0, done.stderr
-        reports.append({file.name: file.read_bytes() for file in folder.iterdir()})
+    reports = [report(stack, sweep, tmp_path) for sweep in (undisturbed, struck)]
     assert sorted(reports[0]) == ["report.html", "report.md"]
     assert reports[0] == reports[1]
+
+
+def report(stack: Stack, sweep: Sweep, folder: Path) -> dict[str, bytes]:
+    """The files of its report, by name."""
+    done = stack.cli("report", sweep.id, "--output", str(folder / sweep.id))
+    assert done.returncode == 0, done.stderr
+    return {file.name: file.read_bytes() for file in (folder / sweep.id).iterdir()}
