@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ def read_sweep(body: SpecText, services: Context) -> ReadSweep:
     request = _request(read_document(body))
     points, notes = expanded(request.spec, request.plan, name=request.name)
     found = dict.fromkeys(notes)
-    for more in _each(points, lambda spec: check_spec(spec, services)):
+    for more in _each(points, _checker(services)):
         found |= dict.fromkeys(more)
     specs = _each(points, lambda spec: resolved(spec, services.store, services.settings))
     points = [replace(point, spec=spec) for point, spec in zip(points, specs, strict=True)]
@@ -52,6 +53,37 @@ def _request(data: object) -> SweepRequest:
         return SweepRequest.model_validate(data)
     except ValidationError as error:
         raise SpecError(problems_of(error, SweepRequest)) from None
+
+
+def _checker(services: Context) -> Callable[[Spec], list[str]]:
+    """Returns `check_spec` that remembers its answers for specs that differ in numbers alone.
+
+    It looks at classes and at names of arguments. A check reads source code and takes tens of milliseconds;
+    the points of a sweep have few different answers.
+    """
+    known: dict[str, list[str] | SpecError] = {}
+
+    def check(spec: Spec) -> list[str]:
+        shape = json.dumps(_without_numbers(spec.model_dump(mode="json", exclude={"name", "source"})))
+        if shape not in known:
+            try:
+                known[shape] = check_spec(spec, services)
+            except SpecError as error:
+                known[shape] = error
+        answer = known[shape]
+        if isinstance(answer, SpecError):
+            raise SpecError(answer.problems)
+        return answer
+
+    return check
+
+
+def _without_numbers(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return list(map(_without_numbers, value))
+    return 0 if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _each(points: Iterable[SweepPoint], check: Callable[[Spec], T]) -> list[T]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from service.cli.comparison import Comparison
+from service.cli.comparison import Comparison, Spread
 from service.cli.comparison_figure import figure_of, plain
-from service.cli.sweep_report import Arm, Findings, Picture
+from service.cli.sweep_report import Arm, Findings, Picture, same
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MOST_CURVES = 30
 _MOST_METRICS = 4
 _MOST_LINES = 8
-_WIDE = 30.0
+_WIDE = 9.99
 """Values whose highest is so many times the lowest are shown on a logarithmic axis."""
 
 
@@ -41,7 +41,8 @@ def _curves(findings: Findings) -> Picture:
         groups = [arm.group for arm in findings.ranked[:_MOST_CURVES]]
         title = f"Curves of the {_MOST_CURVES} best"
     labels = {arm.group.number: findings.label(arm.values) for arm in findings.arms}
-    comparison = Comparison(groups=groups[: 2 * _MOST_CURVES], metrics=findings.metrics)
+    several = [name for name in findings.metrics if any(len(group.curve(name)) > 1 for group in groups)]
+    comparison = Comparison(groups=groups[: 2 * _MOST_CURVES], metrics=several or findings.metrics)
     return Picture(title=title, png=_png(figure_of(comparison, labels)))
 
 
@@ -60,58 +61,45 @@ def _by_key(findings: Findings, key: str, metrics: Sequence[str]) -> Figure:
     figure = Figure(figsize=(6.4 * columns, 4.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     lines = _lines(findings, key)
+    connected = len(lines) <= _MOST_LINES
     for panel, name in zip(panels, metrics, strict=False):
         title = f"best {name}" if findings.shows_best(name) else name
         panel.set(title=plain(title), xlabel=plain(key))
         panel.grid(alpha=0.3)
         if is_geometric([arm.values[key] for arm in findings.arms if _is_number(arm.values[key])]):
             panel.set_xscale("log")
-        for number, (label, arms) in enumerate(lines.items()):
-            _draw_line(
-                panel, findings, key, name, arms, label, connected=len(lines) <= _MOST_LINES, number=number
-            )
+        for number, (label, arms) in enumerate(lines):
+            color = f"C{number}" if connected else "C0"
+            scores = [(float(arm.values[key]), findings.score(arm, name)) for arm in arms]
+            _draw_line(panel, scores, label=plain(label), color=color, linestyle="-" if connected else "")
     for panel in panels[len(metrics) :]:
         panel.set_visible(False)
-    if 1 < len(lines) <= _MOST_LINES:
+    if connected and len(lines) > 1:
         figure.legend(*panels[0].get_legend_handles_labels(), ncols=2, loc="outside lower center")
     return figure
 
 
-def _lines(findings: Findings, key: str) -> dict[str, list[Arm]]:
-    """Returns the arms that differ in this key alone, by their other values."""
+def _lines(findings: Findings, key: str) -> list[tuple[str, list[Arm]]]:
+    """Returns the arms that differ in this key alone, in order of its values, with their other values."""
     lines: dict[str, list[Arm]] = {}
     for arm in findings.arms:
         if _is_number(arm.values[key]):
-            others = {name: value for name, value in arm.values.items() if name != key}
-            lines.setdefault(findings.label(others), []).append(arm)
-    return {label: sorted(arms, key=lambda arm: float(arm.values[key])) for label, arms in lines.items()}
+            lines.setdefault(same(arm.values, without=key), []).append(arm)
+    return [
+        (_label(findings, arms[0], key), sorted(arms, key=lambda arm: float(arm.values[key])))
+        for arms in lines.values()
+    ]
 
 
-def _draw_line(
-    panel: Any,
-    findings: Findings,
-    key: str,
-    name: str,
-    arms: Sequence[Arm],
-    label: str,
-    *,
-    connected: bool,
-    number: int,
-) -> None:
-    scores = [(float(arm.values[key]), findings.score(arm, name)) for arm in arms]
+def _label(findings: Findings, arm: Arm, key: str) -> str:
+    return findings.label({name: value for name, value in arm.values.items() if name != key})
+
+
+def _draw_line(panel: Any, scores: Iterable[tuple[float, Spread | None]], **look: str) -> None:
     known = [(x, each.mean, each.deviation or 0.0) for x, each in scores if each and each.mean is not None]
     if known:
         x, mean, deviation = zip(*known, strict=True)
-        panel.errorbar(
-            x,
-            mean,
-            yerr=deviation,
-            label=plain(label),
-            color=f"C{number}" if connected else "C0",
-            linestyle="-" if connected else "",
-            marker="o",
-            capsize=3,
-        )
+        panel.errorbar(x, mean, yerr=deviation, marker="o", capsize=3, **look)
 
 
 def is_geometric(values: Sequence[float]) -> bool:

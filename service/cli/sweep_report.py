@@ -5,6 +5,7 @@ So there are no ids in it, no times, no hosts, and nothing of the order in which
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -103,7 +104,7 @@ class Findings:
         """The points by their values, in order of the first of each."""
         found: dict[str, list[tuple[SweepPoint, Trial]]] = {}
         for point, trial in zip(self.sweep.points, self.trials, strict=True):
-            found.setdefault(self.label(point.values), []).append((point, trial))
+            found.setdefault(same(point.values, without=_SEED), []).append((point, trial))
         return [
             Arm(
                 values={key: value for key, value in pairs[0][0].values.items() if key != _SEED},
@@ -162,6 +163,11 @@ class Findings:
         )
 
 
+def same(values: Mapping[str, Any], *, without: str) -> str:
+    """Returns a text that is the same for values that are equal but for one key."""
+    return json.dumps({key: value for key, value in values.items() if key != without})
+
+
 def blocks(findings: Findings) -> Iterator[Block]:
     """Yields the report."""
     sweep = findings.sweep
@@ -174,7 +180,7 @@ def blocks(findings: Findings) -> Iterator[Block]:
     yield _results(findings)
     if rows := list(_unfinished(findings)):
         yield Heading(text="Without a result")
-        yield Rows(columns=["#", *findings.names.values(), "state", "why"], rows=rows)
+        yield Rows(columns=["point", *findings.names.values(), "state", "why"], rows=rows)
     for picture in findings.draw(findings):
         yield Heading(text=picture.title)
         yield picture
@@ -265,4 +271,11 @@ def _why(trial: Trial) -> str:
 
 def _spec(spec: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in spec.items() if key not in _NOT_IN_THE_SPEC}
-    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip()
+    return yaml.safe_dump(_without_empty(shown), sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _without_empty(value: Any) -> Any:
+    """Returns a spec without its keys that are null or empty."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without_empty(each) for key, each in value.items() if each not in (None, {}, [])}

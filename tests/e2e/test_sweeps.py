@@ -111,5 +111,8 @@ def test_whatever_is_killed_in_a_sweep_changes_no_bit_of_its_report(
 def report(stack: Stack, sweep: Sweep, folder: Path) -> dict[str, bytes]:
     """The files of its report, by name."""
     done = stack.cli("report", sweep.id, "--output", str(folder / sweep.id))
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sweep.mlflow is not None
+    stored = stack.mlflow_get("artifacts/list", run_id=sweep.mlflow.run_id)["files"]
+    assert {file["path"] for file in stored} == {"report.html", "report.md", "sweep.yaml"}
     return {file.name: file.read_bytes() for file in (folder / sweep.id).iterdir()}

@@ -70,7 +70,7 @@ def test_a_report_says_what_was_asked_what_came_out_and_what_failed(
         "| 1 | 0.1 | 2 | 0.895 ± 0.0071 | 0.1575 ± 0.011 | 0.105 ± 0.0071 |\n"
         "| 2 | 0.01 | 1 of 2 | 0.99 | 0.015 | 0.01 |",
         "## Without a result",
-        "| # | lr | seed | state | why |\n| --- | --- | --- | --- | --- |\n"
+        "| point | lr | seed | state | why |\n| --- | --- | --- | --- | --- |\n"
         "| 4 | 0.01 | 1 | failed | ValueError: bad shape |",
         "",
     ]
