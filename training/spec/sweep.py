@@ -110,12 +110,18 @@ class SweepPlan(Part):
         for number, key in enumerate(keys):
             if not all(key.split(".")):
                 raise ValueError(f"{key!r} is not a key; write its parts with one dot between them")
-            if why := _NOT_SWEPT.get(key):
-                raise ValueError(f"{key} cannot be swept: {why}")
+            for other, why in _NOT_SWEPT.items():
+                if _overlap(key, other):
+                    raise ValueError(f"{key} cannot be swept: {why}")
             for other in keys[:number]:
-                if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                if _overlap(key, other):
                     raise ValueError(f"{other} and {key} set the same key; give one of them")
         return self
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Returns whether one dotted key is the other, or holds it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,6 +132,20 @@ def test_a_sweep_that_cannot_be_is_refused(
     assert list(client.sweeps()) == []
 
 
+def test_arguments_of_a_script_are_swept_by_their_place(
+    syncbn: Syncbn, client: Client, tmp_path: Path
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("import sys\n")
+
+    result = syncbn("sweep", str(script), "--grid", 'script.args.1="0.1","2"', "--", "--lr", "0.5")
+
+    assert result.exit_code == 0, result.stderr
+    arguments = [job.spec["script"]["args"] for job in client.jobs()]
+    assert arguments == [["--lr", "2"], ["--lr", "0.1"]]
+    assert "training" in syncbn("sweep", str(script), "--repeat", "2").stderr
+
+
 def test_a_single_job_does_not_take_a_sweep(syncbn: Syncbn, tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump({**SPEC, "sweep": {"repeat": 2}}))

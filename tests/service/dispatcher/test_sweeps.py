@@ -12,6 +12,7 @@ from service.jobs.sweep import Sweep, new_sweep
 from service.queue.store import Store
 from tests.service.examples import make_data
 from tests.service.world import Killed, Tap, World, die, tapped, work
+from training.spec import load_yaml
 from training.spec.sweep import SweepPlan, expanded
 
 
@@ -60,7 +61,10 @@ def test_the_runs_of_its_jobs_are_below_that_of_the_sweep(world: World) -> None:
     assert tags["mlflow.user"] == "ada"
     assert f"syncbn show {sweep.id}" in tags["mlflow.note.content"]
     assert "repeat: 3" in tags["mlflow.note.content"]
-    assert "class_path: training.data.Digits" in world.results.artifacts[parent.run_id]["sweep.yaml"]
+    document = load_yaml(world.results.artifacts[parent.run_id]["sweep.yaml"])
+    assert isinstance(document, dict)
+    again, _ = expanded(document, SweepPlan(**document.pop("sweep")))
+    assert tuple(point.values for point in again) == sweep.points
 
 
 @pytest.mark.parametrize("calls", range(12))

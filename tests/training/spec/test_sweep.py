@@ -144,6 +144,7 @@ def test_an_invalid_point_is_named_with_its_key() -> None:
         ({}, "give grid, random or repeat"),
         ({"grid": {"name": ["a"]}}, "the points are named after the sweep"),
         ({"grid": {"tracking.experiment": ["a"]}}, "all runs of a sweep are in one experiment"),
+        ({"grid": {"tracking": [{"experiment": "a"}]}}, "all runs of a sweep are in one experiment"),
         ({"grid": {"training.seed": [1]}, "repeat": 2}, "training.seed and training.seed set the same key"),
         ({"grid": {"training": [{}], "training.seed": [1]}}, "training and training.seed set the same key"),
         ({"grid": {"training..seed": [1]}}, "is not a key"),
