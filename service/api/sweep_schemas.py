@@ -155,9 +155,9 @@ def _reason(sweep: Sweep, state: SweepState, states: Counter[State]) -> str:
     jobs = states.total()
     left = sum(count for each, count in states.items() if not each.ended)
     if left and sweep.cancel_requested_at is not None:
-        return f"cancelled, {left} of {jobs} jobs stop soon"
+        return f"cancelled; still stopping: {left} of {jobs} jobs"
     if state is SweepState.PAUSED and states[State.PAUSING]:
-        return f"{states[State.PAUSING]} of {jobs} jobs are still pausing"
+        return f"still pausing: {states[State.PAUSING]} of {jobs} jobs"
     ended = {State.FAILED: "failed", State.CANCELLED: "cancelled"}
     parts = [f"{states[each]} {word}" for each, word in ended.items() if states[each]]
     return f"{' and '.join(parts)} of {jobs} job{'' if jobs == 1 else 's'}" if parts else ""

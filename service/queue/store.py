@@ -1,4 +1,4 @@
-"""The durable queue: jobs, code, secrets and the scheduler's row in a database that API and scheduler share.
+"""The durable queue in a database that API and scheduler share: jobs, sweeps, code, secrets, the lease.
 
 Every change to a job is one guarded statement, so any number of processes may work on one queue.
 """
