@@ -2,8 +2,8 @@
 
 ServiceError
 ├── Unavailable       a server we depend on (Ray, MLflow, the database) does not answer
-├── NotFound          there is no such job, archive, secret or checkpoint
-├── Conflict          the job's state does not allow the command
+├── NotFound          there is no such job, sweep, archive, secret or checkpoint
+├── Conflict          the state of the job or sweep does not allow the command
 ├── KeyReused         an Idempotency-Key was sent again with a different body
 └── Refused           the request is invalid: a spec, an archive, a secret, a cursor
 """
@@ -31,11 +31,11 @@ class Unavailable(ServiceError):
 
 
 class NotFound(ServiceError):
-    """The job, archive, secret or checkpoint does not exist."""
+    """The job, sweep, archive, secret or checkpoint does not exist."""
 
 
 class Conflict(ServiceError):
-    """The job's state does not allow the command."""
+    """The state of the job or sweep does not allow the command."""
 
 
 class KeyReused(ServiceError):

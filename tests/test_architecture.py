@@ -40,6 +40,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec.short_names",
     "training.spec.source",
     "training.spec.start_from",
+    "training.spec.sweep",
     "training.spec.text",
     "training.spec.time_limit",
     "training.spec.trainer",

@@ -21,6 +21,9 @@ RESERVED_PACKAGES = frozenset({"sync_bn", "training", "service"})
 JOB_TAG = "syncbn.job_id"
 """The MLflow tag that holds the id of a run's job."""
 
+SWEEP_TAG = "syncbn.sweep_id"
+"""The MLflow tag that holds the id of the sweep whose run it is, the parent of its jobs' runs."""
+
 LONGEST_MESSAGE = 4_000
 LONGEST_TRACE = 20_000
 LONGEST_TYPE = 200

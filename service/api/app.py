@@ -21,11 +21,13 @@ from service.api import (
     logs,
     problems,
     secrets,
+    sweeps,
 )
 from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
 from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
+from service.api.sweep_schemas import SweepRequest
 from service.backends.tracking import Results
 from service.queue.store import Store
 from service.settings import Settings
@@ -58,7 +60,7 @@ def create_app(
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)
-    for routes in (jobs, control, logs, events, checkpoints, files, code, secrets, cluster):
+    for routes in (jobs, control, logs, events, checkpoints, files, sweeps, code, secrets, cluster):
         app.include_router(routes.router, dependencies=[Depends(require_key)], responses=everywhere)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -66,11 +68,11 @@ def create_app(
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Returns FastAPI's OpenAPI document plus two schemas that no route declares: Spec, ProblemDocument."""
+    """Returns FastAPI's OpenAPI document plus the schemas that no route declares."""
     if not app.openapi_schema:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Spec, problems.ProblemDocument):
+        for model in (Spec, SweepRequest, problems.ProblemDocument):
             own = model.model_json_schema(ref_template=_REFERENCE)
             schemas |= own.pop("$defs", {}) | {model.__name__: own}
         app.openapi_schema = schema

@@ -27,6 +27,7 @@ from training.spec import read_spec as parse_with_notes
 
 MAX_SPEC_BYTES = 2**20
 MAX_SECRET_BYTES = 2**17
+MAX_REPORT_BYTES = 2**25
 MAX_DEPTH = 100
 JSON_TYPE = "application/json"
 SPEC_TYPES = (
@@ -64,14 +65,23 @@ SpecBody = Annotated[SpecText, Depends(_spec_body)]
 CodeBody = Annotated[bytes, Depends(_code_body)]
 
 
+async def read_report(request: Request) -> str:
+    """Returns the body of a request that stores a report. Raises Refused if it is not text."""
+    _check_type(request, ("text/markdown", "text/html", "application/octet-stream"))
+    return _text(await _read(request, MAX_REPORT_BYTES, "a report"), "report")
+
+
 async def read_secret(request: Request) -> str:
     """Returns the body of a request that sets a secret. Raises Refused if it is not text."""
     _check_type(request, ("text/plain", "application/octet-stream"))
-    content = await _read(request, MAX_SECRET_BYTES, "a secret")
+    return _text(await _read(request, MAX_SECRET_BYTES, "a secret"), "secret")
+
+
+def _text(content: bytes, what: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise Refused("the secret is not text in UTF-8") from None
+        raise Refused(f"the {what} is not text in UTF-8") from None
 
 
 def read_spec(body: SpecText, services: Context) -> tuple[Spec, list[str]]:
@@ -79,6 +89,12 @@ def read_spec(body: SpecText, services: Context) -> tuple[Spec, list[str]]:
 
     Returns the spec, and what is to be said about arguments of Lightning and imports of the user's code.
     """
+    spec, notes = parse_with_notes(read_document(body))
+    return spec, [*notes, *check_spec(spec, services)]
+
+
+def read_document(body: SpecText) -> object:
+    """Parses the body; every value in it can be stored. Raises SpecError."""
     try:
         text = body.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -86,13 +102,17 @@ def read_spec(body: SpecText, services: Context) -> tuple[Spec, list[str]]:
     data = _load_json(text) if body.is_json else _load_yaml(text)
     if unstorable := list(islice(_unstorable(data, ()), MAX_PROBLEMS)):
         raise SpecError(unstorable)
-    spec, notes = parse_with_notes(data)
-    problems, more = _code_problems(spec, services.store)
+    return data
+
+
+def check_spec(spec: Spec, services: Context) -> list[str]:
+    """Checks code and secrets that a valid spec names; returns what is to be noted. Raises SpecError."""
+    problems, notes = _code_problems(spec, services.store)
     missing = Secrets.of(services.settings, services.store).missing(spec.environment.secrets)
     problems += [Problem(key="environment.secrets", message=missing_secret(name)) for name in missing]
     if problems:
         raise SpecError(problems)
-    return spec, [*notes, *more]
+    return notes
 
 
 def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:

@@ -87,7 +87,8 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
         nodes = lease.machines(scheduler)
     except Unavailable as error:
         return ValidationDocument.of(spec, None, str(error), notes)
-    expected = forecast(spec, queue, active, nodes, now=utc_now())
+    sweeps = services.store.sweep_limits(queue)
+    expected = forecast(spec, queue, active, nodes, now=utc_now(), sweeps=sweeps)
     return ValidationDocument.of(spec, expected, expected.reason, notes)
 
 
@@ -104,6 +105,7 @@ def list_jobs(
         AwareDatetime | None, Query(description="Created then or later; ISO 8601 with a time zone")
     ] = None,
     label: Annotated[list[Label] | None, Query(description="KEY:VALUE; jobs with all of these")] = None,
+    sweep: Annotated[str | None, Query(pattern=_TEXT, description="Id of a sweep; its jobs")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: str | None = None,
 ) -> JobPage:
@@ -115,6 +117,7 @@ def list_jobs(
         experiment=experiment,
         since=since,
         labels=dict(map(_pair, label or ())),
+        sweep=sweep,
         cursor=cursor,
         limit=limit,
     )

@@ -49,7 +49,7 @@ class ProblemResponse(JSONResponse):
 _KINDS: Mapping[type[ServiceError], tuple[int, str, str]] = {
     Unavailable: (503, "unavailable", "A server that this one depends on does not answer"),
     NotFound: (404, "not-found", "Not found"),
-    Conflict: (409, "conflict", "The job's state does not allow it"),
+    Conflict: (409, "conflict", "The state of the job or sweep does not allow it"),
     KeyReused: (422, "idempotency-key-reused", "The Idempotency-Key was used for another spec"),
     Refused: (422, "refused", "The request is not valid"),
 }

@@ -67,6 +67,7 @@ class JobDocument(Document):
         description="Latest value of each metric, null if not finite; empty before the first step"
     )
     mlflow: RunDocument | None
+    sweep: str | None = Field(description="Id of the sweep that it is a job of")
 
     @classmethod
     def of(cls, job: Job, url: str | None) -> Self:
@@ -75,14 +76,15 @@ class JobDocument(Document):
         return cls(
             **{name: getattr(job, name) for name in _FROM_JOB},
             progress=ProgressDocument.model_validate(progress) if progress else None,
-            metrics=_shown(progress.metrics) if progress else {},
+            metrics=shown_metrics(progress.metrics) if progress else {},
             mlflow=RunDocument(experiment_id=run.experiment_id, run_id=run.run_id, url=url)
             if run and url
             else None,
+            sweep=job.sweep_id,
         )
 
 
-def _shown(metrics: Mapping[str, float]) -> dict[str, float | None]:
+def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {
         name: value if math.isfinite(value) else None
         for name, value in metrics.items()
@@ -90,7 +92,8 @@ def _shown(metrics: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-_FROM_JOB = [name for name in JobDocument.model_fields if name not in {"progress", "metrics", "mlflow"}]
+_NOT_FROM_JOB = {"progress", "metrics", "mlflow", "sweep"}
+_FROM_JOB = [name for name in JobDocument.model_fields if name not in _NOT_FROM_JOB]
 
 
 class ResizeRequest(BaseModel):

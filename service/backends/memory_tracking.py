@@ -11,7 +11,7 @@ from pathlib import Path
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from service.log_files import open_log
-from training.protocol import Point, is_detail
+from training.protocol import JOB_TAG, Point, is_detail
 
 _ENDINGS = {"FINISHED", "FAILED", "KILLED"}
 
@@ -52,6 +52,7 @@ class FakeResults:
         name: str,  # noqa: ARG002
         experiment: str,
         tags: Mapping[str, str] | None = None,
+        tag: str = JOB_TAG,  # noqa: ARG002
     ) -> Run:
         self._answer()
         if job_id not in self._runs:

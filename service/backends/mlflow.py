@@ -38,17 +38,23 @@ class MlflowRest:
         return f"{self.public_url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
     def ensure_run(
-        self, *, job_id: str, name: str, experiment: str, tags: Mapping[str, str] | None = None
+        self,
+        *,
+        job_id: str,
+        name: str,
+        experiment: str,
+        tags: Mapping[str, str] | None = None,
+        tag: str = JOB_TAG,
     ) -> Run:
         experiment_id = self._experiment(experiment)
         # Searched first: a dispatcher may have died between creating the run and writing its id to the row.
-        run_id = self._run_of(job_id, experiment_id)
+        run_id = self._run_of(tag, job_id, experiment_id)
         if run_id is None:
             body = {
                 "experiment_id": experiment_id,
                 "run_name": name,
                 "start_time": _now(),
-                "tags": _listed({**(tags or {}), JOB_TAG: job_id}),
+                "tags": _listed({**(tags or {}), tag: job_id}),
             }
             run_id = str(self._call("POST", "runs/create", json=body)["run"]["info"]["run_id"])
         return Run(experiment_id=experiment_id, run_id=run_id)
@@ -112,8 +118,8 @@ class MlflowRest:
             body = {"experiment_id": experiment_id, "key": key, "value": value}
             self._call("POST", "experiments/set-experiment-tag", json=body)
 
-    def _run_of(self, job_id: str, experiment_id: str) -> str | None:
-        where = f"tags.`{JOB_TAG}` = '{job_id}'"
+    def _run_of(self, tag: str, job_id: str, experiment_id: str) -> str | None:
+        where = f"tags.`{tag}` = '{job_id}'"
         body = {"experiment_ids": [experiment_id], "filter": where, "max_results": 1}
         runs = self._call("POST", "runs/search", json=body).get("runs", [])
         return str(runs[0]["info"]["run_id"]) if runs else None

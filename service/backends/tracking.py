@@ -1,4 +1,4 @@
-"""The tracking server's protocol: a run for each job, the history of its metrics, its artifacts.
+"""The tracking server's protocol: a run for each job and sweep, the history of its metrics, its artifacts.
 
 `service.backends.mlflow.MlflowRest` is the real one, `service.backends.memory_tracking.FakeResults` is for
 tests.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from service.jobs.job import Run
-from training.protocol import Point
+from training.protocol import JOB_TAG, Point
 
 
 class Results(Protocol):
@@ -28,9 +28,18 @@ class Results(Protocol):
         """Returns the URL of the run's page in a browser. Does not call the server."""
 
     def ensure_run(
-        self, *, job_id: str, name: str, experiment: str, tags: Mapping[str, str] | None = None
+        self,
+        *,
+        job_id: str,
+        name: str,
+        experiment: str,
+        tags: Mapping[str, str] | None = None,
+        tag: str = JOB_TAG,
     ) -> Run:
-        """Returns the job's run; creates it with these tags if there is none. Idempotent."""
+        """Returns the job's run; creates it with these tags if there is none. Idempotent.
+
+        tag: the tag that holds the id; SWEEP_TAG for a sweep, whose id is then `job_id`.
+        """
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         """Returns all points of the named metrics, sorted by name and step.

@@ -18,9 +18,11 @@ from service.cli import (
     compare,
     control,
     jobs,
+    report,
     results,
     secrets,
     submit,
+    sweep,
     train,
     up,
     verify,
@@ -77,6 +79,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Run jobs": {
         "submit": submit.submit,
         "validate": submit.validate,
+        "sweep": sweep.sweep,
         "extend": again.extend,
         "clone": again.clone,
         "cancel": control.cancel,
@@ -90,10 +93,12 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "See jobs": {
         "list": jobs.list_jobs,
+        "sweeps": sweep.sweeps,
         "show": jobs.show,
         "logs": results.logs,
         "metrics": results.metrics,
         "compare": compare.compare,
+        "report": report.report,
         "checkpoints": checkpoints.checkpoints,
         "files": checkpoints.files,
         "download": checkpoints.download,
@@ -111,7 +116,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 }
 for _panel, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
-        _kind = SpecCommand if _name in {"submit", "validate", "train", "verify"} else None
+        _kind = SpecCommand if _name in {"submit", "validate", "sweep", "train", "verify"} else None
         app.command(_name, cls=_kind, rich_help_panel=_panel)(_command)
 app.add_typer(secrets.app, name="secrets", rich_help_panel="The service")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli.options import AsJson
-from service.cli.selection import Experiment, Labels, Since, States, chosen, filters
+from service.cli.selection import Experiment, Labels, OfSweep, Since, States, chosen, filters
 from service.cli.session import session
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def compare(
     experiment: Experiment = None,
     labels: Labels = None,
     since: Since = None,
+    sweep: OfSweep = None,
     metrics: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,9 +59,11 @@ def compare(
     """
     if output is not None and output.suffix.lower() not in _PICTURES:
         raise typer.BadParameter(f"write FILE.png or FILE.svg, not {output}", param_hint="--output")
-    which = filters(states, experiment, labels, since)
+    which = filters(states, experiment, labels, since, sweep)
     if not references and not any(which.values()):
-        raise typer.BadParameter("name jobs, or choose them with --label, --experiment, --state or --since")
+        raise typer.BadParameter(
+            "name jobs, or choose them with --sweep, --label, --experiment, --state or --since"
+        )
     with session(ctx, as_json=as_json) as client:
         jobs, more = chosen(client, references or [], which, limit=_MOST)
         result = _compared(client, jobs, metrics or [], [_TOO_MANY] if more else [])
@@ -88,8 +91,8 @@ def _compared(client: Client, jobs: list[Job], names: list[str], notes: list[str
     if len(ran) < 2:
         found = "one that has run" if ran else "none that has run"
         raise ClientError(". ".join([f"a comparison needs two jobs, and there is {found}", *notes]))
-    shown = names or _main_metrics(ran)
-    trials = [_trial(client, job, shown, notes) for job in ran]
+    shown = names or main_metrics(ran)
+    trials = [trial(client, job, shown, notes) for job in ran]
     for name in names:
         if not any(name in trial.points for trial in trials):
             known = ", ".join(sorted({metric for job in ran for metric in job.metrics}))
@@ -119,7 +122,7 @@ def _why(job: Job) -> str:
     return f"it is {job.state}" + (f": {headline(job.reason)}" if job.reason else "")
 
 
-def _main_metrics(jobs: list[Job]) -> list[str]:
+def main_metrics(jobs: list[Job]) -> list[str]:
     """Returns the metrics of validation and test and the training loss; without these, all."""
     from service.cli.output import metric_order
 
@@ -127,7 +130,8 @@ def _main_metrics(jobs: list[Job]) -> list[str]:
     return [name for name in names if name.startswith(_MAIN)] or names
 
 
-def _trial(client: Client, job: Job, names: list[str], notes: list[str]) -> Trial:
+def trial(client: Client, job: Job, names: list[str], notes: list[str]) -> Trial:
+    """Returns a job with its points of these metrics; notes why it has none if its run is deleted."""
     from service.cli.comparison import Trial
     from service.client import Point, RequestError
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.cli.output import clean
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from service.cli.comparison import Comparison, Group
 
 _COLUMNS = 2
@@ -18,6 +21,12 @@ _LONGEST = 60  # characters of a line's name
 
 def draw(comparison: Comparison, path: Path) -> None:
     """Draws the curves into a new file, a PNG or an SVG by its suffix. Raises OSError."""
+    labels = {group.number: _label(comparison, group) for group in comparison.groups}
+    figure_of(comparison, labels).savefig(path, dpi=110)
+
+
+def figure_of(comparison: Comparison, labels: Mapping[int, str]) -> Figure:
+    """Returns the figure. labels: what distinguishes each group, by its number."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -29,14 +38,15 @@ def draw(comparison: Comparison, path: Path) -> None:
     few = len(comparison.groups) <= 10
     colours = colormaps["tab10" if few else "viridis"].resampled(10 if few else len(comparison.groups))
     for panel, metric in zip(panels, comparison.metrics, strict=False):
-        panel.set(title=_plain(metric), xlabel="step")
+        panel.set(title=plain(metric), xlabel="step")
         panel.grid(alpha=0.3)
-        for group in comparison.groups:
-            _draw(panel, group, metric, colour=colours(group.number - 1), label=_label(comparison, group))
+        for place, group in enumerate(comparison.groups):
+            label = f"{group.number}  {_shortened(labels[group.number])}"
+            _draw(panel, group, metric, colour=colours(place), label=label)
     for panel in panels[len(comparison.metrics) :]:
         panel.set_visible(False)
     _add_legend(figure)
-    figure.savefig(path, dpi=110)
+    return figure
 
 
 def _draw(panel: Any, group: Group, metric: str, *, colour: Any, label: str) -> None:
@@ -49,11 +59,14 @@ def _draw(panel: Any, group: Group, metric: str, *, colour: Any, label: str) -> 
 
 
 def _label(comparison: Comparison, group: Group) -> str:
-    """Returns the group's number and, if it has room, what distinguishes the group."""
+    """Returns what distinguishes the group."""
     values = ((key.rpartition(".")[2], group.value(key)) for key in comparison.differing)
     text = ", ".join(f"{key}={each[0]}" for key, each in values if len(each) == 1)
-    text = text or group.trials[0].job.name
-    return f"{group.number}  {text if len(text) <= _LONGEST else text[: _LONGEST - 1] + '…'}"
+    return text or group.trials[0].job.name
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _add_legend(figure: Any) -> None:
@@ -64,9 +77,9 @@ def _add_legend(figure: Any) -> None:
     title = (
         f"{len(shown)} of {len(named)}, in the order of their colours" if len(shown) < len(named) else None
     )
-    figure.legend(handles, list(map(_plain, labels)), title=title, ncols=2, loc="outside lower center")
+    figure.legend(handles, list(map(plain, labels)), title=title, ncols=2, loc="outside lower center")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Returns text that matplotlib shows as it is: $ would begin a formula."""
     return clean(text).replace("$", r"\$")

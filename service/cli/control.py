@@ -7,39 +7,41 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, JobId
+from service.cli.options import AsJson, JobId, is_sweep
 from service.cli.session import exit_code, problem_document, report, session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from service.client import Client, Job, RequestError
+    from service.client import Client, Job, RequestError, Sweep
 
-JobIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the jobs.")]
+    Commands = tuple[Callable[[str], Job], Callable[[str], Sweep] | None]
+
+JobIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs, and of sweeps.")]
 
 
 def cancel(ctx: typer.Context, job_ids: JobIds, as_json: AsJson = False) -> None:
-    """Cancel jobs.
+    """Cancel jobs. Of a sweep all that have not ended.
 
     Tries all of them; the exit code is that of the first job that could not be cancelled.
     """
-    _each(ctx, job_ids, lambda client, job_id: client.cancel(job_id), as_json)
+    _each(ctx, job_ids, lambda client: (client.cancel, client.cancel_sweep), as_json)
 
 
 def pause(ctx: typer.Context, job_ids: JobIds, as_json: AsJson = False) -> None:
-    """Pause jobs: each saves a checkpoint and releases its workers.
+    """Pause jobs: each saves a checkpoint and releases its workers. Of a paused sweep no job starts.
 
     Tries all of them; the exit code is that of the first job that could not be paused.
     """
-    _each(ctx, job_ids, lambda client, job_id: client.pause(job_id), as_json)
+    _each(ctx, job_ids, lambda client: (client.pause, client.pause_sweep), as_json)
 
 
 def resume(ctx: typer.Context, job_ids: JobIds, as_json: AsJson = False) -> None:
-    """Resume paused jobs: each continues from its checkpoint once there is room.
+    """Resume paused jobs and sweeps: each job continues from its checkpoint once there is room.
 
     Tries all of them; the exit code is that of the first job that could not be resumed.
     """
-    _each(ctx, job_ids, lambda client, job_id: client.resume(job_id), as_json)
+    _each(ctx, job_ids, lambda client: (client.resume, client.resume_sweep), as_json)
 
 
 def resize(
@@ -54,34 +56,41 @@ def resize(
     stays the same.
     """
     note = f"continues on {workers} worker{'' if workers == 1 else 's'} once there is room"
-    _each(ctx, [job_id], lambda client, job_id: client.resize(job_id, workers), as_json, note=note)
+
+    def commands(client: Client) -> Commands:
+        return lambda job_id: client.resize(job_id, workers), None
+
+    _each(ctx, [job_id], commands, as_json, note=note)
 
 
 def _each(
     ctx: typer.Context,
-    job_ids: Iterable[str],
-    command: Callable[[Client, str], Job],
+    ids: Iterable[str],
+    commands: Callable[[Client], Commands],
     as_json: bool,
     *,
     note: str = "",
 ) -> None:
+    """Gives each job and each sweep its command. commands: for a job, and for a sweep if there is one."""
     from service.cli import output
     from service.client import RequestError
 
-    jobs: list[Job] = []
+    found: list[Job | Sweep] = []
     errors: list[RequestError] = []
     with session(ctx, as_json=as_json) as client:
-        for job_id in job_ids:
+        of_a_job, of_a_sweep = commands(client)
+        for each in ids:
+            command = of_a_sweep if of_a_sweep is not None and is_sweep(each) else of_a_job
             try:
-                jobs.append(command(client, job_id))
+                found.append(command(each))
             except RequestError as error:
                 errors.append(error)
                 report(problem_document(error) or {}, as_json=as_json)
     if as_json:
-        output.print_json([job.to_json() for job in jobs])
+        output.print_json([each.to_json() for each in found])
     else:
         rows: list[list[RenderableType]] = [
-            [job.id, output.state(job.state), output.headline(note or job.reason or "")] for job in jobs
+            [each.id, output.state(each.state), output.headline(note or each.reason or "")] for each in found
         ]
         output.console().print(output.table(["ID", "STATE", "REASON"], rows, wrap="REASON"))
     if errors:

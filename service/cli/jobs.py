@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, JobId
-from service.cli.selection import Experiment, Labels, Since, States, filters
+from service.cli.options import AsJson, JobOrSweepId, is_sweep
+from service.cli.selection import Experiment, Labels, OfSweep, Since, States, filters
 from service.cli.session import exit_with_state, session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from service.client import Job
+    from service.client import Job, Sweep
 
 
 def list_jobs(
@@ -24,12 +24,13 @@ def list_jobs(
     experiment: Experiment = None,
     labels: Labels = None,
     since: Since = None,
+    sweep: OfSweep = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 20,
     everything: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    chosen = filters(states, experiment, labels, since)
+    chosen = filters(states, experiment, labels, since, sweep)
     with session(ctx, as_json=as_json) as client:
         # One job more than the limit tells whether there are more.
         jobs = list(client.jobs(name=name, limit=None if everything else limit + 1, **chosen))
@@ -71,16 +72,27 @@ def _progress(job: Job) -> str:
     return f"{job.progress.step}/{total}" if total else str(job.progress.step)
 
 
-def show(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
-    """Show one job: state, progress, metrics, links."""
-    with session(ctx, as_json=as_json) as client:
-        job = client.job(job_id)
-    if as_json:
-        from service.cli.output import print_json
+def show(ctx: typer.Context, job_id: JobOrSweepId, as_json: AsJson = False) -> None:
+    """Show one job: state, progress, metrics, links. Show a sweep: its state, and a table of its points."""
+    from service.cli import output
 
-        print_json(job.to_json())
+    with session(ctx, as_json=as_json) as client:
+        found = client.sweep(job_id) if is_sweep(job_id) else client.job(job_id)
+    if as_json:
+        output.print_json(found.to_json())
     else:
-        _print_job(job)
+        _print_found(found)
+
+
+def _print_found(found: Job | Sweep) -> None:
+    from service.cli import output
+    from service.cli.sweep_text import print_sweep
+    from service.client import Sweep
+
+    if isinstance(found, Sweep):
+        print_sweep(found, output.console())
+    else:
+        _print_job(found)
 
 
 def _print_job(job: Job) -> None:
@@ -103,6 +115,7 @@ def _print_job(job: Job) -> None:
         ("priority", str(job.priority)),
         ("started from", _source(job)),
         ("model", _model(job)),
+        ("sweep", job.sweep),
         ("labels", output.clean(", ".join(f"{key}={value}" for key, value in job.labels.items()))),
         ("progress", display.progress_text(job)),
         ("metrics", "\n".join(f"{name} {value}" for name, value in metrics)),
@@ -146,21 +159,25 @@ def _took(job: Job) -> str:
 
 def wait(
     ctx: typer.Context,
-    job_id: JobId,
+    job_id: JobOrSweepId,
     timeout: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after this time (exit code 124).")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until a job has ended. The exit code says how it ended."""
+    """Wait until a job, or all jobs of a sweep, have ended. The exit code says how."""
+    from service.cli import display, output
+    from service.client import Sweep
+
     with session(ctx, as_json=as_json) as client:
-        job = client.wait(job_id, timeout=timeout)
+        if is_sweep(job_id):
+            found: Job | Sweep = client.wait_for_sweep(job_id, timeout=timeout)
+        else:
+            found = client.wait(job_id, timeout=timeout)
     if as_json:
-        from service.cli.output import print_json
-
-        print_json(job.to_json())
+        output.print_json(found.to_json())
+    elif isinstance(found, Sweep):
+        _print_found(found)
     else:
-        from service.cli import display, output
-
-        display.print_summary(job, output.console())
-    exit_with_state(job)
+        display.print_summary(found, output.console())
+    exit_with_state(found)

@@ -25,6 +25,11 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 130
 
 
+def is_sweep(some_id: str) -> bool:
+    """Returns whether an id is that of a sweep; those of jobs begin with j."""
+    return some_id.startswith("s")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Connection:
     """The server that the commands talk to. `api_key` is None if it requires none."""
@@ -35,6 +40,7 @@ class Connection:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+JobOrSweepId = Annotated[str, typer.Argument(metavar="ID", help="The id of a job, or of a sweep.")]
 SpecFile = Annotated[
     str | None,
     typer.Argument(

@@ -21,6 +21,7 @@ Labels = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label; may be repeated."),
 ]
+OfSweep = Annotated[str | None, typer.Option("--sweep", metavar="ID", help="Only jobs of this sweep.")]
 Since = Annotated[
     str | None,
     typer.Option(
@@ -30,7 +31,11 @@ Since = Annotated[
 
 
 def filters(
-    states: list[str] | None, experiment: str | None, labels: list[str] | None, since: str | None
+    states: list[str] | None,
+    experiment: str | None,
+    labels: list[str] | None,
+    since: str | None,
+    sweep: str | None,
 ) -> dict[str, Any]:
     """Returns the options as arguments of `Client.jobs`. Raises typer.BadParameter."""
     return {
@@ -38,6 +43,7 @@ def filters(
         "experiment": experiment,
         "labels": dict(map(_label, labels or [])),
         "since": None if since is None else _moment(since),
+        "sweep": sweep,
     }
 
 

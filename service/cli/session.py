@@ -12,7 +12,7 @@ import typer
 from service.cli.options import Connection, ExitCode
 
 if TYPE_CHECKING:
-    from service.client import Client, Job
+    from service.client import Client, Job, Sweep
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def exit_code(error: Exception) -> ExitCode:
     return ExitCode.REFUSED
 
 
-def exit_with_state(job: Job) -> None:
-    """Exits with the code for the state in which the job ended."""
+def exit_with_state(job: Job | Sweep) -> None:
+    """Exits with the code for the state in which the job or sweep ended."""
     codes = {"succeeded": ExitCode.OK, "cancelled": ExitCode.JOB_CANCELLED}
     raise typer.Exit(codes.get(job.state, ExitCode.JOB_FAILED))

@@ -43,7 +43,7 @@ def submit(
 ) -> None:
     """Queue a job."""
     with session(ctx, as_json=as_json) as client:
-        document = _spec(client, spec, assignments, configs, overrides, code, arguments)
+        document = read_and_upload(client, spec, assignments, configs, overrides, code, arguments)
         submitted(client, document, key, follow=follow, as_json=as_json)
 
 
@@ -116,7 +116,9 @@ def validate(
 ) -> None:
     """Check a spec and show what it would run, with which resources. Queues nothing."""
     with session(ctx, as_json=as_json) as client:
-        answer = client.validate(_spec(client, spec, assignments, configs, overrides, code, arguments))
+        answer = client.validate(
+            read_and_upload(client, spec, assignments, configs, overrides, code, arguments)
+        )
         if as_json:
             from service.cli.output import print_json
 
@@ -164,7 +166,7 @@ def schema(
     print_json(Spec.model_json_schema())
 
 
-def _spec(
+def read_and_upload(
     client: Client,
     source: str | None,
     assignments: list[str] | None,
@@ -173,6 +175,7 @@ def _spec(
     code: Path | None,
     arguments: list[str] | None,
 ) -> Mapping[str, Any]:
+    """Returns the spec as it is sent to the service; uploads the code first, if there is any."""
     code = code_of(source, code)
     data = with_source(read_document(source, assignments, configs, overrides, arguments, code), code)
     if code is None:

@@ -31,6 +31,7 @@ from service.client.models import (
     Validation,
     Waiting,
 )
+from service.client.sweep_models import PlannedPoint, Sweep, SweepPoint, SweepValidation
 
 __all__ = [
     "DEFAULT_URL",
@@ -47,12 +48,16 @@ __all__ = [
     "LogLine",
     "Node",
     "NotFound",
+    "PlannedPoint",
     "Point",
     "Progress",
     "RequestError",
     "Run",
     "Secret",
     "ServerUnreachable",
+    "Sweep",
+    "SweepPoint",
+    "SweepValidation",
     "Total",
     "UnexpectedAnswer",
     "Validation",

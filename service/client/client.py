@@ -29,6 +29,7 @@ from service.client.models import (
 )
 from service.client.results import Results, job_path
 from service.client.retry import Retry, ignore
+from service.client.sweeps import SweepCalls
 from service.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -36,7 +37,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _PAGE_SIZE = 100
 
 
-class Client(Results):
+class Client(Results, SweepCalls):
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
@@ -137,19 +138,21 @@ class Client(Results):
         experiment: str | None = None,
         labels: Mapping[str, str] | None = None,
         since: datetime | None = None,
+        sweep: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Yields jobs, newest first, at most `limit` (None: all); fetches pages during the iteration.
 
         states: only jobs in one of these. id_prefix: only jobs whose id begins so. name, experiment: only
         jobs with exactly this name, in exactly this experiment. labels: only jobs with all of these. since:
-        only jobs created then or later; a time without a zone is local. Raises RequestError for a state that
+        only jobs created then or later; a time without a zone is local. sweep: only
+        jobs of the sweep with this id. Raises RequestError for a state that
         does not exist.
         """
         query: list[tuple[str, Any]] = [("state", state) for state in states]
         query += [("label", f"{key}:{value}") for key, value in (labels or {}).items()]
         moment = since.astimezone(UTC).isoformat() if since else None
-        once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment}
+        once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment, "sweep": sweep}
         query += [(key, value) for key, value in once.items() if value]
         cursor, remaining = None, limit
         while remaining is None or remaining > 0:

@@ -73,7 +73,8 @@ class Job(Answer):
     attempt: number of the latest one; 0 before the first. workers: those of the current attempt; None while
     the job waits. wanted_workers: those that a resize asked for; None without a resize. progress: None before
     the first step. metrics: the latest value of each; None for one that is not finite. error: None unless the
-    job has failed. mlflow: None before the run is made.
+    job has failed. mlflow: None before the run is made. sweep: the id of its sweep; None if it is in
+    none.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Job(Answer):
     metrics: dict[str, float | None] = {}
     error: Failure | None = None
     mlflow: Run | None = None
+    sweep: str | None = None
 
     @property
     def ended(self) -> bool:

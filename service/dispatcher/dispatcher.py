@@ -143,7 +143,14 @@ class Dispatcher:
         without_run = self._without_run(queue)
         ready = [job for job in queue if job.id not in without_run]
         nodes = self.cluster.nodes()
-        decisions = schedule(ready, active, nodes, now=utc_now(), seconds_left=_seconds_left(active))
+        decisions = schedule(
+            ready,
+            active,
+            nodes,
+            now=utc_now(),
+            seconds_left=_seconds_left(active),
+            sweeps=self.store.sweep_limits(ready),
+        )
         waiting, running = ({job.id: job for job in jobs} for jobs in (queue, active))
         for decision in decisions:
             if isinstance(decision, Preempt):

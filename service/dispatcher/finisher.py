@@ -1,4 +1,4 @@
-"""Archives ended jobs in its own thread: uploads logs and end status to the tracking server.
+"""Archives ended jobs and sweeps in its own thread: uploads logs and end status to the tracking server.
 
 The row says what is left to do, so the process may die at any moment. Archiving is idempotent.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from service.backends.tracking import Results
 from service.dispatcher.runs import END_STATUS
 from service.errors import Refused, ServiceError
 from service.job_logs import JobLogs, LogFile
-from service.jobs.job import Job, Run
+from service.jobs.job import Job, Run, State
+from service.jobs.sweep import Sweep, SweepState
 from service.queue.store import Store
 from service.settings import Settings
 from training.backoff import Backoff
@@ -50,32 +52,43 @@ class Finisher:
         self._woken.set()
 
     def finish_all(self) -> bool:
-        """Tries once to archive every ended job; returns whether none is left."""
+        """Tries once to archive every ended job and sweep; returns whether none is left."""
         try:
             jobs = self._store.unarchived()
+            sweeps = self._store.unarchived_sweeps()
         except ServiceError as error:
             log.warning("%s", error)
             return False
-        done = [self._finished(job) for job in jobs if not self._stopped]
+        left: list[tuple[str, Callable[[], None]]] = [
+            *((f"job {job.id}", partial(self._finish, job)) for job in jobs),
+            *((f"sweep {sweep.id}", partial(self._finish_sweep, sweep, state)) for sweep, state in sweeps),
+        ]
+        done = [self._finished(what, finish) for what, finish in left if not self._stopped]
         return all(done)
 
-    def _finished(self, job: Job) -> bool:
+    def _finished(self, what: str, finish: Callable[[], None]) -> bool:
         try:
-            self._finish(job)
+            finish()
         except (ServiceError, OSError) as error:
-            log.warning("job %s: its logs are not archived yet: %s", job.id, error)
+            log.warning("%s is not archived yet: %s", what, error)
         except Exception:  # a bug that one job triggers must not block the others
-            log.exception("job %s", job.id)
+            log.exception("%s", what)
         else:
             return True
         return False
 
+    def _finish_sweep(self, sweep: Sweep, state: SweepState) -> None:
+        if (run := sweep.run) is not None:
+            with _refusal_logged(f"sweep {sweep.id}"):
+                self._results.end(run, END_STATUS[State(state)])
+        self._store.mark_sweep_archived(sweep.id)
+
     def _finish(self, job: Job) -> None:
         if (run := job.run) is not None:
             for attempt in range(1, job.attempt + 1):
-                with _refusal_logged(job):
+                with _refusal_logged(f"job {job.id}"):
                     self._upload(job, run, attempt)
-            with _refusal_logged(job):
+            with _refusal_logged(f"job {job.id}"):
                 self._results.end(run, END_STATUS[job.state])
         self._store.mark_archived(job.id)
 
@@ -84,14 +97,14 @@ class Finisher:
         for each in JobLogs(self._settings.storage, self._results).of(job, attempt):
             if isinstance(each, LogFile):
                 name = f"logs/attempt-{attempt}/{each.path.name}"
-                with _refusal_logged(job):
+                with _refusal_logged(f"job {job.id}"):
                     self._results.upload_file(run, name, each.path)
 
 
 @contextmanager
-def _refusal_logged(job: Job) -> Iterator[None]:
+def _refusal_logged(what: str) -> Iterator[None]:
     """Logs a Refused and goes on: the run was deleted, so a retry would not help."""
     try:
         yield
     except Refused as error:
-        log.warning("job %s: its run accepts nothing more: %s", job.id, error)
+        log.warning("%s: its run accepts nothing more: %s", what, error)

@@ -1,6 +1,7 @@
 """Creates the jobs' runs in the tracking server, in its own thread: a server that hangs delays no round.
 
-A created run is written to the job's row. A job without a run is not started.
+A created run is written to the job's row. A job without a run is not started. The run of a sweep is created
+with that of its first job.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 
 from service.backends.tracking import Results
-from service.dispatcher.run_page import run_tags, spec_text
+from service.dispatcher.run_page import run_tags, spec_text, sweep_tags, sweep_text
 from service.errors import Refused, Unavailable
 from service.jobs.job import Job, Run, State
 from service.queue.store import Store
+from training.protocol import SWEEP_TAG
 
 log = logging.getLogger(__name__)
 
 END_STATUS = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "KILLED"}
+PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's own tag, by which its pages show a run below its parent."""
 _SECONDS_BETWEEN = 1.0
 _SECONDS_TO_ANSWER = 5.0
 
@@ -126,10 +130,11 @@ class Runs:
 
     def _create(self, job: Job) -> None:
         experiment = job.spec["tracking"]["experiment"]
-        run = self._results.ensure_run(
-            job_id=job.id, name=job.name, experiment=experiment, tags=run_tags(job)
-        )
-        self._upload_spec(job, run)
+        tags = run_tags(job)
+        if job.sweep_id is not None:
+            tags[PARENT_TAG] = self._sweep_run(job.sweep_id, experiment).run_id
+        run = self._results.ensure_run(job_id=job.id, name=job.name, experiment=experiment, tags=tags)
+        self._upload(run, "spec.yaml", spec_text(job))
         self._store.set_run(job.id, run.experiment_id, run.run_id)
         now = self._store.get(job.id)
         # Race closed: the job was cancelled and archived before its row named the run, which has to be ended.
@@ -140,8 +145,27 @@ class Runs:
         ):  # Race closed: another scheduler has created a run meanwhile; the row names the first one.
             self._results.end(run, END_STATUS[State.CANCELLED])
 
-    def _upload_spec(self, job: Job, run: Run) -> None:
+    def _sweep_run(self, sweep_id: str, experiment: str) -> Run:
+        """Returns the sweep's run, which is the parent of its jobs' runs; creates it if there is none."""
+        sweep = self._store.get_sweep(sweep_id)
+        if sweep.run is not None:
+            return sweep.run
+        run = self._results.ensure_run(
+            job_id=sweep_id, name=sweep.name, experiment=experiment, tags=sweep_tags(sweep), tag=SWEEP_TAG
+        )
+        self._upload(run, "sweep.yaml", sweep_text(sweep))
+        self._store.set_sweep_run(sweep_id, run.experiment_id, run.run_id)
+        now = self._store.get_sweep(sweep_id)
+        if now.run is not None and now.run != run:
+            # Race closed: another scheduler has created a run meanwhile; the row names the first one.
+            self._results.end(run, END_STATUS[State.CANCELLED])
+        elif now.archived_at is not None:
+            # Race closed: all jobs were cancelled, and the sweep archived, before its row named the run.
+            self._results.end(run, END_STATUS[State.CANCELLED])
+        return now.run or run
+
+    def _upload(self, run: Run, path: str, text: str) -> None:
         try:
-            self._results.upload(run, "spec.yaml", spec_text(job))
-        except Refused as error:  # it is in the job's row, too, so the job need not wait for this
-            log.warning("job %s: its run has no spec.yaml: %s", job.id, error)
+            self._results.upload(run, path, text)
+        except Refused as error:  # it is in the database, too, so the job need not wait for this
+            log.warning("run %s has no %s: %s", run.run_id, path, error)

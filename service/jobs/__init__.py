@@ -1,4 +1,4 @@
-"""Jobs: their fields, states and transitions, and what an attempt's end means for its job. Pure.
+"""Jobs and sweeps: their fields, states and transitions, and what an attempt's end means for its job. Pure.
 
 May import `training.protocol`, `training.spec`.
 """

@@ -91,6 +91,9 @@ STOPPING = frozenset({State.PAUSING, State.PREEMPTING})
 
 ENDED = frozenset(state for state in State if state.ended)
 
+JOB_PREFIX = "j"
+"""The first character of a job's id, which tells it from that of a sweep."""
+
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u; sorts as ASCII does
 
 
@@ -148,6 +151,10 @@ class Job:
     run_id: str | None = None
     archived_at: datetime | None = None
     """When its logs and its run's end status were written to the tracking server."""
+    sweep_id: str | None = None
+    """The sweep that it is a job of; None for a job of its own."""
+    point: int | None = None
+    """Its number in the sweep, from 1."""
 
     @property
     def run(self) -> Run | None:
@@ -207,27 +214,27 @@ def new_job(spec: Spec, *, created_at: datetime) -> Job:
     )
 
 
-def new_id(created_at: datetime) -> str:
+def new_id(created_at: datetime, prefix: str = JOB_PREFIX) -> str:
     """Returns 21 characters that sort by creation time and are safe in URLs, file names, Ray ids and labels:
-    "j", the microseconds since the epoch in 11 digits of base 32, and 45 random bits.
+    the prefix, the microseconds since the epoch in 11 digits of base 32, and 45 random bits.
     """
-    return _id(created_at, secrets.randbits(45))
+    return _id(prefix, created_at, secrets.randbits(45))
 
 
 def first_id(created_at: datetime) -> str:
     """Returns the lowest id that a job created at this time can have."""
-    return _id(created_at, 0)
+    return _id(JOB_PREFIX, created_at, 0)
 
 
-def _id(created_at: datetime, number: int) -> str:
+def _id(prefix: str, created_at: datetime, number: int) -> str:
     elapsed = created_at - datetime.fromtimestamp(0, UTC)
     microseconds = (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
-    return "j" + _base32(min(max(microseconds, 0), 32**11 - 1), 11) + _base32(number, 9)
+    return prefix + _base32(min(max(microseconds, 0), 32**11 - 1), 11) + _base32(number, 9)
 
 
-def is_id(text: str) -> bool:
+def is_id(text: str, prefix: str = JOB_PREFIX) -> bool:
     """Returns whether `new_id` could have returned `text`."""
-    return len(text) == 21 and text[0] == "j" and set(text[1:]) <= set(_ALPHABET)
+    return len(text) == 21 and text[0] == prefix and set(text[1:]) <= set(_ALPHABET)
 
 
 def _base32(number: int, digits: int) -> str:

@@ -32,15 +32,18 @@ class Command:
 _NOT_CANCELLED = jobs.c.cancel_requested_at.is_(None)
 
 
-def cancel() -> Command:
-    """Cancels a waiting job at once; marks an active one for the dispatcher to stop."""
+def cancel(waited: str = "cancelled while it waited") -> Command:
+    """Cancels a waiting job at once; marks an active one for the dispatcher to stop.
+
+    waited: the reason of a job that waited.
+    """
     now = literal(utc_now(), UtcDateTime)
     waits = jobs.c.state.not_in(ACTIVE)
     return Command(
         guards=[jobs.c.state.not_in(ENDED)],
         values={
             "state": case((waits, State.CANCELLED.value), else_=jobs.c.state),
-            "reason": case((waits, "cancelled while it waited"), else_="cancelled, stops soon"),
+            "reason": case((waits, waited), else_="cancelled, stops soon"),
             "finished_at": case((waits, now), else_=jobs.c.finished_at),
             "cancel_requested_at": func.coalesce(jobs.c.cancel_requested_at, now),
         },
@@ -48,14 +51,17 @@ def cancel() -> Command:
     )
 
 
-def pause() -> Command:
-    """Pauses a waiting job at once; marks an active one for the dispatcher to stop."""
+def pause(waited: str = "paused while it waited") -> Command:
+    """Pauses a waiting job at once; marks an active one for the dispatcher to stop.
+
+    waited: the reason of a job that waited.
+    """
     waits = jobs.c.state == State.QUEUED
     return Command(
         guards=[jobs.c.state.not_in({*ENDED, State.PAUSED, State.PAUSING}), _NOT_CANCELLED],
         values={
             "state": case((waits, State.PAUSED.value), else_=State.PAUSING.value),
-            "reason": case((waits, "paused while it waited"), else_="asked to stop, then pauses"),
+            "reason": case((waits, waited), else_="asked to stop, then pauses"),
             "preempted_at": None,
         },
         refusal=lambda job: _refusal_if_over(job, "there is nothing to pause"),

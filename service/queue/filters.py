@@ -16,7 +16,7 @@ class Filters(TypedDict, total=False):
     """Which jobs to list; None and nothing match every job.
 
     states: in one of these. id_prefix: ids that begin with this. name, experiment: exactly this one.
-    labels: all of these. since: created then or later; has a time zone.
+    labels: all of these. since: created then or later; has a time zone. sweep: jobs of this one.
     """
 
     states: Iterable[State]
@@ -25,6 +25,7 @@ class Filters(TypedDict, total=False):
     experiment: str | None
     labels: Mapping[str, str] | None
     since: datetime | None
+    sweep: str | None
 
 
 def conditions(filters: Filters) -> list[ColumnElement[bool]]:
@@ -40,6 +41,8 @@ def conditions(filters: Filters) -> list[ColumnElement[bool]]:
         found.append(jobs.c.spec[("tracking", "experiment")].as_string() == experiment)
     if (since := filters.get("since")) is not None:
         found.append(jobs.c.id >= first_id(since))  # ids sort by creation time and have an index
+    if (sweep := filters.get("sweep")) is not None:
+        found.append(jobs.c.sweep_id == sweep)
     return found + [_has_label(key, value) for key, value in (filters.get("labels") or {}).items()]
 
 

@@ -1,4 +1,4 @@
-"""The durable queue: jobs, code, secrets and the scheduler's row in a database that API and scheduler share.
+"""The durable queue in a database that API and scheduler share: jobs, sweeps, code, secrets, the lease.
 
 Every change to a job is one guarded statement, so any number of processes may work on one queue.
 """
@@ -11,13 +11,11 @@ from typing import Any, TypedDict, Unpack
 
 from sqlalchemy import (
     ColumnElement,
-    Row,
     Select,
     Update,
     bindparam,
     exc,
     func,
-    insert,
     literal,
     or_,
     select,
@@ -31,8 +29,10 @@ from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
 from service.queue.filters import Filters, conditions
 from service.queue.lease import Lease
+from service.queue.rows import insert_jobs, job_of, without_source
 from service.queue.stored_secrets import StoredSecrets
-from service.queue.tables import UtcDateTime, job_labels, jobs
+from service.queue.stored_sweeps import StoredSweeps
+from service.queue.tables import UtcDateTime, jobs
 from training.protocol import Failure, Progress
 from training.spec import Spec
 
@@ -83,8 +83,8 @@ _PROGRESS = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-class Store(Lease, CodeArchives, StoredSecrets):
-    """Jobs, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
+class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
+    """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 
     Every method raises `Unavailable` if the database does not answer. Then nothing has changed; only if the
@@ -116,7 +116,8 @@ class Store(Lease, CodeArchives, StoredSecrets):
         """
         job = new_job(spec, created_at=utc_now())
         try:
-            self._insert(job, idempotency_key)
+            with database.writing(self._engine) as connection:
+                insert_jobs(connection, [job], idempotency_key)
         except exc.IntegrityError:
             # Race closed: two requests with one key. The unique constraint lets one insert through.
             if idempotency_key is None:
@@ -132,7 +133,7 @@ class Store(Lease, CodeArchives, StoredSecrets):
             row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
         if row is None:
             raise NotFound(f"no job {job_id!r}")
-        return _job(row)
+        return job_of(row)
 
     def with_run(self, run_id: str) -> Job | None:
         """Returns the job with this MLflow run; None if there is none."""
@@ -308,19 +309,11 @@ class Store(Lease, CodeArchives, StoredSecrets):
             raise Conflict(f"job {job_id} {refusal}")
         return job
 
-    def _insert(self, job: Job, idempotency_key: str | None) -> None:
-        row = {column.name: getattr(job, column.name, None) for column in jobs.columns}
-        labels = [{"job_id": job.id, "key": key, "value": value} for key, value in job.labels.items()]
-        with database.writing(self._engine) as connection:
-            connection.execute(insert(jobs).values({**row, "idempotency_key": idempotency_key}))
-            if labels:
-                connection.execute(insert(job_labels), labels)
-
     def _job_with_key(self, idempotency_key: str, requested: Job) -> Job:
         with database.reading(self._engine) as connection:
             query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
-            existing = _job(connection.execute(query).one())
-        if _without_source(existing.spec) != _without_source(requested.spec):
+            existing = job_of(connection.execute(query).one())
+        if without_source(existing.spec) != without_source(requested.spec):
             raise KeyReused(
                 f"this Idempotency-Key made job {existing.id} from another spec; use a new key for a new job"
             )
@@ -328,7 +321,7 @@ class Store(Lease, CodeArchives, StoredSecrets):
 
     def _jobs(self, query: Select[Any]) -> list[Job]:
         with database.reading(self._engine) as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [job_of(row) for row in connection.execute(query)]
 
     def _update(self, guards: Iterable[ColumnElement[bool]], values: Mapping[str, Any]) -> bool:
         with database.writing(self._engine) as connection:
@@ -341,11 +334,6 @@ class Store(Lease, CodeArchives, StoredSecrets):
         if rows:
             with database.writing(self._engine) as connection:
                 connection.execute(statement, sorted(rows, key=lambda row: str(row["its_id"])))
-
-
-def _without_source(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the spec without who submitted it: that may be another user, or after another commit."""
-    return {key: value for key, value in spec.items() if key != "source"}
 
 
 def _unchanged(job: Job) -> list[ColumnElement[bool]]:
@@ -372,9 +360,3 @@ def _with_state(to: State) -> dict[str, Any]:
     if to in {State.QUEUED, State.PAUSED}:
         return {"workers": None}
     return {"finished_at": utc_now()} if to.ended else {}
-
-
-def _job(row: Row[Any]) -> Job:
-    values = dict(row._mapping)
-    del values["idempotency_key"]
-    return Job(**{**values, "state": State(row.state), "labels": row.spec["labels"]})

@@ -114,9 +114,29 @@ jobs = Table(
     Column("experiment_id", Text),
     Column("run_id", Text),
     Column("archived_at", UtcDateTime),
+    Column("sweep_id", JobId, ForeignKey("sweeps.id"), index=True),
+    Column("point", Integer),
     Index(None, "state", "priority", "id"),
     # The finisher queries these often; the index spares it all other ended jobs.
     Index("ix_jobs_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
+)
+
+sweeps = Table(
+    "sweeps",
+    metadata,
+    Column("id", JobId, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("document", JSON, nullable=False),
+    Column("points", AsJson(list, tuple), nullable=False),
+    Column("max_running", Integer),
+    Column("idempotency_key", Text, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("paused_at", UtcDateTime),
+    Column("cancel_requested_at", UtcDateTime),
+    Column("experiment_id", Text),
+    Column("run_id", Text),
+    Column("archived_at", UtcDateTime),
+    Index("ix_sweeps_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
 )
 
 job_labels = Table(

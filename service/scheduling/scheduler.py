@@ -2,7 +2,8 @@
 
 Gang scheduling: a job starts with all its workers or not at all. The order is strict (priority, then age): a
 job that does not fit yet blocks those behind it, because a stream of small jobs would starve it otherwise. A
-job that does not fit even into the empty cluster blocks no other.
+job that does not fit even into the empty cluster blocks no other, and neither does one that its sweep holds
+back.
 
 Jobs that ask for a range of workers give way. They start with their minimum while others wait, and running
 ones shrink for a job of the same or a higher priority (preemption). Workers that no job waits for are
@@ -19,7 +20,8 @@ from types import MappingProxyType
 
 from service.backends.cluster import Node
 from service.jobs.job import Job, new_job
-from service.scheduling import capacity, preemption, reasons
+from service.jobs.sweep import SweepLimits
+from service.scheduling import capacity, preemption, reasons, sweep_limits
 from service.scheduling.allocation import Allocation, allocate_least, allocate_rest, fitting, in_order
 from service.scheduling.capacity import Demand, Machines
 from service.scheduling.preemption import Preempt
@@ -45,6 +47,7 @@ class Wait:
 
 Decision = Start | Wait | Preempt
 _UNKNOWN: Mapping[str, float] = MappingProxyType({})
+_NO_SWEEPS: Mapping[str, SweepLimits] = MappingProxyType({})
 
 
 def schedule(
@@ -54,13 +57,17 @@ def schedule(
     *,
     now: datetime,
     seconds_left: Mapping[str, float] = _UNKNOWN,
+    sweeps: Mapping[str, SweepLimits] = _NO_SWEEPS,
 ) -> list[Decision]:
     """Returns a decision for every queued job, in scheduling order, then the preemptions of active jobs.
 
     active: the jobs that hold workers. nodes: the machines with their full capacity. seconds_left: the
-    remaining time of active jobs by id, where it is known. The same input gives the same result.
+    remaining time of active jobs by id, where it is known. sweeps: the limits of the jobs' sweeps by id; a
+    job that they hold back blocks no other. The same input gives the same result.
     """
     cluster = capacity.empty(nodes)
+    held = sweep_limits.held(queue, active, sweeps, fits_ever=fitting(cluster))
+    every, queue = queue, [job for job in queue if job.id not in held]
     preempts = preemption.resized(active)
     active = preemption.preempted(active, [preempt.job_id for preempt in preempts], now=now)
     allocation = allocate_least(queue, capacity.occupied(nodes, active), cluster)
@@ -73,7 +80,9 @@ def schedule(
     if not any(map(fitting(cluster), queue)):
         preempts += preemption.grows(active, nodes, now=now, seconds_left=seconds_left)
     makes_room = blocked is not None and room is not None
-    return [*_decisions(queue, allocation, cluster, makes_room=makes_room), *preempts]
+    decisions = {each.job_id: each for each in _decisions(queue, allocation, cluster, makes_room=makes_room)}
+    decisions |= {job_id: Wait(job_id=job_id, reason=reason) for job_id, reason in held.items()}
+    return [*(decisions[job.id] for job in in_order(every)), *preempts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +96,18 @@ class Forecast:
 
 
 def forecast(
-    spec: Spec, queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node], *, now: datetime
+    spec: Spec,
+    queue: Sequence[Job],
+    active: Sequence[Job],
+    nodes: Sequence[Node],
+    *,
+    now: datetime,
+    sweeps: Mapping[str, SweepLimits] = _NO_SWEEPS,
 ) -> Forecast:
     """Returns `schedule`'s decision for a job that does not exist yet."""
     job = new_job(spec, created_at=now)
-    (decision,) = (d for d in schedule([*queue, job], active, nodes, now=now) if d.job_id == job.id)
+    decisions = schedule([*queue, job], active, nodes, now=now, sweeps=sweeps)
+    (decision,) = (each for each in decisions if each.job_id == job.id)
     if isinstance(decision, Start):
         return Forecast(fits_now=True, fits_ever=True, workers=decision.workers, reason="")
     least, never = spec.resources.min_workers, isinstance(decision, Wait) and decision.never

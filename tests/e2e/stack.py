@@ -83,6 +83,12 @@ class Served:
         document: dict[str, Any] = answer.json()
         return document
 
+    def mlflow_post(self, path: str, **body: Any) -> dict[str, Any]:
+        answer = httpx.post(f"{self.mlflow}/api/2.0/mlflow/{path}", json=body, timeout=30)
+        answer.raise_for_status()
+        document: dict[str, Any] = answer.json()
+        return document
+
 
 class Stack(Served):
     """The embedded stack on a folder, with ports that were free."""

@@ -1,4 +1,4 @@
-"""The job specification: its pydantic model, its YAML and JSON text, and its error messages.
+"""The job specification: its pydantic model, its YAML and JSON text, its error messages, and sweeps.
 
 May import nothing else of this project. It imports no library but pydantic and yaml, because the API and the
 command line read specs without torch.

@@ -12,8 +12,26 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-_OTHER_FORMS = {"int_type", "float_type", "string_type", "bool_type", "model_type", "literal_error"}
-_BRANCHES = {"WorkerRange", "Component", "int", "float", "str", "bool", "constrained-int", "constrained-str"}
+_OTHER_FORMS = {
+    "int_type",
+    "float_type",
+    "string_type",
+    "bool_type",
+    "list_type",
+    "model_type",
+    "literal_error",
+}
+_BRANCHES = {
+    "WorkerRange",
+    "ValueRange",
+    "Component",
+    "int",
+    "float",
+    "str",
+    "bool",
+    "constrained-int",
+    "constrained-str",
+}
 MAX_PROBLEMS = 50
 """Maximum number of problems in a SpecError; a document can have a hundred thousand."""
 

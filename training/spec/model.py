@@ -261,6 +261,10 @@ def read_spec(data: object) -> tuple[Spec, list[str]]:
     if not isinstance(data, Mapping):
         kind = type(data).__name__
         raise SpecError([Problem(key="", message=f"a spec is a mapping with model and data, not {kind}")])
+    if "sweep" in data:
+        raise SpecError(
+            [Problem(key="sweep", message="is for several jobs: `syncbn sweep` runs them; omit it for one")]
+        )
     check_keys_beside_script(data)
     data, notes = as_spec(data, known=set(Spec.model_fields))
     if data.get("script") is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -32,22 +32,27 @@ def load_yaml(text: str) -> object:
 def override(data: object, assignments: Iterable[str]) -> object:
     """Returns a copy of `data` with each `key.path=value` applied in order; values are YAML.
 
-    Raises SpecError if an assignment has no "=", an empty key, or a value that is not YAML.
+    A number is an index where there is a list, as in trainer.callbacks.0.init_args.patience=3. Raises
+    SpecError if an assignment has no "=", an empty key, or a value that is not YAML.
     """
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise SpecError([Problem(key=path, message=f"write key.path=value, not {assignment!r}")])
-        data = _replaced(data, keys, load_yaml(value))
+        data = replaced(data, keys, load_yaml(value))
     return data
 
 
-def _replaced(data: object, keys: list[str], value: object) -> object:
+def replaced(data: object, keys: Sequence[str], value: object) -> object:
+    """Returns a copy of `data` with the value at the path `keys`; mappings on the way are made if need be."""
     if not keys:
         return value
+    first, *rest = keys
+    if isinstance(data, list) and first.isdecimal() and (index := int(first)) < len(data):
+        return [*data[:index], replaced(data[index], rest, value), *data[index + 1 :]]
     here = dict(data) if isinstance(data, Mapping) else {}
-    return {**here, keys[0]: _replaced(here.get(keys[0]), keys[1:], value)}
+    return {**here, first: replaced(here.get(first), rest, value)}
 
 
 class _Loader(yaml.SafeLoader):

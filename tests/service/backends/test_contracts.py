@@ -17,6 +17,7 @@ from service.backends.tracking import Results
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from tests.mlflow_server import MlflowServer
+from training.protocol import SWEEP_TAG
 
 NOWHERE = Run(experiment_id="0", run_id="0" * 32)
 
@@ -129,6 +130,9 @@ def test_asking_twice_gives_the_same_run(subject: Subject) -> None:
     assert other.run_id != first.run_id
     assert other.experiment_id == first.experiment_id
     assert ensure(job_id="j3", name="a", experiment="two").experiment_id != first.experiment_id
+    sweep = ensure(job_id="s1", name="a", experiment="one", tag=SWEEP_TAG)
+    assert ensure(job_id="s1", name="a", experiment="one", tag=SWEEP_TAG) == sweep
+    assert sweep.run_id not in {first.run_id, other.run_id}
 
 
 def test_names_are_free_text(subject: Subject) -> None:

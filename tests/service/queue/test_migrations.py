@@ -33,6 +33,10 @@ def test_jobs_of_an_older_version_are_kept_and_go_on(empty_database_url: str) ->
     migrate_to(engine, "0003")
     with engine.begin() as connection:
         old = {state: old_job(connection, state) for state in OLD_STATES}
+        connection.execute(
+            text("INSERT INTO job_labels (job_id, key, value) VALUES (:job_id, 'team', 'a')"),
+            {"job_id": old["queued"]},
+        )
         asked = old_job(connection, "running", cancel_requested_at="2026-01-01 00:00:00.000000+00:00")
 
     store.migrate()
@@ -44,7 +48,8 @@ def test_jobs_of_an_older_version_are_kept_and_go_on(empty_database_url: str) ->
         assert (after[state].failures, after[state].finished_at) == (1, None)
     # How an attempt of an older version is told from one of this: its log is in the tracking server.
     assert {job.start for job in after.values()} == {0}
-    assert after["queued"].progress is None
+    assert [job.id for job in store.list_jobs(labels={"team": "a"})[0]] == [old["queued"]]
+    assert (after["queued"].progress, after["queued"].sweep_id) == (None, None)
     assert after["queued"].restarts == ()
     assert store.get(asked).state is State.CANCELLED
     assert store.get(asked).finished_at is not None

@@ -426,6 +426,14 @@ def test_overrides_reach_into_mappings_and_read_their_values_as_yaml() -> None:
     assert data == {"training": {"max_epochs": 3, "seed": 1}, "resources": {"workers": 2}}
 
 
+def test_an_override_replaces_an_item_of_a_list() -> None:
+    data = {"callbacks": [{"patience": 1}, {"patience": 2}]}
+
+    assert override(data, ["callbacks.1.patience=7"]) == {"callbacks": [{"patience": 1}, {"patience": 7}]}
+    assert data == {"callbacks": [{"patience": 1}, {"patience": 2}]}
+    assert override(data, ["callbacks.2.patience=7"]) == {"callbacks": {"2": {"patience": 7}}}
+
+
 @pytest.mark.parametrize("assignment", ["training.max_steps", "=3", "training..seed=3", ""])
 def test_an_override_of_another_form_is_refused(assignment: str) -> None:
     with pytest.raises(SpecError, match=r"write key\.path=value"):

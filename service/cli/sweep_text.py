@@ -1,0 +1,91 @@
+"""A sweep as text: its state, and a table of its points."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+
+from service.cli import output
+from service.cli.sweep_options import short_keys
+
+if TYPE_CHECKING:
+    from service.client import PlannedPoint, Sweep, SweepPoint
+
+_LONGEST = 28  # characters of a value
+_METRICS = 3
+
+
+def print_sweep(sweep: Sweep, screen: Console) -> None:
+    """Prints the sweep and all its points."""
+    screen.print(
+        output.fields(
+            [
+                ("id", sweep.id),
+                ("name", output.clean(sweep.name)),
+                ("state", output.state(sweep.state)),
+                ("reason", output.headline(sweep.reason or "")),
+                ("jobs", counts(sweep)),
+                ("at once", None if sweep.max_running is None else f"at most {sweep.max_running}"),
+                ("MLflow", sweep.mlflow.url if sweep.mlflow else None),
+            ]
+        )
+    )
+    screen.print()
+    print_points(sweep.keys, sweep.points, screen)
+
+
+def print_points(keys: Iterable[str], points: Iterable[SweepPoint], screen: Console) -> None:
+    """Prints a table of points: their values, and the state, progress and metrics of their jobs."""
+    points, names = list(points), short_keys(keys)
+    metrics = sorted({name for point in points for name in point.metrics}, key=output.metric_order)[:_METRICS]
+    columns = ["#", *map(output.clean, names.values()), "ID", "STATE", "PROGRESS", *metrics, "REASON"]
+    rows: list[list[RenderableType]] = [
+        [
+            str(point.number),
+            *(_value(point.values, key) for key in names),
+            point.job,
+            output.state(point.state),
+            _progress(point),
+            *(output.metric(point.metrics[name]) if name in point.metrics else "" for name in metrics),
+            "" if point.state == "succeeded" else output.headline(point.reason or ""),
+        ]
+        for point in points
+    ]
+    screen.print(output.table(columns, rows, wrap="REASON"))
+
+
+def print_planned(points: Iterable[PlannedPoint], screen: Console) -> None:
+    """Prints the points that a sweep would have."""
+    points = list(points)
+    names = short_keys(dict.fromkeys(key for point in points for key in point.values))
+    rows: list[list[RenderableType]] = [
+        [str(point.number), *(_value(point.values, key) for key in names), output.clean(point.name)]
+        for point in points
+    ]
+    screen.print(output.table(["#", *map(output.clean, names.values()), "NAME"], rows))
+
+
+def counts(sweep: Sweep) -> str:
+    """Returns how many jobs have which state, as in 6: 2 running, 3 queued, 1 succeeded."""
+    states = ", ".join(f"{count} {state}" for state, count in sweep.counts.items())
+    return f"{sweep.jobs}: {states}"
+
+
+def value_text(value: object) -> str:
+    """Returns a value on one line; of a long one the end, which says most of class paths."""
+    text = output.clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= _LONGEST else f"…{text[1 - _LONGEST :]}"
+
+
+def _value(values: Mapping[str, Any], key: str) -> str:
+    return value_text(values[key]) if key in values else ""
+
+
+def _progress(point: SweepPoint) -> str:
+    if point.progress is None:
+        return ""
+    total = point.progress.total_steps
+    return f"{point.progress.step}/{total}" if total else str(point.progress.step)
