@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,10 @@ class FashionMNIST(Splits):
     with the IDX files, gzipped or not; if None, uses Debian's package dataset-fashion-mnist, else the cache,
     else downloads the files from `url` into the cache. limit: maximum number of samples per split. augment:
     shifts each training image by up to 2 pixels and flips it with probability 0.5, anew in each epoch.
+    binary: pixels are 1 where they are at least half white, else 0, in place of the scaled ones. validate:
+    test: validation has the images of the test, to draw its curve during the training.
+
+    The files of MNIST, which have the same names, are read too if `root` has them.
 
     Raises FileNotFoundError naming all three ways if none provides the data; ValueError for a broken file.
     """
@@ -41,10 +46,18 @@ class FashionMNIST(Splits):
     MEAN, STD = 0.2860, 0.3530
 
     def __init__(
-        self, root: str | None = None, limit: int | None = None, url: str = URL, *, augment: bool = False
+        self,
+        root: str | None = None,
+        limit: int | None = None,
+        url: str = URL,
+        *,
+        augment: bool = False,
+        binary: bool = False,
+        validate: Literal["held_out", "test"] = "held_out",
     ) -> None:
         super().__init__()
         self.root, self.limit, self.url, self.augment = root, limit, url, augment
+        self.binary, self.validate = binary, validate
 
     def prepare_data(self) -> None:
         """Downloads missing files. Lightning calls it once per node."""
@@ -56,15 +69,16 @@ class FashionMNIST(Splits):
         held_out = max(1, len(images) // 12)
         test_images, test_labels = _split(folder, "t10k")
         train = self._dataset(images[:-held_out], labels[:-held_out])
-        self.train = Augmented(train, black=-self.MEAN / self.STD) if self.augment else train
-        self.val = self._dataset(images[-held_out:], labels[-held_out:])
+        black = 0.0 if self.binary else -self.MEAN / self.STD
+        self.train = Augmented(train, black=black) if self.augment else train
         self.test = self._dataset(test_images, test_labels)
+        held_out_part = self._dataset(images[-held_out:], labels[-held_out:])
+        self.val = self.test if self.validate == "test" else held_out_part
 
     def _dataset(self, images: np.ndarray, labels: np.ndarray) -> TensorDataset:
         pixels = torch.tensor(images[: self.limit], dtype=torch.float32).unsqueeze(1) / 255
-        return TensorDataset(
-            (pixels - self.MEAN) / self.STD, torch.tensor(labels[: self.limit], dtype=torch.int64)
-        )
+        scaled = (pixels >= 0.5).float() if self.binary else (pixels - self.MEAN) / self.STD
+        return TensorDataset(scaled, torch.tensor(labels[: self.limit], dtype=torch.int64))
 
     def _folder(self) -> Path:
         if self.root is not None:

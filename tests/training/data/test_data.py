@@ -133,6 +133,25 @@ def test_limit_keeps_the_first_samples_of_each_split(tmp_path: Path) -> None:
     assert [len(tensors(split)[0]) for split in (data.train, data.val, data.test)] == [3, 2, 3]
 
 
+def test_black_and_white_images_have_two_values_divided_at_half_white(tmp_path: Path) -> None:
+    folder = write(tmp_path / "files", zipped=False)
+    pixels = np.resize(np.array([0, 127, 128, 255], dtype=np.uint8), (24, 28, 28))
+    (folder / "train-images-idx3-ubyte").write_bytes(idx(pixels))
+
+    images, _ = tensors(ready(FashionMNIST(root=str(folder), binary=True)).train)
+
+    assert torch.equal(images[0].flatten()[:8], torch.tensor([0.0, 0, 1, 1] * 2))
+
+
+def test_validation_may_have_the_images_of_the_test(tmp_path: Path) -> None:
+    root = str(write(tmp_path / "files", zipped=True))
+    own, same = ready(FashionMNIST(root=root)), ready(FashionMNIST(root=root, validate="test"))
+
+    assert torch.equal(tensors(same.val)[0], tensors(same.test)[0])
+    assert torch.equal(tensors(same.train)[0], tensors(own.train)[0])
+    assert len(tensors(own.val)[0]) != len(tensors(own.test)[0])
+
+
 def test_augmentation_moves_and_flips_what_is_trained_on_and_nothing_else(tmp_path: Path) -> None:
     root = str(write(tmp_path / "files", zipped=True))
     plain, augmented = (ready(FashionMNIST(root=root, augment=augment)) for augment in (False, True))
