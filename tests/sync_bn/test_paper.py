@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sync_bn import convert_sync_batchnorm, revert_sync_batchnorm
+from sync_bn import SyncBatchNorm, convert_sync_batchnorm, revert_sync_batchnorm
 from tests.sync_bn.conftest import RanksOf
 from tests.sync_bn.one_process import batch_norm, steps_in_rank
 
@@ -127,3 +127,106 @@ def test_trained_layer_folds_into_the_convolution_before_it(ranks_of: RanksOf) -
     assert type(layer) is nn.BatchNorm2d
     folded = fuse_conv_bn_eval(convolution, layer)
     assert_close(folded(torch.cat(parts)), torch.cat([output, other_output]))
+
+
+CUTS = [[7], [6, 1], [3, 0, 4]]
+"""The same batch of 7 on 1, 2 and 3 ranks."""
+
+
+class Through(NamedTuple):
+    """What BN(Wu + b) gives for a whole batch, and its gradients."""
+
+    output: Tensor
+    d_input: Tensor
+    d_weights: Tensor
+    d_bias: Tensor
+
+
+def through_in_rank(
+    rank: int, weights: Tensor, bias: Tensor, inputs: list[Tensor], dys: list[Tensor], eps: float
+) -> Through:
+    """weights: (C, D), bias: (C,), inputs: (n, D) of each rank, dys: (n, C) of each rank."""
+    layer = SyncBatchNorm(len(weights), eps=eps).double()
+    leaves = [each.clone().requires_grad_() for each in (inputs[rank], weights, bias)]
+    y = layer(nn.functional.linear(*leaves))
+    return Through(y.detach(), *torch.autograd.grad(y, leaves, dys[rank]))
+
+
+class Case(NamedTuple):
+    cut: list[int]
+    weights: Tensor
+    bias: Tensor
+    inputs: Tensor
+    dys: Tensor
+
+    def through(
+        self, ranks_of: RanksOf, *, scale: float = 1.0, bias: float = 0.0, eps: float = EPS
+    ) -> Through:
+        """BN((scale·W)u + bias·b), of all ranks together."""
+        inputs, dys = parts_of(self.inputs, self.cut), parts_of(self.dys, self.cut)
+        of_ranks = ranks_of(len(self.cut)).run(
+            through_in_rank, scale * self.weights, bias * self.bias, inputs, dys, eps
+        )
+        return Through(
+            output=torch.cat([each.output for each in of_ranks]),
+            d_input=torch.cat([each.d_input for each in of_ranks]),
+            d_weights=torch.stack([each.d_weights for each in of_ranks]).sum(0),
+            d_bias=torch.stack([each.d_bias for each in of_ranks]).sum(0),
+        )
+
+
+@pytest.fixture(params=CUTS, ids=lambda cut: f"{len(cut)} ranks")
+def case(request: pytest.FixtureRequest) -> Case:
+    cut: list[int] = request.param
+    return Case(cut, random(4, 3), random(4), random(sum(cut), 3), random(sum(cut), 4))
+
+
+@pytest.mark.parametrize("scale", [1e-2, 3.0, 1e2])
+def test_the_scale_of_the_weights_changes_no_output_and_no_gradient_of_the_input(
+    ranks_of: RanksOf, case: Case, scale: float
+) -> None:
+    """Section 3.3: BN((aW)u) = BN(Wu), ∂BN((aW)u)/∂u = ∂BN(Wu)/∂u, ∂BN((aW)u)/∂(aW) = 1/a·∂BN(Wu)/∂W.
+
+    With ε they hold if it scales as the variance does.
+    """
+    plain, scaled = case.through(ranks_of), case.through(ranks_of, scale=scale, eps=EPS * scale**2)
+
+    assert_close(scaled.output, plain.output)
+    assert_close(scaled.d_input, plain.d_input)
+    assert_close(scaled.d_weights * scale, plain.d_weights)
+
+
+def test_a_bias_before_the_layer_is_cancelled_and_has_no_gradient(ranks_of: RanksOf, case: Case) -> None:
+    """Section 3.2: Wu + b may be replaced by Wu, for β has the role of b."""
+    plain, shifted = case.through(ranks_of), case.through(ranks_of, bias=1.0)
+
+    assert_close(shifted.output, plain.output)
+    assert_close(shifted.d_weights, plain.d_weights)
+    assert_close(shifted.d_bias, torch.zeros_like(shifted.d_bias))
+
+
+def test_the_variance_of_inference_is_unbiased_by_the_count_of_all_ranks(
+    ranks_of: RanksOf, case: Case
+) -> None:
+    """Section 3.1: Var[x] = m/(m-1)·E[σ²]: m is 7 on any number of ranks, and not a rank's own count."""
+    parts = parts_of(case.inputs, case.cut)
+    layer = nn.BatchNorm1d(3, momentum=1.0).double()
+
+    for (step,) in ranks_of(len(case.cut)).run(steps_in_rank, layer, [(parts, parts)]):
+        assert_close(step.buffers["running_var"], 7 / 6 * normalised(case.inputs).var)
+
+
+def test_gamma_as_the_deviation_and_beta_as_the_mean_give_the_input_back(
+    ranks_of: RanksOf, case: Case
+) -> None:
+    """Section 3: γ = √Var[x] and β = E[x] "recover the original activations"."""
+    x = case.inputs
+    layer = nn.BatchNorm1d(3, eps=EPS).double()
+    with torch.no_grad():
+        layer.weight.copy_(1 / normalised(x).s)
+        layer.bias.copy_(normalised(x).mean)
+
+    parts = parts_of(x, case.cut)
+    steps = [step for (step,) in ranks_of(len(case.cut)).run(steps_in_rank, layer, [(parts, parts)])]
+
+    assert_close(torch.cat([step.output for step in steps]), x)
