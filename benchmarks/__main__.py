@@ -47,8 +47,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parser(program: str, benchmarks: Mapping[str, str]) -> argparse.ArgumentParser:
-    """Returns the argument parser for `benchmarks`, a mapping of names to descriptions."""
+def parser(program: str, benchmarks: Mapping[str, str], *, repeats: bool = True) -> argparse.ArgumentParser:
+    """Returns the argument parser for `benchmarks`, a mapping of names to descriptions.
+
+    repeats: whether the number of runs may be given.
+    """
 
     def known(name: str) -> str:
         if name not in benchmarks:
@@ -63,7 +66,8 @@ def parser(program: str, benchmarks: Mapping[str, str]) -> argparse.ArgumentPars
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("names", nargs="*", metavar="NAME", type=known, help="a benchmark")
-    made.add_argument("--repeats", type=_positive, help="runs of each contestant (3; 1 with --quick)")
+    if repeats:
+        made.add_argument("--repeats", type=_positive, help="runs of each contestant (3; 1 with --quick)")
     made.add_argument("--quick", action="store_true", help="check that the benchmark works; writes no files")
     return made
 

@@ -29,6 +29,7 @@ class Stack:
 
     folder: Path
     api_url: str
+    mlflow_url: str
     up: int
     """Returns the process of `syncbn up`."""
 
@@ -38,21 +39,22 @@ class Stack:
 
 
 @contextmanager
-def embedded_stack(checkout: Path | None = None) -> Iterator[Stack]:
+def embedded_stack(checkout: Path | None = None, *, folder: Path | None = None) -> Iterator[Stack]:
     """Runs `syncbn up` on free ports; stops all its processes when the context ends.
 
-    checkout: a checkout of another version to run instead. Raises RuntimeError with the end of its log if it
-    does not become ready.
+    checkout: a checkout of another version to run instead. folder: where its data is kept; None: in a
+    temporary one. Raises RuntimeError with the end of its log if it does not become ready.
     """
-    with folder_of_our_own() as folder:
-        port = free_port()
-        options = ("--port", str(port), "--mlflow-port", str(free_port()))
+    with folder_of_our_own(folder) as folder:
+        port, mlflow_port = free_port(), free_port()
+        options = ("--port", str(port), "--mlflow-port", str(mlflow_port))
         up = _in_background("up", folder, environment(checkout), *options)
         try:
             url = f"http://127.0.0.1:{port}"
             with Client(url) as client:
                 wait_until(lambda: _is_ready(client), lambda: up.poll() is None, folder / "up.log")
-            yield Stack(folder=folder, api_url=url, up=up.pid)
+            mlflow_url = f"http://127.0.0.1:{mlflow_port}"
+            yield Stack(folder=folder, api_url=url, mlflow_url=mlflow_url, up=up.pid)
         finally:
             _end(up)
             _in_background(
@@ -61,9 +63,12 @@ def embedded_stack(checkout: Path | None = None) -> Iterator[Stack]:
 
 
 @contextmanager
-def mlflow_server() -> Iterator[str]:
-    """Runs an MLflow server as the embedded stack does and yields its URL; stops it with the context."""
-    with folder_of_our_own() as folder:
+def mlflow_server(folder: Path | None = None) -> Iterator[str]:
+    """Runs an MLflow server as the embedded stack does and yields its URL; stops it with the context.
+
+    folder: that of an embedded stack whose runs it has; None: a temporary one.
+    """
+    with folder_of_our_own(folder) as folder:
         server = MlflowServer(StackState.load(folder), free_port())
         try:
             server.start()
@@ -74,7 +79,11 @@ def mlflow_server() -> Iterator[str]:
 
 
 @contextmanager
-def folder_of_our_own() -> Iterator[Path]:
+def folder_of_our_own(given: Path | None = None) -> Iterator[Path]:
+    """Yields the given folder, or a temporary one."""
+    if given is not None:
+        yield given.resolve()
+        return
     with tempfile.TemporaryDirectory(prefix="syncbn-bench-", ignore_cleanup_errors=True) as name:
         yield Path(name).resolve()
 
