@@ -17,8 +17,12 @@ CHANGE, SMOOTHNESS = "gradient/change", "gradient/smoothness"
 
 
 def layers_of(run: Run) -> list[str]:
-    """Returns the layers in the network's order, which is that of their names."""
-    return sorted(name.split("/")[1] for name in run.curves if name.endswith("/std"))
+    """Returns the layers in the network's order, which is that of the numbers in their names."""
+
+    def parts(name: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+    return sorted((name.split("/")[1] for name in run.curves if name.endswith("/std")), key=parts)
 
 
 def draw_moments(runs: Runs, figure: Figure) -> None:

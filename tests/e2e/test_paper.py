@@ -14,9 +14,12 @@ ROOT = Path(__file__).parents[2]
 def test_a_quick_experiment_goes_through_the_queue_and_its_page_is_drawn_again_from_mlflow(
     stack: Stack, tmp_path: Path
 ) -> None:
+    command = [sys.executable, "-m", "benchmarks.paper", "figure_1", "--quick", "--output", str(tmp_path)]
+    smaller = ["--set", "training.max_steps=40", "--set", "trainer.val_check_interval=20"]
+
     def paper(*options: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.paper", "figure_1", "--quick", "--output", tmp_path, *options],
+            [*command, *smaller, *options],
             cwd=ROOT,
             env=ENVIRONMENT | {"SYNCBN_URL": stack.url},
             capture_output=True,
