@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.callbacks.job_step import job_step
-from training.probes.probe import as_input, first_samples, log, plain_copy, validation_data
+from training.errors import BuildError
+from training.probes.probe import as_input, first_samples, log, plain_copy, undisturbed, validation_data
 
 
 class Folding(Callback):
@@ -22,24 +23,36 @@ class Folding(Callback):
     in inference each layer is a linear map, so that the layer before it can do its work; the largest
     difference of an output from the network without BatchNorm, relative to the largest output (Algorithm 2).
     `folded/layers`: BatchNorm layers that went; `folded/remaining`: those that do not follow a convolution or
-    linear layer directly, and stayed. samples: of the validation data.
+    linear layer directly, and stayed. samples: of the validation data. Raises BuildError before the first
+    step if torch.fx cannot trace the model.
     """
 
     def __init__(self, samples: int = 500) -> None:
         self.samples = samples
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        validation_data(trainer)
+        try:
+            _fused(plain_copy(pl_module).eval())
+        except Exception as error:
+            raise BuildError(
+                "trainer.callbacks", f"Folding needs a model that torch.fx can trace: {error}"
+            ) from None
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_rank:
             return
-        model = plain_copy(pl_module).double()
-        x, _ = first_samples(validation_data(trainer), self.samples)
-        x = as_input(x, pl_module).double()
-        log(trainer, {**folded(model, x), **undone(model, x)}, job_step(trainer))
+        with undisturbed(pl_module):
+            model = plain_copy(pl_module).double()
+            x, _ = first_samples(validation_data(trainer), self.samples)
+            x = as_input(x, pl_module).double()
+            metrics = {**folded(model, x), **undone(model, x)}
+        log(trainer, metrics, job_step(trainer))
 
 
 @torch.no_grad()
 def undone(model: nn.Module, x: Tensor) -> Mapping[str, float]:
-    """Returns `identity/LAYER` of each BatchNorm layer; sets their weights. model: with plain layers."""
+    """Returns `identity/LAYER` of each BatchNorm layer with γ and β, and sets these. model: a plain copy."""
     differences: dict[str, float] = {}
 
     def prepare(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -49,8 +62,9 @@ def undone(model: nn.Module, x: Tensor) -> Mapping[str, float]:
         layer.weight.copy_((var + layer.eps).sqrt())
         layer.bias.copy_(mean)
 
-    layers = {name: each for name, each in model.train().named_modules() if isinstance(each, _BatchNorm)}
-    for name, layer in layers.items():
+    for name, layer in model.train().named_modules():
+        if not isinstance(layer, _BatchNorm) or layer.weight is None or layer.bias is None:
+            continue
 
         def compare(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
             differences[f"identity/{name}"] = relative_difference(output, inputs[0])

@@ -29,11 +29,14 @@ class GradientChange(Probe):
         super().__init__(every, samples)
         self.scales = tuple(scales)
 
+    def check(self, module: LightningModule) -> None:
+        if not isinstance(module, Supervised):
+            raise BuildError("trainer.callbacks", "GradientChange needs an nn.Module and the spec's loss")
+
     def measure(
         self, trainer: Trainer, module: LightningModule, model: nn.Module, x: Tensor, y: Tensor
     ) -> Mapping[str, float]:
-        if not isinstance(module, Supervised):
-            raise BuildError("trainer.callbacks", "GradientChange needs an nn.Module and the spec's loss")
+        assert isinstance(module, Supervised)
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         parameters = [each for each in model.parameters() if each.requires_grad]
         start = [each.detach().clone() for each in parameters]

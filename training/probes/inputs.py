@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from training.errors import BuildError
-from training.probes.probe import Probe
+from training.probes.probe import Probe, users_model
 
 _ACTIVATIONS = "torch.nn.modules.activation"
 
@@ -33,6 +33,9 @@ class InputPercentiles(Probe):
     ) -> None:
         super().__init__(every, samples)
         self.layer, self.unit, self.percentiles = layer, unit, tuple(percentiles)
+
+    def check(self, module: LightningModule) -> None:
+        check_layer(users_model(module), self.layer)
 
     def measure(
         self,
@@ -93,18 +96,19 @@ def activations_of(model: nn.Module) -> list[str]:
     return [name for name, layer in model.named_modules() if type(layer).__module__ == _ACTIVATIONS]
 
 
+def check_layer(model: nn.Module, name: str) -> None:
+    """Raises BuildError if the model has no layer of this name."""
+    if name not in dict(model.named_modules()):
+        known = ", ".join(activations_of(model)) or "no activation that is a module"
+        raise BuildError("trainer.callbacks", f"the model has no layer {name!r}; it has {known}")
+
+
 @torch.no_grad()
 def inputs_of(model: nn.Module, x: Tensor, layers: Iterable[str]) -> dict[str, Tensor]:
-    """Returns the input of each layer as (values, units): for convolutions each position is a value.
-
-    Raises BuildError for a layer that the model does not have.
-    """
+    """Returns the input of each layer as (values, units): for convolutions each position is a value."""
     modules, found = dict(model.named_modules()), dict[str, Tensor]()
     with ExitStack() as hooks:
         for name in layers:
-            if name not in modules:
-                known = ", ".join(activations_of(model)) or "no activation that is a module"
-                raise BuildError("trainer.callbacks", f"the model has no layer {name!r}; it has {known}")
 
             def keep(_layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 found[name] = inputs[0].detach().movedim(1, -1).flatten(0, -2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -22,8 +23,9 @@ class Probe(Callback):
 
     `measure` gets a copy of the user's model, in training mode, with plain BatchNorm layers, and the first
     `samples` samples of the validation data: BatchNorm normalises by these. The training is not affected: no
-    buffer of the model changes, no random number is drawn, and no rank communicates. Results do not depend on
-    the number of workers. `every` and `samples` are positive.
+    buffer of the model changes, torch's random generators stay as they are, and no rank communicates. Results
+    do not depend on the number of workers. Raises ValueError unless `every` is positive and there are at
+    least 2 samples; BuildError before the first step if `check` does or the data has no validation.
     """
 
     def __init__(self, every: int = 100, samples: int = 500) -> None:
@@ -40,16 +42,32 @@ class Probe(Callback):
         """Returns metrics by their names. model: a copy, which it may change. x, y: inputs and targets."""
         raise NotImplementedError
 
+    def check(self, module: LightningModule) -> None:
+        """Raises BuildError on every rank if the model cannot be measured."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check(pl_module)
+        validation_data(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = job_step(trainer)
         if trainer.global_rank or step == self._last or not (step == 1 or step % self.every == 0):
             return
         self._last = step
-        if self._batch is None:
-            x, y = first_samples(validation_data(trainer), self.samples)
-            self._batch = (as_input(x, pl_module), y.to(pl_module.device))
-        metrics = self.measure(trainer, pl_module, plain_copy(pl_module), *self._batch)
+        with undisturbed(pl_module):
+            if self._batch is None:
+                x, y = first_samples(validation_data(trainer), self.samples)
+                self._batch = (as_input(x, pl_module), y.to(pl_module.device))
+            metrics = self.measure(trainer, pl_module, plain_copy(pl_module), *self._batch)
         log(trainer, metrics, step)
+
+
+@contextmanager
+def undisturbed(module: LightningModule) -> Iterator[None]:
+    """Restores torch's random generators afterwards: dropout draws from them."""
+    devices = [module.device] if module.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        yield
 
 
 def users_model(module: LightningModule) -> nn.Module:
@@ -94,6 +112,6 @@ def first_samples(dataset: Dataset[Any], count: int) -> tuple[Tensor, Tensor]:
 
 
 def batch_of(dataset: Dataset[Any], indices: Any) -> tuple[Tensor, Tensor]:
-    """Returns the inputs and the targets of these samples, stacked. Draws no random number itself."""
+    """Returns the inputs and the targets of these samples, stacked."""
     x, y = default_collate([dataset[int(index)] for index in indices])
     return torch.as_tensor(x), torch.as_tensor(y)

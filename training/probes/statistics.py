@@ -10,10 +10,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from sync_bn import SyncBatchNorm, convert_sync_batchnorm, precise_bn, revert_sync_batchnorm
 from training.callbacks.job_step import job_step
+from training.errors import BuildError
 from training.probes.probe import as_input, batch_of, data_of, first_samples, log, users_model
 
 RUNNING, MEAN, PRECISE = "running", "mean", "precise"
@@ -28,7 +30,8 @@ class StatisticsSources(Callback):
     `statistics/training`: the running averages of the training itself.
 
     batches: numbers of batches, ascending. batch_size: samples of each, over all workers. samples: of the
-    test data. All ranks share each batch, so every rank must call it, and blocks in collectives.
+    test data. All ranks share each batch, so every rank must call it, and blocks in collectives. Raises
+    BuildError before the first step for a model without BatchNorm.
     """
 
     def __init__(
@@ -40,6 +43,12 @@ class StatisticsSources(Callback):
     ) -> None:
         self.batches, self.batch_size, self.momentum = tuple(batches), batch_size, momentum
         self.samples = samples
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for loader in ("train_dataloader", "test_dataloader"):
+            data_of(trainer, loader)
+        if not any(isinstance(layer, _BatchNorm) for layer in users_model(pl_module).modules()):
+            raise BuildError("trainer.callbacks", "StatisticsSources needs a model with BatchNorm")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = convert_sync_batchnorm(deepcopy(users_model(pl_module)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tests.training.attempts import Done, attempt, spec_of
 from tests.training.worlds import Worlds
 from training.data import Digits
+from training.errors import BuildError
 from training.models import ConvNet, FullyConnected
 from training.probes.folding import folded, undone
 from training.probes.inputs import InputPercentiles, inputs_of
@@ -32,17 +34,31 @@ PROBES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def done(worlds: Worlds, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Done]:
     """The same job with all probes on one and on two workers."""
+    folders = {workers: tmp_path_factory.mktemp(f"on-{workers}") for workers in (1, 2)}
+    spec = spec_with(PROBES)
+    return {workers: worlds.run(workers, attempt, spec, folder)[0] for workers, folder in folders.items()}
+
+
+def spec_with(probes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A job on digits with these probes and their arguments."""
     spec = spec_of(max_steps=STEPS, global_batch_size=32)
     spec["data"] = {"class_path": "training.data.Digits"}
     spec["model"] = {"class_path": "training.models.FullyConnected", "init_args": MODEL}
     spec["trainer"] = {
         "callbacks": [
             {"class_path": f"training.probes.{name}", "init_args": arguments}
-            for name, arguments in PROBES.items()
+            for name, arguments in probes.items()
         ]
     }
-    folders = {workers: tmp_path_factory.mktemp(f"on-{workers}") for workers in (1, 2)}
-    return {workers: worlds.run(workers, attempt, spec, folder)[0] for workers, folder in folders.items()}
+    return spec
+
+
+def test_probes_change_no_bit_of_the_training(done: dict[int, Done], worlds: Worlds, tmp_path: Path) -> None:
+    without = worlds.run(2, attempt, spec_with({}), tmp_path)[0]
+
+    assert without.state.keys() == done[2].state.keys()
+    for name, value in without.state.items():
+        assert torch.equal(value, done[2].state[name])
 
 
 def test_what_probes_measure_does_not_depend_on_the_number_of_workers(done: dict[int, Done]) -> None:
@@ -157,11 +173,32 @@ def test_statistics_are_those_of_one_process_with_the_whole_batches(done: dict[i
     assert first[0] == first[1]  # of one batch, both are its statistics
 
 
-def test_a_layer_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    from training.errors import BuildError
+def refusal(rank: int, spec: dict[str, Any], folder: Path) -> str:
+    try:
+        attempt(rank, spec, folder)
+    except BuildError as error:
+        return str(error)
+    return "not refused"
 
-    with pytest.raises(BuildError, match=r"no layer 'hidden\.7'; it has hidden\.0\.activation"):
-        inputs_of(FullyConnected(depth=1), torch.zeros(2, 784), ["hidden.7"])
+
+@pytest.mark.parametrize(
+    ("probe", "arguments", "model", "message"),
+    [
+        ("InputPercentiles", {"layer": "hidden.7"}, {}, "no layer 'hidden.7'; it has hidden.0.activation"),
+        ("StatisticsSources", {}, {"norm": False}, "needs a model with BatchNorm"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_first_step(
+    worlds: Worlds, tmp_path: Path, probe: str, arguments: dict[str, Any], model: dict[str, Any], message: str
+) -> None:
+    spec = spec_with({probe: arguments})
+    spec["model"]["init_args"] = MODEL | model
+
+    (said,) = worlds.run(1, refusal, spec, tmp_path)
+
+    assert said.startswith("trainer.callbacks: ")
+    assert message in said
+    assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_numbers_that_measure_nothing_are_refused() -> None:
