@@ -65,12 +65,12 @@ def _report(
             jobs = queue.run(client, points, shown)
             mlflow = mlflow or queue.mlflow_of(jobs)
             queue.until_in_mlflow(mlflow, jobs)
-            queue.describe(mlflow, jobs, machine=facts, command=command)
+            queue.describe(mlflow, jobs, points, machine=facts, command=command)
     assert mlflow is not None
     try:
         runs = read(mlflow, points, experiment.metrics)
     except Missing as missing:
-        sys.exit(f"{missing}; run `python -m benchmarks.paper {experiment.name}` first")
+        sys.exit(f"{missing} of {experiment.name}; leave --page-only out, to train them")
     pages, images = folders(quick=asked.quick, output=asked.output)
     for file in page.write(experiment, runs, pages / f"{experiment.name}.md", images):
         print(f"written: {file}")

@@ -64,8 +64,8 @@ def _facts(experiment: Experiment, runs: Runs) -> Iterator[str]:
     )
     seconds = [run.seconds for run in runs]
     yield (
-        f"{len(runs)} jobs of {min(seconds):.0f} to {max(seconds):.0f} s, together "
-        f"{sum(seconds) / 60:.0f} minutes."
+        f"Number of jobs: {len(runs)}; each took {min(seconds):.0f} to {max(seconds):.0f} s, all together "
+        f"{sum(seconds) / 60:.1f} minutes."
     )
     for name, tag in (("Command", COMMAND), ("Machine", MACHINE)):
         said = sorted({run.tags[tag] for run in runs if tag in run.tags})

@@ -15,8 +15,8 @@ from training.spec import load_yaml, override
 RECIPES = Path(__file__).parents[2] / "training" / "recipes" / "paper"
 EXPERIMENT = "paper"
 """The experiment in MLflow, as in the recipes."""
-DIGEST = "point"
-"""The label, and so the tag in MLflow, that says which point a run is of."""
+DIGEST = "paper.point"
+"""The tag in MLflow that says which point a run is of."""
 
 
 @dataclass(frozen=True, kw_only=True)

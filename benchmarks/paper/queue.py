@@ -19,7 +19,7 @@ POLL_SECONDS = 1.0
 
 def submit(client: Client, points: Sequence[Point]) -> list[Job]:
     """Queues a job for each point, and returns the jobs in the order of the points."""
-    return [client.submit({**point.spec, "labels": {DIGEST: point.digest}}) for point in points]
+    return [client.submit(point.spec) for point in points]
 
 
 def run(client: Client, points: Sequence[Point], shown: Progress) -> list[Job]:
@@ -55,12 +55,14 @@ def diverged(job: Job) -> bool:
     return job.error is not None and job.error.type == INFINITE
 
 
-def describe(uri: str, jobs: Sequence[Job], *, machine: str, command: str) -> None:
-    """Gives each job's run tags with what a page says beside its metrics."""
+def describe(uri: str, jobs: Sequence[Job], points: Sequence[Point], *, machine: str, command: str) -> None:
+    """Tags each job's run with its point, by which `read` finds it, and what else a page says."""
     mlflow = MlflowClient(tracking_uri=uri)
-    for job in jobs:
+    for job, point in zip(jobs, points, strict=True):
         assert job.mlflow is not None
-        tags = {MACHINE: machine, COMMAND: command, **({DIVERGED: "true"} if diverged(job) else {})}
+        tags = {MACHINE: machine, COMMAND: command, DIGEST: point.digest}
+        if diverged(job):
+            tags[DIVERGED] = "true"
         for key, value in tags.items():
             mlflow.set_tag(job.mlflow.run_id, key, value)
 

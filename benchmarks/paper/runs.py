@@ -120,7 +120,7 @@ def read(uri: str, points: Sequence[Point], metrics: Sequence[str]) -> list[Run]
 
 def _latest(client: MlflowClient, experiment_id: str, point: Point) -> Any:
     found = client.search_runs(
-        [experiment_id], f"tags.{DIGEST} = '{point.digest}'", order_by=["attributes.start_time DESC"]
+        [experiment_id], f"tags.`{DIGEST}` = '{point.digest}'", order_by=["attributes.start_time DESC"]
     )
     ended = (run for run in found if run.info.status == "FINISHED" or DIVERGED in run.data.tags)
     return next(ended, None)

@@ -76,7 +76,7 @@ def test_numbers_of_figure_1_are_medians_with_their_range_over_the_seeds() -> No
     assert "| with BN | 74.0 % (73.0 % to 75.0 %) |" in said
     assert "| without BN | 54.0 % (53.0 % to 55.0 %) |" in said
     assert "3 of 3 runs reached it, after 10 (10 to 10) steps" in said
-    assert "6 jobs of 10 to 12 s, together 1 minutes" in said
+    assert "Number of jobs: 6; each took 10 to 12 s, all together 1.1 minutes" in said
 
 
 def test_a_run_that_diverged_counts_as_a_guess_and_is_counted() -> None:
