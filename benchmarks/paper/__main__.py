@@ -58,11 +58,12 @@ def main(arguments: Sequence[str]) -> int:
 def _report(
     experiment: Experiment, url: str | None, mlflow: str | None, asked: argparse.Namespace, command: str
 ) -> None:
-    points = experiment.points(quick=asked.quick, settings=asked.settings)
+    plans = experiment.plans(quick=asked.quick, settings=asked.settings)
+    points = [point for plan in plans for point in plan.points()]
     if url is not None:
         with Client(url) as client, progress(experiment.name, len(points)) as shown:
             facts = ", ".join(f"{name} {value}" for name, value in machine.describe().items())
-            jobs = queue.run(client, points, shown)
+            jobs = queue.run(client, plans, shown)
             mlflow = mlflow or queue.mlflow_of(jobs)
             queue.until_in_mlflow(mlflow, jobs)
             queue.describe(mlflow, jobs, points, machine=facts, command=command)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from benchmarks.paper.points import Point, Quick, points_of
+from benchmarks.paper.points import Plan, Point, Quick, plan_of
 from benchmarks.paper.runs import Run
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class Experiment:
     drawings: Mapping[str, Drawing] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
+    def plans(self, *, quick: bool, settings: Sequence[str] = ()) -> list[Plan]:
+        """Returns the sweep of each recipe. settings: assignments as of `--set`."""
+        return [plan_of(recipe, self.quick[recipe] if quick else None, settings) for recipe in self.recipes]
+
     def points(self, *, quick: bool, settings: Sequence[str] = ()) -> list[Point]:
-        """Returns the points of all recipes. settings: assignments as of `--set`."""
-        return [
-            point
-            for recipe in self.recipes
-            for point in points_of(recipe, self.quick[recipe] if quick else None, settings)
-        ]
+        """Returns the points of all recipes."""
+        return [point for plan in self.plans(quick=quick, settings=settings) for point in plan.points()]

@@ -15,6 +15,7 @@ from training.spec import load_yaml, override
 RECIPES = Path(__file__).parents[2] / "training" / "recipes" / "paper"
 EXPERIMENT = "paper"
 """The experiment in MLflow, as in the recipes."""
+SEED = "training.seed"
 DIGEST = "paper.point"
 """The tag in MLflow that says which point a run is of."""
 
@@ -45,20 +46,49 @@ class Point:
         return ", ".join([self.recipe, *said, f"seed {self.seed}"])
 
 
-def points_of(recipe: str, quick: Quick | None = None, settings: Sequence[str] = ()) -> list[Point]:
-    """Returns the points of a recipe by its name. settings: further assignments, as of `--set`."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The sweep of one recipe. spec: of a job, before values are set. repeat: number of seeds, from 0."""
+
+    recipe: str
+    spec: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    repeat: int
+    max_running: int | None
+
+    def sweep(self) -> dict[str, Any]:
+        """Returns the body of `POST /v1/sweeps`."""
+        made = {
+            "name": self.recipe,
+            "spec": self.spec,
+            "repeat": self.repeat,
+            "max_running": self.max_running,
+        }
+        return made | ({"grid": self.grid} if self.grid else {})
+
+    def points(self) -> list[Point]:
+        """Returns the points in the order of a sweep: seeds change first, then the last key."""
+        made = []
+        for values in itertools.product(*self.grid.values()):
+            at = dict(zip(self.grid, values, strict=True))
+            changes = [f"{key}={json.dumps(value)}" for key, value in at.items()]
+            for seed in range(self.repeat):
+                spec = _mapping(override(self.spec, [*changes, f"{SEED}={seed}"]))
+                made.append(Point(recipe=self.recipe, values=at, seed=seed, spec=spec))
+        return made
+
+
+def plan_of(recipe: str, quick: Quick | None = None, settings: Sequence[str] = ()) -> Plan:
+    """Returns the sweep of a recipe by its name. settings: further assignments, as of `--set`."""
     content = dict(_mapping(load_yaml((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"))))
     sweep = dict(content.pop("sweep"))
-    spec = _mapping(override(content, [*(quick.settings if quick else ()), *settings]))
-    grid = dict(sweep.get("grid", {})) | dict(quick.grid if quick else {})
-    made = []
-    for values in itertools.product(*grid.values()):
-        at = dict(zip(grid, values, strict=True))
-        for seed in range(1 if quick else sweep["repeat"]):
-            changes = [f"{key}={json.dumps(value)}" for key, value in at.items()]
-            point = _mapping(override(spec, [*changes, f"training.seed={seed}"]))
-            made.append(Point(recipe=recipe, values=at, seed=seed, spec=point))
-    return made
+    return Plan(
+        recipe=recipe,
+        spec=_mapping(override(content, [*(quick.settings if quick else ()), *settings])),
+        grid=dict(sweep.get("grid", {})) | dict(quick.grid if quick else {}),
+        repeat=1 if quick else sweep["repeat"],
+        max_running=sweep.get("max_running"),
+    )
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs points as jobs through the queue of a service."""
+"""Runs sweeps through the queue of a service."""
 
 from __future__ import annotations
 
@@ -7,41 +7,42 @@ from collections.abc import Callable, Sequence
 
 from mlflow import MlflowClient
 
-from benchmarks.paper.points import DIGEST, Point
+from benchmarks.paper.points import DIGEST, Plan, Point
 from benchmarks.paper.runs import COMMAND, DIVERGED, MACHINE
 from benchmarks.progress import Progress
-from service.client import Client, Job
+from service.client import Client, Job, Sweep
 
 INFINITE = "NonFiniteLoss"
 """The type of the error of a job whose loss became infinite."""
 POLL_SECONDS = 1.0
 
 
-def submit(client: Client, points: Sequence[Point]) -> list[Job]:
-    """Queues a job for each point, and returns the jobs in the order of the points."""
-    return [client.submit(point.spec) for point in points]
-
-
-def run(client: Client, points: Sequence[Point], shown: Progress) -> list[Job]:
-    """Blocks until every point has been trained, and returns the jobs.
+def run(client: Client, plans: Sequence[Plan], shown: Progress) -> list[Job]:
+    """Queues each plan as a sweep, blocks until all jobs have ended, and returns them in the points' order.
 
     A job whose loss became infinite is a result. Raises RuntimeError for any other that does not succeed, and
-    cancels those that have not ended, as it does for any exception.
+    cancels the sweeps that have not ended, as it does for any exception.
     """
-    jobs = submit(client, points)
+    sweeps: list[Sweep] = []
     try:
-        return [_ended(client, job, point, shown) for job, point in zip(jobs, points, strict=True)]
+        sweeps += [client.submit_sweep(plan.sweep()) for plan in plans]
+        return [
+            _ended(client, job.job, point, shown)
+            for plan, sweep in zip(plans, sweeps, strict=True)
+            for point, job in zip(plan.points(), sweep.points, strict=True)
+        ]
     except BaseException:
-        for job in jobs:
-            if not client.job(job.id).ended:
-                client.cancel(job.id)
+        for sweep in sweeps:
+            if not client.sweep(sweep.id).ended:
+                client.cancel_sweep(sweep.id)
         raise
 
 
-def _ended(client: Client, job: Job, point: Point, shown: Progress) -> Job:
+def _ended(client: Client, job_id: str, point: Point, shown: Progress) -> Job:
     shown.doing(str(point))
-    while not (job := client.job(job.id)).ended:
+    while not (job := client.job(job_id)).ended:
         time.sleep(POLL_SECONDS)
+    assert job.spec["training"]["seed"] == point.seed, "a sweep's points have another order"
     if job.state == "succeeded":
         shown.done(f"{point}: test accuracy {job.metrics.get('test_accuracy') or float('nan'):.3f}")
     elif diverged(job):

@@ -5,8 +5,9 @@ import pytest
 from benchmarks.paper.__main__ import IMAGES, PAGES, folders
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.list import EXPERIMENTS
-from benchmarks.paper.points import EXPERIMENT, points_of
+from benchmarks.paper.points import EXPERIMENT, plan_of
 from training.spec import parse_spec
+from training.spec.sweep import SweepPlan, expanded
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda each: each.name)
@@ -25,7 +26,7 @@ def test_full_and_quick_points_are_different_specs_that_are_valid(experiment: Ex
 
 
 def test_a_point_has_its_values_and_its_seed_in_its_spec() -> None:
-    points = points_of("figure_1", settings=["data.init_args.root=mnist"])
+    points = plan_of("figure_1", settings=["data.init_args.root=mnist"]).points()
 
     assert [(point.values["model.init_args.norm"], point.seed) for point in points] == [
         (norm, seed) for norm in (True, False) for seed in (0, 1, 2)
@@ -35,6 +36,18 @@ def test_a_point_has_its_values_and_its_seed_in_its_spec() -> None:
     assert points[0].spec["data"]["init_args"]["root"] == "mnist"
     assert "sweep" not in points[0].spec
     assert str(points[-1]) == "figure_1, norm False, seed 2"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=lambda each: each.name)
+def test_points_have_the_order_of_the_services_sweep(experiment: Experiment) -> None:
+    for plan in experiment.plans(quick=False):
+        body = plan.sweep()
+        asked = {key: value for key, value in body.items() if key not in {"name", "spec"}}
+        expected, _ = expanded(body["spec"], SweepPlan.model_validate(asked))
+
+        assert [parse_spec(dict(point.spec)).model_dump(exclude={"name"}) for point in plan.points()] == [
+            point.spec.model_dump(exclude={"name"}) for point in expected
+        ]
 
 
 def test_a_quick_run_does_not_replace_the_page_of_the_full_one() -> None:

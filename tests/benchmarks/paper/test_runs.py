@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from mlflow import MlflowClient
 
-from benchmarks.paper.points import DIGEST, EXPERIMENT, points_of
+from benchmarks.paper.points import DIGEST, EXPERIMENT, plan_of
 from benchmarks.paper.runs import DIVERGED, Missing, read
 from tests.mlflow_server import MlflowServer
 
@@ -12,7 +12,7 @@ def test_the_latest_ended_run_of_each_point_is_read_with_the_last_value_of_each_
     mlflow_server: MlflowServer,
 ) -> None:
     client = MlflowClient(tracking_uri=mlflow_server.url)
-    first, second = points_of("figure_1")[:2]
+    first, second = plan_of("figure_1").points()[:2]
 
     with pytest.raises(Missing, match="has 0 of the 2 runs"):
         read(mlflow_server.url, [first, second], ["val_"])
