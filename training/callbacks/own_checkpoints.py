@@ -14,19 +14,27 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from training.errors import BuildError
+from training.spec.lightning_values import LEFT, leaves_working_directory
+
 IN_MEMORY = "kept in memory"
 """The path that keeps a checkpoint in memory instead of writing it."""
 
+_SAVED = "trainer.save_checkpoint"
 
 LIGHTNINGS_LOADERS, OUR_LOADERS = "combined_loader", "syncbn_loaders"
 """Names of the loaders' state in that of Lightning's fit loop, while it runs and in a file."""
 
 
 class KeptFiles:
-    """The folder of the job for files that user code writes to relative paths."""
+    """The folder of the job for files that user code writes to relative paths.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    is_lent: whether the working directory is one that the host has made for this start, beside those of other
+    jobs, and deletes after it.
+    """
+
+    def __init__(self, folder: Path, *, is_lent: bool = False) -> None:
+        self.folder, self._is_lent = folder, is_lent
 
     def remove_links(self) -> None:
         """Removes the links of earlier runs, which a user's relative path would follow into their folders."""
@@ -35,16 +43,26 @@ class KeptFiles:
                 if _is_ours(path) and not path.readlink().is_relative_to(self.folder.absolute()):
                     path.unlink()
 
-    def path_of(self, path: str | os.PathLike[str]) -> str:
-        """Returns where a path in the working directory is kept; other paths and URLs stay as they are."""
+    def path_of(self, path: str | os.PathLike[str], key: str) -> str:
+        """Returns where a path in the working directory is kept; other paths and URLs stay as they are.
+
+        key: what the user calls the path. Raises BuildError for a relative path that leads out of the working
+        directory, and for one to a folder that the working directories of other jobs are in, too.
+        """
         text = os.fspath(path)
         if "://" in text:
             return text
         here = Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111 (links stay)
         work = Path.cwd()
-        if not here.is_relative_to(work) or here == work or here.is_relative_to(self.folder.absolute()):
+        if here.is_relative_to(self.folder.absolute()):
             return text
+        if not here.is_relative_to(work):
+            if leaves_working_directory(text) or (self._is_lent and here.is_relative_to(work.parent)):
+                raise BuildError(key, f"{text} {LEFT}")
+            return str(here) if text.startswith("~") else text
         relative = here.relative_to(work)
+        if relative == Path():
+            return str(self.folder)
         first = next(
             (part for part in [*relative.parents[-2::-1], relative] if not _is_folder(work / part)), relative
         )
@@ -96,7 +114,7 @@ class JobCheckpointIO(TorchCheckpointIO):
         if path == IN_MEMORY:
             self.last = checkpoint
             return
-        super().save_checkpoint(checkpoint, self.files.path_of(path), storage_options)
+        super().save_checkpoint(checkpoint, self.files.path_of(path, _SAVED), storage_options)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(path, *args, **kwargs)
@@ -104,7 +122,7 @@ class JobCheckpointIO(TorchCheckpointIO):
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
-        super().remove_checkpoint(self.files.path_of(path))
+        super().remove_checkpoint(self.files.path_of(path, _SAVED))
 
 
 def _rename_loaders(checkpoint: dict[str, Any], old: str, new: str) -> None:
@@ -123,4 +141,4 @@ class OwnCheckpoints(Callback):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
             if isinstance(folder := getattr(callback, "dirpath", None), str | os.PathLike):
-                callback.dirpath = self.files.path_of(folder)
+                callback.dirpath = self.files.path_of(folder, f"{type(callback).__name__}.dirpath")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -17,6 +17,7 @@ from training.console import say
 from training.errors import BuildError
 from training.model.instantiate import locate, locate_component, typed_arguments
 from training.spec import Component, TrainerOptions
+from training.spec.lightning_values import FOLDERS
 from training.spec.trainer import NAMESPACES
 
 _MLFLOW = "MLFlowLogger"
@@ -53,7 +54,7 @@ def user_options(options: TrainerOptions, files: KeptFiles) -> UserOptions:
         if name in given:
             given[name] = [_component(name, part) for part in _listed(getattr(options, name))]
     if isinstance(options.profiler, Component):
-        given["profiler"] = _component("profiler", options.profiler)
+        given["profiler"] = _kept(_component("profiler", options.profiler), files, "trainer.profiler")
     arguments = typed_arguments(Trainer, given, "trainer")
     callbacks = [each for each in arguments.pop("callbacks", []) if not isinstance(each, ProgressBar)]
     _settle_checkpointing(callbacks, arguments)
@@ -79,7 +80,7 @@ def _listed(value: Any) -> list[Component]:
 def _component(name: str, part: Component) -> dict[str, Any]:
     path = locate_component(part.class_path, f"lightning.pytorch.{NAMESPACES[name]}", f"trainer.{name}")
     made: dict[str, Any] = {"class_path": path, "init_args": dict(part.init_args)}
-    return {**made, "dict_kwargs": part.dict_kwargs} if part.dict_kwargs else made
+    return {**made, "dict_kwargs": dict(part.dict_kwargs)} if part.dict_kwargs else made
 
 
 def _loggers(parts: list[Component], files: KeptFiles) -> list[Logger | None]:
@@ -97,12 +98,22 @@ def _loggers(parts: list[Component], files: KeptFiles) -> list[Logger | None]:
 
 
 def _logger(part: Component, key: str, files: KeptFiles) -> Logger:
-    folder = part.init_args.get("save_dir")
-    path = files.path_of(folder) if isinstance(folder, str) else str(files.folder)
-    os.makedirs(path, exist_ok=True)  # noqa: PTH103
-    component = _component("logger", part)
-    if "save_dir" in inspect.signature(locate(component["class_path"], key)).parameters:
-        component["init_args"]["save_dir"] = path
-    given = {"logger": component}
-    made: Logger = typed_arguments(Trainer, given, key.rpartition(".logger")[0])["logger"]
+    component = _kept(_component("logger", part), files, key)
+    arguments = component["init_args"]
+    takes_folder = "save_dir" in inspect.signature(locate(component["class_path"], key)).parameters
+    if takes_folder and arguments.get("save_dir") is None:
+        arguments["save_dir"] = str(files.folder)
+    made: Logger = typed_arguments(Trainer, {"logger": component}, key.rpartition(".logger")[0])["logger"]
     return made
+
+
+def _kept(component: dict[str, Any], files: KeptFiles, key: str) -> dict[str, Any]:
+    """Makes relative folders that a component is given lead to the kept folder, and makes these folders."""
+    for where in ("init_args", "dict_kwargs"):
+        arguments = component.get(where, {})
+        for name in FOLDERS & arguments.keys():
+            if isinstance(folder := arguments[name], str):
+                arguments[name] = files.path_of(folder, f"{key}.{where}.{name}")
+                if "://" not in folder:
+                    Path(arguments[name]).mkdir(parents=True, exist_ok=True)
+    return component

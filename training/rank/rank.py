@@ -120,7 +120,7 @@ class RankRun:
         from training.rank.trainer import make_trainer
 
         seed_everything(self.spec.training.seed, verbose=False)
-        files = KeptFiles(self.folder.files)
+        files = KeptFiles(self.folder.files, is_lent=self.order.code_folder is None)
         files.remove_links()
         self.builds = True
         # In the order in which LightningCLI constructs them: each may draw random numbers.

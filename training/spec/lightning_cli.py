@@ -19,6 +19,7 @@ from training.spec.lightning_values import (
     PRECISIONS,
     REMOVED,
     component_problem,
+    folder_problems,
     hydra_targets,
     number_of_devices,
     seed_problem,
@@ -234,6 +235,8 @@ class _Reading:
         for key, part in options.components().items():
             if message := component_problem(key.split(".")[1], part.class_path):
                 self._refuse(key, message)
+            for argument, message in folder_problems(init_args=part.init_args, dict_kwargs=part.dict_kwargs):
+                self._refuse(f"{key}.{argument}", message)
 
     def _read_logger(self, options: TrainerOptions) -> None:
         """Moves what an MLFlowLogger says to `tracking` and `name`, and leaves the other loggers."""

@@ -5,6 +5,7 @@ Has the arguments of Lightning 1 too, each with what replaced it.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -103,6 +104,32 @@ def component_problem(argument: str, class_path: str) -> str | None:
         if argument == "plugins" and name.endswith(ending):
             return f"{class_path} is not possible in a job: {why}; leave it out"
     return None
+
+
+FOLDERS = frozenset({"dirpath", "save_dir", "dir"})
+"""Arguments of Lightning's callbacks, loggers and profilers that name a folder to write to."""
+
+LEFT = (
+    "leads out of the working directory, and what is written there would not be kept with the job; give a "
+    "path within it, or an absolute one"
+)
+"""Why a path is refused that `leaves_working_directory`."""
+
+
+def leaves_working_directory(path: str) -> bool:
+    """Returns whether a relative path, and no URL, leads out of the directory that it is relative to."""
+    return "://" not in path and posixpath.normpath(path).partition("/")[0] == ".."
+
+
+def folder_problems(**given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the key of each folder to write to that is refused, and why.
+
+    given: arguments of a component by the key that they stand under, such as init_args.
+    """
+    for where, arguments in given.items():
+        for name in sorted(FOLDERS & arguments.keys()):
+            if isinstance(folder := arguments[name], str) and leaves_working_directory(folder):
+                yield f"{where}.{name}", f"{folder} {LEFT}"
 
 
 def seed_problem(seed: object) -> str | None:

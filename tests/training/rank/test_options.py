@@ -70,6 +70,25 @@ def test_loggers_write_to_the_folder_of_the_job(tmp_path: Path, monkeypatch: pyt
     assert (Path(relative.save_dir), Path(default.save_dir)) == (folder / "csv", folder)
 
 
+@pytest.mark.parametrize("folder", [".", "./", "", "out/.."])
+def test_the_working_directory_of_a_logger_and_a_profiler_is_the_folder_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "run" / "files"
+
+    found = made(
+        kept,
+        logger={"class_path": "CSVLogger", "init_args": {"save_dir": folder}},
+        profiler={"class_path": "SimpleProfiler", "init_args": {"dirpath": folder}},
+    )
+
+    logger, _ = found.loggers
+    assert isinstance(logger, CSVLogger)
+    assert logger.save_dir == str(found.arguments["profiler"].dirpath) == str(kept)
+    assert kept.is_dir()
+
+
 def test_a_logger_without_its_package_is_left_out_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -220,6 +220,16 @@ def test_the_section_of_fit_is_the_configuration() -> None:
             "trainer.accumulate_grad_batches",
             r"GradientAccumulationScheduler, init_args: \{scheduling: \{'0': 2, '4': 1\}\}",
         ),
+        (
+            {"callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"dirpath": "a/../../up"}}]},
+            "trainer.callbacks.0.init_args.dirpath",
+            "a path within it, or an absolute one",
+        ),
+        (
+            {"logger": {"class_path": "WandbLogger", "dict_kwargs": {"dir": ".."}}},
+            "trainer.logger.dict_kwargs.dir",
+            "leads out of the working directory",
+        ),
         ({"max_epochs": -1}, "training.max_epochs", "never ends"),
     ],
 )
