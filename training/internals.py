@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loops.optimization.automatic import ClosureResult
 from numpy._core.multiarray import _reconstruct
 from torch import Tensor, _guards, nn
@@ -80,6 +82,22 @@ def stopped_within_epoch(trainer: Trainer) -> bool:
 def is_between_micro_batches(trainer: Trainer) -> bool:
     """Returns whether gradients are accumulated that no optimizer step has used yet."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def keep_logged_steps(trainer: Trainer) -> None:
+    """Makes a run that goes on count the steps of its loggers on from the checkpoint's.
+
+    Lightning adds one: it takes the checkpoint for one saved before the last step was counted.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    reset = loop.reset
+
+    def reset_all_but_the_count() -> None:
+        count = loop._batches_that_stepped
+        reset()
+        loop._batches_that_stepped = count
+
+    loop.reset = reset_all_but_the_count
 
 
 def skip_sigterm_broadcast(trainer: Trainer) -> None:
@@ -317,6 +335,47 @@ def group_store() -> Any:
     """Returns the key-value store of the default process group."""
     group: Any = dist.group.WORLD
     return distributed_c10d._get_process_group_store(group)
+
+
+def counts_versions(logger: Logger) -> bool:
+    """Returns whether a logger of Lightning was given no version, and takes the next free number."""
+    return getattr(logger, "_version", 0) is None and isinstance(logger.version, int)
+
+
+def set_version(logger: Any, version: int) -> None:
+    """Replaces the version that a logger has, or would count."""
+    logger._version = version
+
+
+class CsvWriter:
+    """The file of a CSVLogger on rank 0, opened without deleting what is there, as Lightning would.
+
+    pending: rows that are logged and not in the file yet. rows: how many are in the file.
+    """
+
+    def __init__(self, logger: CSVLogger) -> None:
+        deletes: Any = _ExperimentWriter
+        original, deletes._check_log_dir_exists = deletes._check_log_dir_exists, lambda _: None
+        try:
+            self._writer: Any = logger.experiment
+        finally:
+            deletes._check_log_dir_exists = original
+        self.path: str = self._writer.metrics_file_path
+        self.rows, self._save = 0, self._writer.save
+        self._writer.save = self._save_and_count
+
+    def _save_and_count(self) -> None:
+        added = len(self._writer.metrics)
+        self._save()
+        self.rows += added
+
+    @property
+    def pending(self) -> list[dict[str, Any]]:
+        return list(self._writer.metrics)
+
+    def go_on(self, keys: list[str], rows: int, pending: list[dict[str, Any]]) -> None:
+        """Adds to a file that has these columns and rows. pending: rows that are to be added first."""
+        self._writer.metrics_keys, self.rows, self._writer.metrics = keys, rows, list(pending)
 
 
 def replace_active_runs(make: Callable[[], list[Any]]) -> None:

@@ -41,6 +41,16 @@ class RunFolder:
         return (self.output or self.path) / "files"
 
     @property
+    def logger_versions(self) -> Path:
+        """The versions of the user's loggers: see `training.rank.own_output`."""
+        return self.path / "logger_versions.json"
+
+    @property
+    def written_checkpoints(self) -> Path:
+        """See `training.callbacks.own_checkpoints.WrittenCheckpoints`."""
+        return self.path / "written_checkpoints.jsonl"
+
+    @property
     def spool(self) -> Path:
         """Metrics on their way to MLflow: see `training.tracking.spool`."""
         return self.path / "spool"

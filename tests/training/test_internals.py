@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
@@ -65,6 +66,78 @@ class Logs(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SavesBetweenSteps(Callback):
+    """Saves a checkpoint before the second step, and keeps the numbers of steps that loggers are told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.counts: list[int] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.counts.append(trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if self.counts == [0, 1]:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kept", "counts"), [(True, [1]), (False, [2])])
+def test_lightning_adds_a_step_when_it_goes_on_until_that_is_left_out(
+    tmp_path: Path, kept: bool, counts: list[int]
+) -> None:
+    data = DataLoader(TensorDataset(torch.ones(2, 1)))
+    first, second = SavesBetweenSteps(tmp_path / "a.ckpt"), SavesBetweenSteps(tmp_path / "a.ckpt")
+    for callback, path in ((first, None), (second, first.path)):
+        trainer = new_trainer()
+        trainer.callbacks.append(callback)  # type: ignore[attr-defined]
+        if kept:
+            internals.keep_logged_steps(trainer)
+        trainer.fit(Logs(), data, ckpt_path=path, weights_only=False)
+
+    assert first.counts == [0, 1]
+    assert second.counts == counts
+
+
+def test_a_logger_counts_versions_that_is_given_none(tmp_path: Path) -> None:
+    CSVLogger(tmp_path).log_hyperparams({})
+
+    assert [internals.counts_versions(CSVLogger(tmp_path, version=given)) for given in (None, 3, "a")] == [
+        True,
+        False,
+        False,
+    ]
+    assert not internals.counts_versions(DummyLogger())
+    logger = CSVLogger(tmp_path)
+    assert logger.version == 1
+    internals.set_version(logger, 0)
+    assert Path(logger.log_dir).name == "version_0"
+
+
+def test_a_csv_logger_goes_on_in_its_file_after_the_rows_that_are_kept(tmp_path: Path) -> None:
+    first = CSVLogger(tmp_path, version=0)
+    writer = internals.CsvWriter(first)
+    for step in range(4):
+        first.log_metrics({"b": step / 2}, step)
+        if step == 2:
+            first.save()
+    rows, pending = writer.rows, writer.pending
+    second = CSVLogger(tmp_path, version=0)
+    writer = internals.CsvWriter(second)
+    writer.go_on(["b", "step"], rows, pending)
+    second.log_metrics({"a": 1.0}, 4)
+    second.finalize("success")
+
+    assert (rows, pending, writer.rows) == (3, [{"b": 1.5, "step": 3}], 5)
+    assert (Path(second.log_dir) / "metrics.csv").read_text().split() == [
+        "a,b,step",
+        ",0.0,0",
+        ",0.5,1",
+        ",1.0,2",
+        ",1.5,3",
+        "1.0,,4",
+    ]
+    assert [path.name for path in Path(second.log_dir).iterdir()] == ["metrics.csv"]
 
 
 @pytest.mark.filterwarnings("ignore")

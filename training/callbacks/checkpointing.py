@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -67,8 +68,8 @@ class CheckpointCallback(Callback):
     step complete, including metrics, schedulers and validation.
 
     step, state: of the checkpoint that the run goes on from; 0, None: it starts at its first step. release:
-    called when all ranks have read it. best: the best metric of the run's checkpoints, on rank 0. final:
-    whether to save the run when it ends.
+    called when all ranks have read it. best: the best metric of the run's checkpoints, on rank 0. own_output:
+    returns that of the state to save, on rank 0. final: whether to save the run when it ends.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class CheckpointCallback(Callback):
         state: TrainState | None = None,
         release: Callable[[], None] = lambda: None,
         best: float | None = None,
+        own_output: Callable[[], dict[str, Any]] = dict,
         final: bool = True,
     ) -> None:
         self.settings, self.spec, self.folder = spec.training.checkpoint, spec, folder
@@ -92,6 +94,7 @@ class CheckpointCallback(Callback):
         self.store = store
         self._monitor, self._best, self._final = Monitor(self.settings), best, final
         self._to_restore, self._release = state, release
+        self._own_output = own_output
         self._made_with: dict[str, Any] = {}
         self._step = step
         self._saved = None if state is None else step  # updated on rank 0 only
@@ -220,6 +223,7 @@ class CheckpointCallback(Callback):
             trainer.save_checkpoint(IN_MEMORY)
             if state is not None:
                 set_resume_point(io.last)
+                state = replace(state, own_output=self._own_output())
                 metric = self._monitor.value(trainer, epoch_ended=epoch_ended)
                 self._write(io.last, state, comparable(metric), trainer.current_epoch)
             io.last = {}

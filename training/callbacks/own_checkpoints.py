@@ -6,6 +6,7 @@ directory of a job on a cluster is deleted when the job ends. A link in the work
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -94,6 +95,37 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
+class WrittenCheckpoints:
+    """The paths of the checkpoints that the user's code has written since the run began, on rank 0.
+
+    file: has a path a line, as JSON, in the order in which they were first written.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._paths: list[str] = []
+        if file.exists():
+            self._paths = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def add(self, path: str) -> None:
+        """Notes a path before it is written, so that one of a start that is killed is known, too."""
+        if path not in self._paths:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(path) + "\n")
+            self._paths.append(path)
+
+    def cut(self, number: int) -> list[str]:
+        """Forgets all paths but the first ones, and returns those that it has forgotten."""
+        kept, later = self._paths[:number], self._paths[number:]
+        if later:
+            self._file.write_text("".join(json.dumps(path) + "\n" for path in kept), encoding="utf-8")
+        self._paths = kept
+        return later
+
+
 class JobCheckpointIO(TorchCheckpointIO):
     """Reads and writes checkpoints of the user's code in the kept folder.
 
@@ -104,9 +136,9 @@ class JobCheckpointIO(TorchCheckpointIO):
     because a full disk must not stop rank 0 between two collectives.
     """
 
-    def __init__(self, files: KeptFiles) -> None:
+    def __init__(self, files: KeptFiles, written: WrittenCheckpoints) -> None:
         super().__init__()
-        self.files = files
+        self.files, self._written = files, written
         self.last: dict[str, Any] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -114,7 +146,9 @@ class JobCheckpointIO(TorchCheckpointIO):
         if path == IN_MEMORY:
             self.last = checkpoint
             return
-        super().save_checkpoint(checkpoint, self.files.path_of(path, _SAVED), storage_options)
+        kept = self.files.path_of(path, _SAVED)
+        self._written.add(kept)
+        super().save_checkpoint(checkpoint, kept, storage_options)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(path, *args, **kwargs)

@@ -49,6 +49,7 @@ class TrainState:
     between_epochs: saved before the next epoch starts, and not just before a batch. finished: the run has
     ended its training here; only a longer one goes on. made_with: the settings with which the run constructed
     its optimizers and schedulers, to be compared with another run's; empty: they are not compared.
+    own_output: what the user's loggers and checkpoint callbacks had written (`training.rank.own_output`).
     """
 
     seed: int
@@ -61,6 +62,7 @@ class TrainState:
     between_epochs: bool = False
     finished: bool = False
     made_with: dict[str, Any] = field(default_factory=dict)
+    own_output: dict[str, Any] = field(default_factory=dict)
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
         """Restores everything except what `logged_by` returns. Every rank must call it."""

@@ -110,12 +110,15 @@ class RankRun:
         from training.callbacks.norm_report import norm_report
         from training.callbacks.own_checkpoints import KeptFiles
         from training.callbacks.share_counts import ShareCounts
+        from training.callbacks.train_state import is_beside
+        from training.internals import keep_logged_steps
         from training.model.initial_weights import start_with
         from training.model.last_bits import change_last_bits
         from training.model.supervised import Supervised
         from training.rank.delivery import deliver
         from training.rank.loaders import RankLoaders
         from training.rank.options import user_options
+        from training.rank.own_output import OwnOutput
         from training.rank.starting_point import starting_point
         from training.rank.trainer import make_trainer
 
@@ -139,6 +142,7 @@ class RankRun:
             start = replace(start, weights=None)
         if self.order.last_bit:
             change_last_bits(module)
+        own_output = OwnOutput(user.loggers, self.folder, self.context)
         loaders = RankLoaders(
             self.spec, rank=self.rank, world_size=self.world_size, say=self._print_on_rank_0
         )
@@ -159,11 +163,15 @@ class RankRun:
             share=share,
             logs=logs,
             files=files,
+            own_output=own_output,
             loaders=loaders,
             prepared=self._preparing.close,
             user=user,
             curves_only=self.order.curves_only,
         )
+        own_output.go_on(start.state)
+        if start.file is not None and is_beside(start.file):
+            keep_logged_steps(self.trainer)
         logs.attach(self.trainer)
         self._fit(module, data, start.file)
         if self.order.curves_only:

@@ -137,7 +137,7 @@ def _whole_state(spec: Spec, file: Path) -> tuple[int, TrainState]:
         state = train_state.load(file.parent)
         if within_epoch:
             _raise_if_other_batches(spec, state)
-        return state.step, replace(state, finished=False)
+        return state.step, replace(state, finished=False, own_output={})
     if within_epoch:
         raise BuildError(
             KEY,

@@ -26,6 +26,7 @@ from training.hangs.watchdog import Watchdog
 from training.model.norms import layer_sync
 from training.rank.loaders import RankLoaders
 from training.rank.options import UserOptions
+from training.rank.own_output import OwnOutput
 from training.rank.signals import KeepSignals
 from training.rank.starting_point import StartingPoint
 from training.rank.strategy import GroupStrategy
@@ -55,6 +56,7 @@ def make_trainer(
     share: ShareCounts,
     logs: LogSync,
     files: KeptFiles,
+    own_output: OwnOutput,
     loaders: RankLoaders,
     prepared: Callable[[], None],
     user: UserOptions,
@@ -65,7 +67,7 @@ def make_trainer(
     curves_only: neither validate nor save the run when it ends.
     """
     settings, synchronized = spec.training, spec.norm.is_synchronized
-    plugins: list[Any] = [context.environment(), JobCheckpointIO(files), *user.plugins]
+    plugins: list[Any] = [context.environment(), JobCheckpointIO(files, own_output.written), *user.plugins]
     if synchronized:
         plugins.append(layer_sync(spec.norm, context.node_rank, settings.accumulate_grad_batches))
         check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
@@ -115,6 +117,7 @@ def make_trainer(
                 state=start.state,
                 release=start.release,
                 best=start.best,
+                own_output=own_output.state,
                 final=not curves_only,
             ),
             RngWatch(tracker),
