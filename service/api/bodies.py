@@ -19,6 +19,7 @@ from service.secrets import Secrets, missing_secret
 from service.user_code.class_paths import class_path_problems
 from service.user_code.imports import missing_imports
 from service.user_code.links import link_problems
+from service.user_code.loggers import left_out_loggers
 from service.user_code.requirements import requirement_problems
 from service.user_code.schedulers import scheduler_problems
 from service.user_code.scripts import problems_in_archive
@@ -126,10 +127,11 @@ def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:
         *requirement_problems(spec, archive),
         *scheduler_problems(spec, archive),
     ]
+    left_out = left_out_loggers(spec, archive)
     if not archive:
-        return problems, []
+        return problems, left_out
     missing, notes = missing_imports(spec, archive)
-    return [*problems, *link_problems(spec, archive), *missing], notes
+    return [*problems, *link_problems(spec, archive), *missing], [*notes, *left_out]
 
 
 def _load_json(text: str) -> object:

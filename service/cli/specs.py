@@ -109,6 +109,7 @@ def read_spec(
     """
     from service.user_code.imports import missing_imports
     from service.user_code.links import link_problems
+    from service.user_code.loggers import left_out_loggers
     from service.user_code.requirements import requirement_problems
     from service.user_code.schedulers import scheduler_problems
     from service.user_code.scripts import problems_in_folder
@@ -123,7 +124,7 @@ def read_spec(
         raise specs.SpecError(problems)
     problems, more = missing_imports(spec, folder)
     problems += [*requirement_problems(spec, folder), *scheduler_problems(spec, folder)]
-    print_notes([*notes, *more])
+    print_notes([*notes, *more, *left_out_loggers(spec, folder)])
     if spec.script is None and (code is not None or is_lightnings(document)):
         problems += link_problems(spec, folder)
     if problems:

@@ -52,7 +52,7 @@ def submitted(
 ) -> None:
     """Queues a job and prints it; with `follow`, watches it and exits with the code of its end."""
     job = _submit(client, document, key, as_json)
-    print_notes(_notes(document))
+    print_notes(_notes(client, document))
     if follow:
         job = _follow(client, job, as_json)
     if as_json:
@@ -65,12 +65,13 @@ def submitted(
         exit_with_state(job)
 
 
-def _notes(document: Mapping[str, Any]) -> list[str]:
-    from training.spec import SpecError, read_spec
+def _notes(client: Client, document: Mapping[str, Any]) -> list[str]:
+    """Returns the server's notes on a spec that it has accepted: it knows what is installed for jobs."""
+    from service.client import ClientError
 
     try:
-        return read_spec(document)[1]
-    except SpecError:  # the server accepted it: it may be newer
+        return client.validate(document).notes
+    except ClientError:  # the job is queued, whatever has happened since
         return []
 
 

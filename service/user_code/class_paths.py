@@ -29,9 +29,8 @@ from training.reserved import hiding
 from training.spec import ClassSpec, Problem, Spec
 from training.spec.arguments import arguments_problem
 from training.spec.short_names import modules_defining
-from training.spec.trainer import NAMESPACES
+from training.spec.trainer import NAMESPACES, packages_of_logger
 
-_OPTIONAL_LOGGERS = {"WandbLogger", "TensorBoardLogger", "CometLogger", "NeptuneLogger"}
 _STAR_DEPTH = 5
 _MAKES_NAMES = {"globals", "locals", "vars", "exec"}
 
@@ -179,7 +178,7 @@ def _classes(spec: Spec) -> Iterator[_Named]:
         if part:
             yield _Named(key=key, class_path=part.class_path, init_args=part.init_args, added=added)
     for key, component in spec.trainer.components().items():
-        if component.class_path.rpartition(".")[2] not in _OPTIONAL_LOGGERS:
+        if not packages_of_logger(component.class_path):
             yield _Named(
                 key=key,
                 class_path=component.class_path,

@@ -18,15 +18,9 @@ from training.errors import BuildError
 from training.model.instantiate import locate, locate_component, typed_arguments
 from training.spec import Component, TrainerOptions
 from training.spec.lightning_values import FOLDERS
-from training.spec.trainer import NAMESPACES
+from training.spec.trainer import NAMESPACES, packages_of_logger
 
 _MLFLOW = "MLFlowLogger"
-_PACKAGES = {
-    "WandbLogger": ("wandb",),
-    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
-    "CometLogger": ("comet_ml",),
-    "NeptuneLogger": ("neptune",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +81,7 @@ def _loggers(parts: list[Component], files: KeptFiles) -> list[Logger | None]:
     loggers: list[Logger | None] = []
     for index, part in enumerate(parts):
         name = part.class_path.rpartition(".")[2]
-        packages = _PACKAGES.get(name, ())
+        packages = packages_of_logger(part.class_path)
         if name == _MLFLOW:
             loggers.append(None)
         elif packages and not any(map(find_spec, packages)):

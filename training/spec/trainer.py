@@ -134,6 +134,26 @@ class TrainerOptions(BaseModel):
         return found
 
 
+LIGHTNINGS = ("lightning.pytorch.", "pytorch_lightning.")
+"""How a path begins to a class of Lightning, which has two names."""
+
+_LOGGERS_PACKAGES = {
+    "WandbLogger": ("wandb",),
+    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
+    "CometLogger": ("comet_ml",),
+    "NeptuneLogger": ("neptune",),
+}
+
+
+def packages_of_logger(class_path: str) -> tuple[str, ...]:
+    """Returns the modules that a logger of Lightning's needs one of; none for another logger.
+
+    Without one, a job leaves the logger out.
+    """
+    is_lightnings = "." not in class_path or class_path.startswith(LIGHTNINGS)
+    return _LOGGERS_PACKAGES.get(class_path.rpartition(".")[2], ()) if is_lightnings else ()
+
+
 NAMESPACES = {
     "callbacks": "callbacks",
     "logger": "loggers",
@@ -179,7 +199,10 @@ ARGUMENTS: Mapping[str, Argument] = {
     ),
     "num_nodes": _mapped("multiplies `devices`; the workers are placed where there is room"),
     "precision": _mapped("`training.precision`; `16` and `16-mixed` without a GPU are `bf16-mixed`"),
-    "logger": _honoured("beside MLflow, on worker 0; `MLFlowLogger` and `true` are the job's own"),
+    "logger": _honoured(
+        "beside MLflow, on worker 0; `MLFlowLogger` and `true` are the job's own; a logger is left out, and "
+        "a note says so, if its package is not there: name it in `environment.requirements`"
+    ),
     "callbacks": _honoured(
         "progress bars are left out: `syncbn show` has the progress; `LearningRateFinder` and "
         "`BatchSizeFinder` are refused"

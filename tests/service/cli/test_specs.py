@@ -65,6 +65,15 @@ def test_notes_are_shown_when_a_job_is_submitted(syncbn: Syncbn, config: str) ->
     assert len(validated(syncbn, config)["notes"]) == 1
 
 
+@pytest.mark.parametrize("command", ["validate", "submit"])
+def test_a_logger_that_a_job_would_leave_out_has_a_note(syncbn: Syncbn, config: str, command: str) -> None:
+    result = syncbn(command, config, "--trainer.logger=TensorBoardLogger")
+
+    shown = result.stdout if command == "validate" else result.stderr
+    assert "TensorBoardLogger needs tensorboard" in " ".join(shown.split())
+    assert "environment.requirements" in shown
+
+
 @pytest.mark.parametrize("rest", [[], ["--json"]])
 def test_an_override_without_a_value_is_refused(syncbn: Syncbn, config: str, rest: list[str]) -> None:
     result = syncbn("validate", config, "--trainer.max_epochs", *rest)
