@@ -18,8 +18,7 @@ from training.spec.lightning_values import (
     CHANGING,
     PRECISIONS,
     REMOVED,
-    component_problem,
-    folder_problems,
+    component_problems,
     hydra_targets,
     number_of_devices,
     seed_problem,
@@ -233,10 +232,8 @@ class _Reading:
                 "training.sampler: own for loaders that differ by worker",
             )
         for key, part in options.components().items():
-            if message := component_problem(key.split(".")[1], part.class_path):
-                self._refuse(key, message)
-            for argument, message in folder_problems(init_args=part.init_args, dict_kwargs=part.dict_kwargs):
-                self._refuse(f"{key}.{argument}", message)
+            for where, message in component_problems(key, part.model_dump()):
+                self._refuse(where, message)
 
     def _read_logger(self, options: TrainerOptions) -> None:
         """Moves what an MLFlowLogger says to `tracking` and `name`, and leaves the other loggers."""

@@ -121,15 +121,17 @@ def leaves_working_directory(path: str) -> bool:
     return "://" not in path and posixpath.normpath(path).partition("/")[0] == ".."
 
 
-def folder_problems(**given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields the key of each folder to write to that is refused, and why.
+def component_problems(key: str, component: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the key of what a job cannot have of a component, and why.
 
-    given: arguments of a component by the key that they stand under, such as init_args.
+    key: of the component, such as "trainer.callbacks.0".
     """
-    for where, arguments in given.items():
-        for name in sorted(FOLDERS & arguments.keys()):
-            if isinstance(folder := arguments[name], str) and leaves_working_directory(folder):
-                yield f"{where}.{name}", f"{folder} {LEFT}"
+    if message := component_problem(key.split(".")[1], component["class_path"]):
+        yield key, message
+    for where in ("init_args", "dict_kwargs"):
+        for name in sorted(FOLDERS & component[where].keys()):
+            if isinstance(folder := component[where][name], str) and leaves_working_directory(folder):
+                yield f"{key}.{where}.{name}", f"{folder} {LEFT}"
 
 
 def seed_problem(seed: object) -> str | None:
