@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.callbacks.step_times import METRIC
 from training.errors import BuildError
-from training.spec import Spec, shares
+from training.spec import Spec, parse_spec, shares
 
 if TYPE_CHECKING:
     from training.host.local import LocalHost
@@ -181,7 +181,7 @@ def _variant(spec: Spec, kind: str, workers: int, steps: int, every: int | None)
     data["norm"] |= {"observe_every": every}
     data["trainer"] = data.get("trainer") or {}
     data["trainer"]["callbacks"] = [*(data["trainer"].get("callbacks") or []), callback]
-    return Spec.model_validate(data)
+    return parse_spec(data)
 
 
 def _train(machine: LocalHost, spec: Spec, workers: int, folder: Path) -> list[dict[str, float]]:

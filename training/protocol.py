@@ -61,7 +61,7 @@ class Order:
     code_folder: a folder on this host to use in place of uploaded code.
     mlflow_uri, run_id: the run to track in MLflow; None: not tracked there.
     output: the folder for metrics.jsonl, model.pt and figures; None: not written.
-    curves_only: skip validation, test and the export of the model.
+    curves_only: validate on one batch; skip the test and the export of the model.
     last_bit: change the last bit of each initial parameter, to see what rounding alone does to a training.
     restarts: the reasons for the restarts of the attempt so far.
     seconds_left: after this time the ranks save a checkpoint and end; None: no limit.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.errors import BuildError
-from training.spec import Spec
+from training.spec import Spec, parse_spec
 
 if TYPE_CHECKING:
     from training.host.local import LocalHost
@@ -139,7 +139,10 @@ def verify(
 
 
 def variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
-    """Returns the spec with another normalisation, number of workers and length; workers may share CPUs."""
+    """Returns the spec with another normalisation, number of workers and length; workers may share CPUs.
+
+    Raises SpecError if it cannot be trained so.
+    """
     from training.host.local import usable_cpus
 
     cpus = usable_cpus()
@@ -151,7 +154,7 @@ def variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
         "cpus_per_worker": min(spec.resources.cpus_per_worker, int(100 * cpus / workers) / 100),
         "gpus_per_worker": spec.resources.gpus_per_worker,
     }
-    return Spec.model_validate(data)
+    return parse_spec(data)
 
 
 def _train(machine: LocalHost, spec: Spec, workers: int, folder: Path, *, last_bit: bool) -> list[float]:
@@ -160,7 +163,7 @@ def _train(machine: LocalHost, spec: Spec, workers: int, folder: Path, *, last_b
     folder = prepare_output(folder)
     machine.run(spec, workers=workers, output=folder, curves_only=True, last_bit=last_bit, retries=0)
     rows = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
-    return [row["train_loss"] for row in rows]
+    return [row["train_loss"] for row in rows if "train_loss" in row]
 
 
 def _as_json(verification: Verification) -> dict[str, Any]:

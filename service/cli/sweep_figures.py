@@ -68,6 +68,8 @@ def _by_key(findings: Findings, key: str, metrics: Sequence[str]) -> Figure:
         panel.grid(alpha=0.3)
         if is_geometric([arm.values[key] for arm in findings.arms if _is_number(arm.values[key])]):
             panel.set_xscale("log")
+            places = [float(arm.values[key]) for arm in findings.arms if _is_number(arm.values[key])]
+            panel.set_xlim(min(places) / 1.5, max(places) * 1.5)
         for number, (label, arms) in enumerate(lines):
             color = f"C{number}" if connected else "C0"
             scores = [(float(arm.values[key]), findings.score(arm, name)) for arm in arms]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -58,7 +59,13 @@ def plan(
     """
     made: dict[str, Any] = dict(given)
     if grid:
-        made["grid"] = {**_mapping(made.get("grid")), **dict(_pair("--grid", each) for each in grid)}
+        pairs = [_pair("--grid", each) for each in grid]
+        for number, (key, _) in enumerate(pairs):
+            if key in dict(pairs[:number]):
+                raise typer.BadParameter(
+                    f"{key} is given twice; write all its values after one --grid", param_hint="--grid"
+                )
+        made["grid"] = {**_mapping(made.get("grid")), **dict(pairs)}
     if random is not None or seed is not None or space:
         before = _mapping(made.get("random"))
         draws = {"count": random, "seed": seed}
@@ -104,6 +111,9 @@ def _values(option: str, key: str, text: str) -> list[Any]:
         raise typer.BadParameter(f"{key}: {error}", param_hint=option) from None
     if not isinstance(values, list) or not values:
         raise typer.BadParameter(f"{key} has no values", param_hint=option)
+    for value in values:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise typer.BadParameter(f"{key}: {value} is not a finite number", param_hint=option)
     return values
 
 

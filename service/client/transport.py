@@ -66,6 +66,8 @@ class Transport:
                 if error.status not in RETRIED_STATUSES:
                     raise
                 retry.back_off(error)
+            except ValueError as error:  # of the json module, for NaN and infinity
+                raise ClientError(f"the request cannot be sent: {error}") from None
 
     def read(
         self, path: str, write: Callable[[Iterator[bytes], httpx.Headers], Result], retry: Retry

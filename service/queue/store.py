@@ -128,7 +128,12 @@ class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
     def get(self, job_id: str) -> Job:
         """Returns the job. Raises NotFound."""
         if not is_id(job_id):
-            raise NotFound(f"no job {job_id!r}: ids look like j1k0w1qk530wdg8e15q54")
+            hint = (
+                "that is the id of a sweep; syncbn list --sweep shows its jobs"
+                if len(job_id) == len("s1k0w1qk530wdg8e15q54") and job_id.startswith("s")
+                else "ids look like j1k0w1qk530wdg8e15q54"
+            )
+            raise NotFound(f"no job {job_id!r}: {hint}")
         with database.reading(self._engine) as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
         if row is None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training.advise import NOISY, Advice, Layer, advise
-from training.spec import parse_spec
+from training.spec import SpecError, parse_spec
 
 
 def found(noise: float, *, share: float = 0.5, batch: int | None = 4) -> Advice:
@@ -51,7 +51,7 @@ def test_what_is_noticed_besides_is_said() -> None:
     assert "2 channels above 10,000, in the model" in words
 
 
-def of_digits(class_path: str, **init_args: object) -> object:
+def of_digits(class_path: str, **init_args: object) -> dict[str, object]:
     return {
         "model": {"class_path": class_path, "init_args": init_args},
         "data": {"class_path": "training.data.Digits"},
@@ -60,8 +60,16 @@ def of_digits(class_path: str, **init_args: object) -> object:
 
 
 def test_a_few_steps_say_what_a_model_needs(tmp_path: Path) -> None:
+    """Also if a callback waits for a metric of the validation."""
     runs: list[str] = []
-    spec = parse_spec(of_digits("training.models.ConvNet"))
+    stopping = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val_loss"},
+    }
+    spec = parse_spec(
+        of_digits("training.models.ConvNet")
+        | {"trainer": {"callbacks": [stopping], "limit_train_batches": 3}}
+    )
     advice = advise(spec, workers=2, steps=6, code=None, output=tmp_path, running=runs.append)
 
     assert len(runs) == 4
@@ -84,3 +92,9 @@ def test_a_model_without_batch_normalisation_needs_none(tmp_path: Path) -> None:
 class Linear(torch.nn.Sequential):
     def __init__(self) -> None:
         super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+
+def test_more_workers_than_samples_are_refused(tmp_path: Path) -> None:
+    spec = parse_spec(of_digits("training.models.ConvNet") | {"training": {"global_batch_size": 1}})
+    with pytest.raises(SpecError, match="1 samples cannot be shared by 2 workers"):
+        advise(spec, workers=2, steps=6, code=None, output=tmp_path, running=lambda _: None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -214,8 +213,6 @@ class RankRun:
         return module
 
     def _fit(self, module: Any, data: Any, checkpoint: Path | None) -> None:
-        if self.order.curves_only:
-            warnings.filterwarnings("ignore", message="You defined a `validation_step` but have no")
         self._prepares_data()
         self.trainer.fit(
             module,

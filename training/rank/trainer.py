@@ -64,7 +64,7 @@ def make_trainer(
 ) -> Trainer:
     """Returns the Trainer for one rank. Every rank must call it, because it may create process groups.
 
-    curves_only: neither validate nor save the run when it ends.
+    curves_only: validate on one batch, and do not save the run when it ends.
     """
     settings, synchronized = spec.training, spec.norm.is_synchronized
     plugins: list[Any] = [context.environment(), JobCheckpointIO(files, own_output.written), *user.plugins]
@@ -78,8 +78,8 @@ def make_trainer(
         tracker, vote, share, watchdog.ranks_ahead, equal_parts=settings.loader_batches is not None
     )
     arguments = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, **user.arguments}
-    if curves_only:
-        arguments["limit_val_batches"] = 0
+    if curves_only and arguments.get("limit_val_batches") != 0:
+        arguments["limit_val_batches"] = 1  # not none: callbacks and schedulers may wait for its metrics
     sets_precision = any(isinstance(plugin, Precision) for plugin in user.plugins)
     if sets_precision and settings.precision != Training().precision:
         raise BuildError(

@@ -48,6 +48,8 @@ class ValueRange(Part):
             raise ValueError(f"min is {self.min:g}, and max is {self.max:g}, which is less")
         if self.log and self.min <= 0:
             raise ValueError(f"a logarithmic scale has positive values only, and min is {self.min:g}")
+        if not math.isfinite(self.max / self.min if self.log else float(self.max) - float(self.min)):
+            raise ValueError(f"the range from {self.min:g} to {self.max:g} is too large to draw from")
         return self
 
     def at(self, share: float) -> int | float:
@@ -114,6 +116,8 @@ class SweepPlan(Part):
                 if _overlap(key, other):
                     raise ValueError(f"{key} cannot be swept: {why}")
             for other in keys[:number]:
+                if key == other:
+                    raise ValueError(f"{key} is given twice, by grid, random or repeat; give one of them")
                 if _overlap(key, other):
                     raise ValueError(f"{other} and {key} set the same key; give one of them")
         return self

@@ -45,11 +45,19 @@ def override(data: object, assignments: Iterable[str]) -> object:
 
 
 def replaced(data: object, keys: Sequence[str], value: object) -> object:
-    """Returns a copy of `data` with the value at the path `keys`; mappings on the way are made if need be."""
+    """Returns a copy of `data` with the value at the path `keys`; mappings on the way are made if need be.
+
+    Raises SpecError for a place that a list does not have.
+    """
     if not keys:
         return value
     first, *rest = keys
-    if isinstance(data, list) and first.isdecimal() and (index := int(first)) < len(data):
+    if isinstance(data, list):
+        if not first.isdecimal() or (index := int(first)) >= len(data):
+            found = f"has {len(data)} item{'s' if len(data) != 1 else ''}, counted from 0"
+            raise SpecError(
+                [Problem(key=".".join(keys), message=f"{first} is no place in a list; it {found}")]
+            )
         return [*data[:index], replaced(data[index], rest, value), *data[index + 1 :]]
     here = dict(data) if isinstance(data, Mapping) else {}
     return {**here, first: replaced(here.get(first), rest, value)}

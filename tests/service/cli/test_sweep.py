@@ -120,6 +120,10 @@ def test_a_dry_run_shows_the_points_and_queues_nothing(syncbn: Syncbn, client: C
         (("--random", "2"), "random.space"),
         (("--grid", "training.sed=1"), "did you mean seed?"),
         (("--repeat", "2", "--set", "sweep=3"), "should be a mapping with grid"),
+        (("--grid", "training.seed=1,2", "--grid", "training.seed=3"), "is given twice"),
+        (("--grid", "training.seed=1,2", "--repeat", "2"), "is given twice, by grid, random or repeat"),
+        (("--grid", "optimizer.init_args.lr=0.1,.inf"), "inf is not a finite number"),
+        (("--random", "2", "--space", "optimizer.init_args.lr=-1e308..1e308"), "too large to draw from"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(
@@ -172,6 +176,7 @@ def test_commands_take_sweeps_beside_jobs(syncbn: Syncbn, client: Client, spec: 
     assert syncbn("wait", sweep).exit_code == 3
     assert syncbn("resume", sweep).exit_code == 2
     assert syncbn("show", "s" + "0" * 20).exit_code == 4
+    assert "syncbn list --sweep" in syncbn("logs", sweep).stderr
 
 
 def test_a_followed_sweep_ends_with_the_code_of_its_end(

@@ -431,7 +431,7 @@ def test_an_override_replaces_an_item_of_a_list() -> None:
 
     assert override(data, ["callbacks.1.patience=7"]) == {"callbacks": [{"patience": 1}, {"patience": 7}]}
     assert data == {"callbacks": [{"patience": 1}, {"patience": 2}]}
-    assert override(data, ["callbacks.2.patience=7"]) == {"callbacks": {"2": {"patience": 7}}}
+    assert override({}, ["callbacks.2.patience=7"]) == {"callbacks": {"2": {"patience": 7}}}
 
 
 @pytest.mark.parametrize("assignment", ["training.max_steps", "=3", "training..seed=3", ""])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from training.spec import SpecError
+from training.spec import SpecError, override
 from training.spec.sweep import RandomPoints, SweepPlan, SweepPoint, ValueRange, expanded
 
 DOCUMENT = {
@@ -64,6 +64,12 @@ def test_a_configuration_of_lightning_has_its_seed_replaced() -> None:
     found = points({**DOCUMENT, "seed_everything": 42, "trainer": {"max_epochs": 1}}, repeat=2)
 
     assert [point.spec.training.seed for point in found] == [42, 43]
+
+
+@pytest.mark.parametrize("place", ["2", "-1", "x"])
+def test_a_place_that_a_list_does_not_have_is_refused(place: str) -> None:
+    with pytest.raises(SpecError, match="no place in a list; it has 2 items"):
+        override({"metrics": [1, 2]}, [f"metrics.{place}=3"])
 
 
 def test_a_number_in_a_key_is_an_index_of_a_list() -> None:
@@ -145,7 +151,7 @@ def test_an_invalid_point_is_named_with_its_key() -> None:
         ({"grid": {"name": ["a"]}}, "the points are named after the sweep"),
         ({"grid": {"tracking.experiment": ["a"]}}, "all runs of a sweep are in one experiment"),
         ({"grid": {"tracking": [{"experiment": "a"}]}}, "all runs of a sweep are in one experiment"),
-        ({"grid": {"training.seed": [1]}, "repeat": 2}, "training.seed and training.seed set the same key"),
+        ({"grid": {"training.seed": [1]}, "repeat": 2}, "training.seed is given twice"),
         ({"grid": {"training": [{}], "training.seed": [1]}}, "training and training.seed set the same key"),
         ({"grid": {"training..seed": [1]}}, "is not a key"),
         ({"grid": {"training.seed": []}}, "at least 1 item"),
