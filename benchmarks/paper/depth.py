@@ -13,6 +13,9 @@ from benchmarks.paper.runs import Spread, chosen, spread, value_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TRAINS = 0.5
+"""The part of the shallowest network's accuracy above which the deepest one counts as trained."""
+
 
 def by_depth(runs: Runs, *, norm: bool) -> list[tuple[int, Spread]]:
     of = chosen(runs, norm=norm)
@@ -47,7 +50,7 @@ def claims(runs: Runs) -> list[Claim]:
     return [
         Claim(
             statement="With BN, a deep network of saturating units trains.",
-            holds=with_norm[-1][1].middle > 0.5 * with_norm[0][1].middle,
+            holds=with_norm[-1][1].middle > TRAINS * with_norm[0][1].middle,
             evidence=f"With {depth} hidden layers the test accuracy was "
             f"{with_norm[-1][1].text(percent)}, and {with_norm[0][1].text(percent)} with {with_norm[0][0]}.",
         ),
@@ -85,5 +88,9 @@ DEPTH = Experiment(
             size=(7.0, 4.0),
         )
     },
-    notes=("Fashion-MNIST, one epoch, SGD with momentum, initial weights of He et al. (2015).",),
+    notes=(
+        "Fashion-MNIST, one epoch, SGD with momentum, initial weights of He et al. (2015).",
+        f"The threshold is ours, not the paper's: above {percent(TRAINS)} of the shallowest network's "
+        "accuracy, the deepest one counts as trained.",
+    ),
 )

@@ -17,6 +17,8 @@ ACCURACY = "val_accuracy"
 SIGMOID = "learning_rates_sigmoid"
 BASE, X5, X30 = 0.05, 0.25, 1.5
 """The learning rates of the recipe."""
+CHANCE = 0.2
+"""An accuracy up to this counts as chance: of ten classes 0.1, and room for a network that knows a little."""
 
 
 class Variant(NamedTuple):
@@ -102,7 +104,6 @@ def claims(runs: Runs) -> list[Claim]:
     needed = {name: reached(runs, name) for name in VARIANTS}
     highest = {name: best(runs, name) for name in VARIANTS}
     failed = sum(run.diverged for run in runs_of(runs, "Baseline-x5"))
-    chance = 0.2  # ten classes: 0.1, and room for a network that knows a little
 
     def faster(one: str, other: str) -> Claim:
         return Claim(
@@ -129,7 +130,7 @@ def claims(runs: Runs) -> list[Claim]:
         ),
         Claim(
             statement="With sigmoids the network trains with BN, and never gets better than chance without.",
-            holds=highest["BN-x5-Sigmoid"].middle > 2 * chance and not highest["x5-Sigmoid"].middle > chance,
+            holds=highest["BN-x5-Sigmoid"].middle > 2 * CHANCE and not highest["x5-Sigmoid"].middle > CHANCE,
             evidence=f"Best accuracy {_best(highest['BN-x5-Sigmoid'])} with BN and "
             f"{_best(highest['x5-Sigmoid'])} without; chance is {percent(0.1)}.",
         ),
@@ -176,6 +177,12 @@ LEARNING_RATES = Experiment(
         "The network has two Inception blocks and 4 to 8 channels a branch, the images are Fashion-MNIST's, "
         "and the learning rate falls linearly. The paper's has ten blocks, ImageNet's images, and for "
         "BN-x5 and BN-x30 further changes (no dropout, less weight decay). Only the order can be compared.",
+        "The learning rates were chosen for this network: a search with one seed, which looked at the test "
+        f"accuracy, found that without BN {BASE} trains and {X5} stays at chance, and that with BN {X30} "
+        "trains. So it was partly chosen that the Baseline trains, that it fails at 5 times its rate, and "
+        "that BN-x30 trains.",
+        f"The thresholds are ours: an accuracy up to {percent(CHANCE)} counts as chance, and a network with "
+        f"sigmoids as trained from {percent(2 * CHANCE)} on.",
         "Accuracy is that of the first 2,000 test images, every 50 steps.",
     ),
 )
