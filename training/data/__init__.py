@@ -3,7 +3,8 @@
 May import `samples`.
 """
 
+from training.data.arrangement import ArrangedBatches
 from training.data.digits import Digits
 from training.data.fashion_mnist import FashionMNIST
 
-__all__ = ["Digits", "FashionMNIST"]
+__all__ = ["ArrangedBatches", "Digits", "FashionMNIST"]

@@ -8,13 +8,15 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from training.data import arrangement as arrangements
+from training.data.arrangement import ArrangedBatches, Arrangement
 from training.data.splits import Splits
 from training.samples import sample_generator
 
@@ -36,7 +38,9 @@ class FashionMNIST(Splits):
     else downloads the files from `url` into the cache. limit: maximum number of samples per split. augment:
     shifts each training image by up to 2 pixels and flips it with probability 0.5, anew in each epoch.
     binary: pixels are 1 where they are at least half white, else 0, in place of the scaled ones. validate:
-    test: validation has the images of the test, to draw its curve during the training.
+    test: validation has the images of the test, to draw its curve during the training. arrangement: of the
+    classes within each `batch` training samples, which is the spec's training.global_batch_size, see
+    `ArrangedBatches`; None: the loader's own shuffling.
 
     The files of MNIST, which have the same names, are read too if `root` has them.
 
@@ -54,10 +58,15 @@ class FashionMNIST(Splits):
         augment: bool = False,
         binary: bool = False,
         validate: Literal["held_out", "test"] = "held_out",
+        arrangement: Arrangement | None = None,
+        batch: int = 64,
     ) -> None:
         super().__init__()
         self.root, self.limit, self.url, self.augment = root, limit, url, augment
         self.binary, self.validate = binary, validate
+        self.arrangement, self.batch = arrangement, batch
+        if arrangement is not None:
+            arrangements.check(arrangement, batch)
 
     def prepare_data(self) -> None:
         """Downloads missing files. Lightning calls it once per node."""
@@ -69,11 +78,17 @@ class FashionMNIST(Splits):
         held_out = max(1, len(images) // 12)
         test_images, test_labels = _split(folder, "t10k")
         train = self._dataset(images[:-held_out], labels[:-held_out])
+        self._labels = train.tensors[1]
         black = 0.0 if self.binary else -self.MEAN / self.STD
         self.train = Augmented(train, black=black) if self.augment else train
         self.test = self._dataset(test_images, test_labels)
         held_out_part = self._dataset(images[-held_out:], labels[-held_out:])
         self.val = self.test if self.validate == "test" else held_out_part
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        if self.arrangement is None:
+            return super().train_dataloader()
+        return DataLoader(self.train, sampler=ArrangedBatches(self._labels, self.arrangement, self.batch))
 
     def _dataset(self, images: np.ndarray, labels: np.ndarray) -> TensorDataset:
         pixels = torch.tensor(images[: self.limit], dtype=torch.float32).unsqueeze(1) / 255
