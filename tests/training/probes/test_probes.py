@@ -17,6 +17,7 @@ from training.errors import BuildError
 from training.models import ConvNet, FullyConnected
 from training.probes.folding import folded, undone
 from training.probes.inputs import InputPercentiles, inputs_of
+from training.probes.noise import BatchNoise
 from training.probes.probe import Probe, first_samples
 
 STEPS, EVERY = 30, 10
@@ -26,6 +27,13 @@ PROBES: dict[str, dict[str, Any]] = {
     "InputPercentiles": {"layer": "hidden.1.activation", "unit": 2, "every": EVERY, "samples": 9},
     "InputMoments": {"every": EVERY, "samples": 9},
     "GradientChange": {"scales": [1.0], "every": EVERY, "samples": 9},
+    "BatchNoise": {
+        "every": STEPS,
+        "groups": [3],
+        "batch": 9,
+        "samples": 20,
+        "arrangements": ["random", "sorted"],
+    },
     "Folding": {"samples": 9},
     "StatisticsSources": {"batches": [1, 3], "batch_size": 7, "samples": 300},
 }
@@ -66,7 +74,7 @@ def test_what_probes_measure_does_not_depend_on_the_number_of_workers(done: dict
         {
             (name, step): value
             for name in {name for row in each.rows for name in row}
-            if name.startswith(("input/", "gradient/", "statistics/", "folded/layers"))
+            if name.startswith(("input/", "gradient/", "noise/", "statistics/", "folded/layers"))
             for step, value in each.series(name).items()
         }
         for each in (done[1], done[2])
@@ -142,6 +150,34 @@ def test_the_change_of_the_gradient_is_that_along_a_step_of_the_learning_rate(do
     assert done[2].series("gradient/smoothness")[STEPS] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("arrangement", ["random", "sorted"])
+def test_noise_is_that_of_three_samples_of_nine_in_the_trained_network(
+    done: dict[int, Done], arrangement: str
+) -> None:
+    model = trained(done[2])
+    x, y = first_samples(digits().val, 18)
+    mean, var = [], []
+    with torch.no_grad():
+        by_batch = [hidden_inputs(model, part.double()) for part in torch.split(x, 9)]
+    for index, layer in enumerate(model.hidden):
+        norm = layer.norm
+        assert isinstance(norm, nn.BatchNorm1d)
+        means, variances = [], []
+        for hidden, labels in zip(by_batch, torch.split(y, 9), strict=True):
+            normalised = ((hidden[index] - norm.bias) / norm.weight).detach().numpy()
+            order = np.argsort(labels.numpy(), kind="stable") if arrangement == "sorted" else np.arange(9)
+            groups = normalised[order].reshape(3, 3, WIDTH)
+            means.append(groups.mean(1))
+            variances.append(groups.var(1) - normalised.var(0))
+        mean.append(np.sqrt(np.mean(np.square(means))))
+        var.append(np.sqrt(np.mean(np.square(variances))))
+
+    for name, expected in (("mean", np.median(mean)), ("var", np.median(var))):
+        found = done[2].series(f"noise/{arrangement}/{name}/3")
+        assert set(found) == {1, STEPS}
+        assert found[STEPS] == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_trained_network_folds_and_its_norm_can_be_undone(done: dict[int, Done]) -> None:
     assert done[2].series("folded/layers") == {STEPS: 2.0}
     assert done[2].series("folded/remaining") == {STEPS: 0.0}
@@ -186,6 +222,7 @@ def refusal(rank: int, spec: dict[str, Any], folder: Path) -> str:
     [
         ("InputPercentiles", {"layer": "hidden.7"}, {}, "no layer 'hidden.7'; it has hidden.0.activation"),
         ("StatisticsSources", {}, {"norm": False}, "needs a model with BatchNorm"),
+        ("BatchNoise", {}, {"norm": False}, "BatchNoise needs a model with BatchNorm"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_the_first_step(
@@ -206,6 +243,8 @@ def test_numbers_that_measure_nothing_are_refused() -> None:
         InputPercentiles("hidden.0.activation", every=0)
     with pytest.raises(ValueError, match="samples is 1"):
         Probe(samples=1)
+    with pytest.raises(ValueError, match=r"groups is \[3\], batch 64, samples 512; give divisors of batch"):
+        BatchNoise(groups=[3])
 
 
 def test_positions_of_a_convolution_count_as_values_and_its_norm_folds() -> None:
