@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.paper.experiment import Claim, Experiment, Runs
 from benchmarks.paper.points import RECIPES
-from benchmarks.paper.runs import COMMAND, MACHINE
+from benchmarks.paper.runs import COMMAND, MACHINE, value_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def _facts(experiment: Experiment, runs: Runs) -> Iterator[str]:
     recipes = ", ".join(f"`{_relative(RECIPES / f'{recipe}.yaml', ROOT)}`" for recipe in experiment.recipes)
     seeds = sorted({run.seed for run in runs})
     yield (
-        f"Recipes: {recipes}. Each point is a job on two workers, in {len(seeds)} "
+        f"Recipes: {recipes}. Each point is a job on {_workers(runs)} workers, in {len(seeds)} "
         f"{'seeds' if len(seeds) > 1 else 'seed'}; figures are medians over the seeds, with their range."
     )
     seconds = [run.seconds for run in runs]
@@ -71,6 +71,12 @@ def _facts(experiment: Experiment, runs: Runs) -> Iterator[str]:
         said = sorted({run.tags[tag] for run in runs if tag in run.tags})
         if said:
             yield f"{name}: {'; '.join(f'`{each}`' if tag == COMMAND else each for each in said)}."
+
+
+def _workers(runs: Runs) -> str:
+    """The numbers of workers, 2 where the points do not differ in it."""
+    found = sorted({value_of(run, "workers") or 2 for run in runs})
+    return ", ".join(map(str, found[:-1])) + " or " * (len(found) > 1) + str(found[-1])
 
 
 def _relative(path: Path, start: Path) -> str:

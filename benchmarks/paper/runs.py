@@ -44,6 +44,11 @@ class Run:
         curve = self.curves.get(metric, ())
         return curve[-1][1] if curve else math.nan
 
+    def middle(self, metric: str) -> float:
+        """The median of the values; NaN if there is none."""
+        values = [value for _, value in self.curves.get(metric, ())]
+        return median(values) if values else math.nan
+
     def highest(self, metric: str) -> float:
         return max((value for _, value in self.curves.get(metric, ())), default=math.nan)
 

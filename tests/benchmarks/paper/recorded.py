@@ -16,6 +16,12 @@ NAMES = (
     *("folded/difference", "folded/layers", "folded/remaining", "identity/stem.norm"),
     *(f"statistics/{source}/{count}" for source in ("running", "mean", "precise") for count in (1, 10)),
     "statistics/training",
+    *(
+        f"noise/{arrangement}/{measure}/{group}"
+        for arrangement in ("random", "sorted", "balanced")
+        for measure in ("mean", "var")
+        for group in (2, 8, 32)
+    ),
 )
 
 

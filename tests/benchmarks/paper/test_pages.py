@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper import page
+from benchmarks.paper.batch_noise import BATCH_NOISE
 from benchmarks.paper.experiment import Experiment
 from benchmarks.paper.figure_1 import FIGURE_1
 from benchmarks.paper.identity import IDENTITY
@@ -126,3 +127,35 @@ def test_a_spread_of_one_value_has_no_range_and_of_none_is_not_a_number() -> Non
     assert Spread(values=[1.0]).text("{:.1f}".format) == "1.0"
     assert Spread(values=[]).text("{:.1f}".format) == "nan"
     assert Spread(values=[3.0, 1.0, 2.0]).text("{:.0f}".format) == "2 (1 to 3)"
+
+
+def test_batch_noise_compares_groups_with_the_synchronized_curve_and_says_where_noise_regularises() -> None:
+    errors = {2: 0.5, 4: 0.3, 8: 0.2, 16: 0.15, 32: 0.18, 64: 0.2}
+    worse = {"sorted": 0.1, "balanced": -0.01}
+
+    def curve(point: Point, name: str) -> Curve:
+        if name.startswith("noise/"):
+            return [(step, 1.0 / int(name.rpartition("/")[2])) for step in STEPS]
+        norm = point.values.get("norm") or {"kind": point.values["norm.kind"]}
+        samples = norm.get("samples") or 64 // point.values.get("resources.workers", 2)
+        if norm["kind"] not in {"ghost_batch_norm", "batch_norm"}:
+            return [(30, 0.8)]
+        order = point.values.get("data.init_args.arrangement", "random")
+        return [(30, 1 - errors[samples] - worse.get(order, 0.0))]
+
+    said = text(BATCH_NOISE, curve)
+
+    assert "Does not hold" not in said
+    assert "It was 50.0 % (50.0 % to 50.0 %), 2.5 times 20.0 %." in said
+    assert "With 8 on a device 20.0 % (20.0 % to 20.0 %), 32 on a device 20.0 %" in said
+    assert "The lowest was 15.0 % (15.0 % to 15.0 %), with 16 samples" in said
+    assert "| ghost_batch_norm | 8 | 8 | sorted by class | 30.0 % (30.0 % to 30.0 %) | 0.12 (0.12 to" in said
+    assert "| sync_batch_norm | 8 | 64 | shuffled | 20.0 %" in said
+    assert "job on 1, 2 or 8 workers" in said
+
+
+def test_batch_noise_says_when_few_samples_are_not_worse() -> None:
+    said = text(BATCH_NOISE, lambda _point, name: [(30, 0.9)] if name == "test_accuracy" else [])
+
+    assert "**Does not hold here**: With 2 samples on a device, BatchNorm's test error" in said
+    assert "**Holds**: The curve of synchronized BatchNorm is flat." in said
