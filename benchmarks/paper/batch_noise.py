@@ -72,7 +72,9 @@ def draw(runs: Runs, figure: Figure) -> None:
         band(errors, [*by_group(runs, GHOST, arranged).items()], label=label, color=colour, marker="o")
         band(noises, [*noise(runs, "mean", arranged).items()], label=said, color=colour, marker="o")
     local, sync = by_group(runs, LOCAL), by_group(runs, SYNC)
-    errors.plot([*local], [each.middle for each in local.values()], "kx", label=LOCAL, zorder=3)
+    errors.plot(
+        [*local], [each.middle for each in local.values()], "C0x", markersize=9, label=LOCAL, zorder=5
+    )
     band(errors, [*sync.items()], label=SYNC, color="k", marker="s")
     for index, which in enumerate(WITHOUT_A_BATCH, len(ARRANGEMENTS)):
         for found in by_group(runs, which).values():
@@ -229,6 +231,7 @@ BATCH_NOISE = Experiment(
         "`training.data.ArrangedBatches` makes them.",
         "Noise is measured by `training.probes.BatchNoise` in networks with sync_batch_norm, on the first "
         "test images: root mean squares over channels and groups, the median over layers and steps.",
+        "All kinds have one learning rate, for which nothing was searched; another may suit a kind better.",
         "batch_renorm has the statistics of all workers, and a warm-up shorter than its paper's.",
         f"Thresholds are ours: {WORSE:g} times as much error, and {percent(FLAT)} as the range of what is "
         f"flat or equal. A network whose loss became infinite counts as a guess, {percent(1 - CHANCE)}.",

@@ -9,6 +9,7 @@ from benchmarks.paper.identity import IDENTITY
 from benchmarks.paper.inference import INFERENCE
 from benchmarks.paper.initialisation import INITIALISATION
 from benchmarks.paper.learning_rates import LEARNING_RATES
+from benchmarks.paper.segmentation import SEGMENTATION
 from benchmarks.paper.shift import SHIFT
 
 EXPERIMENTS = {
@@ -22,5 +23,6 @@ EXPERIMENTS = {
         IDENTITY,
         INFERENCE,
         BATCH_NOISE,
+        SEGMENTATION,
     )
 }

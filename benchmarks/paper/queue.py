@@ -44,7 +44,11 @@ def _ended(client: Client, job_id: str, point: Point, shown: Progress) -> Job:
         time.sleep(POLL_SECONDS)
     assert job.spec["training"]["seed"] == point.seed, "a sweep's points have another order"
     if job.state == "succeeded":
-        shown.done(f"{point}: test accuracy {job.metrics.get('test_accuracy') or float('nan'):.3f}")
+        tested = {
+            name: value for name, value in job.metrics.items() if name in {"test_accuracy", "test_dice"}
+        }
+        said = [f"{name} {value:.3f}" for name, value in tested.items() if value is not None]
+        shown.done(f"{point}: {', '.join(said) or 'done'}")
     elif diverged(job):
         shown.done(f"{point}: the loss became infinite")
     else:

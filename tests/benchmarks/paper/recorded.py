@@ -10,7 +10,7 @@ from benchmarks.paper.runs import COMMAND, MACHINE, Curve, Run
 
 LAYERS = ("hidden.0.activation", "hidden.1.activation")
 NAMES = (
-    *("val_accuracy", "test_accuracy", "gradient/change", "gradient/smoothness"),
+    *("val_accuracy", "test_accuracy", "test_dice", "gradient/change", "gradient/smoothness"),
     *(f"input/percentile_{percentile}" for percentile in (15, 50, 85)),
     *(f"input/{layer}/{measure}" for layer in LAYERS for measure in ("mean", "std", "moved")),
     *("folded/difference", "folded/layers", "folded/remaining", "identity/stem.norm"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from training.data import Digits, FashionMNIST
+from training.data import Digits, FashionMNIST, SyntheticVolumes
 from training.data import fashion_mnist as module
 from training.loading.batches import ShareLoader, share_loader
 
@@ -296,3 +296,25 @@ def test_images_and_labels_of_different_number_are_refused(tmp_path: Path) -> No
 
     with pytest.raises(ValueError, match="4 t10k images but 3 labels"):
         ready(FashionMNIST(root=str(folder)))
+
+
+def test_synthetic_volumes_have_their_mask_and_are_always_the_same() -> None:
+    data, again = (SyntheticVolumes(size=16, train=3, val=1, test=2) for _ in range(2))
+    data.setup("fit")
+    again.setup("test")
+
+    splits = ((data.train, again.train, 3), (data.val, again.val, 1), (data.test, again.test, 2))
+    for split, other, number in splits:
+        images, masks = tensors(split)
+        assert images.shape == masks.shape == (number, 1, 16, 16, 16)
+        assert images.dtype == masks.dtype == torch.float32
+        assert (images.min().item(), images.max().item()) == (0, 1)
+        assert torch.unique(masks).tolist() == [0, 1]
+        assert images[masks == 1].mean() > images[masks == 0].mean()
+        assert all(torch.equal(*pair) for pair in zip(tensors(split), tensors(other), strict=True))
+    assert not torch.equal(tensors(data.val)[0][0], tensors(data.train)[0][0])
+
+
+def test_volumes_too_small_for_spheres_are_refused() -> None:
+    with pytest.raises(ValueError, match="size is 8; spheres need at least 16 voxels"):
+        SyntheticVolumes(size=8)
