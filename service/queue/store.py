@@ -24,6 +24,7 @@ from sqlalchemy import (
 
 from service.errors import Conflict, KeyReused, NotFound, Refused
 from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, is_id, new_job, utc_now
+from service.jobs.sweep import is_sweep_id
 from service.queue import commands, cursors, database, storable
 from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
@@ -130,7 +131,7 @@ class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
         if not is_id(job_id):
             hint = (
                 "that is the id of a sweep; syncbn list --sweep shows its jobs"
-                if len(job_id) == len("s1k0w1qk530wdg8e15q54") and job_id.startswith("s")
+                if is_sweep_id(job_id)
                 else "ids look like j1k0w1qk530wdg8e15q54"
             )
             raise NotFound(f"no job {job_id!r}: {hint}")
