@@ -156,7 +156,7 @@ def test_an_import_that_fails_where_jobs_run_is_refused_and_one_that_may_fail_is
     for command in ("submit", "validate", "train"):
         refused = syncbn(command, spec, *given)
         assert refused.exit_code == 2
-        assert "module nets (line 1) imports absent_one, which is not installed" in refused.stderr
+        assert "module nets (line 1) imports absent_one, which is neither in the code nor" in refused.stderr
     assert list(client.jobs()) == []
 
     (code / "nets.py").write_text("class Net:\n    def forward(self):\n        import absent_one\n")
