@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from service.cli.options import AsJson, Assignments, CodeDirectory, Configs, ExitCode, Overrides, SpecFile
+from service.cli.options import AsJson, Assignments, CodeDirectory, Configs, Overrides, SpecFile
 from service.cli.scripts import code_of
 from service.cli.session import reporting
+from service.cli.verify import measuring
 
 
 def advise(
@@ -33,30 +34,18 @@ def advise(
     Trains a few steps on this machine: how noisy would the statistics of one worker's samples be, layer by
     layer, what does synchronizing them cost, and what does a normalisation without a batch cost.
     """
-    from rich.console import Console
-
     from service.cli import output as screen
     from service.cli.specs import read_spec
 
     with reporting():
         parsed = read_spec(spec, assignments, configs, overrides, code_of(spec, code))
         from training import advise as advising
-        from training.errors import BuildError, TrainingError
 
-        progress = Console(stderr=True, highlight=False)
-        try:
+        number = workers or max(parsed.resources.max_workers, 2)
+        with measuring() as running:
             found = advising.advise(
-                parsed,
-                workers=workers or max(parsed.resources.max_workers, 2),
-                steps=steps,
-                code=code,
-                output=output,
-                running=lambda text: progress.print(text, markup=False),
+                parsed, workers=number, steps=steps, code=code, output=output, running=running
             )
-        except TrainingError as error:
-            typer.echo(f"error: {error}", err=True)
-            code_of_error = ExitCode.REFUSED if isinstance(error, BuildError) else ExitCode.JOB_FAILED
-            raise typer.Exit(code_of_error) from None
     if as_json:
         screen.print_json(advising.as_json(found))
         return

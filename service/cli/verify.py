@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,32 +38,35 @@ def verify(
     from weights that differ in their last bit, which shows the effect of rounding. Prints a table and draws a
     figure. Exit code 1 if the curves of sync_batch_norm differ by more than rounding.
     """
-    from rich.console import Console
-
     from service.cli.specs import read_spec
 
     with reporting():
         numbers = _numbers(workers)
         parsed = read_spec(spec, assignments, configs, overrides, code_of(spec, code))
         from training import verify as verification
-        from training.errors import BuildError, TrainingError
 
-        progress = Console(stderr=True, highlight=False)
-        try:
+        with measuring() as running:
             result = verification.verify(
-                parsed,
-                workers=numbers,
-                steps=steps,
-                code=code,
-                output=output,
-                running=lambda text: progress.print(text, markup=False),
+                parsed, workers=numbers, steps=steps, code=code, output=output, running=running
             )
-        except TrainingError as error:
-            typer.echo(f"error: {error}", err=True)
-            code_of_error = ExitCode.REFUSED if isinstance(error, BuildError) else ExitCode.JOB_FAILED
-            raise typer.Exit(code_of_error) from None
     _show(result, output / "verify.png")
     raise typer.Exit(ExitCode.OK if result.holds else ExitCode.JOB_FAILED)
+
+
+@contextmanager
+def measuring() -> Iterator[Callable[[str], None]]:
+    """Yields what prints the progress of trainings on this machine; reports their errors and exits."""
+    from rich.console import Console
+
+    from training.errors import BuildError, TrainingError
+
+    progress = Console(stderr=True, highlight=False)
+    try:
+        yield lambda text: progress.print(text, markup=False)
+    except TrainingError as error:
+        typer.echo(f"error: {error}", err=True)
+        code = ExitCode.REFUSED if isinstance(error, BuildError) else ExitCode.JOB_FAILED
+        raise typer.Exit(code) from None
 
 
 def _numbers(text: str) -> list[int]:

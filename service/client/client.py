@@ -27,6 +27,7 @@ from service.client.models import (
     Validation,
     Waiting,
 )
+from service.client.pages import all_items
 from service.client.results import Results, job_path
 from service.client.retry import Retry, ignore
 from service.client.sweeps import SweepCalls
@@ -34,7 +35,6 @@ from service.client.transport import Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `syncbn up` serves the API unless it is told another port."""
-_PAGE_SIZE = 100
 
 
 class Client(Results, SweepCalls):
@@ -154,16 +154,9 @@ class Client(Results, SweepCalls):
         moment = since.astimezone(UTC).isoformat() if since else None
         once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment, "sweep": sweep}
         query += [(key, value) for key, value in once.items() if value]
-        cursor, remaining = None, limit
-        while remaining is None or remaining > 0:
-            size = _PAGE_SIZE if remaining is None else min(remaining, _PAGE_SIZE)
-            position = [("limit", size)] + ([("cursor", cursor)] if cursor else [])
-            page = self._server.call(JobPage, "GET", "/v1/jobs", params=[*query, *position])
-            yield from page.items
-            remaining = None if remaining is None else remaining - len(page.items)
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        yield from all_items(
+            lambda position: self._server.call(JobPage, "GET", "/v1/jobs", params=[*query, *position]), limit
+        )
 
     def job(self, job_id: str) -> Job:
         """Returns the job as it is now. Raises NotFound if the service has no job with this id."""

@@ -11,11 +11,10 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from service.client.errors import ClientError, WaitTimeout
+from service.client.pages import all_items
 from service.client.retry import Retry, ignore
 from service.client.sweep_models import Sweep, SweepPage, SweepValidation
 from service.client.transport import Transport
-
-_PAGE_SIZE = 100
 
 
 class SweepCalls:
@@ -43,16 +42,9 @@ class SweepCalls:
 
     def sweeps(self, *, limit: int | None = None) -> Iterator[Sweep]:
         """Yields sweeps without their points, newest first, at most `limit` (None: all)."""
-        cursor, remaining = None, limit
-        while remaining is None or remaining > 0:
-            size = _PAGE_SIZE if remaining is None else min(remaining, _PAGE_SIZE)
-            params = {"limit": size} | ({"cursor": cursor} if cursor else {})
-            page = self._server.call(SweepPage, "GET", "/v1/sweeps", params=params)
-            yield from page.items
-            remaining = None if remaining is None else remaining - len(page.items)
-            cursor = page.next_cursor
-            if not cursor:
-                return
+        yield from all_items(
+            lambda position: self._server.call(SweepPage, "GET", "/v1/sweeps", params=position), limit
+        )
 
     def sweep(self, sweep_id: str) -> Sweep:
         """Returns the sweep as it is now. Raises NotFound if the service has no sweep with this id."""

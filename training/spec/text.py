@@ -44,23 +44,22 @@ def override(data: object, assignments: Iterable[str]) -> object:
     return data
 
 
-def replaced(data: object, keys: Sequence[str], value: object) -> object:
+def replaced(data: object, keys: Sequence[str], value: object, *, at: str = "") -> object:
     """Returns a copy of `data` with the value at the path `keys`; mappings on the way are made if need be.
 
-    Raises SpecError for a place that a list does not have.
+    at: the path of `data` itself, for errors. Raises SpecError for a place that a list does not have.
     """
     if not keys:
         return value
     first, *rest = keys
+    here_at = f"{at}.{first}" if at else first
     if isinstance(data, list):
         if not first.isdecimal() or (index := int(first)) >= len(data):
             found = f"has {len(data)} item{'s' if len(data) != 1 else ''}, counted from 0"
-            raise SpecError(
-                [Problem(key=".".join(keys), message=f"{first} is no place in a list; it {found}")]
-            )
-        return [*data[:index], replaced(data[index], rest, value), *data[index + 1 :]]
+            raise SpecError([Problem(key=here_at, message=f"{first} is no place in a list; it {found}")])
+        return [*data[:index], replaced(data[index], rest, value, at=here_at), *data[index + 1 :]]
     here = dict(data) if isinstance(data, Mapping) else {}
-    return {**here, first: replaced(here.get(first), rest, value)}
+    return {**here, first: replaced(here.get(first), rest, value, at=here_at)}
 
 
 class _Loader(yaml.SafeLoader):

@@ -111,7 +111,7 @@ def test_uploaded_code_is_known_by_its_digest(client: Client, tmp_path: Path) ->
 
 
 def test_jobs_come_newest_first_over_all_pages(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.client.client._PAGE_SIZE", 2)
+    monkeypatch.setattr("service.client.pages._SIZE", 2)
     ids = [client.submit(SPEC).id for _ in range(5)]
 
     assert [job.id for job in client.jobs()] == ids[::-1]

@@ -68,7 +68,7 @@ def test_a_configuration_of_lightning_has_its_seed_replaced() -> None:
 
 @pytest.mark.parametrize("place", ["2", "-1", "x"])
 def test_a_place_that_a_list_does_not_have_is_refused(place: str) -> None:
-    with pytest.raises(SpecError, match="no place in a list; it has 2 items"):
+    with pytest.raises(SpecError, match=rf"metrics\.{place}: .*no place in a list; it has 2 items"):
         override({"metrics": [1, 2]}, [f"metrics.{place}=3"])
 
 
