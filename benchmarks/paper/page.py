@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.paper.experiment import Claim, Experiment, Runs
 from benchmarks.paper.points import RECIPES
-from benchmarks.paper.runs import COMMAND, MACHINE, value_of
+from benchmarks.paper.runs import COMMAND, MACHINE
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def _facts(experiment: Experiment, runs: Runs) -> Iterator[str]:
     recipes = ", ".join(f"`{_relative(RECIPES / f'{recipe}.yaml', ROOT)}`" for recipe in experiment.recipes)
     seeds = sorted({run.seed for run in runs})
     yield (
-        f"Recipes: {recipes}. Each point is a job on {_workers(runs)} workers, in {len(seeds)} "
+        f"Recipes: {recipes}. Each point is a job on {_workers(runs)}, in {len(seeds)} "
         f"{'seeds' if len(seeds) > 1 else 'seed'}; figures are medians over the seeds, with their range."
     )
     seconds = [run.seconds for run in runs]
@@ -74,9 +74,9 @@ def _facts(experiment: Experiment, runs: Runs) -> Iterator[str]:
 
 
 def _workers(runs: Runs) -> str:
-    """The numbers of workers, 2 where the points do not differ in it."""
-    found = sorted({value_of(run, "workers") or 2 for run in runs})
-    return ", ".join(map(str, found[:-1])) + " or " * (len(found) > 1) + str(found[-1])
+    found = sorted({run.workers for run in runs})
+    number = ", ".join(map(str, found[:-1])) + " or " * (len(found) > 1) + str(found[-1])
+    return f"{number} worker{'s' * (found != [1])}"
 
 
 def _relative(path: Path, start: Path) -> str:

@@ -41,6 +41,10 @@ class Point:
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.spec, sort_keys=True).encode()).hexdigest()[:32]
 
+    @property
+    def workers(self) -> int:
+        return int(self.spec["resources"]["workers"])
+
     def __str__(self) -> str:
         said = [f"{key.rpartition('.')[2]} {value}" for key, value in self.values.items()]
         return ", ".join([self.recipe, *said, f"seed {self.seed}"])

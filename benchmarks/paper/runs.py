@@ -34,6 +34,7 @@ class Run:
     recipe: str
     values: Mapping[str, Any]
     seed: int
+    workers: int
     curves: Mapping[str, Curve]
     seconds: float = 0.0
     diverged: bool = False
@@ -138,6 +139,7 @@ def _run(client: MlflowClient, found: Any, point: Point, metrics: Sequence[str])
         recipe=point.recipe,
         values=point.values,
         seed=point.seed,
+        workers=point.workers,
         curves=curves,
         seconds=((found.info.end_time or found.info.start_time) - found.info.start_time) / 1000,
         diverged=DIVERGED in found.data.tags,

@@ -36,6 +36,7 @@ def recorded(
             recipe=point.recipe,
             values=point.values,
             seed=point.seed,
+            workers=point.workers,
             curves=_curves(experiment, point, curve),
             seconds=10.0 + point.seed,
             diverged=diverged(point),

@@ -20,7 +20,7 @@ def test_full_and_quick_points_are_different_specs_that_are_valid(experiment: Ex
     for point in (*full, *quick):
         spec = parse_spec(dict(point.spec))
         assert spec.tracking.experiment == EXPERIMENT
-        assert spec.resources.max_workers == point.values.get("resources.workers", 2)
+        assert spec.resources.max_workers == point.workers
     most = max(parse_spec(dict(point.spec)).training.max_steps or 0 for point in quick)
     assert most <= 120
 
