@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BATCH, WORKERS = 64, 2
 """Of the recipes: samples of a global batch, and the number of workers where no other is said."""
 GHOST, LOCAL, SYNC = "ghost_batch_norm", "batch_norm", "sync_batch_norm"
+GROUPED = "sync_batch_norm in groups of workers"
 ARRANGEMENTS = {"random": "shuffled", "sorted": "sorted by class", "balanced": "class-balanced"}
 WITHOUT_A_BATCH = ("batch_renorm", "group_norm", "evonorm_s0", "filter_response_norm")
 FEW, WORSE, FLAT = 2, 2.0, 0.01
@@ -29,13 +30,14 @@ def error(run: Run) -> float:
 
 
 def kind(run: Run) -> str:
-    return str(_norm(run).get("kind") or value_of(run, "kind"))
+    return GROUPED if value_of(run, "group") else str(_norm(run).get("kind") or value_of(run, "kind"))
 
 
 def group(run: Run) -> int:
-    """Returns how many samples are on a device: of ghost BatchNorm, how many are normalised together."""
-    workers = value_of(run, "workers") or WORKERS
-    return int(_norm(run).get("samples") or BATCH // workers)
+    """Returns how many samples are on a device, or on a group of devices that synchronize; of ghost
+    BatchNorm, how many are normalised together.
+    """
+    return int(_norm(run).get("samples") or BATCH * (value_of(run, "group") or 1) // run.workers)
 
 
 def arrangement(run: Run) -> str:
@@ -72,9 +74,10 @@ def draw(runs: Runs, figure: Figure) -> None:
         band(errors, [*by_group(runs, GHOST, arranged).items()], label=label, color=colour, marker="o")
         band(noises, [*noise(runs, "mean", arranged).items()], label=said, color=colour, marker="o")
     local, sync = by_group(runs, LOCAL), by_group(runs, SYNC)
-    errors.plot(
-        [*local], [each.middle for each in local.values()], "C0x", markersize=9, label=LOCAL, zorder=5
-    )
+    grouped = by_group(runs, GROUPED)
+    for each, marker, label in ((local, "x", LOCAL), (grouped, "+", GROUPED)):
+        middles = [found.middle for found in each.values()]
+        errors.plot([*each], middles, f"C0{marker}", markersize=10, label=label, zorder=5)
     band(errors, [*sync.items()], label=SYNC, color="k", marker="s")
     for index, which in enumerate(WITHOUT_A_BATCH, len(ARRANGEMENTS)):
         for found in by_group(runs, which).values():
@@ -82,7 +85,13 @@ def draw(runs: Runs, figure: Figure) -> None:
     for axes in (errors, noises):
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes := [2**power for power in range(1, 7)], [str(size) for size in sizes])
-    finish(errors, legend=False, xlabel="samples on a device", ylabel="test error", ylim=(0, None))
+    finish(
+        errors,
+        legend=False,
+        xlabel="samples on a device, or on a group of devices",
+        ylabel="test error",
+        ylim=(0, None),
+    )
     errors.legend(frameon=False, fontsize=7)
     finish(noises, xlabel="samples in a group", ylabel="noise of the mean, in σ", ylim=(0, None))
 
@@ -90,13 +99,20 @@ def draw(runs: Runs, figure: Figure) -> None:
 def table(runs: Runs) -> tuple[list[str], list[list[str]]]:
     columns = ["normalisation", "samples on a device", "samples normalised together", "order in the batch"]
     rows = []
-    for which in (GHOST, LOCAL, SYNC, *WITHOUT_A_BATCH):
+    for which in (GHOST, LOCAL, GROUPED, SYNC, *WITHOUT_A_BATCH):
         for arranged, said in ARRANGEMENTS.items():
             for size, found in by_group(runs, which, arranged).items():
-                together = {GHOST: size, LOCAL: size, SYNC: BATCH, "batch_renorm": BATCH}.get(which, "-")
+                together = {SYNC: BATCH, "batch_renorm": BATCH}.get(which, "-")
+                together = size if which in {GHOST, LOCAL, GROUPED} else together
+                here = _on_a_device(runs) if which == GROUPED else size
                 noises = [_noise(runs, each, arranged, together) for each in ("mean", "var")]
-                rows.append([which, str(size), str(together), said, found.text(percent), *noises])
+                rows.append([which, str(here), str(together), said, found.text(percent), *noises])
     return [*columns, "test error", "noise of the mean, in σ", "of the variance, in σ²"], rows
+
+
+def _on_a_device(runs: Runs) -> int:
+    """Returns the samples on a device where devices synchronize in groups."""
+    return next(BATCH // run.workers for run in runs if kind(run) == GROUPED)
 
 
 def _noise(runs: Runs, measure: str, arranged: str, size: object) -> str:
@@ -106,18 +122,22 @@ def _noise(runs: Runs, measure: str, arranged: str, size: object) -> str:
 
 def claims(runs: Runs) -> list[Claim]:
     return [
-        *_of_groups(by_group(runs, GHOST), by_group(runs, LOCAL), by_group(runs, SYNC)),
+        *_of_groups(*(by_group(runs, which) for which in (GHOST, LOCAL, GROUPED, SYNC))),
         *_of_orders(runs),
     ]
 
 
 def _of_groups(
-    ghost: Mapping[int, Spread], local: Mapping[int, Spread], sync: Mapping[int, Spread]
+    ghost: Mapping[int, Spread],
+    local: Mapping[int, Spread],
+    grouped: Mapping[int, Spread],
+    sync: Mapping[int, Spread],
 ) -> Iterator[Claim]:
     few, same = min(ghost), sync[BATCH // WORKERS].middle
     best = min(ghost, key=lambda size: ghost[size].middle)
     flat = _range([found.middle for found in sync.values()])
-    apart = max(abs(found.middle - ghost[size].middle) for size, found in local.items() if size in ghost)
+    same_size = [(size, found) for each in (local, grouped) for size, found in each.items() if size in ghost]
+    apart = max(abs(found.middle - ghost[size].middle) for size, found in same_size)
     yield Claim(
         statement=f"With {few} samples on a device, BatchNorm's test error is at least twice that of "
         "synchronized BatchNorm.",
@@ -132,7 +152,8 @@ def _of_groups(
         + ".",
     )
     yield Claim(
-        statement="Ghost BatchNorm stands for BatchNorm on more devices.",
+        statement="Only the number of samples normalised together counts: batch_norm with as many on a "
+        "device, and sync_batch_norm with as many on a group of devices, do what ghost_batch_norm does.",
         holds=apart <= FLAT,
         evidence=f"Where both were trained, their errors differed by at most {percent(apart)}.",
     )
@@ -193,7 +214,7 @@ BATCH_NOISE = Experiment(
     "Wu & He (2018) report for ResNet-50 on ImageNet that group normalisation “has 10.6% lower error than "
     "its BN counterpart when using a batch size of 2”, on each of 8 devices. BatchNorm normalises by what is "
     "on a device, synchronized BatchNorm by the global batch.",
-    recipes=("batch_noise", "batch_noise_workers", "batch_noise_order"),
+    recipes=("batch_noise", "batch_noise_workers", "batch_noise_groups", "batch_noise_order"),
     metrics=("test_accuracy", "noise/"),
     quick={
         "batch_noise": Quick(
@@ -201,6 +222,7 @@ BATCH_NOISE = Experiment(
             grid={"norm": [{"kind": GHOST, "samples": FEW}, {"kind": GHOST, "samples": 32}]},
         ),
         "batch_noise_workers": Quick(settings=SMALLER, grid={"resources.workers": [1, WORKERS]}),
+        "batch_noise_groups": Quick(settings=(*SMALLER, "resources.workers=2"), grid={"norm.group": [2]}),
         "batch_noise_order": Quick(
             settings=SMALLER,
             grid={
@@ -223,8 +245,9 @@ BATCH_NOISE = Experiment(
     notes=(
         f"All have the same global batches of {BATCH} samples. ghost_batch_norm with k samples computes what "
         f"batch_norm computes with k samples on a device, here on {WORKERS} workers; batch_norm itself is "
-        "trained on several numbers of workers, as a check. In the test both use running averages over their "
-        "own groups, those of worker 0, so that their error has the noise of training and that of inference. "
+        "trained on several numbers of workers, as a check, and sync_batch_norm on workers that synchronize "
+        "in groups. In the test they use running averages over their own groups, those of worker 0, "
+        "so that their error has the noise of training and that of inference. "
         "BatchNorm with 1 sample on a device, of another training: "
         "`benchmarks/results/samples_per_device.md`.",
         "The three orders have the same batches: only which samples of a batch share a device differs. "

@@ -136,9 +136,9 @@ def test_batch_noise_compares_groups_with_the_synchronized_curve_and_says_where_
     def curve(point: Point, name: str) -> Curve:
         if name.startswith("noise/"):
             return [(step, 1.0 / int(name.rpartition("/")[2])) for step in STEPS]
-        norm = point.values.get("norm") or {"kind": point.values["norm.kind"]}
-        samples = norm.get("samples") or 64 // point.values.get("resources.workers", 2)
-        if norm["kind"] not in {"ghost_batch_norm", "batch_norm"}:
+        norm, together = point.spec["norm"], point.values.get("norm.group", 1)
+        samples = norm.get("samples") or 64 * together // point.workers
+        if norm["kind"] not in {"ghost_batch_norm", "batch_norm"} and together == 1:
             return [(30, 0.8)]
         order = point.values.get("data.init_args.arrangement", "random")
         return [(30, 1 - errors[samples] - worse.get(order, 0.0))]
@@ -151,6 +151,7 @@ def test_batch_noise_compares_groups_with_the_synchronized_curve_and_says_where_
     assert "The lowest was 15.0 % (15.0 % to 15.0 %), with 16 samples" in said
     assert "| ghost_batch_norm | 8 | 8 | sorted by class | 30.0 % (30.0 % to 30.0 %) | 0.12 (0.12 to" in said
     assert "| sync_batch_norm | 8 | 64 | shuffled | 20.0 %" in said
+    assert "| sync_batch_norm in groups of workers | 8 | 16 | shuffled | 15.0 %" in said
     assert "job on 1, 2 or 8 workers" in said
 
 

@@ -27,7 +27,7 @@ def test_each_point_of_the_sweep_is_a_spec_whose_model_and_callbacks_can_be_buil
     grid: Mapping[str, Any] = sweep.get("grid", {})
 
     assert sweep.keys() <= {"grid", "repeat", "max_running"}
-    assert parse_spec(content).resources.max_workers in {1, 2}
+    parse_spec(content)
     for values in itertools.product(*grid.values()):
         changes = [f"{key}={json.dumps(value)}" for key, value in zip(grid, values, strict=True)]
         spec = parse_spec(override(content, changes))
