@@ -26,6 +26,8 @@ from training.spec import Spec, flat, parse_spec
 
 if TYPE_CHECKING:
     from training.callbacks.checkpointing import Store
+    from training.rank.starting_point import StartingPoint
+    from training.rank.trainer import RunParts
     from training.tracking.mlflow_run import MlflowRun
     from training.tracking.tracker import Tracker
 
@@ -101,25 +103,36 @@ class RankRun:
         return Exit.FINISHED
 
     def _run(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> None:
+        from training.callbacks.train_state import is_beside
+        from training.internals import keep_logged_steps
+        from training.rank.trainer import make_trainer
+
+        module, data, parts = self._parts(tracker, watchdog, store)
+        start, loaders = parts.start, parts.loaders
+        self.trainer = loaders.trainer = make_trainer(self.spec, self.context, self.folder, parts)
+        parts.own_output.go_on(start.state)
+        if start.file is not None and is_beside(start.file):
+            keep_logged_steps(self.trainer)
+        parts.logs.attach(self.trainer)
+        self._fit(module, data, start.file)
+        if not self.order.curves_only:
+            self._finish(module, data, parts)
+
+    def _parts(self, tracker: Tracker, watchdog: Watchdog, store: Store) -> tuple[Any, Any, RunParts]:
+        """Returns the module, the data and what the Trainer is made of."""
         from lightning.pytorch import seed_everything
 
-        from training.callbacks.job_step import job_step
         from training.callbacks.log_sync import LogSync
         from training.callbacks.logger import RunLogger
         from training.callbacks.norm_report import norm_report
         from training.callbacks.own_checkpoints import KeptFiles
         from training.callbacks.share_counts import ShareCounts
-        from training.callbacks.train_state import is_beside
-        from training.internals import keep_logged_steps
-        from training.model.initial_weights import start_with
         from training.model.last_bits import change_last_bits
         from training.model.supervised import Supervised
-        from training.rank.delivery import deliver
         from training.rank.loaders import RankLoaders
         from training.rank.options import user_options
         from training.rank.own_output import OwnOutput
-        from training.rank.starting_point import starting_point
-        from training.rank.trainer import make_trainer
+        from training.rank.trainer import RunParts
 
         seed_everything(self.spec.training.seed, verbose=False)
         files = KeptFiles(self.folder.files, is_lent=self.order.code_folder is None)
@@ -130,62 +143,63 @@ class RankRun:
         module = self._module(tracker)
         data = self._data(module)
         self.builds = False
-        with watchdog.busy("reading the checkpoint"):
-            start = starting_point(
-                self.spec, store, self.order.start_from, self.context, self._print_on_rank_0
-            )
-        if start.weights is not None:
-            assert self.spec.start_from is not None
-            strict = self.spec.start_from.strict
-            start_with(module, start.weights, strict=strict, say=self._print_on_rank_0)
-            start = replace(start, weights=None)
+        start = self._start(module, watchdog, store)
         if self.order.last_bit:
             change_last_bits(module)
-        own_output = OwnOutput(user.loggers, self.folder, self.context)
-        loaders = RankLoaders(
-            self.spec, rank=self.rank, world_size=self.world_size, say=self._print_on_rank_0
-        )
-        report, share = norm_report(self.spec.norm, self.rank, tracker), ShareCounts()
-        logs = LogSync(module, share, steps=not isinstance(module, Supervised))
+        share = ShareCounts()
         params = flat(self.spec) if isinstance(module, Supervised) else used_by_any_module(self.spec)
-        logger = RunLogger(tracker, self.mlflow_run, params, self.folder.files)
-        self.trainer = loaders.trainer = make_trainer(
-            self.spec,
-            self.context,
-            self.folder,
+        parts = RunParts(
             tracker=tracker,
-            logger=logger,
-            norm_report=report,
+            logger=RunLogger(tracker, self.mlflow_run, params, self.folder.files),
+            norm_report=norm_report(self.spec.norm, self.rank, tracker),
             watchdog=watchdog,
             store=store,
             start=start,
             share=share,
-            logs=logs,
+            logs=LogSync(module, share, steps=not isinstance(module, Supervised)),
             files=files,
-            own_output=own_output,
-            loaders=loaders,
+            own_output=OwnOutput(user.loggers, self.folder, self.context),
+            loaders=RankLoaders(
+                self.spec, rank=self.rank, world_size=self.world_size, say=self._print_on_rank_0
+            ),
             prepared=self._preparing.close,
             user=user,
             curves_only=self.order.curves_only,
         )
-        own_output.go_on(start.state)
-        if start.file is not None and is_beside(start.file):
-            keep_logged_steps(self.trainer)
-        logs.attach(self.trainer)
-        self._fit(module, data, start.file)
-        if self.order.curves_only:
-            return
+        return module, data, parts
+
+    def _start(self, module: Any, watchdog: Watchdog, store: Store) -> StartingPoint:
+        """Reads where the run starts, and gives the module the weights that it starts with."""
+        from training.model.initial_weights import start_with
+        from training.rank.starting_point import starting_point
+
         with watchdog.busy("reading the checkpoint"):
-            delivered = deliver(module, self.spec, store, self.context, job_step(self.trainer))
-        tracker.tags({"syncbn.model": delivered})
+            start = starting_point(
+                self.spec, store, self.order.start_from, self.context, self._print_on_rank_0
+            )
+        if start.weights is None:
+            return start
+        assert self.spec.start_from is not None
+        strict = self.spec.start_from.strict
+        start_with(module, start.weights, strict=strict, say=self._print_on_rank_0)
+        return replace(start, weights=None)
+
+    def _finish(self, module: Any, data: Any, parts: RunParts) -> None:
+        """Tests and saves the model that is to be delivered."""
+        from training.callbacks.job_step import job_step
+        from training.rank.delivery import deliver
+
+        with parts.watchdog.busy("reading the checkpoint"):
+            delivered = deliver(module, self.spec, parts.store, self.context, job_step(self.trainer))
+        parts.tracker.tags({"syncbn.model": delivered})
         self._print_on_rank_0(f"the model is that of the {delivered}")
         self._test(module, data)
-        logs.detach()
+        parts.logs.detach()
         del module.configure_model
         vars(module).pop("configure_optimizers", None)  # of the spec; the model is saved without it
         if self.rank == 0:
-            with watchdog.busy("saving the model"):
-                self._save_results(module, share.example, tracker, report)
+            with parts.watchdog.busy("saving the model"):
+                self._save_results(module, parts)
 
     def _module(self, tracker: Tracker) -> Any:
         """Builds the LightningModule; completes the spec with the default optimizer."""
@@ -214,12 +228,7 @@ class RankRun:
 
     def _fit(self, module: Any, data: Any, checkpoint: Path | None) -> None:
         self._prepares_data()
-        self.trainer.fit(
-            module,
-            datamodule=data,
-            ckpt_path=checkpoint,
-            weights_only=False,
-        )
+        self.trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
 
     def _test(self, module: Any, data: Any) -> None:
         from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -355,13 +364,13 @@ class RankRun:
             tags["syncbn.restarts"] = "\n".join(self.order.restarts)
         return tags
 
-    def _save_results(self, module: Any, example: Any, tracker: Any, norm_report: Any) -> None:
+    def _save_results(self, module: Any, parts: RunParts) -> None:
         """Saves the model and the figures. Rank 0 only."""
         from training.callbacks.job_step import job_step
         from training.model.export import CURVES, draw_curves, save
         from training.tracking.best import VALIDATION, best_points
 
-        checkpoint = self.spec.training.checkpoint
+        tracker, checkpoint = parts.tracker, self.spec.training.checkpoint
         self._print_on_rank_0("saving the model")
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(self.order.output or temporary)
@@ -369,10 +378,10 @@ class RankRun:
             history = tracker.history((*CURVES, VALIDATION, checkpoint.monitor))
             tracker.best(best_points(history, monitor=checkpoint.monitor, mode=checkpoint.mode))
             draw_curves(history, folder / "curves.png")
-            for figure in [folder / "curves.png", *norm_report.draw(folder)]:
+            for figure in [folder / "curves.png", *parts.norm_report.draw(folder)]:
                 tracker.artifact(figure)
         if model is not None:
-            tracker.model(model, example, job_step(self.trainer))
+            tracker.model(model, parts.share.example, job_step(self.trainer))
 
     def _print_on_rank_0(self, text: str) -> None:
         if self.rank == 0:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.precision import Precision
 
 from sync_bn import check_ranks
@@ -42,93 +43,120 @@ FIRST_BATCH_SECONDS = 300.0
 """How long ranks wait for one another in the first steps: the first batch of one may take long to load."""
 
 
-def make_trainer(
-    spec: Spec,
-    context: RankContext,
-    folder: RunFolder,
-    *,
-    tracker: Tracker,
-    logger: RunLogger,
-    norm_report: Any,
-    watchdog: Watchdog,
-    store: Store,
-    start: StartingPoint,
-    share: ShareCounts,
-    logs: LogSync,
-    files: KeptFiles,
-    own_output: OwnOutput,
-    loaders: RankLoaders,
-    prepared: Callable[[], None],
-    user: UserOptions,
-    curves_only: bool,
-) -> Trainer:
-    """Returns the Trainer for one rank. Every rank must call it, because it may create process groups.
+@dataclass(frozen=True, kw_only=True)
+class RunParts:
+    """What a Trainer is made of, besides the spec.
 
+    logger: in place of each `None` of user.loggers. prepared: is called when the first batch is there.
     curves_only: validate on one batch, and do not save the run when it ends.
     """
+
+    tracker: Tracker
+    logger: RunLogger
+    norm_report: Any
+    watchdog: Watchdog
+    store: Store
+    start: StartingPoint
+    share: ShareCounts
+    logs: LogSync
+    files: KeptFiles
+    own_output: OwnOutput
+    loaders: RankLoaders
+    prepared: Callable[[], None]
+    user: UserOptions
+    curves_only: bool
+
+
+def make_trainer(spec: Spec, context: RankContext, folder: RunFolder, parts: RunParts) -> Trainer:
+    """Returns the Trainer for one rank. Every rank must call it, because it may create process groups."""
     settings, synchronized = spec.training, spec.norm.is_synchronized
-    plugins: list[Any] = [context.environment(), JobCheckpointIO(files, own_output.written), *user.plugins]
-    if synchronized:
-        plugins.append(layer_sync(spec.norm, context.node_rank, settings.accumulate_grad_batches))
-        check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
-    # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
-    same_buffers = synchronized and spec.norm.group == "world"
+    sets_precision = _sets_precision(spec, parts.user)
     vote = StopVote()
     loss = GlobalLoss(
-        tracker, vote, share, watchdog.ranks_ahead, equal_parts=settings.loader_batches is not None
+        parts.tracker,
+        vote,
+        parts.share,
+        parts.watchdog.ranks_ahead,
+        equal_parts=settings.loader_batches is not None,
     )
-    arguments = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, **user.arguments}
-    if curves_only and arguments.get("limit_val_batches") != 0:
-        arguments["limit_val_batches"] = 1  # not none: callbacks and schedulers may wait for its metrics
-    sets_precision = any(isinstance(plugin, Precision) for plugin in user.plugins)
-    if sets_precision and settings.precision != Training().precision:
-        raise BuildError(
-            "trainer.plugins",
-            f"has a precision plugin, and training.precision is {settings.precision}; keep one of them",
-        )
+    # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
+    same_buffers = synchronized and spec.norm.group == "world"
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
-        strategy=GroupStrategy(loss=loss, share=loaders.share, forward_sync_buffers=not same_buffers),
-        plugins=plugins,
+        strategy=GroupStrategy(loss=loss, share=parts.loaders.share, forward_sync_buffers=not same_buffers),
+        plugins=_plugins(spec, context, parts),
         precision=None if sets_precision else settings.precision,
         max_epochs=settings.max_epochs or -1,
         max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulate_grad_batches,
-        callbacks=[
-            Heartbeat(watchdog, prepared),
-            KeepSignals(),
-            OwnCheckpoints(files),
-            logs,
-            share,
-            EpochLength(),
-            BufferWatch(),
-            # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
-            # whether they advance. It casts a vote, so it precedes GlobalLoss, which counts the votes.
-            CheckpointCallback(
-                spec,
-                folder,
-                tracker,
-                store,
-                vote=vote,
-                logs=logs,
-                busy=watchdog.busy,
-                step=start.step,
-                state=start.state,
-                release=start.release,
-                best=start.best,
-                own_output=own_output.state,
-                final=not curves_only,
-            ),
-            RngWatch(tracker),
-            norm_report,
-            loss,
-            ProgressReporter(tracker),
-            *user.callbacks,
-        ],
-        logger=[logger if own is None else own for own in user.loggers],
+        callbacks=_callbacks(spec, folder, parts, vote, loss),
+        logger=[parts.logger if own is None else own for own in parts.user.loggers],
         default_root_dir=folder.files,
         use_distributed_sampler=False,
         enable_progress_bar=False,
-        **arguments,
+        **_arguments(parts),
     )
+
+
+def _sets_precision(spec: Spec, user: UserOptions) -> bool:
+    """Returns whether a plugin sets the precision. Raises BuildError if the spec does so, too."""
+    found = any(isinstance(plugin, Precision) for plugin in user.plugins)
+    if found and spec.training.precision != Training().precision:
+        raise BuildError(
+            "trainer.plugins",
+            f"has a precision plugin, and training.precision is {spec.training.precision}; keep one of them",
+        )
+    return found
+
+
+def _plugins(spec: Spec, context: RankContext, parts: RunParts) -> list[Any]:
+    io = JobCheckpointIO(parts.files, parts.own_output.written)
+    plugins: list[Any] = [context.environment(), io, *parts.user.plugins]
+    if spec.norm.is_synchronized:
+        plugins.append(layer_sync(spec.norm, context.node_rank, spec.training.accumulate_grad_batches))
+        check_ranks(timeout_seconds=FIRST_BATCH_SECONDS)
+    return plugins
+
+
+def _callbacks(
+    spec: Spec, folder: RunFolder, parts: RunParts, vote: StopVote, loss: GlobalLoss
+) -> list[Callback]:
+    return [
+        Heartbeat(parts.watchdog, parts.prepared),
+        KeepSignals(),
+        OwnCheckpoints(parts.files),
+        parts.logs,
+        parts.share,
+        EpochLength(),
+        BufferWatch(),
+        # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
+        # whether they advance. It casts a vote, so it precedes GlobalLoss, which counts the votes.
+        CheckpointCallback(
+            spec,
+            folder,
+            parts.tracker,
+            parts.store,
+            vote=vote,
+            logs=parts.logs,
+            busy=parts.watchdog.busy,
+            step=parts.start.step,
+            state=parts.start.state,
+            release=parts.start.release,
+            best=parts.start.best,
+            own_output=parts.own_output.state,
+            final=not parts.curves_only,
+        ),
+        RngWatch(parts.tracker),
+        parts.norm_report,
+        loss,
+        ProgressReporter(parts.tracker),
+        *parts.user.callbacks,
+    ]
+
+
+def _arguments(parts: RunParts) -> dict[str, Any]:
+    arguments = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, **parts.user.arguments}
+    if parts.curves_only and arguments.get("limit_val_batches") != 0:
+        arguments["limit_val_batches"] = 1  # not none: callbacks and schedulers may wait for its metrics
+    return arguments
