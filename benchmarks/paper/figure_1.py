@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ACCURACY = "val_accuracy"
+NEAR = 0.95
+"""The part of the last test accuracy without BN that counts as nearly trained."""
 PERCENTILES = ("input/percentile_15", "input/percentile_50", "input/percentile_85")
 
 
@@ -64,12 +66,21 @@ def claims(runs: Runs) -> list[Claim]:
     goal = spread(without, lambda run: run.highest(ACCURACY)).middle
     reached = spread(with_norm, lambda run: run.step_that_reaches(ACCURACY, goal))
     own = spread(without, lambda run: run.step_that_reaches(ACCURACY, run.highest(ACCURACY)))
+    near = NEAR * spread(without, lambda run: run.last(ACCURACY)).middle
+    soon = [spread(of, lambda run: run.step_that_reaches(ACCURACY, near)) for of in (with_norm, without)]
+    until = [found.text(steps) if found.values else "never reached" for found in soon]
     last = [spread(of, lambda run: run.last(ACCURACY)) for of in (with_norm, without)]
     moved = [spread(of, movement) for of in (with_norm, without)]
     all_reach = len(reached.values) == len(with_norm)
     return [
         Claim(
             statement="With BN the network trains faster.",
+            holds=soon[0].middle < soon[1].middle,
+            evidence=f"Steps to {percent(near)}, {NEAR:.0%} of the last test accuracy without BN: "
+            f"{until[0]} with BN, {until[1]} without.",
+        ),
+        Claim(
+            statement="It reaches the other's highest test accuracy sooner.",
             holds=all_reach and reached.middle < own.middle,
             evidence=f"Without BN the highest test accuracy ({percent(goal)}) was reached after "
             f"{own.text(steps)} steps. With BN, {len(reached.values)} of {len(with_norm)} runs reached it"
@@ -122,5 +133,6 @@ FIGURE_1 = Experiment(
         "only to draw their curve.",
         "The paper says neither the learning rate nor the deviation of the initial weights: the recipe has "
         "both. Percentiles are over 500 test images, normalised by these.",
+        f"{NEAR:.0%} is a threshold of ours. The highest accuracy comes late, where the curve is flat.",
     ),
 )

@@ -32,7 +32,8 @@ def rising(point: Point, name: str) -> Curve:
         return [(30, 1e-15)]
     if name.startswith(("folded/", "statistics/")):
         return [(30, 0.0)]
-    return [(step, 0.5 + better + step / 1000) for step in STEPS]
+    late = 0.0 if norm_of(point) else 0.1
+    return [(step, 0.5 + better + step / 1000 - late * (step < STEPS[-1])) for step in STEPS]
 
 
 def text(experiment: Experiment, *args: object) -> str:
@@ -67,7 +68,7 @@ def test_a_verdict_follows_the_runs() -> None:
         return [(step, 1 - value) for step, value in rising(point, name)]
 
     assert "Does not hold" not in text(FIGURE_1, rising)
-    assert text(FIGURE_1, falling).count("**Does not hold here**") == 2
+    assert text(FIGURE_1, falling).count("**Does not hold here**") == 3
     assert text(IDENTITY, lambda *_: [(1, 1e-3)]).count("**Does not hold here**") == 2
 
 
@@ -76,6 +77,7 @@ def test_numbers_of_figure_1_are_medians_with_their_range_over_the_seeds() -> No
 
     assert "| with BN | 74.0 % (73.0 % to 75.0 %) |" in said
     assert "| without BN | 54.0 % (53.0 % to 55.0 %) |" in said
+    assert "Steps to 51.3 %, 95% of the last test accuracy without BN: 10 (10 to 10) with BN, 30" in said
     assert "3 of 3 runs reached it, after 10 (10 to 10) steps" in said
     assert "Number of jobs: 6; each took 10 to 12 s, all together 1.1 minutes" in said
 
