@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +48,13 @@ def _norm(run: Run) -> Mapping[str, Any]:
     return value_of(run, "norm") or {}
 
 
-def by_group(runs: Runs, which: str, arranged: str = "random") -> dict[int, Spread]:
-    """Returns the test error of a kind by the samples on a device, ascending."""
+def by_group(
+    runs: Runs, which: str, arranged: str = "random", figure: Callable[[Run], float] = error
+) -> dict[int, Spread]:
+    """Returns a figure of a kind, the test error, by the samples on a device, ascending."""
     of = [run for run in runs if kind(run) == which and arrangement(run) == arranged]
     sizes = sorted({group(run) for run in of})
-    return {size: spread([run for run in of if group(run) == size], error) for size in sizes}
+    return {size: spread([run for run in of if group(run) == size], figure) for size in sizes}
 
 
 def noise(runs: Runs, measure: str, arranged: str) -> dict[int, Spread]:
@@ -101,13 +103,24 @@ def table(runs: Runs) -> tuple[list[str], list[list[str]]]:
     rows = []
     for which in (GHOST, LOCAL, GROUPED, SYNC, *WITHOUT_A_BATCH):
         for arranged, said in ARRANGEMENTS.items():
+            seconds = by_group(runs, which, arranged, lambda run: run.seconds)
             for size, found in by_group(runs, which, arranged).items():
                 together = {SYNC: BATCH, "batch_renorm": BATCH}.get(which, "-")
                 together = size if which in {GHOST, LOCAL, GROUPED} else together
                 here = _on_a_device(runs) if which == GROUPED else size
                 noises = [_noise(runs, each, arranged, together) for each in ("mean", "var")]
-                rows.append([which, str(here), str(together), said, found.text(percent), *noises])
-    return [*columns, "test error", "noise of the mean, in σ", "of the variance, in σ²"], rows
+                rows.append(
+                    [
+                        which,
+                        str(here),
+                        str(together),
+                        said,
+                        found.text(percent),
+                        *noises,
+                        f"{seconds[size].middle:.0f} s",
+                    ]
+                )
+    return [*columns, "test error", "noise of the mean, in σ", "of the variance, in σ²", "a job took"], rows
 
 
 def _on_a_device(runs: Runs) -> int:
