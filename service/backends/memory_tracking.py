@@ -70,6 +70,15 @@ class FakeResults:
         self.artifacts[run.run_id] = {}
         return run
 
+    def other_runs(self, job_id: str, run: Run, tag: str = JOB_TAG) -> list[Run]:  # noqa: ARG002
+        self._answer()
+        others = [run_id for run_id, of in self.jobs.items() if of == job_id and run_id != run.run_id]
+        return [
+            Run(experiment_id=run.experiment_id, run_id=run_id)
+            for run_id in others
+            if run_id not in self.endings
+        ]
+
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         self._known(run)
         wanted = None if names is None else set(names)

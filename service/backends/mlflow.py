@@ -48,7 +48,7 @@ class MlflowRest:
     ) -> Run:
         experiment_id = self._experiment(experiment)
         # Searched first: a dispatcher may have died between creating the run and writing its id to the row.
-        run_id = self._run_of(tag, job_id, experiment_id)
+        run_id = next(iter(self._runs_of(tag, job_id, experiment_id, most=1)), None)
         if run_id is None:
             body = {
                 "experiment_id": experiment_id,
@@ -58,6 +58,11 @@ class MlflowRest:
             }
             run_id = str(self._call("POST", "runs/create", json=body)["run"]["info"]["run_id"])
         return Run(experiment_id=experiment_id, run_id=run_id)
+
+    def other_runs(self, job_id: str, run: Run, tag: str = JOB_TAG) -> list[Run]:
+        found = self._runs_of(tag, job_id, run.experiment_id, "attributes.status = 'RUNNING'", most=10)
+        others = (run_id for run_id in found if run_id != run.run_id)
+        return [Run(experiment_id=run.experiment_id, run_id=run_id) for run_id in others]
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         if names is None:
@@ -118,11 +123,12 @@ class MlflowRest:
             body = {"experiment_id": experiment_id, "key": key, "value": value}
             self._call("POST", "experiments/set-experiment-tag", json=body)
 
-    def _run_of(self, tag: str, job_id: str, experiment_id: str) -> str | None:
-        where = f"tags.`{tag}` = '{job_id}'"
-        body = {"experiment_ids": [experiment_id], "filter": where, "max_results": 1}
+    def _runs_of(self, tag: str, job_id: str, experiment_id: str, *more: str, most: int) -> list[str]:
+        """Returns the ids of the job's runs that pass the further filters."""
+        where = " AND ".join([f"tags.`{tag}` = '{job_id}'", *more])
+        body = {"experiment_ids": [experiment_id], "filter": where, "max_results": most}
         runs = self._call("POST", "runs/search", json=body).get("runs", [])
-        return str(runs[0]["info"]["run_id"]) if runs else None
+        return [str(run["info"]["run_id"]) for run in runs]
 
     def _points(self, run: Run, name: str) -> Iterator[Point]:
         token = ""

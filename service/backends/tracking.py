@@ -41,6 +41,9 @@ class Results(Protocol):
         tag: the tag that holds the id; SWEEP_TAG for a sweep, whose id is then `job_id`.
         """
 
+    def other_runs(self, job_id: str, run: Run, tag: str = JOB_TAG) -> list[Run]:
+        """Returns the other runs of the run's job in its experiment that are not ended, at most ten."""
+
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         """Returns all points of the named metrics, sorted by name and step.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from service.backends.tracking import Results
@@ -20,6 +20,7 @@ from service.jobs.sweep import Sweep, SweepState
 from service.queue.store import Store
 from service.settings import Settings
 from training.backoff import Backoff
+from training.protocol import JOB_TAG, SWEEP_TAG, Superseded
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +36,14 @@ class Finisher:
         self._woken, self._stopped = threading.Event(), False
 
     def run(self) -> None:
-        """Blocks until `stop` is called."""
+        """Blocks until `stop` is called, or another scheduler has taken over."""
         backoff = Backoff(_SECONDS_BETWEEN, _MOST_SECONDS_BETWEEN)
-        while not self._stopped:
-            if self.finish_all():
-                backoff.reset()
-            self._woken.wait(backoff.next())
-            self._woken.clear()
+        with suppress(Superseded):  # the dispatcher's rounds hear of it, too
+            while not self._stopped:
+                if self.finish_all():
+                    backoff.reset()
+                self._woken.wait(backoff.next())
+                self._woken.clear()
 
     def wake(self) -> None:
         """Tells the thread that a job has ended."""
@@ -52,7 +54,10 @@ class Finisher:
         self._woken.set()
 
     def finish_all(self) -> bool:
-        """Tries once to archive every ended job and sweep; returns whether none is left."""
+        """Tries once to archive every ended job and sweep; returns whether none is left.
+
+        Raises Superseded.
+        """
         try:
             jobs = self._store.unarchived()
             sweeps = self._store.unarchived_sweeps()
@@ -69,6 +74,8 @@ class Finisher:
     def _finished(self, what: str, finish: Callable[[], None]) -> bool:
         try:
             finish()
+        except Superseded:
+            raise
         except (ServiceError, OSError) as error:
             log.warning("%s is not archived yet: %s", what, error)
         except Exception:  # a bug that one job triggers must not block the others
@@ -81,6 +88,7 @@ class Finisher:
         if (run := sweep.run) is not None:
             with _refusal_logged(f"sweep {sweep.id}"):
                 self._results.end(run, END_STATUS[State(state)])
+                self._end_others(sweep.id, run, SWEEP_TAG)
         self._store.mark_sweep_archived(sweep.id)
 
     def _finish(self, job: Job) -> None:
@@ -90,7 +98,13 @@ class Finisher:
                     self._upload(job, run, attempt)
             with _refusal_logged(f"job {job.id}"):
                 self._results.end(run, END_STATUS[job.state])
+                self._end_others(job.id, run)
         self._store.mark_archived(job.id)
+
+    def _end_others(self, id: str, run: Run, tag: str = JOB_TAG) -> None:
+        """Ends the runs that two schedulers created at once, one of which was superseded meanwhile."""
+        for other in self._results.other_runs(id, run, tag):
+            self._results.end(other, END_STATUS[State.CANCELLED])
 
     def _upload(self, job: Job, run: Run, attempt: int) -> None:
         """Uploads the ranks' logs of the attempt. Older versions uploaded theirs themselves."""

@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Protocol
 
 from service.backends.cluster import Cluster, Node
+from service.dispatcher.held_lease import HeldLease
 from service.dispatcher.round_timer import RoundTimer
 from service.errors import Unavailable
 from service.foreground import open_store, print_line, reported_errors, stop_on_signals
@@ -51,7 +52,7 @@ class ClosableCluster(Cluster, Protocol):
 
 Connect = Callable[[int], ClosableCluster]
 """Connects the scheduler of that number to the cluster. Raises Unavailable."""
-Dispatch = Callable[[Cluster, threading.Event, RoundTimer], None]
+Dispatch = Callable[[HeldLease, Cluster, threading.Event, RoundTimer], None]
 """Runs the dispatcher until the event is set, and times each round. Raises Superseded."""
 
 
@@ -107,6 +108,7 @@ class Term:
     def __init__(self, number: int, store: Store, connect: Connect, dispatch: Dispatch) -> None:
         self.number = number
         self._store, self._connect, self._dispatch = store, connect, dispatch
+        self._lease = HeldLease(number, store)
         self._ended = threading.Event()
         self._cluster: ClosableCluster | None = None
         self._nodes: list[Node] = []
@@ -136,16 +138,20 @@ class Term:
             self._problem = str(error)
         except Superseded:
             return False
+        begun = monotonic()
         try:
-            return self._store.beat(self.number, nodes=self._nodes, problem=self._problem)
+            if not self._store.beat(self.number, nodes=self._nodes, problem=self._problem):
+                return False
         except Unavailable as error:
             log.warning("%s", error)
             return True  # without the database no other scheduler can take over either
+        self._lease.beaten(begun)
+        return True
 
     def _work(self) -> None:
         try:
             if (cluster := self._connected()) is not None:
-                self._dispatch(cluster, self._ended, self._round)
+                self._dispatch(self._lease, cluster, self._ended, self._round)
         except Superseded as error:
             log.warning("%s", error)
         except Exception:
@@ -193,6 +199,7 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
     """Runs the scheduler for the queue, Ray and MLflow that `settings` names; blocks until `stop` is set."""
     from service.backends.mlflow import MlflowRest
     from service.dispatcher.dispatcher import Dispatcher
+    from service.dispatcher.guarded import GuardedCluster, GuardedResults
 
     store = open_store(settings.database_url)
     results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
@@ -207,8 +214,9 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
         assert row is not None  # this process holds it
         return RayCluster(settings.ray_address, token=token, fence=number, queue=row.queue)
 
-    def dispatch(cluster: Cluster, ended: threading.Event, timer: RoundTimer) -> None:
-        Dispatcher(settings, store, cluster, results).run(ended, timer)
+    def dispatch(lease: HeldLease, cluster: Cluster, ended: threading.Event, timer: RoundTimer) -> None:
+        guarded = GuardedCluster(cluster, lease), GuardedResults(results, lease)
+        Dispatcher(settings, lease.store, *guarded).run(ended, timer)
 
     try:
         run(store, stop, connect, dispatch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import monotonic
 
 from service.backends.tracking import Results
@@ -16,7 +17,7 @@ from service.dispatcher.run_page import run_tags, spec_text, sweep_tags, sweep_t
 from service.errors import Refused, Unavailable
 from service.jobs.job import Job, Run, State
 from service.queue.store import Store
-from training.protocol import SWEEP_TAG
+from training.protocol import SWEEP_TAG, Superseded
 
 log = logging.getLogger(__name__)
 
@@ -82,20 +83,21 @@ class Runs:
     # The thread
 
     def run(self) -> None:
-        """Blocks until `stop` is called."""
-        while not self._stopped:
-            self._woken.wait()
-            self._woken.clear()
-            if not self.create_all() and not self._stopped:
-                self._woken.wait(_SECONDS_BETWEEN)
-                self._woken.set()
+        """Blocks until `stop` is called, or another scheduler has taken over."""
+        with suppress(Superseded):  # the dispatcher's rounds hear of it, too
+            while not self._stopped:
+                self._woken.wait()
+                self._woken.clear()
+                if not self.create_all() and not self._stopped:
+                    self._woken.wait(_SECONDS_BETWEEN)
+                    self._woken.set()
 
     def stop(self) -> None:
         self._stopped = True
         self._woken.set()
 
     def create_all(self) -> bool:
-        """Tries once to create every requested run; returns whether none is left."""
+        """Tries once to create every requested run; returns whether none is left. Raises Superseded."""
         with self._lock:
             requested = list(self._requested.values())
         for job in requested:
@@ -111,6 +113,8 @@ class Runs:
             self._called_at = self._clock()
         try:
             self._create(job)
+        except Superseded:
+            raise
         except Unavailable as error:
             away, why = error.name == "MLflow", str(error).removeprefix("MLflow is not reachable: ")
         except Refused as error:

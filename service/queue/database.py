@@ -18,6 +18,7 @@ from service.errors import Refused, Unavailable
 
 _LOCK_WAIT_S = 30
 _POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 30, "pool_timeout": 10}  # the API has 40 threads
+_IDLE_TRANSACTION_MS = 5_000
 _migrating = threading.Lock()  # Alembic's context is global in a process
 _MIGRATION_LOCK = 0x53594E43424E  # "SYNCBN": an advisory lock key that other programs are unlikely to use
 
@@ -31,12 +32,14 @@ def make_engine(url: str) -> Engine:
         return _sqlite_engine(parsed.render_as_string(hide_password=False))
     if parsed.drivername in {"postgres", "postgresql"}:
         parsed = parsed.set(drivername="postgresql+psycopg")
-    return create_engine(
+    engine = create_engine(
         parsed,
         pool_pre_ping=True,  # a restarted server costs a reconnect, not an error
         **_POOL,
         connect_args={"connect_timeout": 5, "tcp_user_timeout": 15_000},
     )
+    event.listen(engine, "connect", _set_up_postgres)
+    return engine
 
 
 @contextmanager
@@ -81,6 +84,13 @@ def _upgrade(config: alembic.config.Config) -> None:
         raise
 
 
+def _set_up_postgres(connection: Any, _record: object) -> None:
+    """Bounds how long a client that is suspended in a transaction holds its locks: on a job, or the lease."""
+    connection.autocommit = True
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TRANSACTION_MS}ms'")
+    connection.autocommit = False
+
+
 def _sqlite_engine(url: str) -> Engine:
     engine = create_engine(url, connect_args={"timeout": _LOCK_WAIT_S}, **_POOL)
     event.listen(engine, "connect", _set_up_sqlite)
@@ -107,5 +117,9 @@ def _translated() -> Iterator[None]:
         yield
     except (exc.OperationalError, exc.InterfaceError) as error:
         raise Unavailable("the database", str(error.orig).strip()) from error
+    except exc.InternalError as error:
+        if not error.connection_invalidated:
+            raise
+        raise Unavailable("the database", str(error.orig).strip()) from error  # it took too long a pause
     except exc.TimeoutError as error:
         raise Unavailable("the database", "all connections are busy") from error

@@ -2,7 +2,8 @@
 
 A standby watches `number` and `beat`. It takes over when neither has changed for LEASE_SECONDS of its own
 monotonic clock, or at once when the row is vacant. Clocks of different machines are never compared for this.
-`number` rises with each holder. It is the fencing token: orders carry it, and agents refuse older ones.
+`number` rises with each holder. It is the fencing token: every write of a scheduler (`Store.as_scheduler`)
+and every order carries it, and database and agents refuse those of an older one.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, bindparam, exc, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, exc, func, insert, select, update
 
 from service.backends.cluster import Node
 from service.errors import Unavailable
 from service.queue import database
 from service.queue.tables import UtcDateTime, scheduler
+from training.protocol import Superseded
 
 LEASE_SECONDS = 6.0
 SILENCE_SECONDS = 15.0
@@ -38,6 +40,14 @@ _BEAT = (
         problem=bindparam("now_problem"),
         seen_at=_NOW,
     )
+)
+# Race closed: a scheduler that was suspended for longer than its lease, and writes when it wakes up. The lock
+# on the row lasts until the writer's transaction ends, so no other takes over between this and the commit.
+# SQLite has one writer at a time and needs no lock on a row.
+_HELD = (
+    select(scheduler.c.number)
+    .where(scheduler.c.number == bindparam("of"), scheduler.c.holder != "")
+    .with_for_update(read=True)
 )
 _HOW_TO_START = "start one with `syncbn serve --role scheduler`"
 
@@ -96,6 +106,15 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def hold(connection: Connection, number: int) -> None:
+    """Makes a transaction one of scheduler `number`: nobody takes over from it before the transaction ends.
+
+    Raises Superseded if it does not hold the lease.
+    """
+    if connection.execute(_HELD, {"of": number}).first() is None:
+        raise Superseded(f"scheduler number {number} does not hold the lease any more")
 
 
 class Lease:

@@ -117,7 +117,7 @@ class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
         """
         job = new_job(spec, created_at=utc_now())
         try:
-            with database.writing(self._engine) as connection:
+            with self._writing() as connection:
                 insert_jobs(connection, [job], idempotency_key)
         except exc.IntegrityError:
             # Race closed: two requests with one key. The unique constraint lets one insert through.
@@ -330,7 +330,7 @@ class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
             return [job_of(row) for row in connection.execute(query)]
 
     def _update(self, guards: Iterable[ColumnElement[bool]], values: Mapping[str, Any]) -> bool:
-        with database.writing(self._engine) as connection:
+        with self._writing() as connection:
             return connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
 
     def _execute_many(self, statement: Update, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -338,7 +338,7 @@ class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
         prevents deadlocks between concurrent writers.
         """
         if rows:
-            with database.writing(self._engine) as connection:
+            with self._writing() as connection:
                 connection.execute(statement, sorted(rows, key=lambda row: str(row["its_id"])))
 
 

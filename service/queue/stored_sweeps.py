@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Engine,
     Row,
     Select,
     exc,
@@ -32,15 +31,14 @@ from service.queue import commands, cursors, database
 from service.queue.commands import Command
 from service.queue.rows import insert_jobs, job_of, without_source
 from service.queue.tables import jobs, sweeps
+from service.queue.writes import Writes
 from training.spec.sweep import SweepPoint
 
 _HAS_UNENDED = exists().where(jobs.c.sweep_id == sweeps.c.id, jobs.c.state.not_in(ENDED))
 
 
-class StoredSweeps:
+class StoredSweeps(Writes):
     """The stored sweeps. Every method raises `Unavailable` as `Store`'s methods do."""
-
-    _engine: Engine
 
     def create_sweep(
         self, sweep: Sweep, points: Iterable[SweepPoint], *, idempotency_key: str | None = None
@@ -53,7 +51,7 @@ class StoredSweeps:
         new = [_job_of_point(sweep, point) for point in points]
         row = {column.name: getattr(sweep, column.name, None) for column in sweeps.columns}
         try:
-            with database.writing(self._engine) as connection:
+            with self._writing() as connection:
                 connection.execute(insert(sweeps).values({**row, "idempotency_key": idempotency_key}))
                 insert_jobs(connection, new)
         except exc.IntegrityError:
@@ -190,7 +188,7 @@ class StoredSweeps:
         guards: Sequence[ColumnElement[bool]] = (),
     ) -> None:
         """Changes the sweep if it has not ended and passes the guards, and then its jobs that pass theirs."""
-        with database.writing(self._engine) as connection:
+        with self._writing() as connection:
             _lock_jobs(connection, sweep_id)
             statement = update(sweeps).where(sweeps.c.id == sweep_id, _HAS_UNENDED, *guards).values(changes)
             if connection.execute(statement).rowcount:
@@ -223,7 +221,7 @@ class StoredSweeps:
             return [_sweep_of(row) for row in connection.execute(query)]
 
     def _update_sweep(self, guards: Sequence[ColumnElement[bool]], values: Mapping[str, Any]) -> None:
-        with database.writing(self._engine) as connection:
+        with self._writing() as connection:
             connection.execute(update(sweeps).where(*guards).values(values))
 
 

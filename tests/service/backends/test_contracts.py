@@ -17,7 +17,7 @@ from service.backends.tracking import Results
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from tests.mlflow_server import MlflowServer
-from training.protocol import SWEEP_TAG
+from training.protocol import JOB_TAG, SWEEP_TAG
 
 NOWHERE = Run(experiment_id="0", run_id="0" * 32)
 
@@ -38,6 +38,10 @@ class Subject:
     def ending(self, run: Run) -> str:
         raise NotImplementedError
 
+    def create_beside(self, run: Run, job_id: str) -> Run:
+        """Creates another run of the same job, as two schedulers that create it at once do."""
+        raise NotImplementedError
+
     def delete_experiment(self, run: Run) -> None:
         raise NotImplementedError
 
@@ -56,6 +60,10 @@ class InMemory(Subject):
 
     def ending(self, run: Run) -> str:
         return self.fake.endings.get(run.run_id, "RUNNING")
+
+    def create_beside(self, run: Run, job_id: str) -> Run:
+        (name,) = (name for name, id in self.fake._experiments.items() if id == run.experiment_id)
+        return self.fake._new_run(job_id, name)
 
     def delete_experiment(self, run: Run) -> None:
         self.fake.deleted_experiments.add(run.experiment_id)
@@ -82,6 +90,11 @@ class OverRest(Subject):
     def ending(self, run: Run) -> str:
         answer = self.http.get("runs/get", params={"run_id": run.run_id})
         return str(answer.raise_for_status().json()["run"]["info"]["status"])
+
+    def create_beside(self, run: Run, job_id: str) -> Run:
+        body = {"experiment_id": run.experiment_id, "tags": [{"key": JOB_TAG, "value": job_id}]}
+        answer = self.http.post("runs/create", json=body).raise_for_status().json()
+        return Run(experiment_id=run.experiment_id, run_id=answer["run"]["info"]["run_id"])
 
     def delete_experiment(self, run: Run) -> None:
         self._post("experiments/delete", experiment_id=run.experiment_id)
@@ -133,6 +146,18 @@ def test_asking_twice_gives_the_same_run(subject: Subject) -> None:
     sweep = ensure(job_id="s1", name="a", experiment="one", tag=SWEEP_TAG)
     assert ensure(job_id="s1", name="a", experiment="one", tag=SWEEP_TAG) == sweep
     assert sweep.run_id not in {first.run_id, other.run_id}
+
+
+def test_the_other_runs_of_a_job_are_found_until_they_are_ended(subject: Subject) -> None:
+    run = subject.results.ensure_run(job_id="j7", name="a", experiment="twice")
+    subject.results.ensure_run(job_id="j8", name="a", experiment="twice")
+    assert subject.results.other_runs("j7", run) == []
+
+    second = subject.create_beside(run, "j7")
+
+    assert subject.results.other_runs("j7", run) == [second]
+    subject.results.end(second, "KILLED")
+    assert subject.results.other_runs("j7", run) == []
 
 
 def test_names_are_free_text(subject: Subject) -> None:

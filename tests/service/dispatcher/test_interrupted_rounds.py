@@ -193,7 +193,18 @@ STORIES = {
 
 
 WITHOUT_EFFECT = {
-    *("active", "attempts", "download", "get", "has_unended", "nodes", "queue", "unarchived", "wake"),
+    *(
+        "active",
+        "attempts",
+        "download",
+        "get",
+        "has_unended",
+        "nodes",
+        "other_runs",
+        "queue",
+        "unarchived",
+        "wake",
+    ),
     *("note_all", "write_progress"),  # what users see; no scheduler acts upon it
 }
 """Calls before which a death leaves what one before the next call leaves."""

@@ -18,6 +18,7 @@ import pytest
 
 from service.backends.cluster import Cluster, Node
 from service.backends.memory import MemoryCluster
+from service.dispatcher.held_lease import HeldLease
 from service.dispatcher.process import (
     Dispatch,
     SilenceTimer,
@@ -82,7 +83,7 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def idle(_: Cluster, over: threading.Event, __: RoundTimer) -> None:
+def idle(_: HeldLease, __: Cluster, over: threading.Event, ___: RoundTimer) -> None:
     """Instead of a dispatcher: nothing is to be done."""
     over.wait()
 
@@ -278,7 +279,7 @@ def test_a_round_that_hangs_ends_the_term(sqlite_store: Store, monkeypatch: pyte
     released = threading.Event()
     assert sqlite_store.take_over(None, "one") == 1
 
-    def dispatch(_: Cluster, __: threading.Event, timer: RoundTimer) -> None:
+    def dispatch(_: HeldLease, __: Cluster, ___: threading.Event, timer: RoundTimer) -> None:
         for _round in range(3):  # none of these takes long
             with timer.round():
                 pass
@@ -302,7 +303,7 @@ def test_a_dispatcher_that_fails_is_followed_by_another_under_a_new_number(sqlit
         numbers.append(number)
         return Closable([NODE])
 
-    def dispatch(_: Cluster, over: threading.Event, __: RoundTimer) -> None:
+    def dispatch(_: HeldLease, __: Cluster, over: threading.Event, ___: RoundTimer) -> None:
         if len(numbers) < 3:
             raise RuntimeError("a bug")
         stop.set()
