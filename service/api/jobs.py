@@ -13,7 +13,7 @@ from service.api.problems import documented
 from service.api.schemas import JobDocument, JobPage, PointDocument, PointPage, ValidationDocument
 from service.backends.tracking import Results
 from service.errors import Unavailable
-from service.jobs.job import Job, State, utc_now
+from service.jobs.job import Job, State
 from service.queue import lease
 from service.scheduling.scheduler import forecast
 from service.start_from import resolved
@@ -82,13 +82,13 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     spec, notes = read_spec(body, services)
     spec = resolved(spec, services.store, services.settings)
     queue, active = services.store.queue(), services.store.active()
-    scheduler = services.store.scheduler()
     try:
+        scheduler = lease.check_heard(services.store.scheduler())
         nodes = lease.machines(scheduler)
     except Unavailable as error:
         return ValidationDocument.of(spec, None, str(error), notes)
     sweeps = services.store.sweep_limits(queue)
-    expected = forecast(spec, queue, active, nodes, now=utc_now(), sweeps=sweeps)
+    expected = forecast(spec, queue, active, nodes, now=scheduler.clock, sweeps=sweeps)
     return ValidationDocument.of(spec, expected, expected.reason, notes)
 
 

@@ -22,7 +22,7 @@ from service.dispatcher.reconciler import Reconciler, starting_on
 from service.dispatcher.round_timer import RoundTimer
 from service.dispatcher.runs import Runs
 from service.errors import Unavailable
-from service.jobs.job import Job, State, utc_now
+from service.jobs.job import Job, State
 from service.jobs.outcomes import waited_too_long
 from service.queue.store import Store
 from service.scheduling.preemption import GROWS_EVERY, Preempt
@@ -39,7 +39,10 @@ Outline = dict[str, tuple[Phase, int, int, bool]]
 
 
 class Dispatcher:
-    """Runs the jobs of a queue. If several work on one queue at once, the cluster obeys the latest."""
+    """Runs the jobs of a queue. If several work on one queue at once, the cluster obeys the latest.
+
+    now: the queue's clock (`SchedulerRow.clock`); by default `clock`.
+    """
 
     def __init__(
         self,
@@ -49,8 +52,10 @@ class Dispatcher:
         results: Results,
         *,
         clock: Callable[[], float] = monotonic,
+        now: Callable[[], float] | None = None,
     ) -> None:
         self.store, self.cluster = store, cluster
+        self._now = now or clock
         self._run_created = threading.Event()
         self._seen: Outline = {}
         self._idle = False  # whether the last round has left nothing to do: an idle service hardly computes
@@ -128,7 +133,14 @@ class Dispatcher:
 
     def _without_overdue(self, queue: Sequence[Job]) -> list[Job]:
         """Cancels the jobs whose time limit for the queue has passed; returns the others."""
-        now = utc_now()
+        now = self._now()
+        self.store.limit_waits(
+            {
+                job.id: now + job.time_limit.queue
+                for job in queue
+                if job.time_limit.queue is not None and job.waits_until is None
+            }
+        )
         overdue = {job.id: reason for job in queue if (reason := waited_too_long(job, now))}
         for job in queue:
             if job.id in overdue:
@@ -147,7 +159,7 @@ class Dispatcher:
             ready,
             active,
             nodes,
-            now=utc_now(),
+            now=self._now(),
             seconds_left=_seconds_left(active),
             sweeps=self.store.sweep_limits(ready),
         )
@@ -187,7 +199,7 @@ class Dispatcher:
             State.STARTING,
             attempt=number,
             workers=workers,
-            grows_after=utc_now() + GROWS_EVERY,
+            grows_after=self._now() + GROWS_EVERY,
             reason=starting_on(workers),
         )
         if started:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from time import monotonic
 
@@ -20,8 +21,9 @@ class HeldLease:
 
     def __init__(self, number: int, store: Store, *, clock: Callable[[], float] = monotonic) -> None:
         self.number, self.store = number, store.as_scheduler(number)
-        self._clock = clock
+        self._clock, self._lock = clock, threading.Lock()
         self._beaten_at = clock()
+        self._clock_began: float | None = None
 
     def beaten(self, begun: float) -> None:
         """Notes a successful heartbeat. begun: when its statement was sent, by the monotonic clock.
@@ -30,6 +32,15 @@ class HeldLease:
         scheduler stops to act.
         """
         self._beaten_at = begun
+
+    def now(self) -> float:
+        """Returns the time of the queue's clock (`SchedulerRow.clock`). At first it may raise Unavailable."""
+        with self._lock:
+            if self._clock_began is None:
+                row = self.store.scheduler()
+                assert row is not None
+                self._clock_began = self._clock() - row.clock
+            return self._clock() - self._clock_began
 
     def check_beat(self) -> None:
         """Raises Unavailable if the last heartbeat is older than the lease. Asks nobody.

@@ -140,7 +140,8 @@ class Term:
             return False
         begun = monotonic()
         try:
-            if not self._store.beat(self.number, nodes=self._nodes, problem=self._problem):
+            clock = self._lease.now()
+            if not self._store.beat(self.number, nodes=self._nodes, problem=self._problem, clock=clock):
                 return False
         except Unavailable as error:
             log.warning("%s", error)
@@ -216,7 +217,7 @@ def serve_scheduler(settings: Settings, stop: threading.Event) -> None:
 
     def dispatch(lease: HeldLease, cluster: Cluster, ended: threading.Event, timer: RoundTimer) -> None:
         guarded = GuardedCluster(cluster, lease), GuardedResults(results, lease)
-        Dispatcher(settings, lease.store, *guarded).run(ended, timer)
+        Dispatcher(settings, lease.store, *guarded, now=lease.now).run(ended, timer)
 
     try:
         run(store, stop, connect, dispatch)

@@ -142,8 +142,10 @@ class Job:
     """The number set by the last resize, within `resources.workers`: the maximum granted from then on."""
     ran_seconds: float = 0.0
     """How long its earlier starts ran, all together; `spec.time_limit.run` limits it."""
-    grows_after: datetime | None = None
-    """The scheduler does not preempt the job just to give it more workers before this time."""
+    grows_after: float | None = None
+    """Before this time of the queue's clock the scheduler does not preempt it only for more workers."""
+    waits_until: float | None = None
+    """When its time limit in the queue passes, by the queue's clock; None until the scheduler has seen it."""
     preempted_at: datetime | None = None
     """When the scheduler preempted it; None once it has started again."""
     cancel_requested_at: datetime | None = None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from service.jobs.job import Job, State
@@ -85,10 +84,13 @@ def before_launch(job: Job) -> Outcome:
     return _stopped(job, State.QUEUED, job.reason)
 
 
-def waited_too_long(job: Job, now: datetime) -> str:
-    """Returns why a queued job that has never started is cancelled; "" if its time limit has not passed."""
+def waited_too_long(job: Job, now: float) -> str:
+    """Returns why a queued job that has never started is cancelled; "" if its time limit has not passed.
+
+    now: by the queue's clock, which runs while a scheduler is at work.
+    """
     limit = job.time_limit.queue
-    if limit is None or job.attempt or (now - job.created_at).total_seconds() < limit:
+    if limit is None or job.attempt or job.waits_until is None or now < job.waits_until:
         return ""
     return f"cancelled: it waited for {shown(limit)}, its time limit in the queue (time_limit.queue)"
 

@@ -88,7 +88,7 @@ def resize(workers: int) -> Command:
     """Sets the number of workers that the job has from the next preemption or start on."""
     return Command(
         guards=[jobs.c.state.not_in(ENDED), _NOT_CANCELLED],
-        values={"wanted_workers": workers, "grows_after": utc_now()},
+        values={"wanted_workers": workers, "grows_after": None},
         refusal=lambda job: _refusal_if_over(job, "its workers cannot change any more"),
     )
 

@@ -2,19 +2,23 @@
 
 A standby watches `number` and `beat`. It takes over when neither has changed for LEASE_SECONDS of its own
 monotonic clock, or at once when the row is vacant. Clocks of different machines are never compared for this.
+The row holds the queue's clock, too, which its holder moves on by its monotonic clock.
 `number` rises with each holder. It is the fencing token: every write of a scheduler (`Store.as_scheduler`)
 and every order carries it, and database and agents refuse those of an older one.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, exc, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Float, bindparam, exc, func, insert, select, update
 
 from service.backends.cluster import Node
 from service.errors import Unavailable
@@ -39,6 +43,7 @@ _BEAT = (
         nodes=bindparam("now_nodes"),
         problem=bindparam("now_problem"),
         seen_at=_NOW,
+        clock=func.coalesce(bindparam("now_clock", type_=Float), scheduler.c.clock),
     )
 )
 # Race closed: a scheduler that was suspended for longer than its lease, and writes when it wakes up. The lock
@@ -58,8 +63,10 @@ class SchedulerRow:
 
     queue: a unique name of this queue, because several queues may share one Ray cluster.
     number: the holder's number, from 1 (the fencing token). beat: its heartbeats so far. seen_at: the time of
-    the last heartbeat; silent_seconds: its age. holder: the holder's process, "" after it has stepped down.
-    nodes: the machines as Ray last listed them. problem: why Ray does not answer, or "".
+    the last heartbeat; silent_seconds: its age (`Silence`). holder: the holder's process, "" after it has
+    stepped down. nodes: the machines as Ray last listed them. problem: why Ray does not answer, or "".
+    clock: the queue's clock: for how many seconds schedulers have been at work so far. It stands still while
+    none is, and no step of a wall clock moves it.
     """
 
     queue: str
@@ -70,11 +77,37 @@ class SchedulerRow:
     holder: str
     nodes: tuple[Node, ...]
     problem: str
+    clock: float = 0.0
 
     @property
     def vacant(self) -> bool:
         """Whether no scheduler holds the lease: a standby may take over at once."""
         return not self.holder
+
+
+class Silence:
+    """For how long a scheduler has been silent, as this process sees it. Thread-safe.
+
+    It is measured by the monotonic clock from when the row was seen to change. The database's clock only says
+    when between two looks it changed, so a step of that clock is forgotten with the next heartbeat.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._beat: tuple[int, int] | None = None
+        self._since, self._looked_at = 0.0, -math.inf
+
+    def seconds(self, beat: tuple[int, int], *, age: float) -> float:
+        """Returns the seconds since the latest beat. beat: its scheduler's number and its own, just read.
+
+        age: the age of the beat by the database's clock.
+        """
+        with self._lock:
+            now = self._clock()
+            if beat != self._beat:
+                self._beat, self._since = beat, now - min(max(age, 0.0), now - self._looked_at)
+            self._looked_at = now
+            return now - self._since
 
 
 def check_heard(row: SchedulerRow | None) -> SchedulerRow:
@@ -121,6 +154,7 @@ class Lease:
     """The scheduler's row in the database. Every method raises `Unavailable` as `Store`'s methods do."""
 
     _engine: Engine
+    _silence: Silence
 
     def scheduler(self) -> SchedulerRow | None:
         """Returns the row; None if no scheduler has ever run on this database."""
@@ -133,10 +167,13 @@ class Lease:
             number=row.number,
             beat=row.beat,
             seen_at=row.seen_at,
-            silent_seconds=(row.now - row.seen_at).total_seconds(),
+            silent_seconds=self._silence.seconds(
+                (row.number, row.beat), age=(row.now - row.seen_at).total_seconds()
+            ),
             holder=row.holder,
             nodes=tuple(Node(**node) for node in row.nodes),
             problem=row.problem,
+            clock=row.clock,
         )
 
     def take_over(self, seen: SchedulerRow | None, holder: str) -> int | None:
@@ -149,9 +186,17 @@ class Lease:
         number = seen.number + 1
         return number if self._update_scheduler(guards, number=number, beat=0, holder=holder) else None
 
-    def beat(self, number: int, *, nodes: Iterable[Node], problem: str) -> bool:
-        """Writes a heartbeat of scheduler `number`; returns False if it no longer holds the lease."""
-        values = {"of": number, "now_nodes": [asdict(node) for node in nodes], "now_problem": problem}
+    def beat(self, number: int, *, nodes: Iterable[Node], problem: str, clock: float | None = None) -> bool:
+        """Writes a heartbeat of scheduler `number`; returns False if it no longer holds the lease.
+
+        clock: what the queue's clock shows; None: as before.
+        """
+        values = {
+            "of": number,
+            "now_nodes": [asdict(node) for node in nodes],
+            "now_problem": problem,
+            "now_clock": clock,
+        }
         with database.writing(self._engine) as connection:
             return connection.execute(_BEAT, values).rowcount == 1
 

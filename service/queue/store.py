@@ -29,7 +29,7 @@ from service.queue import commands, cursors, database, storable
 from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
 from service.queue.filters import Filters, conditions
-from service.queue.lease import Lease
+from service.queue.lease import Lease, Silence
 from service.queue.rows import insert_jobs, job_of, without_source
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
@@ -52,7 +52,7 @@ class Changes(TypedDict, total=False):
     restarts: tuple[str, ...]
     progress: Progress | None
     workers: int | None
-    grows_after: datetime | None
+    grows_after: float | None
     ran_seconds: float
 
 
@@ -80,6 +80,11 @@ _PROGRESS = (
     .values(progress=bindparam("its_progress"))
 )
 
+_WAITS_UNTIL = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("its_id"), jobs.c.waits_until.is_(None))
+    .values(waits_until=bindparam("its_end"))
+)
 
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
@@ -94,6 +99,7 @@ class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
 
     def __init__(self, url: str) -> None:
         self._engine = database.make_engine(url)
+        self._silence = Silence()
 
     def migrate(self) -> None:
         """Creates or updates the tables. Idempotent; several processes may call it at once."""
@@ -262,6 +268,10 @@ class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
         # Race closed: the reason overwrites that of a job that was started or cancelled meanwhile.
         for begin in range(0, len(rows), NOTES_AT_ONCE):
             self._execute_many(_NOTE, rows[begin : begin + NOTES_AT_ONCE])
+
+    def limit_waits(self, ends: Mapping[str, float]) -> None:
+        """Writes when time limits in the queue pass, by job id and the queue's clock. The first is kept."""
+        self._execute_many(_WAITS_UNTIL, [{"its_id": job_id, "its_end": end} for job_id, end in ends.items()])
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancels a waiting job at once; marks an active one for the dispatcher to stop. Idempotent.

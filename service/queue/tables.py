@@ -108,7 +108,8 @@ jobs = Table(
     Column("workers", Integer),
     Column("wanted_workers", Integer),
     Column("ran_seconds", Float, nullable=False, server_default="0"),
-    Column("grows_after", UtcDateTime),
+    Column("grows_after", Float),
+    Column("waits_until", Float),
     Column("preempted_at", UtcDateTime),
     Column("cancel_requested_at", UtcDateTime),
     Column("experiment_id", Text),
@@ -177,5 +178,6 @@ scheduler = Table(
     Column("holder", Text, nullable=False),
     Column("nodes", JSON, nullable=False),
     Column("problem", Text, nullable=False),
+    Column("clock", Float, nullable=False, server_default="0"),
 )
 """One row: the scheduler's lease (service.queue.lease)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from itertools import chain, combinations, islice
 
 from service.backends.cluster import Node
@@ -17,8 +16,8 @@ from service.scheduling import capacity
 from service.scheduling.allocation import allocate_least, in_order
 from service.scheduling.capacity import Demand
 
-GROWS_EVERY = timedelta(minutes=10)
-"""Minimum time between two preemptions that only give a job more workers."""
+GROWS_EVERY = 600.0
+"""Minimum time in seconds between two preemptions that only give a job more workers."""
 
 REAL_GAIN = 1.25
 """A job grows only to at least this many times its present workers: less does not pay for a restart."""
@@ -78,7 +77,7 @@ def make_room(
 
 
 def grows(
-    active: Sequence[Job], nodes: Sequence[Node], *, now: datetime, seconds_left: Mapping[str, float]
+    active: Sequence[Job], nodes: Sequence[Node], *, now: float, seconds_left: Mapping[str, float]
 ) -> list[Preempt]:
     """Preempts the first job that would gain enough workers from a restart. Called when no job waits.
 
@@ -99,11 +98,11 @@ def grows(
     return []
 
 
-def preempted(active: Sequence[Job], jobs: Iterable[str], *, now: datetime) -> list[Job]:
+def preempted(active: Sequence[Job], jobs: Iterable[str]) -> list[Job]:
     """Returns the active jobs, with those in `jobs` marked as preempted."""
     stopping = set(jobs)
     return [
-        replace(job, state=State.PREEMPTING, preempted_at=now) if job.id in stopping else job
+        replace(job, state=State.PREEMPTING, preempted_at=job.created_at) if job.id in stopping else job
         for job in active
     ]
 

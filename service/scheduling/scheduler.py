@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cache
 from types import MappingProxyType
 
 from service.backends.cluster import Node
-from service.jobs.job import Job, new_job
+from service.jobs.job import Job, new_job, utc_now
 from service.jobs.sweep import SweepLimits
 from service.scheduling import capacity, preemption, reasons, sweep_limits
 from service.scheduling.allocation import Allocation, allocate_least, allocate_rest, fitting, in_order
@@ -55,21 +54,22 @@ def schedule(
     active: Sequence[Job],
     nodes: Sequence[Node],
     *,
-    now: datetime,
+    now: float,
     seconds_left: Mapping[str, float] = _UNKNOWN,
     sweeps: Mapping[str, SweepLimits] = _NO_SWEEPS,
 ) -> list[Decision]:
     """Returns a decision for every queued job, in scheduling order, then the preemptions of active jobs.
 
-    active: the jobs that hold workers. nodes: the machines with their full capacity. seconds_left: the
-    remaining time of active jobs by id, where it is known. sweeps: the limits of the jobs' sweeps by id; a
-    job that they hold back blocks no other. The same input gives the same result.
+    active: the jobs that hold workers. nodes: the machines with their full capacity. now: by the queue's
+    clock (`SchedulerRow.clock`). seconds_left: the remaining time of active jobs by id, where it is known.
+    sweeps: the limits of the jobs' sweeps by id; a job that they hold back blocks no other. The same input
+    gives the same result.
     """
     cluster = capacity.empty(nodes)
     held = sweep_limits.held(queue, active, sweeps, fits_ever=fitting(cluster))
     every, queue = queue, [job for job in queue if job.id not in held]
     preempts = preemption.resized(active)
-    active = preemption.preempted(active, [preempt.job_id for preempt in preempts], now=now)
+    active = preemption.preempted(active, [preempt.job_id for preempt in preempts])
     allocation = allocate_least(queue, capacity.occupied(nodes, active), cluster)
     blocked = allocation.blocked
     room = [] if blocked is None else preemption.make_room(blocked, queue, active, nodes, seconds_left)
@@ -101,11 +101,11 @@ def forecast(
     active: Sequence[Job],
     nodes: Sequence[Node],
     *,
-    now: datetime,
+    now: float,
     sweeps: Mapping[str, SweepLimits] = _NO_SWEEPS,
 ) -> Forecast:
     """Returns `schedule`'s decision for a job that does not exist yet."""
-    job = new_job(spec, created_at=now)
+    job = new_job(spec, created_at=utc_now())
     decisions = schedule([*queue, job], active, nodes, now=now, sweeps=sweeps)
     (decision,) = (each for each in decisions if each.job_id == job.id)
     if isinstance(decision, Start):

@@ -148,8 +148,13 @@ def test_a_time_limit_counts_over_all_attempts(world: World) -> None:
 
 def test_a_job_that_waits_for_longer_than_its_limit_is_cancelled(world: World) -> None:
     world.cluster.machines = []
-    patient, hasty = world.create(), world.create(time_limit={"queue": 1e-6, "run": "1h"})
+    patient, hasty = world.create(), world.create(time_limit={"queue": "10s", "run": "1h"})
+    world.round()
+    world.now += 9.9
+    world.round()
+    assert world.look(hasty).state is State.QUEUED
 
+    world.now += 0.1
     world.round()
 
     assert world.look(patient).state is State.QUEUED

@@ -30,9 +30,10 @@ def lease(world: World) -> HeldLease:
     return HeldLease(take_over(world.store), world.store, clock=lambda: world.now)
 
 
-def scheduler(world: World, lease: HeldLease) -> Dispatcher:
+def scheduler(world: World, lease: HeldLease, *, now: bool = False) -> Dispatcher:
     guarded = GuardedCluster(world.cluster, lease), GuardedResults(world.results, lease)
-    return Dispatcher(world.settings, lease.store, *guarded, clock=lambda: world.now)
+    queues_clock = lease.now if now else None
+    return Dispatcher(world.settings, lease.store, *guarded, clock=lambda: world.now, now=queues_clock)
 
 
 def test_who_is_silent_for_its_lease_gives_no_orders_before_it_beats_again(
@@ -52,6 +53,29 @@ def test_who_is_silent_for_its_lease_gives_no_orders_before_it_beats_again(
     lease.beaten(world.now)
     world.dispatcher.round()
     assert len(world.cluster.launches) == 1
+
+
+def test_a_time_limit_in_the_queue_runs_while_a_scheduler_is_at_work(world: World, lease: HeldLease) -> None:
+    """Whatever the wall clocks say, and however often another one takes over."""
+    job = world.create(time_limit={"queue": "60s"})
+    world.cluster.machines = []
+
+    def act(number: int) -> None:
+        held = HeldLease(number, world.store, clock=lambda: world.now)
+        dispatcher = scheduler(world, held, now=True)
+        dispatcher.round()
+        world.now += 25
+        held.beaten(world.now)
+        dispatcher.round()
+        assert world.store.beat(number, nodes=[], problem="", clock=held.now())
+        world.now += 1000  # nobody is at work
+
+    act(lease.number)
+    act(take_over(world.store, "second"))
+    assert world.look(job).state is State.QUEUED
+    act(take_over(world.store, "third"))
+
+    assert world.look(job).state is State.CANCELLED
 
 
 ORDERS: dict[str, Callable[[Cluster], object]] = {

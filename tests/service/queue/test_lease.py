@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import text
 
 from service.backends.cluster import Node
+from service.dispatcher.process import SilenceTimer, may_take_over
 from service.errors import Unavailable
-from service.queue import database, lease
+from service.queue import lease
 from service.queue.lease import SchedulerRow, check_heard, machines
 from service.queue.store import Store
 from tests.service.queue.test_store import at_once
@@ -94,20 +95,75 @@ def test_who_steps_down_leaves_the_row_vacant_and_a_late_beat_does_not_fill_it(s
     assert take_over(store, "two") == number + 1
 
 
-def test_silence_is_measured_by_the_databases_clock(store: Store, database_url: str) -> None:
-    take_over(store)
-    before = row_of(store).silent_seconds
-    engine = database.make_engine(database_url)
-    past = "datetime('now', '-1 day')" if "sqlite" in database_url else "now() - interval '1 day'"
-    with engine.begin() as connection:
-        connection.execute(text(f"UPDATE scheduler SET seen_at = {past}"))
-    engine.dispose()
+def step_clock(store: Store, days: int) -> None:
+    """As if the database's clock had been set: the last beat is this much older by it."""
+    other = f"datetime('now', '{-days} day')"
+    if store._engine.dialect.name == "postgresql":
+        other = f"now() - interval '{days} day'"
+    with store._engine.begin() as connection:
+        connection.execute(text(f"UPDATE scheduler SET seen_at = {other}"))
 
-    assert 86_000 < row_of(store).silent_seconds - before < 90_000
+
+def test_who_looks_for_the_first_time_learns_of_silence_by_the_databases_clock(
+    store: Store, database_url: str
+) -> None:
+    take_over(store)
+    step_clock(store, 1)
+    newcomer = Store(database_url)
+
+    assert 86_000 < row_of(newcomer).silent_seconds < 90_000
     with pytest.raises(
         Unavailable, match=r"no scheduler runs, the last one has not been heard from for 24 h"
     ):
-        check_heard(store.scheduler())
+        check_heard(newcomer.scheduler())
+    newcomer.close()
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_step_of_the_databases_clock_changes_nothing(store: Store, days: int) -> None:
+    """Neither the silence that is reported nor when a standby takes over."""
+    number = take_over(store)
+    before, standby = row_of(store), SilenceTimer()
+    assert not may_take_over(before, standby)
+
+    step_clock(store, days)
+    assert 0 <= row_of(store).silent_seconds < 60
+    assert not may_take_over(row_of(store), standby)
+
+    store.beat(number, nodes=[], problem="")
+    step_clock(store, days)
+    assert 0 <= row_of(store).silent_seconds < 60
+    assert not may_take_over(row_of(store), standby)
+
+
+def test_silence_is_measured_between_two_looks_by_the_monotonic_clock() -> None:
+    now = 100.0
+    silence = lease.Silence(lambda: now)
+
+    assert silence.seconds((1, 1), age=40.0) == 40.0
+    now += 5
+    assert silence.seconds((1, 1), age=-3600.0) == 45.0  # stepped back
+    now += 5
+    assert silence.seconds((1, 2), age=2.0) == 2.0
+    now += 5
+    assert silence.seconds((1, 3), age=3600.0) == 5.0  # stepped on: it came after the last look
+    now += 5
+    assert silence.seconds((2, 0), age=-3600.0) == 0.0
+    now += 20
+    assert silence.seconds((2, 0), age=-3580.0) == 20.0
+
+
+def test_the_queues_clock_moves_with_the_beats_and_outlives_its_scheduler(store: Store) -> None:
+    number = take_over(store)
+    assert row_of(store).clock == 0
+    store.beat(number, nodes=[], problem="", clock=12.5)
+    store.beat(number, nodes=[], problem="")
+    step_clock(store, 1)
+
+    assert take_over(store, "another") == number + 1
+    assert not store.beat(number, nodes=[], problem="", clock=99.0)
+
+    assert row_of(store).clock == 12.5
 
 
 def test_without_a_scheduler_it_is_said_how_to_start_one(store: Store) -> None:

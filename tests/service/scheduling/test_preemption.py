@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -17,6 +17,7 @@ from service.scheduling.scheduler import Start, Wait, schedule
 from tests.service.examples import make_job
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CLOCK = 1000.0
 MACHINE = [Node(id="a", address="", cpus=8, gpus=0)]
 
 
@@ -26,7 +27,7 @@ def elastic(
     """One that has run for a while."""
     workers = {"min": least, "max": most}
     job = make_job(workers, priority=priority, state=State.RUNNING, granted=granted, group=group)
-    return replace(job, grows_after=NOW)
+    return replace(job, grows_after=CLOCK)
 
 
 def fixed(workers: int, *, priority: int = 0) -> Job:
@@ -40,12 +41,12 @@ def preempts(
     seconds_left: dict[str, float] | None = None,
 ) -> dict[str, str]:
     """Who is preempted, and why."""
-    decisions = schedule(queue, active, nodes, now=NOW, seconds_left=seconds_left or {})
+    decisions = schedule(queue, active, nodes, now=CLOCK, seconds_left=seconds_left or {})
     return {d.job_id: d.reason for d in decisions if isinstance(d, Preempt)}
 
 
 def starts(queue: Sequence[Job], active: Sequence[Job], nodes: Sequence[Node] = MACHINE) -> dict[str, int]:
-    decisions = schedule(queue, active, nodes, now=NOW)
+    decisions = schedule(queue, active, nodes, now=CLOCK)
     return {d.job_id: d.workers for d in decisions if isinstance(d, Start)}
 
 
@@ -81,7 +82,7 @@ def test_nobody_shrinks_who_would_not_get_its_least_back() -> None:
     running = make_job(workers, cpus=0.5, gpus=0.5, priority=-1, state=State.RUNNING, granted=4)
     small = [make_job(1, cpus=0.5, state=State.RUNNING, granted=1) for _ in range(2)]
 
-    assert preempts([make_job(1, cpus=0.5)], [replace(running, grows_after=NOW), *small], nodes) == {}
+    assert preempts([make_job(1, cpus=0.5)], [replace(running, grows_after=CLOCK), *small], nodes) == {}
 
 
 def test_nobody_shrinks_for_a_job_that_is_not_the_head() -> None:
@@ -122,7 +123,7 @@ def test_while_enough_of_them_stop_no_more_are_stopped() -> None:
     ]
     for job in leaving:
         assert preempts([make_job(2)], [job, elastic(4)]) == {}
-        (decision,) = schedule([make_job(2)], [job, elastic(4)], MACHINE, now=NOW)
+        (decision,) = schedule([make_job(2)], [job, elastic(4)], MACHINE, now=CLOCK)
         assert isinstance(decision, Wait)
         assert decision.reason.endswith("others are making room for it")
 
@@ -176,7 +177,7 @@ def test_a_job_that_could_never_start_keeps_nobody_from_growing() -> None:
 @pytest.mark.parametrize(
     "job",
     [
-        replace(elastic(1), grows_after=NOW + timedelta(seconds=1)),
+        replace(elastic(1), grows_after=CLOCK + 1),
         replace(elastic(1), state=State.STARTING),
         replace(elastic(1), cancel_requested_at=NOW),
         replace(elastic(1), wanted_workers=1),
@@ -233,7 +234,7 @@ class Simulation:
 
     def __init__(self, jobs: Sequence[Job], nodes: Sequence[Node]) -> None:
         self.jobs = {job.id: job for job in jobs}
-        self.nodes, self.now = nodes, NOW
+        self.nodes, self.now = nodes, CLOCK
         self.preempted = 0
 
     @property
@@ -269,7 +270,7 @@ class Simulation:
                 self.preempted += 1
                 assert job.elastic
                 assert job.state is State.RUNNING
-                self.change(job, state=State.PREEMPTING, preempted_at=self.now)
+                self.change(job, state=State.PREEMPTING, preempted_at=NOW)
         self.check_capacity()
         return happened
 

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.backends.cluster import Node
-from service.jobs.job import Job, State, utc_now
+from service.jobs.job import Job, State
 from service.scheduling import capacity
 from service.scheduling.capacity import Amount, Demand
 from service.scheduling.scheduler import Decision, Start, Wait, forecast, schedule
 from tests.service.examples import make_job, make_spec
 
-NOW = utc_now()
 GIB = 2**30
 
 
@@ -29,7 +28,7 @@ def active(workers: int, *, cpus: float = 1, gpus: float = 0, **resources: Any) 
 
 
 def decide(queue: Sequence[Job], running: Sequence[Job], nodes: Sequence[Node]) -> list[Decision]:
-    return schedule(queue, running, nodes, now=NOW)
+    return schedule(queue, running, nodes, now=0.0)
 
 
 def reasons(queue: Sequence[Job], running: Sequence[Job], nodes: Sequence[Node]) -> list[str]:
@@ -272,9 +271,9 @@ def test_enough_in_sum_but_in_pieces_too_small_says_so() -> None:
 def test_the_outlook_of_a_spec_is_what_the_scheduler_would_say() -> None:
     spec = make_spec(resources={"workers": {"min": 2, "max": 4}})
 
-    now = forecast(spec, [], [active(1)], [node(cpus=4)], now=utc_now())
-    later = forecast(spec, [], [active(3)], [node(cpus=4)], now=utc_now())
-    never = forecast(spec, [], [], [node(cpus=1)], now=utc_now())
+    now = forecast(spec, [], [active(1)], [node(cpus=4)], now=0.0)
+    later = forecast(spec, [], [active(3)], [node(cpus=4)], now=0.0)
+    never = forecast(spec, [], [], [node(cpus=1)], now=0.0)
 
     assert (now.fits_now, now.fits_ever, now.workers, now.reason) == (True, True, 3, "")
     assert (later.fits_now, later.fits_ever, later.workers) == (False, True, 2)

@@ -29,7 +29,7 @@ def running(sweep: str | None = SWEEP) -> Job:
 def decide(
     queue: list[Job], active: list[Job], limits: dict[str, SweepLimits], cpus: float = 8
 ) -> dict[str, Decision]:
-    decisions = schedule(queue, active, [node(cpus=cpus)], now=NOW, sweeps=limits)
+    decisions = schedule(queue, active, [node(cpus=cpus)], now=0.0, sweeps=limits)
     return {decision.job_id: decision for decision in decisions}
 
 
