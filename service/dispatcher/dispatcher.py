@@ -9,13 +9,14 @@ Calls to MLflow have their own threads (dispatcher.runs, dispatcher.finisher), s
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from time import monotonic
 
-from service.backends.cluster import Cluster, Phase, Status
+from service.backends.cluster import Cluster, Node, Phase, Status
 from service.backends.tracking import Results
 from service.dispatcher.finisher import Finisher
 from service.dispatcher.reconciler import Reconciler, starting_on
@@ -24,18 +25,39 @@ from service.dispatcher.runs import Runs
 from service.errors import Unavailable
 from service.jobs.job import Job, State
 from service.jobs.outcomes import waited_too_long
+from service.jobs.sweep import SweepLimits
+from service.queue.notices import Listener
 from service.queue.store import Store
+from service.queue.waiting import Queue, WaitingJobs
 from service.scheduling.preemption import GROWS_EVERY, Preempt
-from service.scheduling.scheduler import Start, Wait, schedule
+from service.scheduling.scheduler import Decision, Start, Wait, schedule, standing
 from service.settings import Settings
 from training.protocol import Superseded
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5  # for new jobs; changes in the cluster wake the loop at once
+POLL_SECONDS = 0.5
+"""Time between two rounds while jobs are active. Changes of the cluster or the queue start one at once."""
+SLOW_POLL_SECONDS = 5.0
+"""Time between two looks at the queue if nothing is heard, and between two rounds while nothing is active."""
+_LEAST_SECONDS = 0.05  # between the beginnings of two rounds, however much is heard
 _SECONDS_TO_LEAVE = 3.0  # for the threads, when the dispatcher ends
 
 Outline = dict[str, tuple[Phase, int, int, bool]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that the scheduler's decisions depend on. Equal inputs give equal decisions.
+
+    queue: compared by identity. held: why jobs may not start now, by job id.
+    """
+
+    queue: Queue
+    held: Mapping[str, str]
+    active: tuple[tuple[object, ...], ...]
+    nodes: Sequence[Node]
+    sweeps: Mapping[str, SweepLimits]
 
 
 class Dispatcher:
@@ -56,10 +78,14 @@ class Dispatcher:
     ) -> None:
         self.store, self.cluster = store, cluster
         self._now = now or clock
-        self._run_created = threading.Event()
-        self._seen: Outline = {}
+        self.queue = WaitingJobs(store=store)
+        self._changed = threading.Event()  # the queue, as far as anybody says
+        self._seen: tuple[Outline, Sequence[Node]] = {}, ()
+        self._decided: Inputs | None = None  # by the last round, if it only let jobs wait
         self._idle = False  # whether the last round has left nothing to do: an idle service hardly computes
-        self.runs = Runs(store, results, on_run=self._on_run, clock=clock)
+        self._look = False  # whether the last round has changed the queue
+        self._calm = False  # whether the next round may come late, because nothing runs or begins to
+        self.runs = Runs(store, results, on_run=self._on_change, clock=clock)
         self.finisher = Finisher(settings, store, results)
         self.reconciler = Reconciler(settings, store, cluster, on_end=self.finisher.wake, clock=clock)
 
@@ -70,26 +96,45 @@ class Dispatcher:
 
         timer: times each round.
         """
-        timer = timer or RoundTimer()
-        with _in_threads(self.runs, self.finisher):
+        timer, looked_at = timer or RoundTimer(), -math.inf
+        listener = self.store.listener(self._on_change)
+        with _in_threads(self.runs, self.finisher, listener):
             while not stop.is_set():
                 began = monotonic()
+                slow_poll = SLOW_POLL_SECONDS if listener.listens else poll_seconds
+                look = self._changed.is_set() or began - looked_at >= slow_poll
+                if look:
+                    looked_at = began
                 with timer.round():
-                    self.round()
+                    self.round(look=look)
+                took = monotonic() - began
                 # With thousands of jobs, rounds take at most half of the time.
-                self._wait(stop, max(poll_seconds, monotonic() - began))
+                self._wait(
+                    stop,
+                    max(slow_poll if self._calm else poll_seconds, took),
+                    at_least=max(_LEAST_SECONDS, took),
+                )
 
-    def round(self) -> None:
-        """Handles every job once. Raises only Superseded: other errors are logged, the next round retries."""
-        self._run_created.clear()  # before the queue is read, so that no run created meanwhile is missed
+    def round(self, *, look: bool = True) -> None:
+        """Handles every job once. Raises only Superseded: other errors are logged, the next round retries.
+
+        look: whether to look for changes of the queue that others have made.
+        """
+        if look:
+            self._changed.clear()  # before the queue is read, so that no change meanwhile is missed
+        look |= self._look
+        self._look = self._calm = False
         try:
-            if self._idle and not self._has_work(self.cluster.attempts()):
+            if self._idle and not self._has_work(attempts := self.cluster.attempts()):
+                self._seen, self._calm = (_outline(attempts), self.cluster.nodes()), True
                 return
             self._idle = False
             attempts, active = self.reconciler.reconcile()
-            self._seen = _outline(attempts)
-            self._admit(attempts, active)
-            self._idle = not self._has_work(attempts)
+            nodes = self.cluster.nodes()
+            self._seen = _outline(attempts), nodes
+            starts = self._admit(attempts, active, nodes, look=look or self.reconciler.moved)
+            self._calm = not (attempts or active or starts)
+            self._idle = self._calm and not self._has_work(attempts)
         except Superseded:
             raise
         except Exception as error:  # a bug in one round must not stop all jobs
@@ -98,15 +143,21 @@ class Dispatcher:
     def _has_work(self, attempts: Mapping[str, Status]) -> bool:
         return bool(attempts) or self.store.has_unended()
 
-    def _wait(self, stop: threading.Event, seconds: float) -> None:
-        """Blocks until the next round is due, or a change needs one at once; progress of ranks does not."""
-        deadline = monotonic() + seconds
+    def _wait(self, stop: threading.Event, seconds: float, *, at_least: float) -> None:
+        """Blocks until the next round is due, or a change needs one at once; progress of ranks does not.
+
+        at_least: how long to wait even if the queue has changed.
+        """
+        earliest, deadline = monotonic() + at_least, monotonic() + seconds
         try:
             while not stop.is_set() and (left := deadline - monotonic()) > 0:
                 self.cluster.wait(left)
-                if monotonic() >= deadline or self._run_created.is_set():
+                if monotonic() >= deadline:
                     return
-                if _outline(self.cluster.attempts()) != self._seen:
+                if self._changed.is_set():
+                    stop.wait(max(earliest - monotonic(), 0.0))
+                    return
+                if (_outline(self.cluster.attempts()), self.cluster.nodes()) != self._seen:
                     return
         except Superseded:
             raise
@@ -114,8 +165,8 @@ class Dispatcher:
             log.warning("cannot wait for the cluster: %s", error)
             stop.wait(seconds)
 
-    def _on_run(self) -> None:
-        self._run_created.set()
+    def _on_change(self) -> None:
+        self._changed.set()
         self.cluster.wake()
 
     def _note_failure(self, error: Exception) -> None:
@@ -125,45 +176,62 @@ class Dispatcher:
         log.warning("%s", error)
         try:
             waiting = [job for job in self.store.active() if job.state is State.STARTING]
-            self.store.note_all((job, f"waits: {error}") for job in [*self.store.queue(), *waiting])
+            self.store.note_all((job, f"waits: {error}") for job in [*self.queue.look().jobs, *waiting])
         except Unavailable as another:
             log.warning("%s", another)
 
     # Admit
 
-    def _without_overdue(self, queue: Sequence[Job]) -> list[Job]:
-        """Cancels the jobs whose time limit for the queue has passed; returns the others."""
+    def _cancel_overdue(self, queue: Queue) -> Queue:
+        """Cancels the jobs whose time limit for the queue has passed; returns the queue without them."""
         now = self._now()
-        self.store.limit_waits(
-            {
-                job.id: now + job.time_limit.queue
-                for job in queue
-                if job.time_limit.queue is not None and job.waits_until is None
-            }
-        )
-        overdue = {job.id: reason for job in queue if (reason := waited_too_long(job, now))}
-        for job in queue:
-            if job.id in overdue:
-                self.store.move(job, State.CANCELLED, reason=overdue[job.id])
-        return [job for job in queue if job.id not in overdue]
+        unknown = {
+            job.id: now + job.time_limit.queue
+            for job in queue.limited
+            if job.time_limit.queue is not None and job.waits_until is None
+        }
+        self.store.limit_waits(unknown)
+        overdue = {job.id: reason for job in queue.limited if (reason := waited_too_long(job, now))}
+        for job_id, reason in overdue.items():
+            self.store.move(queue.by_id[job_id], State.CANCELLED, reason=reason)
+        return self.queue.look() if unknown or overdue else queue
 
-    def _admit(self, attempts: Mapping[str, Status], active: Sequence[Job]) -> None:
-        queue = self._without_overdue(self.store.queue())
-        self.runs.keep_only(job.id for job in queue)
-        if not queue and not any(job.elastic for job in active):
-            return
-        without_run = self._without_run(queue)
-        ready = [job for job in queue if job.id not in without_run]
-        nodes = self.cluster.nodes()
-        decisions = schedule(
-            ready,
-            active,
-            nodes,
-            now=self._now(),
-            seconds_left=_seconds_left(active),
-            sweeps=self.store.sweep_limits(ready),
+    def _admit(
+        self, attempts: Mapping[str, Status], active: Sequence[Job], nodes: Sequence[Node], *, look: bool
+    ) -> bool:
+        """Starts, preempts and cancels jobs; returns whether something is to follow soon."""
+        queue = self._cancel_overdue(self.queue.look() if look else self.queue.latest)
+        self.runs.keep_only(queue.by_id)
+        if not queue.jobs and not any(job.elastic for job in active):
+            return False
+        now, seconds_left = self._now(), _seconds_left(active)
+        inputs = Inputs(
+            queue=queue,
+            held=self._without_run(queue.without_run),
+            active=standing(active, now=now, seconds_left=seconds_left),
+            nodes=nodes,
+            sweeps=self.store.sweep_limits(queue.of_sweeps) if queue.of_sweeps else {},
         )
-        waiting, running = ({job.id: job for job in jobs} for jobs in (queue, active))
+        soon = bool(inputs.held or queue.limited)
+        if inputs == self._decided:
+            return soon
+        ready = [job for job in queue.jobs if job.id not in inputs.held]
+        decisions = schedule(ready, active, nodes, now=now, seconds_left=seconds_left, sweeps=inputs.sweeps)
+        only_waits = all(isinstance(decision, Wait) for decision in decisions)
+        self._decided = inputs if only_waits else None
+        self._carry_out(decisions, queue, active, attempts, inputs.held)
+        self._look = not only_waits
+        return soon or not only_waits
+
+    def _carry_out(
+        self,
+        decisions: Iterable[Decision],
+        queue: Queue,
+        active: Sequence[Job],
+        attempts: Mapping[str, Status],
+        held: Mapping[str, str],
+    ) -> None:
+        waiting, running = queue.by_id, {job.id: job for job in active}
         for decision in decisions:
             if isinstance(decision, Preempt):
                 self.store.move(running[decision.job_id], State.PREEMPTING, reason=decision.reason)
@@ -176,11 +244,12 @@ class Dispatcher:
                 notes[decision.job_id] = "waits: its last attempt has not ended yet"
             elif isinstance(decision, Start):
                 self._start(waiting[decision.job_id], decision.workers)
-        self.store.note_all((waiting[job_id], reason) for job_id, reason in {**notes, **without_run}.items())
+        reasons = [(waiting[job_id], reason) for job_id, reason in {**notes, **held}.items()]
+        self.store.note_all(reasons)
+        self.queue.noted(reasons)
 
-    def _without_run(self, queue: Iterable[Job]) -> dict[str, str]:
+    def _without_run(self, without: Sequence[Job]) -> dict[str, str]:
         """Returns why jobs cannot get an MLflow run now, by job id. They block no other jobs meanwhile."""
-        without = [job for job in queue if job.run is None]
         if not without:
             return {}
         failed, problem = self.runs.failed, self.runs.problem
@@ -203,8 +272,7 @@ class Dispatcher:
             reason=starting_on(workers),
         )
         if started:
-            now = replace(job, state=State.STARTING, attempt=number, start=1, restarts=(), workers=workers)
-            self.reconciler.launch(now)
+            self.reconciler.launch(self.store.get(job.id))  # with its whole spec
 
 
 def _outline(attempts: Mapping[str, Status]) -> Outline:
@@ -229,7 +297,7 @@ def _jobs_of(attempts: Iterable[str]) -> set[str]:
 
 
 @contextmanager
-def _in_threads(*workers: Runs | Finisher) -> Iterator[None]:
+def _in_threads(*workers: Runs | Finisher | Listener) -> Iterator[None]:
     """Runs the workers in threads until the context ends. One that hangs in a call ends with the process."""
     threads = [threading.Thread(target=each.run, name=type(each).__name__, daemon=True) for each in workers]
     for thread in threads:

@@ -54,7 +54,10 @@ _SECONDS_BETWEEN_PROGRESS = 1.0
 
 
 class Reconciler:
-    """Reconciles all attempts in each round. In memory it keeps only how long it has waited for what."""
+    """Reconciles all attempts in each round. In memory it keeps only how long it has waited for what.
+
+    moved: whether the last round has moved a job to another state.
+    """
 
     def __init__(
         self,
@@ -70,7 +73,7 @@ class Reconciler:
         self._watches = Stopwatches(clock)
         self._overdue: dict[tuple[str, int], ExitRecord] = {}
         self._progress_at: dict[str, float] = {}
-        self._moved = False
+        self.moved = False
         self._progress: list[tuple[Job, Progress]] = []
         self._notes: list[tuple[Job, str]] = []
 
@@ -87,14 +90,14 @@ class Reconciler:
         except Unavailable:
             self._watches.clear()  # time without a view of the cluster does not count
             raise
-        active, self._moved = self.store.active(), False
+        active, self.moved = self.store.active(), False
         for job in active:
             with self._guarded(job.id):
                 self._reconcile(job, attempts.get(name_of(job)))
         progress = self._write()
         self._end_strays(attempts, {name_of(job) for job in active})
         self._forget_others(active)
-        if self._moved:
+        if self.moved:
             return attempts, self.store.active()
         return attempts, [replace(job, progress=progress.get(job.id, job.progress)) for job in active]
 
@@ -200,7 +203,7 @@ class Reconciler:
         # Race closed: a pause or a preemption after we read the row. The state is no longer what we saw, so
         # nothing changes, and the next round decides by the new state.
         moved = self.store.move(job, result.state, **changes)
-        self._moved |= moved
+        self.moved |= moved
         if moved and result.state.ended:
             self._on_end()
         return moved
@@ -240,7 +243,7 @@ class Reconciler:
             if trains:
                 self._notes.append((job, ""))  # clears the reason of a restart
         elif trains:
-            self._moved |= self.store.move(job, State.RUNNING, progress=status.progress)
+            self.moved |= self.store.move(job, State.RUNNING, progress=status.progress)
         else:
             self._notes.append((job, _starting(job, status.message)))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from time import monotonic
 
@@ -59,12 +59,11 @@ class Runs:
                 self._requested[job.id] = job
                 self._woken.set()
 
-    def keep_only(self, waiting: Iterable[str]) -> None:
+    def keep_only(self, waiting: Container[str]) -> None:
         """Forgets all jobs except those with these ids."""
-        kept = set(waiting)
         with self._lock:
-            self._requested = {job_id: job for job_id, job in self._requested.items() if job_id in kept}
-            self._failed = {job_id: why for job_id, why in self._failed.items() if job_id in kept}
+            self._requested = {job_id: job for job_id, job in self._requested.items() if job_id in waiting}
+            self._failed = {job_id: why for job_id, why in self._failed.items() if job_id in waiting}
 
     @property
     def failed(self) -> dict[str, str]:
@@ -133,6 +132,7 @@ class Runs:
         self._on_run()
 
     def _create(self, job: Job) -> None:
+        job = self._store.get(job.id)  # with its whole spec
         experiment = job.spec["tracking"]["experiment"]
         tags = run_tags(job)
         if job.sweep_id is not None:

@@ -30,6 +30,8 @@ from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
 from service.queue.filters import Filters, conditions
 from service.queue.lease import Lease, Silence
+from service.queue.notices import notices_of
+from service.queue.queue_rows import QueueRows
 from service.queue.rows import insert_jobs, job_of, without_source
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
@@ -89,7 +91,7 @@ _WAITS_UNTIL = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
+class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
     """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 
@@ -99,7 +101,7 @@ class Store(Lease, CodeArchives, StoredSecrets, StoredSweeps):
 
     def __init__(self, url: str) -> None:
         self._engine = database.make_engine(url)
-        self._silence = Silence()
+        self._silence, self._notices = Silence(), notices_of(self._engine)
 
     def migrate(self) -> None:
         """Creates or updates the tables. Idempotent; several processes may call it at once."""

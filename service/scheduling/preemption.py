@@ -69,7 +69,7 @@ def make_room(
         if job.priority <= head.priority
         and _may_stop(job)
         and _has(job) > Demand.of(job).least
-        and not _nearly_done(job, seconds_left)
+        and not nearly_done(job, seconds_left)
     ]
     if not candidates or not helps(candidates):
         return None
@@ -86,10 +86,9 @@ def grows(
     if any(job.state is State.PREEMPTING for job in active):
         return []
     for job in in_order(active):
-        ready = job.grows_after is None or job.grows_after <= now
         # A resize is carried out even if the job is nearly done.
-        left_alone = not job.wanted_workers and _nearly_done(job, seconds_left)
-        if ready and job.elastic and _may_stop(job) and not left_alone:
+        left_alone = not job.wanted_workers and nearly_done(job, seconds_left)
+        if may_grow(job, now) and job.elastic and _may_stop(job) and not left_alone:
             possible = _possible(job, active, nodes)
             # A resize is worth a restart even for one more worker.
             least = _has(job) + 1 if job.wanted_workers else REAL_GAIN * _has(job)
@@ -142,7 +141,13 @@ def _may_stop(job: Job) -> bool:
     return job.state is State.RUNNING and not job.stopping
 
 
-def _nearly_done(job: Job, seconds_left: Mapping[str, float]) -> bool:
+def may_grow(job: Job, now: float) -> bool:
+    """Returns whether its start is long enough ago for a preemption that only gives it more workers."""
+    return job.grows_after is None or job.grows_after <= now
+
+
+def nearly_done(job: Job, seconds_left: Mapping[str, float]) -> bool:
+    """Returns whether the job is known to end too soon for a preemption to pay."""
     return seconds_left.get(job.id, NEARLY_DONE_SECONDS) < NEARLY_DONE_SECONDS
 
 

@@ -85,6 +85,20 @@ def schedule(
     return [*(decisions[job.id] for job in in_order(every)), *preempts]
 
 
+def standing(
+    active: Sequence[Job], *, now: float, seconds_left: Mapping[str, float] = _UNKNOWN
+) -> tuple[tuple[object, ...], ...]:
+    """Returns what `schedule` depends on of the active jobs: it decides the same as long as this is equal."""
+    return tuple(
+        (
+            *(job.id, job.state, job.attempt, job.priority, job.workers, job.wanted_workers),
+            *(job.preempted_at, job.cancel_requested_at),
+            *(preemption.may_grow(job, now), preemption.nearly_done(job, seconds_left)),
+        )
+        for job in active
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     """What would happen to a job submitted now. `workers`: granted at once, or else its minimum."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from service.backends.cluster import Launch
-from service.dispatcher import dispatcher
-from service.jobs.job import State, utc_now
+from service.jobs.job import State
 from service.queue.store import Store
 from tests.service.world import Killed, World, error, killed
 from training.protocol import Progress
@@ -239,16 +237,14 @@ def test_an_elastic_job_that_is_nearly_done_is_left_alone(world: World) -> None:
     assert world.look(head).state is State.STARTING
 
 
-def test_an_elastic_job_grows_when_the_others_are_gone_but_not_soon(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_elastic_job_grows_when_the_others_are_gone_but_not_soon(world: World) -> None:
     other = world.running(resources={"workers": 3})
     elastic = world.running(resources=ELASTIC)
     assert elastic.workers == 1
     world.finish(other)
     assert world.rounds(elastic).attempt == 1
 
-    monkeypatch.setattr(dispatcher, "utc_now", lambda: utc_now() + timedelta(minutes=11))
+    world.now += 11 * 60
     world.round()
     stopping = world.look(elastic)
     assert (stopping.state, stopping.reason) == (State.PREEMPTING, "grows from 1 to 4 workers")
