@@ -1,7 +1,7 @@
 """A scheduler's process that stops itself (SIGSTOP) before one of its writes, in each term before another.
 
 It works on a cluster in memory whose attempts train and end by themselves. Every write of its terms is noted
-in its transaction: by whom it is, and who held the lease. So is every call that changes MLflow.
+in its transaction: by whom it is, and who held the lease. A call that changes MLflow is noted in a file.
 
     python -m tests.service.dispatcher.stopping_scheduler URL FOLDER SEED LEASE_SECONDS GUARDED
 """
@@ -34,10 +34,9 @@ from service.queue.writes import Writes
 from tests.service.world import settings_for
 from training.protocol import Progress
 
-AUDIT = "CREATE TABLE audit (what TEXT, writer INTEGER, in_force INTEGER, held BOOLEAN)"
-_NOTE = text(
-    "INSERT INTO audit SELECT :what, :writer, number, holder <> '' AND number = :writer FROM scheduler"
-)
+AUDIT = "CREATE TABLE audit (writer INTEGER, in_force INTEGER, held BOOLEAN)"
+_NOTE = text("INSERT INTO audit SELECT :writer, number, holder <> '' AND number = :writer FROM scheduler")
+CALLS = "calls.txt"
 STEPS = 3
 
 
@@ -60,11 +59,11 @@ class Training(MemoryCluster):
 
 
 class AuditedResults(FakeResults):
-    """Notes each call that changes something, with who holds the lease then."""
+    """Notes each call that changes something, and whether its scheduler holds the lease then."""
 
-    def __init__(self, store: Store, number: int) -> None:
+    def __init__(self, store: Store, number: int, notes: Path) -> None:
         super().__init__()
-        self._store, self._number = store, number
+        self._store, self._number, self._notes = store, number, notes
 
     def ensure_run(self, **of: Any) -> Any:
         self._audit("ensure_run")
@@ -79,12 +78,10 @@ class AuditedResults(FakeResults):
         super().upload(*of)
 
     def _audit(self, what: str) -> None:
-        with database.writing(self._store._engine) as connection:
-            audit(connection, what, self._number)
-
-
-def audit(connection: Connection, what: str, writer: int) -> None:
-    connection.execute(_NOTE, {"what": what, "writer": writer})
+        row = self._store.scheduler()
+        held = row is not None and row.number == self._number and not row.vacant
+        with self._notes.open("a") as notes:
+            notes.write(f"{what} {held}\n")
 
 
 def main(url: str, folder: str, seed: str, lease_seconds: str, guarded: str) -> None:
@@ -117,7 +114,7 @@ def main(url: str, folder: str, seed: str, lease_seconds: str, guarded: str) -> 
         with writing(self) as connection:
             yield connection
             if number is not None:
-                audit(connection, "write", number)
+                connection.execute(_NOTE, {"writer": number})
 
     setattr(Writes, "_writing", audited)  # noqa: B010
     setattr(database, "writing", locked)  # noqa: B010
@@ -128,7 +125,7 @@ def main(url: str, folder: str, seed: str, lease_seconds: str, guarded: str) -> 
         return Training([Node(id="a", address="", cpus=2, gpus=0)])
 
     def dispatch(held: HeldLease, cluster: Cluster, ended: threading.Event, timer: RoundTimer) -> None:
-        results = AuditedResults(store, held.number)
+        results = AuditedResults(store, held.number, Path(folder) / CALLS)
         outside = GuardedCluster(cluster, held), GuardedResults(results, held)
         Dispatcher(settings, held.store, *outside, now=held.now).run(ended, timer, poll_seconds=0.02)
 
