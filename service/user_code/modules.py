@@ -6,8 +6,11 @@ They are looked up as Python does, the uploaded code first.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import io
+import os
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -25,8 +28,28 @@ _parsing = threading.Lock()
 once, one may get a SystemError (gh-106905)."""
 
 
+Stamp = tuple[int, int, int] | None
+"""A file's or directory's time of modification, size and inode; None if there is none."""
+
+
+def stamp_of(path: str) -> Stamp:
+    """Returns the stamp of a path as it is now. Two that are equal mean that nothing has changed there."""
+    try:
+        found = os.stat(path or ".")  # noqa: PTH116 (a Path takes five times as long)
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 class ModuleSource(Protocol):
-    """Where modules are looked up: the uploaded archive or the environment."""
+    """Where modules are looked up: the uploaded archive or the environment.
+
+    identity: what tells its content from another's, as the digest of an archive; None: it has none.
+    """
+
+    identity: str | None
+    read: dict[str, Stamp]
+    """The files that were read and the directories that were searched so far, as they were before."""
 
     def find(self, name: str, parent: Module | None) -> Module | None:
         """Returns the top-level module or the submodule of `parent` with this name, which has no dots."""
@@ -102,6 +125,9 @@ def imported_module(node: ast.ImportFrom, module: Module, sources: Sequence[Modu
 
 class _Archive:
     def __init__(self, data: bytes) -> None:
+        self.identity: str | None = hashlib.sha256(data).hexdigest()
+        self._environment = _Environment()
+        self.read = self._environment.read
         self._zip = zipfile.ZipFile(io.BytesIO(data))
         self._files = set(self._zip.namelist())
 
@@ -115,7 +141,9 @@ class _Archive:
             return self._module(dotted, f"{path}.py", is_package=False)
         if any(file.startswith(f"{path}.") and file.endswith(_COMPILED) for file in self._files):
             return Module(name=dotted, source_=self, is_package=False, source=None)
-        if any(file.startswith(f"{path}/") for file in self._files) and not _is_regular(dotted):
+        if any(file.startswith(f"{path}/") for file in self._files) and not _is_regular(
+            dotted, self._environment
+        ):
             return Module(name=dotted, source_=self, is_package=True, source=b"")
         return None
 
@@ -123,17 +151,23 @@ class _Archive:
         return Module(name=name, source_=self, is_package=is_package, source=self._zip.read(file))
 
 
-def _is_regular(dotted: str) -> bool:
+def _is_regular(dotted: str, environment: _Environment) -> bool:
     """Returns whether the environment has a regular package or module of this name.
 
     Python prefers it to a directory without __init__.py, wherever it is on the path.
     """
-    module = None if "." in dotted else _Environment().find(dotted, None)
+    module = None if "." in dotted else environment.find(dotted, None)
     return module is not None and module.source != b""
 
 
 class _Environment:
+    def __init__(self) -> None:
+        self.identity: str | None = ""
+        self.read: dict[str, Stamp] = {}
+
     def find(self, name: str, parent: Module | None) -> Module | None:
+        for path in sys.path if parent is None else parent.directories:
+            self._note(path)
         if parent is None:
             spec = _top_level(name)
             return self._module(name, spec) if spec else None
@@ -141,8 +175,14 @@ class _Environment:
         spec = PathFinder.find_spec(name, list(parent.directories))
         return self._module(f"{parent.name}.{name}", spec) if spec else None
 
+    def _note(self, path: str) -> None:
+        if path not in self.read:
+            self.read[path] = stamp_of(path)
+
     def _module(self, name: str, spec: ModuleSpec) -> Module:
         directories = spec.submodule_search_locations
+        if spec.origin:
+            self._note(spec.origin)
         return Module(
             name=name,
             source_=self,
@@ -154,13 +194,15 @@ class _Environment:
 
 class _Folder(_Environment):
     def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.identity = None
         self._path = [str(folder)]
 
     def find(self, name: str, parent: Module | None) -> Module | None:
         if parent is not None:
             return super().find(name, parent)
         spec = PathFinder.find_spec(name, self._path)
-        if spec is None or (spec.origin is None and _is_regular(name)):
+        if spec is None or (spec.origin is None and _is_regular(name, _Environment())):
             return None
         return self._module(name, spec)
 
