@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from service.user_code.modules import ModuleSource, Stamp, stamp_of
+from service.user_code.modules import ModuleSource, Stamp
 
 Fact = TypeVar("Fact")
 
@@ -30,6 +30,7 @@ class KnownClasses(Generic[Fact]):
     def get(self, class_path: str, sources: Sequence[ModuleSource], learn: Callable[[], Fact]) -> Fact:
         """Returns what `learn` returns, which reads from `sources`; without it if nothing there has changed.
 
+        sources: those that `sources_of` returned for this request, since they hold the stamps of one moment.
         Nothing is remembered if it raises, or if a source has no identity.
         """
         key = (class_path, *(source.identity for source in sources if source.identity is not None))
@@ -37,11 +38,10 @@ class KnownClasses(Generic[Fact]):
             return learn()
         with self._lock:
             known = self._facts.get(key)
-        if known is None or any(stamp_of(path) != stamp for path, stamp in known[1].items()):
-            for source in sources:
-                source.read.clear()
-            # Each stamp is older than what was read, so that a change meanwhile is found by the next request.
-            known = learn(), {path: stamp for source in sources for path, stamp in source.read.items()}
+        stamps = sources[-1].stamps
+        if known is None or any(stamps.of(path) != stamp for path, stamp in known[1].items()):
+            stamps.used.clear()
+            known = learn(), dict(stamps.used)
         with self._lock:
             self._facts[key] = known
             self._facts.move_to_end(key)

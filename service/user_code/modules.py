@@ -32,8 +32,24 @@ Stamp = tuple[int, int, int] | None
 """A file's or directory's time of modification, size and inode; None if there is none."""
 
 
-def stamp_of(path: str) -> Stamp:
-    """Returns the stamp of a path as it is now. Two that are equal mean that nothing has changed there."""
+class Stamps:
+    """The stamps of files and directories as they were before anything there was read; each is taken once.
+
+    used: those that were asked for since this was emptied.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[str, Stamp] = {}
+        self.used: dict[str, Stamp] = {}
+
+    def of(self, path: str) -> Stamp:
+        if path not in self._taken:
+            self._taken[path] = _stamp(path)
+        self.used[path] = stamp = self._taken[path]
+        return stamp
+
+
+def _stamp(path: str) -> Stamp:
     try:
         found = os.stat(path or ".")  # noqa: PTH116 (a Path takes five times as long)
     except (OSError, ValueError):
@@ -44,12 +60,12 @@ def stamp_of(path: str) -> Stamp:
 class ModuleSource(Protocol):
     """Where modules are looked up: the uploaded archive or the environment.
 
-    identity: what tells its content from another's, as the digest of an archive; None: it has none.
+    identity: what tells its content from another's, as the digest of an archive; None: it has none. stamps:
+    those of what is read of the environment for it.
     """
 
     identity: str | None
-    read: dict[str, Stamp]
-    """The files that were read and the directories that were searched so far, as they were before."""
+    stamps: Stamps
 
     def find(self, name: str, parent: Module | None) -> Module | None:
         """Returns the top-level module or the submodule of `parent` with this name, which has no dots."""
@@ -77,7 +93,8 @@ def sources_of(code: bytes | Path | None) -> list[ModuleSource]:
     """
     if isinstance(code, Path):
         return [_Folder(code), _Environment()]
-    return [_Archive(code), _Environment()] if code else [_Environment()]
+    environment = _Environment()
+    return [_Archive(code, environment), environment] if code else [environment]
 
 
 def python_files(code: bytes | Path) -> Iterator[tuple[str, str]]:
@@ -124,10 +141,9 @@ def imported_module(node: ast.ImportFrom, module: Module, sources: Sequence[Modu
 
 
 class _Archive:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, environment: _Environment) -> None:
         self.identity: str | None = hashlib.sha256(data).hexdigest()
-        self._environment = _Environment()
-        self.read = self._environment.read
+        self._environment, self.stamps = environment, environment.stamps
         self._zip = zipfile.ZipFile(io.BytesIO(data))
         self._files = set(self._zip.namelist())
 
@@ -163,11 +179,11 @@ def _is_regular(dotted: str, environment: _Environment) -> bool:
 class _Environment:
     def __init__(self) -> None:
         self.identity: str | None = ""
-        self.read: dict[str, Stamp] = {}
+        self.stamps = Stamps()
 
     def find(self, name: str, parent: Module | None) -> Module | None:
         for path in sys.path if parent is None else parent.directories:
-            self._note(path)
+            self.stamps.of(path)
         if parent is None:
             spec = _top_level(name)
             return self._module(name, spec) if spec else None
@@ -175,14 +191,10 @@ class _Environment:
         spec = PathFinder.find_spec(name, list(parent.directories))
         return self._module(f"{parent.name}.{name}", spec) if spec else None
 
-    def _note(self, path: str) -> None:
-        if path not in self.read:
-            self.read[path] = stamp_of(path)
-
     def _module(self, name: str, spec: ModuleSpec) -> Module:
         directories = spec.submodule_search_locations
         if spec.origin:
-            self._note(spec.origin)
+            self.stamps.of(spec.origin)
         return Module(
             name=name,
             source_=self,
