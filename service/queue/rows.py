@@ -15,7 +15,7 @@ from service.queue.tables import job_labels, jobs
 def job_of(row: Row[Any]) -> Job:
     """Returns the job of a row of `jobs`."""
     values = dict(row._mapping)
-    del values["idempotency_key"]
+    del values["idempotency_key"], values["experiment"]
     return Job(**{**values, "state": State(row.state), "labels": row.spec["labels"]})
 
 

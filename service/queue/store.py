@@ -26,13 +26,14 @@ from sqlalchemy import (
 from service.errors import Conflict, KeyReused, NotFound, Refused
 from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, is_id, new_job, utc_now
 from service.jobs.sweep import is_sweep_id
-from service.queue import commands, cursors, database, storable
+from service.queue import commands, cursors, database, filters, storable
 from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
-from service.queue.filters import Filters, conditions
+from service.queue.filters import Filters
 from service.queue.group_commit import GroupCommit
 from service.queue.lease import Lease, Silence
 from service.queue.notices import notices_of
+from service.queue.queue_pages import IN_ORDER, QueuePages
 from service.queue.queue_rows import QueueRows
 from service.queue.rows import insert_jobs, job_of, without_source
 from service.queue.stored_secrets import StoredSecrets
@@ -97,7 +98,7 @@ _NewJob = tuple[Job, str | None]
 """A job to insert, and its idempotency key."""
 
 
-class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
+class Store(Lease, QueuePages, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
     """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 
@@ -165,22 +166,19 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
         *,
         cursor: str | None = None,
         limit: int = 50,
-        **filters: Unpack[Filters],
+        **given: Unpack[Filters],
     ) -> tuple[list[Job], str | None]:
         """Returns a page of jobs, newest first, and the cursor of the next page (None: this is the last).
 
         Jobs created between two pages neither shift nor repeat the results. Raises Refused for a bad cursor.
         """
-        query = select(jobs).where(*conditions(filters)).order_by(jobs.c.id.desc()).limit(limit + 1)
-        if cursor is not None:
-            query = query.where(jobs.c.id < cursors.decode(cursor))
-        found = self._jobs(query)
+        before = None if cursor is None else cursors.decode(cursor)
+        found = self._jobs(filters.page(given, before=before, limit=limit + 1))
         return found[:limit], cursors.encode(found[limit - 1].id) if len(found) > limit else None
 
     def queue(self) -> list[Job]:
         """Returns the queued jobs, in scheduling order."""
-        query = select(jobs).where(jobs.c.state == State.QUEUED)
-        return self._jobs(query.order_by(jobs.c.priority.desc(), jobs.c.id))
+        return self._jobs(select(jobs).where(jobs.c.state == State.QUEUED).order_by(*IN_ORDER))
 
     def active(self) -> list[Job]:
         """Returns the jobs that hold a share of the cluster, oldest first."""
