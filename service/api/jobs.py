@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AwareDatetime, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
-from service.api.bodies import SPEC_TYPES, SpecBody, SpecText, read_spec
+from service.api.bodies import SPEC_TYPES, SpecBody, SpecText, read_spec, read_spec_at_once
 from service.api.context import Context, Services
 from service.api.problems import documented
 from service.api.schemas import (
@@ -72,7 +72,10 @@ async def create_job(
 
     A repeated Idempotency-Key returns the job of the first request, with `Idempotency-Replayed: true`.
     """
-    spec, _ = await run_in_threadpool(_checked, services, body)
+    read = read_spec_at_once(body, services)
+    if read is None:
+        read = await run_in_threadpool(_checked, services, body)
+    spec, _ = read
     # No thread waits for the commit, which many requests share.
     job, created = await wrap_future(services.store.begin_create_job(spec, idempotency_key=idempotency_key))
     headers = {"Location": str(request.url_for("get_job", job_id=job.id).path)}

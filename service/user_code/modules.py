@@ -14,6 +14,8 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
@@ -93,6 +95,8 @@ def sources_of(code: bytes | Path | None) -> list[ModuleSource]:
     """
     if isinstance(code, Path):
         return [_Folder(code), _Environment()]
+    if _only_remembered.get():
+        return [_Remembered()]
     environment = _Environment()
     return [_Archive(code, environment), environment] if code else [environment]
 
@@ -138,6 +142,35 @@ def imported_module(node: ast.ImportFrom, module: Module, sources: Sequence[Modu
     for part in parts[1:]:
         found = found and found.submodule(part)
     return found
+
+
+class NotRead(Exception):
+    """A module would have to be read within `only_remembered`."""
+
+
+_only_remembered = ContextVar("only_remembered", default=False)
+
+
+@contextmanager
+def only_remembered() -> Iterator[None]:
+    """Within the context, nothing is read of modules, which takes long the first time: it raises NotRead."""
+    token = _only_remembered.set(True)
+    try:
+        yield
+    finally:
+        _only_remembered.reset(token)
+
+
+class _Remembered:
+    """The environment when only what is known of it may be used. It has the identity of the environment."""
+
+    identity: str | None = ""
+
+    def __init__(self) -> None:
+        self.stamps = Stamps()
+
+    def find(self, name: str, parent: Module | None) -> Module | None:  # noqa: ARG002
+        raise NotRead
 
 
 class _Archive:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.user_code.class_paths import check_class_path, class_path_problems
+from service.user_code.modules import NotRead, only_remembered
 from tests.service.examples import make_spec
 from tests.service.user_code.test_check import make_archive
 
@@ -247,6 +248,23 @@ def test_a_module_is_read_once_and_again_after_a_change(
         assert check_class_path("remembered_nets.Net") is None
     module.write_text("class Other: ...")
     assert check_class_path("remembered_nets.Net") == "module remembered_nets has no 'Net'"
+
+
+def test_only_what_is_remembered_is_known_without_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "known_nets.py"
+    module.write_text("class Net: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with only_remembered(), pytest.raises(NotRead):
+        check_class_path("known_nets.Net")
+    assert check_class_path("known_nets.Net") is None
+    with only_remembered():
+        assert check_class_path("known_nets.Net") is None
+    module.write_text("class Another: ...")
+    with only_remembered(), pytest.raises(NotRead):
+        check_class_path("known_nets.Net")
 
 
 def test_a_module_that_comes_later_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
