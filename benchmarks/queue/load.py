@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,16 +24,25 @@ class Load:
     def per_second(self) -> float:
         return len(self.latencies) / self.seconds
 
-
-def post(url: str, path: str, body: bytes, content_type: str = "application/json") -> bytes:
-    """Returns the bytes of a POST request."""
-    head = f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Type: {content_type}\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    def percentile(self, share: float) -> float:
+        """Returns the latency that this share of the requests had at most, in milliseconds."""
+        return 1000 * sorted(self.latencies)[min(int(share * len(self.latencies)), len(self.latencies) - 1)]
 
 
-def get(url: str, path: str) -> bytes:
-    """Returns the bytes of a GET request."""
-    return f"GET {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n\r\n".encode()
+def post(url: str, key: str, path: str, document: object) -> bytes:
+    """Returns the bytes of a POST request with a JSON body. key: the bearer token."""
+    body = json.dumps(document).encode()
+    head = f"{_head('POST', url, key, path)}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}\r\n".encode() + body
+
+
+def get(url: str, key: str, path: str) -> bytes:
+    """Returns the bytes of a GET request. key: the bearer token."""
+    return f"{_head('GET', url, key, path)}\r\n".encode()
+
+
+def _head(method: str, url: str, key: str, path: str) -> str:
+    return f"{method} {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nAuthorization: Bearer {key}\r\n"
 
 
 def send(url: str, requests: Iterator[bytes], *, clients: int, seconds: float) -> Load:
@@ -50,10 +60,10 @@ async def _send(url: str, requests: Iterator[bytes], clients: int, seconds: floa
     begun = time.perf_counter()
 
     async def client() -> None:
-        made = await loop.create_connection(
-            lambda: _Client(requests, begun + seconds, latencies), address.hostname, address.port
+        _, made = await loop.create_connection(
+            lambda: _Client(requests, begun + seconds, latencies), address.hostname or "", address.port or 80
         )
-        await cast(_Client, made[1]).ended
+        await made.ended
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return Load(seconds=time.perf_counter() - begun, latencies=latencies)
