@@ -122,8 +122,8 @@ def read_document(body: SpecText) -> object:
     except UnicodeDecodeError as error:
         raise SpecError([_at((), f"not UTF-8 text: {error}")]) from None
     data = _load_json(text) if body.is_json else _load_yaml(text)
-    if unstorable := list(islice(_unstorable(data, ()), MAX_PROBLEMS)):
-        raise SpecError(unstorable)
+    if not _is_storable(data, 0):
+        raise SpecError(list(islice(_unstorable(data, ()), MAX_PROBLEMS)))
     return data
 
 
@@ -196,6 +196,19 @@ def _expanded(value: object, known: dict[int, float]) -> float:
         items = value.values() if isinstance(value, Mapping) else value
         known[id(value)] = 1 + sum(_expanded(item, known) for item in items)
     return known[id(value)]
+
+
+def _is_storable(value: object, depth: int) -> bool:
+    """Returns whether `_unstorable` yields nothing, without the time that it takes to say where."""
+    if depth > MAX_DEPTH:
+        return False
+    if isinstance(value, dict):
+        return all(
+            _unstorable_scalar(key) is None and _is_storable(item, depth + 1) for key, item in value.items()
+        )
+    if isinstance(value, list):
+        return all(_is_storable(item, depth + 1) for item in value)
+    return _unstorable_scalar(value) is None
 
 
 def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:

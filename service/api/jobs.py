@@ -78,7 +78,7 @@ async def create_job(
     spec, _ = read
     # No thread waits for the commit, which many requests share.
     job, created = await wrap_future(services.store.begin_create_job(spec, idempotency_key=idempotency_key))
-    headers = {"Location": str(request.url_for("get_job", job_id=job.id).path)}
+    headers = {"Location": f"{request.scope['path']}/{job.id}"}
     if not created:
         headers["Idempotency-Replayed"] = "true"
     return json_response(shown(job, services.results), 201, headers)
