@@ -45,6 +45,8 @@ def fill(engine: Engine, first: int, last: int) -> None:
     values = ", ".join(changed.get(name, f"t.{name}") for name in columns)
     n = "n" if is_sqlite else "n(i)"
     with engine.begin() as connection:
+        if is_sqlite:  # which would otherwise write the indices' pages out again and again
+            connection.exec_driver_sql("PRAGMA cache_size = -1000000")
         for statement in (
             f"INSERT INTO jobs ({', '.join(columns)}) SELECT {values} FROM {numbers} AS {n}, "
             "(SELECT * FROM jobs WHERE state = 'succeeded' LIMIT 1) AS t",
