@@ -29,6 +29,7 @@ BENCHMARKS = {
     "sync_bn": "the layer's time, memory and communication, against torch's and other schemes",
     "steps": "steps per second with checkpoints and tracking, against plain DDP and an earlier version",
     "capacity": "the load that one API, one PostgreSQL, one scheduler and one MLflow carry",
+    "queue": "submissions per second, lists of up to a million jobs, memory; peers: bare inserts, Ray Jobs",
     "samples_per_device": "test error of BatchNorm and SyncBatchNorm, the same batches on 1 to 16 devices",
 }
 """Each is a module of this package with `measure(Options) -> Result`."""

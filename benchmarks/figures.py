@@ -15,7 +15,7 @@ from benchmarks.result import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "figures.md"
 OURS = "ours"
-SHOWN = ("startup", "recovery", "verify", "head", "answers", "logs")
+SHOWN = ("startup", "recovery", "verify", "head", "answers", "queue", "logs")
 HEAD = (
     "# Figures\n\n"
     "The waiting times of a job and the resources of a stack. Each was measured in turns with a peer in one "

@@ -28,11 +28,15 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class BareRay:
-    """A running Ray head. client: a ray.job_submission client. head: the process of `ray start`."""
+    """A running Ray head. client: a ray.job_submission client. head: the process of `ray start`. url: that of
+    its dashboard, which asks for the token.
+    """
 
     folder: Path
     head: int
     client: Any
+    url: str
+    token: str
 
     def roots(self) -> list[psutil.Process]:
         """Returns the root processes; all others are their descendants."""
@@ -90,7 +94,8 @@ def bare_ray() -> Iterator[BareRay]:
             url = f"http://127.0.0.1:{dashboard}"
             headers = {"Authorization": f"Bearer {token}"}
             wait_until(lambda: _answers(url, headers), lambda: head.poll() is None, log)
-            yield BareRay(folder=folder, head=head.pid, client=JobSubmissionClient(url, headers=headers))
+            client = JobSubmissionClient(url, headers=headers)
+            yield BareRay(folder=folder, head=head.pid, client=client, url=url, token=token)
         finally:
             head.terminate()
             sweep(folder)

@@ -20,7 +20,7 @@ _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _bearer = HTTPBearer(auto_error=False, description="The server's SYNCBN_API_KEY, if it has one")
 
 
-def require_key(
+async def require_key(
     services: Services, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     """Raises HTTPException(401) unless the request carries the API key. Compares in constant time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from service.user_code.class_paths import class_path_problems
 from service.user_code.imports import missing_imports
 from service.user_code.links import link_problems
 from service.user_code.loggers import left_out_loggers
+from service.user_code.modules import NotRead, only_remembered
 from service.user_code.requirements import requirement_problems
 from service.user_code.schedulers import scheduler_problems
 from service.user_code.scripts import problems_in_archive
@@ -29,6 +31,7 @@ from training.spec import read_spec as parse_with_notes
 MAX_SPEC_BYTES = 2**20
 MAX_SECRET_BYTES = 2**17
 MAX_REPORT_BYTES = 2**25
+MAX_BYTES_AT_ONCE = 2**14
 MAX_DEPTH = 100
 JSON_TYPE = "application/json"
 SPEC_TYPES = (
@@ -39,6 +42,7 @@ SPEC_TYPES = (
     "text/x-yaml",
     "text/plain",
 )
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _TOO_DEEP = f"has values more than {MAX_DEPTH} levels deep"
 CODE_TYPES = ("application/zip", "application/octet-stream")
 
@@ -94,6 +98,23 @@ def read_spec(body: SpecText, services: Context) -> tuple[Spec, list[str]]:
     return spec, [*notes, *check_spec(spec, services)]
 
 
+def read_spec_at_once(body: SpecText, services: Context) -> tuple[Spec, list[str]] | None:
+    """Does `read_spec` without blocking, in the event loop: a thread costs more than a common spec's checks.
+
+    Returns None if it would take long: a long text, YAML, code, secrets, checkpoints, an unknown class.
+    """
+    if not body.is_json or len(body.content) > MAX_BYTES_AT_ONCE:
+        return None
+    spec, notes = parse_with_notes(read_document(body))
+    if spec.code or spec.environment.secrets or spec.start_from or spec.script:
+        return None
+    try:
+        with only_remembered():
+            return spec, [*notes, *check_spec(spec, services)]
+    except NotRead:
+        return None
+
+
 def read_document(body: SpecText) -> object:
     """Parses the body; every value in it can be stored. Raises SpecError."""
     try:
@@ -101,8 +122,8 @@ def read_document(body: SpecText) -> object:
     except UnicodeDecodeError as error:
         raise SpecError([_at((), f"not UTF-8 text: {error}")]) from None
     data = _load_json(text) if body.is_json else _load_yaml(text)
-    if unstorable := list(islice(_unstorable(data, ()), MAX_PROBLEMS)):
-        raise SpecError(unstorable)
+    if not _is_storable(data, 0):
+        raise SpecError(list(islice(_unstorable(data, ()), MAX_PROBLEMS)))
     return data
 
 
@@ -177,6 +198,19 @@ def _expanded(value: object, known: dict[int, float]) -> float:
     return known[id(value)]
 
 
+def _is_storable(value: object, depth: int) -> bool:
+    """Returns whether `_unstorable` yields nothing, without the time that it takes to say where."""
+    if depth > MAX_DEPTH:
+        return False
+    if isinstance(value, dict):
+        return all(
+            _unstorable_scalar(key) is None and _is_storable(item, depth + 1) for key, item in value.items()
+        )
+    if isinstance(value, list):
+        return all(_is_storable(item, depth + 1) for item in value)
+    return _unstorable_scalar(value) is None
+
+
 def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
     """Yields a problem for each value that JSON or the database cannot store."""
     if len(path) > MAX_DEPTH:
@@ -196,7 +230,7 @@ def _unstorable(value: object, path: tuple[str, ...]) -> Iterator[Problem]:
 
 def _unstorable_scalar(value: object) -> str | None:
     if isinstance(value, str):
-        odd = "\0" in value or any("\ud800" <= character <= "\udfff" for character in value)
+        odd = _NO_TEXT.search(value)
         return "contains characters that are not text (NUL or half a surrogate pair)" if odd else None
     if isinstance(value, float):
         return None if math.isfinite(value) else f"{value} is not a number that JSON can hold"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from service.api.context import Services
 from service.api.problems import documented
-from service.api.schemas import AmountDocument, ClusterDocument, NodeDocument, QueuePage, WaitingDocument
+from service.api.schemas import AmountDocument, ClusterDocument, NodeDocument, QueuePage, json_response
 from service.queue import lease
 from service.scheduling import capacity
 from service.scheduling.capacity import UNITS, Amount
@@ -14,11 +16,19 @@ from service.scheduling.capacity import UNITS, Amount
 router = APIRouter(prefix="/v1", tags=["cluster"])
 
 
-@router.get("/queue", responses=documented(503), summary="List queued jobs in starting order")
-def get_queue(services: Services) -> QueuePage:
-    """Returns the queued jobs in the order in which they will start."""
-    waiting = enumerate(services.store.queue(), start=1)
-    return QueuePage(items=[WaitingDocument.of(position, job) for position, job in waiting])
+@router.get(
+    "/queue",
+    response_model=QueuePage,
+    responses=documented(422, 503),
+    summary="List queued jobs in starting order",
+)
+def get_queue(
+    services: Services,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: str | None = None,
+) -> Response:
+    """Returns one page of the queued jobs, in the order in which they will start."""
+    return json_response(QueuePage.of(services.store.queue_page(cursor=cursor, limit=limit)))
 
 
 @router.get("/cluster", responses=documented(503), summary="Show nodes and free resources")

@@ -25,7 +25,7 @@ class Context:
     stopping: threading.Event
 
 
-def _of(request: Request) -> Context:
+async def _of(request: Request) -> Context:  # no thread for it, as a plain function would take
     context: Context = request.app.state.context
     return context
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from asyncio import wrap_future
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AwareDatetime, StringConstraints
+from starlette.concurrency import run_in_threadpool
 
-from service.api.bodies import SPEC_TYPES, SpecBody, read_spec
-from service.api.context import Services
+from service.api.bodies import SPEC_TYPES, SpecBody, SpecText, read_spec, read_spec_at_once
+from service.api.context import Context, Services
 from service.api.problems import documented
-from service.api.schemas import JobDocument, JobPage, PointDocument, PointPage, ValidationDocument
+from service.api.schemas import (
+    JobDocument,
+    JobPage,
+    PointDocument,
+    PointPage,
+    ValidationDocument,
+    json_response,
+)
 from service.backends.tracking import Results
 from service.errors import Unavailable
 from service.jobs.job import Job, State
 from service.queue import lease
 from service.scheduling.scheduler import forecast
 from service.start_from import resolved
+from training.spec import Spec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -47,28 +57,31 @@ IdempotencyKey = Annotated[
 @router.post(
     "",
     status_code=201,
+    response_model=JobDocument,
     responses=documented(413, 415, 422, 503),
     openapi_extra=_BODY,
     summary="Queue a job",
 )
-def create_job(
+async def create_job(
     request: Request,
-    response: Response,
     services: Services,
     body: SpecBody,
     idempotency_key: IdempotencyKey = None,
-) -> JobDocument:
+) -> Response:
     """A job that was acknowledged with 201 is never lost.
 
     A repeated Idempotency-Key returns the job of the first request, with `Idempotency-Replayed: true`.
     """
-    spec, _ = read_spec(body, services)
-    spec = resolved(spec, services.store, services.settings)
-    job, created = services.store.create_job(spec, idempotency_key=idempotency_key)
-    response.headers["Location"] = str(request.url_for("get_job", job_id=job.id).path)
+    read = read_spec_at_once(body, services)
+    if read is None:
+        read = await run_in_threadpool(_checked, services, body)
+    spec, _ = read
+    # No thread waits for the commit, which many requests share.
+    job, created = await wrap_future(services.store.begin_create_job(spec, idempotency_key=idempotency_key))
+    headers = {"Location": f"{request.scope['path']}/{job.id}"}
     if not created:
-        response.headers["Idempotency-Replayed"] = "true"
-    return shown(job, services.results)
+        headers["Idempotency-Replayed"] = "true"
+    return json_response(shown(job, services.results), 201, headers)
 
 
 @router.post(
@@ -79,8 +92,7 @@ def create_job(
 )
 def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     """Changes nothing. A spec that `POST /v1/jobs` would refuse gets the same answer here."""
-    spec, notes = read_spec(body, services)
-    spec = resolved(spec, services.store, services.settings)
+    spec, notes = _checked(services, body)
     queue, active = services.store.queue(), services.store.active()
     try:
         scheduler = lease.check_heard(services.store.scheduler())
@@ -92,7 +104,7 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     return ValidationDocument.of(spec, expected, expected.reason, notes)
 
 
-@router.get("", responses=documented(422, 503), summary="List jobs, newest first")
+@router.get("", response_model=JobPage, responses=documented(422, 503), summary="List jobs, newest first")
 def list_jobs(
     services: Services,
     state: Annotated[list[State] | None, Query(description="Jobs in any of these")] = None,
@@ -108,7 +120,7 @@ def list_jobs(
     sweep: Annotated[str | None, Query(pattern=_TEXT, description="Id of a sweep; its jobs")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: str | None = None,
-) -> JobPage:
+) -> Response:
     """Returns one page of the jobs that match every given filter."""
     jobs, next_cursor = services.store.list_jobs(
         states=state or (),
@@ -121,13 +133,14 @@ def list_jobs(
         cursor=cursor,
         limit=limit,
     )
-    return JobPage(items=[shown(job, services.results) for job in jobs], next_cursor=next_cursor)
+    page = JobPage(items=[shown(job, services.results) for job in jobs], next_cursor=next_cursor)
+    return json_response(page)
 
 
-@router.get("/{job_id}", responses=documented(404, 503), summary="Show a job")
-def get_job(services: Services, job_id: str) -> JobDocument:
+@router.get("/{job_id}", response_model=JobDocument, responses=documented(404, 503), summary="Show a job")
+def get_job(services: Services, job_id: str) -> Response:
     """Returns the job as it is in the database."""
-    return shown(services.store.get(job_id), services.results)
+    return json_response(shown(services.store.get(job_id), services.results))
 
 
 @router.get(
@@ -142,6 +155,12 @@ def get_metrics(
     run = services.store.get(job_id).run
     points = services.results.history(run, name) if run else []
     return PointPage(items=[PointDocument.model_validate(point) for point in points])
+
+
+def _checked(services: Context, body: SpecText) -> tuple[Spec, list[str]]:
+    """Returns the spec of a request as it will be queued, and notes. Raises SpecError, and Unavailable."""
+    spec, notes = read_spec(body, services)
+    return resolved(spec, services.store, services.settings), notes
 
 
 def _pair(label: str) -> tuple[str, str]:

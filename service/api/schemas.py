@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, Self
 
+from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.jobs.job import Job, State
+from service.queue.queue_pages import QueuedJob, QueuedPage
 from service.scheduling.scheduler import Forecast
 from training.checkpoints.listing import Listed
 from training.protocol import is_detail
@@ -22,6 +24,15 @@ class Document(BaseModel):
     """Base class of the response documents."""
 
     model_config = ConfigDict(from_attributes=True, frozen=True)
+
+
+def json_response(
+    document: Document, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Returns the response that FastAPI would make of the document, without a check in a further thread."""
+    return Response(
+        document.__pydantic_serializer__.to_json(document), status, headers, media_type="application/json"
+    )
 
 
 class ProgressDocument(Document):
@@ -265,11 +276,11 @@ class WaitingDocument(Document):
     created_at: datetime
 
     @classmethod
-    def of(cls, position: int, job: Job) -> Self:
-        """Returns the document of the job at `position` in the queue."""
-        resources = job.resources
+    def of(cls, job: QueuedJob) -> Self:
+        """Returns the document of a job in the queue."""
+        resources = Resources.model_validate(job.resources)
         return cls(
-            position=position,
+            position=job.position,
             id=job.id,
             name=job.name,
             priority=job.priority,
@@ -280,9 +291,17 @@ class WaitingDocument(Document):
 
 
 class QueuePage(Document):
-    """The queued jobs in starting order."""
+    """One page of the queued jobs, in starting order."""
 
     items: list[WaitingDocument]
+    next_cursor: str | None = Field(description="Give it as `cursor` to get the next page; null: the last")
+    total: int = Field(description="Number of jobs in the whole queue")
+
+    @classmethod
+    def of(cls, page: QueuedPage) -> Self:
+        """Returns the document of a page of the queue."""
+        items = [WaitingDocument.of(job) for job in page.items]
+        return cls(items=items, next_cursor=page.next_cursor, total=page.total)
 
 
 class NodeDocument(Document):

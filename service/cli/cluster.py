@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,17 +16,33 @@ if TYPE_CHECKING:
     from service.client import Amount, Cluster, Waiting
 
 
-def queue(ctx: typer.Context, as_json: AsJson = False) -> None:
+_HEAD = 20
+
+
+def queue(
+    ctx: typer.Context,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, show_default=f"{_HEAD}; with --json all", help="Maximum number to list."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="List all queued jobs.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show the queued jobs in starting order, and why each one waits."""
     from service.cli import output
 
+    most = None if everything else limit or (None if as_json else _HEAD)
     with session(ctx, as_json=as_json) as client:
-        waiting = client.queue()
+        waiting = list(client.queue(limit=most))
+        more = client.queue_length() - len(waiting) if len(waiting) == most else 0
     if as_json:
         output.print_json([job.to_json() for job in waiting])
     elif waiting:
+        screen = output.console()
         columns = ["", "ID", "NAME", "PRIORITY", "NEEDS", "WAITING", "REASON"]
-        output.console().print(output.table(columns, map(_waiting, waiting), wrap="REASON"))
+        screen.print(output.table(columns, map(_waiting, waiting), wrap="REASON"))
+        if more > 0:
+            screen.print(f"and {more:,} more; list them with --all or --limit N", style="dim")
     else:
         output.console().print("no job is queued")
 

@@ -20,7 +20,7 @@ from service.client.models import (
     JobPage,
     LogLine,
     LogSource,
-    Queue,
+    QueuePage,
     Secret,
     SecretPage,
     Upload,
@@ -300,9 +300,20 @@ class Client(Results, SweepCalls):
         """Deletes a secret. Raises NotFound, and RequestError if the service's operator gives it."""
         self._server.send("DELETE", _secret(name))
 
-    def queue(self) -> list[Waiting]:
-        """Returns the queued jobs, in the order in which they will start if nothing changes; may be empty."""
-        return self._server.call(Queue, "GET", "/v1/queue").items
+    def queue(self, *, limit: int | None = None) -> Iterator[Waiting]:
+        """Yields the queued jobs, in the order in which they will start if nothing changes.
+
+        limit: the maximum number (None: all). Fetches pages during the iteration: a job that starts meanwhile
+        moves the others up.
+        """
+        yield from all_items(lambda position: self._queue(*position), limit)
+
+    def queue_length(self) -> int:
+        """Returns the number of queued jobs."""
+        return self._queue(("limit", 1)).total
+
+    def _queue(self, *params: tuple[str, Any]) -> QueuePage:
+        return self._server.call(QueuePage, "GET", "/v1/queue", params=params)
 
     def cluster(self) -> Cluster:
         """Returns the cluster's nodes and free resources.

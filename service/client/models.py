@@ -301,10 +301,12 @@ class Files(Answer):
     left_out: int = 0
 
 
-class Queue(Answer):
-    """The queued jobs."""
+class QueuePage(Answer):
+    """One page of the queue; `next_cursor` is None on the last. total: the number of all jobs in it."""
 
     items: list[Waiting]
+    next_cursor: str | None = None
+    total: int = 0
 
 
 class Secret(Answer):

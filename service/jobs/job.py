@@ -164,6 +164,10 @@ class Job:
             return None
         return Run(experiment_id=self.experiment_id, run_id=self.run_id)
 
+    @property
+    def experiment(self) -> str:
+        return str(self.spec["tracking"]["experiment"])
+
     @cached_property
     def resources(self) -> Resources:
         return Resources.model_validate(self.spec["resources"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 
 from service.errors import Refused
 from service.jobs.job import JOB_PREFIX, is_id
@@ -20,11 +21,32 @@ def decode(cursor: str, prefix: str = JOB_PREFIX) -> str:
 
     prefix: that of the ids in the list.
     """
-    try:
-        last_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-    except (binascii.Error, ValueError):
-        last_id = ""
+    last_id = _decoded(cursor)
     if not is_id(last_id, prefix):
-        problem = Problem(key="cursor", message="is not a cursor of this service; start without one")
-        raise Refused("the cursor is not valid", [problem])
+        raise _refused()
     return last_id
+
+
+def encode_queued(priority: int, last_id: str) -> str:
+    """Returns the cursor of the page of the queue that follows this job."""
+    return encode(f"{priority} {last_id}")
+
+
+def decode_queued(cursor: str) -> tuple[int, str]:
+    """Returns the priority and the id in a cursor of the queue. Raises Refused as `decode` does."""
+    match = re.fullmatch(r"(-?\d{1,10}) (\w+)", _decoded(cursor), re.ASCII)
+    if match is None or abs(int(match[1])) >= 2**31 or not is_id(match[2]):
+        raise _refused()
+    return int(match[1]), match[2]
+
+
+def _decoded(cursor: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (binascii.Error, ValueError):
+        return ""
+
+
+def _refused() -> Refused:
+    problem = Problem(key="cursor", message="is not a cursor of this list; start without one")
+    return Refused("the cursor is not valid", [problem])

@@ -9,9 +9,10 @@ from sqlalchemy.types import NullType
 
 from service.jobs.job import State
 from service.queue import database
+from service.queue.queue_pages import IN_ORDER
 from service.queue.tables import jobs
 
-_CONSTANT = {"name", "spec", "idempotency_key", "created_at", "sweep_id", "point"}
+_CONSTANT = {"name", "spec", "idempotency_key", "created_at", "sweep_id", "point", "experiment"}
 """Columns that are written with the row and never again. `spec` takes most of the time of a query."""
 
 COLUMNS = ("id", *(column.name for column in jobs.columns if column.name not in {"id", *_CONSTANT}))
@@ -19,7 +20,7 @@ COLUMNS = ("id", *(column.name for column in jobs.columns if column.name not in 
 _ROWS = (
     select(*(type_coerce(jobs.c[name], NullType()).label(name) for name in COLUMNS))
     .where(jobs.c.state == State.QUEUED)
-    .order_by(jobs.c.priority.desc(), jobs.c.id)
+    .order_by(*IN_ORDER)
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert
@@ -14,14 +15,15 @@ from service.queue.tables import job_labels, jobs
 def job_of(row: Row[Any]) -> Job:
     """Returns the job of a row of `jobs`."""
     values = dict(row._mapping)
-    del values["idempotency_key"]
+    del values["idempotency_key"], values["experiment"]
     return Job(**{**values, "state": State(row.state), "labels": row.spec["labels"]})
 
 
-def insert_jobs(connection: Connection, new: Sequence[Job], idempotency_key: str | None = None) -> None:
-    """Inserts the jobs with their labels. idempotency_key: of a single job."""
-    assert idempotency_key is None or len(new) == 1
-    rows = [{**_row(job), "idempotency_key": idempotency_key} for job in new]
+def insert_jobs(connection: Connection, new: Sequence[Job], keys: Sequence[str | None] = ()) -> None:
+    """Inserts the jobs with their labels. keys: the idempotency key of each; none: no job has one."""
+    rows = [{**_row(job), "idempotency_key": key} for job, key in zip_longest(new, keys)]
+    # Race closed: two writers that insert the same keys in another order would wait for each other.
+    rows.sort(key=lambda row: row["idempotency_key"] or "")
     connection.execute(insert(jobs), rows)
     if labels := list(_labels(new)):
         connection.execute(insert(job_labels), labels)

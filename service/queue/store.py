@@ -6,6 +6,7 @@ Every change to a job is one guarded statement, so any number of processes may w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
@@ -25,12 +26,14 @@ from sqlalchemy import (
 from service.errors import Conflict, KeyReused, NotFound, Refused
 from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, is_id, new_job, utc_now
 from service.jobs.sweep import is_sweep_id
-from service.queue import commands, cursors, database, storable
+from service.queue import commands, cursors, database, filters, storable
 from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
-from service.queue.filters import Filters, conditions
+from service.queue.filters import Filters
+from service.queue.group_commit import GroupCommit
 from service.queue.lease import Lease, Silence
 from service.queue.notices import notices_of
+from service.queue.queue_pages import IN_ORDER, QueuePages
 from service.queue.queue_rows import QueueRows
 from service.queue.rows import insert_jobs, job_of, without_source
 from service.queue.stored_secrets import StoredSecrets
@@ -91,7 +94,11 @@ _WAITS_UNTIL = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
+_NewJob = tuple[Job, str | None]
+"""A job to insert, and its idempotency key."""
+
+
+class Store(Lease, QueuePages, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
     """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 
@@ -102,6 +109,7 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
     def __init__(self, url: str) -> None:
         self._engine = database.make_engine(url)
         self._silence, self._notices = Silence(), notices_of(self._engine)
+        self._inserts = GroupCommit(self._insert, self._insert_one)
 
     def migrate(self) -> None:
         """Creates or updates the tables. Idempotent; several processes may call it at once."""
@@ -113,6 +121,7 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
             connection.execute(select(1))
 
     def close(self) -> None:
+        self._inserts.close()
         self._engine.dispose()
 
     # Jobs: create and read
@@ -123,16 +132,11 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
         If the key was used before with the same spec, returns that job and False.
         Raises KeyReused if the key was used with another spec.
         """
-        job = new_job(spec, created_at=utc_now())
-        try:
-            with self._writing() as connection:
-                insert_jobs(connection, [job], idempotency_key)
-        except exc.IntegrityError:
-            # Race closed: two requests with one key. The unique constraint lets one insert through.
-            if idempotency_key is None:
-                raise
-            return self._job_with_key(idempotency_key, job), False
-        return job, True
+        return self.begin_create_job(spec, idempotency_key=idempotency_key).result()
+
+    def begin_create_job(self, spec: Spec, *, idempotency_key: str | None = None) -> Future[tuple[Job, bool]]:
+        """Does `create_job` without blocking. The job is queued if and only if the result is one."""
+        return self._inserts.add((new_job(spec, created_at=utc_now()), idempotency_key))
 
     def get(self, job_id: str) -> Job:
         """Returns the job. Raises NotFound."""
@@ -162,22 +166,19 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
         *,
         cursor: str | None = None,
         limit: int = 50,
-        **filters: Unpack[Filters],
+        **given: Unpack[Filters],
     ) -> tuple[list[Job], str | None]:
         """Returns a page of jobs, newest first, and the cursor of the next page (None: this is the last).
 
         Jobs created between two pages neither shift nor repeat the results. Raises Refused for a bad cursor.
         """
-        query = select(jobs).where(*conditions(filters)).order_by(jobs.c.id.desc()).limit(limit + 1)
-        if cursor is not None:
-            query = query.where(jobs.c.id < cursors.decode(cursor))
-        found = self._jobs(query)
+        before = None if cursor is None else cursors.decode(cursor)
+        found = self._jobs(filters.page(given, before=before, limit=limit + 1))
         return found[:limit], cursors.encode(found[limit - 1].id) if len(found) > limit else None
 
     def queue(self) -> list[Job]:
         """Returns the queued jobs, in scheduling order."""
-        query = select(jobs).where(jobs.c.state == State.QUEUED)
-        return self._jobs(query.order_by(jobs.c.priority.desc(), jobs.c.id))
+        return self._jobs(select(jobs).where(jobs.c.state == State.QUEUED).order_by(*IN_ORDER))
 
     def active(self) -> list[Job]:
         """Returns the jobs that hold a share of the cluster, oldest first."""
@@ -318,6 +319,21 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
         self._update([jobs.c.id == job_id, jobs.c.archived_at.is_(None)], {"archived_at": utc_now()})
 
     # Statements
+
+    def _insert(self, new: Sequence[_NewJob]) -> list[tuple[Job, bool]]:
+        with self._writing() as connection:
+            insert_jobs(connection, [job for job, _ in new], [key for _, key in new])
+        return [(job, True) for job, _ in new]
+
+    def _insert_one(self, new: _NewJob) -> tuple[Job, bool]:
+        job, idempotency_key = new
+        try:
+            return self._insert([new])[0]
+        except exc.IntegrityError:
+            # Race closed: two requests with one key. The unique constraint lets one insert through.
+            if idempotency_key is None:
+                raise
+            return self._job_with_key(idempotency_key, job), False
 
     def _request(self, job_id: str, command: Command) -> Job:
         self.get(job_id)

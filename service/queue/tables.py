@@ -89,7 +89,7 @@ jobs = Table(
     "jobs",
     metadata,
     Column("id", JobId, primary_key=True),
-    Column("name", Text, nullable=False, index=True),
+    Column("name", Text, nullable=False),
     Column("state", String(32), nullable=False),
     Column("reason", Text, nullable=False),
     Column("error", AsJson(dict, dict)),
@@ -115,12 +115,19 @@ jobs = Table(
     Column("experiment_id", Text),
     Column("run_id", Text),
     Column("archived_at", UtcDateTime),
-    Column("sweep_id", JobId, ForeignKey("sweeps.id"), index=True),
+    Column("sweep_id", JobId, ForeignKey("sweeps.id")),
     Column("point", Integer),
-    Index(None, "state", "priority", "id"),
+    Column("experiment", Text),
+    # A list is read newest first from one of these, or from the primary key, however many jobs there are.
+    Index(None, "name", "id"),
+    Index(None, "state", "id"),
+    Index(None, "experiment", "id"),
+    Index(None, "sweep_id", "id"),
     # The finisher queries these often; the index spares it all other ended jobs.
     Index("ix_jobs_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
 )
+
+Index("ix_jobs_queue", jobs.c.state, jobs.c.priority.desc(), jobs.c.id)
 
 sweeps = Table(
     "sweeps",
@@ -146,7 +153,7 @@ job_labels = Table(
     Column("job_id", JobId, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("value", Text, nullable=False),
-    Index(None, "key", "value"),
+    Index(None, "key", "value", "job_id"),
 )
 """A copy of each spec's labels, so that both databases can search them by index."""
 

@@ -14,6 +14,7 @@ from inspect import Signature
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from service.user_code.known_classes import KnownClasses
 from service.user_code.modules import (
     Module,
     ModuleSource,
@@ -50,6 +51,17 @@ class _Named:
     added: int = 0
     namespace: str | None = None
     guesses: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What is known of a class path: what is wrong with it, or else the signature of its class."""
+
+    problem: str | None
+    signature: Signature | None
+
+
+_KNOWN = KnownClasses[_Known](most=1_000)
 
 
 def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
@@ -99,19 +111,18 @@ def _all_classes(spec: Spec) -> Iterator[_Named]:
 
 
 def _problems(part: _Named, sources: Sequence[ModuleSource], archive: bytes | None) -> Iterator[Problem]:
-    path = part.class_path
+    path, message = part.class_path, None
     if "." not in path:
         path, message = _whole_path(part, sources, archive)
-    else:
-        message = _check(path, sources)
-        if message and find_module(path.partition(".")[0], sources) is None:
+    known = _known(path, sources) if path and not message else _Known(problem=message, signature=None)
+    if message := known.problem:
+        if "." in part.class_path and find_module(path.partition(".")[0], sources) is None:
             message += "; if a package has it, add that to environment.requirements"
-    if message:
         yield Problem(key=f"{part.key}.class_path", message=message)
-    elif path:
-        signature = _signature(path, sources)
-        if signature and (wrong := arguments_problem(signature, [None] * part.added, part.init_args)):
-            yield Problem(key=f"{part.key}.init_args", message=wrong)
+    elif known.signature and (
+        wrong := arguments_problem(known.signature, [None] * part.added, part.init_args)
+    ):
+        yield Problem(key=f"{part.key}.init_args", message=wrong)
     for name, value in part.init_args.items():
         for inner in _nested(f"{part.key}.init_args.{name}", value):
             yield from _problems(inner, sources, archive)
@@ -122,7 +133,7 @@ def _whole_path(
 ) -> tuple[str, str | None]:
     """Returns the path of a class named without its module, "" if it is not known; and what is wrong."""
     name = part.class_path
-    if part.namespace and _check(f"{part.namespace}.{name}", sources) is None:
+    if part.namespace and _known(f"{part.namespace}.{name}", sources).problem is None:
         return f"{part.namespace}.{name}", None
     modules = modules_defining(name, python_files(code)) if code else []
     if len(modules) == 1:
@@ -149,6 +160,14 @@ def _nested(key: str, value: object) -> Iterator[_Named]:
                 yield from _nested(f"{key}.{name}", each)
 
 
+def _known(class_path: str, sources: Sequence[ModuleSource]) -> _Known:
+    def learn() -> _Known:
+        problem = _check(class_path, sources)
+        return _Known(problem=problem, signature=None if problem else _signature(class_path, sources))
+
+    return _KNOWN.get(class_path, sources, learn)
+
+
 def _signature(class_path: str, sources: Sequence[ModuleSource]) -> Signature | None:
     top, *between, name = class_path.split(".")
     module = find_module(top, sources)
@@ -159,7 +178,7 @@ def _signature(class_path: str, sources: Sequence[ModuleSource]) -> Signature | 
 
 def check_class_path(class_path: str, archive: bytes | None = None) -> str | None:
     """Returns what is wrong with the path; None if it resolves, or if only importing could tell."""
-    return _check(class_path, sources_of(archive))
+    return _known(class_path, sources_of(archive)).problem
 
 
 def _classes(spec: Spec) -> Iterator[_Named]:

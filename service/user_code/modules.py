@@ -6,11 +6,16 @@ They are looked up as Python does, the uploaded code first.
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import io
+import os
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
@@ -25,8 +30,44 @@ _parsing = threading.Lock()
 once, one may get a SystemError (gh-106905)."""
 
 
+Stamp = tuple[int, int, int] | None
+"""A file's or directory's time of modification, size and inode; None if there is none."""
+
+
+class Stamps:
+    """The stamps of files and directories as they were before anything there was read; each is taken once.
+
+    used: those that were asked for since this was emptied.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[str, Stamp] = {}
+        self.used: dict[str, Stamp] = {}
+
+    def of(self, path: str) -> Stamp:
+        if path not in self._taken:
+            self._taken[path] = _stamp(path)
+        self.used[path] = stamp = self._taken[path]
+        return stamp
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        found = os.stat(path or ".")  # noqa: PTH116 (a Path takes five times as long)
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
 class ModuleSource(Protocol):
-    """Where modules are looked up: the uploaded archive or the environment."""
+    """Where modules are looked up: the uploaded archive or the environment.
+
+    identity: what tells its content from another's, as the digest of an archive; None: it has none. stamps:
+    those of what is read of the environment for it.
+    """
+
+    identity: str | None
+    stamps: Stamps
 
     def find(self, name: str, parent: Module | None) -> Module | None:
         """Returns the top-level module or the submodule of `parent` with this name, which has no dots."""
@@ -54,7 +95,10 @@ def sources_of(code: bytes | Path | None) -> list[ModuleSource]:
     """
     if isinstance(code, Path):
         return [_Folder(code), _Environment()]
-    return [_Archive(code), _Environment()] if code else [_Environment()]
+    if _only_remembered.get():
+        return [_Remembered()]
+    environment = _Environment()
+    return [_Archive(code, environment), environment] if code else [environment]
 
 
 def python_files(code: bytes | Path) -> Iterator[tuple[str, str]]:
@@ -100,8 +144,39 @@ def imported_module(node: ast.ImportFrom, module: Module, sources: Sequence[Modu
     return found
 
 
+class NotRead(Exception):
+    """A module would have to be read within `only_remembered`."""
+
+
+_only_remembered = ContextVar("only_remembered", default=False)
+
+
+@contextmanager
+def only_remembered() -> Iterator[None]:
+    """Within the context, nothing is read of modules, which takes long the first time: it raises NotRead."""
+    token = _only_remembered.set(True)
+    try:
+        yield
+    finally:
+        _only_remembered.reset(token)
+
+
+class _Remembered:
+    """The environment when only what is known of it may be used. It has the identity of the environment."""
+
+    identity: str | None = ""
+
+    def __init__(self) -> None:
+        self.stamps = Stamps()
+
+    def find(self, name: str, parent: Module | None) -> Module | None:  # noqa: ARG002
+        raise NotRead
+
+
 class _Archive:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, environment: _Environment) -> None:
+        self.identity: str | None = hashlib.sha256(data).hexdigest()
+        self._environment, self.stamps = environment, environment.stamps
         self._zip = zipfile.ZipFile(io.BytesIO(data))
         self._files = set(self._zip.namelist())
 
@@ -115,7 +190,9 @@ class _Archive:
             return self._module(dotted, f"{path}.py", is_package=False)
         if any(file.startswith(f"{path}.") and file.endswith(_COMPILED) for file in self._files):
             return Module(name=dotted, source_=self, is_package=False, source=None)
-        if any(file.startswith(f"{path}/") for file in self._files) and not _is_regular(dotted):
+        if any(file.startswith(f"{path}/") for file in self._files) and not _is_regular(
+            dotted, self._environment
+        ):
             return Module(name=dotted, source_=self, is_package=True, source=b"")
         return None
 
@@ -123,17 +200,23 @@ class _Archive:
         return Module(name=name, source_=self, is_package=is_package, source=self._zip.read(file))
 
 
-def _is_regular(dotted: str) -> bool:
+def _is_regular(dotted: str, environment: _Environment) -> bool:
     """Returns whether the environment has a regular package or module of this name.
 
     Python prefers it to a directory without __init__.py, wherever it is on the path.
     """
-    module = None if "." in dotted else _Environment().find(dotted, None)
+    module = None if "." in dotted else environment.find(dotted, None)
     return module is not None and module.source != b""
 
 
 class _Environment:
+    def __init__(self) -> None:
+        self.identity: str | None = ""
+        self.stamps = Stamps()
+
     def find(self, name: str, parent: Module | None) -> Module | None:
+        for path in sys.path if parent is None else parent.directories:
+            self.stamps.of(path)
         if parent is None:
             spec = _top_level(name)
             return self._module(name, spec) if spec else None
@@ -143,6 +226,8 @@ class _Environment:
 
     def _module(self, name: str, spec: ModuleSpec) -> Module:
         directories = spec.submodule_search_locations
+        if spec.origin:
+            self.stamps.of(spec.origin)
         return Module(
             name=name,
             source_=self,
@@ -154,13 +239,15 @@ class _Environment:
 
 class _Folder(_Environment):
     def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.identity = None
         self._path = [str(folder)]
 
     def find(self, name: str, parent: Module | None) -> Module | None:
         if parent is not None:
             return super().find(name, parent)
         spec = PathFinder.find_spec(name, self._path)
-        if spec is None or (spec.origin is None and _is_regular(name)):
+        if spec is None or (spec.origin is None and _is_regular(name, _Environment())):
             return None
         return self._module(name, spec)
 

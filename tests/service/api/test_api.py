@@ -482,6 +482,19 @@ def test_the_queue_is_in_scheduling_order_with_needs_and_reasons(
     assert low_shown["reason"] == "waits behind 1 job"
 
 
+def test_the_queue_is_shown_in_pages(api: httpx.Client, sqlite_store: Store) -> None:
+    ids = [sqlite_store.create_job(make_spec(priority=priority))[0].id for priority in (0, 1, 0, 2)]
+
+    first = api.get("/v1/queue", params={"limit": 3}).json()
+    second = api.get("/v1/queue", params={"limit": 3, "cursor": first["next_cursor"]}).json()
+
+    items = [*first["items"], *second["items"]]
+    assert [item["id"] for item in items] == [ids[3], ids[1], ids[0], ids[2]]
+    assert [item["position"] for item in items] == [1, 2, 3, 4]
+    assert (first["total"], second["total"], second["next_cursor"]) == (4, 4, None)
+    assert keys(problem(api.get("/v1/queue", params={"cursor": "x"}), 422)) == ["cursor"]
+
+
 def test_the_cluster_shows_what_the_running_jobs_leave(api: httpx.Client, running: Job) -> None:
     document = api.get("/v1/cluster").json()
 

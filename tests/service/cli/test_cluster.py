@@ -23,3 +23,15 @@ def test_queue_and_cluster_are_tables(syncbn: Syncbn, client: Client) -> None:
     ]
     assert json.loads(syncbn("queue", "--json").stdout)[0]["id"] == job.id
     assert json.loads(syncbn("cluster", "--json").stdout)["free"]["cpus"] == 4
+
+
+def test_the_head_of_a_long_queue_is_shown_and_how_many_more_wait(syncbn: Syncbn, client: Client) -> None:
+    ids = [client.submit(SPEC).id for _ in range(3)]
+
+    head, everything = syncbn("queue", "--limit", "2").stdout, syncbn("queue", "--all").stdout
+
+    assert [job_id in head for job_id in ids] == [True, True, False]
+    assert head.splitlines()[-1] == "and 1 more; list them with --all or --limit N"
+    assert all(job_id in everything for job_id in ids)
+    assert "more" not in everything
+    assert len(json.loads(syncbn("queue", "--limit", "2", "--json").stdout)) == 2

@@ -13,6 +13,7 @@ from service.client import (
     ServerUnreachable,
     UnexpectedAnswer,
     WaitTimeout,
+    pages,
 )
 from service.client.sse import Event, events
 from service.jobs.job import State
@@ -165,11 +166,20 @@ def test_the_log_is_text_and_its_tail_the_last_lines(service: Service, client: C
 def test_queue_and_cluster_are_shown(client: Client) -> None:
     job = client.submit({**SPEC, "resources": {"workers": 3}})
 
-    waiting, cluster = client.queue(), client.cluster()
+    waiting, cluster = list(client.queue()), client.cluster()
 
     assert [(item.position, item.id, item.needs.workers) for item in waiting] == [(1, job.id, 3)]
     assert [node.id for node in cluster.nodes] == ["node-1"]
     assert (cluster.total.cpus, cluster.free.cpus) == (4, 4)
+
+
+def test_the_queue_is_fetched_in_pages(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_SIZE", 2)
+    ids = [client.submit(SPEC).id for _ in range(5)]
+
+    assert [job.id for job in client.queue()] == ids
+    assert [job.position for job in client.queue(limit=3)] == [1, 2, 3]
+    assert client.queue_length() == 5
 
 
 def test_an_unknown_job_is_not_found(client: Client) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.user_code.class_paths import check_class_path, class_path_problems
+from service.user_code.modules import NotRead, only_remembered
 from tests.service.examples import make_spec
 from tests.service.user_code.test_check import make_archive
 
@@ -223,11 +224,63 @@ def test_no_two_threads_parse_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         inside[0] -= 1
         return parse(source)
 
-    monkeypatch.setattr(ast, "parse", watched)
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(check_class_path, ["training.models.ConvNet"] * 8)) == {None}
+    archives = [make_archive({"nets.py": b"class Net%d: ..." % number}) for number in range(8)]
+    with monkeypatch.context() as patched, ThreadPoolExecutor(4) as pool:
+        patched.setattr(ast, "parse", watched)
+        found = [
+            pool.submit(check_class_path, f"nets.Net{number}", each) for number, each in enumerate(archives)
+        ]
+        assert {each.result() for each in found} == {None}
 
     assert most == [1]
+
+
+def test_a_module_is_read_once_and_again_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "remembered_nets.py"
+    module.write_text("class Net: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert check_class_path("remembered_nets.Net") is None
+    with monkeypatch.context() as patched:
+        patched.setattr(ast, "parse", lambda _: pytest.fail("it was parsed again"))
+        assert check_class_path("remembered_nets.Net") is None
+    module.write_text("class Other: ...")
+    assert check_class_path("remembered_nets.Net") == "module remembered_nets has no 'Net'"
+
+
+def test_only_what_is_remembered_is_known_without_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "known_nets.py"
+    module.write_text("class Net: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with only_remembered(), pytest.raises(NotRead):
+        check_class_path("known_nets.Net")
+    assert check_class_path("known_nets.Net") is None
+    with only_remembered():
+        assert check_class_path("known_nets.Net") is None
+    module.write_text("class Another: ...")
+    with only_remembered(), pytest.raises(NotRead):
+        check_class_path("known_nets.Net")
+
+
+def test_a_module_that_comes_later_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert check_class_path("late_nets.Net") == "no module named 'late_nets' in the environment"
+
+    (tmp_path / "late_nets.py").write_text("from inner_nets import *")
+    assert check_class_path("late_nets.Net") is None  # only importing could tell
+
+    (tmp_path / "inner_nets.py").write_text("class Other: ...")
+    assert check_class_path("late_nets.Net") == "module late_nets has no 'Net'"
+
+
+def test_what_is_known_of_one_archive_is_not_said_of_another() -> None:
+    assert in_archive("nets.Net", {"nets.py": b"class Net: ..."}) is None
+    assert in_archive("nets.Net", {"nets.py": b"class Other: ..."}) == "module nets has no 'Net'"
 
 
 NETS = b"""
