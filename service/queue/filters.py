@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TypedDict
 
@@ -16,14 +16,15 @@ class Filters(TypedDict, total=False):
     """Which jobs to list; None and nothing match every job.
 
     states: in one of these. id_prefix: ids that begin with this. name, experiment: exactly this one.
-    labels: all of these. since: created then or later; has a time zone. sweep: jobs of this one.
+    labels: all of these pairs of key and value. since: created then or later; has a time zone. sweep: jobs
+    of this one.
     """
 
     states: Iterable[State]
     id_prefix: str | None
     name: str | None
     experiment: str | None
-    labels: Mapping[str, str] | None
+    labels: Iterable[tuple[str, str]] | None
     since: datetime | None
     sweep: str | None
 
@@ -43,7 +44,7 @@ def conditions(filters: Filters) -> list[ColumnElement[bool]]:
         found.append(jobs.c.id >= first_id(since))  # ids sort by creation time and have an index
     if (sweep := filters.get("sweep")) is not None:
         found.append(jobs.c.sweep_id == sweep)
-    return found + [_has_label(key, value) for key, value in (filters.get("labels") or {}).items()]
+    return found + [_has_label(key, value) for key, value in filters.get("labels") or ()]
 
 
 def _has_label(key: str, value: str) -> ColumnElement[bool]:
