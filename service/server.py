@@ -75,13 +75,15 @@ def running(
     import uvicorn
 
     from service.api.app import create_app
-    from service.api.http_server import HttpServer
+    from service.api.http_server import BoundedHttp, HttpServer
     from service.backends.mlflow import MlflowRest
 
     results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
     app = create_app(settings, store, results, stopping=stop)
     server = HttpServer(
-        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+        uvicorn.Config(
+            app, host=host, port=port, http=BoundedHttp, log_level="warning", timeout_graceful_shutdown=3
+        )
     )
     thread = threading.Thread(target=server.run, name="api")
     thread.start()
