@@ -103,6 +103,22 @@ def test_aliases_are_counted_by_what_they_stand_for(api: httpx.Client) -> None:
         assert "aliases" in response.json()["detail"]
 
 
+def test_a_job_of_an_earlier_version_that_is_nested_too_deeply_is_shown_without_its_depths(
+    api: httpx.Client, sqlite_store: Store
+) -> None:
+    spec = make_spec(optimizer={"init_args": nested(253)})
+    job, _ = sqlite_store.create_job(spec)
+    sqlite_store.create_job(make_spec())
+
+    items = api.get("/v1/jobs").raise_for_status().json()["items"]
+
+    assert len(items) == 2
+    assert "nested too deeply" in json.dumps(items[1]["spec"]["optimizer"])
+    assert api.get(f"/v1/jobs/{job.id}").json() == items[1]
+    for path in ("/v1/queue", "/v1/cluster"):
+        assert api.get(path).status_code in {200, 503}
+
+
 # Sweeps
 
 
