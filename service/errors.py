@@ -22,12 +22,12 @@ class ServiceError(Exception):
 class Unavailable(ServiceError):
     """A server that this one depends on does not answer.
 
-    name: the server as users know it: "Ray", "MLflow", "the database".
+    name: the server as users know it: "Ray", "MLflow", "the database". detail: why it does not answer.
     """
 
     def __init__(self, name: str, detail: str) -> None:
         super().__init__(f"{name} is not reachable: {detail}")
-        self.name = name
+        self.name, self.detail = name, detail
 
 
 class NotFound(ServiceError):

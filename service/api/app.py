@@ -24,9 +24,12 @@ from service.api import (
     sweeps,
 )
 from service.api.access import BrowserGuard, require_key
+from service.api.body_limit import BodyLimit
 from service.api.context import Context
+from service.api.head import HeadAsGet
 from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
+from service.api.schemas import ResizeRequest
 from service.api.sweep_schemas import SweepRequest
 from service.backends.tracking import Results
 from service.queue.store import Store
@@ -57,6 +60,8 @@ def create_app(
         job_watcher=job_watcher,
         stopping=stopping or threading.Event(),
     )
+    app.add_middleware(BodyLimit)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)
@@ -72,7 +77,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Spec, SweepRequest, problems.ProblemDocument):
+        for model in (Spec, SweepRequest, ResizeRequest, problems.ProblemDocument):
             own = model.model_json_schema(ref_template=_REFERENCE)
             schemas |= own.pop("$defs", {}) | {model.__name__: own}
         app.openapi_schema = schema

@@ -12,12 +12,15 @@ from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
+from pydantic import ValidationError
 
+from service.api.body_limit import allow, too_large
 from service.api.context import Context, Services
+from service.api.schemas import ResizeRequest
 from service.errors import Refused
 from service.queue.store import Store
 from service.secrets import Secrets, missing_secret
-from service.user_code.class_paths import class_path_problems
+from service.user_code.class_paths import class_count_problems, class_path_problems
 from service.user_code.imports import missing_imports
 from service.user_code.links import link_problems
 from service.user_code.loggers import left_out_loggers
@@ -27,12 +30,15 @@ from service.user_code.schedulers import scheduler_problems
 from service.user_code.scripts import problems_in_archive
 from training.spec import MAX_PROBLEMS, Problem, Spec, SpecError, load_yaml
 from training.spec import read_spec as parse_with_notes
+from training.spec.errors import problems_of
 
 MAX_SPEC_BYTES = 2**20
 MAX_SECRET_BYTES = 2**17
+MAX_COMMAND_BYTES = 2**16
 MAX_REPORT_BYTES = 2**25
 MAX_BYTES_AT_ONCE = 2**14
 MAX_DEPTH = 100
+_MAX_EXPANDED = 2 * MAX_SPEC_BYTES
 JSON_TYPE = "application/json"
 SPEC_TYPES = (
     JSON_TYPE,
@@ -68,6 +74,22 @@ async def _code_body(request: Request, services: Services) -> bytes:
 
 SpecBody = Annotated[SpecText, Depends(_spec_body)]
 CodeBody = Annotated[bytes, Depends(_code_body)]
+
+
+async def _resize_body(request: Request) -> ResizeRequest:
+    _check_type(request, (JSON_TYPE,))
+    text = _text(await _read(request, MAX_COMMAND_BYTES, "a command"), "command")
+    try:
+        return ResizeRequest.model_validate(_load_json(text))
+    except ValidationError as error:
+        problems = problems_of(error, ResizeRequest)
+    except SpecError as error:
+        problems = error.problems
+    raise Refused("; ".join(map(str, problems)), problems)
+
+
+ResizeBody = Annotated[ResizeRequest, Depends(_resize_body)]
+"""Read by a dependency, hence after the API key has been checked: FastAPI reads a body of its own before."""
 
 
 async def read_report(request: Request) -> str:
@@ -141,6 +163,8 @@ def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:
     """Returns what is wrong with the classes that the spec names, and what may be."""
     if spec.code and not store.has_code(spec.code):
         return [Problem(key="code", message="no archive of this digest; upload it first (POST /v1/code)")], []
+    if too_many := class_count_problems(spec):
+        return too_many, []
     archive = store.get_code(spec.code) if spec.code else None
     problems = [
         *problems_in_archive(spec, archive),
@@ -179,21 +203,24 @@ def _integer(digits: str) -> int:
 
 def _load_yaml(text: str) -> object:
     data = load_yaml(text)
-    if _expanded(data, {}) > MAX_SPEC_BYTES:
-        message = "expands to more than its size limit, or contains itself, through YAML aliases"
+    if _expanded(data, {}) > _MAX_EXPANDED:
+        message = (
+            f"expands to more than {_MAX_EXPANDED >> 20} MiB, or contains itself, through YAML aliases; "
+            "write the values out"
+        )
         raise SpecError([_at((), message)])
     return data
 
 
 def _expanded(value: object, known: dict[int, float]) -> float:
-    """Returns the number of values after expansion of YAML aliases; infinity if one contains itself."""
+    """Returns the size after expansion of YAML aliases, roughly as text; infinity if it contains itself."""
+    if isinstance(value, str | bytes):
+        return 1 + len(value)
     if not isinstance(value, Mapping | list):
         return 1
     if id(value) not in known:
-        known[id(value)] = (
-            math.inf
-        )  # while it is being counted: meeting it again means that it contains itself
-        items = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = math.inf  # while it is measured: meeting it again means that it contains itself
+        items = [*value, *value.values()] if isinstance(value, Mapping) else value
         known[id(value)] = 1 + sum(_expanded(item, known) for item in items)
     return known[id(value)]
 
@@ -252,13 +279,8 @@ def _check_type(request: Request, allowed: Iterable[str]) -> str:
 
 
 async def _read(request: Request, limit: int, what: str) -> bytes:
-    too_large = HTTPException(413, f"{what} may have at most {limit} bytes")
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
+    if length.isdecimal() and (len(length) > 18 or int(length) > limit):
+        raise too_large(what, limit)
+    allow(request.scope, limit, what)
+    return await request.body()

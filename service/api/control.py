@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter
 
+from service.api.bodies import JSON_TYPE, ResizeBody
 from service.api.context import Services
 from service.api.jobs import shown
 from service.api.problems import documented
-from service.api.schemas import JobDocument, ResizeRequest
+from service.api.schemas import JobDocument
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], responses=documented(404, 409, 503))
+
+_SCHEMA = {"$ref": "#/components/schemas/ResizeRequest"}
+_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {JSON_TYPE: {"schema": _SCHEMA}}}}
 
 
 @router.post("/cancel", status_code=202, summary="Cancel a job")
@@ -33,8 +39,14 @@ def resume_job(services: Services, job_id: str) -> JobDocument:
     return shown(services.store.request_resume(job_id), services.results)
 
 
-@router.post("/resize", status_code=202, summary="Change a job's number of workers")
-def resize_job(services: Services, job_id: str, request: ResizeRequest) -> JobDocument:
+@router.post(
+    "/resize",
+    status_code=202,
+    responses=documented(413, 415),
+    openapi_extra=_BODY,
+    summary="Change a job's number of workers",
+)
+def resize_job(services: Services, job_id: str, request: ResizeBody) -> JobDocument:
     """Sets the number of workers from the next attempt on; `resources.workers` must be a range.
 
     A running job saves a checkpoint and continues on the new number once the nodes have room. Queued jobs

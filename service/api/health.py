@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
@@ -14,10 +15,14 @@ from pydantic import BaseModel
 
 from service.api.context import Services
 from service.api.problems import RETRY_AFTER_S, documented, problem
+from service.disk_space import check_space, places_of
 from service.errors import Unavailable
 from service.queue import lease
+from service.queue.store import Store
 
 CHECK_TIMEOUT_S = 3.0
+_running: WeakKeyDictionary[Store, set[str]] = WeakKeyDictionary()
+"""Checks whose thread still waits. No second one is started beside it: what hangs costs one thread."""
 
 router = APIRouter(tags=["health"])
 
@@ -50,7 +55,7 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses=documented(503), response_model=Readiness, summary="Whether jobs can run")
 async def readyz(request: Request, services: Services) -> Readiness | JSONResponse:
-    """Checks the database, the scheduler, Ray (as the scheduler reports it) and MLflow concurrently.
+    """Checks database, scheduler, Ray (as the scheduler reports it), MLflow and free disk space concurrently.
 
     A 503 is a problem document with the same `checks`.
     """
@@ -59,11 +64,13 @@ async def readyz(request: Request, services: Services) -> Readiness | JSONRespon
         "scheduler": lambda: lease.check_heard(services.store.scheduler()),
         "ray": lambda: lease.machines(services.store.scheduler()),
         "mlflow": services.results.check,
+        "storage": partial(check_space, places_of(services.settings)),
     }
     checks: dict[str, Check] = {}
+    running = _running.setdefault(services.store, set())
     async with anyio.create_task_group() as group:
         for name, probe in probes.items():
-            group.start_soon(partial(_run_check, name, probe, checks))
+            group.start_soon(partial(_run_check, name, probe, checks, running))
     failed = [name for name in probes if checks[name].state != "ok"]
     if not failed:
         return Readiness(checks={name: checks[name] for name in probes})
@@ -78,11 +85,23 @@ async def readyz(request: Request, services: Services) -> Readiness | JSONRespon
     )
 
 
-async def _run_check(name: str, probe: Callable[[], object], checks: dict[str, Check]) -> None:
+async def _run_check(
+    name: str, probe: Callable[[], object], checks: dict[str, Check], running: set[str]
+) -> None:
     checks[name] = Check(state="unavailable", message=f"{name}: no answer in {CHECK_TIMEOUT_S:g} s")
+    if name in running:
+        return
+
+    def run() -> None:
+        running.add(name)
+        try:
+            probe()
+        finally:
+            running.discard(name)
+
     with anyio.move_on_after(CHECK_TIMEOUT_S):
         try:
-            await anyio.to_thread.run_sync(probe, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
             checks[name] = Check()
         except Unavailable as error:
             checks[name] = Check(state="unavailable", message=str(error))

@@ -46,8 +46,8 @@ _BODY: dict[str, Any] = {
         },
     }
 }
-_TEXT = r"^[^\x00]*$"
-Label = Annotated[str, StringConstraints(pattern=r"^[^\x00:]+:[^\x00]*$")]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=500)]
+Label = Annotated[str, StringConstraints(pattern=r"^[^\x00:]+:[^\x00]*$", max_length=3_000)]
 IdempotencyKey = Annotated[
     str | None,
     Header(min_length=1, max_length=255, description="The same key and spec return the same job"),
@@ -107,19 +107,19 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
 @router.get("", response_model=JobPage, responses=documented(422, 503), summary="List jobs, newest first")
 def list_jobs(
     services: Services,
-    state: Annotated[list[State] | None, Query(description="Jobs in any of these")] = None,
-    id_prefix: Annotated[
-        str | None, Query(alias="id", pattern=_TEXT, description="Beginning of the id")
-    ] = None,
-    name: Annotated[str | None, Query(pattern=_TEXT)] = None,
-    experiment: Annotated[str | None, Query(pattern=_TEXT, description="`tracking.experiment`")] = None,
+    state: Annotated[list[State] | None, Query(max_length=20, description="Jobs in any of these")] = None,
+    id_prefix: Annotated[Text | None, Query(alias="id", description="Beginning of the id")] = None,
+    name: Text | None = None,
+    experiment: Annotated[Text | None, Query(description="`tracking.experiment`")] = None,
     since: Annotated[
         AwareDatetime | None, Query(description="Created then or later; ISO 8601 with a time zone")
     ] = None,
-    label: Annotated[list[Label] | None, Query(description="KEY:VALUE; jobs with all of these")] = None,
-    sweep: Annotated[str | None, Query(pattern=_TEXT, description="Id of a sweep; its jobs")] = None,
+    label: Annotated[
+        list[Label] | None, Query(max_length=100, description="KEY:VALUE; jobs with all of these")
+    ] = None,
+    sweep: Annotated[Text | None, Query(description="Id of a sweep; its jobs")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: str | None = None,
+    cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
     """Returns one page of the jobs that match every given filter."""
     jobs, next_cursor = services.store.list_jobs(
@@ -128,7 +128,7 @@ def list_jobs(
         name=name,
         experiment=experiment,
         since=since,
-        labels=dict(map(_pair, label or ())),
+        labels=list(map(_pair, label or ())),
         sweep=sweep,
         cursor=cursor,
         limit=limit,
@@ -149,7 +149,9 @@ def get_job(services: Services, job_id: str) -> Response:
 def get_metrics(
     services: Services,
     job_id: str,
-    name: Annotated[list[str] | None, Query(description="Only these; system metrics must be named")] = None,
+    name: Annotated[
+        list[Text] | None, Query(max_length=200, description="Only these; system metrics must be named")
+    ] = None,
 ) -> PointPage:
     """Returns the points from the job's MLflow run, by name and step."""
     run = services.store.get(job_id).run

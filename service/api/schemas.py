@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.showable import showable
 from service.jobs.job import Job, State
 from service.queue.queue_pages import QueuedJob, QueuedPage
 from service.scheduling.scheduler import Forecast
@@ -86,6 +87,7 @@ class JobDocument(Document):
         run, progress = job.run, job.progress
         return cls(
             **{name: getattr(job, name) for name in _FROM_JOB},
+            spec=showable(job.spec),
             progress=ProgressDocument.model_validate(progress) if progress else None,
             metrics=shown_metrics(progress.metrics) if progress else {},
             mlflow=RunDocument(experiment_id=run.experiment_id, run_id=run.run_id, url=url)
@@ -103,7 +105,7 @@ def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-_NOT_FROM_JOB = {"progress", "metrics", "mlflow", "sweep"}
+_NOT_FROM_JOB = {"spec", "progress", "metrics", "mlflow", "sweep"}
 _FROM_JOB = [name for name in JobDocument.model_fields if name not in _NOT_FROM_JOB]
 
 

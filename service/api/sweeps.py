@@ -87,7 +87,7 @@ def validate_sweep(services: Services, body: SpecBody) -> SweepValidationDocumen
 def list_sweeps(
     services: Services,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: str | None = None,
+    cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> SweepPage:
     """Returns one page of sweeps, without their points."""
     found, next_cursor = services.store.list_sweeps(cursor=cursor, limit=limit)

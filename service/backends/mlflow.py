@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from service.circuit import Circuit
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from service.log_files import open_log
@@ -19,6 +20,9 @@ from training.tracking.run_tags import EXPERIMENT_KIND
 _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _UPLOAD_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the server answers after it has stored the whole upload
+TIMEOUT_S = 10.0
+_AT_ONCE = 16  # calls: the API has 40 threads, and most routes do not need MLflow
+_HINT = "; if that is because of the name in this URL, start MLflow with it in MLFLOW_SERVER_ALLOWED_HOSTS"
 _PAGE = 25_000  # points of a metric per response, MLflow's maximum
 _RETRYABLE = {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.TOO_MANY_REQUESTS}
 """Status codes that a proxy may send and that a later retry may not get."""
@@ -29,10 +33,12 @@ class MlflowRest:
 
     def __init__(self, url: str, public_url: str | None = None) -> None:
         self.public_url = (public_url or url).rstrip("/")
-        self._http = httpx.Client(base_url=url, timeout=10.0, trust_env=False)
+        self._circuit = Circuit("MLflow", at_once=_AT_ONCE)
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False)
 
     def check(self) -> None:
-        _refuse_errors(self._send("GET", "/health"))
+        # Not its route /health, which answers also whom the others refuse.
+        self._call("POST", "experiments/search", json={"max_results": 1})
 
     def url(self, run: Run) -> str:
         return f"{self.public_url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
@@ -161,13 +167,16 @@ class MlflowRest:
         return answer
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, **content)
-        except httpx.HTTPError as error:
-            raise Unavailable("MLflow", f"{self._http.base_url}: {error or type(error).__name__}") from error
-        if response.is_server_error or response.status_code in _RETRYABLE:
-            raise Unavailable("MLflow", f"{self._http.base_url} answered {response.status_code}")
-        return response
+        with self._circuit.call():
+            try:
+                response = self._http.request(method, path, **content)
+            except httpx.HTTPError as error:
+                why = f"{self._http.base_url}: {error or type(error).__name__}"
+                raise Unavailable("MLflow", why) from error
+            if response.is_server_error or response.status_code in _RETRYABLE:
+                hint = _HINT if response.status_code == httpx.codes.FORBIDDEN else ""
+                raise Unavailable("MLflow", f"{self._http.base_url} answered {response.status_code}{hint}")
+            return response
 
 
 def _listed(tags: Mapping[str, str]) -> list[dict[str, str]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import alembic.command
 import alembic.config
@@ -14,9 +15,11 @@ from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, text
 
+from service.circuit import Circuit
 from service.errors import Refused, Unavailable
 
-_LOCK_WAIT_S = 30
+CONNECT_S = 5
+_LOCK_WAIT_S = 15
 _POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 30, "pool_timeout": 10}  # the API has 40 threads
 _IDLE_TRANSACTION_MS = 5_000
 _migrating = threading.Lock()  # Alembic's context is global in a process
@@ -36,24 +39,33 @@ def make_engine(url: str) -> Engine:
         parsed,
         pool_pre_ping=True,  # a restarted server costs a reconnect, not an error
         **_POOL,
-        connect_args={"connect_timeout": 5, "tcp_user_timeout": 15_000},
+        connect_args={"connect_timeout": CONNECT_S, "tcp_user_timeout": 15_000},
     )
     event.listen(engine, "connect", _set_up_postgres)
+    event.listen(engine, "do_connect", _connect_postgres)
     return engine
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """Opens a transaction for reading. Raises Unavailable."""
-    with _translated(), engine.connect().execution_options(read_only=True) as connection:
+    read_only = engine.execution_options(read_only=True)
+    with _circuit(engine).call(), _translated(), read_only.connect() as connection:
         yield connection
 
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """Opens a transaction that commits at the end and rolls back on an error. Raises Unavailable."""
-    with _translated(), engine.begin() as connection:
+    with _circuit(engine).call(), _translated(), engine.begin() as connection:
         yield connection
+
+
+_circuits: WeakKeyDictionary[Engine, Circuit] = WeakKeyDictionary()
+
+
+def _circuit(engine: Engine) -> Circuit:
+    return _circuits.setdefault(engine, Circuit("the database"))
 
 
 def migrate(engine: Engine) -> None:
@@ -63,10 +75,11 @@ def migrate(engine: Engine) -> None:
     """
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with _migrating, writing(engine) as connection:
+    with _migrating, writing(engine) as connection, ExitStack() as stack:
         # Race closed: two processes that both see an empty database. SQLite's BEGIN IMMEDIATE lets in one
         # at a time; PostgreSQL needs an explicit lock.
         if connection.dialect.name == "postgresql":
+            stack.enter_context(_without_deadline(connection))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
         _upgrade(config)
@@ -89,6 +102,23 @@ def _set_up_postgres(connection: Any, _record: object) -> None:
     connection.autocommit = True
     connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TRANSACTION_MS}ms'")
     connection.autocommit = False
+
+
+def _connect_postgres(_dialect: object, _record: object, arguments: Any, options: Any) -> object:
+    from service.queue.postgres import Connection  # psycopg is needed for PostgreSQL alone
+
+    return Connection.connect(*arguments, **options)
+
+
+@contextmanager
+def _without_deadline(connection: Connection) -> Iterator[None]:
+    """A migration may take its time."""
+    driver: Any = connection.connection.driver_connection
+    driver.deadline_s = None
+    try:
+        yield
+    finally:
+        del driver.deadline_s
 
 
 def _sqlite_engine(url: str) -> Engine:
@@ -115,11 +145,9 @@ def _begin_sqlite(connection: Connection) -> None:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError) as error:
+    except (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError):
+        raise  # what was asked is wrong, not the server
+    except exc.DBAPIError as error:  # it is away, full, read-only, damaged, or does not answer in time
         raise Unavailable("the database", str(error.orig).strip()) from error
-    except exc.InternalError as error:
-        if not error.connection_invalidated:
-            raise
-        raise Unavailable("the database", str(error.orig).strip()) from error  # it took too long a pause
     except exc.TimeoutError as error:
         raise Unavailable("the database", "all connections are busy") from error

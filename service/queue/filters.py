@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -17,14 +17,15 @@ class Filters(TypedDict, total=False):
     """Which jobs to list; None and nothing match every job.
 
     states: in one of these. id_prefix: ids that begin with this. name, experiment: exactly this one.
-    labels: all of these. since: created then or later; has a time zone. sweep: jobs of this one.
+    labels: all of these pairs of key and value. since: created then or later; has a time zone. sweep: jobs
+    of this one.
     """
 
     states: Iterable[State]
     id_prefix: str | None
     name: str | None
     experiment: str | None
-    labels: Mapping[str, str] | None
+    labels: Iterable[tuple[str, str]] | None
     since: datetime | None
     sweep: str | None
 
@@ -47,7 +48,7 @@ def page(filters: Filters, *, before: str | None, limit: int) -> Select[Any]:
 def _newest(
     query: Select[Any], states: Sequence[State], filters: Filters, before: str | None, limit: int
 ) -> Select[Any]:
-    labels = [(key, value, job_labels.alias()) for key, value in (filters.get("labels") or {}).items()]
+    labels = [(key, value, job_labels.alias()) for key, value in filters.get("labels") or ()]
     for key, value, label in labels:
         query = query.join(label, label.c.job_id == jobs.c.id).where(
             label.c.key == key, label.c.value == value

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import lzma
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +17,25 @@ from training.spec import Problem
 
 MAX_FILES = 10_000
 _CHUNK = 1 << 16
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
+_SHOWN = 300  # characters of an entry's name in an error
+_ENTRY = b"PK\x01\x02"
+"""What each entry of an archive's directory begins with."""
+
+_MAX_ENTRIES_READ = 10 * MAX_FILES  # more than MAX_FILES, because a file may hold an archive as it is
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+)
+"""What zipfile raises for damaged or hostile bytes; only some are errors of its own."""
 
 
 def check_archive(data: bytes, limit: int) -> None:
@@ -24,15 +44,27 @@ def check_archive(data: bytes, limit: int) -> None:
     Safe means: at most MAX_FILES entries, only plain files inside the directory, no duplicates, no module
     that shadows one training needs, and at most `limit` bytes unpacked. Every entry is read completely.
     """
+    with _opened(data) as archive:
+        entries = archive.infolist()
+        _raise_if_any(_count_problems(entries))
+        _raise_if_any(problem for entry in entries if (problem := _entry_problem(entry)))
+        _raise_if_any([*_duplicates(entries), *_shadowing(entries)])
+        _raise_if_any(_content_problems(archive, entries, limit))
+
+
+def _opened(data: bytes) -> zipfile.ZipFile:
+    """Opens the archive, which reads its directory. Raises Refused."""
+    if data.count(_ENTRY) > _MAX_ENTRIES_READ:  # each would take a thousand times its share of memory
+        raise Refused(
+            "the archive is not accepted", [_problem("", f"contains more than {MAX_FILES} entries")]
+        )
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            _raise_if_any(_count_problems(entries))
-            _raise_if_any(problem for entry in entries if (problem := _entry_problem(entry)))
-            _raise_if_any([*_duplicates(entries), *_shadowing(entries)])
-            _raise_if_any(_content_problems(archive, entries, limit))
-    except zipfile.BadZipFile as error:
-        _raise_if_any([_problem("", f"is not a valid zip archive: {error}")])
+        return zipfile.ZipFile(io.BytesIO(data))
+    except _UNREADABLE as error:
+        why = str(error) or type(error).__name__
+        raise Refused(
+            "the archive is not accepted", [_problem("", f"is not a valid zip archive: {why}")]
+        ) from None
 
 
 def _raise_if_any(problems: Iterable[Problem]) -> None:
@@ -41,7 +73,7 @@ def _raise_if_any(problems: Iterable[Problem]) -> None:
 
 
 def _problem(name: str, message: str) -> Problem:
-    return Problem(key=f"code:{name}" if name else "code", message=message)
+    return Problem(key=f"code:{name[:_SHOWN]}" if name else "code", message=message)
 
 
 def _count_problems(entries: list[zipfile.ZipInfo]) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Signature
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -31,6 +32,9 @@ from training.spec import ClassSpec, Problem, Spec
 from training.spec.arguments import arguments_problem
 from training.spec.short_names import modules_defining
 from training.spec.trainer import NAMESPACES, packages_of_logger
+
+MAX_CLASSES = 200
+"""Maximum number of classes that a spec may name: the check of each reads source code."""
 
 _STAR_DEPTH = 5
 _MAKES_NAMES = {"globals", "locals", "vars", "exec"}
@@ -76,6 +80,13 @@ def class_path_problems(spec: Spec, archive: bytes | None) -> list[Problem]:
     # What is not the service's own may be brought, or replaced, by the requirements.
     known = {each.key: each.class_path for each in _all_classes(spec)}
     return [problem for problem in found if _is_sure(known.get(problem.key.rpartition(".")[0]), archive)]
+
+
+def class_count_problems(spec: Spec) -> list[Problem]:
+    """Returns a problem if the spec names more than MAX_CLASSES classes."""
+    extra = next(islice(_all_classes(spec), MAX_CLASSES, None), None)
+    message = f"is one class too many; a spec may name {MAX_CLASSES} classes, those in arguments included"
+    return [Problem(key=extra.key, message=message)] if extra else []
 
 
 def _is_sure(class_path: str | None, archive: bytes | None) -> bool:

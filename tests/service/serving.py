@@ -14,6 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from service.api.http_server import BoundedHttp
+
 
 @dataclass
 class Stage:
@@ -37,7 +39,9 @@ def running_stage() -> Iterator[Stage]:
     """A server on a free port until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         stage = Stage(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        config = uvicorn.Config(stage, log_level="critical", lifespan="off", ws="none", access_log=False)
+        config = uvicorn.Config(
+            stage, http=BoundedHttp, log_level="critical", lifespan="off", ws="none", access_log=False
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

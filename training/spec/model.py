@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     ConfigDict,
@@ -36,6 +36,9 @@ from training.spec.training import Training
 
 __all__ = ["Problem", "Spec", "SpecError", "flat", "parse_spec", "read_spec", "shares"]
 
+MetricName = Annotated[str, Field(min_length=1, max_length=200)]
+LabelKey = Annotated[str, Field(max_length=200)]
+LabelValue = Annotated[str, Field(max_length=2_000)]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -125,7 +128,8 @@ class Spec(Part):
         default=ClassSpec(class_path="torch.nn.CrossEntropyLoss"),
         description="For an nn.Module: called with (output, target); must return the mean over the samples",
     )
-    metrics: dict[str, ClassSpec] = Field(
+    metrics: dict[MetricName, ClassSpec] = Field(
+        max_length=50,
         default={
             "accuracy": ClassSpec(
                 class_path="torchmetrics.classification.MulticlassAccuracy", init_args={"average": "micro"}
@@ -158,8 +162,10 @@ class Spec(Part):
     priority: int = Field(default=0, ge=-1000, le=1000, description="Jobs with a higher priority start first")
     retries: int = Field(default=3, ge=0, le=100, description="Maximum number of restarts after failures")
     tracking: Tracking = Field(default=Tracking(), description="Names in MLflow")
-    labels: dict[str, str] = Field(
-        default_factory=dict, description="Key-value pairs of your own, by which jobs can be listed"
+    labels: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Key-value pairs of your own, by which jobs can be listed",
     )
     code: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="Digest of an uploaded archive (POST /v1/code)"

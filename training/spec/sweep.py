@@ -21,6 +21,10 @@ MAX_POINTS = 1_000
 MAX_BYTES = 2**26
 """Limits of one sweep: its points, and their specs together as JSON."""
 
+MAX_KEYS = 100
+_MAX_PARTS = 20
+"""Limits of the keys of a sweep: their number, and the parts of each."""
+
 SEED = "training.seed"
 _LIGHTNINGS_SEED = "seed_everything"
 _NOT_SWEPT = {
@@ -32,7 +36,8 @@ _NOT_SWEPT = {
 }
 _DIGITS = 6
 
-Values = Annotated[list[Any], Field(min_length=1)]
+Key = Annotated[str, Field(max_length=500)]
+Values = Annotated[list[Any], Field(min_length=1, max_length=MAX_POINTS)]
 
 
 class ValueRange(Part):
@@ -70,8 +75,10 @@ class RandomPoints(Part):
 
     count: int = Field(ge=1, le=MAX_POINTS, description="Number of draws; equal ones are one point")
     seed: int = Field(default=0, description="Of the draws, not of the training")
-    space: dict[str, Values | ValueRange] = Field(
-        min_length=1, description="By dotted key: values to choose from, or a range {min, max, log}"
+    space: dict[Key, Values | ValueRange] = Field(
+        min_length=1,
+        max_length=MAX_KEYS,
+        description="By dotted key: values to choose from, or a range {min, max, log}",
     )
 
     def draws(self) -> Iterator[dict[str, Any]]:
@@ -89,15 +96,19 @@ def _drawn(space: list[Any] | ValueRange, share: float) -> Any:
 class SweepPlan(Part):
     """Which values a sweep tries. Its points are grid × random × repeat."""
 
-    grid: dict[str, Values] = Field(
-        default_factory=dict, description="By dotted key of the spec: its values, in all combinations"
+    grid: dict[Key, Values] = Field(
+        default_factory=dict,
+        max_length=MAX_KEYS,
+        description="By dotted key of the spec: its values, in all combinations",
     )
     random: RandomPoints | None = Field(default=None, description="Draws; each with all of the grid")
-    repeat: Annotated[int, Field(ge=1, le=MAX_POINTS)] | Annotated[list[int], Field(min_length=1)] | None = (
-        Field(
-            default=None,
-            description="Values of training.seed, or how many: the spec's own and the next ones",
-        )
+    repeat: (
+        Annotated[int, Field(ge=1, le=MAX_POINTS)]
+        | Annotated[list[int], Field(min_length=1, max_length=MAX_POINTS)]
+        | None
+    ) = Field(
+        default=None,
+        description="Values of training.seed, or how many: the spec's own and the next ones",
     )
     max_running: int | None = Field(
         default=None, ge=1, description="Maximum number of its jobs that run at once; null: no limit"
@@ -112,6 +123,8 @@ class SweepPlan(Part):
         for number, key in enumerate(keys):
             if not all(key.split(".")):
                 raise ValueError(f"{key!r} is not a key; write its parts with one dot between them")
+            if key.count(".") >= _MAX_PARTS:
+                raise ValueError(f"{key!r} has more than {_MAX_PARTS} parts; set a value of fewer levels")
             for other, why in _NOT_SWEPT.items():
                 if _overlap(key, other):
                     raise ValueError(f"{key} cannot be swept: {why}")

@@ -722,7 +722,8 @@ def test_readiness_names_each_server_and_its_state(
     assert api.get("/readyz").json() == {
         "status": "ok",
         "checks": {
-            name: {"state": "ok", "message": ""} for name in ("database", "scheduler", "ray", "mlflow")
+            name: {"state": "ok", "message": ""}
+            for name in ("database", "scheduler", "ray", "mlflow", "storage")
         },
     }
 
@@ -735,6 +736,7 @@ def test_readiness_names_each_server_and_its_state(
         "scheduler": "ok",
         "ray": "unavailable",
         "mlflow": "unavailable",
+        "storage": "ok",
     }
     assert checks["ray"]["message"] == AWAY
     assert api.get("/healthz").json() == {"status": "ok"}

@@ -62,7 +62,7 @@ FILTERS: dict[str, list[filters.Filters]] = {
     "ix_jobs_name_id": [{"name": "name-1"}],
     "ix_jobs_experiment_id": [{"experiment": "experiment-1"}],
     "ix_jobs_sweep_id_id": [{"sweep": "s1k0w1qk530wdg8e15q54"}],
-    "ix_job_labels_key_value_job_id": [{"labels": {"team": "team-1"}}],
+    "ix_job_labels_key_value_job_id": [{"labels": [("team", "team-1")]}],
 }
 
 

@@ -48,7 +48,7 @@ def test_jobs_of_an_older_version_are_kept_and_go_on(empty_database_url: str) ->
         assert (after[state].failures, after[state].finished_at) == (1, None)
     # How an attempt of an older version is told from one of this: its log is in the tracking server.
     assert {job.start for job in after.values()} == {0}
-    assert [job.id for job in store.list_jobs(labels={"team": "a"})[0]] == [old["queued"]]
+    assert [job.id for job in store.list_jobs(labels=[("team", "a")])[0]] == [old["queued"]]
     assert (after["queued"].progress, after["queued"].sweep_id) == (None, None)
     assert after["queued"].restarts == ()
     assert store.get(asked).state is State.CANCELLED

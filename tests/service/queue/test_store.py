@@ -146,9 +146,10 @@ def test_lists_are_filtered_by_state_id_name_experiment_age_and_every_label(stor
     assert ids(since=one.created_at + timedelta(microseconds=1)) == ids(since=two.created_at) == [two.id]
     assert ids(since=datetime.min.replace(tzinfo=UTC)) == [two.id, one.id]
     assert ids(since=datetime.max.replace(tzinfo=UTC)) == []
-    assert ids(labels={"team": "a"}) == [two.id, one.id]
-    assert ids(labels={"team": "a", "kind": "x"}) == [one.id]
-    assert ids(labels={"team": "b"}) == []
+    assert ids(labels=[("team", "a")]) == [two.id, one.id]
+    assert ids(labels=[("team", "a"), ("kind", "x")]) == [one.id]
+    assert ids(labels=[("team", "b")]) == []
+    assert ids(labels=[("kind", "x"), ("kind", "y")]) == []
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "AAAA", "é", "ajAwMDAwMDAwMDAwMDAwMDAwMDA'", "=" * 9])
@@ -488,7 +489,7 @@ def test_what_was_created_survives_a_kill_at_any_moment(database_url: str) -> No
         acknowledged += process.stdout.read().split("\n")[:-1]
 
     store = Store(database_url)
-    found, _ = store.list_jobs(labels={"a": "b"}, limit=10_000)
+    found, _ = store.list_jobs(labels=[("a", "b")], limit=10_000)
     store.close()
     assert set(acknowledged) <= {job.id for job in found}
     assert len(found) - len(acknowledged) in {0, 1}  # one may have been committed but not printed yet

@@ -61,7 +61,7 @@ def test_a_sweep_reads_back_with_its_jobs_in_order(store: Store) -> None:
         members[11].id,
         members[10].id,
     ]
-    assert len(store.list_jobs(sweep=sweep.id, labels={"team": "a"})[0]) == 12
+    assert len(store.list_jobs(sweep=sweep.id, labels=[("team", "a")])[0]) == 12
     assert store.sweep_limits([*members, alone]) == {sweep.id: SweepLimits(max_running=2)}
     with pytest.raises(NotFound):
         store.get_sweep(UNKNOWN)
