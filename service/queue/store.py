@@ -33,6 +33,7 @@ from service.queue.lease import Lease, Silence
 from service.queue.notices import notices_of
 from service.queue.queue_rows import QueueRows
 from service.queue.rows import insert_jobs, job_of, without_source
+from service.queue.stored_events import StoredEvents
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
 from service.queue.tables import UtcDateTime, jobs
@@ -91,7 +92,7 @@ _WAITS_UNTIL = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
+class Store(Lease, QueueRows, CodeArchives, StoredEvents, StoredSecrets, StoredSweeps):
     """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     DateTime,
     Dialect,
     Float,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -149,6 +151,28 @@ job_labels = Table(
     Index(None, "key", "value"),
 )
 """A copy of each spec's labels, so that both databases can search them by index."""
+
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""A number that the database gives out, in rising order."""
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("id", Number, Identity(), primary_key=True),
+    Column("job_id", JobId, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("start", Integer, nullable=False),
+    Column("workers", Integer),
+    Column("wanted_workers", Integer),
+    Column("priority", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index(None, "job_id", "id"),
+    sqlite_autoincrement=True,
+)
+"""One row for each change of a job, written by triggers on `jobs` (migrations/, service.queue.stored_events)."""
 
 code_archives = Table(
     "code_archives",
