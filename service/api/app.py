@@ -27,8 +27,12 @@ from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
 from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
+from service.api.looks import Looks
+from service.api.notifier import Notifier
+from service.api.sse import Streams
 from service.api.sweep_schemas import SweepRequest
 from service.backends.tracking import Results
+from service.job_logs import JobLogs
 from service.queue.store import Store
 from service.settings import Settings
 from training.spec import Spec
@@ -50,12 +54,16 @@ def create_app(
         version=version("syncbn"),
         redirect_slashes=False,
     )
+    stopping, horizon = stopping or threading.Event(), store.event_horizon()
+    looks = Looks(job_watcher, JobLogs(settings.storage, results), horizon)
     app.state.context = Context(
         settings=settings,
         store=store,
         results=results,
         job_watcher=job_watcher,
-        stopping=stopping or threading.Event(),
+        event_horizon=horizon,
+        streams=Streams(Notifier(looks, stopping).subscribe, stopping),
+        stopping=stopping,
     )
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)

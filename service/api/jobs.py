@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -36,7 +37,7 @@ _BODY: dict[str, Any] = {
         },
     }
 }
-_TEXT = r"^[^\x00]*$"
+TEXT = r"^[^\x00]*$"
 Label = Annotated[str, StringConstraints(pattern=r"^[^\x00:]+:[^\x00]*$")]
 IdempotencyKey = Annotated[
     str | None,
@@ -97,15 +98,15 @@ def list_jobs(
     services: Services,
     state: Annotated[list[State] | None, Query(description="Jobs in any of these")] = None,
     id_prefix: Annotated[
-        str | None, Query(alias="id", pattern=_TEXT, description="Beginning of the id")
+        str | None, Query(alias="id", pattern=TEXT, description="Beginning of the id")
     ] = None,
-    name: Annotated[str | None, Query(pattern=_TEXT)] = None,
-    experiment: Annotated[str | None, Query(pattern=_TEXT, description="`tracking.experiment`")] = None,
+    name: Annotated[str | None, Query(pattern=TEXT)] = None,
+    experiment: Annotated[str | None, Query(pattern=TEXT, description="`tracking.experiment`")] = None,
     since: Annotated[
         AwareDatetime | None, Query(description="Created then or later; ISO 8601 with a time zone")
     ] = None,
     label: Annotated[list[Label] | None, Query(description="KEY:VALUE; jobs with all of these")] = None,
-    sweep: Annotated[str | None, Query(pattern=_TEXT, description="Id of a sweep; its jobs")] = None,
+    sweep: Annotated[str | None, Query(pattern=TEXT, description="Id of a sweep; its jobs")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: str | None = None,
 ) -> JobPage:
@@ -116,7 +117,7 @@ def list_jobs(
         name=name,
         experiment=experiment,
         since=since,
-        labels=dict(map(_pair, label or ())),
+        labels=label_pairs(label),
         sweep=sweep,
         cursor=cursor,
         limit=limit,
@@ -144,9 +145,10 @@ def get_metrics(
     return PointPage(items=[PointDocument.model_validate(point) for point in points])
 
 
-def _pair(label: str) -> tuple[str, str]:
-    key, _, value = label.partition(":")
-    return key, value
+def label_pairs(labels: Iterable[str] | None) -> dict[str, str]:
+    """Returns the keys and values of labels KEY:VALUE."""
+    parts = (label.partition(":") for label in labels or ())
+    return {key: value for key, _, value in parts}
 
 
 def shown(job: Job, results: Results) -> JobDocument:

@@ -5,10 +5,10 @@ Triggers, because then no statement that changes a job can forget its event, whi
 The order of ids
     of one job   is the order of its changes. A change takes its id while it holds the lock of the job's row,
                  and the next change gets the lock when this one has been committed.
-    of all jobs  is not quite that of the commits on PostgreSQL: a transaction may take an id, and commit after
-                 one that has taken a later id. Whoever read the later one and went on from there would miss
-                 the earlier one. So readers of all jobs read no further than `EventHorizon` says.
-                 SQLite has one writer at a time, so that there the order is the same.
+    of all jobs  is not that of the commits on PostgreSQL: a transaction may take an id, and commit after one
+                 that has taken a later id. A reader of the later one that goes on from there would miss the
+                 earlier one. So readers of all jobs read no further than `EventHorizon` says. SQLite has one
+                 writer at a time, so that there the order is the same.
 """
 
 from __future__ import annotations
@@ -69,14 +69,13 @@ class StoredEvents:
         last = func.max(job_events.c.id)
         query = select(job_events.c.job_id, last).where(job_events.c.job_id.in_(job_ids))
         with database.reading(self._engine) as connection:
-            return {
-                job_id: number for job_id, number in connection.execute(query.group_by(job_events.c.job_id))
-            }
+            rows = connection.execute(query.group_by(job_events.c.job_id)).tuples()
+            return dict(rows.all())
 
     def events(
         self, *, after: int, up_to: int, limit: int, **filters: Unpack[Filters]
     ) -> list[tuple[JobEvent, str]]:
-        """Returns the first events after one id and up to another, of the jobs that match, and their names."""
+        """Returns the first events after one id, up to another, of jobs that match, and their names."""
         query = (
             select(job_events, jobs.c.name)
             .join(jobs, jobs.c.id == job_events.c.job_id)

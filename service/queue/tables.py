@@ -172,7 +172,7 @@ job_events = Table(
     Index(None, "job_id", "id"),
     sqlite_autoincrement=True,
 )
-"""One row for each change of a job, written by triggers on `jobs` (migrations/, service.queue.stored_events)."""
+"""One row for each change of a job, written by triggers on `jobs` (service.queue.stored_events)."""
 
 code_archives = Table(
     "code_archives",

@@ -1,7 +1,7 @@
 """Adds the table of events, and the triggers that write one in the transaction of each change of a job.
 
-A later revision that copies the table `jobs` (Alembic's batch mode on SQLite) loses the triggers there and has
-to create them again.
+A later revision that copies the table `jobs` (Alembic's batch mode on SQLite) loses the triggers and has to
+create them again.
 """
 
 import sqlalchemy as sa
