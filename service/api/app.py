@@ -22,6 +22,7 @@ from service.api import (
     problems,
     secrets,
     sweeps,
+    webhooks,
 )
 from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
@@ -68,7 +69,7 @@ def create_app(
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)
-    for routes in (jobs, control, logs, events, checkpoints, files, sweeps, code, secrets, cluster):
+    for routes in (jobs, control, logs, events, checkpoints, files, sweeps, code, secrets, cluster, webhooks):
         app.include_router(routes.router, dependencies=[Depends(require_key)], responses=everywhere)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -33,6 +33,7 @@ from service.client.models import (
     Waiting,
 )
 from service.client.sweep_models import PlannedPoint, Sweep, SweepPoint, SweepValidation
+from service.client.webhook_models import Delivery, Webhook
 
 __all__ = [
     "DEFAULT_URL",
@@ -41,6 +42,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Cluster",
+    "Delivery",
     "Failure",
     "File",
     "Files",
@@ -65,4 +67,5 @@ __all__ = [
     "Validation",
     "WaitTimeout",
     "Waiting",
+    "Webhook",
 ]

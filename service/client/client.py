@@ -28,12 +28,13 @@ from service.client.results import Results, job_path
 from service.client.retry import Retry
 from service.client.sweeps import SweepCalls
 from service.client.transport import Transport
+from service.client.webhooks import WebhookCalls
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `syncbn up` serves the API unless it is told another port."""
 
 
-class Client(Following, Results, SweepCalls):
+class Client(Following, Results, SweepCalls, WebhookCalls):
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a

@@ -68,9 +68,9 @@ class Following:
     ) -> Iterator[JobEvent]:
         """Yields each change: of a job, from the first one until it has ended; of all jobs, from now on.
 
-        Blocks. Reconnects where the connection broke: no change is lost or repeated. name, experiment, labels, sweep:
-        of all jobs, only the changes of those that match all of these. after: begins after the change with
-        this id (0: with the first one). on_retry: called with each error that is going to be retried.
+        Blocks. Reconnects where the connection broke: no change is lost or repeated. after: begins after the
+        change with this id (0: with the first one). name, experiment, labels, sweep: of all jobs, only the
+        changes of those that match. on_retry: called with each error that is going to be retried.
         """
         last_id = "" if after is None else str(after)
         path = "/v1/events"

@@ -20,11 +20,27 @@ def decode(cursor: str, prefix: str = JOB_PREFIX) -> str:
 
     prefix: that of the ids in the list.
     """
-    try:
-        last_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-    except (binascii.Error, ValueError):
-        last_id = ""
+    last_id = _text(cursor)
     if not is_id(last_id, prefix):
-        problem = Problem(key="cursor", message="is not a cursor of this service; start without one")
-        raise Refused("the cursor is not valid", [problem])
+        raise _refusal()
     return last_id
+
+
+def decode_number(cursor: str) -> int:
+    """Returns the number in a cursor. Raises Refused for a text that `encode` did not return."""
+    number = _text(cursor)
+    if not (number.isascii() and number.isdigit() and len(number) < 19):
+        raise _refusal()
+    return int(number)
+
+
+def _text(cursor: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (binascii.Error, ValueError):
+        return ""
+
+
+def _refusal() -> Refused:
+    problem = Problem(key="cursor", message="is not a cursor of this service; start without one")
+    return Refused("the cursor is not valid", [problem])

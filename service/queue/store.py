@@ -36,6 +36,7 @@ from service.queue.rows import insert_jobs, job_of, without_source
 from service.queue.stored_events import StoredEvents
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
+from service.queue.stored_webhooks import StoredWebhooks
 from service.queue.tables import UtcDateTime, jobs
 from training.protocol import Failure, Progress
 from training.spec import Spec
@@ -92,7 +93,7 @@ _WAITS_UNTIL = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-class Store(Lease, QueueRows, CodeArchives, StoredEvents, StoredSecrets, StoredSweeps):
+class Store(Lease, QueueRows, CodeArchives, StoredEvents, StoredSecrets, StoredSweeps, StoredWebhooks):
     """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 

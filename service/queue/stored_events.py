@@ -66,11 +66,11 @@ class StoredEvents:
         """Returns the id of each job's last event."""
         if not job_ids:
             return {}
-        last = func.max(job_events.c.id)
+        last = func.max(job_events.c.id).label("last")
         query = select(job_events.c.job_id, last).where(job_events.c.job_id.in_(job_ids))
         with database.reading(self._engine) as connection:
-            rows = connection.execute(query.group_by(job_events.c.job_id)).tuples()
-            return dict(rows.all())
+            rows = connection.execute(query.group_by(job_events.c.job_id))
+            return {row.job_id: row.last for row in rows}
 
     def events(
         self, *, after: int, up_to: int, limit: int, **filters: Unpack[Filters]

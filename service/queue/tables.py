@@ -86,6 +86,7 @@ JobId = String(32).with_variant(String(32, collation="C"), "postgresql")
 """Compared byte by byte whatever the database's locale, so that ids sort by creation time."""
 
 _LEFT = text("archived_at IS NULL")
+_PENDING = text("state = 'pending'")
 
 jobs = Table(
     "jobs",
@@ -190,6 +191,40 @@ secrets = Table(
     Column("updated_at", UtcDateTime, nullable=False),
 )
 """Encrypted values of secrets, by name (service.secrets)."""
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", JobId, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("states", AsJson(list, tuple), nullable=False),
+    Column("labels", AsJson(dict, dict), nullable=False),
+    Column("token", LargeBinary, nullable=False),
+    Column("position", Number, nullable=False),
+    Column("idempotency_key", Text, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", Number, Identity(), primary_key=True),
+    Column("webhook_id", JobId, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("message_id", Text, nullable=False, unique=True),
+    Column("body", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("status", Integer),
+    Column("problem", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+    Index(None, "webhook_id", "id"),
+    Index(
+        "ix_webhook_deliveries_pending", "webhook_id", "id", postgresql_where=_PENDING, sqlite_where=_PENDING
+    ),
+    sqlite_autoincrement=True,
+)
 
 scheduler = Table(
     "scheduler",

@@ -28,7 +28,7 @@ RECONNECTS, KILLS = 50, 2
 
 
 class Reader:
-    """Reads a stream and leaves it after a random number of events, `RECONNECTS` times; then until the end."""
+    """Reads a stream; leaves it after a random number of events, `RECONNECTS` times, then reads on."""
 
     def __init__(self, server: ServerProcess, path: str, seed: int) -> None:
         self.server, self.path = server, path
@@ -163,7 +163,7 @@ def test_events_of_all_jobs_are_received_whole_and_once(
             changers = [threading.Thread(target=change_jobs, args=(store, done)) for _ in range(2)]
             for changer in changers:
                 changer.start()
-            last = threading.Thread(target=lambda: [*map(threading.Thread.join, changers), end(store)])
+            last = threading.Thread(target=end_after, args=(changers, store))
             last.start()
             received = [
                 (event.id, json.loads(event.data))
@@ -188,5 +188,7 @@ def change_jobs(store: Store, done: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def end(store: Store) -> None:
+def end_after(changers: list[threading.Thread], store: Store) -> None:
+    for changer in changers:
+        changer.join()
     store.create_job(make_spec(name="last"))
