@@ -103,7 +103,7 @@ class Transport:
         accept = {"Accept": "text/event-stream", **headers}
         timeout = self._http.timeout
         if (left := deadline - time.monotonic()) < (timeout.read or math.inf):
-            timeout = httpx.Timeout(timeout, read=max(left, 0.001))
+            timeout = httpx.Timeout(**{**timeout.as_dict(), "read": max(left, 0.001)})
         try:
             with self._http.stream("GET", path, headers=accept, timeout=timeout) as response:
                 if not response.is_success:

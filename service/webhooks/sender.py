@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import httpcore
@@ -29,14 +30,18 @@ def send(url: str, headers: dict[str, str], body: str, allowed: Allowed) -> int:
     backend = _CheckedBackend(allowed, time.monotonic() + TOTAL_SECONDS)
     try:
         with (
-            httpcore.ConnectionPool(
-                ssl_context=ssl.create_default_context(), network_backend=backend
-            ) as pool,
+            httpcore.ConnectionPool(ssl_context=_ssl_context(), network_backend=backend) as pool,
             pool.stream("POST", url, headers=[*headers.items()], content=body.encode()) as response,
         ):
             return response.status
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError) as error:
         raise NotDelivered(_cause(error)) from None
+
+
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    """Checks certificates against the machine's authorities; reading those takes a moment."""
+    return ssl.create_default_context()
 
 
 def _cause(error: Exception) -> str:

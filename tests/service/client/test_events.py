@@ -24,7 +24,7 @@ def test_each_change_of_a_job_comes_once_though_connections_break(service: Servi
 
 
 def test_the_changes_of_all_jobs_that_match_come_from_now_on_or_after_one(
-    service: Service, client: Client
+    client: Client,
 ) -> None:
     before = client.submit(SPEC)
     following = client.events(labels={"team": "x"}, after=0)
