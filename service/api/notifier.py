@@ -27,18 +27,17 @@ class _Followed:
         self.generation = generation
         self.readers = 0
         self.look: Hashable = None
-        self._event = asyncio.Event()
+        self._next: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def changed(self, seen: int, seconds: float) -> None:
         if self.generation == seen:
-            try:
-                await asyncio.wait_for(self._event.wait(), seconds)
-            except TimeoutError:
-                return
+            # Not wait_for: on Python 3.11 it swallows a cancellation that comes together with the result, and
+            # the stream of a server that ends would go on.
+            await asyncio.wait([self._next], timeout=seconds)
 
     def wake(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
+        self._next.set_result(None)
+        self._next = asyncio.get_running_loop().create_future()
 
 
 class Notifier:
