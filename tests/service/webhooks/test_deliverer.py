@@ -41,6 +41,8 @@ def deliverer(store: Store) -> Iterator[Deliverer]:
     deliverer = Deliverer(SETTINGS, store)
     yield deliverer
     deliverer.stop()
+    while deliverer._busy:  # its threads hold connections
+        time.sleep(0.01)
 
 
 def add(store: Store, receiver: Receiver, *states: str, labels: dict[str, str] | None = None) -> NewWebhook:
