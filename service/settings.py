@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.errors import Refused
-from service.webhooks.addresses import Allowed
+from service.public_addresses import Allowed
 from training.spec import Problem
 from training.spec.environment import name_problem, secret_problem
 

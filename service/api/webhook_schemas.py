@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.api.schemas import Document
 from service.jobs.job import State
+from service.public_addresses import LONGEST_URL
 from service.queue.stored_webhooks import Webhook
-from service.webhooks.addresses import LONGEST_URL
 
 _Text = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00]*$")]
 

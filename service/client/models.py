@@ -113,8 +113,9 @@ class JobEvent(Answer):
     """One change of a job, and what the job was after it.
 
     id: rises with each change. job, name: the job's. type: state, restart, cancel_requested, resize or
-    priority; a string, as `state`, so that the client accepts those of a newer server. at: by the database's
-    clock.
+    priority; a string, as `state`, so that the client accepts those of a newer server. workers: those of the
+    attempt; None while the job waits. wanted_workers: those that a resize asked for; None without a resize.
+    at: by the database's clock.
     """
 
     id: int

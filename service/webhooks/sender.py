@@ -11,7 +11,7 @@ from typing import Any
 import httpcore
 
 from service.errors import Refused
-from service.webhooks.addresses import Allowed, permitted
+from service.public_addresses import Allowed, permitted
 
 CONNECT_SECONDS = 5.0
 TOTAL_SECONDS = 15.0

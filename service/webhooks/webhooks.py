@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from service.cipher import Cipher
 from service.errors import NotFound, Refused
 from service.jobs.job import new_id, utc_now
+from service.public_addresses import Allowed, check_url
 from service.queue.store import Store
 from service.queue.stored_webhooks import WEBHOOK_PREFIX, Delivery, Webhook
 from service.settings import Settings
-from service.webhooks.addresses import Allowed, check_url
 from service.webhooks.messages import new_secret, test_message
 
 _NO_KEY = (

@@ -96,10 +96,11 @@ def storage(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_log_is_received_whole_and_once(store: Store, database_url: str, storage: Path) -> None:
+def test_a_log_is_received_whole_and_once(sqlite_store: Store, storage: Path) -> None:
     """Two ranks print in three attempts, the last of which ends once there were connections enough."""
+    store = sqlite_store
     job = store.create_job(make_spec())[0]
-    with ServerProcess(database_url, storage) as server:
+    with ServerProcess(str(store._engine.url), storage) as server:
         reader = Reader(server, f"/v1/jobs/{job.id}/logs?follow=true", seed=1)
         with Killer(server, KILLS, pause=0.5) as killer:
             done = lambda: reader.connections >= RECONNECTS and not killer.at_work  # noqa: E731

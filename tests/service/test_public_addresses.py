@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
-import threading
-import time
 
 import pytest
 
 from service.errors import Refused
-from service.webhooks import addresses, sender
-from service.webhooks.addresses import Allowed, check_url, is_public, permitted
-from tests.service.webhooks.receiver import receiving
+from service.public_addresses import Allowed, check_url, is_public, permitted
 
 INSIDE = [
     *("127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
@@ -77,49 +72,3 @@ def test_of_a_names_addresses_those_inside_are_left_out() -> None:
     found = permitted("x", 80, Allowed(), lambda host, port: ["10.0.0.1", "8.8.8.8", "::1"])  # noqa: ARG005
 
     assert found == ["8.8.8.8"]
-
-
-def test_a_name_that_changes_its_address_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address that was checked is the one that is connected to: the name is resolved once an attempt."""
-    with receiving() as receiver:
-        answers = [["93.184.216.34"], ["127.0.0.1"]]
-        resolve = lambda host, port: answers.pop(0)  # noqa: ARG005, E731
-        url = f"http://rebinding.example:{receiver.port}/"
-        assert check_url(url, Allowed(), resolve) == url
-        monkeypatch.setattr(addresses, "_resolve", resolve)
-        monkeypatch.setattr(addresses.permitted, "__defaults__", (resolve,))
-
-        with pytest.raises(Refused, match="inside the service's own network"):
-            sender.send(url, {}, "{}", Allowed())
-
-    assert receiver.received == []
-    assert answers == []
-
-
-def test_an_answer_that_drips_ends_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "TOTAL_SECONDS", 1.0)
-    over = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def drip() -> None:
-            try:
-                connection, _ = server.accept()
-            except OSError:  # shut down
-                return
-            with connection:
-                connection.sendall(b"HTTP/1.1 200 OK\r\n")
-                while not over.wait(0.02):
-                    try:
-                        connection.sendall(b"x: y\r\n")
-                    except OSError:
-                        return
-
-        thread = threading.Thread(target=drip)
-        thread.start()
-        began = time.monotonic()
-        with pytest.raises(sender.NotDelivered, match="no answer in time"):
-            sender.send(f"http://127.0.0.1:{server.getsockname()[1]}/", {}, "{}", Allowed.parse("127.0.0.1"))
-        assert time.monotonic() - began < 30
-        over.set()
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
