@@ -50,4 +50,4 @@ def until_it_succeeds(client: Client, job_id: str) -> Job:
 def end(client: Client, job_id: str) -> None:
     """Cancels the job and blocks until it has ended."""
     client.cancel(job_id)
-    client.wait(job_id, timeout=LONGEST_SECONDS, poll=POLL_SECONDS)
+    client.wait(job_id, timeout=LONGEST_SECONDS)

@@ -2,7 +2,7 @@
 
 ServiceError
 ├── Unavailable       a server we depend on (Ray, MLflow, the database) does not answer
-├── NotFound          there is no such job, sweep, archive, secret or checkpoint
+├── NotFound          there is no such job, sweep, archive, secret, webhook or checkpoint
 ├── Conflict          the state of the job or sweep does not allow the command
 ├── KeyReused         an Idempotency-Key was sent again with a different body
 └── Refused           the request is invalid: a spec, an archive, a secret, a cursor

@@ -115,6 +115,18 @@ class JobLogs:
             if rank in {None, number}
         ]
 
+    def sizes(self, job: Job) -> tuple[tuple[int, int], ...]:
+        """Returns the rank and size of each log of the latest attempt, without asking the tracking server."""
+        run_folder = self._storage / job.id
+        ranks = _numbers(log_folder(run_folder, job.attempt), _RANK_FILE, os.DirEntry.is_file)
+        if ranks is None:
+            _check_readable(self._storage)
+            return ()
+        files = [(rank, log_file(run_folder, job.attempt, rank)) for rank in ranks]
+        return tuple(
+            (rank, LogFile(attempt=job.attempt, rank=rank, path=path).size()) for rank, path in files
+        )
+
     def latest(self, job: Job, view: View) -> int | None:
         """Returns the last attempt that has any output; None if no attempt has."""
         return next(

@@ -7,22 +7,19 @@ decrypts it, when it starts the job's ranks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import SecretStr
 
+from service.cipher import Cipher
 from service.errors import NotFound, Refused
 from service.queue.store import Store
 from service.settings import Settings
 from training.spec import Problem
 from training.spec.environment import name_problem, secret_problem
-
-if TYPE_CHECKING:
-    from cryptography.fernet import Fernet
 
 _NO_KEY = (
     "SYNCBN_SECRETS_KEY is not set, so that no secret can be stored: the service's operator sets it for the "
@@ -46,7 +43,8 @@ class Secrets:
     """
 
     def __init__(self, store: Store, key: SecretStr | None, given: Mapping[str, SecretStr]) -> None:
-        self._store, self._key, self._given = store, key, given
+        self._store, self._given = store, given
+        self._cipher = Cipher(key, _NO_KEY)
 
     @classmethod
     def of(cls, settings: Settings, store: Store) -> Secrets:
@@ -76,8 +74,7 @@ class Secrets:
         if why := name_problem(name) or secret_problem(value):
             raise Refused(f"secret {name[:80]}: {why}", [Problem(key=name[:80], message=why)])
         self._raise_if_given(name)
-        # With its name, so that nobody who can write to the database can pass one secret off as another.
-        token = self._fernet().encrypt(json.dumps([name, value]).encode())
+        token = self._cipher.encrypted(name, value)
         self._store.put_secret(name, token)
 
     def delete(self, name: str) -> None:
@@ -95,25 +92,12 @@ class Secrets:
         return {**given, **{name: self._decrypted(name, token) for name, token in tokens.items()}}
 
     def _decrypted(self, name: str, token: bytes) -> str:
-        from cryptography.fernet import InvalidToken
-
-        try:
-            stored_name, value = json.loads(self._fernet().decrypt(token))
-        except InvalidToken:
-            stored_name = None
-        if stored_name != name:
+        if (value := self._cipher.decrypted(name, token)) is None:
             raise Refused(
                 f"secret {name} was stored with another SYNCBN_SECRETS_KEY: set it again with "
                 f"`syncbn secrets set {name}`"
             )
-        return str(value)
-
-    def _fernet(self) -> Fernet:
-        from cryptography.fernet import Fernet
-
-        if self._key is None:
-            raise Refused(_NO_KEY)
-        return Fernet(self._key.get_secret_value())
+        return value
 
     def _raise_if_given(self, name: str) -> None:
         if name in self._given:

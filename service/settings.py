@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.errors import Refused
+from service.public_addresses import Allowed
 from training.spec import Problem
 from training.spec.environment import name_problem, secret_problem
 
@@ -107,6 +108,12 @@ class Settings(BaseSettings):
         "the scheduler",
     )
 
+    webhook_allowed: str = Field(
+        default="",
+        description="Names of hosts, addresses and networks (10.1.0.0/16), separated by commas, to which "
+        "webhooks may go besides public addresses; the same for the API and the scheduler",
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -141,6 +148,15 @@ class Settings(BaseSettings):
                 "prints",
             )
         return key
+
+    @field_validator("webhook_allowed")
+    @classmethod
+    def _hosts_and_networks(cls, text: str) -> str:
+        try:
+            Allowed.parse(text)
+        except ValueError as error:
+            raise PydanticCustomError("webhook_allowed", "{problem}", {"problem": str(error)}) from None
+        return text
 
     @field_validator("database_url")
     @classmethod

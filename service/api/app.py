@@ -22,6 +22,7 @@ from service.api import (
     problems,
     secrets,
     sweeps,
+    webhooks,
 )
 from service.api.access import BrowserGuard, require_key
 from service.api.body_limit import BodyLimit
@@ -29,9 +30,13 @@ from service.api.context import Context
 from service.api.head import HeadAsGet
 from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
+from service.api.looks import Looks
+from service.api.notifier import Notifier
 from service.api.schemas import ResizeRequest
+from service.api.sse import Streams
 from service.api.sweep_schemas import SweepRequest
 from service.backends.tracking import Results
+from service.job_logs import JobLogs
 from service.queue.store import Store
 from service.settings import Settings
 from training.spec import Spec
@@ -53,19 +58,23 @@ def create_app(
         version=version("syncbn"),
         redirect_slashes=False,
     )
+    stopping, horizon = stopping or threading.Event(), store.event_horizon()
+    looks = Looks(job_watcher, JobLogs(settings.storage, results), horizon)
     app.state.context = Context(
         settings=settings,
         store=store,
         results=results,
         job_watcher=job_watcher,
-        stopping=stopping or threading.Event(),
+        event_horizon=horizon,
+        streams=Streams(Notifier(looks, stopping).subscribe, stopping),
+        stopping=stopping,
     )
     app.add_middleware(BodyLimit)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)
-    for routes in (jobs, control, logs, events, checkpoints, files, sweeps, code, secrets, cluster):
+    for routes in (jobs, control, logs, events, checkpoints, files, sweeps, code, secrets, cluster, webhooks):
         app.include_router(routes.router, dependencies=[Depends(require_key)], responses=everywhere)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -9,8 +9,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.job_watcher import JobWatcher
+from service.api.sse import Streams
 from service.backends.tracking import Results
 from service.queue.store import Store
+from service.queue.stored_events import EventHorizon
 from service.settings import Settings
 
 
@@ -22,6 +24,8 @@ class Context:
     store: Store
     results: Results
     job_watcher: JobWatcher
+    event_horizon: EventHorizon
+    streams: Streams
     stopping: threading.Event
 
 

@@ -22,12 +22,14 @@ _FOLLOWED_SECONDS = 10.0
 class JobSnapshot:
     """A job as read from the database.
 
-    document: the job as JSON. version: a digest of `document`. begun: when the query began (monotonic).
+    document: the job as JSON. version: a digest of `document`. last_event: the id of the last one that was
+    seen. begun: when the query began (monotonic).
     """
 
     job: Job
     document: str
     version: str
+    last_event: int
     begun: float
 
 
@@ -69,7 +71,8 @@ class JobWatcher:
 
     def _read_first(self, job_id: str) -> JobSnapshot:
         begun = time.monotonic()
-        snapshot = self._update(self._store.get(job_id), begun)
+        job = self._store.get(job_id)
+        snapshot = self._update(job, self._store.last_events([job_id]).get(job_id, 0), begun)
         with self._lock:
             self._requested_at[job_id] = begun
         return snapshot
@@ -77,13 +80,14 @@ class JobWatcher:
     def _refresh(self) -> None:
         begun = time.monotonic()
         try:
-            jobs = self._store.several(self._followed(begun))
+            followed = self._followed(begun)
+            jobs, last_events = self._store.several(followed), self._store.last_events(followed)
         except Unavailable as error:
             self._problem = error
             return
         self._problem = None
         for job in jobs:
-            self._update(job, begun)
+            self._update(job, last_events.get(job.id, 0), begun)
 
     def _followed(self, now: float) -> list[str]:
         with self._lock:
@@ -93,9 +97,10 @@ class JobWatcher:
                 self._snapshots.pop(job_id, None)
             return list(self._requested_at)
 
-    def _update(self, job: Job, begun: float) -> JobSnapshot:
+    def _update(self, job: Job, last_event: int, begun: float) -> JobSnapshot:
         known = self._snapshots.get(job.id)
-        snapshot = replace(known, begun=begun) if known and known.job == job else self._take(job, begun)
+        made = known if known and known.job == job else self._take(job, begun)
+        snapshot = replace(made, begun=begun, last_event=last_event)
         with self._lock:
             # Race closed: a query that began before another one and ended after it would restore an old job.
             if (latest := self._snapshots.get(job.id)) is None or latest.begun < begun:
@@ -105,4 +110,4 @@ class JobWatcher:
     def _take(self, job: Job, begun: float) -> JobSnapshot:
         document = self._document(job)
         version = hashlib.sha256(document.encode()).hexdigest()[:16]
-        return JobSnapshot(job=job, document=document, version=version, begun=begun)
+        return JobSnapshot(job=job, document=document, version=version, last_event=0, begun=begun)

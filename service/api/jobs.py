@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asyncio import wrap_future
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -46,7 +47,8 @@ _BODY: dict[str, Any] = {
         },
     }
 }
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=500)]
+TEXT = r"^[^\x00]*$"
+Text = Annotated[str, StringConstraints(pattern=TEXT, max_length=500)]
 Label = Annotated[str, StringConstraints(pattern=r"^[^\x00:]+:[^\x00]*$", max_length=3_000)]
 IdempotencyKey = Annotated[
     str | None,
@@ -128,7 +130,7 @@ def list_jobs(
         name=name,
         experiment=experiment,
         since=since,
-        labels=list(map(_pair, label or ())),
+        labels=label_pairs(label),
         sweep=sweep,
         cursor=cursor,
         limit=limit,
@@ -165,9 +167,10 @@ def _checked(services: Context, body: SpecText) -> tuple[Spec, list[str]]:
     return resolved(spec, services.store, services.settings), notes
 
 
-def _pair(label: str) -> tuple[str, str]:
-    key, _, value = label.partition(":")
-    return key, value
+def label_pairs(labels: Iterable[str] | None) -> list[tuple[str, str]]:
+    """Returns the keys and values of labels KEY:VALUE."""
+    parts = (label.partition(":") for label in labels or ())
+    return [(key, value) for key, _, value in parts]
 
 
 def shown(job: Job, results: Results) -> JobDocument:

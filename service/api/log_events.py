@@ -87,21 +87,18 @@ def _index(log: Log, view: View) -> int:
 class Follower:
     """Returns one reader's new log lines in portions of about `FULL` bytes: a `service.api.sse.News`.
 
-    job: returns the job as it is now. start: the first position, sent at once as an event id, so that the
-    reader resumes there if its first connection breaks; None if the reader has one already.
+    job: returns the job as it is now.
     """
 
-    def __init__(self, job: Callable[[], Job], logs: JobLogs, view: View, start: LogPosition | None) -> None:
+    def __init__(self, job: Callable[[], Job], logs: JobLogs, view: View) -> None:
         self._job, self._logs, self._view = job, logs, view
-        self._first_id = b"" if start is None else format_sse_event(id=str(start))
 
     def __call__(self, position: LogPosition) -> tuple[bytes, LogPosition, bool]:
         # Race closed: read the job's state before its logs. After a job has ended or begun its next attempt,
         # the old logs do not grow, so this reads them completely. The other order could miss the last lines.
         job = self._job()
-        event_batch = _EventBatch(position, self._first_id)
+        event_batch = _EventBatch(position)
         self._fill(event_batch, job)
-        self._first_id = b""
         if event_batch.full or not self._is_over(job):
             return event_batch.events, event_batch.position, False
         return (
@@ -135,9 +132,10 @@ def _has_ended(attempt: int, job: Job) -> bool:
 class _EventBatch:
     """Encoded events, and the position after them."""
 
-    def __init__(self, position: LogPosition, events: bytes) -> None:
+    def __init__(self, position: LogPosition) -> None:
         self.position = position
-        self._events, self._length = [events], len(events)
+        self._events: list[bytes] = []
+        self._length = 0
 
     @property
     def events(self) -> bytes:

@@ -8,11 +8,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
 
 from service.api.context import Context, Services
 from service.api.log_events import Follower, LogPosition, beginning
+from service.api.looks import log_topic
 from service.api.problems import documented
-from service.api.sse import stream
 from service.errors import NotFound, Refused, Unavailable
 from service.job_logs import CHUNK, JobLogs, Log, View, tail_offset
 from service.jobs.job import Job
@@ -82,10 +83,10 @@ def _events(
     if view.attempt not in {None, position.attempt}:
         problem = Problem(key="Last-Event-ID", message=f"is not from attempt {view.attempt}")
         raise Refused("the position in the log is not valid", [problem])
-    follower = Follower(
-        lambda: services.job_watcher.snapshot(job.id).job, logs, view, None if tail is None else start
-    )
-    return stream(follower, position, services.stopping)
+    follower = Follower(lambda: services.job_watcher.snapshot(job.id).job, logs, view)
+    # With `tail`, the reader gets its place at once, so that it resumes there if this connection breaks.
+    first = b"" if tail is None or start is None else format_sse_event(id=str(start))
+    return services.streams.response(log_topic(job.id), view, follower, position, first)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Literal, Self
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.showable import showable
 from service.jobs.job import Job, State
 from service.queue.queue_pages import QueuedJob, QueuedPage
+from service.queue.stored_events import JobEvent
 from service.scheduling.scheduler import Forecast
 from training.checkpoints.listing import Listed
 from training.protocol import is_detail
@@ -184,6 +186,30 @@ class FilePage(Document):
         description="Entries besides: links to folders or to the outside, what is no regular file, names "
         "with control characters, and files after the first 10,000"
     )
+
+
+class EventDocument(Document):
+    """One change of a job, and what the job was after it."""
+
+    id: int = Field(description="Rises with each change; also the event's id in the stream")
+    job: str = Field(description="The job's id", examples=["j1k0w1qk530wdg8e15q54"])
+    name: str = Field(description="The job's name")
+    type: Literal["state", "restart", "cancel_requested", "resize", "priority"] = Field(
+        description="What has changed; `state`: the state or the attempt, and a new job"
+    )
+    state: State
+    reason: str
+    attempt: int
+    start: int = Field(description="Number of the start within the attempt")
+    workers: int | None
+    wanted_workers: int | None
+    priority: int
+    at: datetime = Field(description="By the database's clock")
+
+    @classmethod
+    def of(cls, event: JobEvent, name: str) -> Self:
+        """Returns the document of an event of the job with this name."""
+        return cls.model_validate({**asdict(event), "job": event.job_id, "name": name})
 
 
 class Total(Document):

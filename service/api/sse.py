@@ -2,16 +2,22 @@
 
 They are sent in portions of many events. A route that yields its events to FastAPI sends each one separately,
 which takes a hundred times as long: 25 seconds for 100,000 lines of a log.
+
+Readers of the same thing cost one: a portion is made once for all of them, and none is made while nothing
+changes (service.api.notifier).
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import TypeVar
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
-import anyio
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
@@ -21,43 +27,106 @@ POLL_S = 0.5
 HEARTBEAT_S = 10.0
 FULL = 1 << 17
 """Bytes of a full portion. After a full portion the next one is fetched at once, without a pause."""
+_KEPT_PORTIONS = 32
 
-Position = TypeVar("Position")
+Position = TypeVar("Position", bound=Hashable)
 News = Callable[[Position], tuple[bytes, Position, bool]]
 """Returns the encoded events after a position, the position after them, and whether they were the last.
 
-Returns about `FULL` bytes at most, which bounds the memory that a slow reader takes.
+Returns about `FULL` bytes at most, which bounds the memory that a slow reader takes; less only if there is
+nothing more.
 """
+Topic = tuple[str, str]
+"""What a stream follows: a kind, and an id of that kind."""
 
 
-def stream(news: News[Position], position: Position, stopping: threading.Event) -> EventSourceResponse:
-    """Streams the events after `position` until the last, or until the server is stopping.
+class Subscription(Protocol):
+    """A topic while it is followed. `generation` is another number after each change."""
 
-    Calls `news` again only when the client has taken the previous portion. Never fails once begun: while
-    `news` raises Unavailable, it sends the error as a comment every `HEARTBEAT_S` seconds and retries.
-    """
-    return EventSourceResponse(
-        _events(news, position, stopping),
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    @property
+    def generation(self) -> int: ...
+
+    async def changed(self, seen: int, seconds: float) -> None:
+        """Returns when the generation is not `seen`, when the server stops, or after this time."""
 
 
-async def _events(
-    news: News[Position], position: Position, stopping: threading.Event
-) -> AsyncIterator[bytes]:
-    sent_at = time.monotonic()
-    while not stopping.is_set():
-        portion, ended, heartbeat = b"", False, "still here"
-        try:
-            portion, position, ended = await run_in_threadpool(news, position)
-        except Unavailable as error:
-            heartbeat = " ".join(str(error).split())
-        if not portion and time.monotonic() - sent_at > HEARTBEAT_S:
-            portion = format_sse_event(comment=heartbeat)
-        if portion:
-            sent_at = time.monotonic()
-            yield portion
-        if ended:
-            return
-        if len(portion) < FULL:
-            await anyio.sleep(POLL_S)
+Subscribe = Callable[[Topic], AbstractContextManager[Subscription]]
+
+
+class Streams:
+    """Makes the streams of one server. stopping: ends them, so that their readers connect again elsewhere."""
+
+    def __init__(self, subscribe: Subscribe, stopping: threading.Event) -> None:
+        self._subscribe, self._stopping = subscribe, stopping
+        self._portions = _Portions()
+
+    def response(
+        self, topic: Topic, view: Hashable, news: News[Position], position: Position, first: bytes = b""
+    ) -> EventSourceResponse:
+        """Streams `first` and the events after `position` until the last, or until the server is stopping.
+
+        topic, view: `news` is a function of these and the position, and may change when the topic does.
+        Calls it again only when the client has taken the previous portion. Never fails once begun: while
+        `news` raises Unavailable, it sends the error as a comment every `HEARTBEAT_S` seconds and retries.
+        """
+        return EventSourceResponse(
+            self._events(topic, view, news, position, first),
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+    async def _events(
+        self, topic: Topic, view: Hashable, news: News[Position], position: Position, first: bytes
+    ) -> AsyncIterator[bytes]:
+        sent_at = time.monotonic()
+        if first:
+            yield first
+        with self._subscribe(topic) as subscription:
+            while not self._stopping.is_set():
+                seen, portion, ended, problem = subscription.generation, b"", False, ""
+                try:
+                    portion, position, ended = await self._portions.get(
+                        (topic, view, position, seen), partial(news, position)
+                    )
+                except Unavailable as error:
+                    problem = " ".join(str(error).split())
+                if portion:
+                    sent_at = time.monotonic()
+                    yield portion
+                if ended:
+                    return
+                if len(portion) >= FULL:
+                    continue
+                while not self._stopping.is_set() and subscription.generation == seen:
+                    silence = sent_at + HEARTBEAT_S - time.monotonic()
+                    if silence <= 0:
+                        sent_at = time.monotonic()
+                        yield format_sse_event(comment=problem or "still here")
+                        continue
+                    await subscription.changed(seen, min(silence, POLL_S) if problem else silence)
+                    if problem:
+                        break
+
+
+class _Portions:
+    """The latest portions. Each is made once, by the first reader that asks for it, in a thread."""
+
+    def __init__(self) -> None:
+        self._tasks: OrderedDict[Hashable, asyncio.Task[Any]] = OrderedDict()
+
+    async def get(
+        self, key: Hashable, make: Callable[[], tuple[bytes, Position, bool]]
+    ) -> tuple[bytes, Position, bool]:
+        """Returns the portion of this key. Raises what `make` raises; the next reader tries again."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(run_in_threadpool(make))
+            task.add_done_callback(partial(self._forget_if_failed, key))
+            if len(self._tasks) > _KEPT_PORTIONS:
+                self._tasks.popitem(last=False)
+        # A reader that leaves must not cancel what others wait for.
+        portion: tuple[bytes, Position, bool] = await asyncio.shield(task)
+        return portion
+
+    def _forget_if_failed(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        if (task.cancelled() or task.exception() is not None) and self._tasks.get(key) is task:
+            del self._tasks[key]

@@ -17,6 +17,7 @@ from service.cli import (
     cluster,
     compare,
     control,
+    events,
     jobs,
     report,
     results,
@@ -26,6 +27,7 @@ from service.cli import (
     train,
     up,
     verify,
+    webhooks,
 )
 from service.cli.options import DEFAULT_URL, Connection
 from service.cli.specs import SpecCommand
@@ -96,6 +98,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "sweeps": sweep.sweeps,
         "show": jobs.show,
         "logs": results.logs,
+        "events": events.events,
         "metrics": results.metrics,
         "compare": compare.compare,
         "report": report.report,
@@ -118,6 +121,7 @@ for _panel, _commands in _COMMANDS.items():
     for _name, _command in _commands.items():
         _kind = SpecCommand if _name in {"submit", "validate", "sweep", "train", "verify"} else None
         app.command(_name, cls=_kind, rich_help_panel=_panel)(_command)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel="The service")
 app.add_typer(secrets.app, name="secrets", rich_help_panel="The service")
 
 

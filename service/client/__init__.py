@@ -20,6 +20,7 @@ from service.client.models import (
     File,
     Files,
     Job,
+    JobEvent,
     KeyProblem,
     LogLine,
     Node,
@@ -32,6 +33,7 @@ from service.client.models import (
     Waiting,
 )
 from service.client.sweep_models import PlannedPoint, Sweep, SweepPoint, SweepValidation
+from service.client.webhook_models import Delivery, Webhook
 
 __all__ = [
     "DEFAULT_URL",
@@ -40,10 +42,12 @@ __all__ = [
     "Client",
     "ClientError",
     "Cluster",
+    "Delivery",
     "Failure",
     "File",
     "Files",
     "Job",
+    "JobEvent",
     "KeyProblem",
     "LogLine",
     "Node",
@@ -63,4 +67,5 @@ __all__ = [
     "Validation",
     "WaitTimeout",
     "Waiting",
+    "Webhook",
 ]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
-from service.client.errors import ClientError, RequestError, WaitTimeout
-from service.client.log_stream import follow_log
+from service.client.errors import RequestError
+from service.client.following import Following
 from service.client.models import (
     Cluster,
     Job,
     JobPage,
-    LogLine,
-    LogSource,
     QueuePage,
     Secret,
     SecretPage,
@@ -29,20 +25,22 @@ from service.client.models import (
 )
 from service.client.pages import all_items
 from service.client.results import Results, job_path
-from service.client.retry import Retry, ignore
+from service.client.retry import Retry
 from service.client.sweeps import SweepCalls
 from service.client.transport import Transport
+from service.client.webhooks import WebhookCalls
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `syncbn up` serves the API unless it is told another port."""
 
 
-class Client(Results, SweepCalls):
+class Client(Following, Results, SweepCalls, WebhookCalls):
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
-    second, and raises ClientError. Retries are idempotent. `wait`, `follow` and `follow_logs` retry for up
-    to `retry_seconds` after they have found the job, so they survive a restart of the server.
+    second, and raises ClientError. Retries are idempotent. `wait`, `follow`, `events` and `follow_logs` retry
+    for up to `retry_seconds` (math.inf: for ever) after they have found the job, so they survive a restart of
+    the server.
 
     url: address of the server. api_key: None if the server asks for none. timeout: in seconds. Raises
     ClientError if url or api_key cannot be used.
@@ -194,88 +192,6 @@ class Client(Results, SweepCalls):
         """
         return self._server.call(Job, "POST", f"{job_path(job_id)}/resize", json={"workers": workers})
 
-    def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5) -> Job:
-        """Blocks until the job has succeeded, failed or been cancelled, and returns it.
-
-        timeout: seconds until WaitTimeout is raised; None: no limit. poll: seconds between requests.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        job = self.job(job_id)
-        while not job.ended:
-            remaining = math.inf if deadline is None else deadline - time.monotonic()
-            if remaining <= 0:
-                raise WaitTimeout(f"job {job_id} is still {job.state} after {timeout:g} s")
-            time.sleep(min(poll, remaining))
-            job = self._job(job_id)
-        return job
-
-    def follow(
-        self, job_id: str, poll: float = 0.5, *, on_retry: Callable[[ClientError], None] = ignore
-    ) -> Iterator[Job]:
-        """Yields the job as it is now and after each change, until it has ended. Blocks between changes.
-
-        poll: seconds between requests. on_retry: called with each error that is going to be retried.
-        """
-        last = self.job(job_id)
-        yield last
-        while not last.ended:
-            time.sleep(poll)
-            if (job := self._job(job_id, on_retry)) != last:
-                last = job
-                yield job
-
-    def _job(self, job_id: str, on_retry: Callable[[ClientError], None] = ignore) -> Job:
-        return self._server.call(Job, "GET", job_path(job_id), retry=Retry(self.retry_seconds, on_retry))
-
-    def logs(
-        self, job_id: str, tail: int | None = None, *, rank: int | None = None, attempt: int | None = None
-    ) -> str:
-        """Returns what the job has printed so far.
-
-        rank, attempt: only the log of this rank or attempt (None: all; a header line precedes each log if
-        there are several). tail: only the last `tail` lines of each rank in the latest attempt.
-        """
-        params = _without_none(rank=rank, attempt=attempt, tail=tail)
-        return self._server.send("GET", f"{job_path(job_id)}/logs", params=params).text
-
-    def follow_logs(
-        self,
-        job_id: str,
-        tail: int | None = None,
-        *,
-        rank: int | None = None,
-        attempt: int | None = None,
-    ) -> Iterator[str]:
-        """Yields each line that the job prints, from the first one, until the job has ended. Blocks.
-
-        A header line precedes the lines of another attempt or rank. With `tail`, starts with the last
-        `tail` lines of each rank; with `attempt`, stops when that attempt has ended. Reconnects where the
-        connection broke: no line is lost or repeated.
-        """
-        for item in self._follow_logs(job_id, _without_none(rank=rank, attempt=attempt, tail=tail)):
-            if isinstance(item, LogLine):
-                yield item.line
-            elif item.header is not None:
-                yield item.header
-
-    def follow_log_lines(
-        self,
-        job_id: str,
-        tail: int | None = None,
-        *,
-        rank: int | None = None,
-        attempt: int | None = None,
-    ) -> Iterator[LogLine]:
-        """Like `follow_logs`, but yields each line with its attempt and rank, and no header lines."""
-        for item in self._follow_logs(job_id, _without_none(rank=rank, attempt=attempt, tail=tail)):
-            if isinstance(item, LogLine):
-                yield item
-
-    def _follow_logs(self, job_id: str, params: Mapping[str, int]) -> Iterator[LogLine | LogSource]:
-        self.job(job_id)  # raises at once if the server cannot be reached or has no such job
-        query = urlencode({"follow": "true", **params})
-        yield from follow_log(self._server, f"{job_path(job_id)}/logs?{query}", Retry(self.retry_seconds))
-
     def upload_code(self, archive: bytes) -> str:
         """Uploads a zip archive and returns its digest, which goes into a spec's `code`. Idempotent.
 
@@ -345,10 +261,6 @@ def _encoded(spec: Mapping[str, Any] | str) -> tuple[bytes, dict[str, str]]:
     if isinstance(spec, str):
         return spec.encode(), {"Content-Type": "application/yaml"}
     return json.dumps(dict(spec), allow_nan=False).encode(), {"Content-Type": "application/json"}
-
-
-def _without_none(**params: int | None) -> dict[str, int]:
-    return {name: value for name, value in params.items() if value is not None}
 
 
 def _secret(name: str) -> str:

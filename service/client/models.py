@@ -109,6 +109,29 @@ class Job(Answer):
         return ((self.finished_at or datetime.now(UTC)) - self.started_at).total_seconds()
 
 
+class JobEvent(Answer):
+    """One change of a job, and what the job was after it.
+
+    id: rises with each change. job, name: the job's. type: state, restart, cancel_requested, resize or
+    priority; a string, as `state`, so that the client accepts those of a newer server. workers: those of the
+    attempt; None while the job waits. wanted_workers: those that a resize asked for; None without a resize.
+    at: by the database's clock.
+    """
+
+    id: int
+    job: str
+    name: str = ""
+    type: str
+    state: str
+    reason: str = ""
+    attempt: int = 0
+    start: int = 0
+    workers: int | None = None
+    wanted_workers: int | None = None
+    priority: int = 0
+    at: datetime
+
+
 class Point(Answer):
     """One value of a metric.
 

@@ -15,6 +15,10 @@ class Event:
     data: str
 
 
+OPEN = Event(name="open", id="", data="")
+"""Stands for the beginning of a stream, before its first event."""
+
+
 def events(chunks: Iterable[str]) -> Iterator[Event]:
     """Yields each complete event of a response's text; an event cut off by a lost connection is dropped.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -90,16 +92,28 @@ class Transport:
                     raise
                 retry.back_off(error)
 
-    def events(self, path: str, headers: Mapping[str, str]) -> Iterator[sse.Event]:
-        """Yields server-sent events until the stream ends. Raises ServerUnreachable if it breaks."""
+    def events(
+        self, path: str, headers: Mapping[str, str], *, deadline: float = math.inf
+    ) -> Iterator[sse.Event]:
+        """Yields `sse.OPEN`, then server-sent events until the stream ends.
+
+        Raises ServerUnreachable if it breaks. deadline: by the monotonic clock; the stream is taken to have
+        ended then.
+        """
         accept = {"Accept": "text/event-stream", **headers}
+        timeout = self._http.timeout
+        if (left := deadline - time.monotonic()) < (timeout.read or math.inf):
+            timeout = httpx.Timeout(**{**timeout.as_dict(), "read": max(left, 0.001)})
         try:
-            with self._http.stream("GET", path, headers=accept) as response:
+            with self._http.stream("GET", path, headers=accept, timeout=timeout) as response:
                 if not response.is_success:
                     response.read()
-                yield from sse.events(self._checked(response).iter_text())
+                chunks = self._checked(response).iter_text()
+                yield sse.OPEN
+                yield from sse.events(_until(deadline, chunks))
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise ServerUnreachable(self.url, _cause(error)) from error
+            if time.monotonic() < deadline:
+                raise ServerUnreachable(self.url, _cause(error)) from error
 
     def _checked(self, response: httpx.Response) -> httpx.Response:
         if response.is_success:
@@ -109,6 +123,14 @@ class Transport:
             raise UnexpectedAnswer(self.url, f"{response.request.method} gave HTTP {response.status_code}")
         kind = NotFound if response.status_code == httpx.codes.NOT_FOUND else RequestError
         raise kind(response.status_code, document or {"title": response.reason_phrase})
+
+
+def _until(deadline: float, chunks: Iterator[str]) -> Iterator[str]:
+    """Yields the chunks, heartbeats among them, until the deadline."""
+    for chunk in chunks:
+        yield chunk
+        if time.monotonic() >= deadline:
+            return
 
 
 def _cause(error: httpx.RequestError) -> str:

@@ -2,5 +2,5 @@
 
 May import `backends`, `checkpoints`, `errors`, `foreground`, `identity`, `job_logs`, `jobs`, `log_files`,
 `queue`, `scheduling`, `secrets`, `settings`, `training.backoff`, `training.protocol`, `training.spec`,
-`training.tracking`.
+`training.tracking`, `webhooks`.
 """

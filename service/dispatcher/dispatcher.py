@@ -32,6 +32,7 @@ from service.queue.waiting import Queue, WaitingJobs
 from service.scheduling.preemption import GROWS_EVERY, Preempt
 from service.scheduling.scheduler import Decision, Start, Wait, schedule, standing
 from service.settings import Settings
+from service.webhooks.deliverer import Deliverer
 from training.protocol import Superseded
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Dispatcher:
         self._calm = False  # whether the next round may come late, because nothing runs or begins to
         self.runs = Runs(store, results, on_run=self._on_change, clock=clock)
         self.finisher = Finisher(settings, store, results)
+        self.deliverer = Deliverer(settings, store)
         self.reconciler = Reconciler(settings, store, cluster, on_end=self.finisher.wake, clock=clock)
 
     def run(
@@ -98,7 +100,7 @@ class Dispatcher:
         """
         timer, looked_at = timer or RoundTimer(), -math.inf
         listener = self.store.listener(self._on_change)
-        with _in_threads(self.runs, self.finisher, listener):
+        with _in_threads(self.runs, self.finisher, self.deliverer, listener):
             while not stop.is_set():
                 began = monotonic()
                 slow_poll = SLOW_POLL_SECONDS if listener.listens else poll_seconds
@@ -297,7 +299,7 @@ def _jobs_of(attempts: Iterable[str]) -> set[str]:
 
 
 @contextmanager
-def _in_threads(*workers: Runs | Finisher | Listener) -> Iterator[None]:
+def _in_threads(*workers: Runs | Finisher | Deliverer | Listener) -> Iterator[None]:
     """Runs the workers in threads until the context ends. One that hangs in a call ends with the process."""
     threads = [threading.Thread(target=each.run, name=type(each).__name__, daemon=True) for each in workers]
     for thread in threads:

@@ -27,6 +27,14 @@ def decode(cursor: str, prefix: str = JOB_PREFIX) -> str:
     return last_id
 
 
+def decode_number(cursor: str) -> int:
+    """Returns the number in a cursor. Raises Refused for a text that `encode` did not return."""
+    number = _decoded(cursor)
+    if not (number.isascii() and number.isdigit() and len(number) < 19):
+        raise _refused()
+    return int(number)
+
+
 def encode_queued(priority: int, last_id: str) -> str:
     """Returns the cursor of the page of the queue that follows this job."""
     return encode(f"{priority} {last_id}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
-from sqlalchemy import ColumnElement, Select, select, union_all
+from sqlalchemy import ColumnElement, Select, exists, select, union_all
 
 from service.jobs.job import State, first_id
 from service.queue.tables import job_labels, jobs
@@ -43,6 +43,20 @@ def page(filters: Filters, *, before: str | None, limit: int) -> Select[Any]:
     newest = [_newest(select(jobs.c.id), [state], filters, before, limit).subquery() for state in states]
     ids = union_all(*(select(each.c.id) for each in newest)).subquery()
     return select(jobs).where(jobs.c.id.in_(select(ids.c.id))).order_by(jobs.c.id.desc()).limit(limit)
+
+
+def conditions(filters: Filters) -> list[ColumnElement[bool]]:
+    """Returns the conditions that hold for the jobs that match every filter, for a query in another order."""
+    found = list(_conditions(filters, jobs.c.id))
+    if states := list(filters.get("states") or ()):
+        found.append(jobs.c.state.in_(states))
+    return found + [_has_label(key, value) for key, value in filters.get("labels") or ()]
+
+
+def _has_label(key: str, value: str) -> ColumnElement[bool]:
+    return exists().where(
+        job_labels.c.job_id == jobs.c.id, job_labels.c.key == key, job_labels.c.value == value
+    )
 
 
 def _newest(

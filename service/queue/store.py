@@ -36,8 +36,10 @@ from service.queue.notices import notices_of
 from service.queue.queue_pages import IN_ORDER, QueuePages
 from service.queue.queue_rows import QueueRows
 from service.queue.rows import insert_jobs, job_of, without_source
+from service.queue.stored_events import StoredEvents
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
+from service.queue.stored_webhooks import StoredWebhooks
 from service.queue.tables import UtcDateTime, jobs
 from training.protocol import Failure, Progress
 from training.spec import Spec
@@ -98,7 +100,9 @@ _NewJob = tuple[Job, str | None]
 """A job to insert, and its idempotency key."""
 
 
-class Store(Lease, QueuePages, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
+class Store(
+    Lease, QueuePages, QueueRows, CodeArchives, StoredEvents, StoredSecrets, StoredSweeps, StoredWebhooks
+):
     """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     DateTime,
     Dialect,
     Float,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -84,6 +86,7 @@ JobId = String(32).with_variant(String(32, collation="C"), "postgresql")
 """Compared byte by byte whatever the database's locale, so that ids sort by creation time."""
 
 _LEFT = text("archived_at IS NULL")
+_PENDING = text("state = 'pending'")
 
 jobs = Table(
     "jobs",
@@ -157,6 +160,28 @@ job_labels = Table(
 )
 """A copy of each spec's labels, so that both databases can search them by index."""
 
+Number = BigInteger().with_variant(Integer, "sqlite")
+"""A number that the database gives out, in rising order."""
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("id", Number, Identity(), primary_key=True),
+    Column("job_id", JobId, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("start", Integer, nullable=False),
+    Column("workers", Integer),
+    Column("wanted_workers", Integer),
+    Column("priority", Integer, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Index(None, "job_id", "id"),
+    sqlite_autoincrement=True,
+)
+"""One row for each change of a job, written by triggers on `jobs` (service.queue.stored_events)."""
+
 code_archives = Table(
     "code_archives",
     metadata,
@@ -173,6 +198,40 @@ secrets = Table(
     Column("updated_at", UtcDateTime, nullable=False),
 )
 """Encrypted values of secrets, by name (service.secrets)."""
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", JobId, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("states", AsJson(list, tuple), nullable=False),
+    Column("labels", AsJson(dict, dict), nullable=False),
+    Column("token", LargeBinary, nullable=False),
+    Column("position", Number, nullable=False),
+    Column("idempotency_key", Text, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", Number, Identity(), primary_key=True),
+    Column("webhook_id", JobId, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("message_id", Text, nullable=False, unique=True),
+    Column("body", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("status", Integer),
+    Column("problem", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+    Index(None, "webhook_id", "id"),
+    Index(
+        "ix_webhook_deliveries_pending", "webhook_id", "id", postgresql_where=_PENDING, sqlite_where=_PENDING
+    ),
+    sqlite_autoincrement=True,
+)
 
 scheduler = Table(
     "scheduler",

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from service.api.bodies import SpecText, read_spec
 from service.api.context import Context
 from service.api.job_watcher import JobWatcher
+from service.api.notifier import Notifier
+from service.api.sse import Streams
 from service.backends.memory_tracking import FakeResults
 from service.queue.store import Store
 from service.settings import Settings
@@ -53,13 +55,16 @@ class NoCode(Store):
         return {}
 
 
+STOPPING = threading.Event()
 STORE = NoCode("sqlite:////nowhere/jobs.db")
 SERVICES = Context(
     settings=Settings(),
     store=STORE,
     results=FakeResults(),
     job_watcher=JobWatcher(STORE, str),
-    stopping=threading.Event(),
+    event_horizon=STORE.event_horizon(),
+    streams=Streams(Notifier(lambda _: {}, STOPPING).subscribe, STOPPING),
+    stopping=STOPPING,
 )
 
 

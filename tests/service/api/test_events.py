@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from service.api import job_watcher, sse
+from service.api import events, job_watcher, sse
 from service.api.app import create_app
 from service.api.job_watcher import JobWatcher
 from service.backends.memory_tracking import FakeResults
@@ -50,7 +50,11 @@ def finish(store: Store, job: Job) -> None:
     assert store.move(store.get(job.id), State.SUCCEEDED)
 
 
-# Events
+def finish_waiting(store: Store, job: Job) -> None:
+    store.request_cancel(job.id)
+
+
+# Events of a job
 
 
 def test_events_are_the_job_now_and_whenever_it_changes(
@@ -58,6 +62,7 @@ def test_events_are_the_job_now_and_whenever_it_changes(
 ) -> None:
     found: list[tuple[str, object]] = []
     changes: list[Callable[[Store, Job], None]] = [launch, report, finish]
+    changed = []
     with api.stream("GET", f"/v1/jobs/{job.id}/events") as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         for line in response.iter_lines():
@@ -69,9 +74,12 @@ def test_events_are_the_job_now_and_whenever_it_changes(
                 found.append((document["state"], (document["progress"] or {}).get("step")))
                 if changes and document["state"] != "starting":
                     changes.pop(0)(sqlite_store, job)
+            elif name == "data" and kind == "change":
+                changed.append(json.loads(value)["state"])
             elif name == "data":
                 found.append((kind, value))
 
+    assert changed == ["queued", "starting", "running", "succeeded"]
     seen = [item for item in found if item != ("starting", None)]  # may be too short to be seen
     assert seen == [
         ("queued", None),
@@ -86,23 +94,107 @@ def test_events_say_what_the_job_document_says(api: httpx.Client, job: Job, sqli
     for change in (launch, report, finish):
         change(sqlite_store, job)
 
-    (name, _, data), end = sent_events(api.get(f"/v1/jobs/{job.id}/events").text)
+    *_, (name, _, data), end = sent_events(api.get(f"/v1/jobs/{job.id}/events").text)
 
     assert name == "job"
     assert json.loads(data) == api.get(f"/v1/jobs/{job.id}").json()
     assert end == ("end", "", "succeeded")
 
 
-def test_events_taken_up_again_do_not_repeat_the_last(
+def follow(api: httpx.Client, job: Job, last_id: str = "") -> list[tuple[str, str, str]]:
+    headers = {"Last-Event-ID": last_id} if last_id else {}
+    return sent_events(api.get(f"/v1/jobs/{job.id}/events", headers=headers).text)
+
+
+def test_events_taken_up_anywhere_miss_and_repeat_nothing(
     api: httpx.Client, job: Job, sqlite_store: Store
 ) -> None:
     launch(sqlite_store, job)
     finish(sqlite_store, job)
-    (_, version, _), _ = sent_events(api.get(f"/v1/jobs/{job.id}/events").text)
+    whole = follow(api, job)
 
-    again = api.get(f"/v1/jobs/{job.id}/events", headers={"Last-Event-ID": version})
+    assert [name for name, _, _ in whole] == ["change"] * 4 + ["job", "end"]
+    for index, (_, id, _) in enumerate(whole[:-1]):
+        assert follow(api, job, id) == whole[index + 1 :]
 
-    assert [name for name, _, _ in sent_events(again.text)] == ["end"]
+
+def test_a_client_that_took_its_position_from_an_older_server_goes_on(
+    api: httpx.Client, job: Job, sqlite_store: Store
+) -> None:
+    finish_waiting(sqlite_store, job)
+    version = follow(api, job)[-2][1].partition("-")[2]
+
+    assert [name for name, _, _ in follow(api, job, version)] == ["change"] * 2 + ["end"]
+    assert [name for name, _, _ in follow(api, job, "0" * 16)] == ["change"] * 2 + ["job", "end"]
+
+
+@pytest.mark.parametrize("last_id", ["x", "1-x", "-1", "9" * 20, "7", "7-0123456789abcdef"])
+def test_a_position_that_was_not_given_out_is_refused(api: httpx.Client, job: Job, last_id: str) -> None:
+    response = api.get(f"/v1/jobs/{job.id}/events", headers={"Last-Event-ID": last_id})
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["key"] == "Last-Event-ID"
+
+
+def test_more_events_than_fit_into_one_portion_all_come(
+    api: httpx.Client, job: Job, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_LIMIT", 3)
+    monkeypatch.setattr(events, "FULL", 600)
+    monkeypatch.setattr(sse, "FULL", 600)
+    for _ in range(4):
+        sqlite_store.request_pause(job.id)
+        sqlite_store.request_resume(job.id)
+    finish_waiting(sqlite_store, job)
+
+    assert [name for name, _, _ in follow(api, job)] == ["change"] * 10 + ["job", "end"]
+
+
+# All jobs
+
+
+def test_events_of_all_jobs_begin_now_and_go_on_after_any_of_them(
+    api: httpx.Client, job: Job, sqlite_store: Store
+) -> None:
+    other = sqlite_store.create_job(make_spec(name="other", labels={"team": "x"}))[0]
+    with api.stream("GET", "/v1/events") as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = response.iter_lines()
+        assert next(lines) == "id: 2"
+        launch(sqlite_store, other)
+        assert [document["state"] for document in changes_in(lines, 2)] == ["starting", "running"]
+    launch(sqlite_store, job)
+
+    with api.stream("GET", "/v1/events", headers={"Last-Event-ID": "3"}) as response:
+        found = changes_in(response.iter_lines(), 3)
+    assert [(each["job"], each["state"]) for each in found] == [
+        (other.id, "running"),
+        (job.id, "starting"),
+        (job.id, "running"),
+    ]
+    with api.stream("GET", "/v1/events?after=0&label=team:x") as response:
+        found = changes_in(response.iter_lines(), 3)
+    assert {(each["job"], each["name"]) for each in found} == {(other.id, "other")}
+    assert api.get("/v1/events", headers={"Last-Event-ID": "x"}).status_code == 422
+
+
+def changes_in(lines: Iterator[str], count: int) -> list[dict[str, object]]:
+    """The next changes in a stream."""
+    data = (line.removeprefix("data: ") for line in lines if line.startswith("data: "))
+    return [json.loads(next(data)) for _ in range(count)]
+
+
+def test_a_stopping_server_ends_its_streams(
+    stage: Stage, sqlite_store: Store, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "POLL_S", 0.02)
+    stopping = threading.Event()
+    app = create_app(Settings(), sqlite_store, FakeResults(), stopping=stopping)
+    with stage.showing(app) as api, api.stream("GET", f"/v1/jobs/{job.id}/events") as response:
+        lines = response.iter_lines()
+        assert next(lines) == "event: change"
+        stopping.set()
+        assert "event: end" not in list(lines)  # the answer ends, the job does not
 
 
 def test_events_of_no_job_are_not_found(api: httpx.Client) -> None:
@@ -121,7 +213,7 @@ def test_many_followers_do_not_hold_up_the_others(api: httpx.Client, job: Job, s
         address = f"{api.base_url}/v1/jobs/{job.id}/events"
         with httpx.stream("GET", address, timeout=60, trust_env=False) as response:
             lines = response.iter_lines()
-            assert next(lines) == "event: job"
+            assert next(lines) == "event: change"
             told.release()
             return list(lines)[-2]
 

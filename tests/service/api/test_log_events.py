@@ -38,7 +38,7 @@ class Reader:
     def look(self, *, portions: int = 1) -> bool:
         """Whether it has been told the end."""
         logs = JobLogs(str(self.storage), FakeResults())
-        follower, ended = Follower(lambda: self.job, logs, self.view, None), False
+        follower, ended = Follower(lambda: self.job, logs, self.view), False
         for _ in range(portions):
             events, self.place, ended = follower(LogPosition.parse(str(self.place)))
             self.portions.append(events)

@@ -217,21 +217,21 @@ def test_wait_returns_the_job_once_it_has_ended(service: Service, client: Client
     service.start_job(job.id)
     later(0.2, service.end_job, job.id, State.SUCCEEDED)
 
-    assert client.wait(job.id, poll=0.05).state == "succeeded"
+    assert client.wait(job.id).state == "succeeded"
 
 
 def test_wait_gives_up_after_its_timeout(client: Client) -> None:
     job = client.submit(SPEC)
 
     with pytest.raises(WaitTimeout, match="still queued after"):
-        client.wait(job.id, timeout=0.1, poll=0.05)
+        client.wait(job.id, timeout=0.1)
     assert client.wait(client.cancel(job.id).id, timeout=0).state == "cancelled"
 
 
 def test_follow_yields_each_change_until_the_end(service: Service, client: Client) -> None:
     job = client.submit(SPEC)
     seen = []
-    for now in client.follow(job.id, poll=0.01):
+    for now in client.follow(job.id):
         seen.append(now.state)
         if now.state == "queued":
             service.start_job(job.id)
@@ -243,7 +243,7 @@ def test_follow_yields_each_change_until_the_end(service: Service, client: Clien
 
 def test_follow_outlasts_a_restart_of_the_server(service: Service, client: Client, later: Later) -> None:
     job = client.submit(SPEC)
-    following = client.follow(job.id, poll=0.05)
+    following = client.follow(job.id)
     next(following)
 
     service.server.stop()
@@ -255,7 +255,7 @@ def test_follow_outlasts_a_restart_of_the_server(service: Service, client: Clien
 
 def test_follow_gives_up_on_a_server_that_stays_away(service: Service) -> None:
     with Client(service.url, retry_seconds=0.3) as client:
-        following = client.follow(client.submit(SPEC).id, poll=0.01)
+        following = client.follow(client.submit(SPEC).id)
         next(following)
         service.server.stop()
 

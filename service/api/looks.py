@@ -1,0 +1,47 @@
+"""What the topics of streams look like: another value means that a stream has something to send."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping
+
+from service.api.job_watcher import JobWatcher
+from service.api.sse import Topic
+from service.errors import NotFound, Unavailable
+from service.job_logs import JobLogs
+from service.queue.stored_events import EventHorizon
+
+ALL_EVENTS: Topic = ("events", "")
+
+
+def job_topic(job_id: str) -> Topic:
+    """Returns the topic of a job's events."""
+    return ("job", job_id)
+
+
+def log_topic(job_id: str) -> Topic:
+    """Returns the topic of a job's logs."""
+    return ("log", job_id)
+
+
+class Looks:
+    """Looks at followed jobs in one query, at the sizes of followed logs, and at the events of all jobs."""
+
+    def __init__(self, job_watcher: JobWatcher, logs: JobLogs, horizon: EventHorizon) -> None:
+        self._job_watcher, self._logs, self._horizon = job_watcher, logs, horizon
+
+    def __call__(self, topics: Collection[Topic]) -> Mapping[Topic, Hashable]:
+        """Blocks. A topic that cannot be looked at looks like its problem: its stream then finds it too."""
+        return {topic: self._look(topic) for topic in topics}
+
+    def _look(self, topic: Topic) -> Hashable:
+        kind, job_id = topic
+        try:
+            if topic == ALL_EVENTS:
+                return self._horizon.now()
+            snapshot = self._job_watcher.snapshot(job_id)
+            if kind == "log":
+                job = snapshot.job
+                return (job.state, job.attempt, job.workers, self._logs.sizes(job))
+            return (snapshot.version, snapshot.last_event)
+        except (Unavailable, NotFound) as error:
+            return str(error)
