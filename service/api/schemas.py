@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.jobs.failures import FailureClass, class_of
 from service.jobs.job import Job, State
 from service.scheduling.scheduler import Forecast
 from training.checkpoints.listing import Listed
@@ -41,6 +42,33 @@ class RunDocument(Document):
     url: str
 
 
+class LastFailureDocument(Document):
+    """The last failure of a job, after which it was started again or given up."""
+
+    kind: FailureClass
+    type: str = Field(description="Class of the exception, name of the signal, and so on; may be empty")
+    step: int = Field(description="0 before the first")
+    in_row: int = Field(description="Number of failures without progress in between, this one included")
+
+    @classmethod
+    def of(cls, job: Job) -> Self | None:
+        """Returns the document of the last failure; None if there is none."""
+        last = job.last_failure
+        if last is None:
+            return None
+        return cls(kind=class_of(last), type=last.type, step=last.step, in_row=job.failures_in_row)
+
+
+class CommandDocument(Document):
+    """The last command that changed a job, with what it was given."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    command: str = Field(examples=["pause"])
+    by: str = Field(description="Name of the user; empty if it is not known")
+    at: datetime
+
+
 class JobDocument(Document):
     """One job."""
 
@@ -60,8 +88,17 @@ class JobDocument(Document):
     workers: int | None = Field(description="Workers of the current attempt; null while it waits")
     wanted_workers: int | None = Field(description="Workers that a resize asked for; null: no resize")
     error: dict[str, Any] | None = Field(
-        description="Why it failed: type, message, rank, log_tail, and step if known"
+        description="Why it failed: kind, type, message, rank, log_tail, and step if known"
     )
+    failures: int = Field(description="Retries used so far; `spec.retries` limits them")
+    last_failure: LastFailureDocument | None = Field(description="null: none since it was queued or retried")
+    not_before: datetime | None = Field(description="When it may start again after a failure; null: it may")
+    ended_by: str | None = Field(
+        description="Who ended it: `job` itself, the `scheduler` that gave it up, its `time limit`, or the "
+        "name of the user, empty if it is not known; null: it has not ended"
+    )
+    last_command: CommandDocument | None = Field(description="null: no command has changed it")
+    removed: list[str] = Field(description="What retention has removed of it", examples=[["logs"]])
     progress: ProgressDocument | None = Field(description="null before the first step")
     metrics: Mapping[str, float | None] = Field(
         description="Latest value of each metric, null if not finite; empty before the first step"
@@ -81,7 +118,15 @@ class JobDocument(Document):
             if run and url
             else None,
             sweep=job.sweep_id,
+            last_failure=LastFailureDocument.of(job),
+            not_before=shown_wait(job),
+            removed=job.removed.names,
         )
+
+
+def shown_wait(job: Job) -> datetime | None:
+    """Returns until when the job waits after a failure; None if it does not."""
+    return job.not_before if job.backoff_seconds else None
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -92,7 +137,7 @@ def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-_NOT_FROM_JOB = {"progress", "metrics", "mlflow", "sweep"}
+_NOT_FROM_JOB = {"progress", "metrics", "mlflow", "sweep", "last_failure", "not_before", "removed"}
 _FROM_JOB = [name for name in JobDocument.model_fields if name not in _NOT_FROM_JOB]
 
 
@@ -102,6 +147,24 @@ class ResizeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     workers: int = Field(ge=1, description="Within the range of the job's resources.workers", examples=[2])
+
+
+class RetryRequest(BaseModel):
+    """The body of a retry."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    from_scratch: bool = Field(
+        default=False, description="Begin from step 0 in a new run; its checkpoints are removed"
+    )
+
+
+class PriorityRequest(BaseModel):
+    """The body of a change of priority."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    priority: int = Field(ge=-1000, le=1000, description="Jobs with a higher one start first", examples=[10])
 
 
 class JobPage(Document):
@@ -262,6 +325,7 @@ class WaitingDocument(Document):
     priority: int
     reason: str
     needs: Total = Field(description="For the smallest number of workers that it starts with")
+    not_before: datetime | None = Field(description="When it may start again after a failure; null: it may")
     created_at: datetime
 
     @classmethod
@@ -275,6 +339,7 @@ class WaitingDocument(Document):
             priority=job.priority,
             reason=job.reason,
             needs=Total.of(resources.min_workers, resources),
+            not_before=shown_wait(job),
             created_at=job.created_at,
         )
 

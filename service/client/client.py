@@ -13,6 +13,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from service.client.errors import ClientError, RequestError, WaitTimeout
+from service.client.lifecycle import LifecycleCalls
 from service.client.log_stream import follow_log
 from service.client.models import (
     Cluster,
@@ -37,15 +38,15 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `syncbn up` serves the API unless it is told another port."""
 
 
-class Client(Results, SweepCalls):
+class Client(Results, SweepCalls, LifecycleCalls):
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
     second, and raises ClientError. Retries are idempotent. `wait`, `follow` and `follow_logs` retry for up
     to `retry_seconds` after they have found the job, so they survive a restart of the server.
 
-    url: address of the server. api_key: None if the server asks for none. timeout: in seconds. Raises
-    ClientError if url or api_key cannot be used.
+    url: address of the server. api_key: None if the server asks for none. timeout: in seconds. user: whose
+    name is on the commands that it gives; "": nobody's. Raises ClientError if url or api_key cannot be used.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Client(Results, SweepCalls):
         timeout: float = 30.0,
         *,
         retry_seconds: float = 60.0,
+        user: str = "",
     ) -> None:
         self.retry_seconds = retry_seconds
-        self._server = Transport(url, api_key, timeout)
+        self._server = Transport(url, api_key, timeout, user)
 
     @property
     def url(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
     text,
 )
 
@@ -84,6 +86,8 @@ JobId = String(32).with_variant(String(32, collation="C"), "postgresql")
 """Compared byte by byte whatever the database's locale, so that ids sort by creation time."""
 
 _LEFT = text("archived_at IS NULL")
+_REMOVING = text("removing <> 0")
+_DELETED = text("deleted_at IS NOT NULL")
 
 jobs = Table(
     "jobs",
@@ -117,9 +121,22 @@ jobs = Table(
     Column("archived_at", UtcDateTime),
     Column("sweep_id", JobId, ForeignKey("sweeps.id"), index=True),
     Column("point", Integer),
+    Column("failures_in_row", Integer, nullable=False, server_default="0"),
+    Column("backoff_seconds", Float, nullable=False, server_default="0"),
+    Column("not_before", UtcDateTime),
+    Column("ended_by", Text),
+    Column("last_command", AsJson(dict, dict)),
+    Column("from_scratch", Boolean, nullable=False, server_default=false()),
+    Column("removed", Integer, nullable=False, server_default="0"),
+    Column("removing", Integer, nullable=False, server_default="0"),
+    Column("deleted_at", UtcDateTime),
+    Column("code", String(64), index=True),
     Index(None, "state", "priority", "id"),
     # The finisher queries these often; the index spares it all other ended jobs.
     Index("ix_jobs_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
+    Index("ix_jobs_deleted", "id", postgresql_where=_DELETED, sqlite_where=_DELETED),
+    Index("ix_jobs_removing", "id", postgresql_where=_REMOVING, sqlite_where=_REMOVING),
+    Index(None, "finished_at", "removed"),
 )
 
 sweeps = Table(
@@ -156,7 +173,9 @@ code_archives = Table(
     Column("digest", String(64), primary_key=True),
     Column("data", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("unused_since", UtcDateTime),
 )
+"""unused_since: when the last job that used it was deleted, or retention gave it up; then it goes soon."""
 
 secrets = Table(
     "secrets",
