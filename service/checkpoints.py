@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from service.errors import NotFound, Unavailable
-from service.jobs.job import Job
+from service.jobs.job import Job, Removed
 from service.settings import Settings
 from training.checkpoints.folder import Checkpoints
 from training.checkpoints.listing import LIGHTNING, Listed, NoSuchCheckpoint, Which, chosen
 
 if TYPE_CHECKING:
     from training.checkpoints.object_store import ObjectStore
+
+
+_CHECKPOINTS = Removed.CHECKPOINTS | Removed.OTHER_CHECKPOINTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +50,15 @@ class JobCheckpoints:
         if self._job.attempt:
             check_mounted(Path(self._settings.storage))
         with _readable(self.location):
-            return self._store().listed()
+            return self.store().listed()
 
     def chosen(self, which: Which) -> Listed:
         """Returns the checkpoint that is meant. Raises NotFound naming those that exist."""
         try:
             return chosen(self.all(), which)
         except NoSuchCheckpoint as error:
-            raise NotFound(f"job {self._job.id!r} has no such checkpoint: {error}") from None
+            why = "; retention has removed some or all" if self._job.removed & _CHECKPOINTS else ""
+            raise NotFound(f"job {self._job.id!r} has no such checkpoint: {error}{why}") from None
 
     def open(self, which: Which) -> Opened:
         """Opens the checkpoint that is meant. Raises NotFound."""
@@ -62,7 +66,7 @@ class JobCheckpoints:
         contents = checkpoint.files[LIGHTNING]
         try:
             with _readable(self.location):
-                file = self._store().open(checkpoint.name, LIGHTNING)
+                file = self.store().open(checkpoint.name, LIGHTNING)
         except FileNotFoundError:
             raise NotFound(
                 f"the checkpoint of step {checkpoint.step} of job {self._job.id!r} has just been deleted, "
@@ -70,7 +74,8 @@ class JobCheckpoints:
             ) from None
         return Opened(checkpoint=checkpoint, file=file, size=contents["size"], sha256=contents["sha256"])
 
-    def _store(self) -> Checkpoints | ObjectStore:
+    def store(self) -> Checkpoints | ObjectStore:
+        """Returns the store of the checkpoints. Raises NotFound for a script, which has none."""
         if self._job.runs_script:
             raise NotFound(
                 f"job {self._job.id!r} runs a script, which saves files of its own in SYNCBN_CHECKPOINT_DIR; "

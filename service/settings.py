@@ -96,6 +96,37 @@ class Settings(BaseSettings):
         description="Largest uploaded archive, packed or unpacked",
     )
 
+    retention_other_checkpoints_days: float | None = Field(
+        default=None,
+        ge=0,
+        description="Days after a job's end when all its checkpoints except the best and the last are "
+        "removed; by default they are kept",
+    )
+    retention_checkpoints_days: float | None = Field(
+        default=None,
+        ge=0,
+        description="Days after a job's end when all its checkpoints are removed, and what a script has "
+        "saved; by default they are kept",
+    )
+    retention_logs_days: float | None = Field(
+        default=None,
+        ge=0,
+        description="Days after a job's end when its logs and exit records are removed; MLflow keeps a copy "
+        "of the logs. By default they are kept",
+    )
+    retention_spools_days: float | None = Field(
+        default=None,
+        ge=0,
+        description="Days after a job's end when its spool of metrics is removed, if MLflow has all of "
+        "them; by default it is kept",
+    )
+    retention_code_days: float | None = Field(
+        default=None,
+        ge=0,
+        description="Days after the end of its last job when a code archive is removed; by default it is "
+        "kept",
+    )
+
     secrets_key: SecretStr | None = Field(
         default=None,
         description="Encrypts the secrets that users store: 32 random bytes in URL-safe base64, the same for "
@@ -238,7 +269,10 @@ class _GivenSecrets(PydanticBaseSettingsSource):
 
 def _problem(error: ErrorDetails) -> Problem:
     field = str(error["loc"][0])
-    is_number = Settings.model_fields[field].annotation is int  # another value may hold a password
+    is_number = Settings.model_fields[field].annotation in {
+        int,
+        float | None,
+    }  # another value may hold a password
     got = f"; got {error['input']!r}" if is_number else ""
     return Problem(key=names_of(field)[0], message=error["msg"] + got)
 

@@ -24,9 +24,7 @@ JOB_TAG = "syncbn.job_id"
 SWEEP_TAG = "syncbn.sweep_id"
 """The MLflow tag that holds the id of the sweep whose run it is, the parent of its jobs' runs."""
 
-LONGEST_MESSAGE = 4_000
-LONGEST_TRACE = 20_000
-LONGEST_TYPE = 200
+LONGEST_MESSAGE, LONGEST_TRACE, LONGEST_TYPE = 4_000, 20_000, 200
 LONGEST_TAIL = 8_000
 TAIL_LINES = 30
 LONGEST_METRICS = 200
@@ -371,11 +369,13 @@ class Failure:
     type: str
     code: int | None
     step: int
+    lost_peer: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, record: ExitRecord) -> Self:
         """Returns the identity of the failure in `record`."""
-        return cls(kind=str(record.kind), type=record.type, code=record.code, step=record.step)
+        same = {name: getattr(record, name) for name in ("type", "code", "step", "lost_peer")}
+        return cls(kind=str(record.kind), **same)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 
 from service.api import (
     checkpoints,
+    cleanup,
     cluster,
     code,
     control,
@@ -74,7 +75,21 @@ def create_app(
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)
-    for routes in (jobs, control, logs, events, checkpoints, files, sweeps, code, secrets, cluster, webhooks):
+    routers = (
+        jobs,
+        control,
+        logs,
+        events,
+        checkpoints,
+        files,
+        sweeps,
+        code,
+        secrets,
+        cluster,
+        cleanup,
+        webhooks,
+    )
+    for routes in routers:
         app.include_router(routes.router, dependencies=[Depends(require_key)], responses=everywhere)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from service.api.cluster_schemas import AmountDocument, ClusterDocument, NodeDocument, QueuePage
 from service.api.context import Services
 from service.api.problems import documented
-from service.api.schemas import AmountDocument, ClusterDocument, NodeDocument, QueuePage, json_response
+from service.api.schemas import json_response
 from service.queue import lease
 from service.scheduling import capacity
 from service.scheduling.capacity import UNITS, Amount

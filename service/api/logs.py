@@ -16,7 +16,7 @@ from service.api.looks import log_topic
 from service.api.problems import documented
 from service.errors import NotFound, Refused, Unavailable
 from service.job_logs import CHUNK, JobLogs, Log, View, tail_offset
-from service.jobs.job import Job
+from service.jobs.job import Job, Removed
 from training.spec import Problem
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -53,6 +53,11 @@ def get_logs(
     view, logs = View(rank=rank, attempt=attempt), JobLogs(services.settings.storage, services.results)
     follow = follow or "text/event-stream" in accept
     _check_attempt(job, attempt)
+    if Removed.LOGS in job.removed:
+        raise NotFound(
+            f"the logs of job {job.id!r} were removed by retention; the run in MLflow has a copy among its "
+            "artifacts (logs/)"
+        )
     if rank is not None and (job.state.ended or not follow):
         _check_rank(job, rank, view, logs)
     if follow:

@@ -12,8 +12,9 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.showable import showable
+from service.jobs.failures import FailureClass, class_of
 from service.jobs.job import Job, State
-from service.queue.queue_pages import QueuedJob, QueuedPage
+from service.queue.queue_pages import QueuedJob
 from service.queue.stored_events import JobEvent
 from service.scheduling.scheduler import Forecast
 from training.checkpoints.listing import Listed
@@ -55,6 +56,33 @@ class RunDocument(Document):
     url: str
 
 
+class LastFailureDocument(Document):
+    """The last failure of a job, after which it was started again or given up."""
+
+    kind: FailureClass
+    type: str = Field(description="Class of the exception, name of the signal, and so on; may be empty")
+    step: int = Field(description="0 before the first")
+    in_row: int = Field(description="Number of failures without progress in between, this one included")
+
+    @classmethod
+    def of(cls, job: Job) -> Self | None:
+        """Returns the document of the last failure; None if there is none."""
+        last = job.last_failure
+        if last is None:
+            return None
+        return cls(kind=class_of(last), type=last.type, step=last.step, in_row=job.failures_in_row)
+
+
+class CommandDocument(Document):
+    """The last command that changed a job, with what it was given."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    command: str = Field(examples=["pause"])
+    by: str = Field(description="Name of the user; empty if it is not known")
+    at: datetime
+
+
 class JobDocument(Document):
     """One job."""
 
@@ -74,8 +102,17 @@ class JobDocument(Document):
     workers: int | None = Field(description="Workers of the current attempt; null while it waits")
     wanted_workers: int | None = Field(description="Workers that a resize asked for; null: no resize")
     error: dict[str, Any] | None = Field(
-        description="Why it failed: type, message, rank, log_tail, and step if known"
+        description="Why it failed: kind, type, message, rank, log_tail, and step if known"
     )
+    failures: int = Field(description="Retries used so far; `spec.retries` limits them")
+    last_failure: LastFailureDocument | None = Field(description="null: none since it was queued or retried")
+    not_before: datetime | None = Field(description="When it may start again after a failure; null: it may")
+    ended_by: str | None = Field(
+        description="Who ended it: `job` itself, the `scheduler` that gave it up, its `time limit`, or the "
+        "name of the user, empty if it is not known; null: it has not ended"
+    )
+    last_command: CommandDocument | None = Field(description="null: no command has changed it")
+    removed: list[str] = Field(description="What retention has removed of it", examples=[["logs"]])
     progress: ProgressDocument | None = Field(description="null before the first step")
     metrics: Mapping[str, float | None] = Field(
         description="Latest value of each metric, null if not finite; empty before the first step"
@@ -96,7 +133,15 @@ class JobDocument(Document):
             if run and url
             else None,
             sweep=job.sweep_id,
+            last_failure=LastFailureDocument.of(job),
+            not_before=shown_wait(job),
+            removed=job.removed.names,
         )
+
+
+def shown_wait(job: Job | QueuedJob) -> datetime | None:
+    """Returns until when the job waits after a failure; None if it does not."""
+    return job.not_before if job.backoff_seconds else None
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
@@ -107,7 +152,7 @@ def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-_NOT_FROM_JOB = {"spec", "progress", "metrics", "mlflow", "sweep"}
+_NOT_FROM_JOB = {"spec", "progress", "metrics", "mlflow", "sweep", "last_failure", "not_before", "removed"}
 _FROM_JOB = [name for name in JobDocument.model_fields if name not in _NOT_FROM_JOB]
 
 
@@ -117,6 +162,24 @@ class ResizeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     workers: int = Field(ge=1, description="Within the range of the job's resources.workers", examples=[2])
+
+
+class RetryRequest(BaseModel):
+    """The body of a retry."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    from_scratch: bool = Field(
+        default=False, description="Begin from step 0 in a new run; its checkpoints are removed"
+    )
+
+
+class PriorityRequest(BaseModel):
+    """The body of a change of priority."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    priority: int = Field(ge=-1000, le=1000, description="Jobs with a higher one start first", examples=[10])
 
 
 class JobPage(Document):
@@ -290,71 +353,3 @@ class SecretPage(Document):
     """All secrets, by name."""
 
     items: list[SecretDocument]
-
-
-class WaitingDocument(Document):
-    """A job in the queue."""
-
-    position: int = Field(description="From 1")
-    id: str
-    name: str
-    priority: int
-    reason: str
-    needs: Total = Field(description="For the smallest number of workers that it starts with")
-    created_at: datetime
-
-    @classmethod
-    def of(cls, job: QueuedJob) -> Self:
-        """Returns the document of a job in the queue."""
-        resources = Resources.model_validate(job.resources)
-        return cls(
-            position=job.position,
-            id=job.id,
-            name=job.name,
-            priority=job.priority,
-            reason=job.reason,
-            needs=Total.of(resources.min_workers, resources),
-            created_at=job.created_at,
-        )
-
-
-class QueuePage(Document):
-    """One page of the queued jobs, in starting order."""
-
-    items: list[WaitingDocument]
-    next_cursor: str | None = Field(description="Give it as `cursor` to get the next page; null: the last")
-    total: int = Field(description="Number of jobs in the whole queue")
-
-    @classmethod
-    def of(cls, page: QueuedPage) -> Self:
-        """Returns the document of a page of the queue."""
-        items = [WaitingDocument.of(job) for job in page.items]
-        return cls(items=items, next_cursor=page.next_cursor, total=page.total)
-
-
-class NodeDocument(Document):
-    """A node and its resources, in use or not."""
-
-    id: str
-    address: str
-    cpus: float
-    gpus: float
-    memory: int = Field(description="Bytes that workers can reserve")
-    labels: dict[str, str] = Field(description="By which a job's node_labels choose")
-
-
-class AmountDocument(Document):
-    """A number of CPUs and GPUs, fractions are possible; and memory in bytes."""
-
-    cpus: float
-    gpus: float
-    memory: int
-
-
-class ClusterDocument(Document):
-    """The nodes as the scheduler last saw them, and the resources that running jobs leave free."""
-
-    nodes: list[NodeDocument]
-    total: AmountDocument
-    free: AmountDocument
-    running: list[str] = Field(description="Ids of the jobs that hold workers")

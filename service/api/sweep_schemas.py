@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -40,11 +40,11 @@ class SweepSummary(Document):
     name: str
     state: SweepState = Field(
         description="running and paused: jobs have not ended; succeeded: all jobs have; failed: any has; "
-        "cancelled: all others"
+        "cancelled: all others. Deleted jobs do not count"
     )
     reason: str = Field(description="What holds it up, or how it ended", examples=["2 of 12 jobs failed"])
-    jobs: int = Field(description="Number of its jobs")
-    counts: dict[State, int] = Field(description="How many jobs have which state")
+    jobs: int = Field(description="Number of its jobs, deleted ones included")
+    counts: dict[State | Literal["deleted"], int] = Field(description="How many jobs have which state")
     max_running: int | None = Field(description="Maximum number of its jobs that run at once")
     keys: list[str] = Field(description="The dotted keys of the spec that it sweeps")
     created_at: datetime
@@ -58,8 +58,8 @@ class SweepSummary(Document):
             **{name: getattr(sweep, name) for name in ("id", "name", "max_running", "created_at")},
             state=state,
             reason=_reason(sweep, state, states),
-            jobs=states.total(),
-            counts={each: states[each] for each in State if states[each]},
+            jobs=len(sweep.points),
+            counts=_counts(sweep, states),
             keys=list(dict.fromkeys(key for values in sweep.points for key in values)),
             mlflow=RunDocument(experiment_id=run.experiment_id, run_id=run.run_id, url=url)
             if run and url
@@ -73,9 +73,9 @@ class SweepPointDocument(Document):
 
     number: int = Field(description="From 1")
     values: dict[str, Any] = Field(description="Of the swept keys, by dotted key")
-    job: str = Field(description="Id of its job")
+    job: str = Field(description="Id of its job; empty if it was deleted")
     name: str
-    state: State
+    state: State | Literal["deleted"]
     reason: str
     progress: ProgressDocument | None
     metrics: dict[str, float | None] = Field(
@@ -99,6 +99,20 @@ class SweepPointDocument(Document):
             metrics={name: metrics[name] for name in metrics if name.startswith(_MAIN)} or metrics,
         )
 
+    @classmethod
+    def of_deleted(cls, sweep: Sweep, number: int) -> Self:
+        """Returns the document of a point whose job was deleted."""
+        return cls(
+            number=number,
+            values=sweep.points[number - 1],
+            job="",
+            name=f"{sweep.name}-{number}",
+            state="deleted",
+            reason="the job was deleted",
+            progress=None,
+            metrics={},
+        )
+
 
 class SweepDocument(SweepSummary):
     """A sweep with its points."""
@@ -111,13 +125,19 @@ class SweepDocument(SweepSummary):
     def with_jobs(cls, sweep: Sweep, jobs: Sequence[Job], url: str | None) -> Self:
         """Returns the document of a sweep with all its jobs."""
         ends = [job.finished_at for job in jobs if job.finished_at is not None]
+        found = {job.point or 1: job for job in jobs}
         return cls.of(
             sweep,
             Counter(job.state for job in jobs),
             url,
             plan={key: value for key, value in sweep.document.items() if key != "spec"},
-            finished_at=max(ends) if len(ends) == len(jobs) else None,
-            points=[SweepPointDocument.of(job, sweep.points[(job.point or 1) - 1]) for job in jobs],
+            finished_at=max(ends) if ends and len(ends) == len(jobs) else None,
+            points=[
+                SweepPointDocument.of(found[number], values)
+                if number in found
+                else SweepPointDocument.of_deleted(sweep, number)
+                for number, values in enumerate(sweep.points, 1)
+            ],
         )
 
 
@@ -151,8 +171,14 @@ class SweepValidationDocument(Document):
     )
 
 
+def _counts(sweep: Sweep, states: Counter[State]) -> dict[State | Literal["deleted"], int]:
+    counts: dict[State | Literal["deleted"], int] = {each: states[each] for each in State if states[each]}
+    deleted = len(sweep.points) - states.total()
+    return {**counts, "deleted": deleted} if deleted else counts
+
+
 def _reason(sweep: Sweep, state: SweepState, states: Counter[State]) -> str:
-    jobs = states.total()
+    jobs = len(sweep.points)
     left = sum(count for each, count in states.items() if not each.ended)
     if left and sweep.cancel_requested_at is not None:
         return f"cancelled; still stopping: {left} of {jobs} jobs"
@@ -160,4 +186,6 @@ def _reason(sweep: Sweep, state: SweepState, states: Counter[State]) -> str:
         return f"still pausing: {states[State.PAUSING]} of {jobs} jobs"
     ended = {State.FAILED: "failed", State.CANCELLED: "cancelled"}
     parts = [f"{states[each]} {word}" for each, word in ended.items() if states[each]]
+    if deleted := jobs - states.total():
+        parts.append(f"{deleted} deleted")
     return f"{' and '.join(parts)} of {jobs} job{'' if jobs == 1 else 's'}" if parts else ""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from service.api.bodies import SPEC_TYPES, SpecBody, read_report
+from service.api.caller import By
 from service.api.context import Context, Services
 from service.api.jobs import IdempotencyKey
 from service.api.problems import documented
@@ -105,17 +106,17 @@ def get_sweep(services: Services, sweep_id: str) -> SweepDocument:
 @router.post(
     "/{sweep_id}/cancel", status_code=202, responses=documented(404, 409, 503), summary="Cancel a sweep"
 )
-def cancel_sweep(services: Services, sweep_id: str) -> SweepDocument:
+def cancel_sweep(services: Services, sweep_id: str, by: By) -> SweepDocument:
     """Cancels all its jobs that have not ended: those that wait at once, those that run soon."""
-    return _shown(services.store.cancel_sweep(sweep_id), services)
+    return _shown(services.store.cancel_sweep(sweep_id, by=by), services)
 
 
 @router.post(
     "/{sweep_id}/pause", status_code=202, responses=documented(404, 409, 503), summary="Pause a sweep"
 )
-def pause_sweep(services: Services, sweep_id: str) -> SweepDocument:
+def pause_sweep(services: Services, sweep_id: str, by: By) -> SweepDocument:
     """Running jobs save a checkpoint and release their workers; no job of the sweep starts."""
-    return _shown(services.store.pause_sweep(sweep_id), services)
+    return _shown(services.store.pause_sweep(sweep_id, by=by), services)
 
 
 @router.post(
@@ -124,12 +125,12 @@ def pause_sweep(services: Services, sweep_id: str) -> SweepDocument:
     responses=documented(404, 409, 503),
     summary="Resume a paused sweep",
 )
-def resume_sweep(services: Services, sweep_id: str) -> SweepDocument:
+def resume_sweep(services: Services, sweep_id: str, by: By) -> SweepDocument:
     """Queues its paused jobs again; each continues from its checkpoint.
 
     A sweep that is not paused stays unchanged. While a job is still pausing, this is a conflict (409).
     """
-    return _shown(services.store.resume_sweep(sweep_id), services)
+    return _shown(services.store.resume_sweep(sweep_id, by=by), services)
 
 
 @router.put(

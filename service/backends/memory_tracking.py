@@ -11,13 +11,16 @@ from pathlib import Path
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from service.log_files import open_log
-from training.protocol import JOB_TAG, Point, is_detail
+from training.protocol import JOB_TAG, SWEEP_TAG, Point, is_detail
 
 _ENDINGS = {"FINISHED", "FAILED", "KILLED"}
 
 
 class FakeResults:
-    """A tracking server in memory. `jobs`, `points`, `endings`, `artifacts`, `tags` are keyed by run id."""
+    """A tracking server in memory. `jobs`, `points`, `endings`, `artifacts`, `tags` are keyed by run id.
+
+    deleted: the ids of deleted runs.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[str, str] = {}
@@ -25,6 +28,7 @@ class FakeResults:
         self.endings: dict[str, str] = {}
         self.artifacts: dict[str, dict[str, str]] = {}
         self.tags: dict[str, dict[str, str]] = {}
+        self.deleted: set[str] = set()
         self.unreachable = False
         self._runs: dict[str, Run] = {}
         self.deleted_experiments: set[str] = set()
@@ -88,9 +92,24 @@ class FakeResults:
         )
 
     def end(self, run: Run, status: str) -> None:
-        self._known(run)
+        self._changeable(run)
         assert status in _ENDINGS, status
         self.endings[run.run_id] = status
+
+    def reopen(self, run: Run) -> None:
+        self._changeable(run)
+        self.endings.pop(run.run_id, None)
+
+    def set_tag(self, run: Run, key: str, value: str) -> None:
+        self._changeable(run)
+        self.tags.setdefault(run.run_id, {})[key] = value
+        if key in {JOB_TAG, SWEEP_TAG}:
+            self._runs = {job_id: known for job_id, known in self._runs.items() if known != run}
+            self._runs[value] = run
+
+    def delete(self, run: Run) -> None:
+        self._known(run)
+        self.deleted.add(run.run_id)
 
     def upload(self, run: Run, path: str, text: str) -> None:
         self._known(run)
@@ -108,6 +127,11 @@ class FakeResults:
         self._answer()
         if run.run_id not in self.jobs:
             raise Refused(f"MLflow knows no run {run.run_id!r}")
+
+    def _changeable(self, run: Run) -> None:
+        self._known(run)
+        if run.run_id in self.deleted:
+            raise Refused(f"MLflow's run {run.run_id!r} is deleted")
 
     def _answer(self) -> None:
         if self.unreachable:

@@ -81,6 +81,17 @@ class MlflowRest:
         body = {"run_id": run.run_id, "status": status, "end_time": _now()}
         self._call("POST", "runs/update", json=body)
 
+    def reopen(self, run: Run) -> None:
+        self._call("POST", "runs/update", json={"run_id": run.run_id, "status": "RUNNING"})
+
+    def set_tag(self, run: Run, key: str, value: str) -> None:
+        self._call("POST", "runs/set-tag", json={"run_id": run.run_id, "key": key, "value": value})
+
+    def delete(self, run: Run) -> None:
+        found = self._call("GET", "runs/get", params={"run_id": run.run_id})["run"]["info"]
+        if found["lifecycle_stage"] != "deleted":
+            self._call("POST", "runs/delete", json={"run_id": run.run_id})
+
     def upload(self, run: Run, path: str, text: str) -> None:
         content = text.encode(errors="replace")
         _refuse_errors(self._send("PUT", self._artifact(run, path), content=content))

@@ -53,6 +53,15 @@ class Results(Protocol):
     def end(self, run: Run, status: str) -> None:
         """Sets the run's end status: FINISHED, FAILED or KILLED."""
 
+    def reopen(self, run: Run) -> None:
+        """Sets the run's status to RUNNING, because its job goes on."""
+
+    def set_tag(self, run: Run, key: str, value: str) -> None:
+        """Sets a tag of the run. `ensure_run` does not find a run by an id that its tag no longer holds."""
+
+    def delete(self, run: Run) -> None:
+        """Deletes the run, in MLflow so that `mlflow gc` removes it. Idempotent."""
+
     def upload(self, run: Run, path: str, text: str) -> None:
         """Stores `text` as an artifact of the run, replacing what was at `path`."""
 

@@ -1,4 +1,4 @@
-"""`cancel`, `pause`, `resume`, `resize`: the commands that act on submitted jobs."""
+"""`cancel`, `pause`, `resume`, `resize`, `retry`, `priority`: the commands that change submitted jobs."""
 
 from __future__ import annotations
 
@@ -61,6 +61,44 @@ def resize(
         return lambda job_id: client.resize(job_id, workers), None
 
     _each(ctx, [job_id], commands, as_json, note=note)
+
+
+def retry(
+    ctx: typer.Context,
+    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs.")],
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch", help="Begin from step 0 in a new MLflow run: the checkpoints are removed."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Queue failed or cancelled jobs again: each continues from its last checkpoint, with all its retries.
+
+    Tries all of them; the exit code is that of the first job that could not be retried.
+    """
+
+    def commands(client: Client) -> Commands:
+        return lambda job_id: client.retry(job_id, from_scratch=from_scratch), None
+
+    _each(ctx, job_ids, commands, as_json)
+
+
+def priority(
+    ctx: typer.Context,
+    job_id: JobId,
+    number: Annotated[
+        int, typer.Argument(metavar="N", min=-1000, max=1000, help="Jobs with a higher one start first.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Change the priority of a job that has not ended. For a negative one: syncbn priority ID -- -5"""
+
+    def commands(client: Client) -> Commands:
+        return lambda job_id: client.set_priority(job_id, number), None
+
+    _each(ctx, [job_id], commands, as_json, note=f"has priority {number}")
 
 
 def _each(

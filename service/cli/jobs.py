@@ -109,6 +109,14 @@ def _print_job(job: Job) -> None:
         ("created", _moment(job.created_at)),
         ("started", _moment(job.started_at)),
         ("finished", _moment(job.finished_at)),
+        (
+            "ended by",
+            None if job.ended_by is None else output.clean(job.ended_by or "a user (name not known)"),
+        ),
+        ("last command", _command(job)),
+        ("last failure", _failure(job)),
+        ("not before", _moment(job.not_before)),
+        ("removed", ", ".join(job.removed)),
         ("took" if job.ended else "running for", _took(job)),
         ("attempt", str(job.attempt) if job.attempt else None),
         ("workers", str(job.workers) if job.workers else None),
@@ -124,6 +132,23 @@ def _print_job(job: Job) -> None:
     ]
     screen.print(output.fields(rows))
     display.print_failure(job, screen)
+
+
+def _command(job: Job) -> str:
+    from service.cli.output import clean
+
+    last = job.last_command
+    return "" if last is None else f"{last.command}{last.by and f' by {clean(last.by)}'}, {_moment(last.at)}"
+
+
+def _failure(job: Job) -> str:
+    from service.cli.output import clean
+
+    last = job.last_failure
+    if last is None:
+        return ""
+    more = f", {last.in_row} in a row without progress" if last.in_row > 1 else ""
+    return f"{last.kind}{last.type and f' ({clean(last.type)})'} at step {last.step}{more}"
 
 
 def _source(job: Job) -> str:

@@ -54,7 +54,11 @@ def _found(client: Client, sweep_id: str) -> Findings:
     sweep = client.sweep(sweep_id)
     jobs = {job.id: job for job in client.jobs(sweep=sweep_id)}
     metrics, notes = main_metrics(list(jobs.values())), list[str]()
-    trials = [trial(client, jobs[point.job], metrics, notes) for point in sweep.points]
+    found = [point for point in sweep.points if point.job in jobs]
+    if len(found) < len(sweep.points):
+        notes.append(f"{len(sweep.points) - len(found)} of {len(sweep.points)} jobs were deleted")
+    sweep = sweep.model_copy(update={"points": found})
+    trials = [trial(client, jobs[point.job], metrics, notes) for point in found]
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     return Findings(sweep=sweep, trials=trials, metrics=metrics, draw=pictures)

@@ -20,9 +20,10 @@ def session(ctx: typer.Context, *, as_json: bool = False) -> Iterator[Client]:
     """Yields a client of the server that the global options name; reports errors as `reporting` does."""
     with reporting(as_json=as_json):
         from service.client import Client
+        from service.user_code.source import user_name
 
         connection: Connection = ctx.obj
-        with Client(connection.url, connection.api_key) as client:
+        with Client(connection.url, connection.api_key, user=user_name()) as client:
             yield client
 
 

@@ -4,6 +4,7 @@ May import nothing else of this project.
 """
 
 from service.client.client import DEFAULT_URL, Client
+from service.client.cluster_models import Amount, Cluster, Node, Waiting
 from service.client.errors import (
     ClientError,
     NotFound,
@@ -13,24 +14,24 @@ from service.client.errors import (
     WaitTimeout,
 )
 from service.client.models import (
-    Amount,
     Checkpoint,
-    Cluster,
+    CleanupItem,
+    CleanupPage,
+    Command,
     Failure,
     File,
     Files,
     Job,
     JobEvent,
     KeyProblem,
+    LastFailure,
     LogLine,
-    Node,
     Point,
     Progress,
     Run,
     Secret,
     Total,
     Validation,
-    Waiting,
 )
 from service.client.sweep_models import PlannedPoint, Sweep, SweepPoint, SweepValidation
 from service.client.webhook_models import Delivery, Webhook
@@ -39,9 +40,12 @@ __all__ = [
     "DEFAULT_URL",
     "Amount",
     "Checkpoint",
+    "CleanupItem",
+    "CleanupPage",
     "Client",
     "ClientError",
     "Cluster",
+    "Command",
     "Delivery",
     "Failure",
     "File",
@@ -49,6 +53,7 @@ __all__ = [
     "Job",
     "JobEvent",
     "KeyProblem",
+    "LastFailure",
     "LogLine",
     "Node",
     "NotFound",

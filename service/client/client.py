@@ -10,18 +10,17 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+from service.client.cluster_models import Cluster, QueuePage, Waiting
 from service.client.errors import RequestError
 from service.client.following import Following
+from service.client.lifecycle import LifecycleCalls
 from service.client.models import (
-    Cluster,
     Job,
     JobPage,
-    QueuePage,
     Secret,
     SecretPage,
     Upload,
     Validation,
-    Waiting,
 )
 from service.client.pages import all_items
 from service.client.results import Results, job_path
@@ -34,7 +33,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `syncbn up` serves the API unless it is told another port."""
 
 
-class Client(Following, Results, SweepCalls, WebhookCalls):
+class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls):
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
@@ -42,8 +41,8 @@ class Client(Following, Results, SweepCalls, WebhookCalls):
     for up to `retry_seconds` (math.inf: for ever) after they have found the job, so they survive a restart of
     the server.
 
-    url: address of the server. api_key: None if the server asks for none. timeout: in seconds. Raises
-    ClientError if url or api_key cannot be used.
+    url: address of the server. api_key: None if the server asks for none. timeout: in seconds. user: whose
+    name is on the commands that it gives; "": nobody's. Raises ClientError if url or api_key cannot be used.
     """
 
     def __init__(
@@ -53,9 +52,10 @@ class Client(Following, Results, SweepCalls, WebhookCalls):
         timeout: float = 30.0,
         *,
         retry_seconds: float = 60.0,
+        user: str = "",
     ) -> None:
         self.retry_seconds = retry_seconds
-        self._server = Transport(url, api_key, timeout)
+        self._server = Transport(url, api_key, timeout, user)
 
     @property
     def url(self) -> str:

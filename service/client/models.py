@@ -41,9 +41,11 @@ class Failure(Answer):
     or StartTimeout; None if the server does not say. message: "" if there is none. rank: None if no rank has
     failed. step: the optimizer step, counted from 1; None before the first. code: the exit code; None unless
     `type` is Exited. signal: the signal's name; None unless a signal killed the rank. log_tail: the last
-    lines of the rank's log; None if there are none.
+    lines of the rank's log; None if there are none. kind: user_error, out_of_memory, node_lost, hang,
+    preempted, infrastructure or time_limit; None if the server does not say.
     """
 
+    kind: str | None = None
     type: str | None = None
     message: str = ""
     rank: int | None = None
@@ -51,6 +53,27 @@ class Failure(Answer):
     code: int | None = None
     signal: str | None = None
     log_tail: str | None = None
+
+
+class LastFailure(Answer):
+    """The last failure of a job, after which it was started again or given up.
+
+    kind, type: as of a Failure. step: 0 before the first. in_row: the number of failures without progress in
+    between, this one included.
+    """
+
+    kind: str
+    type: str = ""
+    step: int = 0
+    in_row: int = 0
+
+
+class Command(Answer):
+    """The last command that changed a job. by: the user, "" if not known. at: with a time zone, UTC."""
+
+    command: str
+    by: str = ""
+    at: datetime
 
 
 class Run(Answer):
@@ -74,7 +97,10 @@ class Job(Answer):
     the job waits. wanted_workers: those that a resize asked for; None without a resize. progress: None before
     the first step. metrics: the latest value of each; None for one that is not finite. error: None unless the
     job has failed. mlflow: None before the run is made. sweep: the id of its sweep; None if it is in
-    none.
+    none. failures: retries used so far. last_failure: None if there is none since it was queued or retried.
+    not_before: when it may start again after a failure; None if it need not wait. ended_by: "job",
+    "scheduler", "time limit" or the name of a user, "" if that is not known; None if it has not ended.
+    last_command: None if no command has changed it. removed: what retention has removed of it.
     """
 
     id: str
@@ -95,10 +121,16 @@ class Job(Answer):
     error: Failure | None = None
     mlflow: Run | None = None
     sweep: str | None = None
+    failures: int = 0
+    last_failure: LastFailure | None = None
+    not_before: datetime | None = None
+    ended_by: str | None = None
+    last_command: Command | None = None
+    removed: list[str] = []
 
     @property
     def ended(self) -> bool:
-        """Whether the job has succeeded, failed or been cancelled: it will not change any more."""
+        """Whether the job has succeeded, failed or been cancelled. Only a retry changes it then."""
         return self.state in ENDED
 
     @property
@@ -235,58 +267,6 @@ class Validation(Answer):
     notes: list[str] = []
 
 
-class Waiting(Answer):
-    """A job in the queue.
-
-    position: counted from 1, which starts first. priority: higher ones start first. reason: why the job
-    waits. needs: for the least number of workers with which it starts. created_at: with a time zone, UTC.
-    """
-
-    position: int
-    id: str
-    name: str
-    priority: int = 0
-    reason: str | None = None
-    needs: Total
-    created_at: datetime
-
-
-class Amount(Answer):
-    """A number of CPUs and of GPUs, and memory in bytes; None: not known.
-
-    A fraction of a CPU or GPU is a part of one that several workers share.
-    """
-
-    cpus: float
-    gpus: float
-    memory: int | None = None
-
-
-class Node(Amount):
-    """A node of the cluster, and all its CPUs, GPUs and memory, in use or not.
-
-    id: Ray's, in hex. address: its IP address in the cluster's network. labels: by which a job's node_labels
-    choose.
-    """
-
-    id: str
-    address: str
-    labels: dict[str, str] = {}
-
-
-class Cluster(Answer):
-    """The cluster as the scheduler last saw it.
-
-    nodes: those that can run workers. total, free: over all nodes; free is what no job holds. running: ids of
-    the jobs that hold workers.
-    """
-
-    nodes: list[Node]
-    total: Amount
-    free: Amount
-    running: list[str] = []
-
-
 class JobPage(Answer):
     """One page of jobs; `next_cursor` is None on the last."""
 
@@ -324,14 +304,6 @@ class Files(Answer):
     left_out: int = 0
 
 
-class QueuePage(Answer):
-    """One page of the queue; `next_cursor` is None on the last. total: the number of all jobs in it."""
-
-    items: list[Waiting]
-    next_cursor: str | None = None
-    total: int = 0
-
-
 class Secret(Answer):
     """A secret, without its value.
 
@@ -354,3 +326,31 @@ class Upload(Answer):
 
     digest: str
     size: int
+
+
+class CleanupItem(Answer):
+    """What goes of one job, or a code archive.
+
+    what: as "logs" or "checkpoints". job, name: of the job; None for code. code: the digest of the archive;
+    None for what a job has.
+    """
+
+    what: str
+    job: str | None = None
+    name: str | None = None
+    code: str | None = None
+    bytes: int
+
+
+class CleanupPage(Answer):
+    """A page of what retention removes.
+
+    policy: days after a job's end when it loses what; None: never. bytes: of all items of the page. problems:
+    why something else could not be removed or measured. next_cursor: None on the last page.
+    """
+
+    policy: dict[str, float | None] = {}
+    items: list[CleanupItem] = []
+    bytes: int = 0
+    problems: list[str] = []
+    next_cursor: str | None = None

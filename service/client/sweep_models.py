@@ -55,7 +55,7 @@ class Sweep(Answer):
 
     @property
     def ended(self) -> bool:
-        """Whether all its jobs have ended: it will not change any more."""
+        """Whether all its jobs have ended: it changes only if one is retried or deleted."""
         return self.state in ENDED
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
@@ -27,13 +28,13 @@ Result = TypeVar("Result")
 class Transport:
     """Sends requests to one server. Retries after a lost connection, so every request must be idempotent."""
 
-    def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
+    def __init__(self, url: str, api_key: str | None, timeout: float, user: str = "") -> None:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         try:
             address = httpx.URL(self.url)
             self._http = httpx.Client(
                 base_url=address,
-                headers={"Authorization": f"Bearer {api_key.strip()}"} if api_key else {},
+                headers=_headers(api_key, user),
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
                 trust_env=address.host not in _LOOPBACK,  # a company's proxy cannot reach this machine
             )
@@ -123,6 +124,11 @@ class Transport:
             raise UnexpectedAnswer(self.url, f"{response.request.method} gave HTTP {response.status_code}")
         kind = NotFound if response.status_code == httpx.codes.NOT_FOUND else RequestError
         raise kind(response.status_code, document or {"title": response.reason_phrase})
+
+
+def _headers(api_key: str | None, user: str) -> dict[str, str]:
+    key = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
+    return {**key, "Syncbn-User": quote(user)} if user else key
 
 
 def _until(deadline: float, chunks: Iterator[str]) -> Iterator[str]:

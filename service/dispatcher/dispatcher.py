@@ -1,9 +1,10 @@
-"""The dispatcher's loop: reconcile → admit → launch, with MLflow runs and archiving in other threads.
+"""The dispatcher's loop: reconcile → admit → launch; other threads create runs, archive and clean up.
 
 No essential state is kept in memory between two rounds. Every step is written to the database before it is
 taken, and its result is read from the cluster, so the process may die at any moment and start again.
 A server that does not answer does not fail a job: the round skips what needs it, the next round tries again.
-Calls to MLflow have their own threads (dispatcher.runs, dispatcher.finisher), so no round waits for it.
+Calls to MLflow and removals have their own threads (dispatcher.runs, dispatcher.finisher,
+dispatcher.cleaner), so no round waits for them.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from time import monotonic
 
 from service.backends.cluster import Cluster, Node, Phase, Status
 from service.backends.tracking import Results
+from service.dispatcher.backoffs import Backoffs
+from service.dispatcher.cleaner import Cleaner
 from service.dispatcher.finisher import Finisher
 from service.dispatcher.reconciler import Reconciler, starting_on
 from service.dispatcher.round_timer import RoundTimer
 from service.dispatcher.runs import Runs
 from service.errors import Unavailable
-from service.jobs.job import Job, State
-from service.jobs.outcomes import waited_too_long
+from service.jobs.job import BY_TIME_LIMIT, Job, State
+from service.jobs.outcomes import BACKS_OFF, waited_too_long, waits_before_start
 from service.jobs.sweep import SweepLimits
 from service.queue.notices import Listener
 from service.queue.store import Store
-from service.queue.waiting import Queue, WaitingJobs
+from service.queue.waiting import Queue, WaitingJobs, needs_run
 from service.scheduling.preemption import GROWS_EVERY, Preempt
 from service.scheduling.scheduler import Decision, Start, Wait, schedule, standing
 from service.settings import Settings
@@ -79,6 +82,7 @@ class Dispatcher:
     ) -> None:
         self.store, self.cluster = store, cluster
         self._now = now or clock
+        self._backoffs = Backoffs(clock)
         self.queue = WaitingJobs(store=store)
         self._changed = threading.Event()  # the queue, as far as anybody says
         self._seen: tuple[Outline, Sequence[Node]] = {}, ()
@@ -89,6 +93,7 @@ class Dispatcher:
         self.runs = Runs(store, results, on_run=self._on_change, clock=clock)
         self.finisher = Finisher(settings, store, results)
         self.deliverer = Deliverer(settings, store)
+        self.cleaner = Cleaner(settings, store, results, on_done=self._on_change, clock=clock)
         self.reconciler = Reconciler(settings, store, cluster, on_end=self.finisher.wake, clock=clock)
 
     def run(
@@ -100,7 +105,7 @@ class Dispatcher:
         """
         timer, looked_at = timer or RoundTimer(), -math.inf
         listener = self.store.listener(self._on_change)
-        with _in_threads(self.runs, self.finisher, self.deliverer, listener):
+        with _in_threads(self.runs, self.finisher, self.deliverer, self.cleaner, listener):
             while not stop.is_set():
                 began = monotonic()
                 slow_poll = SLOW_POLL_SECONDS if listener.listens else poll_seconds
@@ -132,6 +137,7 @@ class Dispatcher:
                 return
             self._idle = False
             attempts, active = self.reconciler.reconcile()
+            self.cleaner.keep_from(_running(attempts))
             nodes = self.cluster.nodes()
             self._seen = _outline(attempts), nodes
             starts = self._admit(attempts, active, nodes, look=look or self.reconciler.moved)
@@ -195,7 +201,7 @@ class Dispatcher:
         self.store.limit_waits(unknown)
         overdue = {job.id: reason for job in queue.limited if (reason := waited_too_long(job, now))}
         for job_id, reason in overdue.items():
-            self.store.move(queue.by_id[job_id], State.CANCELLED, reason=reason)
+            self.store.move(queue.by_id[job_id], State.CANCELLED, reason=reason, ended_by=BY_TIME_LIMIT)
         return self.queue.look() if unknown or overdue else queue
 
     def _admit(
@@ -209,7 +215,9 @@ class Dispatcher:
         now, seconds_left = self._now(), _seconds_left(active)
         inputs = Inputs(
             queue=queue,
-            held=self._without_run(queue.without_run),
+            held=self._without_run(queue.without_run)
+            | self._backing_off(queue.backing_off)
+            | self._not_cleaned(queue.from_scratch),
             active=standing(active, now=now, seconds_left=seconds_left),
             nodes=nodes,
             sweeps=self.store.sweep_limits(queue.of_sweeps) if queue.of_sweeps else {},
@@ -238,7 +246,7 @@ class Dispatcher:
             if isinstance(decision, Preempt):
                 self.store.move(running[decision.job_id], State.PREEMPTING, reason=decision.reason)
         notes = {decision.job_id: decision.reason for decision in decisions if isinstance(decision, Wait)}
-        alive = _jobs_of(name for name, status in attempts.items() if not status.ended)
+        alive = _running(attempts)
         for decision in decisions:
             if isinstance(decision, Start) and decision.job_id in alive:
                 # Race closed: the scheduler that launched it died before ending it, or it does not end. The
@@ -260,8 +268,25 @@ class Dispatcher:
         reasons = ((job.id, failed.get(job.id) or problem) for job in without)
         return {job_id: f"waits for MLflow: {why}" for job_id, why in reasons if why}
 
+    def _backing_off(self, queue: Sequence[Job]) -> dict[str, str]:
+        """Returns why jobs wait after a failure, by id. They block no other jobs meanwhile."""
+        waiting = self._backoffs.waiting(queue)
+        return {
+            # The reason names the failure, unless another problem came in between.
+            job.id: job.reason
+            if BACKS_OFF in job.reason
+            else f"starts {waits_before_start(job.backoff_seconds)}"
+            for job in queue
+            if job.id in waiting
+        }
+
+    def _not_cleaned(self, waiting: Sequence[Job]) -> dict[str, str]:
+        """Returns why jobs wait that begin again from step 0, by id. They block no other jobs meanwhile."""
+        self.cleaner.begin_again(waiting)
+        return {job.id: "waits until its checkpoints are removed: it begins from step 0" for job in waiting}
+
     def _start(self, job: Job, workers: int) -> None:
-        if job.run is None:
+        if needs_run(job):
             self.runs.request(job)  # takes a moment; the job keeps its share of this round
             return
         number = job.attempt + 1
@@ -294,12 +319,13 @@ def _seconds_left(jobs: Iterable[Job]) -> dict[str, float]:
     }
 
 
-def _jobs_of(attempts: Iterable[str]) -> set[str]:
-    return {name.rpartition("-")[0] for name in attempts}
+def _running(attempts: Mapping[str, Status]) -> set[str]:
+    """Returns the jobs whose attempts have not ended in the cluster."""
+    return {name.rpartition("-")[0] for name, status in attempts.items() if not status.ended}
 
 
 @contextmanager
-def _in_threads(*workers: Runs | Finisher | Deliverer | Listener) -> Iterator[None]:
+def _in_threads(*workers: Runs | Finisher | Deliverer | Cleaner | Listener) -> Iterator[None]:
     """Runs the workers in threads until the context ends. One that hangs in a call ends with the process."""
     threads = [threading.Thread(target=each.run, name=type(each).__name__, daemon=True) for each in workers]
     for thread in threads:

@@ -99,7 +99,10 @@ class Finisher:
             with _refusal_logged(f"job {job.id}"):
                 self._results.end(run, END_STATUS[job.state])
                 self._end_others(job.id, run)
-        self._store.mark_archived(job.id)
+        # Race closed: the job was retried meanwhile; its run must not say that it has ended.
+        if not self._store.mark_archived(job) and job.run is not None:
+            with _refusal_logged(f"job {job.id}"):
+                self._results.reopen(job.run)
 
     def _end_others(self, id: str, run: Run, tag: str = JOB_TAG) -> None:
         """Ends the runs that two schedulers created at once, one of which was superseded meanwhile."""

@@ -62,6 +62,18 @@ class GuardedResults:
         self._lease.check()
         self._results.end(run, status)
 
+    def reopen(self, run: Run) -> None:
+        self._lease.check()
+        self._results.reopen(run)
+
+    def set_tag(self, run: Run, key: str, value: str) -> None:
+        self._lease.check()
+        self._results.set_tag(run, key, value)
+
+    def delete(self, run: Run) -> None:
+        self._lease.check()
+        self._results.delete(run)
+
     def upload(self, run: Run, path: str, text: str) -> None:
         self._lease.check()
         self._results.upload(run, path, text)

@@ -17,13 +17,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from time import monotonic
 
 from service.backends.cluster import Cluster, Phase, Status
 from service.dispatcher.orders import launch_of, name_of, run_folder
 from service.dispatcher.stopwatches import Stopwatches
 from service.errors import ServiceError, Unavailable
-from service.jobs.job import Job, State
+from service.jobs.job import Job, State, utc_now
 from service.jobs.outcomes import (
     Outcome,
     Restart,
@@ -183,7 +184,8 @@ class Reconciler:
         return () if record is None else (record,)
 
     def _conclude(self, job: Job, status: Status, exits: tuple[ExitRecord, ...]) -> None:
-        result = outcome(job, exits, cancelled=job.cancel_requested_at is not None)
+        cancelled = job.cancel_requested_at is not None
+        result = outcome(job, exits, cancelled=cancelled, seconds=status.seconds)
         if isinstance(result, Restart):
             self._restart(job, result, status.seconds)
         elif self._finish(job, result, status) and status.ended:
@@ -195,7 +197,11 @@ class Reconciler:
             "error": result.error,
             "failures": result.failures,
             "last_failure": result.last_failure,
+            "failures_in_row": result.failures_in_row,
+            "ended_by": result.ended_by,
         }
+        if wait := result.backoff_seconds:
+            changes |= {"backoff_seconds": wait, "not_before": utc_now() + timedelta(seconds=wait)}
         if status is not None:
             changes["ran_seconds"] = job.ran_seconds + status.seconds
             if status.progress is not None:
@@ -214,6 +220,7 @@ class Reconciler:
             job,
             reason=restart.reason,
             failures=restart.failures,
+            failures_in_row=restart.failures_in_row,
             last_failure=restart.last_failure,
             restarts=restart.restarts,
             ran_seconds=job.ran_seconds + seconds,
@@ -293,7 +300,7 @@ def _starting(job: Job, message: str) -> str:
     assert job.workers is not None
     text = starting_on(job.workers)
     if job.restarts:
-        text = starting_again(job, job.restarts[-1], job.failures)
+        text = starting_again(job, job.restarts[-1], job.failures, job.last_failure)
     return f"{text}: {message}" if message else text
 
 

@@ -1,7 +1,7 @@
 """Creates the jobs' runs in the tracking server, in its own thread: a server that hangs delays no round.
 
 A created run is written to the job's row. A job without a run is not started. The run of a sweep is created
-with that of its first job.
+with that of its first job. The run of a job that was retried is reopened in the same way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from time import monotonic
 
 from service.backends.tracking import Results
 from service.dispatcher.run_page import run_tags, spec_text, sweep_tags, sweep_text
-from service.errors import Refused, Unavailable
+from service.errors import NotFound, Refused, Unavailable
 from service.jobs.job import Job, Run, State
 from service.queue.store import Store
 from training.protocol import SWEEP_TAG, Superseded
@@ -53,7 +53,7 @@ class Runs:
     # Called by rounds
 
     def request(self, job: Job) -> None:
-        """Requests a run for the job; returns at once. Idempotent."""
+        """Requests an open run for the job; returns at once. Idempotent."""
         with self._lock:
             if job.id not in self._requested:
                 self._requested[job.id] = job
@@ -133,6 +133,9 @@ class Runs:
 
     def _create(self, job: Job) -> None:
         job = self._store.get(job.id)  # with its whole spec
+        if job.run is not None:
+            self._reopen(job, job.run)
+            return
         experiment = job.spec["tracking"]["experiment"]
         tags = run_tags(job)
         if job.sweep_id is not None:
@@ -140,7 +143,11 @@ class Runs:
         run = self._results.ensure_run(job_id=job.id, name=job.name, experiment=experiment, tags=tags)
         self._upload(run, "spec.yaml", spec_text(job))
         self._store.set_run(job.id, run.experiment_id, run.run_id)
-        now = self._store.get(job.id)
+        try:
+            now = self._store.get(job.id)
+        except NotFound:  # Race closed: the job was cancelled and deleted meanwhile.
+            self._results.end(run, END_STATUS[State.CANCELLED])
+            return
         # Race closed: the job was cancelled and archived before its row named the run, which has to be ended.
         if now.state.ended:
             self._results.end(run, END_STATUS[now.state])
@@ -148,6 +155,21 @@ class Runs:
             now.run != run
         ):  # Race closed: another scheduler has created a run meanwhile; the row names the first one.
             self._results.end(run, END_STATUS[State.CANCELLED])
+
+    def _reopen(self, job: Job, run: Run) -> None:
+        """Reopens the run of a job that was retried, and that of its sweep."""
+        parent = None if job.sweep_id is None else self._store.get_sweep(job.sweep_id).run
+        for each in (parent, run):
+            try:
+                if each is not None:
+                    self._results.reopen(each)
+            except Refused as error:  # the run was deleted; the job need not wait for this
+                log.warning("a run is not reopened: %s", error)
+        self._store.mark_reopened(job)
+        now = self._store.get(job.id)
+        if now.state.ended:
+            # Race closed: the job was cancelled and archived before its run was reopened.
+            self._results.end(run, END_STATUS[now.state])
 
     def _sweep_run(self, sweep_id: str, experiment: str) -> Run:
         """Returns the sweep's run, which is the parent of its jobs' runs; creates it if there is none."""

@@ -29,7 +29,7 @@ class State(enum.StrEnum):
 
     @property
     def ended(self) -> bool:
-        return not TRANSITIONS[self]
+        return self in _ENDS
 
 
 _ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
@@ -42,8 +42,8 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.PAUSING: frozenset({State.PAUSED, *_ENDS}),
     State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
     State.SUCCEEDED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
+    State.FAILED: frozenset({State.QUEUED}),
+    State.CANCELLED: frozenset({State.QUEUED}),
 }
 """From each state, the states that may follow it.
 
@@ -60,13 +60,14 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     └────────┘                        │ pausing │
                                       └─────────┘
     c. from those that wait: cancelled     e. from those that hold workers: succeeded | failed | cancelled
+    l. failed | cancelled: queued
 
 a. The scheduler found room for the whole gang. The attempt's number, its first start and its workers are
    written to the row before anything is launched.
 b. The attempt trains.
 c. A job that waits or is paused is cancelled in the row alone: there is nothing to stop.
-d. The attempt lost a machine, or cannot restart in place, and retries are left: the next attempt resumes
-   from the last checkpoint.
+d. The attempt lost a machine, or cannot restart in place, or has to wait after repeated failures
+   (`service.jobs.failures`), and retries are left: the next attempt resumes from the last checkpoint.
 e. Also directly from starting, because a short attempt may end between two rounds. An attempt that was asked
    to stop may finish first; the job then ends with the attempt's outcome.
 f. The scheduler wants to change its number of workers. Its minimum share stays reserved for it meanwhile.
@@ -76,6 +77,8 @@ h. Pause requested: the attempt is asked to save a checkpoint and end. A preempt
 i. Pause requested while the job waits: it is paused at once.
 j. As g. The workers that the job held are free from here on.
 k. Resume requested: the job returns to its old position in the queue, by priority and age.
+l. Retry requested: all retries are its again, and it resumes from the last checkpoint or, if that is asked
+   for, begins from step 0. Not of a job that succeeded or is being deleted.
 
 A rank that fails does not change the job's state while retries are left: all ranks restart on the same
 machines from the last checkpoint (`Store.restart`). That is the attempt's next start.
@@ -97,6 +100,27 @@ JOB_PREFIX = "j"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u; sorts as ASCII does
 
 
+BY_ITSELF, BY_SCHEDULER, BY_TIME_LIMIT = "job", "scheduler", "time limit"
+"""Who ended a job, if no user did: its own code, the scheduler that gave it up, or its time limit."""
+
+
+class Removed(enum.IntFlag):
+    """What retention has removed of an ended job."""
+
+    NOTHING = 0
+    OTHER_CHECKPOINTS = 1
+    """All except the best and the last."""
+    CHECKPOINTS = 2
+    LOGS = 4
+    SPOOL = 8
+    CODE = 16
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its members, in lower case."""
+        return [str(each.name).lower() for each in self]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The job's run in the tracking server."""
@@ -114,7 +138,7 @@ class Job:
     state: State
     reason: str = ""
     error: dict[str, Any] | None = None
-    """Why it failed: type, message, rank, log_tail, and the step if known."""
+    """Why it failed: kind (`FailureClass`), type, message, rank, log_tail, and the step if known."""
     priority: int = 0
     labels: dict[str, str] = field(default_factory=dict)
     spec: dict[str, Any]
@@ -129,9 +153,15 @@ class Job:
     of a version that did not count starts.
     """
     failures: int = 0
-    """Starts lost so far, in all attempts together; `spec.retries` limits it."""
+    """Retries used so far, in all attempts together; `spec.retries` limits it."""
     last_failure: Failure | None = None
     """The last failure, to recognise it when it repeats."""
+    failures_in_row: int = 0
+    """Starts lost without progress in between."""
+    backoff_seconds: float = 0.0
+    """How long it waits before its next start, after a failure; 0.0: it need not wait."""
+    not_before: datetime | None = None
+    """When that wait ends, by the wall clock of the scheduler that began it."""
     restarts: tuple[str, ...] = ()
     """Why the attempt was restarted, one entry per restart."""
     progress: Progress | None = None
@@ -149,10 +179,26 @@ class Job:
     preempted_at: datetime | None = None
     """When the scheduler preempted it; None once it has started again."""
     cancel_requested_at: datetime | None = None
+    ended_by: str | None = None
+    """Who ended it: BY_ITSELF, BY_SCHEDULER, BY_TIME_LIMIT or the name of a user, "" if that is not known;
+    None if it has not ended, or an earlier version ended it.
+    """
+    last_command: Mapping[str, Any] | None = None
+    """The last command that changed it: command, by ("" if not known), at (ISO 8601)."""
+    from_scratch: bool = False
+    """A retry from step 0 was asked for: its checkpoints have to be removed before it starts again."""
+    removed: Removed = Removed.NOTHING
+    """What retention has removed of it, or is about to."""
+    removing: Removed = Removed.NOTHING
+    """Which of that is still being removed."""
+    deleted_at: datetime | None = None
+    """When it was marked to be deleted; the scheduler then removes all of it."""
     experiment_id: str | None = None
     run_id: str | None = None
     archived_at: datetime | None = None
-    """When its logs and its run's end status were written to the tracking server."""
+    """When its logs and its run's end status were written to the tracking server. Of a job that was retried:
+    its run has to be reopened.
+    """
     sweep_id: str | None = None
     """The sweep that it is a job of; None for a job of its own."""
     point: int | None = None
@@ -167,6 +213,11 @@ class Job:
     @property
     def experiment(self) -> str:
         return str(self.spec["tracking"]["experiment"])
+
+    @property
+    def commanded_by(self) -> str:
+        """The user who gave the last command; "" if that is not known."""
+        return str((self.last_command or {}).get("by", ""))
 
     @cached_property
     def resources(self) -> Resources:

@@ -9,12 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.jobs.job import Job, State
+from service.jobs.failures import (
+    ENDED_OUTSIDE,
+    FREE,
+    NOT_ENDED,
+    START_TIMEOUT,
+    FailureClass,
+    backoff_seconds,
+    class_of,
+    has_progressed,
+)
+from service.jobs.job import BY_ITSELF, BY_SCHEDULER, BY_TIME_LIMIT, Job, State
 from training.protocol import LONGEST_TAIL, Exit, ExitRecord, Failure, cause, finished, is_final, stopped_at
 from training.spec import shown
 
-START_TIMEOUT, NOT_ENDED = "StartTimeout", "NotEnded"
-"""Types of exit records that the scheduler itself writes."""
+BACKS_OFF = "after a wait of"
+"""Part of the reason of a job that waits after a failure."""
 
 LONGEST_REASON = 9_000
 """Maximum length of a reason, in characters."""
@@ -31,11 +41,16 @@ _KINDS = {
 }
 
 
+_ENDED_BY = {FailureClass.USER_ERROR: BY_ITSELF, FailureClass.TIME_LIMIT: BY_TIME_LIMIT}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The job's next state, and why.
 
-    failures: starts lost so far, including this one if it was lost.
+    failures: retries used so far, including one for this start. failures_in_row: starts lost without
+    progress in between, including this one. backoff_seconds: how long the job waits before it may start
+    again. ended_by: who ended it; None if it has not ended.
     """
 
     state: State
@@ -43,36 +58,45 @@ class Outcome:
     error: dict[str, Any] | None = None
     failures: int
     last_failure: Failure | None = None
+    failures_in_row: int = 0
+    backoff_seconds: float = 0.0
+    ended_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
-    """All ranks restart on their present placement."""
+    """All ranks restart at once on their present placement."""
 
     reason: str
     failures: int
+    failures_in_row: int
     last_failure: Failure
     restarts: tuple[str, ...]
 
 
-def outcome(job: Job, exits: Sequence[ExitRecord], *, cancelled: bool) -> Outcome | Restart:
+def outcome(
+    job: Job, exits: Sequence[ExitRecord], *, cancelled: bool, seconds: float = 0.0
+) -> Outcome | Restart:
     """Returns what follows for the job from the end of its latest start.
 
     exits: the records of all ranks, and those that the scheduler adds. cancelled: a cancel was requested.
+    seconds: how long the start ran.
     """
     assert job.workers is not None
     if finished(exits, job.workers):
-        return Outcome(state=State.SUCCEEDED, failures=job.failures, last_failure=job.last_failure)
+        return Outcome(
+            state=State.SUCCEEDED, failures=job.failures, last_failure=job.last_failure, ended_by=BY_ITSELF
+        )
     if cancelled:
         return _stopped(job, State.CANCELLED, "cancelled while it ran")
     failure = cause(exits)
-    if failure is not None and (why := is_final(failure, job.last_failure)) is not None:
+    if failure is not None and (why := _final(job, failure)) is not None:
         return _failed(job, failure, why)
     if job.state is State.PAUSING:
         return _stopped(job, State.PAUSED, _paused(failure, stopped_at(exits)), failure)
     if job.state is State.PREEMPTING:
         return _stopped(job, State.QUEUED, job.reason, failure)
-    return _lost(job, exits, failure or _ended_by_others(exits))
+    return _lost(job, exits, failure or _ended_by_others(exits), seconds)
 
 
 def before_launch(job: Job) -> Outcome:
@@ -112,16 +136,39 @@ def not_ended(seconds: float) -> ExitRecord:
     return ExitRecord(rank=None, kind=Exit.LOST, type=NOT_ENDED, message=message)
 
 
-def starting_again(job: Job, headline: str, failures: int) -> str:
+def starting_again(job: Job, headline: str, failures: int, failure: Failure | None) -> str:
     """Returns the reason of a job that restarts in place, after `failures` in all."""
     where = "" if job.runs_script else " from the last checkpoint"
-    return f"{headline}; starting again{where} ({failures} of {_retries(job.spec['retries'])} used)"
+    kind = "" if failure is None else f" ({class_of(failure)})"
+    return f"{headline}{kind}; starting again{where} ({failures} of {_retries(job.spec['retries'])} used)"
 
 
 def _stopped(job: Job, state: State, reason: str, failure: ExitRecord | None = None) -> Outcome:
     """Returns an outcome that uses no retry. A failure is remembered, to recognise it when it repeats."""
-    last = job.last_failure if failure is None else Failure.of(failure)
-    return Outcome(state=state, reason=reason, failures=job.failures, last_failure=last)
+    return Outcome(
+        state=state,
+        reason=reason,
+        failures=job.failures,
+        last_failure=job.last_failure if failure is None else Failure.of(failure),
+        failures_in_row=job.failures_in_row,
+        ended_by=job.commanded_by if state.ended else None,
+    )
+
+
+def _final(job: Job, failure: ExitRecord) -> str | None:
+    """Returns why a restart would only repeat a failure, as `is_final` does."""
+    if class_of(failure) is not FailureClass.OUT_OF_MEMORY or failure.repeats:
+        return is_final(failure, job.last_failure)
+    # What can change: another placement, what else runs on its machines, and more workers, of which each has
+    # a smaller share.
+    may_get_more = job.elastic and (job.workers or 0) < job.most_workers
+    if job.last_failure != Failure.of(failure) or not failure.counts_steps or may_get_more:
+        return None
+    where = f"at step {failure.step}" if failure.step else "before the first step"
+    return (
+        f"Its memory ran out twice {where}, the second time on a new placement: no retry. It needs a smaller "
+        "training.global_batch_size, more workers, or workers with more memory (resources.memory_per_worker)."
+    )
 
 
 def _paused(failure: ExitRecord | None, step: int | None) -> str:
@@ -135,29 +182,65 @@ def _ended_by_others(exits: Sequence[ExitRecord]) -> ExitRecord:
     """Returns the failure of ranks that were stopped or ended although the service had not asked for it."""
     step = stopped_at(exits)
     where = f" at step {step}" if step else ""
-    return ExitRecord(rank=None, kind=Exit.LOST, message=f"it was ended from outside{where}", step=step or 0)
+    message = f"it was ended from outside{where}"
+    return ExitRecord(
+        rank=None,
+        kind=Exit.LOST,
+        type=ENDED_OUTSIDE,
+        message=message,
+        step=step or 0,
+        counts_steps=all(record.counts_steps for record in exits),
+    )
 
 
-def _lost(job: Job, exits: Sequence[ExitRecord], failure: ExitRecord) -> Outcome | Restart:
+def _lost(job: Job, exits: Sequence[ExitRecord], failure: ExitRecord, seconds: float) -> Outcome | Restart:
     retries: int = job.spec["retries"]
-    lost = job.failures + 1
+    kind = class_of(failure)
     if any(record.type == NOT_ENDED for record in exits):
         # The ranks may still be running: a retry would do the same work at the same time.
         return _failed(job, failure, f"It is not retried: {_not_ended_message(exits)}.")
-    if job.failures >= retries:
+    in_row = 1 if has_progressed(failure, job.last_failure, seconds) else job.failures_in_row + 1
+    # Whose spec forbids retries is not started again for whatever reason.
+    free = retries > 0 and kind in FREE and in_row == 1
+    if job.failures >= retries and not free:
         return _failed(job, failure, "")
+    used = job.failures + (not free)
     headline, last = _headline(failure), Failure.of(failure)
-    if any(record.kind is Exit.LOST for record in (*exits, failure)):
-        # Its placement is incomplete by now, or always was.
-        where = "" if job.runs_script else " from its checkpoint"
-        reason = f"attempt {job.attempt} was lost: {headline}; retry {lost} of {retries}{where}"
-        return Outcome(state=State.QUEUED, reason=reason, failures=lost, last_failure=last)
+    wait = backoff_seconds(job.id, kind, in_row)
+    # With a lost host its placement is incomplete by now, or always was. While it waits others may use it.
+    if wait or any(record.kind is Exit.LOST for record in (*exits, failure)):
+        return Outcome(
+            state=State.QUEUED,
+            reason=_requeued(job, headline, kind, used, free=free, wait=wait),
+            failures=used,
+            last_failure=last,
+            failures_in_row=in_row,
+            backoff_seconds=wait,
+        )
     return Restart(
-        reason=starting_again(job, headline, lost),
-        failures=lost,
+        reason=starting_again(job, headline, used, last),
+        failures=used,
+        failures_in_row=in_row,
         last_failure=last,
         restarts=(*job.restarts, headline),
     )
+
+
+def _requeued(job: Job, headline: str, kind: FailureClass, used: int, *, free: bool, wait: float) -> str:
+    """Returns the reason of a job that goes back to the queue after a failure."""
+    where = "" if job.runs_script else " from its checkpoint"
+    retry = (
+        f"starts again{where}; this uses no retry"
+        if free
+        else f"retry {used} of {job.spec['retries']}{where}"
+    )
+    waits = f", {waits_before_start(wait)}" if wait else ""
+    return f"attempt {job.attempt} was lost: {headline} ({kind}); {retry}{waits}"
+
+
+def waits_before_start(seconds: float) -> str:
+    """Returns what is said of a job that waits after a failure."""
+    return f"{BACKS_OFF} {seconds:.0f} s"
 
 
 def _not_ended_message(exits: Sequence[ExitRecord]) -> str:
@@ -186,6 +269,8 @@ def _failed(job: Job, failure: ExitRecord, why_not_retried: str) -> Outcome:
         error=_error(failure),
         failures=job.failures,
         last_failure=Failure.of(failure),
+        failures_in_row=job.failures_in_row + 1,
+        ended_by=_ENDED_BY.get(class_of(failure), BY_SCHEDULER),
     )
 
 
@@ -223,6 +308,7 @@ def _headline(failure: ExitRecord) -> str:
 def _error(failure: ExitRecord) -> dict[str, Any]:
     kind = failure.kind
     known: dict[str, Any] = {
+        "kind": str(class_of(failure)),
         "type": _KINDS.get(kind) or failure.type or "Lost",
         "message": (failure.message or failure.headline)[:LONGEST_MESSAGE],
         "rank": failure.blamed_rank if kind is Exit.HUNG else failure.rank,

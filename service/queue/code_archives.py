@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from sqlalchemy import Engine, exc, insert, select
+from sqlalchemy import Engine, exc, insert, select, update
 
 from service.errors import NotFound
 from service.jobs.job import utc_now
@@ -20,8 +20,13 @@ class CodeArchives:
     def put_code(self, archive: bytes) -> str:
         """Stores an archive and returns its digest (SHA-256, hex). Idempotent."""
         digest = hashlib.sha256(archive).hexdigest()
-        if self.has_code(digest):
+        if self._is_used(digest):
             return digest
+        with database.writing(self._engine) as connection:
+            # Race closed: it is about to be removed, because no job uses it any more.
+            known = update(code_archives).where(code_archives.c.digest == digest)
+            if connection.execute(known.values(unused_since=None)).rowcount:
+                return digest
         try:
             with database.writing(self._engine) as connection:
                 row = {"digest": digest, "data": archive, "created_at": utc_now()}
@@ -29,6 +34,12 @@ class CodeArchives:
         except exc.IntegrityError:
             pass  # Race closed: two uploads of the same bytes; the primary key lets one insert through.
         return digest
+
+    def _is_used(self, digest: str) -> bool:
+        """Returns whether it is stored and will not be removed soon."""
+        query = select(1).where(code_archives.c.digest == digest, code_archives.c.unused_since.is_(None))
+        with database.reading(self._engine) as connection:
+            return connection.execute(query).one_or_none() is not None
 
     def get_code(self, digest: str) -> bytes:
         """Returns the archive. Raises NotFound."""

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from sqlalchemy import ColumnElement, Select, exists, select, union_all
 
 from service.jobs.job import State, first_id
+from service.queue.rows import NOT_DELETED
 from service.queue.tables import job_labels, jobs
 
 
@@ -47,7 +48,7 @@ def page(filters: Filters, *, before: str | None, limit: int) -> Select[Any]:
 
 def conditions(filters: Filters) -> list[ColumnElement[bool]]:
     """Returns the conditions that hold for the jobs that match every filter, for a query in another order."""
-    found = list(_conditions(filters, jobs.c.id))
+    found = [NOT_DELETED, *_conditions(filters, jobs.c.id)]
     if states := list(filters.get("states") or ()):
         found.append(jobs.c.state.in_(states))
     return found + [_has_label(key, value) for key, value in filters.get("labels") or ()]
@@ -69,7 +70,8 @@ def _newest(
         )
     # In the order of the index that finds the first label, if there is one.
     ids = labels[0][2].c.job_id if labels else jobs.c.id
-    query = query.where(*(jobs.c.state == state for state in states), *_conditions(filters, ids))
+    of_states = (jobs.c.state == state for state in states)
+    query = query.where(NOT_DELETED, *of_states, *_conditions(filters, ids))
     if before is not None:
         query = query.where(ids < before)
     return query.order_by(ids.desc()).limit(limit)

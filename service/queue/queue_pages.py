@@ -21,6 +21,8 @@ _SHOWN = select(
     jobs.c.priority,
     jobs.c.reason,
     jobs.c.created_at,
+    jobs.c.backoff_seconds,
+    jobs.c.not_before,
     jobs.c.spec["resources"].label("resources"),
 ).where(jobs.c.state == State.QUEUED)
 _COUNT = select(func.count()).select_from(jobs).where(jobs.c.state == State.QUEUED)
@@ -36,6 +38,8 @@ class QueuedJob:
     priority: int
     reason: str
     created_at: datetime
+    backoff_seconds: float
+    not_before: datetime | None
     resources: dict[str, Any]
 
 

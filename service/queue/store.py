@@ -23,19 +23,20 @@ from sqlalchemy import (
     update,
 )
 
-from service.errors import Conflict, KeyReused, NotFound, Refused
-from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, is_id, new_job, utc_now
-from service.jobs.sweep import is_sweep_id
-from service.queue import commands, cursors, database, filters, storable
+from service.errors import KeyReused
+from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, new_job, utc_now
+from service.queue import cursors, database, filters, storable
 from service.queue.code_archives import CodeArchives
-from service.queue.commands import Command
+from service.queue.deletions import Deletions
 from service.queue.filters import Filters
 from service.queue.group_commit import GroupCommit
 from service.queue.lease import Lease, Silence
 from service.queue.notices import notices_of
 from service.queue.queue_pages import IN_ORDER, QueuePages
 from service.queue.queue_rows import QueueRows
-from service.queue.rows import insert_jobs, job_of, without_source
+from service.queue.requests import Requests
+from service.queue.retained import Retained
+from service.queue.rows import NOT_DELETED, insert_jobs, job_of, without_source
 from service.queue.stored_events import StoredEvents
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
@@ -61,6 +62,10 @@ class Changes(TypedDict, total=False):
     workers: int | None
     grows_after: float | None
     ran_seconds: float
+    failures_in_row: int
+    backoff_seconds: float
+    not_before: datetime | None
+    ended_by: str | None
 
 
 NOTES_AT_ONCE = 500
@@ -101,7 +106,17 @@ _NewJob = tuple[Job, str | None]
 
 
 class Store(
-    Lease, QueuePages, QueueRows, CodeArchives, StoredEvents, StoredSecrets, StoredSweeps, StoredWebhooks
+    Lease,
+    QueuePages,
+    QueueRows,
+    CodeArchives,
+    StoredEvents,
+    StoredSecrets,
+    StoredSweeps,
+    StoredWebhooks,
+    Requests,
+    Deletions,
+    Retained,
 ):
     """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
@@ -144,28 +159,13 @@ class Store(
         """Does `create_job` without blocking. The job is queued if and only if the result is one."""
         return self._inserts.add((new_job(spec, created_at=utc_now()), idempotency_key))
 
-    def get(self, job_id: str) -> Job:
-        """Returns the job. Raises NotFound."""
-        if not is_id(job_id):
-            hint = (
-                "that is the id of a sweep; syncbn list --sweep shows its jobs"
-                if is_sweep_id(job_id)
-                else "ids look like j1k0w1qk530wdg8e15q54"
-            )
-            raise NotFound(f"no job {job_id!r}: {hint}")
-        with database.reading(self._engine) as connection:
-            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
-        if row is None:
-            raise NotFound(f"no job {job_id!r}")
-        return job_of(row)
-
     def with_run(self, run_id: str) -> Job | None:
         """Returns the job with this MLflow run; None if there is none."""
-        return next(iter(self._jobs(select(jobs).where(jobs.c.run_id == run_id))), None)
+        return next(iter(self._jobs(select(jobs).where(jobs.c.run_id == run_id, NOT_DELETED))), None)
 
     def several(self, job_ids: Collection[str]) -> list[Job]:
         """Returns those of the jobs that exist."""
-        return self._jobs(select(jobs).where(jobs.c.id.in_(job_ids))) if job_ids else []
+        return self._jobs(select(jobs).where(jobs.c.id.in_(job_ids), NOT_DELETED)) if job_ids else []
 
     def list_jobs(
         self,
@@ -209,7 +209,7 @@ class Store(
         queued, paused or preempting: False.
         Unless `changes` says otherwise, this clears the reason and sets `started_at` when the job first runs,
         `finished_at` when it ends, `workers` to None when it is queued or paused, `preempted_at` when it is
-        preempted, and `start` to 1 and `restarts` to none for a new attempt.
+        preempted, and `start` to 1, `restarts` to none and a wait after failures to none for a new attempt.
         """
         assert to in TRANSITIONS[job.state], f"{job.state} may not become {to}"
         # Race closed: two schedulers, or a scheduler and a cancel, that act on the same view of the row.
@@ -227,6 +227,7 @@ class Store(
         *,
         reason: str,
         failures: int,
+        failures_in_row: int,
         last_failure: Failure | None,
         restarts: tuple[str, ...],
         ran_seconds: float,
@@ -243,6 +244,7 @@ class Store(
             "start": job.start + 1,
             "reason": storable.reason(reason),
             "failures": failures,
+            "failures_in_row": failures_in_row,
             "last_failure": last_failure,
             "restarts": restarts,
             "ran_seconds": ran_seconds,
@@ -282,47 +284,25 @@ class Store(
         """Writes when time limits in the queue pass, by job id and the queue's clock. The first is kept."""
         self._execute_many(_WAITS_UNTIL, [{"its_id": job_id, "its_end": end} for job_id, end in ends.items()])
 
-    def request_cancel(self, job_id: str) -> Job:
-        """Cancels a waiting job at once; marks an active one for the dispatcher to stop. Idempotent.
-
-        Raises NotFound; Conflict if the job has succeeded or failed.
-        """
-        return self._request(job_id, commands.cancel())
-
-    def request_pause(self, job_id: str) -> Job:
-        """Pauses a waiting job at once; marks an active one for the dispatcher to stop. Idempotent.
-
-        Raises NotFound; Conflict if the job has ended or is being cancelled.
-        """
-        return self._request(job_id, commands.pause())
-
-    def request_resume(self, job_id: str) -> Job:
-        """Puts a paused job back into the queue. Idempotent: does nothing to a job that is not paused.
-
-        Raises NotFound; Conflict if the job has ended, is being cancelled, or is still pausing.
-        """
-        return self._request(job_id, commands.resume())
-
-    def request_resize(self, job_id: str, workers: int) -> Job:
-        """Sets the number of workers of an elastic job. Idempotent.
-
-        A running job is preempted for it as soon as that number, or at least more than it has, is available.
-        Raises NotFound; Refused if its spec does not allow the number; Conflict if the job has ended or is
-        being cancelled.
-        """
-        if problem := commands.resize_problem(self.get(job_id), workers):
-            raise Refused(f"job {job_id} cannot have {workers} workers", [problem])
-        return self._request(job_id, commands.resize(workers))
-
     def set_run(self, job_id: str, experiment_id: str, run_id: str) -> None:
         """Links the job to its run. Does nothing if the job has one."""
         # Race closed: two schedulers, one of which does not know yet that the other has taken over.
         guards = [jobs.c.id == job_id, jobs.c.run_id.is_(None)]
         self._update(guards, {"experiment_id": experiment_id, "run_id": run_id})
 
-    def mark_archived(self, job_id: str) -> None:
-        """Notes that logs and end status are in the tracking server. Idempotent: the first time is kept."""
-        self._update([jobs.c.id == job_id, jobs.c.archived_at.is_(None)], {"archived_at": utc_now()})
+    def mark_archived(self, job: Job) -> bool:
+        """Notes that logs and end status are in the tracking server. Idempotent: the first time is kept.
+
+        Returns False, and changes nothing, if the job has been retried since the caller read it.
+        """
+        # Race closed: a retry while the logs are uploaded; the next end has to be archived, too.
+        guards = [jobs.c.id == job.id, jobs.c.state == job.state, jobs.c.attempt == job.attempt]
+        archived = func.coalesce(jobs.c.archived_at, literal(utc_now(), UtcDateTime))
+        return self._update(guards, {"archived_at": archived})
+
+    def mark_reopened(self, job: Job) -> None:
+        """Notes that the run of a retried job is open again. Does nothing if the job has ended meanwhile."""
+        self._update([jobs.c.id == job.id, jobs.c.state.not_in(ENDED)], {"archived_at": None})
 
     # Statements
 
@@ -341,18 +321,14 @@ class Store(
                 raise
             return self._job_with_key(idempotency_key, job), False
 
-    def _request(self, job_id: str, command: Command) -> Job:
-        self.get(job_id)
-        granted = self._update([jobs.c.id == job_id, *command.guards], command.values)
-        job = self.get(job_id)
-        if not granted and (refusal := command.refusal(job)):
-            raise Conflict(f"job {job_id} {refusal}")
-        return job
-
     def _job_with_key(self, idempotency_key: str, requested: Job) -> Job:
         with database.reading(self._engine) as connection:
             query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
             existing = job_of(connection.execute(query).one())
+        if existing.deleted_at is not None:
+            raise KeyReused(
+                f"this Idempotency-Key made job {existing.id}, which was deleted; use a new key for a new job"
+            )
         if without_source(existing.spec) != without_source(requested.spec):
             raise KeyReused(
                 f"this Idempotency-Key made job {existing.id} from another spec; use a new key for a new job"
@@ -379,13 +355,15 @@ class Store(
 def _unchanged(job: Job) -> list[ColumnElement[bool]]:
     """Returns guards that pass if the row is still as `job` was read.
 
-    Attempt and start are included: queued → starting → queued would look like no change otherwise.
+    Attempt and start are included: queued → starting → queued would look like no change otherwise; and
+    whether it begins again from step 0: so would queued → cancelled → queued.
     """
     return [
         jobs.c.id == job.id,
         jobs.c.state == job.state,
         jobs.c.attempt == job.attempt,
         jobs.c.start == job.start,
+        jobs.c.from_scratch == job.from_scratch,
     ]
 
 
@@ -394,7 +372,13 @@ def _with_state(to: State) -> dict[str, Any]:
     if to is State.RUNNING:
         return {"started_at": func.coalesce(jobs.c.started_at, literal(utc_now(), UtcDateTime))}
     if to is State.STARTING:
-        return {"start": 1, "restarts": (), "preempted_at": None}
+        return {
+            "start": 1,
+            "restarts": (),
+            "preempted_at": None,
+            "backoff_seconds": 0.0,
+            "not_before": None,
+        }
     if to is State.PREEMPTING:
         return {"preempted_at": utc_now()}
     if to in {State.QUEUED, State.PAUSED}:

@@ -29,7 +29,7 @@ from service.jobs.job import ENDED, Job, State, new_job, utc_now
 from service.jobs.sweep import SWEEP_PREFIX, Sweep, SweepLimits, SweepState, is_sweep_id
 from service.queue import commands, cursors, database
 from service.queue.commands import Command
-from service.queue.rows import insert_jobs, job_of, without_source
+from service.queue.rows import NOT_DELETED, insert_jobs, job_of, without_source
 from service.queue.tables import jobs, sweeps
 from service.queue.writes import Writes
 from training.spec.sweep import SweepPoint
@@ -82,17 +82,17 @@ class StoredSweeps(Writes):
         return found[:limit], cursors.encode(found[limit - 1].id) if len(found) > limit else None
 
     def jobs_of_sweep(self, sweep_id: str) -> list[Job]:
-        """Returns the jobs of a sweep, in order of its points."""
+        """Returns the jobs of a sweep that are not deleted, in order of its points."""
         with database.reading(self._engine) as connection:
-            query = select(jobs).where(jobs.c.sweep_id == sweep_id).order_by(jobs.c.point)
+            query = select(jobs).where(jobs.c.sweep_id == sweep_id, NOT_DELETED).order_by(jobs.c.point)
             return [job_of(row) for row in connection.execute(query)]
 
     def states_of_sweeps(self, sweep_ids: Collection[str]) -> dict[str, Counter[State]]:
-        """Returns how many jobs of each sweep have which state."""
+        """Returns how many jobs of each sweep have which state; deleted ones do not count."""
         counts: dict[str, Counter[State]] = {sweep_id: Counter() for sweep_id in sweep_ids}
         query = (
             select(jobs.c.sweep_id, jobs.c.state, func.count())
-            .where(jobs.c.sweep_id.in_(sweep_ids))
+            .where(jobs.c.sweep_id.in_(sweep_ids), NOT_DELETED)
             .group_by(jobs.c.sweep_id, jobs.c.state)
         )
         if sweep_ids:
@@ -115,20 +115,22 @@ class StoredSweeps(Writes):
                 for row in connection.execute(query)
             }
 
-    def cancel_sweep(self, sweep_id: str) -> Sweep:
+    def cancel_sweep(self, sweep_id: str, *, by: str = "") -> Sweep:
         """Cancels all its jobs that have not ended: those that wait at once, others soon. Idempotent.
 
         Raises NotFound; Conflict if it has succeeded or failed.
         """
         changes = {"cancel_requested_at": func.coalesce(sweeps.c.cancel_requested_at, utc_now())}
-        self._command(sweep_id, commands.cancel("its sweep was cancelled"), {**changes, "paused_at": None})
+        self._command(
+            sweep_id, commands.cancel("its sweep was cancelled", by=by), {**changes, "paused_at": None}
+        )
         sweep = self.get_sweep(sweep_id)
         state = self._state(sweep)
         if sweep.cancel_requested_at is None and state is not SweepState.CANCELLED:
             raise Conflict(f"sweep {sweep_id} has {state} already")
         return sweep
 
-    def pause_sweep(self, sweep_id: str) -> Sweep:
+    def pause_sweep(self, sweep_id: str, *, by: str = "") -> Sweep:
         """Pauses all its jobs that have not ended, and lets none of them start. Idempotent.
 
         Raises NotFound; Conflict if it has ended or is being cancelled.
@@ -136,13 +138,13 @@ class StoredSweeps(Writes):
         changes = {"paused_at": func.coalesce(sweeps.c.paused_at, utc_now())}
         self._command(
             sweep_id,
-            commands.pause(f"sweep {sweep_id} is paused"),
+            commands.pause(f"sweep {sweep_id} is paused", by=by),
             changes,
             [sweeps.c.cancel_requested_at.is_(None)],
         )
         return self._unended(sweep_id, "there is nothing to pause")
 
-    def resume_sweep(self, sweep_id: str) -> Sweep:
+    def resume_sweep(self, sweep_id: str, *, by: str = "") -> Sweep:
         """Puts the paused jobs of a paused sweep back into the queue. Idempotent.
 
         Raises NotFound; Conflict if it has ended, is being cancelled, or if jobs are still pausing.
@@ -152,7 +154,7 @@ class StoredSweeps(Writes):
             return sweep
         pausing = exists().where(jobs.c.sweep_id == sweep_id, jobs.c.state == State.PAUSING)
         guards = [sweeps.c.paused_at.is_not(None), ~pausing]
-        self._command(sweep_id, commands.resume(), {"paused_at": None}, guards)
+        self._command(sweep_id, commands.resume(by=by), {"paused_at": None}, guards)
         sweep = self.get_sweep(sweep_id)
         if sweep.paused_at is not None:
             raise Conflict(

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
     text,
 )
 
@@ -87,6 +89,8 @@ JobId = String(32).with_variant(String(32, collation="C"), "postgresql")
 
 _LEFT = text("archived_at IS NULL")
 _PENDING = text("state = 'pending'")
+_REMOVING = text("removing <> 0")
+_DELETED = text("deleted_at IS NOT NULL")
 
 jobs = Table(
     "jobs",
@@ -121,6 +125,16 @@ jobs = Table(
     Column("sweep_id", JobId, ForeignKey("sweeps.id")),
     Column("point", Integer),
     Column("experiment", Text),
+    Column("failures_in_row", Integer, nullable=False, server_default="0"),
+    Column("backoff_seconds", Float, nullable=False, server_default="0"),
+    Column("not_before", UtcDateTime),
+    Column("ended_by", Text),
+    Column("last_command", AsJson(dict, dict)),
+    Column("from_scratch", Boolean, nullable=False, server_default=false()),
+    Column("removed", Integer, nullable=False, server_default="0"),
+    Column("removing", Integer, nullable=False, server_default="0"),
+    Column("deleted_at", UtcDateTime),
+    Column("code", String(64), index=True),
     # A list is read newest first from one of these, or from the primary key, however many jobs there are.
     Index(None, "name", "id"),
     Index(None, "state", "id"),
@@ -128,6 +142,9 @@ jobs = Table(
     Index(None, "sweep_id", "id"),
     # The finisher queries these often; the index spares it all other ended jobs.
     Index("ix_jobs_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
+    Index("ix_jobs_deleted", "id", postgresql_where=_DELETED, sqlite_where=_DELETED),
+    Index("ix_jobs_removing", "id", postgresql_where=_REMOVING, sqlite_where=_REMOVING),
+    Index(None, "finished_at", "removed"),
 )
 
 Index("ix_jobs_queue", jobs.c.state, jobs.c.priority.desc(), jobs.c.id)
@@ -188,7 +205,9 @@ code_archives = Table(
     Column("digest", String(64), primary_key=True),
     Column("data", LargeBinary, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("unused_since", UtcDateTime),
 )
+"""unused_since: when the last job that used it was deleted, or retention gave it up; then it goes soon."""
 
 secrets = Table(
     "secrets",

@@ -43,8 +43,18 @@ class Queue:
 
     @cached_property
     def without_run(self) -> Sequence[Job]:
-        """The jobs without a run in the tracking server."""
-        return [job for job in self.jobs if job.run is None]
+        """The jobs without an open run in the tracking server."""
+        return [job for job in self.jobs if needs_run(job)]
+
+    @cached_property
+    def backing_off(self) -> Sequence[Job]:
+        """The jobs that wait, or have waited, after a failure."""
+        return [job for job in self.jobs if job.backoff_seconds]
+
+    @cached_property
+    def from_scratch(self) -> Sequence[Job]:
+        """The jobs whose checkpoints have to be removed before they start."""
+        return [job for job in self.jobs if job.from_scratch]
 
     @cached_property
     def limited(self) -> Sequence[Job]:
@@ -54,6 +64,11 @@ class Queue:
     @cached_property
     def of_sweeps(self) -> Sequence[Job]:
         return [job for job in self.jobs if job.sweep_id is not None]
+
+
+def needs_run(job: Job) -> bool:
+    """Returns whether the job has no run yet, or one that has to be reopened because it was retried."""
+    return job.run is None or job.archived_at is not None
 
 
 @dataclass(kw_only=True)

@@ -30,11 +30,17 @@ def found_source(code: Path | None) -> dict[str, Any]:
 
 
 def _user() -> dict[str, Any]:
+    name = user_name()
+    return {"user": name} if name else {}
+
+
+def user_name() -> str:
+    """Returns the name of the user who runs this process; "" if it is not known."""
     try:
         name = getpass.getuser()
     except (ImportError, KeyError, OSError):  # no entry for this user
-        return {}
-    return {"user": name[:200]} if name and name.isprintable() else {}
+        return ""
+    return name[:200] if name.isprintable() else ""
 
 
 def _git_state(code: Path) -> dict[str, Any]:

@@ -78,9 +78,7 @@ class Deliverer:
         if webhook.position >= up_to:
             return
         labels = webhook.labels.items()
-        found = self._store.events(
-            after=webhook.position, up_to=up_to, limit=_EVENTS_AT_ONCE, labels=labels
-        )
+        found = self._store.events(after=webhook.position, up_to=up_to, limit=_EVENTS_AT_ONCE, labels=labels)
         if len(found) == _EVENTS_AT_ONCE:
             up_to = found[-1][0].id
         messages = [message_of(webhook, event, name) for event, name in found if wanted(webhook, event)]

@@ -65,6 +65,16 @@ class World:
         self.now += seconds
         self.round()
 
+    def after_backoff(self, job: Job) -> Job:
+        """What becomes of a queued job when its wait after a failure is over."""
+        self.wait(self.look(job).backoff_seconds)
+        return self.rounds(job)
+
+    def clean(self) -> None:
+        """What the cleaner does in one pass, and a round after it."""
+        self.dispatcher.cleaner.clean_all()
+        self.round()
+
     # Jobs
 
     def create(self, **changes: Any) -> Job:

@@ -113,6 +113,17 @@ class Checkpoints:
     def release(self) -> None:
         """Does nothing: there is no local copy to remove. Call it when all ranks have read the checkpoint."""
 
+    def sizes(self) -> dict[str, int]:
+        """Returns the bytes of everything in the folder by name: checkpoints, broken ones, leftovers.
+
+        Changes nothing. Raises OSError.
+        """
+        return {path.name: size_of(path) for path in self._matching(".*")}
+
+    def remove(self, name: str) -> None:
+        """Removes what `sizes` names. Idempotent. Call it only while no other process writes."""
+        _discard(self.folder / name)
+
     def _read(self, name: str) -> Saved:
         try:
             return manifest.verified(self.folder / name)
@@ -207,6 +218,13 @@ def _discard(path: Path) -> None:
     with suppress(FileNotFoundError):  # another writer is deleting it too
         path.rename(doomed)
         _remove(doomed)
+
+
+def size_of(path: Path) -> int:
+    """Returns the bytes of a file, or of all files in a folder; symbolic links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(Path(root, name).lstat().st_size for root, _, names in os.walk(path) for name in names)
 
 
 def _remove(path: Path) -> None:

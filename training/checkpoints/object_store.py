@@ -99,6 +99,18 @@ class ObjectStore:
         """As `Checkpoints.open`. Reading fails if the checkpoint is deleted meanwhile."""
         return self._bucket.open(f"{name}/{file}")
 
+    def sizes(self) -> dict[str, int]:
+        """As `Checkpoints.sizes`: the bytes of each upload, finished or not."""
+        sizes: dict[str, int] = {}
+        for path, size, _ in self._retry(self._bucket.files):
+            name = path.partition("/")[0]
+            sizes[name] = sizes.get(name, 0) + size
+        return sizes
+
+    def remove(self, name: str) -> None:
+        """As `Checkpoints.remove`. Raises OSError naming the URL if the storage does not accept it."""
+        self._remove(name)
+
     def fetch_to_node(self, saved: Saved) -> Saved:
         """Copies a checkpoint that `latest_valid` found on another machine to this one, until `release`."""
         name = saved.path.name

@@ -113,6 +113,12 @@ def test_a_spec_becomes_a_job_with_all_its_fields(api: httpx.Client) -> None:
         "metrics": {},
         "mlflow": None,
         "sweep": None,
+        "failures": 0,
+        "last_failure": None,
+        "not_before": None,
+        "ended_by": None,
+        "last_command": None,
+        "removed": [],
     }
 
 

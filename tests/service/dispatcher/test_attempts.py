@@ -22,6 +22,7 @@ def restart(store: Store, job: Job, why: str = "rank 1 was killed by SIGKILL at 
         job,
         reason=f"{why}; starts again",
         failures=job.failures + 1,
+        failures_in_row=1,
         last_failure=FAILURE,
         ran_seconds=0.0,
         restarts=(*job.restarts, why),

@@ -133,7 +133,7 @@ def test_a_time_limit_counts_over_all_attempts(world: World) -> None:
     world.cluster.set_seconds(world.name(job), 900)
     world.cluster.lose(world.name(job))
     world.rounds(job)
-    assert world.look(job).attempt == 2
+    assert world.after_backoff(job).attempt == 2
     assert world.cluster.launches[-1].order.seconds_left == 2100
 
     world.train(job)
@@ -296,7 +296,7 @@ def test_a_rank_that_dies_is_started_again_in_place_from_the_last_checkpoint(wor
 
     again = world.look(job)
     headline = "rank 1 was killed by SIGKILL at step 5"
-    said = f"{headline}; starting again from the last checkpoint (1 of 2 retries used)"
+    said = f"{headline} (infrastructure); starting again from the last checkpoint (1 of 2 retries used)"
     assert (again.state, again.attempt, again.start, again.failures) == (State.RUNNING, 1, 2, 1)
     assert (again.reason, again.workers, again.restarts) == (said, 2, (headline,))
     assert world.cluster.launched() == [(f"{job.id}-1", 1), (f"{job.id}-1", 2)]
@@ -351,6 +351,7 @@ def test_retries_are_counted_over_all_attempts(world: World, retries: int) -> No
         else:
             world.fail(job)
         world.rounds(job)
+        world.after_backoff(job)
 
     failed = world.look(job)
     assert (failed.state, failed.failures) == (State.FAILED, retries)
@@ -364,9 +365,9 @@ def test_a_lost_machine_takes_the_job_to_others(world: World) -> None:
     world.cluster.lose(f"{job.id}-1")
     world.dispatcher.reconciler.reconcile()
     queued = world.look(job)
-    assert (queued.state, queued.failures, queued.workers) == (State.QUEUED, 1, None)
+    assert (queued.state, queued.failures, queued.workers) == (State.QUEUED, 0, None)
     assert queued.reason.startswith("attempt 1 was lost: rank 0 was lost before the first step: its machine")
-    assert queued.reason.endswith("; retry 1 of 1 from its checkpoint")
+    assert queued.reason.endswith("; starts again from its checkpoint; this uses no retry")
 
     world.round()
     again = world.look(job)
@@ -704,10 +705,11 @@ def test_the_loop_takes_a_job_to_its_end(world: World, monkeypatch: pytest.Monke
     world.print(job, "")
     cluster, mark_archived = world.cluster, world.store.mark_archived
 
-    def archived(job_id: str) -> None:
-        mark_archived(job_id)
+    def archived(ended: Job) -> bool:
+        marked = mark_archived(ended)
         stop.set()
         cluster.wake()
+        return marked
 
     monkeypatch.setattr(world.store, "mark_archived", archived)
     launch = cluster.launch

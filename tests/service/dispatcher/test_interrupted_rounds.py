@@ -177,7 +177,7 @@ STORIES = {
     ),
     "fails at the same step": Story(raises, raises, state=State.FAILED, starts=[(1, 1), (1, 2)], lost=1),
     "is lost and succeeds": Story(
-        loses_its_machine, finishes, state=State.SUCCEEDED, starts=[(1, 1), (2, 1)], lost=1
+        loses_its_machine, finishes, state=State.SUCCEEDED, starts=[(1, 1), (2, 1)]
     ),
     "is cancelled": Story(state=State.CANCELLED, starts=[(1, 1)], command=Store.request_cancel),
     "is paused and resumed": Story(

@@ -75,10 +75,15 @@ def test_a_script_is_started_again_as_often_as_it_may_even_if_it_fails_the_same_
     for failures in (1, 2):
         world.fail(job, ExitRecord(rank=1, kind=Exit.EXITED, code=3, message="boom", counts_steps=False))
         job = world.rounds(job)
-        assert (job.state, job.start, job.failures) == (State.RUNNING, failures + 1, failures)
-        assert job.reason == (
-            f"rank 1 exited with code 3: boom; starting again ({failures} of 2 retries used)"
-        )
+        if failures == 1:
+            assert (job.state, job.start, job.failures) == (State.RUNNING, 2, 1)
+            assert job.reason == (
+                "rank 1 exited with code 3: boom (user_error); starting again (1 of 2 retries used)"
+            )
+        else:
+            assert (job.state, job.attempt, job.failures) == (State.QUEUED, 1, 2)
+            job = world.after_backoff(job)
+            assert (job.state, job.attempt) == (State.STARTING, 2)
         world.cluster.run(world.name(job), None)
         assert world.rounds(job).reason == ""
     world.fail(job, error(counts_steps=False))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from service.jobs.failures import class_of
 from service.jobs.job import Job, State, utc_now
 from service.jobs.outcomes import (
     LONGEST_REASON,
@@ -141,7 +142,6 @@ def test_an_attempt_that_was_never_launched_comes_to_what_was_asked() -> None:
         killed(1, step=5),
         error(1, step=5),
         ExitRecord(rank=1, kind=Exit.EXITED, code=3, step=5),
-        ExitRecord(rank=1, kind=Exit.OUT_OF_MEMORY, type="SIGKILL", step=5),
         ExitRecord(rank=1, kind=Exit.HUNG, message="rank 1 has made no progress", blamed_rank=1, step=5),
         error(1, type="RuntimeError", message="gloo/transport: closed", lost_peer=True, step=5),
     ],
@@ -153,8 +153,10 @@ def test_a_rank_that_fails_is_worth_another_start_where_it_is(record: ExitRecord
     again = restarted(before, exits(record))
 
     assert again == Restart(
-        reason=f"{record.headline}; starting again from the last checkpoint (2 of 3 retries used)",
+        reason=f"{record.headline} ({class_of(record)}); starting again from the last checkpoint "
+        "(2 of 3 retries used)",
         failures=2,
+        failures_in_row=1,
         last_failure=Failure.of(record),
         restarts=(*before.restarts, record.headline),
     )
@@ -170,11 +172,11 @@ def test_the_rank_that_began_is_named_not_those_that_followed() -> None:
 
 def test_the_same_exception_twice_at_a_step_is_final() -> None:
     first = restarted(job(), exits(error(1, step=5)))
-    before = job(failures=1, last_failure=first.last_failure, restarts=first.restarts)
+    before = job(failures=1, last_failure=first.last_failure, restarts=first.restarts, failures_in_row=1)
 
     assert come_to(before, exits(error(1, step=5))).state is State.FAILED
     assert restarted(before, exits(error(1, step=6))).failures == 2
-    assert restarted(before, exits(error(1, type="KeyError", step=5))).failures == 2
+    assert come_to(before, exits(error(1, type="KeyError", step=5))).failures == 2
     end = come_to(before, exits(error(1, step=5, log_tail="the last line")))
     assert end.failures == 1
     assert end.reason == (
@@ -186,9 +188,9 @@ def test_the_same_exception_twice_at_a_step_is_final() -> None:
 
 
 def test_a_signal_twice_at_a_step_is_not_final() -> None:
-    before = job(failures=1, last_failure=Failure.of(KILLED[1]))
+    before = job(failures=1, failures_in_row=1, last_failure=Failure.of(KILLED[1]))
 
-    assert restarted(before, KILLED).failures == 2
+    assert come_to(before, KILLED).failures == 2
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
@@ -205,13 +207,27 @@ def test_retries_are_used_up(retries: int) -> None:
 # Starting elsewhere
 
 
-def test_a_lost_machine_takes_the_job_back_to_the_queue() -> None:
+def test_a_lost_machine_takes_the_job_back_to_the_queue_and_uses_no_retry() -> None:
     end = come_to(job(failures=1, attempt=2), LOST)
 
-    assert (end.state, end.failures) == (State.QUEUED, 2)
+    assert (end.state, end.failures, end.backoff_seconds) == (State.QUEUED, 1, 0)
     assert end.reason == (
-        "attempt 2 was lost: rank 1 was lost at step 4: its machine is gone; retry 2 of 3 from its checkpoint"
+        "attempt 2 was lost: rank 1 was lost at step 4: its machine is gone (node_lost); starts again from "
+        "its checkpoint; this uses no retry"
     )
+
+
+def test_a_second_loss_without_progress_uses_a_retry_and_waits() -> None:
+    again = job(attempt=2, failures_in_row=1, last_failure=Failure.of(LOST[1]))
+
+    end = come_to(again, LOST)
+
+    assert (end.state, end.failures, end.failures_in_row) == (State.QUEUED, 1, 2)
+    assert 7.5 <= end.backoff_seconds <= 12.5
+    assert f"; retry 1 of 3 from its checkpoint, after a wait of {end.backoff_seconds:.0f} s" in end.reason
+    later = exits(ExitRecord(rank=1, kind=Exit.LOST, step=5))
+    assert come_to(again, later).failures == 0
+    assert come_to(job(retries=0), LOST).state is State.FAILED
 
 
 def test_where_a_machine_was_lost_nothing_is_started_again_whatever_else_has_failed() -> None:
@@ -227,7 +243,7 @@ def test_a_start_that_takes_too_long_is_tried_elsewhere() -> None:
 
     assert (end.state, end.failures) == (State.QUEUED, 1)
     assert end.reason == (
-        "attempt 1 was lost: the attempt did not start within 300 s: waits for room; "
+        "attempt 1 was lost: the attempt did not start within 300 s: waits for room (infrastructure); "
         "retry 1 of 3 from its checkpoint"
     )
     failed = come_to(job(State.STARTING, failures=3), [late])
@@ -240,8 +256,9 @@ def test_a_start_that_takes_too_long_is_tried_elsewhere() -> None:
 def test_a_stop_that_nobody_here_asked_for_is_a_loss(records: list[ExitRecord]) -> None:
     end = come_to(job(), records)
 
-    assert (end.state, end.failures) == (State.QUEUED, 1)
+    assert (end.state, end.failures) == (State.QUEUED, 0)
     assert "it was ended from outside" in end.reason
+    assert "(preempted); starts again" in end.reason
 
 
 @pytest.mark.parametrize("first", [[], [error(0, step=4)], [start_timeout(300, "")]])
@@ -262,11 +279,15 @@ def test_what_could_not_be_ended_is_not_followed_by_another(first: list[ExitReco
 @pytest.mark.parametrize(
     ("record", "known"),
     [
-        (error(1, step=4), {"type": "ValueError", "message": "boom", "rank": 1, "step": 4}),
-        (error(1), {"type": "ValueError", "message": "boom", "rank": 1}),
+        (
+            error(1, step=4),
+            {"kind": "user_error", "type": "ValueError", "message": "boom", "rank": 1, "step": 4},
+        ),
+        (error(1), {"kind": "user_error", "type": "ValueError", "message": "boom", "rank": 1}),
         (
             killed(1, step=4),
             {
+                "kind": "infrastructure",
                 "type": "SIGKILL",
                 "message": "rank 1 was killed by SIGKILL at step 4",
                 "rank": 1,
@@ -276,23 +297,34 @@ def test_what_could_not_be_ended_is_not_followed_by_another(first: list[ExitReco
         ),
         (
             ExitRecord(rank=1, kind=Exit.OUT_OF_MEMORY, type="SIGKILL", message="memory ran out"),
-            {"type": "OutOfMemory", "message": "memory ran out", "rank": 1, "signal": "SIGKILL"},
+            {
+                "kind": "out_of_memory",
+                "type": "OutOfMemory",
+                "message": "memory ran out",
+                "rank": 1,
+                "signal": "SIGKILL",
+            },
         ),
         (
             ExitRecord(rank=1, kind=Exit.EXITED, code=0, message="sys.exit was called"),
-            {"type": "Exited", "message": "sys.exit was called", "rank": 1, "code": 0},
+            {"kind": "user_error", "type": "Exited", "message": "sys.exit was called", "rank": 1, "code": 0},
         ),
         (
             ExitRecord(rank=1, kind=Exit.HUNG, message="rank 0 stands", blamed_rank=0, step=4),
-            {"type": "Hung", "message": "rank 0 stands", "rank": 0, "step": 4},
+            {"kind": "hang", "type": "Hung", "message": "rank 0 stands", "rank": 0, "step": 4},
         ),
         (
             ExitRecord(rank=1, kind=Exit.LOST, message="gone"),
-            {"type": "Lost", "message": "gone", "rank": 1},
+            {"kind": "node_lost", "type": "Lost", "message": "gone", "rank": 1},
         ),
         (
             start_timeout(300, ""),
-            {"type": "StartTimeout", "message": "the attempt did not start within 300 s", "rank": None},
+            {
+                "kind": "infrastructure",
+                "type": "StartTimeout",
+                "message": "the attempt did not start within 300 s",
+                "rank": None,
+            },
         ),
     ],
     ids=lambda value: str(value.kind) if isinstance(value, ExitRecord) else "",
@@ -328,3 +360,53 @@ def test_all_that_is_said_is_bounded_and_says_where_the_whole_is(kind: Exit, mes
     again = outcome(job(), [record], cancelled=False)
     assert len(again.reason) < 500
     assert not isinstance(again, Restart) or len(again.restarts[0]) <= 300
+
+
+# Memory, waits, and who ended it
+
+
+OOM = ExitRecord(rank=1, kind=Exit.OUT_OF_MEMORY, type="SIGKILL", step=5)
+
+
+def test_a_job_whose_memory_ran_out_waits_and_is_placed_anew() -> None:
+    end = come_to(job(), exits(OOM))
+
+    assert (end.state, end.failures) == (State.QUEUED, 1)
+    assert 22.5 <= end.backoff_seconds <= 37.5
+    assert "(out_of_memory); retry 1 of 3 from its checkpoint, after a wait of" in end.reason
+
+
+@pytest.mark.parametrize("record", [OOM, error(1, type="OutOfMemoryError", step=5)])
+def test_memory_that_runs_out_twice_at_a_step_is_final_unless_more_workers_may_come(
+    record: ExitRecord,
+) -> None:
+    again = job(failures=1, failures_in_row=1, last_failure=Failure.of(record))
+
+    end = come_to(again, exits(record))
+
+    assert (end.state, end.failures) == (State.FAILED, 1)
+    assert "Its memory ran out twice at step 5, the second time on a new placement" in end.reason
+    elastic = {**again.spec, "resources": {"workers": {"min": 1, "max": 4}}}
+    assert come_to(replace(again, spec=elastic), exits(record)).state is State.QUEUED
+    assert come_to(again, exits(replace(record, step=6))).state is State.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("records", "by"),
+    [
+        (FINISHED, "job"),
+        (FINAL, "job"),
+        (exits(ExitRecord(rank=1, kind=Exit.TIMED_OUT)), "time limit"),
+        (KILLED, "scheduler"),
+    ],
+    ids=["finished", "failed", "timed out", "given up"],
+)
+def test_an_end_says_who_ended_the_job(records: list[ExitRecord], by: str) -> None:
+    assert come_to(job(retries=0), records).ended_by == by
+
+
+def test_a_cancelled_job_was_ended_by_who_cancelled_it() -> None:
+    asked = job(last_command={"command": "cancel", "by": "ada"})
+
+    assert come_to(asked, SAVED, cancelled=True).ended_by == "ada"
+    assert come_to(replace(asked, state=State.PAUSING), SAVED).ended_by is None

@@ -20,7 +20,13 @@ def test_each_change_of_a_job_is_one_event(store: Store) -> None:
     store.note(job, "waits for room")
     job = run(store, job)
     assert store.restart(
-        job, reason="again", failures=1, last_failure=None, restarts=("rank 1 died",), ran_seconds=1.0
+        job,
+        reason="again",
+        failures=1,
+        failures_in_row=1,
+        last_failure=None,
+        restarts=("rank 1 died",),
+        ran_seconds=1.0,
     )
     store.request_resize(job.id, 3)
     progress = Progress(step=1, total_steps=2, epoch=0, eta_seconds=None, metrics={})
@@ -28,7 +34,7 @@ def test_each_change_of_a_job_is_one_event(store: Store) -> None:
     store.request_cancel(job.id)
     store.request_cancel(job.id)
     assert store.move(store.get(job.id), State.CANCELLED, reason="cancelled")
-    store.mark_archived(job.id)
+    store.mark_archived(store.get(job.id))
 
     found = store.events_of_job(job.id, after=0, limit=100)
 

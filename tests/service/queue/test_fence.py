@@ -24,12 +24,18 @@ PROGRESS = Progress(step=1, total_steps=10, epoch=0, eta_seconds=None)
 WRITES: dict[str, Callable[[Store, Job, Sweep], object]] = {
     "move": lambda store, job, _: store.move(job, State.CANCELLED, reason="by the scheduler"),
     "restart": lambda store, job, _: store.restart(
-        job, reason="again", failures=1, last_failure=None, restarts=("one",), ran_seconds=1.0
+        job,
+        reason="again",
+        failures=1,
+        failures_in_row=1,
+        last_failure=None,
+        restarts=("one",),
+        ran_seconds=1.0,
     ),
     "write_progress": lambda store, job, _: store.write_progress([(job, PROGRESS)]),
     "note": lambda store, job, _: store.note(job, "waits for something"),
     "set_run": lambda store, job, _: store.set_run(job.id, "1", "run"),
-    "mark_archived": lambda store, job, _: store.mark_archived(job.id),
+    "mark_archived": lambda store, job, _: store.mark_archived(job),
     "set_sweep_run": lambda store, _, sweep: store.set_sweep_run(sweep.id, "1", "run"),
     "mark_sweep_archived": lambda store, _, sweep: store.mark_sweep_archived(sweep.id),
 }
@@ -103,7 +109,7 @@ def test_who_is_suspended_in_a_transaction_loses_it(
 
     monkeypatch.setattr("service.queue.store.update", later)
     with pytest.raises(Unavailable, match="idle-in-transaction"):
-        mine.mark_archived(job.id)
+        mine.mark_archived(job)
     monkeypatch.undo()
 
     assert follower.get(job.id) == job

@@ -364,9 +364,9 @@ def test_an_ended_job_is_unarchived_until_it_is_marked(store: Store) -> None:
     ended = store.request_cancel(create(store).id)
     assert [job.id for job in store.unarchived()] == [ended.id]
 
-    store.mark_archived(ended.id)
+    assert store.mark_archived(ended)
     first = store.get(ended.id).archived_at
-    store.mark_archived(ended.id)
+    assert store.mark_archived(ended)
 
     assert store.unarchived() == []
     assert store.get(ended.id).archived_at == first is not None
@@ -400,7 +400,7 @@ def test_what_has_ended_is_not_looked_through_for_what_is_left_to_do(postgres: P
     store.migrate()
     for _ in range(3):
         job = store.request_cancel(create(store).id)
-        store.mark_archived(job.id)
+        store.mark_archived(job)
     left = store.request_cancel(create(store).id)
 
     assert [job.id for job in store.unarchived()] == [left.id]
