@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AwareDatetime, StringConstraints
 
+from service.api.access import Asking
 from service.api.bodies import SPEC_TYPES, SpecBody, read_spec
 from service.api.context import Services
 from service.api.problems import documented
@@ -56,6 +57,7 @@ def create_job(
     response: Response,
     services: Services,
     body: SpecBody,
+    caller: Asking,
     idempotency_key: IdempotencyKey = None,
 ) -> JobDocument:
     """A job that was acknowledged with 201 is never lost.
@@ -64,7 +66,7 @@ def create_job(
     """
     spec, _ = read_spec(body, services)
     spec = resolved(spec, services.store, services.settings)
-    job, created = services.store.create_job(spec, idempotency_key=idempotency_key)
+    job, created = services.store.create_job(spec, idempotency_key=idempotency_key, user=caller.user)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.id).path)
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
@@ -106,6 +108,7 @@ def list_jobs(
     ] = None,
     label: Annotated[list[Label] | None, Query(description="KEY:VALUE; jobs with all of these")] = None,
     sweep: Annotated[str | None, Query(pattern=_TEXT, description="Id of a sweep; its jobs")] = None,
+    user: Annotated[str | None, Query(pattern=_TEXT, description="User of the key that submitted")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: str | None = None,
 ) -> JobPage:
@@ -118,6 +121,7 @@ def list_jobs(
         since=since,
         labels=dict(map(_pair, label or ())),
         sweep=sweep,
+        user=user,
         cursor=cursor,
         limit=limit,
     )

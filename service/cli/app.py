@@ -18,6 +18,7 @@ from service.cli import (
     compare,
     control,
     jobs,
+    keys,
     report,
     results,
     secrets,
@@ -111,6 +112,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "ready": cluster.ready,
         "queue": cluster.queue,
         "cluster": cluster.cluster,
+        "audit": keys.audit,
         "schema": submit.schema,
     },
 }
@@ -119,6 +121,7 @@ for _panel, _commands in _COMMANDS.items():
         _kind = SpecCommand if _name in {"submit", "validate", "sweep", "train", "verify"} else None
         app.command(_name, cls=_kind, rich_help_panel=_panel)(_command)
 app.add_typer(secrets.app, name="secrets", rich_help_panel="The service")
+app.add_typer(keys.app, name="keys", rich_help_panel="The service")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 May import nothing else of this project.
 """
 
+from service.client.access import ApiKey, AuditEntry, NewApiKey
 from service.client.client import DEFAULT_URL, Client
 from service.client.errors import (
     ClientError,
@@ -36,6 +37,8 @@ from service.client.sweep_models import PlannedPoint, Sweep, SweepPoint, SweepVa
 __all__ = [
     "DEFAULT_URL",
     "Amount",
+    "ApiKey",
+    "AuditEntry",
     "Checkpoint",
     "Client",
     "ClientError",
@@ -46,6 +49,7 @@ __all__ = [
     "Job",
     "KeyProblem",
     "LogLine",
+    "NewApiKey",
     "Node",
     "NotFound",
     "PlannedPoint",

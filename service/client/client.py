@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlencode
 
+from service.client.access import AccessCalls
 from service.client.errors import ClientError, RequestError, WaitTimeout
 from service.client.log_stream import follow_log
 from service.client.models import (
@@ -37,15 +38,16 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `syncbn up` serves the API unless it is told another port."""
 
 
-class Client(Results, SweepCalls):
+class Client(Results, SweepCalls, AccessCalls):
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
     second, and raises ClientError. Retries are idempotent. `wait`, `follow` and `follow_logs` retry for up
     to `retry_seconds` after they have found the job, so they survive a restart of the server.
 
-    url: address of the server. api_key: None if the server asks for none. timeout: in seconds. Raises
-    ClientError if url or api_key cannot be used.
+    url: address of the server. api_key: None for a server of this machine that this user has started without
+    one; its token is found by itself. timeout: in seconds. Raises ClientError if url or api_key cannot be
+    used.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class Client(Results, SweepCalls):
         labels: Mapping[str, str] | None = None,
         since: datetime | None = None,
         sweep: str | None = None,
+        user: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Yields jobs, newest first, at most `limit` (None: all); fetches pages during the iteration.
@@ -146,13 +149,14 @@ class Client(Results, SweepCalls):
         states: only jobs in one of these. id_prefix: only jobs whose id begins so. name, experiment: only
         jobs with exactly this name, in exactly this experiment. labels: only jobs with all of these. since:
         only jobs created then or later; a time without a zone is local. sweep: only
-        jobs of the sweep with this id. Raises RequestError for a state that
-        does not exist.
+        jobs of the sweep with this id. user: only jobs of this user's keys. Raises RequestError for a state
+        that does not exist.
         """
         query: list[tuple[str, Any]] = [("state", state) for state in states]
         query += [("label", f"{key}:{value}") for key, value in (labels or {}).items()]
         moment = since.astimezone(UTC).isoformat() if since else None
-        once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment, "sweep": sweep}
+        once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment}
+        once |= {"sweep": sweep, "user": user}
         query += [(key, value) for key, value in once.items() if value]
         yield from all_items(
             lambda position: self._server.call(JobPage, "GET", "/v1/jobs", params=[*query, *position]), limit

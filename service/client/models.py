@@ -74,7 +74,7 @@ class Job(Answer):
     the job waits. wanted_workers: those that a resize asked for; None without a resize. progress: None before
     the first step. metrics: the latest value of each; None for one that is not finite. error: None unless the
     job has failed. mlflow: None before the run is made. sweep: the id of its sweep; None if it is in
-    none.
+    none. user: of the API key that submitted it; None: of none.
     """
 
     id: str
@@ -95,6 +95,7 @@ class Job(Answer):
     error: Failure | None = None
     mlflow: Run | None = None
     sweep: str | None = None
+    user: str | None = None
 
     @property
     def ended(self) -> bool:

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
+from service.client.local_token import token_file
 from service.embedded.private_folder import make_private
 from service.embedded.processes import Child, StackState, end_all, sweep
 from service.embedded.servers import MLFLOW_DATABASE, MlflowServer, RayHead, SchedulerServer
@@ -170,8 +171,9 @@ def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
 
 
 def _say_ready(settings: Settings, host: str, port: int) -> None:
+    token = f"  token   {token_file(port)}\n" if settings.api_key is None else ""
     print_line(
-        f"\nready\n  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n"
+        f"\nready\n  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n{token}"
         f"  MLflow  {settings.mlflow_public_url}\n"
         f"  jobs    syncbn --url http://{host}:{port} submit SPEC.yaml --follow\n\nCtrl-C ends all of it."
     )

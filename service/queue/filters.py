@@ -17,6 +17,7 @@ class Filters(TypedDict, total=False):
 
     states: in one of these. id_prefix: ids that begin with this. name, experiment: exactly this one.
     labels: all of these. since: created then or later; has a time zone. sweep: jobs of this one.
+    user: submitted with a key of this user.
     """
 
     states: Iterable[State]
@@ -26,6 +27,7 @@ class Filters(TypedDict, total=False):
     labels: Mapping[str, str] | None
     since: datetime | None
     sweep: str | None
+    user: str | None
 
 
 def conditions(filters: Filters) -> list[ColumnElement[bool]]:
@@ -43,6 +45,8 @@ def conditions(filters: Filters) -> list[ColumnElement[bool]]:
         found.append(jobs.c.id >= first_id(since))  # ids sort by creation time and have an index
     if (sweep := filters.get("sweep")) is not None:
         found.append(jobs.c.sweep_id == sweep)
+    if (user := filters.get("user")) is not None:
+        found.append(jobs.c.user == user)
     return found + [_has_label(key, value) for key, value in (filters.get("labels") or {}).items()]
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from service.errors import Conflict, KeyReused, NotFound, Refused
 from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, is_id, new_job, utc_now
 from service.jobs.sweep import is_sweep_id
-from service.queue import commands, cursors, database, storable
+from service.queue import audit_rows, commands, cursors, database, storable
 from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
 from service.queue.filters import Filters, conditions
@@ -33,6 +33,8 @@ from service.queue.lease import Lease, Silence
 from service.queue.notices import notices_of
 from service.queue.queue_rows import QueueRows
 from service.queue.rows import insert_jobs, job_of, without_source
+from service.queue.stored_audit import StoredAudit
+from service.queue.stored_keys import StoredKeys
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
 from service.queue.tables import UtcDateTime, jobs
@@ -91,9 +93,10 @@ _WAITS_UNTIL = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
-    """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
-    Thread-safe.
+class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps, StoredKeys, StoredAudit):
+    """Jobs, sweeps, code, secrets, API keys, the audit log and the scheduler's row, in one database.
+
+    Thread-safe. url: `sqlite:///PATH` or `postgresql://...`.
 
     Every method raises `Unavailable` if the database does not answer. Then nothing has changed; only if the
     connection is lost during the commit, the whole change may have been written.
@@ -117,16 +120,19 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
 
     # Jobs: create and read
 
-    def create_job(self, spec: Spec, *, idempotency_key: str | None = None) -> tuple[Job, bool]:
+    def create_job(
+        self, spec: Spec, *, idempotency_key: str | None = None, user: str | None = None
+    ) -> tuple[Job, bool]:
         """Queues a job and returns it with True. Once this returns, the job survives any crash.
 
-        If the key was used before with the same spec, returns that job and False.
-        Raises KeyReused if the key was used with another spec.
+        If the key was used before by the same user with the same spec, returns that job and False.
+        Raises KeyReused if the key was used with another spec or by another user.
         """
-        job = new_job(spec, created_at=utc_now())
+        job = new_job(spec, created_at=utc_now(), user=user)
         try:
             with self._writing() as connection:
                 insert_jobs(connection, [job], idempotency_key)
+                audit_rows.record(connection, f"/v1/jobs/{job.id}")
         except exc.IntegrityError:
             # Race closed: two requests with one key. The unique constraint lets one insert through.
             if idempotency_key is None:
@@ -331,6 +337,8 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
         with database.reading(self._engine) as connection:
             query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
             existing = job_of(connection.execute(query).one())
+        if existing.user != requested.user:
+            raise KeyReused("this Idempotency-Key was used by another user; use a new key")
         if without_source(existing.spec) != without_source(requested.spec):
             raise KeyReused(
                 f"this Idempotency-Key made job {existing.id} from another spec; use a new key for a new job"
@@ -343,7 +351,10 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
 
     def _update(self, guards: Iterable[ColumnElement[bool]], values: Mapping[str, Any]) -> bool:
         with self._writing() as connection:
-            return connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
+            changed = connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
+            if changed:
+                audit_rows.record(connection)
+        return changed
 
     def _execute_many(self, statement: Update, rows: Sequence[Mapping[str, Any]]) -> None:
         """Executes the statement for all rows in one transaction, sorted by job id: the fixed lock order

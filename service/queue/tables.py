@@ -117,7 +117,9 @@ jobs = Table(
     Column("archived_at", UtcDateTime),
     Column("sweep_id", JobId, ForeignKey("sweeps.id"), index=True),
     Column("point", Integer),
+    Column("user", Text),
     Index(None, "state", "priority", "id"),
+    Index(None, "user", "id"),
     # The finisher queries these often; the index spares it all other ended jobs.
     Index("ix_jobs_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
 )
@@ -137,6 +139,7 @@ sweeps = Table(
     Column("experiment_id", Text),
     Column("run_id", Text),
     Column("archived_at", UtcDateTime),
+    Column("user", Text),
     Index("ix_sweeps_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
 )
 
@@ -166,6 +169,36 @@ secrets = Table(
     Column("updated_at", UtcDateTime, nullable=False),
 )
 """Encrypted values of secrets, by name (service.secrets)."""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)
+"""API keys. Of each secret only the SHA-256 is here (service.access.keys)."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", JobId, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("credential", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("about", Text, nullable=False),
+    Column("status", Integer),
+    Index(None, "who", "id"),
+)
+"""The audit log (service.access.audit). Rows are added, and never changed or deleted."""
 
 scheduler = Table(
     "scheduler",
