@@ -9,7 +9,6 @@ import base64
 import binascii
 import hmac
 import logging
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import anyio.to_thread
@@ -22,6 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.access import audit, keys
 from service.access.caller import LOCAL_TOKEN, SERVER_KEY, Caller
 from service.access.caller import Scope as AccessScope
+from service.access.keys import ApiKey
+from service.access.known_keys import KnownKeys
 from service.access.limits import Limits
 from service.access.rules import Rule, rule_of, unlisted
 from service.api.context import Context, Services
@@ -32,6 +33,7 @@ from service.queue.store import Store
 
 _NO_ROUTE = Rule(AccessScope.READ)
 _LONGEST_PATH = 500
+_REVOKE = "POST /v1/keys/{key_id}/revoke"
 _FOR_BROWSERS = frozenset({"/docs", "/openapi.json"})
 _CALLER, _RULE = "syncbn.caller", "syncbn.rule"
 _log = logging.getLogger(__name__)
@@ -39,9 +41,8 @@ documented_scheme = HTTPBearer(auto_error=False, description="An API key; `syncb
 """Says in the OpenAPI document how to authenticate. The middleware does it."""
 
 
-@dataclass(frozen=True)
 class _Denied(Exception):
-    detail: str
+    """The request has no key that opens anything; the message says what to do."""
 
 
 class Access:
@@ -54,6 +55,7 @@ class Access:
     def __init__(self, app: ASGIApp, *, context: Context, routes: list[BaseRoute]) -> None:
         self._app, self._context, self._routes = app, context, routes
         settings = context.settings
+        self._known = KnownKeys()
         self._limits = Limits(settings.requests_per_second, settings.bytes_per_minute / 60)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +102,13 @@ class Access:
             return LOCAL_TOKEN
         if keys.id_in(given) is None:
             raise _Denied(self._how_to_authenticate())
-        return await anyio.to_thread.run_sync(_owner, given, self._context.store, self._how_to_authenticate())
+        if (key := self._known.find(given)) is None:
+            otherwise = self._how_to_authenticate()
+            key = await anyio.to_thread.run_sync(_stored_key, given, self._context.store, otherwise)
+            self._known.add(given, key)
+        if why := key.problem(utc_now()):
+            raise _Denied(why)
+        return key.caller
 
     def _how_to_authenticate(self) -> str:
         if self._context.local_token is None:
@@ -120,7 +128,7 @@ class Access:
         # A browser asks its user for a password only where that is the way in.
         scheme = 'Basic realm="the API key as password"' if scope["path"] in _FOR_BROWSERS else "Bearer"
         headers = {"WWW-Authenticate": scheme}
-        return problem(scope["path"], 401, "Unauthorized", error.detail, headers=headers)
+        return problem(scope["path"], 401, "Unauthorized", str(error), headers=headers)
 
     # Whether it may
 
@@ -160,6 +168,8 @@ class Access:
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if action == _REVOKE:
+                    self._known.clear()
                 await self._store_note(note, message)
             await send(message)
 
@@ -181,19 +191,18 @@ class Access:
             _log.error("not in the audit log: %s, answered with %d: %s", note, status, error)
 
 
-def _owner(text: str, store: Store, otherwise: str) -> Caller:
-    """Returns whose key this is. Raises _Denied if it opens nothing, and Unavailable."""
+def _stored_key(text: str, store: Store, otherwise: str) -> ApiKey:
+    """Returns the key with this text. Raises _Denied if there is none, and Unavailable."""
     key = store.find_key(keys.id_in(text) or "")
     if key is None or not keys.opens(key, text):
         raise _Denied(otherwise)
     now = utc_now()
-    if why := key.problem(now):
-        raise _Denied(why)
-    try:
-        store.note_use(key, now)
-    except Unavailable as error:
-        _log.warning("the use of key %s is not written down: %s", key.id, error)
-    return key.caller
+    if key.problem(now) is None:
+        try:
+            store.note_use(key, now)
+        except Unavailable as error:
+            _log.warning("the use of key %s is not written down: %s", key.id, error)
+    return key
 
 
 def _credentials(header: str, scope: Scope) -> str:
@@ -224,8 +233,8 @@ def _path(scope: Scope) -> str:
     return raw.decode("ascii", "backslashreplace")[:_LONGEST_PATH]
 
 
-def caller_of(request: Request) -> Caller:
-    """Returns who asks, on a route that requires a key."""
+async def caller_of(request: Request) -> Caller:
+    """Returns who asks, on a route that requires a key. It needs no thread of its own."""
     caller: Caller = request.scope[_CALLER]
     return caller
 
@@ -238,15 +247,16 @@ def known(request: Request) -> bool:
     return request.scope[_CALLER] is not None
 
 
-def check_owner(request: Request, services: Services) -> None:
+async def check_owner(request: Request, services: Services) -> None:
     """Raises Forbidden if the request changes a job or sweep of another user, and the caller is not admin.
 
     Raises NotFound if there is none. The user of a job never changes, so no other request can interfere.
     """
-    caller, rule = caller_of(request), request.scope[_RULE]
+    caller: Caller = request.scope[_CALLER]
+    rule: Rule = request.scope[_RULE]
     if caller.scope is AccessScope.ADMIN or not rule.changes:
         return
-    kind, owner = _owner_of(request.path_params, services.store)
+    kind, owner = await anyio.to_thread.run_sync(_owner_of, request.path_params, services.store)
     if kind and not caller.may_change(owner):
         whose = f"of {owner}" if owner else "of no user"
         raise Forbidden(

@@ -33,6 +33,7 @@ from service.settings import Settings
 from training.host.own_folder import remove_abandoned
 
 DATABASE = "syncbn.db"
+FOLDERS = ("logs", "checkpoints", "artifacts")
 SECONDS_TO_START = 200.0
 SECONDS_TO_END = 60.0
 
@@ -73,7 +74,7 @@ def _stack(
     given = Settings.from_env()
     check_address(host, port, given)
     own = () if "database_url" in given.model_fields_set else (DATABASE,)
-    make_private(folder, (*own, MLFLOW_DATABASE))
+    make_private(folder, (*own, MLFLOW_DATABASE), FOLDERS)
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder))
         state = StackState.load(folder)

@@ -6,6 +6,7 @@ import pytest
 
 from service.access.caller import LOCAL_TOKEN, SERVER_KEY, Caller, Scope
 from service.access.keys import USER, id_in, new_key, opens
+from service.access.known_keys import KnownKeys
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -36,6 +37,20 @@ def test_a_key_ends_at_its_expiry_and_when_it_is_revoked() -> None:
 
     assert key.problem(NOW) is None
     assert "has expired" in str(key.problem(NOW + timedelta(days=1)))
+
+
+def test_a_key_is_known_for_a_second_and_until_one_is_revoked() -> None:
+    now = 0.0
+    key, text = new_key("ada", Scope.READ, created_by="root", now=NOW)
+    known = KnownKeys(lambda: now)
+
+    known.add(text, key)
+    assert (known.find(text), known.find(text[:-1])) == (key, None)
+    known.clear()
+    assert known.find(text) is None
+    known.add(text, key)
+    now = 1.0
+    assert known.find(text) is None
 
 
 def test_scopes_include_one_another() -> None:

@@ -113,6 +113,7 @@ def test_a_spec_becomes_a_job_with_all_its_fields(api: httpx.Client) -> None:
         "metrics": {},
         "mlflow": None,
         "sweep": None,
+        "user": None,
     }
 
 
