@@ -11,7 +11,7 @@ from service.jobs.job import State
 from service.queue import database
 from service.queue.tables import jobs
 
-_CONSTANT = {"name", "spec", "idempotency_key", "created_at", "sweep_id", "point"}
+_CONSTANT = {"name", "spec", "idempotency_key", "created_at", "sweep_id", "point", "user"}
 """Columns that are written with the row and never again. `spec` takes most of the time of a query."""
 
 COLUMNS = ("id", *(column.name for column in jobs.columns if column.name not in {"id", *_CONSTANT}))
