@@ -88,7 +88,9 @@ def _stopped(pids: list[int]) -> Iterator[None]:
 
 def _asked(stack: Stack, ids: list[str], requests: int) -> Mapping[str, float]:
     # No certificates for http: loading them would take longer than many requests.
-    with httpx.Client(base_url=stack.api_url, timeout=60.0, trust_env=False, verify=False) as client:
+    with httpx.Client(
+        base_url=stack.api_url, auth=stack.auth, timeout=60.0, trust_env=False, verify=False
+    ) as client:
         times = [_milliseconds(client, f"/v1/jobs/{job_id}") for job_id in islice(cycle(ids), requests)]
     return {MEDIAN: median(times), WORST: max(times)}
 

@@ -85,7 +85,7 @@ def _trained(
 
 def _printed(stack: Stack, trained: _Trained, steps: int) -> Mapping[str, float]:
     path = f"/v1/jobs/{trained.job_id}/logs"
-    with httpx.Client(base_url=stack.api_url, timeout=120.0, trust_env=False) as http:
+    with httpx.Client(base_url=stack.api_url, auth=stack.auth, timeout=120.0, trust_env=False) as http:
         with http.stream("GET", path) as answer:
             answer.raise_for_status()
             missing = share_missing(whole_lines(answer.iter_bytes()), steps * LINES)

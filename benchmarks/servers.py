@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from service.client import Client, ClientError
+from service.client.local_token import LocalToken
 from service.embedded.processes import MARK, StackState, marked, sweep
 from service.embedded.servers import MlflowServer
 from service.ports import free_port
@@ -31,7 +33,12 @@ class Stack:
     api_url: str
     mlflow_url: str
     up: int
-    """Returns the process of `syncbn up`."""
+    """The process of `syncbn up`."""
+
+    @property
+    def auth(self) -> LocalToken:
+        """What opens the API to an httpx client."""
+        return LocalToken(httpx.URL(self.api_url).port or 80)
 
     def roots(self) -> list[psutil.Process]:
         """Returns the root processes; all others are their descendants."""

@@ -9,6 +9,6 @@ for _ in $(seq 90); do
   sleep 2
 done
 "$@" ps
-"$@" exec -T api python -c "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/readyz').read())" || true
+"$@" exec -T api syncbn ready || true
 echo "not ready after three minutes; see the services' output: $* logs" >&2
 exit 1

@@ -2,7 +2,8 @@
 
 ServiceError
 ├── Unavailable       a server we depend on (Ray, MLflow, the database) does not answer
-├── NotFound          there is no such job, sweep, archive, secret, webhook or checkpoint
+├── NotFound          there is no such job, sweep, archive, secret, key, webhook or checkpoint
+├── Forbidden         the job or sweep is of another user
 ├── Conflict          the state of the job or sweep does not allow the command
 ├── KeyReused         an Idempotency-Key was sent again with a different body
 └── Refused           the request is invalid: a spec, an archive, a secret, a cursor
@@ -32,6 +33,10 @@ class Unavailable(ServiceError):
 
 class NotFound(ServiceError):
     """The job, sweep, archive, secret or checkpoint does not exist."""
+
+
+class Forbidden(ServiceError):
+    """The job or sweep is of another user, and the caller may not change it."""
 
 
 class Conflict(ServiceError):

@@ -6,14 +6,20 @@ import ipaddress
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
+from service.client.local_token import token_file
 from service.errors import Refused
 from service.foreground import open_store, print_line, reported_errors, stop_on_signals
+from service.local_token import published
 from service.ports import is_free
 from service.queue.store import Store
 from service.restarts import kept_running
 from service.roles import Role
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.api.http_server import HttpServer
 
 
 def serve(*, role: Role, host: str, port: int) -> int:
@@ -78,19 +84,28 @@ def running(
     from service.api.http_server import BoundedHttp, HttpServer
     from service.backends.mlflow import MlflowRest
 
-    results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
-    app = create_app(settings, store, results, stopping=stop)
-    server = HttpServer(
-        uvicorn.Config(
-            app, host=host, port=port, http=BoundedHttp, log_level="warning", timeout_graceful_shutdown=3
+    results, file = MlflowRest(settings.mlflow_url, settings.mlflow_public_url), token_file(port)
+    with ExitStack() as stack:
+        # Before the API answers, so that a client never reads the token of the server before.
+        token = stack.enter_context(published(file)) if settings.api_key is None else None
+        app = create_app(settings, store, results, stopping=stop, local_token=token, token_file=str(file))
+        server = HttpServer(
+            uvicorn.Config(
+                app, host=host, port=port, http=BoundedHttp, log_level="warning", timeout_graceful_shutdown=3
+            )
         )
-    )
+        stack.enter_context(_listening(server, f"{host}:{port}", stop))
+        yield
+
+
+@contextmanager
+def _listening(server: HttpServer, address: str, stop: threading.Event) -> Iterator[None]:
     thread = threading.Thread(target=server.run, name="api")
     thread.start()
     try:
         _wait_for(lambda: server.started or not thread.is_alive(), stop)
         if not server.started and not stop.is_set():
-            raise Refused(f"the API could not listen on {host}:{port}")
+            raise Refused(f"the API could not listen on {address}")
         yield
     finally:
         stop.set()

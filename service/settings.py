@@ -53,7 +53,18 @@ class Settings(BaseSettings):
     )
     api_key: SecretStr | None = Field(
         default=None,
-        description="What clients must present; without one only this machine is served",
+        description="The key of the administrator; further keys are made with `syncbn keys`. Without one "
+        "only this machine is served, and there only who can read a token that the server makes",
+    )
+    requests_per_second: int = Field(
+        default=2000,
+        ge=1,
+        description="Requests that one key may send a second, over any ten seconds, to each API process",
+    )
+    bytes_per_minute: int = Field(
+        default=2**32,
+        ge=1,
+        description="Bytes of code, specs and other bodies that one key may send a minute",
     )
     ray_address: str = Field(
         default="127.0.0.1:6379",

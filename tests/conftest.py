@@ -6,6 +6,8 @@ run if it is in tests/e2e, or if it asks for the fixture `full_run`, mostly thro
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,10 @@ from tests.mlflow_server import MlflowServer, running_server
 # A busy machine must not fail a test.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# The clients of all tests find the tokens of their servers in a folder of their own.
+_state = tempfile.TemporaryDirectory(prefix="syncbn-tests-")
+os.environ["XDG_STATE_HOME"] = _state.name
 
 QUICK = "not full"
 E2E = Path(__file__).parent / "e2e"

@@ -15,6 +15,7 @@ from itertools import pairwise
 from statistics import median, quantiles
 
 import httpx
+from pydantic import SecretStr
 from sqlalchemy import select
 
 from benchmarks.capacity import cpu, rows
@@ -100,6 +101,9 @@ def measure(server: Postgres, shown: Progress, *, quick: bool) -> list[Result]:
     ]
 
 
+_KEY = SecretStr("of a benchmark")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Api:
     url: str
@@ -130,7 +134,7 @@ def _serve(database_url: str, port: int) -> None:
 
     from service.api.app import create_app
 
-    app = create_app(Settings(), Store(database_url), FakeResults())
+    app = create_app(Settings(api_key=_KEY), Store(database_url), FakeResults())
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
@@ -209,7 +213,8 @@ def _bytes_per_job(server: Postgres) -> float:
 
 def _client(api: str) -> httpx.Client:
     # No certificates for http: loading them would take longer than many requests.
-    return httpx.Client(base_url=api, timeout=60.0, trust_env=False, verify=False)
+    headers = {"Authorization": f"Bearer {_KEY.get_secret_value()}"}
+    return httpx.Client(base_url=api, headers=headers, timeout=60.0, trust_env=False, verify=False)
 
 
 def _seconds(do: Callable[[], object]) -> float:

@@ -1,77 +1,273 @@
-"""Access control: the API key; without one, loopback requests only; no cross-origin changes."""
+"""Access control (ASGI middleware): who asks, whether the route allows it, how often; the audit log's entry.
+
+All of it is decided before a byte of the body is read.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
-import ipaddress
-import re
-from typing import Annotated
-from urllib.parse import urlsplit
+import logging
+from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+import anyio.to_thread
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.context import Services
-from service.api.problems import problem
+from service.access import audit, keys
+from service.access.caller import LOCAL_TOKEN, SERVER_KEY, Caller
+from service.access.caller import Scope as AccessScope
+from service.access.keys import ApiKey
+from service.access.known_keys import KnownKeys
+from service.access.limits import Limits
+from service.access.rules import Rule, rule_of, unlisted
+from service.api.context import Context, Services
+from service.api.problems import RETRY_AFTER_S, ProblemResponse, problem
+from service.errors import Forbidden, Unavailable
+from service.jobs.job import utc_now
+from service.queue.store import Store
 
-_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
-_bearer = HTTPBearer(auto_error=False, description="The server's SYNCBN_API_KEY, if it has one")
+_NO_ROUTE = Rule(AccessScope.READ)
+_LONGEST_PATH = 500
+_REVOKE = "POST /v1/keys/{key_id}/revoke"
+_FOR_BROWSERS = frozenset({"/docs", "/openapi.json"})
+_CALLER, _RULE = "syncbn.caller", "syncbn.rule"
+_log = logging.getLogger(__name__)
+documented_scheme = HTTPBearer(auto_error=False, description="An API key; `syncbn keys create` makes one")
+"""Says in the OpenAPI document how to authenticate. The middleware does it."""
 
 
-async def require_key(
-    services: Services, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
-) -> None:
-    """Raises HTTPException(401) unless the request carries the API key. Compares in constant time."""
-    key = services.settings.api_key
-    if key is None:
-        return
-    given = credentials.credentials if credentials else ""
+class _Denied(Exception):
+    """The request has no key that opens anything; the message says what to do."""
+
+
+class Access:
+    """Lets through who may do what is asked, and notes in the audit log who changed what.
+
+    Refuses with 401 whom it does not know, with 403 whose scope is too small, with 429 who asks too often,
+    and with 503 if it cannot look up a key. The routes find the caller with `Asking`.
+    """
+
+    def __init__(self, app: ASGIApp, *, context: Context, routes: list[BaseRoute]) -> None:
+        self._app, self._context, self._routes = app, context, routes
+        settings = context.settings
+        self._known = KnownKeys()
+        self._limits = Limits(settings.requests_per_second, settings.bytes_per_minute / 60)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        action, rule = self._rule(scope)
+        try:
+            caller = await self._caller(scope)
+        except (_Denied, Unavailable) as error:
+            caller = None
+            if rule.scope is not None:
+                await self._refusal(scope, error)(scope, receive, send)
+                return
+        if caller is not None:
+            if answer := self._objection(scope, rule, caller):
+                await answer(scope, receive, send)
+                return
+            receive = self._counted(receive, caller)
+        scope[_CALLER], scope[_RULE] = caller, rule
+        if caller is None or not rule.changes:
+            await self._app(scope, receive, send)
+        else:
+            await self._noted(action, caller, scope, receive, send)
+
+    def _rule(self, scope: Scope) -> tuple[str, Rule]:
+        """Returns the method and path of the request's route, and its rule.
+
+        Where there is no route, everybody with a key gets to know that.
+        """
+        if (known := rule_of(scope["method"], scope["path"])) is not None:
+            return known
+        exists = any(route.matches(scope)[0] is Match.FULL for route in self._routes)
+        return f"{scope['method']} {_path(scope)}", unlisted(scope["method"]) if exists else _NO_ROUTE
+
+    # Who asks
+
+    async def _caller(self, scope: Scope) -> Caller:
+        given = _credentials(Headers(scope=scope).get("authorization", ""), scope)
+        settings, token = self._context.settings, self._context.local_token
+        if settings.api_key is not None and _equal(given, settings.api_key.get_secret_value()):
+            return SERVER_KEY
+        if token is not None and _equal(given, token):
+            return LOCAL_TOKEN
+        if keys.id_in(given) is None:
+            raise _Denied(self._how_to_authenticate())
+        if (key := self._known.find(given)) is None:
+            otherwise = self._how_to_authenticate()
+            key = await anyio.to_thread.run_sync(_stored_key, given, self._context.store, otherwise)
+            self._known.add(given, key)
+        if why := key.problem(utc_now()):
+            raise _Denied(why)
+        return key.caller
+
+    def _how_to_authenticate(self) -> str:
+        if self._context.local_token is None:
+            return "this service requires an API key: Authorization: Bearer KEY (SYNCBN_API_KEY)"
+        file = self._context.token_file
+        return (
+            "this service has no SYNCBN_API_KEY, so it answers who started it: syncbn and its Python client "
+            f"read the token in {file} by themselves, others send it: "
+            f'curl -H "Authorization: Bearer $(cat {file})"'
+        )
+
+    def _refusal(self, scope: Scope, error: _Denied | Unavailable) -> ProblemResponse:
+        if isinstance(error, Unavailable):
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            title = "A server that this one depends on does not answer"
+            return problem(scope["path"], 503, title, str(error), kind="unavailable", headers=headers)
+        # A browser asks its user for a password only where that is the way in.
+        scheme = 'Basic realm="the API key as password"' if scope["path"] in _FOR_BROWSERS else "Bearer"
+        headers = {"WWW-Authenticate": scheme}
+        return problem(scope["path"], 401, "Unauthorized", str(error), headers=headers)
+
+    # Whether it may
+
+    def _objection(self, scope: Scope, rule: Rule, caller: Caller) -> ProblemResponse | None:
+        if rule.scope is not None and not caller.scope.includes(rule.scope):
+            detail = (
+                f"this needs a key with the scope {rule.scope}; the key {caller.credential} of {caller.user} "
+                f"has {caller.scope}"
+            )
+            return problem(scope["path"], 403, "Forbidden", detail)
+        if seconds := self._limits.admit(caller.credential):
+            detail = f"too many requests, or bytes, with this key: send it again after {seconds} s"
+            headers = {"Retry-After": str(seconds)}
+            return problem(scope["path"], 429, "Too Many Requests", detail, headers=headers)
+        return None
+
+    def _counted(self, receive: Receive, caller: Caller) -> Receive:
+        async def counted() -> Message:
+            message = await receive()
+            if body := message.get("body"):
+                self._limits.received(caller.credential, len(body))
+            return message
+
+        return counted
+
+    # What it has done
+
+    async def _noted(self, action: str, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers the request. Its entry is in the audit log before the answer is sent."""
+        note = audit.Note(
+            who=caller.name,
+            credential=caller.credential,
+            address=scope["client"][0] if scope.get("client") else "",
+            action=action,
+            about=_path(scope),
+        )
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if action == _REVOKE:
+                    self._known.clear()
+                await self._store_note(note, message)
+            await send(message)
+
+        before = audit.pending.set(note)
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            audit.pending.reset(before)
+
+    async def _store_note(self, note: audit.Note, start: Message) -> None:
+        status: int = start["status"]
+        if note.stored and status < 400:
+            return
+        note.about = Headers(raw=start["headers"]).get("location", note.about)
+        try:
+            await anyio.to_thread.run_sync(self._context.store.add_audit, note, status)
+        except Unavailable as error:
+            # It has changed nothing, so the answer need not wait for the database.
+            _log.error("not in the audit log: %s, answered with %d: %s", note, status, error)
+
+
+def _stored_key(text: str, store: Store, otherwise: str) -> ApiKey:
+    """Returns the key with this text. Raises _Denied if there is none, and Unavailable."""
+    key = store.find_key(keys.id_in(text) or "")
+    if key is None or not keys.opens(key, text):
+        raise _Denied(otherwise)
+    now = utc_now()
+    if key.problem(now) is None:
+        try:
+            store.note_use(key, now)
+        except Unavailable as error:
+            _log.warning("the use of key %s is not written down: %s", key.id, error)
+    return key
+
+
+def _credentials(header: str, scope: Scope) -> str:
+    """Returns the key in the header; "" if there is none.
+
+    From a browser it comes as a password, where a page is to be read: it sends that by itself, also for a
+    foreign page, so nothing else accepts it.
+    """
+    scheme, _, given = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    if scheme.lower() == "basic" and scope["path"] in _FOR_BROWSERS:
+        try:
+            return base64.b64decode(given, validate=True).decode("latin-1").partition(":")[2]
+        except binascii.Error:
+            return ""
+    return ""
+
+
+def _equal(given: str, key: str) -> bool:
     # Starlette decodes header bytes as Latin-1, whatever their encoding.
-    if not hmac.compare_digest(given.encode("latin-1"), key.get_secret_value().encode()):
-        raise HTTPException(
-            401,
-            "this service requires its API key: Authorization: Bearer KEY (SYNCBN_API_KEY)",
-            headers={"WWW-Authenticate": "Bearer"},
+    return hmac.compare_digest(given.encode("latin-1", "replace"), key.encode())
+
+
+def _path(scope: Scope) -> str:
+    """Returns the path as it was sent, which is ASCII: any database can store it."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode("ascii", "backslashreplace")
+    return raw.decode("ascii", "backslashreplace")[:_LONGEST_PATH]
+
+
+async def caller_of(request: Request) -> Caller:
+    """Returns who asks, on a route that requires a key. It needs no thread of its own."""
+    caller: Caller = request.scope[_CALLER]
+    return caller
+
+
+Asking = Annotated[Caller, Depends(caller_of)]
+
+
+def known(request: Request) -> bool:
+    """Returns whether the caller of a route that is open to everybody has shown a key."""
+    return request.scope[_CALLER] is not None
+
+
+async def check_owner(request: Request, services: Services) -> None:
+    """Raises Forbidden if the request changes a job or sweep of another user, and the caller is not admin.
+
+    Raises NotFound if there is none. The user of a job never changes, so no other request can interfere.
+    """
+    caller: Caller = request.scope[_CALLER]
+    rule: Rule = request.scope[_RULE]
+    if caller.scope is AccessScope.ADMIN or not rule.changes:
+        return
+    kind, owner = await anyio.to_thread.run_sync(_owner_of, request.path_params, services.store)
+    if kind and not caller.may_change(owner):
+        whose = f"of {owner}" if owner else "of no user"
+        raise Forbidden(
+            f"this {kind} is {whose}, and the key {caller.credential} of {caller.user} changes only {kind}s "
+            f"of {caller.user}: that needs the scope admin"
         )
 
 
-class BrowserGuard:
-    """Refuses requests that a foreign web page makes a browser send (ASGI middleware).
-
-    With `loopback_only` (no API key is set), serves only requests addressed to a loopback name or address,
-    which stops DNS rebinding: a foreign name that resolves to 127.0.0.1. With or without a key, refuses
-    requests from another origin that change anything (CSRF).
-    """
-
-    def __init__(self, app: ASGIApp, *, loopback_only: bool) -> None:
-        self._app = app
-        self._loopback_only = loopback_only
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (detail := self._objection(scope)):
-            await problem(scope["path"], 403, "Forbidden", detail)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _objection(self, scope: Scope) -> str | None:
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if self._loopback_only and not _is_loopback(host):
-            return (
-                f"without an API key only requests to localhost or 127.0.0.1 are served, not to {host!r}; "
-                "start the service with SYNCBN_API_KEY to serve others"
-            )
-        if origin is not None and scope["method"] not in _SAFE_METHODS and urlsplit(origin).netloc != host:
-            return f"a web page of {origin} may not change anything here"
-        return None
-
-
-def _is_loopback(host: str) -> bool:
-    match = re.fullmatch(r"\[?([^][@]*?)\]?(:\d+)?", host)
-    name = match[1].lower() if match else ""
-    try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+def _owner_of(ids: dict[str, Any], store: Store) -> tuple[str, str | None]:
+    if "job_id" in ids:
+        return "job", store.get(ids["job_id"]).user
+    if "sweep_id" in ids:
+        return "sweep", store.get_sweep(ids["sweep_id"]).user
+    return "", None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from importlib.metadata import version
 from typing import Any
@@ -10,23 +11,27 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service.api import (
+    audit,
     checkpoints,
     cleanup,
     cluster,
     code,
     control,
+    documentation,
     events,
     files,
     health,
     jobs,
+    keys,
     logs,
     problems,
-    secrets,
     sweeps,
     webhooks,
 )
-from service.api.access import BrowserGuard, require_key
+from service.api import secrets as job_secrets
+from service.api.access import Access, check_owner, documented_scheme
 from service.api.body_limit import BodyLimit
+from service.api.browser_guard import BrowserGuard
 from service.api.context import Context
 from service.api.head import HeadAsGet
 from service.api.job_watcher import JobWatcher
@@ -46,11 +51,19 @@ _REFERENCE = "#/components/schemas/{model}"
 
 
 def create_app(
-    settings: Settings, store: Store, results: Results, *, stopping: threading.Event | None = None
+    settings: Settings,
+    store: Store,
+    results: Results,
+    *,
+    stopping: threading.Event | None = None,
+    local_token: str | None = None,
+    token_file: str = "",
 ) -> FastAPI:
     """Returns the REST API. Calls neither `store` nor `results` before the first request.
 
     stopping: ends streams when it is set. A server waits for their end, and then breaks them with an error.
+    local_token: what opens an API whose settings have no key; by default a new one. token_file: where who
+    started it finds it; a refusal names it.
     """
     job_watcher = JobWatcher(store, lambda job: shown(job, results).model_dump_json())
     app = FastAPI(
@@ -58,10 +71,12 @@ def create_app(
         summary="Trains networks with batch normalisation, with the same result on any number of devices.",
         version=version("syncbn"),
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     stopping, horizon = stopping or threading.Event(), store.event_horizon()
     looks = Looks(job_watcher, JobLogs(settings.storage, results), horizon)
-    app.state.context = Context(
+    context = Context(
         settings=settings,
         store=store,
         results=results,
@@ -69,28 +84,22 @@ def create_app(
         event_horizon=horizon,
         streams=Streams(Notifier(looks, stopping).subscribe, stopping),
         stopping=stopping,
+        local_token=None if settings.api_key else local_token or secrets.token_urlsafe(32),
+        token_file=token_file,
     )
+    app.state.context = context
     app.add_middleware(BodyLimit)
+    app.add_middleware(Access, context=context, routes=app.routes)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
-    everywhere = problems.documented(401, 403, 422)
-    routers = (
-        jobs,
-        control,
-        logs,
-        events,
-        checkpoints,
-        files,
-        sweeps,
-        code,
-        secrets,
-        cluster,
-        cleanup,
-        webhooks,
-    )
-    for routes in routers:
-        app.include_router(routes.router, dependencies=[Depends(require_key)], responses=everywhere)
+    everywhere = problems.documented(401, 403, 422, 429)
+    closed = [Depends(documented_scheme), Depends(check_owner)]
+    of_jobs = (jobs, control, logs, events, checkpoints, files, sweeps)
+    of_service = (code, job_secrets, cluster, cleanup, webhooks, keys, audit)
+    for routes in (*of_jobs, *of_service):
+        app.include_router(routes.router, dependencies=closed, responses=everywhere)
+    app.include_router(documentation.router)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -18,7 +18,11 @@ from service.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a route gets as `services`. stopping: set when the server is about to end."""
+    """What a route gets as `services`. stopping: set when the server is about to end.
+
+    local_token: opens a server without a key in its settings; None if it has one. token_file: where who
+    started it finds that.
+    """
 
     settings: Settings
     store: Store
@@ -27,6 +31,8 @@ class Context:
     event_horizon: EventHorizon
     streams: Streams
     stopping: threading.Event
+    local_token: str | None = field(default=None, repr=False)
+    token_file: str = ""
 
 
 async def _of(request: Request) -> Context:  # no thread for it, as a plain function would take

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from service.api.access import known
 from service.api.context import Services
 from service.api.problems import RETRY_AFTER_S, documented, problem
 from service.disk_space import check_space, places_of
@@ -41,10 +42,10 @@ class Check(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The answer when every dependency answers; `checks` has one entry for each."""
+    """The answer when every dependency answers; `checks` has one entry for each, for callers with a key."""
 
     status: Literal["ok"] = "ok"
-    checks: dict[str, Check]
+    checks: dict[str, Check] = {}
 
 
 @router.get("/healthz", summary="Whether this process answers")
@@ -57,7 +58,7 @@ async def healthz() -> Health:
 async def readyz(request: Request, services: Services) -> Readiness | JSONResponse:
     """Checks database, scheduler, Ray (as the scheduler reports it), MLflow and free disk space concurrently.
 
-    A 503 is a problem document with the same `checks`.
+    A 503 is a problem document with the same `checks`. Without a key the answer is the status alone.
     """
     probes: dict[str, Callable[[], object]] = {
         "database": services.store.check,
@@ -72,6 +73,8 @@ async def readyz(request: Request, services: Services) -> Readiness | JSONRespon
         for name, probe in probes.items():
             group.start_soon(partial(_run_check, name, probe, checks, running))
     failed = [name for name in probes if checks[name].state != "ok"]
+    if not known(request):
+        return _bare(request, ready=not failed)
     if not failed:
         return Readiness(checks={name: checks[name] for name in probes})
     return problem(
@@ -83,6 +86,14 @@ async def readyz(request: Request, services: Services) -> Readiness | JSONRespon
         headers={"Retry-After": str(RETRY_AFTER_S)},
         checks={name: checks[name].model_dump() for name in probes},
     )
+
+
+def _bare(request: Request, *, ready: bool) -> Readiness | JSONResponse:
+    """Returns the answer for everybody: what does not answer, and why, is nobody else's business."""
+    if ready:
+        return Readiness()
+    detail, headers = "not ready; with an API key this says why", {"Retry-After": str(RETRY_AFTER_S)}
+    return problem(request.url.path, 503, "Not ready", detail, kind="unavailable", headers=headers)
 
 
 async def _run_check(

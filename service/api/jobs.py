@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AwareDatetime, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
+from service.api.access import Asking
 from service.api.bodies import SPEC_TYPES, SpecBody, SpecText, read_spec, read_spec_at_once
 from service.api.context import Context, Services
 from service.api.problems import documented
@@ -68,6 +69,7 @@ async def create_job(
     request: Request,
     services: Services,
     body: SpecBody,
+    caller: Asking,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """A job that was acknowledged with 201 is never lost.
@@ -79,7 +81,8 @@ async def create_job(
         read = await run_in_threadpool(_checked, services, body)
     spec, _ = read
     # No thread waits for the commit, which many requests share.
-    job, created = await wrap_future(services.store.begin_create_job(spec, idempotency_key=idempotency_key))
+    queued = services.store.begin_create_job(spec, idempotency_key=idempotency_key, user=caller.user)
+    job, created = await wrap_future(queued)
     headers = {"Location": f"{request.scope['path']}/{job.id}"}
     if not created:
         headers["Idempotency-Replayed"] = "true"
@@ -120,6 +123,7 @@ def list_jobs(
         list[Label] | None, Query(max_length=100, description="KEY:VALUE; jobs with all of these")
     ] = None,
     sweep: Annotated[Text | None, Query(description="Id of a sweep; its jobs")] = None,
+    user: Annotated[Text | None, Query(description="User of the key that submitted")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
@@ -132,6 +136,7 @@ def list_jobs(
         since=since,
         labels=label_pairs(label),
         sweep=sweep,
+        user=user,
         cursor=cursor,
         limit=limit,
     )

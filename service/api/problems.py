@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.errors import Conflict, KeyReused, NotFound, Refused, ServiceError, Unavailable
+from service.errors import Conflict, Forbidden, KeyReused, NotFound, Refused, ServiceError, Unavailable
 from training.spec import Problem, SpecError
 
 RETRY_AFTER_S = 5
@@ -48,6 +48,7 @@ class ProblemResponse(JSONResponse):
 
 _KINDS: Mapping[type[ServiceError], tuple[int, str, str]] = {
     Unavailable: (503, "unavailable", "A server that this one depends on does not answer"),
+    Forbidden: (403, "forbidden", "Forbidden"),
     NotFound: (404, "not-found", "Not found"),
     Conflict: (409, "conflict", "The state of the job or sweep does not allow it"),
     KeyReused: (422, "idempotency-key-reused", "The Idempotency-Key was used for another spec"),

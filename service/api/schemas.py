@@ -119,6 +119,9 @@ class JobDocument(Document):
     )
     mlflow: RunDocument | None
     sweep: str | None = Field(description="Id of the sweep that it is a job of")
+    user: str | None = Field(
+        description="User of the API key with which it was submitted; null: of the server's own key or token"
+    )
 
     @classmethod
     def of(cls, job: Job, url: str | None) -> Self:

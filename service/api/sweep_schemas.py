@@ -48,6 +48,7 @@ class SweepSummary(Document):
     max_running: int | None = Field(description="Maximum number of its jobs that run at once")
     keys: list[str] = Field(description="The dotted keys of the spec that it sweeps")
     created_at: datetime
+    user: str | None = Field(description="User of the API key with which it was submitted; null: of none")
     mlflow: RunDocument | None = Field(description="The parent of its jobs' runs; null before one starts")
 
     @classmethod
@@ -55,7 +56,7 @@ class SweepSummary(Document):
         """Returns the document. states: how many of its jobs have which. url: of its run, if there is one."""
         state, run = sweep.state(states), sweep.run
         return cls(
-            **{name: getattr(sweep, name) for name in ("id", "name", "max_running", "created_at")},
+            **{name: getattr(sweep, name) for name in ("id", "name", "max_running", "created_at", "user")},
             state=state,
             reason=_reason(sweep, state, states),
             jobs=len(sweep.points),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from service.api.access import Asking
 from service.api.bodies import SPEC_TYPES, SpecBody, read_report
 from service.api.caller import By
 from service.api.context import Context, Services
@@ -58,6 +60,7 @@ def create_sweep(
     response: Response,
     services: Services,
     body: SpecBody,
+    caller: Asking,
     idempotency_key: IdempotencyKey = None,
 ) -> SweepDocument:
     """Queues a job for each point, all or none. Points with the same spec are one job.
@@ -65,7 +68,8 @@ def create_sweep(
     A repeated Idempotency-Key returns the sweep of the first request, with `Idempotency-Replayed: true`.
     """
     read = read_sweep(body, services)
-    sweep, created = services.store.create_sweep(read.sweep, read.points, idempotency_key=idempotency_key)
+    sweep = replace(read.sweep, user=caller.user)
+    sweep, created = services.store.create_sweep(sweep, read.points, idempotency_key=idempotency_key)
     response.headers["Location"] = str(request.url_for("get_sweep", sweep_id=sweep.id).path)
     if not created:
         response.headers["Idempotency-Replayed"] = "true"

@@ -20,6 +20,7 @@ from service.cli import (
     delete,
     events,
     jobs,
+    keys,
     report,
     results,
     secrets,
@@ -119,6 +120,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "queue": cluster.queue,
         "cluster": cluster.cluster,
         "cleanup": delete.cleanup,
+        "audit": keys.audit,
         "schema": submit.schema,
     },
 }
@@ -128,6 +130,7 @@ for _panel, _commands in _COMMANDS.items():
         app.command(_name, cls=_kind, rich_help_panel=_panel)(_command)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel="The service")
 app.add_typer(secrets.app, name="secrets", rich_help_panel="The service")
+app.add_typer(keys.app, name="keys", rich_help_panel="The service")
 
 
 def main() -> None:

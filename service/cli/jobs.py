@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.cli.options import AsJson, JobOrSweepId, is_sweep
-from service.cli.selection import Experiment, Labels, OfSweep, Since, States, filters
+from service.cli.selection import Experiment, Labels, OfSweep, OfUser, Since, States, filters
 from service.cli.session import exit_with_state, session
 
 if TYPE_CHECKING:
@@ -25,12 +25,13 @@ def list_jobs(
     labels: Labels = None,
     since: Since = None,
     sweep: OfSweep = None,
+    user: OfUser = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 20,
     everything: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    chosen = filters(states, experiment, labels, since, sweep)
+    chosen = filters(states, experiment, labels, since, sweep, user)
     with session(ctx, as_json=as_json) as client:
         # One job more than the limit tells whether there are more.
         jobs = list(client.jobs(name=name, limit=None if everything else limit + 1, **chosen))
@@ -124,6 +125,7 @@ def _print_job(job: Job) -> None:
         ("started from", _source(job)),
         ("model", _model(job)),
         ("sweep", job.sweep),
+        ("user", output.clean(job.user or "")),
         ("labels", output.clean(", ".join(f"{key}={value}" for key, value in job.labels.items()))),
         ("progress", display.progress_text(job)),
         ("metrics", "\n".join(f"{name} {value}" for name, value in metrics)),

@@ -22,6 +22,9 @@ Labels = Annotated[
     typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label; may be repeated."),
 ]
 OfSweep = Annotated[str | None, typer.Option("--sweep", metavar="ID", help="Only jobs of this sweep.")]
+OfUser = Annotated[
+    str | None, typer.Option("--user", metavar="NAME", help="Only jobs of this user's API keys.")
+]
 Since = Annotated[
     str | None,
     typer.Option(
@@ -36,14 +39,16 @@ def filters(
     labels: list[str] | None,
     since: str | None,
     sweep: str | None,
+    user: str | None = None,
 ) -> dict[str, Any]:
     """Returns the options as arguments of `Client.jobs`. Raises typer.BadParameter."""
     return {
         "states": states or [],
         "experiment": experiment,
         "labels": dict(map(_label, labels or [])),
-        "since": None if since is None else _moment(since),
+        "since": None if since is None else moment(since),
         "sweep": sweep,
+        "user": user,
     }
 
 
@@ -56,7 +61,7 @@ def _label(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
     """Returns the time, with a time zone: that of this machine if `text` has none."""
     from training.spec import seconds_of
 

@@ -3,6 +3,7 @@
 May import nothing else of this project.
 """
 
+from service.client.access import ApiKey, AuditEntry, NewApiKey
 from service.client.client import DEFAULT_URL, Client
 from service.client.cluster_models import Amount, Cluster, Node, Waiting
 from service.client.errors import (
@@ -39,6 +40,8 @@ from service.client.webhook_models import Delivery, Webhook
 __all__ = [
     "DEFAULT_URL",
     "Amount",
+    "ApiKey",
+    "AuditEntry",
     "Checkpoint",
     "CleanupItem",
     "CleanupPage",
@@ -55,6 +58,7 @@ __all__ = [
     "KeyProblem",
     "LastFailure",
     "LogLine",
+    "NewApiKey",
     "Node",
     "NotFound",
     "PlannedPoint",

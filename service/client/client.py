@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+from service.client.access import AccessCalls
 from service.client.cluster_models import Cluster, QueuePage, Waiting
 from service.client.errors import RequestError
 from service.client.following import Following
@@ -33,7 +34,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `syncbn up` serves the API unless it is told another port."""
 
 
-class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls):
+class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, AccessCalls):
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
@@ -41,8 +42,9 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls):
     for up to `retry_seconds` (math.inf: for ever) after they have found the job, so they survive a restart of
     the server.
 
-    url: address of the server. api_key: None if the server asks for none. timeout: in seconds. user: whose
-    name is on the commands that it gives; "": nobody's. Raises ClientError if url or api_key cannot be used.
+    url: address of the server. api_key: None for a server of this machine that this user has started without
+    one; its token is found by itself. timeout: in seconds. user: whose name is on the commands that it gives
+    without a key of a user; "": nobody's. Raises ClientError if url or api_key cannot be used.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls):
         labels: Mapping[str, str] | None = None,
         since: datetime | None = None,
         sweep: str | None = None,
+        user: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Yields jobs, newest first, at most `limit` (None: all); fetches pages during the iteration.
@@ -144,13 +147,14 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls):
         states: only jobs in one of these. id_prefix: only jobs whose id begins so. name, experiment: only
         jobs with exactly this name, in exactly this experiment. labels: only jobs with all of these. since:
         only jobs created then or later; a time without a zone is local. sweep: only
-        jobs of the sweep with this id. Raises RequestError for a state that
-        does not exist.
+        jobs of the sweep with this id. user: only jobs of this user's keys. Raises RequestError for a state
+        that does not exist.
         """
         query: list[tuple[str, Any]] = [("state", state) for state in states]
         query += [("label", f"{key}:{value}") for key, value in (labels or {}).items()]
         moment = since.astimezone(UTC).isoformat() if since else None
-        once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment, "sweep": sweep}
+        once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment}
+        once |= {"sweep": sweep, "user": user}
         query += [(key, value) for key, value in once.items() if value]
         yield from all_items(
             lambda position: self._server.call(JobPage, "GET", "/v1/jobs", params=[*query, *position]), limit

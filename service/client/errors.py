@@ -51,11 +51,13 @@ class WaitTimeout(ClientError, TimeoutError):
 class RequestError(ClientError):
     """The service refused the request (HTTP status 4xx) or failed to carry it out (5xx).
 
-    `errors` names each offending key; `document` is the whole problem document (RFC 9457).
+    `errors` names each offending key; `document` is the whole problem document (RFC 9457). `retry_after`: the
+    seconds after which the server wants to see it again; None if it does not say.
     """
 
-    def __init__(self, status: int, document: Mapping[str, Any]) -> None:
+    def __init__(self, status: int, document: Mapping[str, Any], *, retry_after: float | None = None) -> None:
         self.status = status
+        self.retry_after = retry_after
         self.document = dict(document)
         self.title = str(document.get("title") or f"HTTP {status}")
         self.detail = str(document.get("detail") or self.title)

@@ -100,7 +100,8 @@ class Job(Answer):
     none. failures: retries used so far. last_failure: None if there is none since it was queued or retried.
     not_before: when it may start again after a failure; None if it need not wait. ended_by: "job",
     "scheduler", "time limit" or the name of a user, "" if that is not known; None if it has not ended.
-    last_command: None if no command has changed it. removed: what retention has removed of it.
+    last_command: None if no command has changed it. removed: what retention has removed of it. user: of the
+    API key that submitted it; None: of none.
     """
 
     id: str
@@ -127,6 +128,7 @@ class Job(Answer):
     ended_by: str | None = None
     last_command: Command | None = None
     removed: list[str] = []
+    user: str | None = None
 
     @property
     def ended(self) -> bool:

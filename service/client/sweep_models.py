@@ -36,7 +36,7 @@ class Sweep(Answer):
     jobs: their number. counts: how many have which state. max_running: how many may run at once; None: no
     limit. keys: those of the spec that it sweeps. plan: its grid, random and repeat. points: empty in a list
     of sweeps. finished_at: when its last job ended. mlflow: the parent of its jobs' runs; None before one
-    starts.
+    starts. user: of the API key that submitted it; None: of none.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Sweep(Answer):
     created_at: datetime
     finished_at: datetime | None = None
     mlflow: Run | None = None
+    user: str | None = None
 
     @property
     def ended(self) -> bool:

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from service.client import sse
 from service.client.errors import ClientError, NotFound, RequestError, ServerUnreachable, UnexpectedAnswer
+from service.client.local_token import LocalToken
 from service.client.models import Answer
 from service.client.retry import Retry
 
-RETRIED_STATUSES = frozenset({502, 503, 504})
-"""Statuses to retry: a proxy cannot reach the server, or the server cannot reach its database."""
+RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+"""Statuses to retry: too many requests, a proxy cannot reach the server, or the server its database."""
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _RETRY_SECONDS = 1.0
@@ -35,6 +36,7 @@ class Transport:
             self._http = httpx.Client(
                 base_url=address,
                 headers=_headers(api_key, user),
+                auth=None if api_key or address.host not in _LOOPBACK else LocalToken(address.port or 80),
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
                 trust_env=address.host not in _LOOPBACK,  # a company's proxy cannot reach this machine
             )
@@ -123,7 +125,12 @@ class Transport:
         if document is None and response.status_code not in RETRIED_STATUSES:
             raise UnexpectedAnswer(self.url, f"{response.request.method} gave HTTP {response.status_code}")
         kind = NotFound if response.status_code == httpx.codes.NOT_FOUND else RequestError
-        raise kind(response.status_code, document or {"title": response.reason_phrase})
+        after = response.headers.get("Retry-After", "")
+        raise kind(
+            response.status_code,
+            document or {"title": response.reason_phrase},
+            retry_after=float(after) if after.isdecimal() else None,
+        )
 
 
 def _headers(api_key: str | None, user: str) -> dict[str, str]:

@@ -30,6 +30,8 @@ def run_tags(job: Job) -> dict[str, str]:
         state = "the whole state" if start["state"] == "all" else "the weights"
         tags["syncbn.start_from"] = f"job {start['job']}, step {start['checkpoint']}: {state}"
     tags |= source_tags(job.spec, "JOB")
+    if job.user is not None:  # known for certain, which the source in the spec is not
+        tags["mlflow.user"] = job.user
     tags["mlflow.note.content"] = _description(job)
     return tags
 
@@ -43,7 +45,8 @@ def spec_text(job: Job) -> str:
 def sweep_tags(sweep: Sweep) -> dict[str, str]:
     """Returns the tags of a sweep's run: who submitted it, and a description with its plan."""
     source = sweep.document["spec"].get("source") or {}
-    user = {"mlflow.user": source["user"]} if isinstance(source, Mapping) and source.get("user") else {}
+    name = sweep.user or (source.get("user") if isinstance(source, Mapping) else None)
+    user = {"mlflow.user": name} if name else {}
     begin = f"Sweep `{sweep.id}` of {len(sweep.points)} jobs: `syncbn show {sweep.id}`\n\n"
     plan = {key: value for key, value in sweep.document.items() if key != "spec" and value not in (None, {})}
     return {**user, "mlflow.note.content": _with_yaml(begin, _yaml(plan), "sweep.yaml")}

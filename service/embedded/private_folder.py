@@ -12,12 +12,12 @@ from service.errors import Refused
 _OURS = ("stack.json", "syncbn.db", "ray.token")
 
 
-def make_private(folder: Path, databases: Iterable[str]) -> None:
-    """Creates the folder, or makes one of an earlier `up` private, together with its SQLite files.
+def make_private(folder: Path, databases: Iterable[str], folders: Iterable[str] = ()) -> None:
+    """Creates the folder, or makes one of an earlier `up` private, together with what is kept in it.
 
-    databases: the names of the SQLite files, which are created if missing.
+    databases: the names of the SQLite files, folders: those of the folders, which are created if missing.
     A folder with other contents keeps its permissions: it may be a home directory, or /tmp.
-    Raises Refused if the folder cannot be used.
+    Raises Refused if the folder cannot be used, or one in it is another user's.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -25,6 +25,8 @@ def make_private(folder: Path, databases: Iterable[str]) -> None:
             folder.chmod(0o700)
         for name in databases:
             _touch_private(folder / name)
+        for name in folders:
+            _make_private_folder(folder / name)
     except OSError as error:
         raise Refused(f"--data-dir {folder} cannot be used: {error.strerror}: name a folder") from None
 
@@ -35,6 +37,12 @@ def _is_ours(folder: Path) -> bool:
     empty = not any(folder.iterdir())
     ours = empty or any((folder / name).exists() for name in _OURS)
     return ours and not sticky and status.st_uid == os.geteuid()
+
+
+def _make_private_folder(path: Path) -> None:
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.lstat().st_uid != os.geteuid():  # in a folder that others use, they may have been first
+        raise Refused(f"{path} belongs to another user, who could change it: name another --data-dir")
 
 
 def _touch_private(path: Path) -> None:

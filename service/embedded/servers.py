@@ -15,6 +15,7 @@ import httpx
 import psutil
 
 from service.dispatcher import process
+from service.embedded import same_user
 from service.embedded.processes import Child, StackState, end_all, marked
 from service.errors import Refused, Unavailable
 from service.foreground import print_line
@@ -157,6 +158,7 @@ class MlflowServer(Child):
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
             *("--backend-store-uri", f"sqlite:///{folder / MLFLOW_DATABASE}"),
             *("--artifacts-destination", (folder / "artifacts").as_uri(), "--workers", "1"),
+            *("--uvicorn-opts", f"--http {same_user.__name__}:{same_user.SameUserProtocol.__name__}"),
         ]
 
     def environment(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
+from service.client.local_token import token_file
 from service.embedded.private_folder import make_private
 from service.embedded.processes import Child, StackState, end_all, sweep
 from service.embedded.servers import MLFLOW_DATABASE, MlflowServer, RayHead, SchedulerServer
@@ -32,6 +33,7 @@ from service.settings import Settings
 from training.host.own_folder import remove_abandoned
 
 DATABASE = "syncbn.db"
+FOLDERS = ("logs", "checkpoints", "artifacts")
 SECONDS_TO_START = 200.0
 SECONDS_TO_END = 60.0
 
@@ -72,7 +74,7 @@ def _stack(
     given = Settings.from_env()
     check_address(host, port, given)
     own = () if "database_url" in given.model_fields_set else (DATABASE,)
-    make_private(folder, (*own, MLFLOW_DATABASE))
+    make_private(folder, (*own, MLFLOW_DATABASE), FOLDERS)
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder))
         state = StackState.load(folder)
@@ -170,8 +172,9 @@ def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
 
 
 def _say_ready(settings: Settings, host: str, port: int) -> None:
+    token = f"  token   {token_file(port)}\n" if settings.api_key is None else ""
     print_line(
-        f"\nready\n  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n"
+        f"\nready\n  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n{token}"
         f"  MLflow  {settings.mlflow_public_url}\n"
         f"  jobs    syncbn --url http://{host}:{port} submit SPEC.yaml --follow\n\nCtrl-C ends all of it."
     )

@@ -203,6 +203,8 @@ class Job:
     """The sweep that it is a job of; None for a job of its own."""
     point: int | None = None
     """Its number in the sweep, from 1."""
+    user: str | None = None
+    """The user of the API key with which it was submitted; None for the server's own key or token."""
 
     @property
     def run(self) -> Run | None:
@@ -257,8 +259,8 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def new_job(spec: Spec, *, created_at: datetime) -> Job:
-    """Returns a queued job with a new id."""
+def new_job(spec: Spec, *, created_at: datetime, user: str | None = None) -> Job:
+    """Returns a queued job with a new id. user: of the key with which it was submitted."""
     return Job(
         id=new_id(created_at),
         name=spec.name,
@@ -268,6 +270,7 @@ def new_job(spec: Spec, *, created_at: datetime) -> Job:
         labels=dict(spec.labels),
         spec=spec.model_dump(mode="json"),
         created_at=created_at,
+        user=user,
     )
 
 

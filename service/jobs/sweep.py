@@ -48,6 +48,8 @@ class Sweep:
     run_id: str | None = None
     archived_at: datetime | None = None
     """When its run's end status was written to the tracking server."""
+    user: str | None = None
+    """The user of the API key with which it was submitted; None for the server's own key or token."""
 
     @property
     def run(self) -> Run | None:
@@ -79,8 +81,12 @@ def new_sweep(
     points: Sequence[SweepPoint],
     *,
     created_at: datetime,
+    user: str | None = None,
 ) -> Sweep:
-    """Returns a sweep with a new id. spec: as it was given. points: what it was expanded into."""
+    """Returns a sweep with a new id. spec: as it was given. points: what it was expanded into.
+
+    user: of the key with which it was submitted.
+    """
     return Sweep(
         id=new_id(created_at, SWEEP_PREFIX),
         name=name,
@@ -88,6 +94,7 @@ def new_sweep(
         points=tuple(dict(point.values) for point in points),
         max_running=plan.max_running,
         created_at=created_at,
+        user=user,
     )
 
 

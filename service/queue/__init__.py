@@ -1,4 +1,5 @@
-"""The durable queue: jobs, sweeps, uploaded code, secrets and the scheduler's lease, in one database.
+"""The durable queue in one database: jobs, sweeps, code, secrets, API keys, the audit log, the lease.
 
-May import `backends`, `circuit`, `errors`, `jobs`, `training.backoff`, `training.protocol`, `training.spec`.
+May import `access`, `backends`, `circuit`, `errors`, `jobs`, `training.backoff`, `training.protocol`,
+`training.spec`.
 """

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, exc, insert, select, update
 
 from service.errors import NotFound
 from service.jobs.job import utc_now
-from service.queue import database
+from service.queue import audit_rows, database
 from service.queue.tables import code_archives
 
 
@@ -31,6 +31,7 @@ class CodeArchives:
             with database.writing(self._engine) as connection:
                 row = {"digest": digest, "data": archive, "created_at": utc_now()}
                 connection.execute(insert(code_archives).values(row))
+                audit_rows.record(connection, f"/v1/code/{digest}")
         except exc.IntegrityError:
             pass  # Race closed: two uploads of the same bytes; the primary key lets one insert through.
         return digest

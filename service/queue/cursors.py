@@ -1,4 +1,4 @@
-"""Opaque cursors: positions in a list of jobs or sweeps, which a client sends back to get the next page."""
+"""Opaque cursors: positions in a list, which a client sends back to get the next page."""
 
 from __future__ import annotations
 

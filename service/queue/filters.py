@@ -19,7 +19,7 @@ class Filters(TypedDict, total=False):
 
     states: in one of these. id_prefix: ids that begin with this. name, experiment: exactly this one.
     labels: all of these pairs of key and value. since: created then or later; has a time zone. sweep: jobs
-    of this one.
+    of this one. user: submitted with a key of this user.
     """
 
     states: Iterable[State]
@@ -29,6 +29,7 @@ class Filters(TypedDict, total=False):
     labels: Iterable[tuple[str, str]] | None
     since: datetime | None
     sweep: str | None
+    user: str | None
 
 
 def page(filters: Filters, *, before: str | None, limit: int) -> Select[Any]:
@@ -88,6 +89,7 @@ def _conditions(filters: Filters, ids: ColumnElement[str]) -> Iterator[ColumnEle
         (jobs.c.name, filters.get("name")),
         (jobs.c.experiment, filters.get("experiment")),
         (jobs.c.sweep_id, filters.get("sweep")),
+        (jobs.c.user, filters.get("user")),
     ):
         if value is not None:
             yield column == value

@@ -12,7 +12,9 @@ from service.queue import database
 from service.queue.queue_pages import IN_ORDER
 from service.queue.tables import jobs
 
-_CONSTANT = {"name", "spec", "idempotency_key", "created_at", "sweep_id", "point", "experiment"}
+_CONSTANT = {
+    *("name", "spec", "idempotency_key", "created_at", "sweep_id", "point", "experiment", "user", "code"),
+}
 """Columns that are written with the row and never again. `spec` takes most of the time of a query."""
 
 COLUMNS = ("id", *(column.name for column in jobs.columns if column.name not in {"id", *_CONSTANT}))

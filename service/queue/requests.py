@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 from service.errors import Conflict, NotFound, Refused
 from service.jobs.job import Job, is_id
 from service.jobs.sweep import is_sweep_id
-from service.queue import commands, database
+from service.queue import audit_rows, commands, database
 from service.queue.commands import Command
 from service.queue.deletions import dependents, listed
 from service.queue.rows import check_code, check_sources, job_of
@@ -98,6 +98,8 @@ class Requests(Writes):
                 )
             statement = update(jobs).where(jobs.c.id == job_id, *command.guards)
             granted = connection.execute(statement.values(command.values)).rowcount == 1
+            if granted:
+                audit_rows.record(connection)
             if granted and job.sweep_id is not None:
                 # The sweep goes on with its job, and ends once more.
                 reopened = {"archived_at": None, "cancel_requested_at": None}
@@ -109,6 +111,8 @@ class Requests(Writes):
         with self._writing() as connection:
             statement = update(jobs).where(jobs.c.id == job_id, *command.guards)
             granted = connection.execute(statement.values(command.values)).rowcount == 1
+            if granted:
+                audit_rows.record(connection)
         return self._result(job_id, command, granted=granted)
 
     def _result(self, job_id: str, command: Command, *, granted: bool) -> Job:

@@ -23,9 +23,10 @@ from sqlalchemy import (
     update,
 )
 
+from service.access.audit import Note, pending
 from service.errors import KeyReused
 from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, new_job, utc_now
-from service.queue import cursors, database, filters, storable
+from service.queue import audit_rows, cursors, database, filters, storable
 from service.queue.code_archives import CodeArchives
 from service.queue.deletions import Deletions
 from service.queue.filters import Filters
@@ -37,7 +38,9 @@ from service.queue.queue_rows import QueueRows
 from service.queue.requests import Requests
 from service.queue.retained import Retained
 from service.queue.rows import NOT_DELETED, insert_jobs, job_of, without_source
+from service.queue.stored_audit import StoredAudit
 from service.queue.stored_events import StoredEvents
+from service.queue.stored_keys import StoredKeys
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
 from service.queue.stored_webhooks import StoredWebhooks
@@ -101,8 +104,8 @@ _WAITS_UNTIL = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-_NewJob = tuple[Job, str | None]
-"""A job to insert, and its idempotency key."""
+_NewJob = tuple[Job, str | None, Note | None]
+"""A job to insert, its idempotency key, and the entry of its request in the audit log."""
 
 
 class Store(
@@ -114,12 +117,15 @@ class Store(
     StoredSecrets,
     StoredSweeps,
     StoredWebhooks,
+    StoredKeys,
+    StoredAudit,
     Requests,
     Deletions,
     Retained,
 ):
-    """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
-    Thread-safe.
+    """Jobs, sweeps, code, secrets, API keys, the audit log and the scheduler's row, in one database.
+
+    Thread-safe. url: `sqlite:///PATH` or `postgresql://...`.
 
     Every method raises `Unavailable` if the database does not answer. Then nothing has changed; only if the
     connection is lost during the commit, the whole change may have been written.
@@ -147,17 +153,22 @@ class Store(
 
     # Jobs: create and read
 
-    def create_job(self, spec: Spec, *, idempotency_key: str | None = None) -> tuple[Job, bool]:
+    def create_job(
+        self, spec: Spec, *, idempotency_key: str | None = None, user: str | None = None
+    ) -> tuple[Job, bool]:
         """Queues a job and returns it with True. Once this returns, the job survives any crash.
 
-        If the key was used before with the same spec, returns that job and False.
-        Raises KeyReused if the key was used with another spec.
+        If the key was used before by the same user with the same spec, returns that job and False.
+        Raises KeyReused if the key was used with another spec or by another user.
         """
-        return self.begin_create_job(spec, idempotency_key=idempotency_key).result()
+        return self.begin_create_job(spec, idempotency_key=idempotency_key, user=user).result()
 
-    def begin_create_job(self, spec: Spec, *, idempotency_key: str | None = None) -> Future[tuple[Job, bool]]:
+    def begin_create_job(
+        self, spec: Spec, *, idempotency_key: str | None = None, user: str | None = None
+    ) -> Future[tuple[Job, bool]]:
         """Does `create_job` without blocking. The job is queued if and only if the result is one."""
-        return self._inserts.add((new_job(spec, created_at=utc_now()), idempotency_key))
+        job = new_job(spec, created_at=utc_now(), user=user)
+        return self._inserts.add((job, idempotency_key, pending.get()))
 
     def with_run(self, run_id: str) -> Job | None:
         """Returns the job with this MLflow run; None if there is none."""
@@ -308,11 +319,16 @@ class Store(
 
     def _insert(self, new: Sequence[_NewJob]) -> list[tuple[Job, bool]]:
         with self._writing() as connection:
-            insert_jobs(connection, [job for job, _ in new], [key for _, key in new])
-        return [(job, True) for job, _ in new]
+            insert_jobs(connection, [job for job, *_ in new], [key for _, key, _ in new])
+            for job, _, note in new:
+                audit_rows.record_of(connection, note, f"/v1/jobs/{job.id}")
+        for _, _, note in new:
+            if note is not None:
+                note.stored = True
+        return [(job, True) for job, *_ in new]
 
     def _insert_one(self, new: _NewJob) -> tuple[Job, bool]:
-        job, idempotency_key = new
+        job, idempotency_key, _ = new
         try:
             return self._insert([new])[0]
         except exc.IntegrityError:
@@ -329,6 +345,8 @@ class Store(
             raise KeyReused(
                 f"this Idempotency-Key made job {existing.id}, which was deleted; use a new key for a new job"
             )
+        if existing.user != requested.user:
+            raise KeyReused("this Idempotency-Key was used by another user; use a new key")
         if without_source(existing.spec) != without_source(requested.spec):
             raise KeyReused(
                 f"this Idempotency-Key made job {existing.id} from another spec; use a new key for a new job"
@@ -341,7 +359,10 @@ class Store(
 
     def _update(self, guards: Iterable[ColumnElement[bool]], values: Mapping[str, Any]) -> bool:
         with self._writing() as connection:
-            return connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
+            changed = connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
+            if changed:
+                audit_rows.record(connection)
+        return changed
 
     def _execute_many(self, statement: Update, rows: Sequence[Mapping[str, Any]]) -> None:
         """Executes the statement for all rows in one transaction, sorted by job id: the fixed lock order

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import Engine, delete, exc, insert, select, update
 
 from service.jobs.job import utc_now
-from service.queue import database
+from service.queue import audit_rows, database
 from service.queue.tables import secrets
 
 
@@ -22,10 +22,12 @@ class StoredSecrets:
         row = {"token": token, "updated_at": utc_now()}
         with database.writing(self._engine) as connection:
             if connection.execute(update(secrets).where(secrets.c.name == name).values(row)).rowcount:
+                audit_rows.record(connection)
                 return
         try:
             with database.writing(self._engine) as connection:
                 connection.execute(insert(secrets).values({"name": name, **row}))
+                audit_rows.record(connection)
         except exc.IntegrityError:
             self.put_secret(name, token)  # Race closed: another request has stored the same name meanwhile.
 
@@ -44,4 +46,7 @@ class StoredSecrets:
     def delete_secret(self, name: str) -> bool:
         """Deletes a secret; returns whether it existed."""
         with database.writing(self._engine) as connection:
-            return connection.execute(delete(secrets).where(secrets.c.name == name)).rowcount == 1
+            existed = connection.execute(delete(secrets).where(secrets.c.name == name)).rowcount == 1
+            if existed:
+                audit_rows.record(connection)
+        return existed

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from service.errors import Conflict, KeyReused, NotFound
 from service.jobs.job import ENDED, Job, State, new_job, utc_now
 from service.jobs.sweep import SWEEP_PREFIX, Sweep, SweepLimits, SweepState, is_sweep_id
-from service.queue import commands, cursors, database
+from service.queue import audit_rows, commands, cursors, database
 from service.queue.commands import Command
 from service.queue.rows import NOT_DELETED, insert_jobs, job_of, without_source
 from service.queue.tables import jobs, sweeps
@@ -54,6 +54,7 @@ class StoredSweeps(Writes):
             with self._writing() as connection:
                 connection.execute(insert(sweeps).values({**row, "idempotency_key": idempotency_key}))
                 insert_jobs(connection, new)
+                audit_rows.record(connection, f"/v1/sweeps/{sweep.id}")
         except exc.IntegrityError:
             # Race closed: two requests with one key. The unique constraint lets one insert through.
             if idempotency_key is None:
@@ -196,6 +197,7 @@ class StoredSweeps(Writes):
             if connection.execute(statement).rowcount:
                 mine = update(jobs).where(jobs.c.sweep_id == sweep_id, *command.guards)
                 connection.execute(mine.values(command.values))
+                audit_rows.record(connection)
 
     def _unended(self, sweep_id: str, consequence: str) -> Sweep:
         sweep = self.get_sweep(sweep_id)
@@ -211,6 +213,8 @@ class StoredSweeps(Writes):
 
     def _sweep_with_key(self, idempotency_key: str, requested: Sweep) -> Sweep:
         (existing,) = self._sweeps(select(sweeps).where(sweeps.c.idempotency_key == idempotency_key))
+        if existing.user != requested.user:
+            raise KeyReused("this Idempotency-Key was used by another user; use a new key")
         if _request(existing) != _request(requested):
             raise KeyReused(
                 f"this Idempotency-Key made sweep {existing.id}, which is another one; use a new key for a "
@@ -229,7 +233,9 @@ class StoredSweeps(Writes):
 
 def _job_of_point(sweep: Sweep, point: SweepPoint) -> Job:
     # Ids sort by creation time, so that jobs of one priority start in order of their points.
-    job = new_job(point.spec, created_at=sweep.created_at + timedelta(microseconds=point.number))
+    job = new_job(
+        point.spec, created_at=sweep.created_at + timedelta(microseconds=point.number), user=sweep.user
+    )
     return replace(job, sweep_id=sweep.id, point=point.number)
 
 

@@ -135,11 +135,13 @@ jobs = Table(
     Column("removing", Integer, nullable=False, server_default="0"),
     Column("deleted_at", UtcDateTime),
     Column("code", String(64), index=True),
+    Column("user", Text),
     # A list is read newest first from one of these, or from the primary key, however many jobs there are.
     Index(None, "name", "id"),
     Index(None, "state", "id"),
     Index(None, "experiment", "id"),
     Index(None, "sweep_id", "id"),
+    Index(None, "user", "id"),
     # The finisher queries these often; the index spares it all other ended jobs.
     Index("ix_jobs_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
     Index("ix_jobs_deleted", "id", postgresql_where=_DELETED, sqlite_where=_DELETED),
@@ -164,6 +166,7 @@ sweeps = Table(
     Column("experiment_id", Text),
     Column("run_id", Text),
     Column("archived_at", UtcDateTime),
+    Column("user", Text),
     Index("ix_sweeps_unarchived", "id", postgresql_where=_LEFT, sqlite_where=_LEFT),
 )
 
@@ -251,6 +254,36 @@ webhook_deliveries = Table(
     ),
     sqlite_autoincrement=True,
 )
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)
+"""API keys. Of each secret only the SHA-256 is here (service.access.keys)."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", JobId, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("credential", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("about", Text, nullable=False),
+    Column("status", Integer),
+    Index(None, "who", "id"),
+)
+"""The audit log (service.access.audit). Rows are added, and never changed or deleted."""
 
 scheduler = Table(
     "scheduler",

@@ -21,7 +21,9 @@ from service.api.app import create_app
 from service.api.jobs import shown
 from service.backends.cluster import Node
 from service.backends.memory_tracking import FakeResults
+from service.client.local_token import token_file
 from service.jobs.job import Run, State
+from service.local_token import published
 from service.queue.store import Store
 from service.settings import Settings
 from training.protocol import Progress, log_file
@@ -252,9 +254,10 @@ def live_service(
         secrets_key=SECRETS_KEY,
         webhook_allowed="127.0.0.1",
     )
-    server.app.serve(create_app(settings, store, results))
-    server.ensure_started()
-    yield Service(store=store, results=results, server=server, storage=storage)
+    with published(token_file(server.port)) as token:
+        server.app.serve(create_app(settings, store, results, local_token=token))
+        server.ensure_started()
+        yield Service(store=store, results=results, server=server, storage=storage)
     store.close()
 
 

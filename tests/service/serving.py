@@ -28,9 +28,11 @@ class Stage:
 
     @contextmanager
     def showing(self, app: FastAPI) -> Iterator[httpx.Client]:
-        """Yields a client of `app`."""
+        """Yields a client of `app`, with its token if it has one."""
         self.app = app
-        with httpx.Client(base_url=self.url, timeout=20, trust_env=False) as client:
+        token = app.state.context.local_token
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with httpx.Client(base_url=self.url, headers=headers, timeout=20, trust_env=False) as client:
             yield client
 
 

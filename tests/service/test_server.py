@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from service.client.local_token import token_file
 from service.identity import Identity
 from service.ports import free_port
 from service.queue.store import Store
@@ -48,6 +49,14 @@ class Place:
             return httpx.get(f"{self.url}/healthz", timeout=5).is_success
         except httpx.HTTPError:
             return False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """With the token that the API has left for its user."""
+        return {"Authorization": f"Bearer {token_file(self.port).read_text()}"}
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", headers=self.headers)
 
 
 @pytest.fixture
@@ -89,10 +98,10 @@ def test_the_api_alone_has_no_scheduler_and_no_ray(place: Place, serve: Serve, s
     process = serve("api")
     until(place.answers)
 
-    refused = httpx.get(f"{place.url}/v1/cluster")
+    refused = place.get("/v1/cluster")
 
     assert (refused.status_code, "no scheduler runs" in refused.json()["detail"]) == (503, True)
-    assert httpx.get(f"{place.url}/v1/queue").json()["items"] == []
+    assert place.get("/v1/queue").json()["items"] == []
     assert sqlite_store.scheduler() is None
     assert not psutil.Process(process.pid).children()
     if sys.platform == "linux":
@@ -109,7 +118,8 @@ def test_a_follower_s_stream_ends_with_the_server_and_without_a_traceback(
     process = serve("api")
     until(place.answers)
 
-    with httpx.stream("GET", f"{place.url}/v1/jobs/{job.id}/events", timeout=60) as response:
+    events, headers = f"{place.url}/v1/jobs/{job.id}/events", place.headers
+    with httpx.stream("GET", events, headers=headers, timeout=60) as response:
         chunks = response.iter_text()
         assert job.id in next(chunks)
         process.terminate()

@@ -119,6 +119,7 @@ def test_a_spec_becomes_a_job_with_all_its_fields(api: httpx.Client) -> None:
         "ended_by": None,
         "last_command": None,
         "removed": [],
+        "user": None,
     }
 
 

@@ -211,7 +211,7 @@ def test_many_followers_do_not_hold_up_the_others(api: httpx.Client, job: Job, s
 
     def follow(_: int) -> str:
         address = f"{api.base_url}/v1/jobs/{job.id}/events"
-        with httpx.stream("GET", address, timeout=60, trust_env=False) as response:
+        with httpx.stream("GET", address, headers=api.headers, timeout=60, trust_env=False) as response:
             lines = response.iter_lines()
             assert next(lines) == "event: change"
             told.release()

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from service.client import Client, ClientError
+from service.client.local_token import LocalToken
 from tests.service.cli.command_line import Syncbn
 from tests.service.live_api import SPEC, Service
 
@@ -63,7 +64,8 @@ def test_what_is_no_file_of_the_job_is_not_found(client: Client, job: str, path:
 
 def test_no_path_leads_out_of_the_folder(service: Service, job: str) -> None:
     for path in ("%2e%2e/metrics.jsonl", "..%2f..%2fsyncbn.db", "%2fetc%2fhostname", "logs%00", "%00"):
-        answer = httpx.get(f"{service.url}/v1/jobs/{job}/files/{path}")
+        address = f"{service.url}/v1/jobs/{job}/files/{path}"
+        answer = httpx.get(address, auth=LocalToken(service.server.port))
         assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
 
 

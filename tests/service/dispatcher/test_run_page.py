@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -40,6 +41,12 @@ def test_the_source_is_in_mlflows_own_tags_and_not_in_the_spec() -> None:
     }
     assert "ada" not in spec_text(job) + tags["mlflow.note.content"]
     assert not run_tags(make_job()).keys() & {"mlflow.user", "mlflow.source.git.commit"}
+
+
+def test_the_user_of_the_api_key_is_the_runs_whatever_the_source_says() -> None:
+    job = replace(make_job(source={"user": "somebody"}), user="ada")
+
+    assert run_tags(job)["mlflow.user"] == "ada"
 
 
 def test_keys_that_mlflow_refuses_or_takes_for_itself_are_others() -> None:

@@ -68,3 +68,22 @@ def test_what_is_no_folder_is_refused(tmp_path: Path, path: str) -> None:
 
     with pytest.raises(Refused, match=r"--data-dir .*file.* cannot be used: .*: name a folder"):
         make_private(tmp_path / path, [])
+
+
+def test_what_is_kept_in_a_folder_that_others_use_is_closed_to_them(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "other").touch()
+
+    make_private(tmp_path, ["syncbn.db"], ["logs"])
+    make_private(tmp_path, ["syncbn.db"], ["logs"])
+
+    assert mode(tmp_path / "logs") == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_that_another_user_has_put_there_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    os.chown(tmp_path / "logs", 65534, 65534)
+
+    with pytest.raises(Refused, match="belongs to another user"):
+        make_private(tmp_path, [], ["logs"])
