@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from service import logs
 from service.errors import Refused
 from service.foreground import open_store, print_line, reported_errors, stop_on_signals
 from service.ports import is_free
@@ -25,6 +26,8 @@ def serve(*, role: Role, host: str, port: int) -> int:
     stop = stop_on_signals()
     with reported_errors() as failed:
         settings = Settings.from_env()
+        prefix = "scheduler: " if role is Role.SCHEDULER else ""
+        logs.configure(settings.log_format, text_prefix=prefix)
         if role is Role.SCHEDULER:
             from service.dispatcher.process import serve_scheduler
 
@@ -81,7 +84,15 @@ def running(
     results = MlflowRest(settings.mlflow_url, settings.mlflow_public_url)
     app = create_app(settings, store, results, stopping=stop)
     server = HttpServer(
-        uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_config=None,  # its records go where the service's go
+            log_level="warning",
+            access_log=False,  # service.api.request_scope logs requests
+            timeout_graceful_shutdown=3,
+        )
     )
     thread = threading.Thread(target=server.run, name="api")
     thread.start()

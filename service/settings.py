@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.errors import Refused
+from service.logs import LogFormat
 from training.spec import Problem
 from training.spec.environment import name_problem, secret_problem
 
@@ -93,6 +94,12 @@ class Settings(BaseSettings):
         default=50 * 2**20,
         ge=1,
         description="Largest uploaded archive, packed or unpacked",
+    )
+
+    log_format: LogFormat = Field(
+        default=LogFormat.TEXT,
+        description="Lines of the log: `text` for people, `json` for a log collector. With `json` it has "
+        "also a line for each request and for each change of a job's state",
     )
 
     secrets_key: SecretStr | None = Field(

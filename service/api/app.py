@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.types import ASGIApp
 
 from service.api import (
     checkpoints,
@@ -19,6 +20,7 @@ from service.api import (
     health,
     jobs,
     logs,
+    metrics,
     problems,
     secrets,
     sweeps,
@@ -27,13 +29,21 @@ from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
 from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
+from service.api.request_scope import RequestScope
 from service.api.sweep_schemas import SweepRequest
 from service.backends.tracking import Results
+from service.metrics.registry import Metrics
 from service.queue.store import Store
 from service.settings import Settings
 from training.spec import Spec
 
 _REFERENCE = "#/components/schemas/{model}"
+
+
+class _Api(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        """Returns the whole application within `RequestScope`, so that it sees error responses too."""
+        return RequestScope(super().build_middleware_stack(), self.state.metrics.requests)
 
 
 def create_app(
@@ -44,7 +54,7 @@ def create_app(
     stopping: ends streams when it is set. A server waits for their end, and then breaks them with an error.
     """
     job_watcher = JobWatcher(store, lambda job: shown(job, results).model_dump_json())
-    app = FastAPI(
+    app = _Api(
         title="syncbn",
         summary="Trains networks with batch normalisation, with the same result on any number of devices.",
         version=version("syncbn"),
@@ -57,10 +67,11 @@ def create_app(
         job_watcher=job_watcher,
         stopping=stopping or threading.Event(),
     )
+    app.state.metrics = Metrics(store, results, settings.storage)
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)
-    for routes in (jobs, control, logs, events, checkpoints, files, sweeps, code, secrets, cluster):
+    for routes in (jobs, control, logs, events, checkpoints, files, sweeps, code, secrets, cluster, metrics):
         app.include_router(routes.router, dependencies=[Depends(require_key)], responses=everywhere)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

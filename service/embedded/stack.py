@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
+from service import logs
 from service.embedded.private_folder import make_private
 from service.embedded.processes import Child, StackState, end_all, sweep
 from service.embedded.servers import MLFLOW_DATABASE, MlflowServer, RayHead, SchedulerServer
@@ -70,6 +71,7 @@ def _stack(
 ) -> Iterator[list[Child]]:
     """Starts everything, and ends it in reverse order when the context ends."""
     given = Settings.from_env()
+    logs.configure(given.log_format)
     check_address(host, port, given)
     own = () if "database_url" in given.model_fields_set else (DATABASE,)
     make_private(folder, (*own, MLFLOW_DATABASE))

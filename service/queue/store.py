@@ -5,6 +5,7 @@ Every change to a job is one guarded statement, so any number of processes may w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
@@ -23,11 +24,14 @@ from sqlalchemy import (
 )
 
 from service.errors import Conflict, KeyReused, NotFound, Refused
+from service.jobs import measures
 from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, is_id, new_job, utc_now
+from service.jobs.measures import Addition
 from service.jobs.sweep import is_sweep_id
-from service.queue import commands, cursors, database, storable
+from service.queue import commands, cursors, database, storable, totals
 from service.queue.code_archives import CodeArchives
 from service.queue.commands import Command
+from service.queue.counts import StoredCounts
 from service.queue.filters import Filters, conditions
 from service.queue.lease import Lease, Silence
 from service.queue.notices import notices_of
@@ -36,8 +40,11 @@ from service.queue.rows import insert_jobs, job_of, without_source
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
 from service.queue.tables import UtcDateTime, jobs
+from service.queue.totals import StoredTotals
 from training.protocol import Failure, Progress
 from training.spec import Spec
+
+log = logging.getLogger(__name__)
 
 
 class Changes(TypedDict, total=False):
@@ -91,7 +98,7 @@ _WAITS_UNTIL = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
+class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps, StoredTotals, StoredCounts):
     """Jobs, sweeps, code, secrets and the scheduler's row in SQLite (`sqlite:///PATH`) or PostgreSQL (`postgresql://...`).
     Thread-safe.
 
@@ -212,7 +219,12 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
             guards.append(jobs.c.cancel_requested_at.is_(None))
         values: dict[str, Any] = {"reason": "", **_with_state(to), **changes, "state": to}
         values["reason"] = storable.reason(values["reason"])
-        return self._update(guards, values)
+        moved = self._update(guards, values, measures.of_move(job, to, values, utc_now()))
+        if moved:
+            about = {"job_id": job.id, "attempt": values.get("attempt", job.attempt)}
+            headline = values["reason"].partition("\n")[0]
+            log.info("job %s: %s → %s: %s", job.id, job.state, to, headline, extra={"about": about})
+        return moved
 
     def restart(
         self,
@@ -240,7 +252,7 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
             "restarts": restarts,
             "ran_seconds": ran_seconds,
         }
-        return self._update(guards, values)
+        return self._update(guards, values, measures.of_restart(job, values))
 
     def write_progress(self, reports: Iterable[tuple[Job, Progress]]) -> None:
         """Writes the progress of the jobs' attempts; skips a job that waits or has a newer attempt.
@@ -341,9 +353,18 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps):
         with database.reading(self._engine) as connection:
             return [job_of(row) for row in connection.execute(query)]
 
-    def _update(self, guards: Iterable[ColumnElement[bool]], values: Mapping[str, Any]) -> bool:
+    def _update(
+        self,
+        guards: Iterable[ColumnElement[bool]],
+        values: Mapping[str, Any],
+        additions: Iterable[Addition] = (),
+    ) -> bool:
+        """Writes the row if the guards hold, and then what this adds to the totals."""
         with self._writing() as connection:
-            return connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
+            written = connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
+            if written:
+                totals.add(connection, additions)
+            return written
 
     def _execute_many(self, statement: Update, rows: Sequence[Mapping[str, Any]]) -> None:
         """Executes the statement for all rows in one transaction, sorted by job id: the fixed lock order
