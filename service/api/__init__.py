@@ -2,5 +2,5 @@
 
 May import `backends`, `checkpoints`, `errors`, `job_files`, `job_logs`, `jobs`, `logs`, `metrics`, `queue`,
 `scheduling`, `secrets`, `settings`, `start_from`, `user_code`, `training.checkpoints`, `training.protocol`,
-`training.spec`.
+`training.spec`, `training.versions`.
 """

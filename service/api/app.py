@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from importlib.metadata import version
+from importlib import metadata
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -24,6 +24,7 @@ from service.api import (
     problems,
     secrets,
     sweeps,
+    version,
 )
 from service.api.access import BrowserGuard, require_key
 from service.api.context import Context
@@ -57,7 +58,7 @@ def create_app(
     app = _Api(
         title="syncbn",
         summary="Trains networks with batch normalisation, with the same result on any number of devices.",
-        version=version("syncbn"),
+        version=metadata.version("syncbn"),
         redirect_slashes=False,
     )
     app.state.context = Context(
@@ -71,7 +72,20 @@ def create_app(
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422)
-    for routes in (jobs, control, logs, events, checkpoints, files, sweeps, code, secrets, cluster, metrics):
+    for routes in (
+        jobs,
+        control,
+        logs,
+        events,
+        checkpoints,
+        files,
+        sweeps,
+        code,
+        secrets,
+        cluster,
+        metrics,
+        version,
+    ):
         app.include_router(routes.router, dependencies=[Depends(require_key)], responses=everywhere)
     app.include_router(health.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -29,6 +29,7 @@ from service.client.models import (
     Secret,
     Total,
     Validation,
+    Version,
     Waiting,
 )
 from service.client.sweep_models import PlannedPoint, Sweep, SweepPoint, SweepValidation
@@ -61,6 +62,7 @@ __all__ = [
     "Total",
     "UnexpectedAnswer",
     "Validation",
+    "Version",
     "WaitTimeout",
     "Waiting",
 ]

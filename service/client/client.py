@@ -25,6 +25,7 @@ from service.client.models import (
     SecretPage,
     Upload,
     Validation,
+    Version,
     Waiting,
 )
 from service.client.pages import all_items
@@ -310,6 +311,10 @@ class Client(Results, SweepCalls):
         Raises RequestError (503) if no scheduler runs or Ray does not answer it.
         """
         return self._server.call(Cluster, "GET", "/v1/cluster")
+
+    def version(self) -> Version:
+        """Returns the versions in the API's environment."""
+        return self._server.call(Version, "GET", "/v1/version")
 
     def ready(self) -> bool:
         """Returns whether the database, the scheduler, Ray and MLflow all answer. Does not retry.

@@ -125,6 +125,21 @@ def _completed(given: Settings, state: StackState, mlflow_port: int) -> Settings
     )
 
 
+def settings_of(folder: Path) -> Settings | None:
+    """Returns the settings of the parts that the last `up` on the folder started; None if none ever has."""
+    if not (folder / "stack.json").exists():
+        return None
+    state = StackState.load(folder)
+    if "gcs_port" not in state.servers.get("ray", {}) or "port" not in state.servers.get("mlflow", {}):
+        return None
+    return _completed(Settings.from_env(), state, state.servers["mlflow"]["port"])
+
+
+def runs_on(folder: Path) -> bool:
+    """Returns whether an `up` runs on the folder."""
+    return _holder(folder / "up.lock") is not None
+
+
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, which the kernel releases when the process ends. Raises Refused if taken."""

@@ -179,6 +179,7 @@ scheduler = Table(
     Column("nodes", JSON, nullable=False),
     Column("problem", Text, nullable=False),
     Column("clock", Float, nullable=False, server_default="0"),
+    Column("versions", JSON, nullable=False, server_default="{}"),
 )
 """One row: the scheduler's lease (service.queue.lease)."""
 

@@ -23,7 +23,7 @@ class StoredTotals(Writes):
     """The totals in the database. Every method raises `Unavailable` as `Store`'s methods do."""
 
     def add_totals(self, additions: Iterable[Addition]) -> None:
-        """Adds to the totals, in a transaction of its own. Raises Superseded as every write of a scheduler."""
+        """Adds to the totals, in a transaction of its own. Raises Superseded as every scheduler's write."""
         if found := list(additions):
             with self._writing() as connection:
                 add(connection, found)
