@@ -1,4 +1,4 @@
-"""Adds the table of totals for operators, which start at zero."""
+"""Adds the table of totals for operators, which start at zero, and the versions of the scheduler at work."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,7 +17,9 @@ def upgrade() -> None:
         sa.Column("value", sa.Float(53), nullable=False),
         sa.PrimaryKeyConstraint("name", "labels", name="pk_totals"),
     )
+    op.add_column("scheduler", sa.Column("versions", sa.JSON, nullable=False, server_default="{}"))
 
 
 def downgrade() -> None:
+    op.drop_column("scheduler", "versions")
     op.drop_table("totals")
