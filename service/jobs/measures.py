@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from service.jobs.job import ACTIVE, Job, State
+from service.jobs.job import ACTIVE, STOPPING, Job, State
 from training.protocol import Exit, Failure
 
 JOB_SECONDS = (1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 12 * 3_600, 86_400, 3 * 86_400, 7 * 86_400)
@@ -33,9 +33,8 @@ _CLASSES = {
     Exit.HUNG: "hang",
     Exit.LOST: "node_lost",
     Exit.TIMED_OUT: "time_limit",
-    Exit.ERROR: "error",
-    Exit.EXITED: "error",
-    Exit.SIGNAL: "signal",
+    Exit.ERROR: "user_error",
+    Exit.EXITED: "user_error",
 }
 
 
@@ -59,7 +58,7 @@ def observed(name: str, value: float, bounds: Sequence[float], **labels: str) ->
 
 def failure_class(failure: Failure | None) -> str:
     """Returns the class of a failure, one of a few words; "none" if there was none."""
-    return "none" if failure is None else _CLASSES.get(Exit(failure.kind), "other")
+    return "none" if failure is None else _CLASSES.get(Exit(failure.kind), "infrastructure")
 
 
 def of_move(job: Job, to: State, changes: Mapping[str, Any], now: datetime) -> list[Addition]:
@@ -99,7 +98,7 @@ def _of_time(job: Job, changes: Mapping[str, Any]) -> Iterator[Addition]:
 def _of_retry(job: Job, to: State, changes: Mapping[str, Any]) -> Iterator[Addition]:
     if to is State.PREEMPTING:
         yield Addition(name=RESTARTS, labels={"class": "preempted"})
-    elif to is State.QUEUED and job.state in ACTIVE and changes.get("failures", 0) > job.failures:
+    elif to is State.QUEUED and job.state in ACTIVE - STOPPING:  # lost, whether it uses a retry or not
         yield Addition(name=RESTARTS, labels={"class": failure_class(changes.get("last_failure"))})
 
 

@@ -19,6 +19,8 @@ CLASSES: tuple[tuple[str, str], ...] = (
     ("no_room", "needs %"),
     ("updated", "the service was updated%"),
     ("retry", "attempt % was lost: %"),
+    ("retry", "starts after a wait of %"),
+    ("retry", "waits until its checkpoints are removed%"),
     ("resize", "resizes from %"),
     ("resize", "grows from %"),
     ("preempted", "preempted %"),

@@ -22,6 +22,7 @@ GIVEN = {
     "sweep s1 is paused": "sweep",
     "waits: Ray is not reachable: 127.0.0.1:1": "unavailable",
     "attempt 1 was lost: rank 0 was lost; retry 1 of 3 from its checkpoint": "retry",
+    "starts after a wait of 20 s": "retry",
     "resizes from 1 to 2 workers": "resize",
     "something that nobody has written yet": "other",
 }
