@@ -219,11 +219,10 @@ class Store(Lease, QueueRows, CodeArchives, StoredSecrets, StoredSweeps, StoredT
             guards.append(jobs.c.cancel_requested_at.is_(None))
         values: dict[str, Any] = {"reason": "", **_with_state(to), **changes, "state": to}
         values["reason"] = storable.reason(values["reason"])
-        moved = self._update(guards, values, measures.of_move(job, to, values, utc_now()))
-        if moved:
+        if moved := self._update(guards, values, measures.of_move(job, to, values, utc_now())):
             about = {"job_id": job.id, "attempt": values.get("attempt", job.attempt)}
-            headline = values["reason"].partition("\n")[0]
-            log.info("job %s: %s → %s: %s", job.id, job.state, to, headline, extra={"about": about})
+            what = f"{job.state} → {to}: {values['reason'].partition(chr(10))[0]}"
+            log.info("job %s: %s", job.id, what, extra={"about": about})
         return moved
 
     def restart(

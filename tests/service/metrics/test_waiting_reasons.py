@@ -49,7 +49,7 @@ def test_the_schedulers_own_reasons_have_classes(sqlite_store: Store) -> None:
     queued(workers=1, node_labels={"zone": "b"})
     jobs = sqlite_store.queue()
     assert sqlite_store.move(jobs[0], State.STARTING, attempt=1, workers=3)
-    decisions = schedule(jobs[1:], sqlite_store.active(), NODES, now=jobs[0].created_at)
+    decisions = schedule(jobs[1:], sqlite_store.active(), NODES, now=0.0)
     by_id = {job.id: job for job in jobs}
     sqlite_store.note_all((by_id[each.job_id], each.reason) for each in decisions if isinstance(each, Wait))
 
