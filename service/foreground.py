@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from service import logs
 from service.errors import Refused, ServiceError
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def reported_errors() -> Iterator[list[Exception]]:
 
 
 def print_line(text: str) -> None:
-    """Prints to stdout and flushes it."""
-    print(text, flush=True)  # noqa: T201
+    """Prints to stdout and flushes it; as a log record if this process logs JSON."""
+    print(logs.printed(text), flush=True)  # noqa: T201
 
 
 def open_store(url: str) -> Store:

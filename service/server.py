@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from service import logs
 from service.client.local_token import token_file
 from service.errors import Refused
 from service.foreground import open_store, print_line, reported_errors, stop_on_signals
@@ -31,6 +32,8 @@ def serve(*, role: Role, host: str, port: int) -> int:
     stop = stop_on_signals()
     with reported_errors() as failed:
         settings = Settings.from_env()
+        prefix = "scheduler: " if role is Role.SCHEDULER else ""
+        logs.configure(settings.log_format, text_prefix=prefix)
         if role is Role.SCHEDULER:
             from service.dispatcher.process import serve_scheduler
 
@@ -91,7 +94,14 @@ def running(
         app = create_app(settings, store, results, stopping=stop, local_token=token, token_file=str(file))
         server = HttpServer(
             uvicorn.Config(
-                app, host=host, port=port, http=BoundedHttp, log_level="warning", timeout_graceful_shutdown=3
+                app,
+                host=host,
+                port=port,
+                http=BoundedHttp,
+                log_config=None,  # its records go where the service's go
+                log_level="warning",
+                access_log=False,  # service.api.request_scope logs requests
+                timeout_graceful_shutdown=3,
             )
         )
         stack.enter_context(_listening(server, f"{host}:{port}", stop))

@@ -15,6 +15,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from service.errors import Refused
+from service.logs import LogFormat
 from service.public_addresses import Allowed
 from training.spec import Problem
 from training.spec.environment import name_problem, secret_problem
@@ -136,6 +137,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Days after the end of its last job when a code archive is removed; by default it is "
         "kept",
+    )
+    log_format: LogFormat = Field(
+        default=LogFormat.TEXT,
+        description="Lines of the log: `text` for people, `json` for a log collector. With `json` it has "
+        "also a line for each request and for each change of a job's state",
     )
 
     secrets_key: SecretStr | None = Field(

@@ -48,6 +48,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.protocol",
     "training.reserved",
     "training.tracking.run_tags",
+    "training.versions",
 }
 LONGEST_FILE = 400
 # What runs here is the training itself.

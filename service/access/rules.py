@@ -33,6 +33,8 @@ RULES: Mapping[str, Rule] = {
     "GET /readyz": _OPEN,
     "GET /docs": _READ,
     "GET /openapi.json": _READ,
+    "GET /metrics": _READ,
+    "GET /v1/version": _READ,
     "GET /v1/jobs": _READ,
     "POST /v1/jobs": _SUBMIT,
     "POST /v1/jobs/validate": _READ,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import threading
-from importlib.metadata import version
+from importlib import metadata
 from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.types import ASGIApp
 
 from service.api import (
     audit,
@@ -24,8 +25,10 @@ from service.api import (
     jobs,
     keys,
     logs,
+    metrics,
     problems,
     sweeps,
+    version,
     webhooks,
 )
 from service.api import secrets as job_secrets
@@ -38,16 +41,24 @@ from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
 from service.api.looks import Looks
 from service.api.notifier import Notifier
+from service.api.request_scope import RequestScope
 from service.api.schemas import ResizeRequest
 from service.api.sse import Streams
 from service.api.sweep_schemas import SweepRequest
 from service.backends.tracking import Results
 from service.job_logs import JobLogs
+from service.metrics.registry import Metrics
 from service.queue.store import Store
 from service.settings import Settings
 from training.spec import Spec
 
 _REFERENCE = "#/components/schemas/{model}"
+
+
+class _Api(FastAPI):
+    def build_middleware_stack(self) -> ASGIApp:
+        """Returns the whole application within `RequestScope`, so that it sees error responses too."""
+        return RequestScope(super().build_middleware_stack(), self.state.metrics.requests)
 
 
 def create_app(
@@ -66,10 +77,10 @@ def create_app(
     started it finds it; a refusal names it.
     """
     job_watcher = JobWatcher(store, lambda job: shown(job, results).model_dump_json())
-    app = FastAPI(
+    app = _Api(
         title="syncbn",
         summary="Trains networks with batch normalisation, with the same result on any number of devices.",
-        version=version("syncbn"),
+        version=metadata.version("syncbn"),
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -88,6 +99,7 @@ def create_app(
         token_file=token_file,
     )
     app.state.context = context
+    app.state.metrics = Metrics(store, results, settings.storage)
     app.add_middleware(BodyLimit)
     app.add_middleware(Access, context=context, routes=app.routes)
     app.add_middleware(HeadAsGet)
@@ -96,7 +108,7 @@ def create_app(
     everywhere = problems.documented(401, 403, 422, 429)
     closed = [Depends(documented_scheme), Depends(check_owner)]
     of_jobs = (jobs, control, logs, events, checkpoints, files, sweeps)
-    of_service = (code, job_secrets, cluster, cleanup, webhooks, keys, audit)
+    of_service = (code, job_secrets, cluster, cleanup, webhooks, keys, audit, metrics, version)
     for routes in (*of_jobs, *of_service):
         app.include_router(routes.router, dependencies=closed, responses=everywhere)
     app.include_router(documentation.router)

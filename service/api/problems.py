@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from service import logs
 from service.errors import Conflict, Forbidden, KeyReused, NotFound, Refused, ServiceError, Unavailable
 from training.spec import Problem, SpecError
 
@@ -38,6 +39,7 @@ class ProblemDocument(BaseModel):
     detail: str
     instance: str = Field(description="Path of the request", examples=["/v1/jobs"])
     errors: list[KeyProblem] = []
+    request_id: str = Field(default="", description="Id of the request, as in the log: header X-Request-Id")
 
 
 class ProblemResponse(JSONResponse):
@@ -79,6 +81,7 @@ def problem(
         detail=detail,
         instance=path,
         errors=[KeyProblem(key=error.key, message=error.message) for error in errors],
+        request_id=logs.request_id(),
     )
     content = {**document.model_dump(), **extensions}
     return ProblemResponse(content, status, headers=dict(headers or {}))

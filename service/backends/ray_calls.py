@@ -178,7 +178,7 @@ def agent(node: str, fence: int) -> Agent:
     return (
         ray.remote(RayHostAgent)
         .options(
-            name=f"syncbn-agent-{node}",
+            name=agent_name(node),
             lifetime="detached",
             get_if_exists=True,
             num_cpus=0,
@@ -188,6 +188,11 @@ def agent(node: str, fence: int) -> Agent:
         )
         .remote(fence)
     )
+
+
+def agent_name(node: str) -> str:
+    """Returns the name of the actor that is the node's host agent."""
+    return f"syncbn-agent-{node}"
 
 
 def kill(agent: Agent) -> None:

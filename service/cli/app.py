@@ -18,6 +18,7 @@ from service.cli import (
     compare,
     control,
     delete,
+    doctor,
     events,
     jobs,
     keys,
@@ -35,9 +36,9 @@ from service.cli.options import DEFAULT_URL, Connection
 from service.cli.specs import SpecCommand
 
 _EPILOG = (
-    "Exit codes: 0 success, or the job succeeded; 1 the job failed; 2 wrong usage, or the server refused the "
-    "request; 3 the job was cancelled; 4 no such job; 5 the server cannot be reached, or cannot answer now; "
-    "124 `wait --timeout` expired; 130 interrupted."
+    "Exit codes: 0 success, or the job succeeded; 1 the job failed, or `doctor` found a fault; 2 wrong "
+    "usage, or the server refused the request; 3 the job was cancelled; 4 no such job; 5 the server cannot "
+    "be reached, or cannot answer now; 124 `wait --timeout` expired; 130 interrupted."
 )
 
 app = typer.Typer(
@@ -117,6 +118,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "serve": up.serve,
         "migrate": up.migrate,
         "ready": cluster.ready,
+        "doctor": doctor.doctor,
         "queue": cluster.queue,
         "cluster": cluster.cluster,
         "cleanup": delete.cleanup,

@@ -17,6 +17,7 @@ class ExitCode(enum.IntEnum):
 
     OK = 0
     JOB_FAILED = 1
+    FAULT = 1  # of `doctor`
     REFUSED = 2
     JOB_CANCELLED = 3
     NO_SUCH_JOB = 4

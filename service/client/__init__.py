@@ -33,6 +33,7 @@ from service.client.models import (
     Secret,
     Total,
     Validation,
+    Version,
 )
 from service.client.sweep_models import PlannedPoint, Sweep, SweepPoint, SweepValidation
 from service.client.webhook_models import Delivery, Webhook
@@ -74,6 +75,7 @@ __all__ = [
     "Total",
     "UnexpectedAnswer",
     "Validation",
+    "Version",
     "WaitTimeout",
     "Waiting",
     "Webhook",

@@ -22,6 +22,7 @@ from service.client.models import (
     SecretPage,
     Upload,
     Validation,
+    Version,
 )
 from service.client.pages import all_items
 from service.client.results import Results, job_path
@@ -241,6 +242,10 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
         Raises RequestError (503) if no scheduler runs or Ray does not answer it.
         """
         return self._server.call(Cluster, "GET", "/v1/cluster")
+
+    def version(self) -> Version:
+        """Returns the versions in the API's environment."""
+        return self._server.call(Version, "GET", "/v1/version")
 
     def ready(self) -> bool:
         """Returns whether the database, the scheduler, Ray and MLflow all answer. Does not retry.

@@ -269,6 +269,12 @@ class Validation(Answer):
     notes: list[str] = []
 
 
+class Version(Answer):
+    """The versions in the API's environment: of Python and of the packages that have to match."""
+
+    versions: dict[str, str]
+
+
 class JobPage(Answer):
     """One page of jobs; `next_cursor` is None on the last."""
 

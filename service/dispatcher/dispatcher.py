@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 
@@ -21,6 +21,7 @@ from service.backends.cluster import Cluster, Node, Phase, Status
 from service.backends.tracking import Results
 from service.dispatcher.backoffs import Backoffs
 from service.dispatcher.cleaner import Cleaner
+from service.dispatcher.figures import Figures
 from service.dispatcher.finisher import Finisher
 from service.dispatcher.reconciler import Reconciler, starting_on
 from service.dispatcher.round_timer import RoundTimer
@@ -91,6 +92,7 @@ class Dispatcher:
         self._look = False  # whether the last round has changed the queue
         self._calm = False  # whether the next round may come late, because nothing runs or begins to
         self.runs = Runs(store, results, on_run=self._on_change, clock=clock)
+        self.figures = Figures(store, clock)
         self.finisher = Finisher(settings, store, results)
         self.deliverer = Deliverer(settings, store)
         self.cleaner = Cleaner(settings, store, results, on_done=self._on_change, clock=clock)
@@ -115,6 +117,7 @@ class Dispatcher:
                 with timer.round():
                     self.round(look=look)
                 took = monotonic() - began
+                self._note_figures(took)
                 # With thousands of jobs, rounds take at most half of the time.
                 self._wait(
                     stop,
@@ -148,6 +151,14 @@ class Dispatcher:
         except Exception as error:  # a bug in one round must not stop all jobs
             self._note_failure(error)
 
+    def _note_figures(self, seconds: float) -> None:
+        if not self._idle:
+            self.figures.round(seconds)
+        if self.figures.is_due():
+            with suppress(Unavailable):
+                self.figures.hosts(self.cluster.nodes())
+            self.figures.write()
+
     def _has_work(self, attempts: Mapping[str, Status]) -> bool:
         return bool(attempts) or self.store.has_unended()
 
@@ -178,6 +189,7 @@ class Dispatcher:
         self.cluster.wake()
 
     def _note_failure(self, error: Exception) -> None:
+        self.figures.failed_round()
         if not isinstance(error, Unavailable):
             log.error("a round of the dispatcher failed", exc_info=error)
             return

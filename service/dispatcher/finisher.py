@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from service import logs
 from service.backends.tracking import Results
 from service.dispatcher.runs import END_STATUS
 from service.errors import Refused, ServiceError
@@ -92,6 +93,10 @@ class Finisher:
         self._store.mark_sweep_archived(sweep.id)
 
     def _finish(self, job: Job) -> None:
+        with logs.about(job_id=job.id):
+            self._archive(job)
+
+    def _archive(self, job: Job) -> None:
         if (run := job.run) is not None:
             for attempt in range(1, job.attempt + 1):
                 with _refusal_logged(f"job {job.id}"):

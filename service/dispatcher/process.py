@@ -18,6 +18,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
+from service import logs
 from service.backends.cluster import Cluster, Node
 from service.dispatcher.held_lease import HeldLease
 from service.dispatcher.round_timer import RoundTimer
@@ -238,12 +239,13 @@ def command(*, with_parent: bool = False) -> list[str]:
 
 def main() -> int:
     """Runs the process that `command` starts; returns the exit code: 0 stopped, 2 it could not start."""
-    logging.basicConfig(format="scheduler: %(message)s")
     stop = stop_on_signals()
     if _WITH_PARENT in sys.argv:
         threading.Thread(target=_follow_parent, args=(stop,), name="parent", daemon=True).start()
     with reported_errors() as failed:
-        serve_scheduler(Settings.from_env(), stop)
+        settings = Settings.from_env()
+        logs.configure(settings.log_format, text_prefix="scheduler: ")
+        serve_scheduler(settings, stop)
     return 2 if failed else 0
 
 

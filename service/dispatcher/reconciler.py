@@ -20,6 +20,7 @@ from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 
+from service import logs
 from service.backends.cluster import Cluster, Phase, Status
 from service.dispatcher.orders import launch_of, name_of, run_folder
 from service.dispatcher.stopwatches import Stopwatches
@@ -93,7 +94,7 @@ class Reconciler:
             raise
         active, self.moved = self.store.active(), False
         for job in active:
-            with self._guarded(job.id):
+            with logs.about(job_id=job.id, attempt=job.attempt), self._guarded(job.id):
                 self._reconcile(job, attempts.get(name_of(job)))
         progress = self._write()
         self._end_strays(attempts, {name_of(job) for job in active})

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
+from service import logs
 from service.client.local_token import token_file
 from service.embedded.private_folder import make_private
 from service.embedded.processes import Child, StackState, end_all, sweep
@@ -72,6 +73,7 @@ def _stack(
 ) -> Iterator[list[Child]]:
     """Starts everything, and ends it in reverse order when the context ends."""
     given = Settings.from_env()
+    logs.configure(given.log_format)
     check_address(host, port, given)
     own = () if "database_url" in given.model_fields_set else (DATABASE,)
     make_private(folder, (*own, MLFLOW_DATABASE), FOLDERS)
@@ -123,6 +125,21 @@ def _completed(given: Settings, state: StackState, mlflow_port: int) -> Settings
             "secrets_key": given.secrets_key or SecretStr(state.secrets_key),
         }
     )
+
+
+def settings_of(folder: Path) -> Settings | None:
+    """Returns the settings of the parts that the last `up` on the folder started; None if none ever has."""
+    if not (folder / "stack.json").exists():
+        return None
+    state = StackState.load(folder)
+    if "gcs_port" not in state.servers.get("ray", {}) or "port" not in state.servers.get("mlflow", {}):
+        return None
+    return _completed(Settings.from_env(), state, state.servers["mlflow"]["port"])
+
+
+def runs_on(folder: Path) -> bool:
+    """Returns whether an `up` runs on the folder."""
+    return _holder(folder / "up.lock") is not None
 
 
 @contextmanager

@@ -73,8 +73,7 @@ def migrate(engine: Engine) -> None:
 
     Raises Refused if a newer version made the tables.
     """
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config = alembic_config()
     with _migrating, writing(engine) as connection, ExitStack() as stack:
         # Race closed: two processes that both see an empty database. SQLite's BEGIN IMMEDIATE lets in one
         # at a time; PostgreSQL needs an explicit lock.
@@ -83,6 +82,13 @@ def migrate(engine: Engine) -> None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
         _upgrade(config)
+
+
+def alembic_config() -> alembic.config.Config:
+    """Returns Alembic's configuration, which names the migrations."""
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def _upgrade(config: alembic.config.Config) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from time import monotonic
@@ -25,6 +25,7 @@ from service.errors import Unavailable
 from service.queue import database
 from service.queue.tables import UtcDateTime, scheduler
 from training.protocol import Superseded
+from training.versions import own_versions
 
 LEASE_SECONDS = 6.0
 SILENCE_SECONDS = 15.0
@@ -67,6 +68,7 @@ class SchedulerRow:
     stepped down. nodes: the machines as Ray last listed them. problem: why Ray does not answer, or "".
     clock: the queue's clock: for how many seconds schedulers have been at work so far. It stands still while
     none is, and no step of a wall clock moves it.
+    versions: of the holder's Python and packages; none of an older version.
     """
 
     queue: str
@@ -78,6 +80,7 @@ class SchedulerRow:
     nodes: tuple[Node, ...]
     problem: str
     clock: float = 0.0
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def vacant(self) -> bool:
@@ -174,6 +177,7 @@ class Lease:
             nodes=tuple(Node(**node) for node in row.nodes),
             problem=row.problem,
             clock=row.clock,
+            versions=row.versions,
         )
 
     def take_over(self, seen: SchedulerRow | None, holder: str) -> int | None:
@@ -184,7 +188,11 @@ class Lease:
         # Race closed: two standbys that saw the same silence, or a holder that beats again at that moment.
         guards = [scheduler.c.number == seen.number, scheduler.c.beat == seen.beat]
         number = seen.number + 1
-        return number if self._update_scheduler(guards, number=number, beat=0, holder=holder) else None
+        return (
+            number
+            if self._update_scheduler(guards, number=number, beat=0, holder=holder, versions=own_versions())
+            else None
+        )
 
     def beat(self, number: int, *, nodes: Iterable[Node], problem: str, clock: float | None = None) -> bool:
         """Writes a heartbeat of scheduler `number`; returns False if it no longer holds the lease.
@@ -205,7 +213,14 @@ class Lease:
         self._update_scheduler([scheduler.c.number == number], holder="")  # Race closed: as in `beat`
 
     def _create_scheduler(self, holder: str) -> bool:
-        first = {"number": 1, "beat": 0, "holder": holder, "nodes": [], "problem": ""}
+        first = {
+            "number": 1,
+            "beat": 0,
+            "holder": holder,
+            "nodes": [],
+            "problem": "",
+            "versions": own_versions(),
+        }
         row = {"id": _THE_ROW, "queue": secrets.token_hex(8), **first}
         try:
             with database.writing(self._engine) as connection:

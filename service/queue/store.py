@@ -5,8 +5,8 @@ Every change to a job is one guarded statement, so any number of processes may w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
@@ -15,7 +15,6 @@ from sqlalchemy import (
     Select,
     Update,
     bindparam,
-    exc,
     func,
     literal,
     or_,
@@ -23,30 +22,33 @@ from sqlalchemy import (
     update,
 )
 
-from service.access.audit import Note, pending
-from service.errors import KeyReused
-from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, new_job, utc_now
-from service.queue import audit_rows, cursors, database, filters, storable
+from service.jobs import measures
+from service.jobs.job import ACTIVE, ENDED, STOPPING, TRANSITIONS, Job, State, utc_now
+from service.jobs.measures import Addition
+from service.queue import audit_rows, cursors, database, filters, storable, totals
 from service.queue.code_archives import CodeArchives
+from service.queue.counts import StoredCounts
 from service.queue.deletions import Deletions
 from service.queue.filters import Filters
-from service.queue.group_commit import GroupCommit
 from service.queue.lease import Lease, Silence
 from service.queue.notices import notices_of
 from service.queue.queue_pages import IN_ORDER, QueuePages
 from service.queue.queue_rows import QueueRows
 from service.queue.requests import Requests
 from service.queue.retained import Retained
-from service.queue.rows import NOT_DELETED, insert_jobs, job_of, without_source
+from service.queue.rows import NOT_DELETED, job_of
 from service.queue.stored_audit import StoredAudit
 from service.queue.stored_events import StoredEvents
 from service.queue.stored_keys import StoredKeys
 from service.queue.stored_secrets import StoredSecrets
 from service.queue.stored_sweeps import StoredSweeps
 from service.queue.stored_webhooks import StoredWebhooks
+from service.queue.submissions import Submissions
 from service.queue.tables import UtcDateTime, jobs
+from service.queue.totals import StoredTotals
 from training.protocol import Failure, Progress
-from training.spec import Spec
+
+log = logging.getLogger(__name__)
 
 
 class Changes(TypedDict, total=False):
@@ -104,10 +106,6 @@ _WAITS_UNTIL = (
 _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sorted(ACTIVE | {State.QUEUED}))))
 
 
-_NewJob = tuple[Job, str | None, Note | None]
-"""A job to insert, its idempotency key, and the entry of its request in the audit log."""
-
-
 class Store(
     Lease,
     QueuePages,
@@ -119,6 +117,9 @@ class Store(
     StoredWebhooks,
     StoredKeys,
     StoredAudit,
+    StoredTotals,
+    StoredCounts,
+    Submissions,
     Requests,
     Deletions,
     Retained,
@@ -134,7 +135,7 @@ class Store(
     def __init__(self, url: str) -> None:
         self._engine = database.make_engine(url)
         self._silence, self._notices = Silence(), notices_of(self._engine)
-        self._inserts = GroupCommit(self._insert, self._insert_one)
+        self._inserts = self._group_commit()
 
     def migrate(self) -> None:
         """Creates or updates the tables. Idempotent; several processes may call it at once."""
@@ -151,24 +152,7 @@ class Store(
         self._inserts.close()
         self._engine.dispose()
 
-    # Jobs: create and read
-
-    def create_job(
-        self, spec: Spec, *, idempotency_key: str | None = None, user: str | None = None
-    ) -> tuple[Job, bool]:
-        """Queues a job and returns it with True. Once this returns, the job survives any crash.
-
-        If the key was used before by the same user with the same spec, returns that job and False.
-        Raises KeyReused if the key was used with another spec or by another user.
-        """
-        return self.begin_create_job(spec, idempotency_key=idempotency_key, user=user).result()
-
-    def begin_create_job(
-        self, spec: Spec, *, idempotency_key: str | None = None, user: str | None = None
-    ) -> Future[tuple[Job, bool]]:
-        """Does `create_job` without blocking. The job is queued if and only if the result is one."""
-        job = new_job(spec, created_at=utc_now(), user=user)
-        return self._inserts.add((job, idempotency_key, pending.get()))
+    # Jobs: read
 
     def with_run(self, run_id: str) -> Job | None:
         """Returns the job with this MLflow run; None if there is none."""
@@ -230,7 +214,11 @@ class Store(
             guards.append(jobs.c.cancel_requested_at.is_(None))
         values: dict[str, Any] = {"reason": "", **_with_state(to), **changes, "state": to}
         values["reason"] = storable.reason(values["reason"])
-        return self._update(guards, values)
+        if moved := self._update(guards, values, measures.of_move(job, to, values, utc_now())):
+            about = {"job_id": job.id, "attempt": values.get("attempt", job.attempt)}
+            what = f"{job.state} → {to}: {values['reason'].partition(chr(10))[0]}"
+            log.info("job %s: %s", job.id, what, extra={"about": about})
+        return moved
 
     def restart(
         self,
@@ -260,7 +248,7 @@ class Store(
             "restarts": restarts,
             "ran_seconds": ran_seconds,
         }
-        return self._update(guards, values)
+        return self._update(guards, values, measures.of_restart(job, values))
 
     def write_progress(self, reports: Iterable[tuple[Job, Progress]]) -> None:
         """Writes the progress of the jobs' attempts; skips a job that waits or has a newer attempt.
@@ -317,50 +305,21 @@ class Store(
 
     # Statements
 
-    def _insert(self, new: Sequence[_NewJob]) -> list[tuple[Job, bool]]:
-        with self._writing() as connection:
-            insert_jobs(connection, [job for job, *_ in new], [key for _, key, _ in new])
-            for job, _, note in new:
-                audit_rows.record_of(connection, note, f"/v1/jobs/{job.id}")
-        for _, _, note in new:
-            if note is not None:
-                note.stored = True
-        return [(job, True) for job, *_ in new]
-
-    def _insert_one(self, new: _NewJob) -> tuple[Job, bool]:
-        job, idempotency_key, _ = new
-        try:
-            return self._insert([new])[0]
-        except exc.IntegrityError:
-            # Race closed: two requests with one key. The unique constraint lets one insert through.
-            if idempotency_key is None:
-                raise
-            return self._job_with_key(idempotency_key, job), False
-
-    def _job_with_key(self, idempotency_key: str, requested: Job) -> Job:
-        with database.reading(self._engine) as connection:
-            query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
-            existing = job_of(connection.execute(query).one())
-        if existing.deleted_at is not None:
-            raise KeyReused(
-                f"this Idempotency-Key made job {existing.id}, which was deleted; use a new key for a new job"
-            )
-        if existing.user != requested.user:
-            raise KeyReused("this Idempotency-Key was used by another user; use a new key")
-        if without_source(existing.spec) != without_source(requested.spec):
-            raise KeyReused(
-                f"this Idempotency-Key made job {existing.id} from another spec; use a new key for a new job"
-            )
-        return existing
-
     def _jobs(self, query: Select[Any]) -> list[Job]:
         with database.reading(self._engine) as connection:
             return [job_of(row) for row in connection.execute(query)]
 
-    def _update(self, guards: Iterable[ColumnElement[bool]], values: Mapping[str, Any]) -> bool:
+    def _update(
+        self,
+        guards: Iterable[ColumnElement[bool]],
+        values: Mapping[str, Any],
+        additions: Iterable[Addition] = (),
+    ) -> bool:
+        """Writes the row if the guards hold, and then what this adds to the totals."""
         with self._writing() as connection:
             changed = connection.execute(update(jobs).where(*guards).values(values)).rowcount == 1
             if changed:
+                totals.add(connection, additions)
                 audit_rows.record(connection)
         return changed
 

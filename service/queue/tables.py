@@ -297,5 +297,15 @@ scheduler = Table(
     Column("nodes", JSON, nullable=False),
     Column("problem", Text, nullable=False),
     Column("clock", Float, nullable=False, server_default="0"),
+    Column("versions", JSON, nullable=False, server_default="{}"),
 )
 """One row: the scheduler's lease (service.queue.lease)."""
+
+totals = Table(
+    "totals",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("labels", Text, primary_key=True),
+    Column("value", Float(53), nullable=False),
+)
+"""Numbers for operators that only grow; labels: as JSON (service.queue.totals)."""

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from training.host.agent import HostAgent
 from training.host.own_folder import own_folder
 from training.protocol import News, Order, Superseded
+from training.versions import own_versions
 
 _SECONDS_TO_CHECK = 1.0
 
@@ -81,6 +84,14 @@ class RayHostAgent:
     def forget(self, fence: int, attempt: str) -> None:
         self._check(fence)
         self._agent.forget(attempt)
+
+    def about(self, storage: str, marker: str) -> dict[str, Any]:
+        """Returns this machine's clock and versions, and whether it sees the file `marker` in the storage.
+
+        Any caller may ask: it needs no fencing token and changes nothing. marker: "" if there is none.
+        """
+        sees_marker = (Path(storage) / marker).is_file() if marker else None
+        return {"time": time.time(), "versions": own_versions(), "sees_marker": sees_marker}
 
     def _check(self, fence: int) -> None:
         # Race closed: orders of two schedulers that arrive at once; Ray calls the actor from several threads.

@@ -1,0 +1,49 @@
+"""How many jobs there are by state, and why those in the queue wait: for operators, by indexed aggregates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, case, func, select
+
+from service.jobs.job import ACTIVE, State
+from service.jobs.waiting_reasons import CLASSES, NAMES, OTHER
+from service.queue import database
+from service.queue.tables import jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Numbers of jobs. states: of every state. waiting: of queued jobs, by class of their reason."""
+
+    states: Mapping[State, int]
+    waiting: Mapping[str, int]
+
+
+_CLASS = case(*((jobs.c.reason.like(pattern), name) for name, pattern in CLASSES), else_=OTHER)
+_STATES = select(jobs.c.state, func.count()).group_by(jobs.c.state)  # from the index on states alone
+_WAITING = select(_CLASS, func.count()).where(jobs.c.state == State.QUEUED).group_by(_CLASS)
+_ACTIVE_IDS = select(jobs.c.id).order_by(jobs.c.id)
+
+
+class StoredCounts:
+    """The numbers of jobs. Every method raises `Unavailable` as `Store`'s methods do."""
+
+    _engine: Engine
+
+    def counts(self) -> Counts:
+        """Returns the numbers of jobs; a state or class without any has zero."""
+        with database.reading(self._engine) as connection:
+            states: dict[State, int] = {State(name): number for name, number in connection.execute(_STATES)}
+            waiting: dict[str, int] = {row[0]: row[1] for row in connection.execute(_WAITING)}
+        return Counts(
+            states={state: states.get(state, 0) for state in State},
+            waiting={name: waiting.get(name, 0) for name in NAMES},
+        )
+
+    def active_ids(self, limit: int) -> list[str]:
+        """Returns the ids of the oldest jobs that hold a share of the cluster, at most `limit`."""
+        with database.reading(self._engine) as connection:
+            query = _ACTIVE_IDS.where(jobs.c.state.in_(ACTIVE)).limit(limit)
+            return list(connection.execute(query).scalars())

@@ -1,0 +1,83 @@
+"""New jobs: many requests share a commit, and a repeated request finds the job that it has made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from sqlalchemy import exc, select
+
+from service.access.audit import Note, pending
+from service.errors import KeyReused
+from service.jobs.job import Job, new_job, utc_now
+from service.queue import audit_rows, database
+from service.queue.group_commit import GroupCommit
+from service.queue.rows import insert_jobs, job_of, without_source
+from service.queue.tables import jobs
+from service.queue.writes import Writes
+from training.spec import Spec
+
+_NewJob = tuple[Job, str | None, Note | None]
+"""A job to insert, its idempotency key, and the entry of its request in the audit log."""
+
+
+class Submissions(Writes):
+    """New jobs. Every method raises `Unavailable` as `Store`'s methods do."""
+
+    _inserts: GroupCommit[_NewJob, tuple[Job, bool]]
+
+    def _group_commit(self) -> GroupCommit[_NewJob, tuple[Job, bool]]:
+        return GroupCommit(self._insert, self._insert_one)
+
+    def create_job(
+        self, spec: Spec, *, idempotency_key: str | None = None, user: str | None = None
+    ) -> tuple[Job, bool]:
+        """Queues a job and returns it with True. Once this returns, the job survives any crash.
+
+        If the key was used before by the same user with the same spec, returns that job and False.
+        Raises KeyReused if the key was used with another spec or by another user.
+        """
+        return self.begin_create_job(spec, idempotency_key=idempotency_key, user=user).result()
+
+    def begin_create_job(
+        self, spec: Spec, *, idempotency_key: str | None = None, user: str | None = None
+    ) -> Future[tuple[Job, bool]]:
+        """Does `create_job` without blocking. The job is queued if and only if the result is one."""
+        job = new_job(spec, created_at=utc_now(), user=user)
+        return self._inserts.add((job, idempotency_key, pending.get()))
+
+    def _insert(self, new: Sequence[_NewJob]) -> list[tuple[Job, bool]]:
+        with self._writing() as connection:
+            insert_jobs(connection, [job for job, *_ in new], [key for _, key, _ in new])
+            for job, _, note in new:
+                audit_rows.record_of(connection, note, f"/v1/jobs/{job.id}")
+        for _, _, note in new:
+            if note is not None:
+                note.stored = True
+        return [(job, True) for job, *_ in new]
+
+    def _insert_one(self, new: _NewJob) -> tuple[Job, bool]:
+        job, idempotency_key, _ = new
+        try:
+            return self._insert([new])[0]
+        except exc.IntegrityError:
+            # Race closed: two requests with one key. The unique constraint lets one insert through.
+            if idempotency_key is None:
+                raise
+            return self._job_with_key(idempotency_key, job), False
+
+    def _job_with_key(self, idempotency_key: str, requested: Job) -> Job:
+        with database.reading(self._engine) as connection:
+            query = select(jobs).where(jobs.c.idempotency_key == idempotency_key)
+            existing = job_of(connection.execute(query).one())
+        if existing.deleted_at is not None:
+            raise KeyReused(
+                f"this Idempotency-Key made job {existing.id}, which was deleted; use a new key for a new job"
+            )
+        if existing.user != requested.user:
+            raise KeyReused("this Idempotency-Key was used by another user; use a new key")
+        if without_source(existing.spec) != without_source(requested.spec):
+            raise KeyReused(
+                f"this Idempotency-Key made job {existing.id} from another spec; use a new key for a new job"
+            )
+        return existing
