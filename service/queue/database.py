@@ -115,11 +115,9 @@ def _begin_sqlite(connection: Connection) -> None:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError) as error:
+    except (exc.IntegrityError, exc.ProgrammingError, exc.DataError, exc.NotSupportedError):
+        raise  # what was asked is wrong, not the server
+    except exc.DBAPIError as error:  # it is away, full, read-only, damaged, or does not answer in time
         raise Unavailable("the database", str(error.orig).strip()) from error
-    except exc.InternalError as error:
-        if not error.connection_invalidated:
-            raise
-        raise Unavailable("the database", str(error.orig).strip()) from error  # it took too long a pause
     except exc.TimeoutError as error:
         raise Unavailable("the database", "all connections are busy") from error

@@ -106,13 +106,10 @@ def sqlite_database(folder: Path) -> Iterator[SqliteDatabase]:
 
 
 @contextmanager
-def postgres_database(server: Postgres | None = None) -> Iterator[PostgresDatabase]:
-    """On a server of its own, unless one is given that nobody else uses meanwhile. Raises NotInstalled."""
-    if server is not None:
+def postgres_database(**settings: str) -> Iterator[PostgresDatabase]:
+    """On a server of its own, with these settings. Raises NotInstalled."""
+    with postgres(max_connections="200", **settings) as server:
         yield PostgresDatabase(server)
-        return
-    with postgres(max_connections="200") as own:
-        yield PostgresDatabase(own)
 
 
 def _nothing() -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from testing.chaos.processes import Part, Place
 from testing.chaos.remote import Remote
 
 _TICK = 0.02
+_COMMANDS_AT_ONCE = 4
 _SECONDS_TO_START = 60.0
 _SECONDS_TO_REVIVE = 0.3
 
@@ -192,10 +194,11 @@ def _commanding(clients: Clients, seed: int, scale: Scale) -> Iterator[None]:
     stop, begun = threading.Event(), time.monotonic()
 
     def work() -> None:
-        for command in commands(seed, scale.seconds, every=scale.commands_every):
-            if stop.wait(max(command.at - (time.monotonic() - begun), 0.0)):
-                return
-            clients.command(command)
+        with ThreadPoolExecutor(_COMMANDS_AT_ONCE) as pool:
+            for command in commands(seed, scale.seconds, every=scale.commands_every):
+                if stop.wait(max(command.at - (time.monotonic() - begun), 0.0)):
+                    return
+                pool.submit(clients.command, command)
 
     thread = threading.Thread(target=work, name="commands", daemon=True)
     thread.start()
@@ -203,7 +206,7 @@ def _commanding(clients: Clients, seed: int, scale: Scale) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join(60)
+        thread.join()
 
 
 def _calm(chaos: Chaos, clients: Clients, store: Store, deadline: float) -> None:
