@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ _SHOWN = 20
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends its processes, and its disk
     scale = Scale(
         seconds=60 * options.minutes,
         submissions=options.submissions,
@@ -81,11 +83,11 @@ def table(database: str, result: Result) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m testing.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same plan of faults")
-    parser.add_argument("--minutes", type=float, default=3.0, help="for how long faults come")
+    parser.add_argument("--minutes", type=float, default=3.0, help="for how long faults come at least")
     parser.add_argument("--database", action="append", choices=NAMES, help="default: both, in turn")
     parser.add_argument("--submissions", type=int, default=1000, help="jobs")
     parser.add_argument("--retries", type=int, default=5, help="further requests with the key of each job")
-    parser.add_argument("--every", type=float, default=1.5, help="seconds between two faults")
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between two faults")
     parser.add_argument("--lease", type=float, default=None, help="seconds of the lease; default: the real")
     return parser
 

@@ -48,11 +48,8 @@ class Clients:
             self._threads.append(threading.Thread(target=self._submit_all, args=(sends,), daemon=True))
             self._threads[-1].start()
 
-    def join(self, seconds: float) -> bool:
-        """Waits until all jobs have been submitted; returns whether they have."""
-        deadline = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+    def have_submitted(self) -> bool:
+        """Returns whether all jobs have been submitted as often as they should be."""
         return not any(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:

@@ -71,34 +71,30 @@ class Command:
     workers: int
 
 
-def faults(seed: int, seconds: float, kinds: Sequence[Kind], *, every: float, lease: float) -> list[Fault]:
-    """Returns faults for `seconds`, one `every` so many seconds; some overlap, but not on one target.
+def faults(seed: int, kinds: Sequence[Kind], *, every: float, lease: float) -> Iterator[Fault]:
+    """Yields faults without end, one about `every` so many seconds; some overlap, but not on one target.
 
     Every kind comes once before any comes again. lease: the seconds after which a silent scheduler loses it.
     """
-    random, free_at, found = Random(f"faults {seed}"), dict[str, float](), list[Fault]()
-    kinds_in_turn = _in_turn(random, kinds)
-    at = every
-    while at < seconds:
-        kind = next(kinds_in_turn)
+    random, free_at, at = Random(f"faults {seed}"), dict[str, float](), every
+    for kind in _in_turn(random, kinds):
         target = random.choice(_TARGETS.get(kind, ("database",)))
-        begin = max(at, free_at.get(target, 0.0))
+        at = max(at, free_at.get(target, 0.0))
         lasts = 0.0 if kind in _AT_ONCE else random.uniform(0.5, 2.0)
         if kind is Kind.STOP_SCHEDULER:
             lasts = lease * random.uniform(1.2, 1.5)
-        free_at[target] = begin + lasts + every
-        found.append(Fault(at=begin, seconds=lasts, kind=kind, target=target))
+        free_at[target] = at + lasts + every
+        yield Fault(at=at, seconds=lasts, kind=kind, target=target)
         at += every * random.uniform(0.5, 1.5)
-    return sorted(found, key=lambda fault: fault.at)
 
 
-def commands(seed: int, seconds: float, *, every: float) -> list[Command]:
-    """Returns commands for `seconds`, one about `every` so many seconds."""
-    random, found, at = Random(f"commands {seed}"), list[Command](), 0.0
-    while (at := at + every * random.uniform(0.2, 1.8)) < seconds:
+def commands(seed: int, *, every: float) -> Iterator[Command]:
+    """Yields commands without end, one about `every` so many seconds."""
+    random, at = Random(f"commands {seed}"), 0.0
+    while True:
+        at += every * random.uniform(0.2, 1.8)
         verb, back = random.choice(_VERBS), min(int(random.expovariate(1 / 4)), 60)
-        found.append(Command(at=at, verb=verb, back=back, workers=random.randint(1, 3)))
-    return found
+        yield Command(at=at, verb=verb, back=back, workers=random.randint(1, 3))
 
 
 def overlap(intervals: Sequence[tuple[float, float]]) -> bool:

@@ -41,9 +41,10 @@ _SECONDS_TO_REVIVE = 0.3
 class Scale:
     """How much happens.
 
-    seconds: for how long faults come, one `every` so many seconds. submissions: jobs. sends: requests for
-    each of them. longest: how many seconds a start trains at most. lease_seconds: None: the real lease.
-    seconds_to_calm: after them what has not ended is stuck.
+    seconds: for how long faults come at least, one `every` so many seconds; they go on until every job has
+    been submitted. submissions: jobs. sends: requests for each of them, spread over `seconds`. longest: how
+    many seconds a start trains at most. lease_seconds: None: the real lease.
+    seconds_to_calm: what has not ended, and has not changed for so long after the last fault, is stuck.
     """
 
     seconds: float
@@ -53,7 +54,7 @@ class Scale:
     commands_every: float = 0.3
     longest: float = 1.0
     lease_seconds: float | None = None
-    seconds_to_calm: float = 300.0
+    seconds_to_calm: float = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ class Chaos:
 
 
 def run(database: Database, folder: Path, *, seed: int, scale: Scale) -> Result:
-    """Blocks for `scale.seconds`, and then until everything has ended."""
+    """Blocks until all jobs have been submitted and everything has ended, and `scale.seconds` at least."""
     began = time.monotonic()
     place = Place(folder=folder, database_url=database.url, lease_seconds=scale.lease_seconds)
     with ExitStack() as stack:
@@ -155,9 +156,9 @@ def run(database: Database, folder: Path, *, seed: int, scale: Scale) -> Result:
         clients = Clients(chaos.urls, seed)
         stack.callback(clients.stop)
         clients.submit(scale.submissions, sends=scale.sends, seconds=scale.seconds)
-        stack.enter_context(_commanding(clients, seed, scale))
-        hit = _let_happen(chaos, seed, scale, database.kinds)
-        _calm(chaos, clients, store, time.monotonic() + scale.seconds_to_calm)
+        with _commanding(clients, seed, scale):
+            hit = _let_happen(chaos, clients, seed, scale, database.kinds)
+        _calm(chaos, clients, store, scale.seconds_to_calm)
         row = store.scheduler()
         evidence = _evidence(chaos, clients, store, database.url, scale.submissions)
     return Result(
@@ -170,19 +171,22 @@ def run(database: Database, folder: Path, *, seed: int, scale: Scale) -> Result:
     )
 
 
-def _let_happen(chaos: Chaos, seed: int, scale: Scale, kinds: Sequence[Kind]) -> Counter[Kind]:
+def _let_happen(
+    chaos: Chaos, clients: Clients, seed: int, scale: Scale, kinds: Sequence[Kind]
+) -> Counter[Kind]:
     begun, hit = time.monotonic(), Counter[Kind]()
     lease = LEASE_SECONDS if scale.lease_seconds is None else scale.lease_seconds
-    due = faults(seed, scale.seconds, kinds, every=scale.every, lease=lease)
+    plan = faults(seed, kinds, every=scale.every, lease=lease)
+    fault = next(plan)
     ends: dict[str, tuple[float, Callable[[], None]]] = {}  # by target
-    while due or ends or time.monotonic() < begun + scale.seconds:
+    while not (is_over := time.monotonic() > begun + scale.seconds and clients.have_submitted()) or ends:
         now = time.monotonic() - begun
         for target in [target for target, (at, _) in ends.items() if at <= now]:
             ends.pop(target)[1]()
-        while due and due[0].at <= now and due[0].target not in ends:
-            fault = due.pop(0)
+        if fault.at <= now and fault.target not in ends and not is_over:
             ends[fault.target] = (now + fault.seconds, chaos.begin(fault))
             hit[fault.kind] += 1
+            fault = next(plan)
         chaos.revive()
         time.sleep(_TICK)
     return hit
@@ -190,12 +194,12 @@ def _let_happen(chaos: Chaos, seed: int, scale: Scale, kinds: Sequence[Kind]) ->
 
 @contextmanager
 def _commanding(clients: Clients, seed: int, scale: Scale) -> Iterator[None]:
-    """Sends commands in a thread until the plan ends."""
+    """Sends commands in a thread until the context ends."""
     stop, begun = threading.Event(), time.monotonic()
 
     def work() -> None:
         with ThreadPoolExecutor(_COMMANDS_AT_ONCE) as pool:
-            for command in commands(seed, scale.seconds, every=scale.commands_every):
+            for command in commands(seed, every=scale.commands_every):
                 if stop.wait(max(command.at - (time.monotonic() - begun), 0.0)):
                     return
                 pool.submit(clients.command, command)
@@ -209,10 +213,9 @@ def _commanding(clients: Clients, seed: int, scale: Scale) -> Iterator[None]:
         thread.join()
 
 
-def _calm(chaos: Chaos, clients: Clients, store: Store, deadline: float) -> None:
-    """Waits until nothing is left to do, or the deadline has passed."""
-    while time.monotonic() < deadline and not clients.join(0.1):
-        chaos.revive()
+def _calm(chaos: Chaos, clients: Clients, store: Store, seconds: float) -> None:
+    """Waits until nothing is left to do, or nothing has changed for `seconds`."""
+    seen, deadline = "", time.monotonic() + seconds
     while time.monotonic() < deadline:
         chaos.revive()
         jobs = _all_jobs(store)
@@ -220,6 +223,10 @@ def _calm(chaos: Chaos, clients: Clients, store: Store, deadline: float) -> None
             clients.resume_all(paused)
         elif all(job.state.ended for job in jobs) and not _is_busy(chaos, store):
             return
+        if (
+            now := str([(job.id, job.state, job.attempt, job.start, job.archived_at) for job in jobs])
+        ) != seen:
+            seen, deadline = now, time.monotonic() + seconds
         time.sleep(0.1)
 
 
