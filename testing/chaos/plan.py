@@ -48,6 +48,7 @@ _TARGETS = {
     Kind.MLFLOW_HANGS: ("tracking",),
 }
 _AT_ONCE = {Kind.KILL_API, Kind.KILL_SCHEDULER, Kind.KILL_ALL, Kind.DATABASE_RESTARTED, Kind.CONNECTIONS_CUT}
+_SECONDS_TO_SEE = 1.0  # the standby looks about every second
 _VERBS = ("cancel", "pause", "pause", "resume", "resume", "resize", "resize")
 
 
@@ -82,7 +83,7 @@ def faults(seed: int, kinds: Sequence[Kind], *, every: float, lease: float) -> I
         at = max(at, free_at.get(target, 0.0))
         lasts = 0.0 if kind in _AT_ONCE else random.uniform(0.5, 2.0)
         if kind is Kind.STOP_SCHEDULER:
-            lasts = lease * random.uniform(1.2, 1.5)
+            lasts = lease * random.uniform(1.2, 1.5) + _SECONDS_TO_SEE
         free_at[target] = at + lasts + every
         yield Fault(at=at, seconds=lasts, kind=kind, target=target)
         at += every * random.uniform(0.5, 1.5)

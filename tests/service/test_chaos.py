@@ -33,11 +33,11 @@ from training.protocol import Order, Superseded
 from training.spec import Resources
 
 SHORT = Scale(
-    seconds=8.0,
-    submissions=24,
-    sends=3,
-    every=0.6,
-    commands_every=0.25,
+    seconds=6.0,
+    submissions=16,
+    sends=2,
+    every=0.45,
+    commands_every=0.2,
     longest=0.5,
     lease_seconds=1.5,
     seconds_to_calm=90.0,
