@@ -6,7 +6,7 @@ PORT ?= 8000
 MLFLOW_PORT ?= 5000
 
 .PHONY: setup demo demo-fashion demo-down secrets cluster-up cluster-smoke cluster-down \
-	cluster-backup cluster-restore test test-quick lint docs bench
+	cluster-backup cluster-restore test test-quick chaos lint docs bench
 
 setup: $(VENV)/.ready  ## install everything that the other targets need into .venv
 
@@ -62,6 +62,10 @@ test: setup  ## run all tests; installs the system packages they need
 
 test-quick: setup  ## run the tests that need no Ray, MLflow, PostgreSQL or browser, in two minutes
 	OMP_NUM_THREADS=1 PYTEST='$(BIN)/python -m pytest' deploy/test.sh quick
+
+chaos: setup  ## submit jobs while everything is killed and taken away; SEED=1 MINUTES=3 DATABASE=sqlite|postgresql
+	OMP_NUM_THREADS=1 $(BIN)/python -m testing.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),3) \
+		$(if $(DATABASE),--database $(DATABASE))
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .

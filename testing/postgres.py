@@ -8,10 +8,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import psycopg
 
 SECONDS_TO_START = 30.0
@@ -22,10 +23,41 @@ class NotInstalled(RuntimeError):
 
 
 class Postgres:
-    """A running server. pid: its process. folder: the folder of its socket."""
+    """A running server. folder: the folder of its socket. command: what starts it."""
 
-    def __init__(self, folder: Path, pid: int) -> None:
-        self.folder, self.pid = folder, pid
+    def __init__(self, folder: Path, command: Sequence[str]) -> None:
+        self.folder, self._command = folder, command
+        self.start()
+
+    def start(self) -> None:
+        """Blocks until it answers."""
+        with (self.folder / "log").open("ab") as log:
+            self._server = subprocess.Popen(
+                self._command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches only the benchmark, which stops the server
+            )
+        _wait_for(self, self._server)
+
+    def crash(self) -> None:
+        """Ends it at once: what it has not written to the disk yet goes, too. `start` starts it again."""
+        self._server.send_signal(signal.SIGQUIT)
+        self._server.wait(60)
+
+    def freeze(self) -> None:
+        """Stops all its processes until `thaw`."""
+        for process in self._processes():
+            _signal(process, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for process in self._processes():
+            _signal(process, signal.SIGCONT)
+
+    def _processes(self) -> list[psutil.Process]:
+        server = psutil.Process(self._server.pid)
+        return [server, *server.children(recursive=True)]  # the first starts no more once it is stopped
 
     def create(self, database: str, *, template: str = "template1") -> str:
         """Creates a database and returns its URL."""
@@ -61,21 +93,13 @@ def postgres(**settings: str) -> Iterator[Postgres]:
     subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=home)
     options = ["-D", data, "-k", str(home), "-c", "listen_addresses="]
     options += [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    with (home / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [*as_user, str(binaries / "postgres"), *options],
-            cwd=home,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C reaches only the benchmark, which stops the server
-        )
     try:
-        running = Postgres(home, server.pid)
-        _wait_for(running, server)
-        yield running
+        running = Postgres(home, [*as_user, str(binaries / "postgres"), *options])
+        try:
+            yield running
+        finally:
+            running.crash()
     finally:
-        os.kill(server.pid, signal.SIGQUIT)  # at once: what it has not written to the disk yet goes, too
-        server.wait(60)
         shutil.rmtree(home)
 
 
@@ -92,6 +116,11 @@ def _as_postgres(home: Path) -> list[str]:
         return []
     shutil.chown(home, "postgres")
     return ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):  # a connection may end meanwhile
+        process.send_signal(number)
 
 
 def _wait_for(running: Postgres, server: subprocess.Popen[bytes]) -> None:
