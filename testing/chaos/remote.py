@@ -163,6 +163,15 @@ class RemoteResults(Remote):
     def end(self, run: Run, status: str) -> None:
         self.call("end", run, status)
 
+    def reopen(self, run: Run) -> None:
+        self.call("reopen", run)
+
+    def set_tag(self, run: Run, key: str, value: str) -> None:
+        self.call("set_tag", run, key, value)
+
+    def delete(self, run: Run) -> None:
+        self.call("delete", run)
+
     def upload(self, run: Run, path: str, text: str) -> None:
         self.call("upload", run, path, text)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,11 +111,11 @@ def test_a_server_that_is_down_is_named() -> None:
 
 
 def test_a_frozen_server_is_named(migrated_postgres: Postgres) -> None:
-    os.kill(migrated_postgres.pid, signal.SIGSTOP)
+    migrated_postgres.freeze()
     try:
         (message,) = faults(migrated_postgres.url("migrated"))
     finally:
-        os.kill(migrated_postgres.pid, signal.SIGCONT)
+        migrated_postgres.thaw()
 
     assert message.startswith("it is frozen")
 

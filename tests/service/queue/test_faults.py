@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from sqlalchemy import event
 
@@ -24,19 +19,6 @@ from tests.service.examples import make_spec
 SPEC = make_spec()
 
 
-@contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    process = psutil.Process(pid)
-    everyone = [process.pid, *(child.pid for child in process.children(recursive=True))]
-    for each in everyone:
-        os.kill(each, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for each in everyone:
-            os.kill(each, signal.SIGCONT)
-
-
 def test_a_frozen_server_is_given_up_and_comes_back(
     postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,13 +26,16 @@ def test_a_frozen_server_is_given_up_and_comes_back(
     monkeypatch.setattr(database, "CONNECT_S", 2)
     store = Store(postgres_url)
     store.create_job(SPEC)
-    with frozen(postgres.pid):
+    postgres.freeze()
+    try:
         begun = time.monotonic()
         with pytest.raises(Unavailable, match="the database"):
             store.create_job(SPEC)
         assert time.monotonic() - begun < 30
         with pytest.raises(Unavailable, match="not tried again yet"):
             store.check()
+    finally:
+        postgres.thaw()
     while True:
         try:
             store.create_job(SPEC)
