@@ -41,6 +41,11 @@ class Postgres:
             )
         _wait_for(self, self._server)
 
+    @property
+    def pid(self) -> int:
+        """Of the server's first process."""
+        return self._server.pid
+
     def crash(self) -> None:
         """Ends it at once: what it has not written to the disk yet goes, too. `start` starts it again."""
         self._server.send_signal(signal.SIGQUIT)
@@ -56,7 +61,7 @@ class Postgres:
             _signal(process, signal.SIGCONT)
 
     def _processes(self) -> list[psutil.Process]:
-        server = psutil.Process(self._server.pid)
+        server = psutil.Process(self.pid)
         return [server, *server.children(recursive=True)]  # the first starts no more once it is stopped
 
     def create(self, database: str, *, template: str = "template1") -> str:

@@ -62,8 +62,8 @@ class PlayedCluster(Client):
         self._train(HALF + 1, STEPS)
         self.service.end_job(self.submitted[-1][0], State.SUCCEEDED)
 
-    def wait(self, job_id: str, timeout: float | None = None, poll: float = 0.5) -> Job:
-        return super().wait(job_id, timeout, poll).model_copy(update={"mlflow": None})
+    def wait(self, job_id: str, timeout: float | None = None) -> Job:
+        return super().wait(job_id, timeout).model_copy(update={"mlflow": None})
 
     def _print(self, job_id: str, rank: int, text: str) -> None:
         path = log_file(self.service.storage / job_id, 1, rank)
