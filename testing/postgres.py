@@ -29,6 +29,11 @@ class Postgres:
         self.folder, self._command = folder, command
         self.start()
 
+    @property
+    def pid(self) -> int:
+        """Its first process."""
+        return self._server.pid
+
     def start(self) -> None:
         """Blocks until it answers."""
         with (self.folder / "log").open("ab") as log:
@@ -56,7 +61,7 @@ class Postgres:
             _signal(process, signal.SIGCONT)
 
     def _processes(self) -> list[psutil.Process]:
-        server = psutil.Process(self._server.pid)
+        server = psutil.Process(self.pid)
         return [server, *server.children(recursive=True)]  # the first starts no more once it is stopped
 
     def create(self, database: str, *, template: str = "template1") -> str:
