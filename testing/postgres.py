@@ -29,6 +29,11 @@ class Postgres:
         self.folder, self._command = folder, command
         self.start()
 
+    @property
+    def pid(self) -> int:
+        """Its first process."""
+        return self._server.pid
+
     def start(self) -> None:
         """Blocks until it answers."""
         with (self.folder / "log").open("ab") as log:

@@ -14,7 +14,7 @@ from typing import Any
 from service.client import Client, ClientError, NotFound, RequestError
 from testing.chaos.plan import Command
 
-_AT_ONCE = 8
+_AT_ONCE = 16
 _SECONDS_TO_ANSWER = 5.0
 
 

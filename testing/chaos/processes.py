@@ -27,7 +27,7 @@ from service.dispatcher.dispatcher import Dispatcher
 from service.dispatcher.guarded import GuardedCluster, GuardedResults
 from service.dispatcher.held_lease import HeldLease
 from service.dispatcher.round_timer import RoundTimer
-from service.foreground import open_store, stop_on_signals
+from service.foreground import open_store, reported_errors, stop_on_signals
 from service.queue import lease
 from service.queue.writes import Writes
 from service.roles import Role
@@ -99,7 +99,7 @@ class Part:
             os.kill(self._process.pid, number)
 
     def end(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.pid is not None:
             self.signal(signal.SIGKILL)
             self._process.join()
 
@@ -110,7 +110,8 @@ def _run(work: Callable[[], None], output: Path) -> None:
     with output.open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    work()
+    with reported_errors():
+        work()
 
 
 def _die_with_parent() -> None:

@@ -76,6 +76,7 @@ class Result:
             "doubled": checks.doubled(self.evidence),
             "stuck": checks.stuck(self.evidence),
             "stale": checks.stale(self.evidence),
+            "left in MLflow": checks.left_in_mlflow(self.evidence),
             "wrong answers": [f"{count}x {what}" for what, count in self.clients.wrong.items()],
         }
 
