@@ -46,11 +46,6 @@ class Postgres:
             )
         _wait_for(self, self._server)
 
-    @property
-    def pid(self) -> int:
-        """Of the server's first process."""
-        return self._server.pid
-
     def crash(self) -> None:
         """Ends it at once: what it has not written to the disk yet goes, too. `start` starts it again."""
         self._server.send_signal(signal.SIGQUIT)

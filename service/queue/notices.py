@@ -50,6 +50,9 @@ class Notices(Protocol):
     def opened(self) -> AbstractContextManager[Source]:
         """Listens for as long as the context lasts. Raises Unavailable or OSError."""
 
+    def close(self) -> None:
+        """Returns once no notice is being sent any more, and sends no further one."""
+
 
 def notices_of(engine: Engine) -> Notices:
     """Returns the notices of the engine's database."""
@@ -72,6 +75,9 @@ class _Pipe:
                 os.write(pipe, b"\0")
             finally:
                 os.close(pipe)
+
+    def close(self) -> None:
+        """There is nothing to wait for."""
 
     @contextmanager
     def opened(self) -> Iterator[Source]:
@@ -104,12 +110,13 @@ class _Notifications:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._asked, self._lock = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def send(self) -> None:
         self._asked.set()
         if self._thread is None:
             with self._lock:
-                if self._thread is None:
+                if self._thread is None and not self._closed:
                     self._thread = threading.Thread(target=self._keep_sending, name="notices", daemon=True)
                     self._thread.start()
 
@@ -117,11 +124,20 @@ class _Notifications:
         while True:
             self._asked.wait()
             self._asked.clear()
+            if self._closed:
+                return
             try:
                 with self._engine.connect() as connection:
                     connection.exec_driver_sql(_NOTIFY)
             except SQLAlchemyError as error:
                 log.info("no notice could be sent: %s", error)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+        self._asked.set()
+        if self._thread is not None:
+            self._thread.join()  # not for long: every call of the database has a deadline
 
     @contextmanager
     def opened(self) -> Iterator[Source]:

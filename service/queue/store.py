@@ -144,12 +144,11 @@ class Store(
     def check(self) -> None:
         """Raises Unavailable unless the database answers and can be written."""
         with database.writing(self._engine) as connection:
-            connection.execute(
-                update(jobs).where(jobs.c.id == "").values(reason="")
-            )  # no row: costs no write
+            connection.execute(update(jobs).where(jobs.c.id == "").values(reason=""))  # no row: no write
 
     def close(self) -> None:
         self._inserts.close()
+        self._notices.close()
         self._engine.dispose()
 
     # Jobs: read
@@ -284,10 +283,13 @@ class Store(
         self._execute_many(_WAITS_UNTIL, [{"its_id": job_id, "its_end": end} for job_id, end in ends.items()])
 
     def set_run(self, job_id: str, experiment_id: str, run_id: str) -> None:
-        """Links the job to its run. Does nothing if the job has one."""
+        """Links the job to its run, which is ended again if the job ended meanwhile. Does nothing if the job
+        has one.
+        """
         # Race closed: two schedulers, one of which does not know yet that the other has taken over.
         guards = [jobs.c.id == job_id, jobs.c.run_id.is_(None)]
-        self._update(guards, {"experiment_id": experiment_id, "run_id": run_id})
+        run = {"experiment_id": experiment_id, "run_id": run_id}
+        self._update(guards, {**run, "archived_at": None})
 
     def mark_archived(self, job: Job) -> bool:
         """Notes that logs and end status are in the tracking server. Idempotent: the first time is kept.

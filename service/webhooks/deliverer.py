@@ -35,7 +35,7 @@ class Deliverer:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._store, self._webhooks = store, Webhooks(settings, store)
-        self._horizon: EventHorizon = store.event_horizon()
+        self._horizon: EventHorizon | None = None
         self._stopped = threading.Event()
         self._busy: set[str] = set()
         self._lock = threading.Lock()
@@ -59,6 +59,8 @@ class Deliverer:
     def round(self) -> bool:
         """Adds what is new and begins what is due; returns whether there is any webhook."""
         found = self._store.webhooks()
+        if self._horizon is None:
+            self._horizon = self._store.event_horizon()
         up_to = self._horizon.now() if found else None
         for webhook in found:
             if up_to is not None:

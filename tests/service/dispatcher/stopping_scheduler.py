@@ -34,8 +34,8 @@ from service.queue.writes import Writes
 from tests.service.world import settings_for
 from training.protocol import Progress
 
-AUDIT = "CREATE TABLE audit (writer INTEGER, in_force INTEGER, held BOOLEAN)"
-_NOTE = text("INSERT INTO audit SELECT :writer, number, holder <> '' AND number = :writer FROM scheduler")
+AUDIT = "CREATE TABLE trial (writer INTEGER, in_force INTEGER, held BOOLEAN)"
+_NOTE = text("INSERT INTO trial SELECT :writer, number, holder <> '' AND number = :writer FROM scheduler")
 CALLS = "calls.txt"
 STEPS = 3
 

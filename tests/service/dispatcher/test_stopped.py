@@ -71,7 +71,8 @@ def play(url: str, folder: Path, rounds: int, *, guarded: bool = True) -> Trial:
         _wait_for(running)  # by then the last one that went on has been refused, or has written
         time.sleep(LEASE_SECONDS / 2)
     with store._engine.begin() as connection:
-        held = [each for (each,) in connection.execute(text("SELECT held FROM audit"))]
+        held = [each for (each,) in connection.execute(text("SELECT held FROM trial"))]
+        connection.execute(text("DROP TABLE trial"))
     row = store.scheduler()
     store.close()
     calls = (

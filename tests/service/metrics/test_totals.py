@@ -57,7 +57,14 @@ def test_only_the_first_start_ends_the_waiting(store: Store) -> None:
 def test_a_restart_in_place_and_a_preemption_count_by_their_class(store: Store) -> None:
     job = running(store)
     hung = Failure.of(ExitRecord(rank=0, kind=Exit.HUNG))
-    restarted = {"reason": "", "failures": 1, "last_failure": hung, "restarts": ("hung",), "ran_seconds": 5.0}
+    restarted = {
+        "reason": "",
+        "failures": 1,
+        "failures_in_row": 1,
+        "last_failure": hung,
+        "restarts": ("hung",),
+        "ran_seconds": 5.0,
+    }
 
     assert store.restart(job, **restarted)  # type: ignore[arg-type]
     assert store.move(store.get(job.id), State.PREEMPTING)
