@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from service.jobs.failures import class_of
 from service.jobs.job import ACTIVE, STOPPING, Job, State
-from training.protocol import Exit, Failure
+from training.protocol import Failure
 
 JOB_SECONDS = (1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 12 * 3_600, 86_400, 3 * 86_400, 7 * 86_400)
 """Upper bounds of the buckets for waiting and running times."""
@@ -27,15 +28,6 @@ HOSTS_JOINED, HOSTS_LOST = "hosts_joined", "hosts_lost"
 
 LONGEST_VALUE = 80
 """Maximum length of a label's value; the rest is cut."""
-
-_CLASSES = {
-    Exit.OUT_OF_MEMORY: "out_of_memory",
-    Exit.HUNG: "hang",
-    Exit.LOST: "node_lost",
-    Exit.TIMED_OUT: "time_limit",
-    Exit.ERROR: "user_error",
-    Exit.EXITED: "user_error",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +49,8 @@ def observed(name: str, value: float, bounds: Sequence[float], **labels: str) ->
 
 
 def failure_class(failure: Failure | None) -> str:
-    """Returns the class of a failure, one of a few words; "none" if there was none."""
-    return "none" if failure is None else _CLASSES.get(Exit(failure.kind), "infrastructure")
+    """Returns the class of a failure; "none" if there was none."""
+    return "none" if failure is None else class_of(failure)
 
 
 def of_move(job: Job, to: State, changes: Mapping[str, Any], now: datetime) -> list[Addition]:
