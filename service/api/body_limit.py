@@ -31,7 +31,8 @@ class BodyLimit:
             limit.add(len(message.get("body", b"")))
             return message
 
-        await self._app({**scope, _KEY: limit}, counted, send)
+        scope[_KEY] = limit
+        await self._app(scope, counted, send)
 
 
 class _Limit:

@@ -33,7 +33,7 @@ def test_a_quick_experiment_goes_through_the_queue_and_its_page_is_drawn_again_f
     (tmp_path / "figure_1-curves.png").unlink()
     again = paper("--page-only")
 
-    assert page.count("**Holds**") + page.count("**Does not hold here**") == 3
+    assert page.count("**Holds**") + page.count("**Does not hold here**") == 4
     assert "Number of jobs: 2; " in page
     assert again == page
     assert (tmp_path / "figure_1-curves.png").exists()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,9 +108,10 @@ def fuzzed(store: Store, folder: Path) -> Iterator[Fuzzed]:
     settings = Settings(
         api_key=SecretStr(KEY), storage=str(folder), secrets_key=SECRETS_KEY, max_code_bytes=100_000
     )
-    yield Fuzzed(
-        app=create_app(settings, store, results), store=store, known={"job_id": job.id, "which": "last"}
-    )
+    stopping = threading.Event()
+    stopping.set()  # streams that would not end, end at once
+    app = create_app(settings, store, results, stopping=stopping)
+    yield Fuzzed(app=app, store=store, known={"job_id": job.id, "which": "last"})
 
 
 def main(examples: int = 500, seed: int = 0) -> int:

@@ -61,10 +61,10 @@ def test_a_bug_is_answered_with_the_id_under_which_the_log_tells_of_it(
     sqlite_store: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken() -> None:
+    def broken(**_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(sqlite_store, "queue", broken)
+    monkeypatch.setattr(sqlite_store, "queue_page", broken)
 
     response = api.get("/v1/queue")
 
