@@ -24,7 +24,7 @@ from training.protocol import log_file
 
 pytestmark = pytest.mark.full
 
-RECONNECTS, KILLS = 50, 2
+RECONNECTS, KILLS = 25, 2
 
 
 class Reader:
