@@ -668,7 +668,7 @@ def test_an_archive_that_is_too_large_is_refused_packed_or_unpacked(api: httpx.C
         ("GET", f"/v1/jobs/{UNKNOWN}/logs", 404),
         ("GET", f"/v1/jobs/{UNKNOWN}/logs?follow=true", 404),
         ("GET", f"/v1/jobs/{UNKNOWN}/metrics", 404),
-        ("DELETE", f"/v1/jobs/{UNKNOWN}", 405),
+        ("PATCH", f"/v1/jobs/{UNKNOWN}", 405),
     ],
 )
 def test_every_error_is_a_problem_document(api: httpx.Client, method: str, path: str, status: int) -> None:

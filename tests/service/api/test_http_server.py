@@ -26,6 +26,7 @@ def port() -> Iterator[int]:
 
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
+    taken.listen()
     server = HttpServer(uvicorn.Config(app, http=BoundedHttp, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([taken],))
     thread.start()
@@ -39,7 +40,10 @@ def answer(port: int, request: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         try:
             client.sendall(request)
-            return client.recv(4096)
+            found = b""
+            while not found.partition(b"\r\n\r\n")[2] and (part := client.recv(4096)):
+                found += part
+            return found
         except (ConnectionResetError, BrokenPipeError):
             return b"closed"
 
