@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from service import logs
-from service.errors import Refused, ServiceError
+from service.errors import Refused, ServiceError, Unavailable
 
 if TYPE_CHECKING:
     from service.queue.store import Store
@@ -55,6 +55,10 @@ def open_store(url: str) -> Store:
         store.migrate()
     except DatabaseError as error:
         raise Refused(f"the database cannot be used: {error.orig}") from error
+    except Unavailable as error:
+        if type(error.__cause__) is not DatabaseError:  # its subclasses say that the database is away
+            raise
+        raise Refused(f"the database cannot be used: {error.detail}") from error
     except ImportError as error:
         raise Refused(f"the database cannot be used: {error}; pip install 'syncbn[postgres]'") from error
     return store

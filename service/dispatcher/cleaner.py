@@ -19,7 +19,8 @@ from service.backends.tracking import Results
 from service.cleanup.remains import Remains
 from service.cleanup.retention import Position, Retention
 from service.dispatcher.runs import END_STATUS
-from service.errors import Refused, ServiceError
+from service.dispatcher.tries import succeeds
+from service.errors import Refused
 from service.jobs.job import Job, State, utc_now
 from service.queue.store import Store
 from service.settings import Settings
@@ -98,16 +99,8 @@ class Cleaner:
             self._try("retention", self._retain)
 
     def _try(self, what: str, act: Callable[[], None]) -> None:
-        if self._stopped:
-            return
-        try:
-            act()
-        except Superseded:
-            raise
-        except (ServiceError, OSError) as error:
-            log.warning("%s: %s", what, error)
-        except Exception:  # a bug that one job triggers must not block the others
-            log.exception("%s", what)
+        if not self._stopped:
+            succeeds(what, act)
 
     def _begin_again(self, job: Job) -> None:
         if job.id in self._running:

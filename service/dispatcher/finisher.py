@@ -14,6 +14,7 @@ from functools import partial
 from service import logs
 from service.backends.tracking import Results
 from service.dispatcher.runs import END_STATUS
+from service.dispatcher.tries import succeeds
 from service.errors import Refused, ServiceError
 from service.job_logs import JobLogs, LogFile
 from service.jobs.job import Job, Run, State
@@ -69,21 +70,8 @@ class Finisher:
             *((f"job {job.id}", partial(self._finish, job)) for job in jobs),
             *((f"sweep {sweep.id}", partial(self._finish_sweep, sweep, state)) for sweep, state in sweeps),
         ]
-        done = [self._finished(what, finish) for what, finish in left if not self._stopped]
+        done = [succeeds(f"{what} is not archived yet", finish) for what, finish in left if not self._stopped]
         return all(done)
-
-    def _finished(self, what: str, finish: Callable[[], None]) -> bool:
-        try:
-            finish()
-        except Superseded:
-            raise
-        except (ServiceError, OSError) as error:
-            log.warning("%s is not archived yet: %s", what, error)
-        except Exception:  # a bug that one job triggers must not block the others
-            log.exception("%s", what)
-        else:
-            return True
-        return False
 
     def _finish_sweep(self, sweep: Sweep, state: SweepState) -> None:
         if (run := sweep.run) is not None:

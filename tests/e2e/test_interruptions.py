@@ -62,7 +62,8 @@ def test_what_is_killed_or_hangs_at_random_steps_changes_no_bit(
     log = stack.log(job)
     for step, kind in strikes.items():
         assert kind == "agent" or f"at step {step}" in log
-        assert kind not in {"0", "1"} or f"rank {kind} was killed by SIGKILL at step {step}" in log
+        told = f"rank {kind} was killed by SIGKILL at step {step} (infrastructure); starting"
+        assert kind not in {"0", "1"} or told in log
     assert "time.sleep(10_000)" in log
     resumed = re.findall(r"going on from the checkpoint of step (\d+)", log)
     assert len(resumed) >= sum(step > 8 for step in strikes)  # there is one after 7 steps

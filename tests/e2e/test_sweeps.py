@@ -98,7 +98,7 @@ def test_whatever_is_killed_in_a_sweep_changes_no_bit_of_its_report(
         logs = [client.logs(point.job) for point in struck.points]
 
     assert (undisturbed.state, struck.state) == ("succeeded", "succeeded")
-    assert any("rank 0 was killed by SIGKILL at step 7" in log for log in logs)
+    assert any("rank 0 was killed by SIGKILL at step 7 (infrastructure); starting" in log for log in logs)
     until(lambda: status(stack, struck) == "FINISHED", "the sweep's run has not ended")
     tags = [tag for run in children(stack, struck) for tag in run["data"]["tags"]]
     jobs = Counter(tag["value"] for tag in tags if tag["key"] == JOB_TAG)

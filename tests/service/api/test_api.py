@@ -255,19 +255,23 @@ def test_a_bad_spec_is_refused_by_its_key_and_changes_nothing(
     assert sqlite_store.list_jobs()[0] == []
 
 
-def test_yaml_whose_aliases_multiply_is_refused_at_once(api: httpx.Client) -> None:
+def test_yaml_whose_aliases_multiply_is_refused_at_once(api: httpx.Client, sqlite_store: Store) -> None:
     levels = [f"{chr(98 + i)}: &{chr(98 + i)} [{','.join([f'*{chr(97 + i)}'] * 9)}]" for i in range(20)]
 
-    problem(api.post("/v1/jobs", content="\n".join(["a: &a [1]", *levels])), 422)
+    document = problem(api.post("/v1/jobs", content="\n".join(["a: &a [1]", *levels])), 422)
+    assert "aliases" in document["detail"]
+    assert sqlite_store.list_jobs()[0] == []
 
 
-def test_a_spec_that_is_too_large_is_refused(api: httpx.Client) -> None:
+def test_a_spec_that_is_too_large_is_refused(api: httpx.Client, sqlite_store: Store) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(17):
             yield b" " * 2**16
 
-    problem(api.post("/v1/jobs", content=b" " * (2**20 + 1)), 413)
-    problem(api.post("/v1/jobs", content=chunks()), 413)
+    for content in (b" " * (2**20 + 1), chunks()):
+        document = problem(api.post("/v1/jobs", content=content), 413)
+        assert "at most 1048576 bytes" in document["detail"]
+    assert sqlite_store.list_jobs()[0] == []
 
 
 # Idempotency
@@ -602,9 +606,18 @@ def test_an_elastic_job_is_resized_within_its_range(api: httpx.Client, sqlite_st
     assert sqlite_store.get(job_id).wanted_workers == 4
 
 
-@pytest.mark.parametrize("body", [{}, {"workers": 0}, {"workers": "2"}, {"workers": 2, "more": 1}, []])
-def test_a_bad_resize_is_refused_by_its_key(api: httpx.Client, running: Job, body: object) -> None:
-    problem(api.post(f"/v1/jobs/{running.id}/resize", json=body), 422)
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ({}, "workers"),
+        ({"workers": 0}, "workers"),
+        ({"workers": "2"}, "workers"),
+        ({"workers": 2, "more": 1}, "more"),
+        ([], ""),
+    ],
+)
+def test_a_bad_resize_is_refused_by_its_key(api: httpx.Client, running: Job, body: object, key: str) -> None:
+    assert keys(problem(api.post(f"/v1/jobs/{running.id}/resize", json=body), 422)) == [key]
 
 
 def test_only_a_job_that_is_elastic_and_goes_on_can_be_resized(

@@ -402,7 +402,7 @@ def test_one_without_a_database_says_so_in_a_sentence(tmp_path: Path) -> None:
     done = subprocess.run(command(), env=os.environ | settings.variables(), capture_output=True, text=True)
 
     assert done.returncode == 2
-    assert done.stderr == "error: the database is not reachable: file is not a database\n"
+    assert done.stderr == "error: the database cannot be used: file is not a database\n"
 
 
 def test_with_its_parent_it_ends(sqlite_store: Store, settings: Settings) -> None:

@@ -384,7 +384,7 @@ def test_up_refuses_a_database_that_is_none_in_a_sentence(tmp_path: Path) -> Non
     done = up(tmp_path / "new", SYNCBN_DATABASE_URL=f"sqlite:///{tmp_path / 'text'}")
 
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["error: the database is not reachable: file is not a database"]
+    assert done.stderr.splitlines() == ["error: the database cannot be used: file is not a database"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])

@@ -75,6 +75,7 @@ def test_nobody_needs_to_listen(sqlite_store: Store) -> None:
         pass
     for _ in range(3):
         sqlite_store.create_job(make_spec())
+    assert len(sqlite_store.list_jobs()[0]) == 4
 
 
 def test_a_full_pipe_delays_no_writer(sqlite_store: Store) -> None:

@@ -27,10 +27,11 @@ def test_each_point_of_the_sweep_is_a_spec_whose_model_and_callbacks_can_be_buil
     grid: Mapping[str, Any] = sweep.get("grid", {})
 
     assert sweep.keys() <= {"grid", "repeat", "max_running"}
-    parse_spec(content)
     for values in itertools.product(*grid.values()):
         changes = [f"{key}={json.dumps(value)}" for key, value in zip(grid, values, strict=True)]
         spec = parse_spec(override(content, changes))
+        needed = spec.resources.max_workers * spec.resources.cpus_per_worker * sweep["max_running"]
+        assert needed <= 2, "it has to run on two CPUs"
         construct(spec.trained()[0], "model")
     for key, part in spec.trainer.components().items():
         made = {"callbacks": [{"class_path": part.class_path, "init_args": part.init_args}]}
