@@ -41,8 +41,8 @@ def fill(engine: Engine, first: int, last: int) -> None:
         "state": "CASE WHEN i % 50 = 0 THEN 'failed' ELSE 'succeeded' END",
         "experiment": "'experiment-' || (i % 100)",
     }
-    columns = [column.name for column in jobs.columns]
-    values = ", ".join(changed.get(name, f"t.{name}") for name in columns)
+    columns = [f'"{column.name}"' for column in jobs.columns]  # PostgreSQL reserves "user"
+    values = ", ".join(changed.get(column.name, f't."{column.name}"') for column in jobs.columns)
     n = "n" if is_sqlite else "n(i)"
     with engine.begin() as connection:
         if is_sqlite:  # which would otherwise write the indices' pages out again and again
