@@ -20,6 +20,7 @@ WAITING = 10_000
 FOLLOWERS = 300
 REQUESTS = 40
 _FOLLOWED_SECONDS = 6.0
+_STATEMENT = 20_000
 
 Requests = Mapping[str, str]
 """Paths by what is asked for."""
@@ -27,6 +28,11 @@ Requests = Mapping[str, str]
 
 def fill(engine: Engine, first: int, last: int) -> None:
     """Adds ended jobs that differ in what a list can be filtered by, numbered from `first` to `last`."""
+    for begin in range(first, last + 1, _STATEMENT):  # each within the deadline of the database
+        _fill(engine, begin, min(begin + _STATEMENT - 1, last))
+
+
+def _fill(engine: Engine, first: int, last: int) -> None:
     is_sqlite = engine.dialect.name == "sqlite"
     numbers = (
         f"(WITH RECURSIVE r(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM r WHERE i < {last}) "
