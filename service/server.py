@@ -86,12 +86,14 @@ def running(
     from service.api.app import create_app
     from service.api.http_server import BoundedHttp, HttpServer
     from service.backends.mlflow import MlflowRest
+    from service.web import console
 
     results, file = MlflowRest(settings.mlflow_url, settings.mlflow_public_url), token_file(port)
     with ExitStack() as stack:
         # Before the API answers, so that a client never reads the token of the server before.
         token = stack.enter_context(published(file)) if settings.api_key is None else None
         app = create_app(settings, store, results, stopping=stop, local_token=token, token_file=str(file))
+        console.install(app)
         server = HttpServer(
             uvicorn.Config(
                 app,

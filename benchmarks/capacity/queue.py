@@ -18,7 +18,7 @@ import httpx
 from pydantic import SecretStr
 from sqlalchemy import select
 
-from benchmarks.capacity import cpu, rows
+from benchmarks.capacity import cpu
 from benchmarks.progress import Progress
 from benchmarks.result import Result
 from service.backends.memory import MemoryCluster
@@ -29,6 +29,7 @@ from service.queue.database import make_engine
 from service.queue.store import Store
 from service.queue.tables import jobs
 from service.settings import Settings
+from testing import rows
 from testing.postgres import Postgres
 
 SIZES, QUICK_SIZES = (1_000, 10_000, 100_000), (100, 1_000)

@@ -10,7 +10,6 @@ from itertools import product
 
 from sqlalchemy import Engine, event
 
-from benchmarks.capacity import rows
 from benchmarks.progress import Progress
 from benchmarks.result import Result
 from service.backends.cluster import Launch, Node
@@ -22,6 +21,7 @@ from service.jobs.job import Job
 from service.queue.database import make_engine
 from service.queue.store import Store
 from service.settings import Settings
+from testing import rows
 from testing.postgres import Postgres
 from training import protocol
 

@@ -10,11 +10,11 @@ from urllib.parse import quote, urlsplit
 import psutil
 from sqlalchemy import Engine, text
 
-from benchmarks.capacity import rows
 from benchmarks.queue import load
 from benchmarks.queue.api import Api
 from service.queue import cursors
 from service.queue.tables import jobs
+from testing import rows
 
 WAITING = 10_000
 FOLLOWERS = 300

@@ -13,12 +13,12 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from benchmarks.capacity import rows
 from benchmarks.peers.bare_ray import BareRay
 from benchmarks.queue import load
 from benchmarks.queue.api import Api
 from benchmarks.queue.load import Load
 from service.jobs.job import new_id, new_job, utc_now
+from testing import rows
 from testing.postgres import Postgres
 
 CLIENTS = 16

@@ -16,17 +16,19 @@ class Rule:
     """What a route requires.
 
     scope: None for everybody, without a key. changes: whether it changes anything, which the audit log has
-    to say.
+    to say. page: whether it is for people, whose browser is shown where to sign in.
     """
 
     scope: Scope | None
     changes: bool = False
+    page: bool = False
 
 
 _OPEN = Rule(None)
 _READ = Rule(Scope.READ)
 _SUBMIT = Rule(Scope.SUBMIT, changes=True)
 _ADMIN = Rule(Scope.ADMIN, changes=True)
+_PAGE = Rule(Scope.READ, page=True)
 
 RULES: Mapping[str, Rule] = {
     "GET /healthz": _OPEN,
@@ -88,6 +90,25 @@ A rule with submit and the id of a job or sweep in its path also requires that t
 unless the key has admin.
 """
 
+PAGES: Mapping[str, Rule] = {
+    "GET /": _PAGE,
+    "GET /jobs": _PAGE,
+    "GET /jobs/{job_id}": _PAGE,
+    "GET /jobs/{job_id}/{tab}": _PAGE,
+    "GET /compare": _PAGE,
+    "GET /sweeps": _PAGE,
+    "GET /sweeps/{sweep_id}": _PAGE,
+    "GET /submit": _PAGE,
+    "GET /settings": _PAGE,
+    "GET /sign-in": _OPEN,
+    "POST /sign-in": _OPEN,
+    "POST /sign-out": Rule(Scope.READ, changes=True),
+    "GET /static/{name}": _OPEN,
+    "GET /live/{what:path}": _READ,
+    "GET /data/{what:path}": _READ,
+}
+"""The same of the console (service.web)."""
+
 
 def _pattern(key: str) -> re.Pattern[str]:
     parts = re.split(r"(\{\w+(?::path)?\})", key)
@@ -100,21 +121,22 @@ def _part(text: str) -> str:
     return ".*" if text.endswith(":path}") else "[^/]+"
 
 
-_PATTERNS = [(_pattern(key), key) for key in RULES]
+_ALL = {**RULES, **PAGES}
+_PATTERNS = [(_pattern(key), key) for key in _ALL]
 
 
 def rule_of(method: str, path: str) -> tuple[str, Rule] | None:
-    """Returns the key and the value in RULES of a request's method and path; None if it has none.
+    """Returns the key and the value in RULES or PAGES of a request's method and path; None if it has none.
 
     HEAD has the rule of GET.
     """
     wanted = f"{'GET' if method == 'HEAD' else method} {path}"
     for expression, key in _PATTERNS:
         if expression.fullmatch(wanted):
-            return key, RULES[key]
+            return key, _ALL[key]
     return None
 
 
 def unlisted(method: str) -> Rule:
-    """Returns the rule of a route that RULES lacks."""
+    """Returns the rule of a route that the tables lack."""
     return Rule(Scope.ADMIN, changes=method not in SAFE_METHODS)

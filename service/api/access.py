@@ -5,44 +5,36 @@ All of it is decided before a byte of the body is read.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import logging
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import anyio.to_thread
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import audit, keys
-from service.access.caller import LOCAL_TOKEN, SERVER_KEY, Caller
+from service.access import audit
+from service.access.caller import Caller
 from service.access.caller import Scope as AccessScope
-from service.access.keys import ApiKey
-from service.access.known_keys import KnownKeys
 from service.access.limits import Limits
 from service.access.rules import Rule, rule_of, unlisted
 from service.api.context import Context, Services
+from service.api.credentials import FOR_BROWSERS, Credentials, Denied, Forged
 from service.api.problems import RETRY_AFTER_S, ProblemResponse, problem
 from service.errors import Forbidden, Unavailable
-from service.jobs.job import utc_now
 from service.queue.store import Store
 
 _NO_ROUTE = Rule(AccessScope.READ)
 _LONGEST_PATH = 500
 _REVOKE = "POST /v1/keys/{key_id}/revoke"
-_FOR_BROWSERS = frozenset({"/docs", "/openapi.json"})
 _CALLER, _RULE = "syncbn.caller", "syncbn.rule"
 _log = logging.getLogger(__name__)
 documented_scheme = HTTPBearer(auto_error=False, description="An API key; `syncbn keys create` makes one")
 """Says in the OpenAPI document how to authenticate. The middleware does it."""
-
-
-class _Denied(Exception):
-    """The request has no key that opens anything; the message says what to do."""
 
 
 class Access:
@@ -52,10 +44,12 @@ class Access:
     and with 503 if it cannot look up a key. The routes find the caller with `Asking`.
     """
 
-    def __init__(self, app: ASGIApp, *, context: Context, routes: list[BaseRoute]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, context: Context, credentials: Credentials, routes: list[BaseRoute]
+    ) -> None:
         self._app, self._context, self._routes = app, context, routes
+        self._credentials = credentials
         settings = context.settings
-        self._known = KnownKeys()
         self._limits = Limits(settings.requests_per_second, settings.bytes_per_minute / 60)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,11 +58,11 @@ class Access:
             return
         action, rule = self._rule(scope)
         try:
-            caller = await self._caller(scope)
-        except (_Denied, Unavailable) as error:
+            caller = await self._credentials.caller(scope)
+        except (Denied, Forged, Unavailable) as error:
             caller = None
             if rule.scope is not None:
-                await self._refusal(scope, error)(scope, receive, send)
+                await self._refusal(scope, rule, error)(scope, receive, send)
                 return
         if caller is not None:
             if answer := self._objection(scope, rule, caller):
@@ -91,42 +85,17 @@ class Access:
         exists = any(route.matches(scope)[0] is Match.FULL for route in self._routes)
         return f"{scope['method']} {_path(scope)}", unlisted(scope["method"]) if exists else _NO_ROUTE
 
-    # Who asks
-
-    async def _caller(self, scope: Scope) -> Caller:
-        given = _credentials(Headers(scope=scope).get("authorization", ""), scope)
-        settings, token = self._context.settings, self._context.local_token
-        if settings.api_key is not None and _equal(given, settings.api_key.get_secret_value()):
-            return SERVER_KEY
-        if token is not None and _equal(given, token):
-            return LOCAL_TOKEN
-        if keys.id_in(given) is None:
-            raise _Denied(self._how_to_authenticate())
-        if (key := self._known.find(given)) is None:
-            otherwise = self._how_to_authenticate()
-            key = await anyio.to_thread.run_sync(_stored_key, given, self._context.store, otherwise)
-            self._known.add(given, key)
-        if why := key.problem(utc_now()):
-            raise _Denied(why)
-        return key.caller
-
-    def _how_to_authenticate(self) -> str:
-        if self._context.local_token is None:
-            return "this service requires an API key: Authorization: Bearer KEY (SYNCBN_API_KEY)"
-        file = self._context.token_file
-        return (
-            "this service has no SYNCBN_API_KEY, so it answers who started it: syncbn and its Python client "
-            f"read the token in {file} by themselves, others send it: "
-            f'curl -H "Authorization: Bearer $(cat {file})"'
-        )
-
-    def _refusal(self, scope: Scope, error: _Denied | Unavailable) -> ProblemResponse:
+    def _refusal(self, scope: Scope, rule: Rule, error: Denied | Forged | Unavailable) -> Response:
+        if rule.page and isinstance(error, Denied):
+            return _to_sign_in(scope)
         if isinstance(error, Unavailable):
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             title = "A server that this one depends on does not answer"
             return problem(scope["path"], 503, title, str(error), kind="unavailable", headers=headers)
+        if isinstance(error, Forged):
+            return problem(scope["path"], 403, "Forbidden", str(error))
         # A browser asks its user for a password only where that is the way in.
-        scheme = 'Basic realm="the API key as password"' if scope["path"] in _FOR_BROWSERS else "Bearer"
+        scheme = 'Basic realm="the API key as password"' if scope["path"] in FOR_BROWSERS else "Bearer"
         headers = {"WWW-Authenticate": scheme}
         return problem(scope["path"], 401, "Unauthorized", str(error), headers=headers)
 
@@ -169,7 +138,7 @@ class Access:
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if action == _REVOKE:
-                    self._known.clear()
+                    self._credentials.forget()
                 await self._store_note(note, message)
             await send(message)
 
@@ -191,40 +160,14 @@ class Access:
             _log.error("not in the audit log: %s, answered with %d: %s", note, status, error)
 
 
-def _stored_key(text: str, store: Store, otherwise: str) -> ApiKey:
-    """Returns the key with this text. Raises _Denied if there is none, and Unavailable."""
-    key = store.find_key(keys.id_in(text) or "")
-    if key is None or not keys.opens(key, text):
-        raise _Denied(otherwise)
-    now = utc_now()
-    if key.problem(now) is None:
-        try:
-            store.note_use(key, now)
-        except Unavailable as error:
-            _log.warning("the use of key %s is not written down: %s", key.id, error)
-    return key
-
-
-def _credentials(header: str, scope: Scope) -> str:
-    """Returns the key in the header; "" if there is none.
-
-    From a browser it comes as a password, where a page is to be read: it sends that by itself, also for a
-    foreign page, so nothing else accepts it.
-    """
-    scheme, _, given = header.partition(" ")
-    if scheme.lower() == "bearer":
-        return given.strip()
-    if scheme.lower() == "basic" and scope["path"] in _FOR_BROWSERS:
-        try:
-            return base64.b64decode(given, validate=True).decode("latin-1").partition(":")[2]
-        except binascii.Error:
-            return ""
-    return ""
-
-
-def _equal(given: str, key: str) -> bool:
-    # Starlette decodes header bytes as Latin-1, whatever their encoding.
-    return hmac.compare_digest(given.encode("latin-1", "replace"), key.encode())
+def _to_sign_in(scope: Scope) -> Response:
+    """Sends a browser to the page for signing in, which sends it back."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    query = scope["query_string"].decode("latin-1")
+    wanted = quote(path.removeprefix("/") + (f"?{query}" if query else ""), safe="")
+    # Relative: a proxy may serve this under a prefix that only it knows.
+    up = "../" * (path.count("/") - 1)
+    return Response(status_code=303, headers={"Location": f"{up}sign-in?next={wanted}"})
 
 
 def _path(scope: Scope) -> str:
@@ -244,7 +187,13 @@ Asking = Annotated[Caller, Depends(caller_of)]
 
 def known(request: Request) -> bool:
     """Returns whether the caller of a route that is open to everybody has shown a key."""
-    return request.scope[_CALLER] is not None
+    return caller_or_none(request) is not None
+
+
+def caller_or_none(request: Request) -> Caller | None:
+    """Returns who asks; None if the route is open to everybody and no key was shown."""
+    caller: Caller | None = request.scope.get(_CALLER)
+    return caller
 
 
 async def check_owner(request: Request, services: Services) -> None:

@@ -36,6 +36,7 @@ from service.api.access import Access, check_owner, documented_scheme
 from service.api.body_limit import BodyLimit
 from service.api.browser_guard import BrowserGuard
 from service.api.context import Context
+from service.api.credentials import Credentials
 from service.api.head import HeadAsGet
 from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
@@ -86,7 +87,7 @@ def create_app(
         redoc_url=None,
     )
     stopping, horizon = stopping or threading.Event(), store.event_horizon()
-    looks = Looks(job_watcher, JobLogs(settings.storage, results), horizon)
+    looks = Looks(store, job_watcher, JobLogs(settings.storage, results), horizon)
     context = Context(
         settings=settings,
         store=store,
@@ -101,7 +102,8 @@ def create_app(
     app.state.context = context
     app.state.metrics = Metrics(store, results, settings.storage)
     app.add_middleware(BodyLimit)
-    app.add_middleware(Access, context=context, routes=app.routes)
+    credentials = app.state.credentials = Credentials(context)
+    app.add_middleware(Access, context=context, credentials=credentials, routes=app.routes)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)

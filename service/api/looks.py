@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Hashable, Mapping
 
 from service.api.job_watcher import JobWatcher
 from service.api.sse import Topic
 from service.errors import NotFound, Unavailable
 from service.job_logs import JobLogs
+from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
 
 ALL_EVENTS: Topic = ("events", "")
+MOMENT: Topic = ("moment", "")
+"""Everything that a page shows of this moment: the jobs with their progress, and the machines."""
+_MOMENT_S = 5.0  # also what does not happen is to be seen: a scheduler that is silent
 
 
 def job_topic(job_id: str) -> Topic:
@@ -26,8 +31,8 @@ def log_topic(job_id: str) -> Topic:
 class Looks:
     """Looks at followed jobs in one query, at the sizes of followed logs, and at the events of all jobs."""
 
-    def __init__(self, job_watcher: JobWatcher, logs: JobLogs, horizon: EventHorizon) -> None:
-        self._job_watcher, self._logs, self._horizon = job_watcher, logs, horizon
+    def __init__(self, store: Store, job_watcher: JobWatcher, logs: JobLogs, horizon: EventHorizon) -> None:
+        self._store, self._job_watcher, self._logs, self._horizon = store, job_watcher, logs, horizon
 
     def __call__(self, topics: Collection[Topic]) -> Mapping[Topic, Hashable]:
         """Blocks. A topic that cannot be looked at looks like its problem: its stream then finds it too."""
@@ -38,6 +43,8 @@ class Looks:
         try:
             if topic == ALL_EVENTS:
                 return self._horizon.now()
+            if topic == MOMENT:
+                return self._horizon.now(), self._store.moment(), time.monotonic() // _MOMENT_S
             snapshot = self._job_watcher.snapshot(job_id)
             if kind == "log":
                 job = snapshot.job

@@ -96,6 +96,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _own_error)
 
 
+def response_of(request: Request, error: Exception) -> ProblemResponse:
+    """Returns the problem document of an error that a route has raised."""
+    if isinstance(error, ServiceError):
+        return _service_error(request, error)
+    if isinstance(error, RequestValidationError):
+        return _request_error(request, error)
+    return _http_error(request, error)
+
+
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Returns a route's `responses` entries for statuses that carry a problem document."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlencode
 
 import psutil
 from pydantic import SecretStr
@@ -191,7 +192,21 @@ def _wait_until_ready(children: list[Child], stop: threading.Event) -> None:
 def _say_ready(settings: Settings, host: str, port: int) -> None:
     token = f"  token   {token_file(port)}\n" if settings.api_key is None else ""
     print_line(
-        f"\nready\n  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n{token}"
+        f"\nready\n  console {_console_link(settings, host, port)}\n"
+        f"  API     http://{host}:{port}        (try http://{host}:{port}/docs)\n{token}"
         f"  MLflow  {settings.mlflow_public_url}\n"
         f"  jobs    syncbn --url http://{host}:{port} submit SPEC.yaml --follow\n\nCtrl-C ends all of it."
     )
+
+
+def _console_link(settings: Settings, host: str, port: int) -> str:
+    """Returns the address of the console; where the API has no key, one that signs in.
+
+    Whoever reads it may do everything, so what `up` prints is as secret as the token's file.
+    """
+    address = f"http://{host}:{port}/"
+    if settings.api_key is not None:
+        return address
+    with suppress(OSError):
+        return f"{address}sign-in?{urlencode({'token': token_file(port).read_text()})}"
+    return address

@@ -41,6 +41,7 @@ from service.queue.stored_audit import StoredAudit
 from service.queue.stored_events import StoredEvents
 from service.queue.stored_keys import StoredKeys
 from service.queue.stored_secrets import StoredSecrets
+from service.queue.stored_sessions import StoredSessions
 from service.queue.stored_sweeps import StoredSweeps
 from service.queue.stored_webhooks import StoredWebhooks
 from service.queue.submissions import Submissions
@@ -116,6 +117,7 @@ class Store(
     StoredSweeps,
     StoredWebhooks,
     StoredKeys,
+    StoredSessions,
     StoredAudit,
     StoredTotals,
     StoredCounts,

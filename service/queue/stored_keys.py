@@ -34,13 +34,13 @@ class StoredKeys:
         """Returns the key with this id; None if there is none."""
         with database.reading(self._engine) as connection:
             row = connection.execute(select(api_keys).where(api_keys.c.id == key_id)).one_or_none()
-        return None if row is None else _key_of(row)
+        return None if row is None else key_of(row)
 
     def list_keys(self) -> list[ApiKey]:
         """Returns all keys, also those that open nothing any more, newest first."""
         with database.reading(self._engine) as connection:
             query = select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id)
-            return [_key_of(row) for row in connection.execute(query)]
+            return [key_of(row) for row in connection.execute(query)]
 
     def revoke_key(self, key_id: str) -> ApiKey:
         """Ends a key at once, and returns it. Idempotent: the first time is kept. Raises NotFound."""
@@ -64,5 +64,6 @@ class StoredKeys:
             connection.execute(statement.values(last_used_at=now))
 
 
-def _key_of(row: Row[Any]) -> ApiKey:
+def key_of(row: Row[Any]) -> ApiKey:
+    """Returns the key of a row of `api_keys`."""
     return ApiKey(**{**row._mapping, "scope": Scope(row.scope), "digest": bytes(row.digest)})

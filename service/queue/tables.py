@@ -270,6 +270,16 @@ api_keys = Table(
 )
 """API keys. Of each secret only the SHA-256 is here (service.access.keys)."""
 
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("credential", Text, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+)
+"""Sessions of browsers. Of each cookie only the SHA-256 is here (service.access.sessions)."""
+
 audit = Table(
     "audit",
     metadata,

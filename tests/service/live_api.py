@@ -26,6 +26,7 @@ from service.jobs.job import Run, State
 from service.local_token import published
 from service.queue.store import Store
 from service.settings import Settings
+from service.web import console
 from training.protocol import Progress, log_file
 
 App = TypeVar("App", bound=ASGIApp)
@@ -255,7 +256,9 @@ def live_service(
         webhook_allowed="127.0.0.1",
     )
     with published(token_file(server.port)) as token:
-        server.app.serve(create_app(settings, store, results, local_token=token))
+        app = create_app(settings, store, results, local_token=token)
+        console.install(app)
+        server.app.serve(app)
         server.ensure_started()
         yield Service(store=store, results=results, server=server, storage=storage)
     store.close()

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service.access.caller import LOCAL_TOKEN, SERVER_KEY, Caller, Scope
-from service.access.keys import USER, id_in, new_key, opens
-from service.access.known_keys import KnownKeys
+from service.access.keys import USER, ApiKey, id_in, new_key, opens
+from service.access.known import Known
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -42,7 +42,7 @@ def test_a_key_ends_at_its_expiry_and_when_it_is_revoked() -> None:
 def test_a_key_is_known_for_a_second_and_until_one_is_revoked() -> None:
     now = 0.0
     key, text = new_key("ada", Scope.READ, created_by="root", now=NOW)
-    known = KnownKeys(lambda: now)
+    known = Known[ApiKey](lambda: now)
 
     known.add(text, key)
     assert (known.find(text), known.find(text[:-1])) == (key, None)

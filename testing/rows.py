@@ -15,7 +15,7 @@ from service.jobs.job import Job, State, new_id, new_job, utc_now
 from service.queue.tables import job_labels, jobs
 from training.spec import Spec, load_yaml, override, parse_spec
 
-RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "digits.yaml"
+RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "digits.yaml"
 SHAPES = (8, 4, 2, 1)
 """Numbers of workers of the jobs, in turns; each worker has one CPU."""
 

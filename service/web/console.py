@@ -1,0 +1,13 @@
+"""The console of an application: its pages beside the REST API."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from service.web import jobs, overview, signing_in, static_files
+
+
+def install(app: FastAPI) -> None:
+    """Adds the pages to the application that `service.api.app.create_app` has made."""
+    for pages in (signing_in, static_files, overview, jobs):
+        app.include_router(pages.router)

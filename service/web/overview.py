@@ -1,0 +1,107 @@
+"""The overview: what runs, what waits and why, what has ended lately, the machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.access import caller_or_none
+from service.api.context import Context, Services
+from service.errors import Unavailable
+from service.jobs.job import ENDED, Job, State
+from service.queue import lease
+from service.queue.queue_pages import QueuedPage
+from service.scheduling import capacity
+from service.scheduling.capacity import UNITS
+from service.web import live
+from service.web.page import PageRoute, fragment, render
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_LISTED = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineView:
+    """A machine, and what of it is in use."""
+
+    address: str
+    cpus: float
+    used_cpus: float
+    gpus: float
+    used_gpus: float
+    memory: int
+    used_memory: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """What the page shows. problem: why the machines are not known; ""."""
+
+    counts: dict[State, int]
+    running: Sequence[Job]
+    waiting: QueuedPage
+    ended: Sequence[Job]
+    machines: Sequence[MachineView]
+    problem: str
+
+
+@router.get("/")
+def overview(request: Request, services: Services) -> Response:
+    """The first page."""
+    return render(request, "overview.html", **_values(services))
+
+
+@router.get("/live/overview")
+def live_overview(request: Request, services: Services) -> Response:
+    """Keeps the first page up to date."""
+    parts = partial(_parts, request, services)
+    return live.stream(request, ("overview", caller_or_none(request)), parts)
+
+
+def _parts(request: Request, services: Context) -> str:
+    return fragment(request, "overview_live.html", **_values(services))
+
+
+def _values(services: Context) -> dict[str, Any]:
+    return {"view": _view(services)}
+
+
+def _view(services: Context) -> Overview:
+    store = services.store
+    running = store.active()
+    machines, problem = _machines(services, running)
+    return Overview(
+        counts=dict(store.counts().states),
+        running=running,
+        waiting=store.queue_page(limit=_LISTED),
+        ended=store.list_jobs(states=ENDED, limit=_LISTED)[0],
+        machines=machines,
+        problem=problem,
+    )
+
+
+def _machines(services: Context, running: Sequence[Job]) -> tuple[list[MachineView], str]:
+    try:
+        nodes = lease.machines(services.store.scheduler())
+    except Unavailable as error:
+        return [], str(error)
+    found, named = [], {node.id: node for node in nodes}
+    for machine in capacity.occupied(nodes, running):
+        node = named[machine.id]
+        used = machine.total - machine.free
+        found.append(
+            MachineView(
+                address=node.address,
+                cpus=node.cpus,
+                used_cpus=used.cpus / UNITS,
+                gpus=node.gpus,
+                used_gpus=used.gpus / UNITS,
+                memory=node.memory,
+                used_memory=used.memory,
+            )
+        )
+    return found, ""

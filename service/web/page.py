@@ -1,0 +1,106 @@
+"""Pages: templates, relative links, and errors that a person reads in a browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException
+
+from service.access import sessions
+from service.access.caller import Scope
+from service.api import problems
+from service.api.access import caller_or_none
+from service.api.credentials import cookie_of
+from service.errors import ServiceError
+from service.web import shown
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+"""Nothing from elsewhere, and no script or style within a page."""
+
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters |= shown.FILTERS
+_templates.globals |= {"query": urlencode}
+
+
+def render(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
+    """Returns a page. Every value is escaped: no text of a user becomes markup."""
+    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+    return HTMLResponse(_templates.get_template(template).render(_of_page(request) | values), status, headers)
+
+
+def fragment(request: Request, template: str, /, **values: Any) -> str:
+    """Returns a part of a page, to be put into it while it is shown."""
+    return _templates.get_template(template).render(_of_page(request) | values)
+
+
+def link(request: Request, path: str) -> str:
+    """Returns a link to a path of this service, relative to the page.
+
+    So the pages need not know the prefix under which a proxy serves them.
+    """
+    own = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return "../" * (own.count("/") - 1) + path.removeprefix("/") or "./"
+
+
+def _of_page(request: Request) -> dict[str, Any]:
+    caller = caller_or_none(request)
+    value = cookie_of(request.headers)
+    return {
+        "url": partial(link, request),
+        "caller": caller,
+        "may_submit": caller is not None and caller.scope.includes(Scope.SUBMIT),
+        "is_admin": caller is not None and caller.scope is Scope.ADMIN,
+        "forgery_token": sessions.forgery_token(value) if value else "",
+        "here": request.scope["path"],
+        "with_query": partial(_with_query, request),
+    }
+
+
+def _with_query(request: Request, **changed: object) -> str:
+    """Returns this page's query with some parameters changed; None and "" remove one."""
+    pairs = [(key, value) for key, value in request.query_params.multi_items() if key not in changed]
+    pairs += [(key, str(value)) for key, value in changed.items() if value not in (None, "")]
+    return "?" + urlencode(pairs, quote_via=quote)
+
+
+class PageRoute(APIRoute):
+    """A route of a page: its errors are pages, too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (ServiceError, RequestValidationError, HTTPException) as error:
+                return error_page(request, problems.response_of(request, error))
+
+        return handle
+
+
+def error_page(request: Request, response: Response) -> HTMLResponse:
+    """Returns a problem document as a page."""
+    document: Mapping[str, Any] = json.loads(bytes(response.body))
+    page = render(request, "error.html", document["status"], problem=document)
+    if (seconds := response.headers.get("retry-after")) is not None:
+        page.headers["retry-after"] = seconds
+    return page

@@ -1,0 +1,148 @@
+// What all pages of the console share: actions, notices, ages, and the word that the service is away.
+"use strict";
+
+const root = new URL(document.body.dataset.root, location.href);
+const forgeryToken = document.querySelector("meta[name=forgery-token]")?.content ?? "";
+
+/** The URL of a path of this service, under whatever prefix a proxy serves it. */
+function address(path) {
+  return new URL(path.replace(/^\//, ""), root);
+}
+
+/** Sends a request; returns its document, or throws an Error with the text of the problem document. */
+async function ask(method, path, body, headers = {}) {
+  const options = { method, headers: { "X-CSRF-Token": forgeryToken, ...headers } };
+  if (body !== undefined) {
+    options.body = typeof body === "string" || body instanceof Blob ? body : JSON.stringify(body);
+    options.headers["Content-Type"] ??= "application/json";
+  }
+  let response;
+  try {
+    response = await fetch(address(path), options);
+  } catch {
+    throw new Error("The service does not answer. Nothing has changed as far as this page knows; try again.");
+  }
+  if (response.status === 401) {
+    location.assign(address(`sign-in?next=${encodeURIComponent(location.href.slice(root.href.length))}`));
+  }
+  const kind = response.headers.get("Content-Type") ?? "";
+  const found = kind.includes("json") ? await response.json() : await response.text();
+  if (!response.ok) {
+    const error = new Error(found.detail ?? `The service answered with ${response.status}.`);
+    error.problem = found;
+    throw error;
+  }
+  return found;
+}
+
+/** Shows a text at the edge of the page for a while. */
+function notify(text, failed = false) {
+  const notice = document.createElement("div");
+  notice.className = failed ? "notice failed" : "notice";
+  notice.textContent = text;
+  document.getElementById("notices").append(notice);
+  setTimeout(() => notice.remove(), failed ? 15000 : 4000);
+}
+
+/** Asks before an action that cannot be undone; resolves to whether to go on. */
+function confirmed(text, action) {
+  return new Promise((resolve) => {
+    const dialog = document.createElement("dialog");
+    const question = document.createElement("p");
+    question.textContent = text;
+    const buttons = document.createElement("form");
+    buttons.method = "dialog";
+    buttons.className = "row";
+    for (const [value, label, kind] of [["yes", action, "danger"], ["no", "Back", "quiet"]]) {
+      const button = document.createElement("button");
+      [button.value, button.textContent, button.className] = [value, label, kind];
+      buttons.append(button);
+    }
+    dialog.append(question, buttons);
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(dialog.returnValue === "yes");
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
+// Actions: <button data-action="cancel" data-post="v1/jobs/ID/cancel" data-confirm="…" data-done="…">
+async function act(button) {
+  const { post, method, body, confirm, done, next } = button.dataset;
+  if (confirm && !(await confirmed(confirm, button.textContent.trim()))) return;
+  button.disabled = true;
+  try {
+    await ask(method ?? "POST", post, body ? JSON.parse(body) : undefined);
+    if (next !== undefined) location.assign(address(next));
+    else if (done) notify(done);
+    document.dispatchEvent(new CustomEvent("acted", { detail: button.dataset.action }));
+  } catch (error) {
+    notify(error.message, true);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button[data-action]");
+  if (!button) return;
+  if (button.dataset.action === "sign-out") {
+    await ask("POST", "sign-out").catch((error) => notify(error.message, true));
+    location.assign(address("sign-in"));
+  } else if (button.dataset.post) {
+    await act(button);
+  }
+});
+
+// Ages: <time datetime="…" data-ago>
+function age(seconds) {
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
+  }
+  return `${Math.max(Math.floor(seconds), 0)} s`;
+}
+
+function showAges() {
+  for (const element of document.querySelectorAll("time[data-ago]")) {
+    const moment = new Date(element.dateTime);
+    const text = age((Date.now() - moment) / 1000);
+    if (element.textContent !== text) element.textContent = text;
+    if (!element.dataset.local) {
+      element.dataset.local = "yes";
+      element.title = moment.toLocaleString();
+    }
+  }
+}
+setInterval(showAges, 1000);
+
+// Whether the page is live: streams of hx-sse, and those that a page opens itself, report here.
+let awaySince = 0;
+function away(why) {
+  awaySince ||= Date.now();
+  const banner = document.getElementById("away");
+  banner.textContent = why;
+  banner.hidden = false;
+}
+function back() {
+  if (!awaySince) return;
+  const banner = document.getElementById("away");
+  banner.textContent = `The service was away for ${age((Date.now() - awaySince) / 1000)}. The page is up to date again.`;
+  awaySince = 0;
+  setTimeout(() => { if (!awaySince) banner.hidden = true; }, 5000);
+}
+const LOST = "The service does not answer. This page shows what it last said, and tries again.";
+document.addEventListener("htmx:sse:error", (event) => {
+  if (event.detail.status === 401) location.reload();
+  away(LOST);
+});
+document.addEventListener("htmx:sse:before:connection", (event) => { if (event.detail.connection.attempt > 0) away(LOST); });
+document.addEventListener("htmx:sse:after:connection", back);
+document.addEventListener("htmx:sse:before:message", (event) => {
+  const { event: name, data } = event.detail.message;
+  if (name === "away") away(`${data} This page shows what was last known.`);
+  else back();
+});
+document.addEventListener("htmx:after:swap", showAges);
+document.addEventListener("DOMContentLoaded", showAges);

@@ -1,0 +1,60 @@
+"""The first page: what runs, what waits and why, what has ended, the machines; live."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.jobs.job import State
+from tests.service.examples import make_spec
+from tests.service.web.conftest import NARROW, WIDE, Console
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_it_shows_everything_and_fits(console: Console, size: tuple[int, int]) -> None:
+    service = console.service
+    running, _ = service.store.create_job(make_spec(name="first"))
+    run = service.start_job(running.id)
+    service.train(run, 1)
+    waiting, _ = service.store.create_job(make_spec(name="second"))
+    service.store.note(waiting, "needs 2 workers of 1 CPU; 0 CPUs free")
+    ended, _ = service.store.create_job(make_spec(name="third"))
+    service.start_job(ended.id)
+    service.end_job(ended.id, State.FAILED)
+    console.page.set_viewport_size({"width": size[0], "height": size[1]})
+
+    page = console.open("/")
+
+    assert "25 %" in page.inner_text(f"#running-{running.id}")
+    assert "needs 2 workers of 1 CPU; 0 CPUs free" in page.inner_text(f"#waiting-{waiting.id}")
+    assert "failed" in page.inner_text(f"#ended-{ended.id}")
+    assert "127.0.0.1" in page.inner_text("section[aria-labelledby=machines-title]")
+    console.check_fits()
+    console.check_accessible()
+
+
+def test_it_follows_without_a_reload(console: Console) -> None:
+    page = console.open("/")
+    page.wait_for_selector("text=Nothing waits.")
+
+    job, _ = console.service.store.create_job(make_spec(name="later"))
+
+    page.wait_for_selector(f"#waiting-{job.id}")
+    run = console.service.start_job(job.id)
+    page.wait_for_selector(f"#running-{job.id}")
+    console.service.train(run, 3)
+    page.wait_for_selector(f"#running-{job.id} >> text=75 %")
+
+
+def test_it_says_that_the_service_was_away_and_comes_back(console: Console) -> None:
+    for part in ("Failed to load resource", "ERR_", "htmx:sse:error"):
+        console.allow(part)
+    page = console.open("/")
+    page.wait_for_selector("text=Nothing waits.")
+
+    console.service.server.stop()
+    page.wait_for_selector("#away:has-text('does not answer')")
+    console.service.server.start()
+
+    page.wait_for_selector("#away:has-text('was away for')")
+    job, _ = console.service.store.create_job(make_spec(name="afterwards"))
+    page.wait_for_selector(f"#waiting-{job.id}")
