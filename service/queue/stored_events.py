@@ -29,6 +29,7 @@ from service.queue.filters import Filters, conditions
 from service.queue.tables import job_events, jobs
 
 _SECONDS_TO_SETTLE, _SECONDS_BETWEEN = 2.0, 0.02
+_RECENT = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,24 @@ class StoredEvents:
         """Returns the first events of a job after this id."""
         query = select(job_events).where(job_events.c.job_id == job_id, job_events.c.id > after)
         return self._events(query.order_by(job_events.c.id).limit(limit))
+
+    def recently_active(self, since: datetime, limit: int) -> list[str]:
+        """Returns the ids of jobs that held workers then or later, the latest first, at most `limit`.
+
+        Looks at the last _RECENT events alone.
+        """
+        latest = select(job_events).order_by(job_events.c.id.desc()).limit(_RECENT).subquery()
+        held = latest.c.state.not_in([State.QUEUED, State.PAUSED]) & (latest.c.attempt > 0)
+        order = func.max(latest.c.id).desc()
+        query = select(latest.c.job_id).where(latest.c.at >= since, held)
+        with database.reading(self._engine) as connection:
+            found = connection.execute(query.group_by(latest.c.job_id).order_by(order).limit(limit))
+            return list(found.scalars())
+
+    def events_of_jobs(self, job_ids: Collection[str], *, limit: int) -> list[JobEvent]:
+        """Returns the last events of these jobs, in their order, at most `limit`."""
+        query = select(job_events).where(job_events.c.job_id.in_(job_ids))
+        return self._events(query.order_by(job_events.c.id.desc()).limit(limit))[::-1]
 
     def last_events(self, job_ids: Collection[str]) -> dict[str, int]:
         """Returns the id of each job's last event."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from service.scheduling import capacity
 from service.scheduling.capacity import UNITS
 from service.web import live
 from service.web.page import PageRoute, fragment, render
+from service.web.timeline import timeline
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _LISTED = 12
@@ -67,7 +69,7 @@ def _parts(request: Request, services: Context) -> str:
 
 
 def _values(services: Context) -> dict[str, Any]:
-    return {"view": _view(services)}
+    return {"view": _view(services), "timeline": timeline(services.store, datetime.now(UTC))}
 
 
 def _view(services: Context) -> Overview:

@@ -105,6 +105,10 @@ function age(seconds) {
 }
 
 function showAges() {
+  for (const element of document.querySelectorAll("text[data-hour]")) {
+    const text = new Date(element.dataset.hour).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+    if (element.textContent !== text) element.textContent = text;
+  }
   for (const element of document.querySelectorAll("time[data-ago]")) {
     const moment = new Date(element.dateTime);
     const text = age((Date.now() - moment) / 1000);
