@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from sqlalchemy import Connection, insert
 
-from service.access.audit import AuditEntry, Note, pending
+from service.access.audit import Note, pending
 from service.jobs.job import new_id, utc_now
 from service.queue.tables import audit
 
 AUDIT_PREFIX = "a"
 """The first character of an entry's id."""
+
+_INSERT = insert(audit)
 
 
 def record(connection: Connection, about: str | None = None) -> None:
@@ -20,29 +25,38 @@ def record(connection: Connection, about: str | None = None) -> None:
     """
     note = pending.get()
     if note is not None and not note.stored:
-        record_of(connection, note, about)
+        record_all(connection, [(note, about)])
         note.stored = True
 
 
-def record_of(connection: Connection, note: Note | None, about: str | None = None) -> None:
-    """Adds the entry of a request, if any, whose change is committed by another thread."""
-    if note is not None:
-        note.about = about or note.about
-        add(connection, note, None)
+def record_all(connection: Connection, changes: Iterable[tuple[Note | None, str | None]]) -> None:
+    """Adds the entries of requests, if any, whose changes are committed together, by another thread.
+
+    changes: the note of each, and the path of what it creates.
+    """
+    rows = []
+    for note, about in changes:
+        if note is not None:
+            note.about = about or note.about
+            rows.append(_row(note, None))
+    if rows:
+        connection.execute(_INSERT, rows)
 
 
 def add(connection: Connection, note: Note, status: int | None) -> None:
     """Adds an entry. status: what was answered; None: not known yet."""
+    connection.execute(_INSERT, [_row(note, status)])
+
+
+def _row(note: Note, status: int | None) -> dict[str, Any]:
     now = utc_now()
-    entry = AuditEntry(
-        id=new_id(now, AUDIT_PREFIX),
-        at=now,
-        who=note.who,
-        credential=note.credential,
-        address=note.address,
-        action=note.action,
-        about=note.about,
-        status=status,
-    )
-    row = {column.name: getattr(entry, column.name) for column in audit.columns}
-    connection.execute(insert(audit).values(row))
+    return {
+        "id": new_id(now, AUDIT_PREFIX),
+        "at": now,
+        "who": note.who,
+        "credential": note.credential,
+        "address": note.address,
+        "action": note.action,
+        "about": note.about,
+        "status": status,
+    }
