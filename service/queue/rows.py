@@ -13,6 +13,8 @@ from service.jobs.job import Job, Removed, State
 from service.queue.tables import code_archives, job_labels, jobs
 from training.spec import Problem
 
+_COLUMNS = tuple(jobs.columns.keys())
+
 NOT_DELETED = jobs.c.deleted_at.is_(None)
 """Holds for a job that is not marked to be deleted."""
 
@@ -33,9 +35,9 @@ def insert_jobs(connection: Connection, new: Sequence[Job], keys: Sequence[str |
     """
     check_code(connection, new)
     check_sources(connection, new)
-    rows = [{**_row(job), "idempotency_key": key} for job, key in zip_longest(new, keys)]
+    rows = _without_nulls([{**_row(job), "idempotency_key": key} for job, key in zip_longest(new, keys)])
     # Race closed: two writers that insert the same keys in another order would wait for each other.
-    rows.sort(key=lambda row: row["idempotency_key"] or "")
+    rows.sort(key=lambda row: row.get("idempotency_key") or "")
     connection.execute(insert(jobs), rows)
     if labels := list(_labels(new)):
         connection.execute(insert(job_labels), labels)
@@ -77,9 +79,15 @@ def check_sources(connection: Connection, new: Iterable[Job]) -> None:
 
 
 def _row(job: Job) -> dict[str, Any]:
-    row = {column.name: getattr(job, column.name, None) for column in jobs.columns}
+    row = {name: getattr(job, name, None) for name in _COLUMNS}
     flags = {"removed": int(job.removed), "removing": int(job.removing)}
     return {**row, **flags, "code": job.spec.get("code")}
+
+
+def _without_nulls(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows without the columns that none of them has: half of a new job's need not be sent."""
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    return [{name: row[name] for name in names} for row in rows]
 
 
 def _labels(new: Iterable[Job]) -> Iterable[dict[str, str]]:
