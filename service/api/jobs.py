@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from asyncio import wrap_future
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -81,8 +80,7 @@ async def create_job(
         read = await run_in_threadpool(_checked, services, body)
     spec, _ = read
     # No thread waits for the commit, which many requests share.
-    queued = services.store.begin_create_job(spec, idempotency_key=idempotency_key, user=caller.user)
-    job, created = await wrap_future(queued)
+    job, created = await services.store.submit_job(spec, idempotency_key=idempotency_key, user=caller.user)
     headers = {"Location": f"{request.scope['path']}/{job.id}"}
     if not created:
         headers["Idempotency-Replayed"] = "true"

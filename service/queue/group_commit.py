@@ -5,71 +5,64 @@ A commit waits for the disk, however much it holds. One for each job would limit
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from typing import Generic, TypeVar
-
-from service.errors import Unavailable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class GroupCommit(Generic[Item, Result]):
-    """Writes items in a thread of its own, all that wait in one transaction. Thread-safe.
+    """Writes items in a thread of its own, all that wait in one transaction. For one event loop.
 
-    write_all: commits all of the items and returns their results, or none of them and raises.
-    write_one: commits an item whose group could not be committed, for which another item may be the reason.
+    write: commits the items; returns for each its result, or why it is not committed. If it raises, none is.
+
+    The thread hands over a group, not each item: whenever a thread wakes the event loop, it then waits for
+    the interpreter's lock, which the loop holds for up to 5 ms.
     """
 
-    def __init__(
-        self,
-        write_all: Callable[[Sequence[Item]], Sequence[Result]],
-        write_one: Callable[[Item], Result],
-    ) -> None:
-        self._write_all, self._write_one = write_all, write_one
-        self._waiting: list[tuple[Item, Future[Result]]] = []
-        self._busy, self._lock = False, threading.Lock()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="commits")
+    def __init__(self, write: Callable[[Sequence[Item]], Sequence[Result | Exception]]) -> None:
+        self._write = write
+        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commits")
 
-    def add(self, item: Item) -> Future[Result]:
-        """Returns the item's result to be, which is there once it is committed. Does not block."""
-        result = Future[Result]()
-        result.set_running_or_notify_cancel()  # it is committed, even if nobody waits for it any more
-        with self._lock:
-            self._waiting.append((item, result))
-            starts, self._busy = not self._busy, True
-        if starts:
-            self._writer.submit(self._write)
-        return result
+    async def add(self, item: Item) -> Result:
+        """Returns the item's result once it is committed. It is committed even if the caller is cancelled."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append((item, result))
+        if self._writing is None:
+            # Not in the context of the request that happens to be the first.
+            self._writing = loop.create_task(self._write_groups(), context=Context())
+        return await result
 
     def close(self) -> None:
-        """Returns once everything that was added is decided."""
-        self._writer.shutdown()
+        """Returns once what is being committed is decided."""
+        self._thread.shutdown()
 
-    def _write(self) -> None:
-        while group := self._next():
-            try:
-                found = self._write_all([item for item, _ in group])
-            except Unavailable as error:
-                for _, result in group:
-                    result.set_exception(error)
-            except Exception:
-                for item, result in group:
-                    self._decide(item, result)
-            else:
-                for (_, result), value in zip(group, found, strict=True):
-                    result.set_result(value)
-
-    def _next(self) -> list[tuple[Item, Future[Result]]]:
-        with self._lock:
-            group, self._waiting = self._waiting, []
-            self._busy = bool(group)
-        return group
-
-    def _decide(self, item: Item, result: Future[Result]) -> None:
+    async def _write_groups(self) -> None:
         try:
-            result.set_result(self._write_one(item))
+            while self._waiting:
+                group, self._waiting = self._waiting, []
+                for (_, result), found in zip(group, await self._written(group), strict=True):
+                    if result.done():  # its caller has gone
+                        continue
+                    if isinstance(found, Exception):
+                        result.set_exception(found)
+                    else:
+                        result.set_result(found)
+        finally:
+            self._writing = None
+
+    async def _written(
+        self, group: Sequence[tuple[Item, asyncio.Future[Result]]]
+    ) -> Sequence[Result | Exception]:
+        items = [item for item, _ in group]
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._write, items)
         except Exception as error:
-            result.set_exception(error)
+            return [error] * len(items)

@@ -30,6 +30,7 @@ from service.queue.code_archives import CodeArchives
 from service.queue.counts import StoredCounts
 from service.queue.deletions import Deletions
 from service.queue.filters import Filters
+from service.queue.group_commit import GroupCommit
 from service.queue.lease import Lease, Silence
 from service.queue.notices import notices_of
 from service.queue.queue_pages import IN_ORDER, QueuePages
@@ -137,7 +138,7 @@ class Store(
     def __init__(self, url: str) -> None:
         self._engine = database.make_engine(url)
         self._silence, self._notices = Silence(), notices_of(self._engine)
-        self._inserts = self._group_commit()
+        self._commits = GroupCommit(self._insert_group)
 
     def migrate(self) -> None:
         """Creates or updates the tables. Idempotent; several processes may call it at once."""
@@ -149,7 +150,7 @@ class Store(
             connection.execute(update(jobs).where(jobs.c.id == "").values(reason=""))  # no row: no write
 
     def close(self) -> None:
-        self._inserts.close()
+        self._commits.close()
         self._notices.close()
         self._engine.dispose()
 

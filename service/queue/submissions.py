@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 from sqlalchemy import exc, select
 
 from service.access.audit import Note, pending
-from service.errors import KeyReused
+from service.errors import KeyReused, Unavailable
 from service.jobs.job import Job, new_job, utc_now
 from service.queue import audit_rows, database
 from service.queue.group_commit import GroupCommit
@@ -24,10 +23,7 @@ _NewJob = tuple[Job, str | None, Note | None]
 class Submissions(Writes):
     """New jobs. Every method raises `Unavailable` as `Store`'s methods do."""
 
-    _inserts: GroupCommit[_NewJob, tuple[Job, bool]]
-
-    def _group_commit(self) -> GroupCommit[_NewJob, tuple[Job, bool]]:
-        return GroupCommit(self._insert, self._insert_one)
+    _commits: GroupCommit[_NewJob, tuple[Job, bool]]
 
     def create_job(
         self, spec: Spec, *, idempotency_key: str | None = None, user: str | None = None
@@ -37,14 +33,28 @@ class Submissions(Writes):
         If the key was used before by the same user with the same spec, returns that job and False.
         Raises KeyReused if the key was used with another spec or by another user.
         """
-        return self.begin_create_job(spec, idempotency_key=idempotency_key, user=user).result()
+        return self._insert_one(_new_job(spec, idempotency_key, user))
 
-    def begin_create_job(
+    async def submit_job(
         self, spec: Spec, *, idempotency_key: str | None = None, user: str | None = None
-    ) -> Future[tuple[Job, bool]]:
-        """Does `create_job` without blocking. The job is queued if and only if the result is one."""
-        job = new_job(spec, created_at=utc_now(), user=user)
-        return self._inserts.add((job, idempotency_key, pending.get()))
+    ) -> tuple[Job, bool]:
+        """Does `create_job` in an event loop, in a transaction that many share."""
+        return await self._commits.add(_new_job(spec, idempotency_key, user))
+
+    def _insert_group(self, new: Sequence[_NewJob]) -> Sequence[tuple[Job, bool] | Exception]:
+        """Inserts the jobs in one transaction; if that fails, for which one may be the reason, each alone."""
+        try:
+            return self._insert(new)
+        except Unavailable:
+            raise
+        except Exception:
+            return [self._outcome(each) for each in new]
+
+    def _outcome(self, new: _NewJob) -> tuple[Job, bool] | Exception:
+        try:
+            return self._insert_one(new)
+        except Exception as error:
+            return error
 
     def _insert(self, new: Sequence[_NewJob]) -> list[tuple[Job, bool]]:
         with self._writing() as connection:
@@ -80,3 +90,7 @@ class Submissions(Writes):
                 f"this Idempotency-Key made job {existing.id} from another spec; use a new key for a new job"
             )
         return existing
+
+
+def _new_job(spec: Spec, idempotency_key: str | None, user: str | None) -> _NewJob:
+    return new_job(spec, created_at=utc_now(), user=user), idempotency_key, pending.get()

@@ -1,6 +1,6 @@
+import asyncio
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import wait
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -15,22 +15,18 @@ class Disk:
 
     def __init__(self) -> None:
         self.groups: list[list[int]] = []
-        self.alone: list[int] = []
         self.free, self.begun = threading.Event(), threading.Event()
 
-    def write_all(self, numbers: Sequence[int]) -> list[str]:
+    def write(self, numbers: Sequence[int]) -> list[str | Exception]:
         self.begun.set()
         assert self.free.wait(SECONDS)
         if -1 in numbers:
             raise Unavailable("the disk", "it is away")
-        if 13 in numbers:
-            raise ValueError("13 cannot be committed")
         self.groups.append(list(numbers))
-        return [f"{number} is committed" for number in numbers]
-
-    def write_one(self, number: int) -> str:
-        self.alone.append(number)
-        return self.write_all([number])[0]
+        return [
+            ValueError("13 cannot be committed") if number == 13 else f"{number} is committed"
+            for number in numbers
+        ]
 
 
 @pytest.fixture
@@ -38,68 +34,94 @@ def disk() -> Disk:
     return Disk()
 
 
-@pytest.fixture
-def commits(disk: Disk) -> Iterator[GroupCommit[int, str]]:
-    made = GroupCommit(disk.write_all, disk.write_one)
-    yield made
-    disk.free.set()
-    made.close()
+def run(disk: Disk, story: Callable[[GroupCommit[int, str]], Awaitable[None]]) -> None:
+    """Runs the story; what it adds is decided when this returns."""
+
+    async def told() -> None:
+        commits = GroupCommit(disk.write)
+        try:
+            await asyncio.wait_for(story(commits), SECONDS)
+        finally:
+            disk.free.set()
+            commits.close()
+
+    asyncio.run(told())
 
 
-def test_what_arrives_during_a_commit_shares_the_next_one(disk: Disk, commits: GroupCommit[int, str]) -> None:
-    first = commits.add(1)
-    assert disk.begun.wait(SECONDS)
-    others = [commits.add(number) for number in (2, 3, 4)]
-    assert not any(each.done() for each in (first, *others))
-    disk.free.set()
-
-    assert first.result(SECONDS) == "1 is committed"
-    assert [each.result(SECONDS) for each in others] == [f"{number} is committed" for number in (2, 3, 4)]
-    assert disk.groups == [[1], [2, 3, 4]]
+async def one_being_committed(disk: Disk, commits: GroupCommit[int, str]) -> asyncio.Task[str]:
+    first = asyncio.create_task(commits.add(1))
+    assert await asyncio.to_thread(disk.begun.wait, SECONDS)
+    return first
 
 
-def test_an_item_that_cannot_be_committed_does_not_harm_its_group(
-    disk: Disk, commits: GroupCommit[int, str]
-) -> None:
-    commits.add(1)
-    assert disk.begun.wait(SECONDS)
-    group = [commits.add(number) for number in (2, 13, 4)]
-    disk.free.set()
-    wait(group, SECONDS)
-
-    assert [each.exception() is None for each in group] == [True, False, True]
-    assert disk.groups == [[1], [2], [4]]
-    assert disk.alone == [2, 13, 4]
+async def add(commits: GroupCommit[int, str], numbers: Sequence[int]) -> list[asyncio.Task[str]]:
+    tasks = [asyncio.create_task(commits.add(number)) for number in numbers]
+    await asyncio.sleep(0)  # each runs until it waits
+    return tasks
 
 
-def test_a_group_is_not_tried_one_by_one_while_the_database_is_away(
-    disk: Disk, commits: GroupCommit[int, str]
-) -> None:
-    commits.add(1)
-    assert disk.begun.wait(SECONDS)
-    group = [commits.add(number) for number in (2, -1, 4)]
-    disk.free.set()
+def test_what_arrives_during_a_commit_shares_the_next_one(disk: Disk) -> None:
+    async def story(commits: GroupCommit[int, str]) -> None:
+        first = await one_being_committed(disk, commits)
+        others = await add(commits, [2, 3, 4])
+        assert not any(each.done() for each in (first, *others))
+        disk.free.set()
 
-    for each in group:
-        with pytest.raises(Unavailable):
-            each.result(SECONDS)
-    assert disk.alone == []
-    assert commits.add(5).result(SECONDS) == "5 is committed"
+        assert await asyncio.gather(first, *others) == [f"{number} is committed" for number in (1, 2, 3, 4)]
+        assert disk.groups == [[1], [2, 3, 4]]
+        assert await commits.add(5) == "5 is committed"
+
+    run(disk, story)
 
 
-def test_many_threads_get_their_own_results(disk: Disk, commits: GroupCommit[int, str]) -> None:
-    disk.free.set()
-    found: dict[int, str] = {}
+def test_each_gets_its_own_outcome(disk: Disk) -> None:
+    async def story(commits: GroupCommit[int, str]) -> None:
+        disk.free.set()
+        group = await add(commits, [2, 13, 4])
+        found = await asyncio.gather(*group, return_exceptions=True)
 
-    def add(numbers: range) -> None:
-        for number in numbers:
-            found[number] = commits.add(number).result(SECONDS)
+        assert [isinstance(each, ValueError) for each in found] == [False, True, False]
 
-    threads = [threading.Thread(target=add, args=(range(100 + k, 500, 8),)) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run(disk, story)
 
-    assert found == {number: f"{number} is committed" for number in range(100, 500)}
-    assert sorted(number for group in disk.groups for number in group) == sorted(found)
+
+def test_a_failure_of_the_whole_group_is_that_of_each_and_the_next_group_is_written(disk: Disk) -> None:
+    async def story(commits: GroupCommit[int, str]) -> None:
+        first = await one_being_committed(disk, commits)
+        group = await add(commits, [2, -1, 4])
+        disk.free.set()
+        await first
+
+        for each in group:
+            with pytest.raises(Unavailable):
+                await each
+        assert await commits.add(5) == "5 is committed"
+        assert disk.groups == [[1], [5]]
+
+    run(disk, story)
+
+
+def test_what_nobody_waits_for_any_more_is_committed_and_does_not_harm_its_group(disk: Disk) -> None:
+    async def story(commits: GroupCommit[int, str]) -> None:
+        first = await one_being_committed(disk, commits)
+        gone, other = await add(commits, [2, 3])
+        for each in (first, gone):
+            each.cancel()
+        disk.free.set()
+
+        assert await other == "3 is committed"
+        assert disk.groups == [[1], [2, 3]]
+
+    run(disk, story)
+
+
+def test_a_commit_that_is_under_way_is_decided_when_it_is_closed(disk: Disk) -> None:
+    async def story(commits: GroupCommit[int, str]) -> None:
+        first = await one_being_committed(disk, commits)
+        disk.free.set()
+        await asyncio.to_thread(commits.close)
+
+        assert disk.groups == [[1]]
+        assert await first == "1 is committed"
+
+    run(disk, story)
