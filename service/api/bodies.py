@@ -61,7 +61,8 @@ class SpecText:
     is_json: bool
 
 
-async def _spec_body(request: Request) -> SpecText:
+async def spec_body(request: Request) -> SpecText:
+    """Returns the body of a request that carries a spec. Raises HTTPException (413, 415)."""
     given = _check_type(request, SPEC_TYPES)
     content = await _read(request, MAX_SPEC_BYTES, "a spec")
     return SpecText(content=content, is_json=given == JSON_TYPE)
@@ -72,7 +73,7 @@ async def _code_body(request: Request, services: Services) -> bytes:
     return await _read(request, services.settings.max_code_bytes, "an archive")
 
 
-SpecBody = Annotated[SpecText, Depends(_spec_body)]
+SpecBody = Annotated[SpecText, Depends(spec_body)]
 CodeBody = Annotated[bytes, Depends(_code_body)]
 
 

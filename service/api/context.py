@@ -35,9 +35,10 @@ class Context:
     token_file: str = ""
 
 
-async def _of(request: Request) -> Context:  # no thread for it, as a plain function would take
+async def services_of(request: Request) -> Context:
+    """Returns what the routes share. It needs no thread of its own."""
     context: Context = request.app.state.context
     return context
 
 
-Services = Annotated[Context, Depends(_of)]
+Services = Annotated[Context, Depends(services_of)]

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import AwareDatetime, StringConstraints
+from fastapi.exceptions import RequestValidationError
+from pydantic import AwareDatetime, StringConstraints, TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from service.api.access import Asking
-from service.api.bodies import SPEC_TYPES, SpecBody, SpecText, read_spec, read_spec_at_once
-from service.api.context import Context, Services
+from service.api.access import caller_of
+from service.api.bodies import SPEC_TYPES, SpecBody, SpecText, read_spec, read_spec_at_once, spec_body
+from service.api.context import Context, Services, services_of
+from service.api.direct import DirectRoute
 from service.api.problems import documented
 from service.api.schemas import (
     JobDocument,
@@ -56,35 +58,55 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post(
-    "",
-    status_code=201,
-    response_model=JobDocument,
-    responses=documented(413, 415, 422, 503),
-    openapi_extra=_BODY,
-    summary="Queue a job",
-)
-async def create_job(
-    request: Request,
-    services: Services,
-    body: SpecBody,
-    caller: Asking,
-    idempotency_key: IdempotencyKey = None,
-) -> Response:
+_KEY_HEADER = "idempotency-key"
+_KEY: TypeAdapter[str | None] = TypeAdapter(IdempotencyKey)
+_KEY_SCHEMA = _KEY.json_schema()
+_KEY_PARAMETER = {
+    "name": _KEY_HEADER,
+    "in": "header",
+    "required": False,
+    "description": _KEY_SCHEMA["description"],
+    "schema": _KEY_SCHEMA,
+}
+
+
+async def create_job(request: Request) -> Response:
     """A job that was acknowledged with 201 is never lost.
 
     A repeated Idempotency-Key returns the job of the first request, with `Idempotency-Replayed: true`.
     """
+    services, caller = await services_of(request), await caller_of(request)
+    body, key = await spec_body(request), _idempotency_key(request)
     read = read_spec_at_once(body, services)
     if read is None:
         read = await run_in_threadpool(_checked, services, body)
     spec, _ = read
-    # No thread waits for the commit, which many requests share.
-    job, created = await services.store.submit_job(spec, idempotency_key=idempotency_key, user=caller.user)
+    job, created = await services.store.submit_job(spec, idempotency_key=key, user=caller.user)
     headers = {"Location": f"{request.scope['path']}/{job.id}"}
     if not created:
         headers["Idempotency-Replayed"] = "true"
     return json_response(shown(job, services.results), 201, headers)
+
+
+def _idempotency_key(request: Request) -> str | None:
+    try:
+        return _KEY.validate_python(request.headers.get(_KEY_HEADER))
+    except ValidationError as error:
+        wrong = [{**each, "loc": ("header", _KEY_HEADER)} for each in error.errors()]
+        raise RequestValidationError(wrong) from None
+
+
+router.add_api_route(
+    "",
+    create_job,
+    methods=["POST"],
+    status_code=201,
+    response_model=JobDocument,
+    responses=documented(413, 415, 422, 503),
+    openapi_extra={**_BODY, "parameters": [_KEY_PARAMETER]},
+    summary="Queue a job",
+    route_class_override=DirectRoute,
+)
 
 
 @router.post(
