@@ -111,6 +111,7 @@ def create_app(
     closed = [Depends(documented_scheme), Depends(check_owner)]
     of_jobs = (jobs, control, logs, events, checkpoints, files, sweeps)
     of_service = (code, job_secrets, cluster, cleanup, webhooks, keys, audit, metrics, version)
+    jobs.add_submission(app.router, dependencies=closed, responses=everywhere)
     for routes in (*of_jobs, *of_service):
         app.include_router(routes.router, dependencies=closed, responses=everywhere)
     app.include_router(documentation.router)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
-from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.routing import request_response
 
 
 class DirectRoute(APIRoute):
@@ -16,7 +16,7 @@ class DirectRoute(APIRoute):
     with the id of a job or sweep may have one: `check_owner` would not be called.
     """
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        assert "{" not in self.path, f"{self.path}: who owns what it is about would not be checked"
-        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return handler
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        assert "{" not in path, f"{path}: who owns what it is about would not be checked"
+        super().__init__(path, endpoint, **options)
+        self.app = request_response(endpoint)

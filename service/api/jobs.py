@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from pydantic import AwareDatetime, StringConstraints, TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -96,17 +96,29 @@ def _idempotency_key(request: Request) -> str | None:
         raise RequestValidationError(wrong) from None
 
 
-router.add_api_route(
-    "",
-    create_job,
-    methods=["POST"],
-    status_code=201,
-    response_model=JobDocument,
-    responses=documented(413, 415, 422, 503),
-    openapi_extra={**_BODY, "parameters": [_KEY_PARAMETER]},
-    summary="Queue a job",
-    route_class_override=DirectRoute,
-)
+def add_submission(
+    router: APIRouter,
+    *,
+    responses: Mapping[int | str, dict[str, Any]],
+    dependencies: Sequence[params.Depends],
+) -> None:
+    """Adds `create_job` to the application's own router: an included one looks at each path twice.
+
+    responses: those of every route. dependencies: those that the documentation is to name.
+    """
+    router.add_api_route(
+        "/v1/jobs",
+        create_job,
+        methods=["POST"],
+        status_code=201,
+        response_model=JobDocument,
+        responses={**responses, **documented(413, 415, 422, 503)},
+        openapi_extra={**_BODY, "parameters": [_KEY_PARAMETER]},
+        summary="Queue a job",
+        tags=["jobs"],
+        dependencies=dependencies,
+        route_class_override=DirectRoute,
+    )
 
 
 @router.post(
