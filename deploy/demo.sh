@@ -41,7 +41,8 @@ $syncbn submit "$@" --follow
 if [ -n "${KEEP:-}" ]; then
   trap - EXIT
   echo
-  echo "the stack keeps running: API $SYNCBN_URL/docs, MLflow http://127.0.0.1:${MLFLOW_PORT:-5000}"
-  grep "^  token" "$data/up.log" | sed "s/^  token */the password of the API's pages is in /" || true
+  echo "the stack keeps running"
+  grep "^  console" "$data/up.log"
+  echo "  MLflow  http://127.0.0.1:${MLFLOW_PORT:-5000}"
   echo "stop it with: make demo-down"
 fi
