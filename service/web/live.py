@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 from fastapi import Request, Response
 from fastapi.sse import format_sse_event
@@ -13,28 +13,36 @@ from service.api.looks import MOMENT
 from service.errors import Unavailable
 
 
-def stream(request: Request, view: Hashable, parts: Callable[[], str]) -> Response:
-    """Streams the parts of a page, now and whenever they are others than before.
+def stream(request: Request, view: Hashable, parts: Callable[[], Sequence[str]]) -> Response:
+    """Streams the parts of a page, each now and whenever it is another one than before.
 
     view: pages with the same view share what is rendered; it has to name everything that `parts` depends on,
-    the caller's scope included. parts: returns elements `hx-partial`; blocks; may raise Unavailable.
+    the caller's scope included. parts: returns elements `hx-partial`, always as many; blocks; may raise
+    Unavailable.
     """
     services: Context = request.app.state.context
     # Links are relative to the page, and so another text on a page of another depth.
-    return services.streams.response(MOMENT, (view, request.scope["path"]), _News(parts), "")
+    nothing: Seen = ()
+    return services.streams.response(MOMENT, (view, request.scope["path"]), _News(parts), nothing)
+
+
+Seen = tuple[str, ...]
+"""The digests of the parts that a page has; the problem alone while it shows one."""
 
 
 class _News:
-    """The rendered parts after those with a digest; the event `away` while they cannot be rendered."""
+    """The parts that are others than those a page has; the event `away` while they cannot be rendered."""
 
-    def __init__(self, parts: Callable[[], str]) -> None:
+    def __init__(self, parts: Callable[[], Sequence[str]]) -> None:
         self._parts = parts
 
-    def __call__(self, seen: str) -> tuple[bytes, str, bool]:
+    def __call__(self, seen: Seen) -> tuple[bytes, Seen, bool]:
         try:
-            text = self._parts()
+            parts = self._parts()
         except Unavailable as error:
-            away = str(error)
-            return (b"" if away == seen else format_sse_event(event="away", data_str=away)), away, False
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return (b"" if digest == seen else format_sse_event(data_str=text)), digest, False
+            away = (str(error),)
+            return (b"" if away == seen else format_sse_event(event="away", data_str=away[0])), away, False
+        digests = tuple(hashlib.sha256(part.encode()).hexdigest()[:16] for part in parts)
+        known = seen if len(seen) == len(digests) else ("",) * len(digests)
+        news = [part for part, now, before in zip(parts, digests, known, strict=True) if now != before]
+        return (format_sse_event(data_str="\n".join(news)) if news else b""), digests, False

@@ -24,6 +24,16 @@ from service.web.timeline import timeline
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _LISTED = 12
+_RUNNING = 20
+_PARTS = {
+    "figures": "overview_figures.html",
+    "running": "overview_running.html",
+    "waiting": "overview_waiting.html",
+    "machines": "overview_machines.html",
+    "timeline": "timeline.html",
+    "ended": "overview_ended.html",
+}
+"""The templates of the page's parts, by the ids of their elements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +74,21 @@ def live_overview(request: Request, services: Services) -> Response:
     return live.stream(request, ("overview", caller_or_none(request)), parts)
 
 
-def _parts(request: Request, services: Context) -> str:
-    return fragment(request, "overview_live.html", **_values(services))
+def _parts(request: Request, services: Context) -> list[str]:
+    values = _values(services)
+    return [
+        fragment(request, "partial.html", target=name, part=template, **values)
+        for name, template in _PARTS.items()
+    ]
 
 
 def _values(services: Context) -> dict[str, Any]:
-    return {"view": _view(services), "timeline": timeline(services.store, datetime.now(UTC))}
+    return {
+        "parts": _PARTS,
+        "most": _RUNNING,
+        "view": _view(services),
+        "timeline": timeline(services.store, datetime.now(UTC)),
+    }
 
 
 def _view(services: Context) -> Overview:

@@ -44,12 +44,16 @@ _templates.globals |= {"query": urlencode}
 def render(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
     """Returns a page. Every value is escaped: no text of a user becomes markup."""
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
-    return HTMLResponse(_templates.get_template(template).render(_of_page(request) | values), status, headers)
+    given = _of_page(request) | {"live": False} | values
+    return HTMLResponse(_templates.get_template(template).render(given), status, headers)
 
 
 def fragment(request: Request, template: str, /, **values: Any) -> str:
-    """Returns a part of a page, to be put into it while it is shown."""
-    return _templates.get_template(template).render(_of_page(request) | values)
+    """Returns a part of a page, to be put into it while it is shown.
+
+    Its text does not change with the time alone: ages are for the script of the page.
+    """
+    return _templates.get_template(template).render(_of_page(request) | {"live": True} | values)
 
 
 def link(request: Request, path: str) -> str:
