@@ -1,7 +1,8 @@
-"""A small disk of a test's own, to be filled: a tmpfs, which only root may mount."""
+"""Disks of a test's own, which only root may mount: a small one to be filled, and one that is frozen."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -37,3 +38,26 @@ def fill(folder: Path, *, share: float) -> Path:
     with path.open("xb") as file:
         os.posix_fallocate(file.fileno(), 0, int(disk.f_blocks * disk.f_frsize * share) - used)
     return path
+
+
+@contextmanager
+def frozen_disk(folder: Path) -> Iterator[Path]:
+    """Mounts a file system whose server never answers, as that of a network drive may do, at a new folder.
+
+    Skips the test where that is not allowed. When the block ends, calls that wait for it fail.
+    """
+    folder.mkdir()
+    try:
+        server = os.open("/dev/fuse", os.O_RDWR)
+    except OSError as error:
+        pytest.skip(f"FUSE is not available here: {error}")
+    options = f"fd={server},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}".encode()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"none", str(folder).encode(), b"fuse", 0, options):
+        os.close(server)
+        pytest.skip(f"FUSE cannot be mounted here: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield folder
+    finally:
+        os.close(server)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -24,7 +24,7 @@ from tests.e2e.small_ray import SmallRay
 from tests.e2e.stack import ENVIRONMENT, SYNCBN, until
 from tests.mlflow_server import MlflowServer
 from tests.service.live_api import find_ray
-from tests.small_disk import fill, small_disk
+from tests.small_disk import fill, frozen_disk, small_disk
 
 AHEAD = 40.0
 """Seconds, of the clock of the second machine."""
@@ -46,11 +46,11 @@ class Said:
         return message
 
 
-def doctor(**variables: str) -> Said:
+def doctor(*, seconds: int = 60, **variables: str) -> Said:
     """Every part that is not named is down."""
     nowhere = f"127.0.0.1:{free_port()}"
     named = {"SYNCBN_MLFLOW_URL": f"http://{nowhere}", "SYNCBN_RAY_ADDRESS": nowhere} | variables
-    command = [SYNCBN, "--url", f"http://{nowhere}", "doctor", "--json", "--timeout", "60"]
+    command = [SYNCBN, "--url", f"http://{nowhere}", "doctor", "--json", "--timeout", str(seconds)]
     done = subprocess.run(command, env=ENVIRONMENT | named, capture_output=True, text=True, timeout=240)
     assert done.stdout, done.stderr
     answer = json.loads(done.stdout)
@@ -95,17 +95,26 @@ def test_everything_down_and_a_disk_nearly_full(tmp_path: Path) -> None:
     assert "cannot be written" in full.only("storage")
 
 
-def test_everything_frozen(migrated: str, postgres: Postgres, mlflow_server: MlflowServer) -> None:
+def test_everything_frozen(
+    migrated: str, postgres: Postgres, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
     postgres.freeze()
     mlflow_server.signal(signal.SIGSTOP)
     try:
-        said = doctor(SYNCBN_DATABASE_URL=migrated, SYNCBN_MLFLOW_URL=mlflow_server.url)
+        with frozen_disk(tmp_path / "disk") as storage:
+            said = doctor(
+                seconds=20,
+                SYNCBN_DATABASE_URL=migrated,
+                SYNCBN_MLFLOW_URL=mlflow_server.url,
+                SYNCBN_STORAGE=str(storage),
+            )
     finally:
         mlflow_server.signal(signal.SIGCONT)
         postgres.thaw()
 
     assert said.only("database").startswith("it is frozen")
     assert "has not answered" in said.only("MLflow")
+    assert said.only("storage") == said.only("disk") == "no answer in 20 s"
 
 
 def test_everything_refuses(
