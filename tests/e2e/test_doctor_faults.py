@@ -46,7 +46,7 @@ class Said:
         return message
 
 
-def doctor(*, seconds: int = 60, **variables: str) -> Said:
+def doctor(seconds: int = 60, /, **variables: str) -> Said:
     """Every part that is not named is down."""
     nowhere = f"127.0.0.1:{free_port()}"
     named = {"SYNCBN_MLFLOW_URL": f"http://{nowhere}", "SYNCBN_RAY_ADDRESS": nowhere} | variables
@@ -103,7 +103,7 @@ def test_everything_frozen(
     try:
         with frozen_disk(tmp_path / "disk") as storage:
             said = doctor(
-                seconds=20,
+                20,
                 SYNCBN_DATABASE_URL=migrated,
                 SYNCBN_MLFLOW_URL=mlflow_server.url,
                 SYNCBN_STORAGE=str(storage),
