@@ -186,17 +186,17 @@ def test_a_spec_with_a_long_table_in_it_runs_and_is_kept_whole(stack: Stack, cod
     """An argument or a variable of a process may have 131,072 bytes at most; a spec goes another way."""
     table = [float(1_000_000 + number) for number in range(14_000)]
     model = {"class_path": "mine.nets.Scaled", "init_args": {"table": table, "total": sum(table)}}
-    spec = _written(code, digits(model=model, training={"global_batch_size": 64, "max_steps": 4}))
-    assert spec.stat().st_size > 140_000
+    spec = digits(model=model, training={"global_batch_size": 64, "max_steps": 4})
+    assert len(json.dumps(spec)) > 140_000
 
-    done = stack.cli("submit", str(spec), "--code", str(code), "--follow", "--json")
+    job = stack.ended(stack.submit(spec, code))
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    job = json.loads(done.stdout)
-    assert job["spec"]["model"] == model
+    assert job.state == "succeeded", job.reason
+    assert job.spec["model"] == model
+    assert job.mlflow is not None
+    _finished_run(stack, job.mlflow.run_id)
     url = f"{stack.mlflow}/get-artifact"
-    _finished_run(stack, job["mlflow"]["run_id"])
-    kept = httpx.get(url, params={"run_uuid": job["mlflow"]["run_id"], "path": "spec.yaml"}, timeout=30)
+    kept = httpx.get(url, params={"run_uuid": job.mlflow.run_id, "path": "spec.yaml"}, timeout=30)
     assert yaml.safe_load(kept.text)["model"] == model
 
 
