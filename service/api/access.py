@@ -172,7 +172,7 @@ class Access:
 
 
 def _note(action: str, caller: Caller | None, scope: Scope) -> audit.Note:
-    """Returns the beginning of an entry. caller: None if nothing opened; then the id of the given key stays."""
+    """Returns the beginning of an entry. caller: None if no key opened; then the id of the given one."""
     return audit.Note(
         who=caller.name if caller else "",
         credential=caller.credential if caller else key_id_of(scope),
