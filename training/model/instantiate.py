@@ -41,7 +41,7 @@ def typed_arguments(target: Callable[..., Any], given: Mapping[str, Any], key: s
         if _is_open(annotation):
             made[name] = _nested(value, f"{key}.{name}")
         elif _is_plain(value, annotation):
-            made[name] = deepcopy(value)  # the constructor may change its lists, and the spec stays
+            made[name] = _as_numbers(value, annotation)
     typed = {name: value for name, value in given.items() if name not in made}
     return {**made, **(_parsed(target, typed, parameters.keys() - typed.keys(), key) if typed else {})}
 
@@ -105,13 +105,30 @@ def _is_plain(value: object, annotation: object) -> bool:
     if origin in {Union, UnionType}:
         return any(_is_plain(value, each) for each in arguments)
     if origin is list and isinstance(value, list):
-        return all(_is_plain(each, arguments[0]) for each in value)
+        # A whole number in a list of floats is written without a point.
+        return all(
+            _is_plain(each, arguments[0]) or (arguments[0] is float and type(each) is int) for each in value
+        )
     if origin is dict and type(value) is dict:
         return all(
             _is_plain(name, arguments[0]) and _is_plain(each, arguments[1]) for name, each in value.items()
         )
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     return isinstance(value, bool | int | float | str) and type(value).__name__ == name
+
+
+def _as_numbers(value: Any, annotation: Any) -> Any:
+    """Returns a copy of a plain value. The constructor may change its lists, and the spec stays."""
+    if isinstance(value, list | dict):
+        of = get_args(next(each for each in _options(annotation) if _is_plain(value, each)))
+        if isinstance(value, list):
+            return [_as_numbers(each, of[0]) for each in value]
+        return {name: _as_numbers(each, of[1]) for name, each in value.items()}
+    return float(value) if type(value) is int and annotation is float else deepcopy(value)
+
+
+def _options(annotation: object) -> tuple[object, ...]:
+    return get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
 
 
 def _argument_error(error: Exception, key: str) -> BuildError:

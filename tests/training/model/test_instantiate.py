@@ -21,7 +21,7 @@ def takes_two(first: object, *, second: object = None) -> tuple[object, object]:
 
 
 def takes_tables(
-    numbers: list[float], rows: dict[str, list[int]] | None = None, mixed: list[float] | str = ""
+    numbers: list[float], rows: dict[str, list[float]] | None = None, mixed: list[float] | str = ""
 ) -> tuple[object, ...]:
     return numbers, rows, mixed
 
@@ -60,6 +60,9 @@ def test_a_long_table_of_the_right_type_is_given_as_it_is() -> None:
     made = construct(spec(f"{HERE}.takes_tables", numbers=numbers, rows=rows, mixed=numbers), "model")
 
     assert made == (numbers, rows, numbers)
+    assert all(type(each) is float for each in made[1]["a"])
+    whole, _, _ = construct(spec(f"{HERE}.takes_tables", numbers=list(range(100_000))), "model")
+    assert all(type(each) is float for each in whole)
 
 
 @pytest.mark.parametrize(
