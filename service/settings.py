@@ -138,6 +138,12 @@ class Settings(BaseSettings):
         description="Days after the end of its last job when a code archive is removed; by default it is "
         "kept",
     )
+    retention_audit_days: float = Field(
+        default=730,
+        ge=1,
+        le=36_500,
+        description="Days after which an entry of the audit log is removed",
+    )
     log_format: LogFormat = Field(
         default=LogFormat.TEXT,
         description="Lines of the log: `text` for people, `json` for a log collector. With `json` it has "
@@ -286,10 +292,8 @@ class _GivenSecrets(PydanticBaseSettingsSource):
 
 def _problem(error: ErrorDetails) -> Problem:
     field = str(error["loc"][0])
-    is_number = Settings.model_fields[field].annotation in {
-        int,
-        float | None,
-    }  # another value may hold a password
+    # Another value may hold a password.
+    is_number = Settings.model_fields[field].annotation in {int, float, float | None}
     got = f"; got {error['input']!r}" if is_number else ""
     return Problem(key=names_of(field)[0], message=error["msg"] + got)
 

@@ -85,13 +85,15 @@ class Postgres:
 
 
 @contextmanager
-def postgres(**settings: str) -> Iterator[Postgres]:
+def postgres(folder: Path | None = None, /, **settings: str) -> Iterator[Postgres]:
     """Runs a server and stops it when the context ends. Raises NotInstalled.
 
-    With the default `settings` each commit waits for the disk.
+    folder: where its own folder is made; any user may enter it, and its path is short. With the default
+    `settings` each commit waits for the disk.
     """
     binaries = _binaries()
-    home = Path(tempfile.mkdtemp(prefix="syncbn-pg-"))  # short: a socket's path may have at most 107 bytes
+    # Short: a socket's path may have at most 107 bytes.
+    home = Path(tempfile.mkdtemp(prefix="syncbn-pg-", dir=folder))
     as_user = _as_postgres(home)
     data = str(home / "data")
     initdb = [str(binaries / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "-N"]

@@ -1,4 +1,4 @@
-"""The audit log's entries: who asked for which change, from where, and what became of it."""
+"""The audit log's entries: who asked for which change, or was refused, from where, and what became of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ Result = Literal["done", "refused", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class AuditEntry:
-    """One request that was to change something.
+    """One request that was to change something, or several that were refused at the door.
 
     who: the key's user, or the name of the server's own credential. credential: the key's id, or the same.
     action: method and path of the route. about: the path of what it was about. status: the HTTP status that
-    was answered; None if the entry was committed together with the change, before the answer.
+    was answered; None if the entry was committed together with the change, before the answer. count: how many
+    requests of this caller were refused alike; action and about are those of the last. Refused at the door,
+    without a key that opens, who is "".
     """
 
     id: str
@@ -27,6 +29,7 @@ class AuditEntry:
     action: str
     about: str
     status: int | None = None
+    count: int = 1
 
     @property
     def result(self) -> Result:

@@ -23,13 +23,15 @@ from service.access.caller import Scope as AccessScope
 from service.access.limits import Limits
 from service.access.rules import Rule, rule_of, unlisted
 from service.api.context import Context, Services
-from service.api.credentials import FOR_BROWSERS, Credentials, Denied, Forged
+from service.api.credentials import FOR_BROWSERS, Credentials, Denied, Forged, key_id_of
 from service.api.problems import RETRY_AFTER_S, ProblemResponse, problem
+from service.api.refusals import Refusals
 from service.errors import Forbidden, Unavailable
 from service.queue.store import Store
 
 _NO_ROUTE = Rule(AccessScope.READ)
 _LONGEST_PATH = 500
+_REFUSED = frozenset({401, 403, 429})
 _REVOKE = "POST /v1/keys/{key_id}/revoke"
 _CALLER, _RULE = "syncbn.caller", "syncbn.rule"
 _log = logging.getLogger(__name__)
@@ -40,8 +42,9 @@ documented_scheme = HTTPBearer(auto_error=False, description="An API key; `syncb
 class Access:
     """Lets through who may do what is asked, and notes in the audit log who changed what.
 
-    Refuses with 401 whom it does not know, with 403 whose scope is too small, with 429 who asks too often,
-    and with 503 if it cannot look up a key. The routes find the caller with `Asking`.
+    Refuses with 401 whom it does not know, with 403 whose scope is too small, with 429 who asks too often:
+    the audit log counts these. Refuses with 503 if it cannot look up a key. The routes find the caller with
+    `Asking`.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Access:
     ) -> None:
         self._app, self._context, self._routes = app, context, routes
         self._credentials = credentials
+        self._refusals = Refusals(context.store)
         settings = context.settings
         self._limits = Limits(settings.requests_per_second, settings.bytes_per_minute / 60)
 
@@ -62,15 +66,18 @@ class Access:
         except (Denied, Forged, Unavailable) as error:
             caller = None
             if rule.scope is not None:
-                await self._refusal(scope, rule, error)(scope, receive, send)
+                answer = self._refusal(scope, rule, error)
+                await answer(scope, receive, self._noting_refusals(action, None, scope, send))
                 return
         if caller is not None:
-            if answer := self._objection(scope, rule, caller):
-                await answer(scope, receive, send)
+            if objection := self._objection(scope, rule, caller):
+                await objection(scope, receive, self._noting_refusals(action, caller, scope, send))
                 return
             receive = self._counted(receive, caller)
         scope[_CALLER], scope[_RULE] = caller, rule
-        if caller is None or not rule.changes:
+        if caller is None:
+            await self._app(scope, receive, self._noting_refusals(action, None, scope, send))
+        elif not rule.changes:
             await self._app(scope, receive, send)
         else:
             await self._noted(action, caller, scope, receive, send)
@@ -114,6 +121,16 @@ class Access:
             return problem(scope["path"], 429, "Too Many Requests", detail, headers=headers)
         return None
 
+    def _noting_refusals(self, action: str, caller: Caller | None, scope: Scope, send: Send) -> Send:
+        """Returns `send` that counts an answer if it is a refusal, as of a key on the page for signing in."""
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in _REFUSED:
+                self._refusals.note(_note(action, caller, scope), message["status"])
+            await send(message)
+
+        return noting
+
     def _counted(self, receive: Receive, caller: Caller) -> Receive:
         async def counted() -> Message:
             message = await receive()
@@ -127,13 +144,7 @@ class Access:
 
     async def _noted(self, action: str, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers the request. Its entry is in the audit log before the answer is sent."""
-        note = audit.Note(
-            who=caller.name,
-            credential=caller.credential,
-            address=scope["client"][0] if scope.get("client") else "",
-            action=action,
-            about=_path(scope),
-        )
+        note = _note(action, caller, scope)
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -158,6 +169,17 @@ class Access:
         except Unavailable as error:
             # It has changed nothing, so the answer need not wait for the database.
             _log.error("not in the audit log: %s, answered with %d: %s", note, status, error)
+
+
+def _note(action: str, caller: Caller | None, scope: Scope) -> audit.Note:
+    """Returns the beginning of an entry. caller: None if no key opened; then the id of the given one."""
+    return audit.Note(
+        who=caller.name if caller else "",
+        credential=caller.credential if caller else key_id_of(scope),
+        address=scope["client"][0] if scope.get("client") else "",
+        action=action,
+        about=_path(scope),
+    )
 
 
 def _to_sign_in(scope: Scope) -> Response:

@@ -53,17 +53,18 @@ class KeyPage(Document):
 
 
 class AuditEntryDocument(Document):
-    """One request that was to change something."""
+    """One request that was to change something, or several that were refused without being read."""
 
     id: str
     at: datetime
-    who: str = Field(description="The key's user, or the server's own credential")
-    credential: str = Field(description="The key's id, or the server's own credential")
-    address: str = Field(description="Where it came from")
+    who: str = Field(description="The key's user, or the server's own credential; empty: no key that opens")
+    credential: str = Field(description="The key's id, or the server's own credential; empty: none was given")
+    address: str = Field(description="Where it came from; `several`: callers that were not told apart")
     action: str = Field(examples=["POST /v1/jobs/{job_id}/cancel"])
     about: str = Field(description="What it was about", examples=["/v1/jobs/j1k0w1qk530wdg8e15q54/cancel"])
     result: Result
     status: int | None = Field(description="As answered; null: committed together with the change")
+    count: int = Field(description="Requests that were refused alike; the entry has the path of the last")
 
 
 class AuditPage(Document):

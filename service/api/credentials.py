@@ -134,6 +134,11 @@ def cookie_of(headers: Headers) -> str:
     return cookie_parser(headers.get("cookie", "")).get(name, "")
 
 
+def key_id_of(scope: Scope) -> str:
+    """Returns the id of the key that a request gives, whether or not there is one; "" if it gives none."""
+    return keys.id_in(_given(Headers(scope=scope).get("authorization", ""), scope)) or ""
+
+
 def _stored_key(text: str, store: Store, otherwise: str) -> ApiKey:
     """Returns the key with this text. Raises Denied if there is none, and Unavailable."""
     key = store.find_key(keys.id_in(text) or "")

@@ -141,7 +141,9 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     return ValidationDocument.of(spec, expected, expected.reason, notes)
 
 
-@router.get("", response_model=JobPage, responses=documented(422, 503), summary="List jobs, newest first")
+@router.get(
+    "", response_model=JobPage, responses=documented(404, 422, 503), summary="List jobs, newest first"
+)
 def list_jobs(
     services: Services,
     state: Annotated[list[State] | None, Query(max_length=20, description="Jobs in any of these")] = None,
@@ -159,7 +161,7 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
-    """Returns one page of the jobs that match every given filter."""
+    """Returns one page of the jobs that match every given filter. A sweep that does not exist is a 404."""
     jobs, next_cursor = services.store.list_jobs(
         states=state or (),
         id_prefix=id_prefix,
@@ -172,6 +174,8 @@ def list_jobs(
         cursor=cursor,
         limit=limit,
     )
+    if sweep is not None and not jobs:
+        services.store.get_sweep(sweep)  # a typing error, and not a sweep without such jobs
     page = JobPage(items=[shown(job, services.results) for job in jobs], next_cursor=next_cursor)
     return json_response(page)
 

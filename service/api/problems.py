@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from service import logs
@@ -93,6 +94,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SpecError, _spec_error)
     app.add_exception_handler(RequestValidationError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _own_error)
 
 
@@ -146,6 +148,12 @@ def _http_error(request: Request, error: Exception) -> ProblemResponse:
     title = _phrase(error.status_code)
     headers = {**(error.headers or {}), **({"Allow": _allowed(request)} if error.status_code == 405 else {})}
     return problem(request.url.path, error.status_code, title, detail, headers=headers)
+
+
+def _gone(request: Request, _error: Exception) -> ProblemResponse:
+    """Nobody reads this answer. It is the end of the request in the logs, and no fault of the service."""
+    detail = "the client closed the connection before it had sent the whole request"
+    return problem(request.url.path, 400, _phrase(400), detail)
 
 
 def _allowed(request: Request) -> str:

@@ -104,12 +104,17 @@ class FakeResults:
         self._changeable(run)
         self.tags.setdefault(run.run_id, {})[key] = value
         if key in {JOB_TAG, SWEEP_TAG}:
-            self._runs = {job_id: known for job_id, known in self._runs.items() if known != run}
-            self._runs[value] = run
+            self._forget(run)
+            self._runs[value], self.jobs[run.run_id] = run, value
 
     def delete(self, run: Run) -> None:
         self._known(run)
         self.deleted.add(run.run_id)
+        self._forget(run)
+
+    def _forget(self, run: Run) -> None:
+        """`ensure_run` does not find it any more."""
+        self._runs = {job_id: known for job_id, known in self._runs.items() if known != run}
 
     def upload(self, run: Run, path: str, text: str) -> None:
         self._known(run)

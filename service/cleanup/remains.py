@@ -45,7 +45,7 @@ class Remains:
             if what is Removed.OTHER_CHECKPOINTS:
                 return self._other_checkpoints()
             found = {path.name: size_of(path) for path in self._paths(what) if path.exists()}
-        return found | (self._checkpoints() if what is Removed.CHECKPOINTS else {})
+            return found | (self._checkpoints() if what is Removed.CHECKPOINTS else {})
 
     def remove(self, what: Removed) -> int:
         """Removes a part; returns how many bytes it had. what: one member. Raises Conflict."""
@@ -153,5 +153,6 @@ def _removing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or folder
-        raise Unavailable("the run folder", f"{where}: {error.strerror or error}") from error
+        where = str(error.filename or folder)
+        which = "the storage of checkpoints" if "://" in where else "the run folder"
+        raise Unavailable(which, f"{where}: {error.strerror or error}") from error

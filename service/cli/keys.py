@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import enum
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.cli.options import AsJson
 from service.cli.selection import Since, moment
 from service.cli.session import session
+
+if TYPE_CHECKING:
+    from service.client.access import AuditEntry
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys. Needs the scope admin.")
 
@@ -113,7 +116,7 @@ def audit(
     limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Show who changed what, and from where, newest first. Needs a key with the scope admin."""
+    """Show who changed what or was refused, and from where, newest first. Needs the scope admin."""
     from service.cli import output
 
     begin = None if since is None else moment(since)
@@ -125,17 +128,22 @@ def audit(
         rows = [
             (
                 _when(entry.at),
-                output.clean(entry.who),
+                output.clean(entry.who) or "(unknown)",
                 output.clean(entry.address),
                 output.clean(entry.action.partition(" ")[0]),
                 output.clean(entry.about),
-                f"{entry.result} {entry.status or ''}".strip(),
+                _result(entry),
             )
             for entry in entries
         ]
         output.console().print(output.table(["AT", "WHO", "FROM", "ACTION", "ABOUT", "RESULT"], rows))
     else:
         output.console().print("nothing was changed")
+
+
+def _result(entry: AuditEntry) -> str:
+    times = f" ({entry.count} times)" if entry.count > 1 else ""
+    return f"{entry.result} {entry.status or ''}".strip() + times
 
 
 def _end(text: str) -> datetime:

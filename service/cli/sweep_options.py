@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -111,10 +111,19 @@ def _values(option: str, key: str, text: str) -> list[Any]:
         raise typer.BadParameter(f"{key}: {error}", param_hint=option) from None
     if not isinstance(values, list) or not values:
         raise typer.BadParameter(f"{key} has no values", param_hint=option)
-    for value in values:
-        if isinstance(value, float) and not math.isfinite(value):
-            raise typer.BadParameter(f"{key}: {value} is not a finite number", param_hint=option)
+    for number in _numbers(values):
+        if not math.isfinite(number):
+            raise typer.BadParameter(f"{key}: {number} is not a finite number", param_hint=option)
     return values
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """Yields the floats in a value, also those in lists and mappings."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, list | Mapping):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(each)
 
 
 def short_keys(keys: Iterable[str]) -> dict[str, str]:

@@ -49,11 +49,12 @@ class ApiKeyPage(Answer):
 
 
 class AuditEntry(Answer):
-    """One request that was to change something.
+    """One request that was to change something, or several that were refused without being read.
 
-    who: the user of its key. credential: the id of the key. address: where it came from. action: method and
-    path of the route. about: the path of what it was about. result: "done", "refused" or "failed". status:
-    the HTTP status of the answer; None: the change was committed with this entry, before the answer.
+    who: the user of its key; "" without one that opens. credential: the id of the key. address: where it came
+    from. action: method and path of the route. about: the path of what it was about. result: "done",
+    "refused" or "failed". status: the HTTP status of the answer; None: the change was committed with this
+    entry, before the answer. count: how many requests were refused alike; the path is that of the last.
     """
 
     id: str
@@ -65,6 +66,7 @@ class AuditEntry(Answer):
     about: str
     result: str
     status: int | None = None
+    count: int = 1
 
 
 class AuditPage(Answer):

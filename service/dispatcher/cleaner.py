@@ -1,5 +1,5 @@
 """Removes in its own thread what deleted jobs leave, what new starts from step 0 must not find, and what
-retention gives up.
+retention gives up, old entries of the audit log included.
 
 The row says what is left to do, and goes last, so the process may die at any moment. A pass does a bounded
 amount of work.
@@ -53,7 +53,7 @@ class Cleaner:
         self._began, self._began_at = clock(), utc_now()
         self._retention = Retention(settings, store, self._now)
         self._position: Position | None = None
-        self._next_retention = clock()
+        self._next_retention = self._next_audit = clock()
         self._to_begin_again: dict[str, Job] = {}
         self._running: Collection[str] = ()
         self._lock = threading.Lock()
@@ -97,6 +97,8 @@ class Cleaner:
         self._try("deleted jobs", self._remove_deleted)
         if not self._retention.policy.keeps_all and self._clock() >= self._next_retention:
             self._try("retention", self._retain)
+        if self._clock() >= self._next_audit:
+            self._try("the audit log keeps its old entries", self._age_audit)
 
     def _try(self, what: str, act: Callable[[], None]) -> None:
         if not self._stopped:
@@ -146,6 +148,11 @@ class Cleaner:
         self._position = report.next
         if self._position is None:
             self._next_retention = self._clock() + _SECONDS_BETWEEN_RETENTION
+
+    def _age_audit(self) -> None:
+        oldest = self._now() - timedelta(days=self._settings.retention_audit_days)
+        if not self._store.remove_old_audit(oldest):  # otherwise the next pass goes on
+            self._next_audit = self._clock() + _SECONDS_BETWEEN_RETENTION
 
     def _now(self) -> datetime:
         """Returns the time by the wall clock of when this began, so that a step of it removes nothing."""

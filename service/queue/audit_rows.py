@@ -43,12 +43,12 @@ def record_all(connection: Connection, changes: Iterable[tuple[Note | None, str 
         connection.execute(_INSERT, rows)
 
 
-def add(connection: Connection, note: Note, status: int | None) -> None:
-    """Adds an entry. status: what was answered; None: not known yet."""
-    connection.execute(_INSERT, [_row(note, status)])
+def add(connection: Connection, note: Note, status: int | None, count: int = 1) -> None:
+    """Adds an entry. status: what was answered; None: not known yet. count: how many requests it is for."""
+    connection.execute(_INSERT, [_row(note, status, count)])
 
 
-def _row(note: Note, status: int | None) -> dict[str, Any]:
+def _row(note: Note, status: int | None, count: int = 1) -> dict[str, Any]:
     now = utc_now()
     return {
         "id": new_id(now, AUDIT_PREFIX),
@@ -59,4 +59,5 @@ def _row(note: Note, status: int | None) -> dict[str, Any]:
         "action": note.action,
         "about": note.about,
         "status": status,
+        "count": count,
     }

@@ -14,6 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event, func, make_url, select, text
 
 from service.queue import database
+from service.queue.room import check_room
 from service.queue.tables import UtcDateTime
 
 SECONDS = 5
@@ -56,9 +57,13 @@ def look(url: str) -> Condition:
 
 
 def try_to_write(url: str) -> None:
-    """Begins to write and changes nothing. Raises Unavailable or DatabaseError if it is not allowed."""
+    """Begins to write and changes nothing.
+
+    Raises Unavailable or DatabaseError if it is not allowed, or if there is no room.
+    """
     with _engine(url) as engine, database.writing(engine) as connection:
         connection.execute(text("UPDATE jobs SET priority = priority WHERE 1 = 0"))
+        check_room(connection)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from service.queue.queue_pages import IN_ORDER, QueuePages
 from service.queue.queue_rows import QueueRows
 from service.queue.requests import Requests
 from service.queue.retained import Retained
+from service.queue.room import check_room
 from service.queue.rows import NOT_DELETED, job_of
 from service.queue.stored_audit import StoredAudit
 from service.queue.stored_events import StoredEvents
@@ -145,9 +146,10 @@ class Store(
         database.migrate(self._engine)
 
     def check(self) -> None:
-        """Raises Unavailable unless the database answers and can be written."""
+        """Raises Unavailable unless the database answers, can be written, and has room."""
         with database.writing(self._engine) as connection:
             connection.execute(update(jobs).where(jobs.c.id == "").values(reason=""))  # no row: no write
+            check_room(connection)
 
     def close(self) -> None:
         self._commits.close()

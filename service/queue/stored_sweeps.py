@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import (
@@ -37,6 +38,10 @@ from training.spec.sweep import SweepPoint
 _HAS_UNENDED = exists().where(jobs.c.sweep_id == sweeps.c.id, jobs.c.state.not_in(ENDED))
 
 
+_COMPARED = 100
+"""How many of the latest sweeps an unknown id is compared with."""
+
+
 class StoredSweeps(Writes):
     """The stored sweeps. Every method raises `Unavailable` as `Store`'s methods do."""
 
@@ -63,13 +68,20 @@ class StoredSweeps(Writes):
         return sweep, True
 
     def get_sweep(self, sweep_id: str) -> Sweep:
-        """Returns the sweep. Raises NotFound."""
+        """Returns the sweep. Raises NotFound, which names a recent one with a similar id."""
         if not is_sweep_id(sweep_id):
             raise NotFound(f"no sweep {sweep_id!r}: ids look like s1k0w1qk530wdg8e15q54")
         found = self._sweeps(select(sweeps).where(sweeps.c.id == sweep_id))
         if not found:
-            raise NotFound(f"no sweep {sweep_id!r}")
+            raise NotFound(f"no sweep {sweep_id!r}{self._did_you_mean(sweep_id)}")
         return found[0]
+
+    def _did_you_mean(self, sweep_id: str) -> str:
+        query = select(sweeps.c.id).order_by(sweeps.c.id.desc()).limit(_COMPARED)
+        with database.reading(self._engine) as connection:
+            recent = list(connection.execute(query).scalars())
+        close = get_close_matches(sweep_id, recent, n=1, cutoff=0.8)
+        return f"; did you mean {close[0]}?" if close else ""
 
     def list_sweeps(self, *, cursor: str | None = None, limit: int = 50) -> tuple[list[Sweep], str | None]:
         """Returns a page of sweeps, newest first, and the cursor of the next page (None: this is the last).

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Engine, Row, Select, delete, exc, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, exc, func, insert, select, update
 
 from service.errors import Conflict, NotFound
 from service.jobs.job import utc_now
 from service.queue import cursors, database
 from service.queue.tables import webhook_deliveries, webhooks
+from service.queue.writes import Writes
 
 WEBHOOK_PREFIX = "w"
 """The first character of a webhook's id."""
@@ -72,10 +73,8 @@ class Delivery:
     finished_at: datetime | None
 
 
-class StoredWebhooks:
+class StoredWebhooks(Writes):
     """The stored webhooks. Every method raises `Unavailable` as `Store`'s methods do."""
-
-    _engine: Engine
 
     def create_webhook(self, webhook: Webhook, *, idempotency_key: str | None = None) -> Webhook:
         """Stores a webhook and returns it; the one of an earlier call with the same key, if there was one.
@@ -116,9 +115,9 @@ class StoredWebhooks:
     def add_deliveries(self, webhook: Webhook, messages: Sequence[Message], *, up_to: int) -> bool:
         """Adds deliveries for the events up to this one, unless the webhook's position has moved.
 
-        Returns whether it has not.
+        Returns whether it has not. Raises Superseded for a scheduler without the lease.
         """
-        with database.writing(self._engine) as connection:
+        with self._writing() as connection:
             # Race closed: two schedulers, one of which does not know yet that the other has taken over.
             seen = [webhooks.c.id == webhook.id, webhooks.c.position == webhook.position]
             if connection.execute(update(webhooks).where(*seen).values(position=up_to)).rowcount == 0:
@@ -147,19 +146,26 @@ class StoredWebhooks:
     def begin_attempt(self, delivery: Delivery, next_at: datetime) -> bool:
         """Counts an attempt before it is made, so that no other process makes it; returns whether it may be.
 
-        next_at: when the next one is due, should this process end before it says how this one went.
+        next_at: when the next one is due, should this process end before it says how this one went. Raises
+        Superseded for a scheduler without the lease.
         """
         values = {"attempts": delivery.attempts + 1, "next_at": next_at}
-        return self._update_delivery(delivery, delivery.attempts, values)
+        with self._writing() as connection:
+            return _update_delivery(connection, delivery, delivery.attempts, values)
 
     def end_attempt(
         self, delivery: Delivery, state: DeliveryState, *, status: int | None, problem: str
     ) -> None:
-        """Writes how the attempt went that was begun for `delivery`. Does nothing if another has begun."""
+        """Writes how the attempt went that was begun for `delivery`. Does nothing if another has begun.
+
+        A scheduler that has lost the lease since may write it, too: otherwise a message that was taken would
+        be sent again. Its successor's attempts have other numbers.
+        """
         values: dict[str, Any] = {"state": state, "status": status, "problem": problem}
         if state != "pending":
             values["finished_at"] = utc_now()
-        self._update_delivery(delivery, delivery.attempts + 1, values)
+        with database.writing(self._engine) as connection:
+            _update_delivery(connection, delivery, delivery.attempts + 1, values)
 
     def deliveries(
         self, webhook_id: str, *, cursor: str | None = None, limit: int = 50
@@ -177,23 +183,28 @@ class StoredWebhooks:
         return found[:limit], cursors.encode(str(found[limit - 1].id)) if len(found) > limit else None
 
     def forget_deliveries(self, before: datetime) -> None:
-        """Deletes deliveries that were finished before this time."""
-        with database.writing(self._engine) as connection:
-            connection.execute(delete(webhook_deliveries).where(webhook_deliveries.c.finished_at < before))
+        """Deletes deliveries that were finished before this time.
 
-    def _update_delivery(self, delivery: Delivery, attempts: int, values: dict[str, Any]) -> bool:
-        # Race closed: two processes that found the same delivery due.
-        guards = [
-            webhook_deliveries.c.id == delivery.id,
-            webhook_deliveries.c.state == "pending",
-            webhook_deliveries.c.attempts == attempts,
-        ]
-        with database.writing(self._engine) as connection:
-            return connection.execute(update(webhook_deliveries).where(*guards).values(values)).rowcount == 1
+        Raises Superseded for a scheduler without the lease.
+        """
+        with self._writing() as connection:
+            connection.execute(delete(webhook_deliveries).where(webhook_deliveries.c.finished_at < before))
 
     def _webhooks(self, query: Select[Any]) -> list[Webhook]:
         with database.reading(self._engine) as connection:
             return [_webhook_of(row) for row in connection.execute(query)]
+
+
+def _update_delivery(
+    connection: Connection, delivery: Delivery, attempts: int, values: dict[str, Any]
+) -> bool:
+    # Race closed: two processes that found the same delivery due.
+    guards = [
+        webhook_deliveries.c.id == delivery.id,
+        webhook_deliveries.c.state == "pending",
+        webhook_deliveries.c.attempts == attempts,
+    ]
+    return connection.execute(update(webhook_deliveries).where(*guards).values(values)).rowcount == 1
 
 
 _DELIVERY: Iterable[Any] = webhook_deliveries.columns

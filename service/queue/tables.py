@@ -291,9 +291,10 @@ audit = Table(
     Column("action", Text, nullable=False),
     Column("about", Text, nullable=False),
     Column("status", Integer),
+    Column("count", Integer, nullable=False, server_default="1"),
     Index(None, "who", "id"),
 )
-"""The audit log (service.access.audit). Rows are added, and never changed or deleted."""
+"""The audit log (service.access.audit). Rows are added, never changed, and removed by age alone."""
 
 scheduler = Table(
     "scheduler",

@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.webhooks.messages import RETRY_SECONDS, headers, message_of, wanted
 from service.webhooks.sender import NotDelivered, send
 from service.webhooks.webhooks import Webhooks
+from training.protocol import Superseded
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _SECONDS_BETWEEN_CLEANINGS = 3600.0
 
 
 class Deliverer:
-    """Tells webhooks of events. `run` blocks until `stop` is called."""
+    """Tells webhooks of events. `run` blocks until `stop` is called, or another scheduler has taken over."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._store, self._webhooks = store, Webhooks(settings, store)
@@ -42,11 +43,13 @@ class Deliverer:
         self._cleaned_at = time.monotonic()
 
     def run(self) -> None:
-        """Blocks until `stop` is called."""
+        """Blocks until `stop` is called, or another scheduler has taken over."""
         while not self._stopped.is_set():
             found = False
             try:
                 found = self.round()
+            except Superseded:  # the dispatcher's rounds hear of it, too
+                return
             except ServiceError as error:
                 log.warning("%s", error)
             except Exception:  # a bug in one round must not stop all webhooks
@@ -93,6 +96,8 @@ class Deliverer:
                 delivery = self._store.due_delivery(webhook.id, utc_now())
                 if delivery is None or not self._attempted(webhook, delivery):
                     return
+        except Superseded:
+            self.stop()
         except ServiceError as error:
             log.warning("webhook %s: %s", webhook.id, error)
         except Exception:

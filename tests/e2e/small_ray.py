@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -35,8 +37,10 @@ class SmallRay:
         self._ray("--head", "--include-dashboard=false", *ports, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
         until(self._listens, "Ray's head does not listen")
 
-    def add_node(self, *, cpus: int) -> None:
-        self._ray(f"--address={self.address}", f"--num-cpus={cpus}", "--num-gpus=0")
+    def add_node(self, *, cpus: int, variables: Mapping[str, str] | None = None) -> None:
+        """variables: further ones of all its processes."""
+        flags = f"--address={self.address}", f"--num-cpus={cpus}", "--num-gpus=0"
+        self._ray(*flags, variables=variables or {})
 
     def kill_last_node(self) -> None:
         """SIGKILL for all of it at once, as if the machine was switched off."""
@@ -65,7 +69,7 @@ class SmallRay:
         for folder in self._temporary:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _ray(self, *flags: str) -> None:
+    def _ray(self, *flags: str, variables: Mapping[str, str] = MappingProxyType({})) -> None:
         # Not in the tests' folder: a socket's path may have no more than 107 characters.
         self._temporary.append(tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp"))
         ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
@@ -86,7 +90,7 @@ class SmallRay:
             self._begun.append(
                 subprocess.Popen(
                     [RAY, "start", "--block", "--disable-usage-stats", *flags, *ports, *own],
-                    env=usual | environment,
+                    env=usual | environment | dict(variables),
                     cwd=self.folder,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -11,6 +11,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
+import yaml
+
 from service.embedded.processes import StackState, marked
 from service.embedded.servers import RayHead
 from tests.e2e.stack import Stack, digits, until
@@ -177,6 +180,24 @@ print(len(cluster.nodes()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     return int(done.stdout) if done.returncode == 0 else 0
+
+
+def test_a_spec_with_a_long_table_in_it_runs_and_is_kept_whole(stack: Stack, code: Path) -> None:
+    """An argument or a variable of a process may have 131,072 bytes at most; a spec goes another way."""
+    table = [float(1_000_000 + number) for number in range(14_000)]
+    model = {"class_path": "mine.nets.Scaled", "init_args": {"table": table, "total": sum(table)}}
+    spec = digits(model=model, training={"global_batch_size": 64, "max_steps": 4})
+    assert len(json.dumps(spec)) > 140_000
+
+    job = stack.ended(stack.submit(spec, code))
+
+    assert job.state == "succeeded", job.reason
+    assert job.spec["model"] == model
+    assert job.mlflow is not None
+    _finished_run(stack, job.mlflow.run_id)
+    url = f"{stack.mlflow}/get-artifact"
+    kept = httpx.get(url, params={"run_uuid": job.mlflow.run_id, "path": "spec.yaml"}, timeout=30)
+    assert yaml.safe_load(kept.text)["model"] == model
 
 
 def _written(code: Path, spec: dict[str, object]) -> Path:

@@ -35,6 +35,19 @@ class Net(nn.Module):
         return output
 
 
+class Scaled(nn.Module):
+    """Has an argument that is as long as a table; its sum must come to `total`."""
+
+    def __init__(self, table: list[float], total: float) -> None:
+        super().__init__()
+        assert sum(table) == total
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.net(x)
+        return output
+
+
 class Struck(nn.Module):
     """Kills a process at some steps, each once: of these ranks their own, or their host agent.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from tests.training.attempts import Data, attempt
 from tests.training.attempts import spec_of as small_spec
 from tests.training.lightning_rows import BATCH_RENORM, ROWS, Row
 from tests.training.worlds import Worlds
+
+STEPS = 22
+"""Of one epoch of the small spec: 150 samples, 7 in a batch."""
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -149,13 +153,35 @@ def test_any_iterable_of_batches_is_a_loader_for_those_who_want_their_own(
         worlds.run(2, attempt, spec_of(row), tmp_path)
 
 
-def test_a_metric_to_monitor_that_is_not_logged_is_missed_in_the_log(worlds: Worlds, tmp_path: Path) -> None:
-    checkpoint = {"every_steps": 4, "monitor": "val_lsos"}
-    spec = spec_of(Row(group="", what=""), checkpoint=checkpoint, max_epochs=3)
-    done = worlds.run(2, attempt, spec, tmp_path)[0]
+@pytest.mark.parametrize(
+    ("monitor", "trainer", "ends_after", "logged"),
+    [
+        ("val_nope", {}, 1, "train_accuracy, val_accuracy, val_loss"),
+        ("val_nope", {"check_val_every_n_epoch": 2}, 2, "train_accuracy, val_accuracy, val_loss"),
+        ("val_nope", {"limit_val_batches": 0}, 1, "train_accuracy"),
+        ("val_accuracy", {"check_val_every_n_epoch": 2}, None, ""),
+        ("val_loss", {"limit_val_batches": 0}, None, ""),
+    ],
+    ids=["missing", "missing from a late validation", "no validation", "of a late validation", "the default"],
+)
+def test_a_metric_to_monitor_that_is_never_logged_ends_the_run_as_soon_as_that_is_known(
+    worlds: Worlds, tmp_path: Path, monitor: str, trainer: dict[str, Any], ends_after: int | None, logged: str
+) -> None:
+    """As with Lightning's ModelCheckpoint."""
+    spec = small_spec(max_epochs=3, checkpoint={"monitor": monitor}) | {"trainer": trainer}
 
-    assert done.said.count("no metric 'val_lsos' was logged") == 1
-    assert "these were: val_loss" in done.said
+    if ends_after is None:
+        worlds.run(2, attempt, spec, tmp_path)
+        assert last_step(tmp_path) == 3 * STEPS
+        return
+    with pytest.raises(RankError, match=f"no metric '{monitor}' was logged .* these were: {logged}\\."):
+        worlds.run(2, attempt, spec, tmp_path)
+    assert last_step(tmp_path) == ends_after * STEPS
+
+
+def last_step(folder: Path) -> int:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return max(int(json.loads(line)["step"]) for line in lines if "train_loss" in line)
 
 
 def test_backward_of_the_loss_itself_is_refused_where_gradients_would_not_be_averaged(

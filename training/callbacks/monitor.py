@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -10,8 +9,6 @@ from lightning.pytorch import Trainer
 from training.callbacks.job_step import job_step
 from training.errors import BuildError
 from training.spec.training import Checkpoint
-
-log = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -23,12 +20,13 @@ class Monitor:
 
     def __init__(self, settings: Checkpoint) -> None:
         self.name = settings.monitor
-        self._default = self.name == type(settings)().monitor
-        self._needed = settings.deliver == "best"
+        # Not every model logs the default one, and who names none has not asked for a best checkpoint.
+        self._needed = self.name != type(settings)().monitor or settings.deliver == "best"
         self._before: Any = None
         self._validated_step: int | None = None
         self._value: float | None = None
-        self._of_validation = self._told_missing = False
+        self._of_validation = False
+        self._names: set[str] = set()  # Lightning forgets a validation's metrics when the next epoch begins
 
     def validation_starts(self, trainer: Trainer) -> None:
         """Must be called before each validation, on every rank."""
@@ -37,6 +35,7 @@ class Monitor:
     def validation_ends(self, trainer: Trainer) -> None:
         """Must be called after each validation, on every rank."""
         value = trainer.callback_metrics.get(self.name)
+        self._names |= set(trainer.callback_metrics)
         # A value that is there still, but that this validation has not logged, is the same object.
         self._validated_step, self._value = job_step(trainer), None
         if value is not None and value is not self._before:
@@ -49,8 +48,8 @@ class Monitor:
     def value(self, trainer: Trainer, *, epoch_ended: bool) -> float | None:
         """Returns the metric of the current weights; None if it is not known. To be called on rank 0.
 
-        Says once if a metric was named that is not logged by the end of an epoch. Raises BuildError if the
-        best checkpoint has to be delivered, and a validation has not logged the metric.
+        Raises BuildError if a metric was named, or the best checkpoint has to be delivered, and an epoch with
+        validation has ended without the metric; so does the first epoch of a run without validation.
         """
         if self._of_validation:
             return self._value if self.was_validated(trainer) else None
@@ -58,24 +57,18 @@ class Monitor:
             return None
         value = trainer.callback_metrics.get(self.name)
         if value is None:
-            self._tell_missing(trainer)
+            self._check_needed(trainer)
             return None
         return float(value)
 
-    def _tell_missing(self, trainer: Trainer) -> None:
-        """Says once that no checkpoint will be the best one."""
-        names = ", ".join(sorted(trainer.callback_metrics)) or "none"
-        if self._needed and self.was_validated(trainer):
-            raise BuildError(
-                "training.checkpoint.monitor",
-                f"no metric {self.name!r} was logged by the end of the validation, so no checkpoint can be "
-                f"the best one, which training.checkpoint.deliver wants; these were: {names}",
-            )
-        if self._default or self._told_missing:
+    def _check_needed(self, trainer: Trainer) -> None:
+        """Raises BuildError if no checkpoint will ever be the best one, and one is needed."""
+        may_come = trainer.enable_validation and self._validated_step is None
+        if not self._needed or may_come:
             return
-        self._told_missing = True
-        log.warning(
-            "training.checkpoint.monitor: no metric %r was logged by the end of the epoch, so no checkpoint "
-            "is the best one; these were: %s",
-            *(self.name, names),
+        names = ", ".join(sorted(self._names | set(trainer.callback_metrics))) or "none"
+        raise BuildError(
+            "training.checkpoint.monitor",
+            f"no metric {self.name!r} was logged by the end of the epoch, so no checkpoint can be the best "
+            f"one; these were: {names}. Name one of them, or log {self.name!r}",
         )

@@ -6,12 +6,14 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -19,10 +21,11 @@ from pydantic import SecretStr
 from starlette.types import Message
 
 from service.access.caller import Scope
-from service.access.keys import new_key
+from service.access.keys import id_in, new_key
 from service.access.limits import Limits
 from service.access.rules import RULES
 from service.api import access
+from service.api import refusals as api_refusals
 from service.api.app import create_app
 from service.api.browser_guard import SECURITY_HEADERS
 from service.backends.memory_tracking import FakeResults
@@ -90,7 +93,7 @@ def ask(app: FastAPI, route: str, key: str | None) -> Answer:
     return asyncio.run(answer_of(app, route, key))
 
 
-async def answer_of(app: FastAPI, route: str, key: str | None) -> Answer:
+async def answer_of(app: FastAPI, route: str, key: str | None, address: str = "127.0.0.1") -> Answer:
     method, _, declared = route.partition(" ")
     path = re.sub(r"\{\w+(:path)?\}", "none", declared)
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
@@ -122,7 +125,7 @@ async def answer_of(app: FastAPI, route: str, key: str | None) -> Answer:
         "root_path": "",
         "query_string": b"",
         "headers": headers,
-        "client": ("127.0.0.1", 1),
+        "client": (address, 1),
         "server": ("127.0.0.1", 80),
     }
     await app(scope, receive, send)
@@ -365,7 +368,6 @@ def test_every_request_that_was_to_change_something_is_in_the_log(
     locked_api.post(f"/v1/jobs/{job}/cancel", headers=bob)
     locked_api.post(f"/v1/jobs/{job}/cancel", headers=ada)
     locked_api.put("/v1/secrets/TOKEN", content="hush", headers=root)
-    locked_api.post("/v1/jobs", json=make_data())
 
     entries = locked_api.get("/v1/audit", headers=root).json()["items"]
 
@@ -380,6 +382,109 @@ def test_every_request_that_was_to_change_something_is_in_the_log(
     assert entries[1]["action"] == "POST /v1/jobs/{job_id}/cancel"
     assert entries[1]["address"] == "127.0.0.1"
     assert "hush" not in json.dumps(entries)
+
+
+Request = tuple[str, str | None, str]
+"""A route, a key and an address."""
+
+
+class Minute:
+    """Ends when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.over = anyio.Event()
+        monkeypatch.setattr(api_refusals, "_the_time_is_over", self.over.wait)
+
+
+def refusals(
+    app: FastAPI, root: str, requests: Sequence[Request], *, until: int, minute: Minute | None = None
+) -> list[dict[str, Any]]:
+    """The refusals in the log, oldest first, once there are `until` after the requests and the minute."""
+
+    async def play() -> list[dict[str, Any]]:
+        for route, key, address in requests:
+            await answer_of(app, route, key, address)
+        if minute is not None:
+            minute.over.set()
+        with anyio.fail_after(60):
+            while True:
+                answer = await answer_of(app, "GET /v1/audit", root)
+                found = [each for each in json.loads(answer.body)["items"] if each["status"]]
+                if len(found) >= until:
+                    return found[::-1]
+                await anyio.sleep(0.01)
+
+    return asyncio.run(play())
+
+
+def test_refusals_at_the_door_are_in_the_log_the_first_at_once(locked: FastAPI, make: Keys) -> None:
+    ada, old, root = make("ada", "read"), make("bob", days=-1), make("root", "admin")
+    requests: list[Request] = [
+        ("GET /v1/jobs", None, "10.0.0.1"),
+        ("POST /v1/jobs", ada, "10.0.0.2"),
+        ("GET /v1/queue", old, "10.0.0.3"),
+        ("GET /v1/jobs", None, "10.0.0.1"),
+    ]
+
+    found = refusals(locked, root, requests, until=3)
+
+    seen = {(each["address"], each["who"], each["action"], each["status"], each["count"]) for each in found}
+    assert seen == {
+        ("10.0.0.1", "", "GET /v1/jobs", 401, 1),
+        ("10.0.0.2", "ada", "POST /v1/jobs", 403, 1),
+        ("10.0.0.3", "", "GET /v1/queue", 401, 1),
+    }
+    (expired,) = (each for each in found if each["address"] == "10.0.0.3")
+    assert expired["credential"] == id_in(old)
+    assert not any(key[-20:] in json.dumps(found) for key in (ada, old))
+
+
+def test_repeated_refusals_share_an_entry_that_counts_them(
+    locked: FastAPI, make: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute = Minute(monkeypatch)
+    wrong = [("GET /v1/jobs", "nonsense", "10.0.0.1")] * 29 + [("GET /v1/queue", "nonsense", "10.0.0.1")]
+
+    first, second = refusals(locked, make("root", "admin"), wrong, until=2, minute=minute)
+
+    assert (first["count"], first["about"]) == (1, "/v1/jobs")
+    assert (second["count"], second["about"]) == (29, "/v1/queue")
+
+
+def test_strangers_from_many_addresses_add_few_entries(
+    locked: FastAPI, make: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute, most = Minute(monkeypatch), api_refusals.MOST_AT_ONCE
+    strangers = [("GET /v1/jobs", None, f"10.0.{number // 250}.{number % 250}") for number in range(500)]
+
+    found = refusals(locked, make("root", "admin"), strangers, until=most + 2, minute=minute)
+
+    assert sum(each["count"] for each in found) == 500
+    assert sorted(each["count"] for each in found if each["address"] == "several") == [1, 499 - most]
+    assert len(found) == most + 2
+
+
+def test_who_asks_too_often_is_in_the_log(
+    sqlite_store: Store, make: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "Limits", partial(Limits, clock=lambda: 0.0))
+    app = create_app(Settings(requests_per_second=1), sqlite_store, FakeResults())
+    requests = [("GET /v1/jobs", make("ada", "read"), "10.0.0.1")] * 11
+
+    (found,) = refusals(app, make("root", "admin"), requests, until=1)
+
+    assert (found["who"], found["status"]) == ("ada", 429)
+
+
+def test_a_refusal_does_not_wait_for_the_log(
+    locked: FastAPI, sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(sqlite_store, "add_audit", lambda *_: released.wait(60))
+    try:
+        assert ask(locked, "GET /v1/jobs", None).status == 401
+    finally:
+        released.set()
 
 
 def test_the_log_is_paged(locked_api: httpx.Client, make: Keys) -> None:

@@ -206,3 +206,16 @@ def test_a_report_is_stored_with_the_run_of_the_sweep(
     assert api.get(f"/v1/sweeps/{sweep['id']}").json()["mlflow"]["run_id"] == run.run_id
     problem(api.put(path.replace("report.html", "other"), content="", headers=text), 422)
     problem(api.put(path, content=b"\xff", headers=text), 422)
+
+
+def test_a_list_of_the_jobs_of_an_unknown_sweep_names_a_similar_one(api: httpx.Client) -> None:
+    sweep = create(api)["id"]
+    wrong = f"{sweep[:-1]}{'0' if sweep[-1] != '0' else '1'}"
+
+    unknown = problem(api.get("/v1/jobs", params={"sweep": wrong}), 404)
+    shortened = problem(api.get("/v1/jobs", params={"sweep": "s1"}), 404)
+    none = api.get("/v1/jobs", params={"sweep": sweep, "state": "succeeded"})
+
+    assert unknown["detail"] == f"no sweep {wrong!r}; did you mean {sweep}?"
+    assert "ids look like" in shortened["detail"]
+    assert (none.status_code, none.json()["items"]) == (200, [])

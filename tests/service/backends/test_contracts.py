@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -189,6 +190,57 @@ def test_a_run_is_running_until_it_is_ended(subject: Subject) -> None:
         assert subject.ending(run) == status
 
 
+def test_a_run_whose_job_goes_on_is_running_again_and_takes_points_and_another_end(subject: Subject) -> None:
+    run = subject.new_run()
+    subject.log(run, "train_loss", 3.0)
+    subject.results.end(run, "FAILED")
+
+    for _ in range(2):
+        subject.results.reopen(run)
+        assert subject.ending(run) == "RUNNING"
+    subject.log(run, "val_loss", 2.0)
+    subject.results.end(run, "FINISHED")
+
+    assert subject.ending(run) == "FINISHED"
+    assert {point.name for point in subject.results.history(run)} == {"train_loss", "val_loss"}
+
+
+def test_a_job_whose_run_has_another_id_in_its_tag_gets_a_new_one(subject: Subject) -> None:
+    ensure = partial(subject.results.ensure_run, job_id="j9", name="a", experiment="again")
+    first = ensure()
+    subject.results.set_tag(first, "team", "a b; 'c' → ü")
+    assert ensure() == first
+
+    subject.results.set_tag(first, JOB_TAG, "j9, until attempt 1")
+    second = ensure()
+
+    assert second != first
+    assert ensure() == second
+
+
+def test_a_deleted_run_is_not_found_again(subject: Subject) -> None:
+    ensure = partial(subject.results.ensure_run, job_id="j10", name="a", experiment="deleted runs")
+    first, other = ensure(), subject.new_run("deleted runs")
+
+    for _ in range(2):
+        subject.results.delete(first)
+
+    assert ensure() != first
+    assert subject.ending(other) == "RUNNING"
+
+
+def test_a_deleted_run_is_one_that_mlflow_can_restore(rest: OverRest) -> None:
+    run = rest.new_run()
+    rest.log(run, "train_loss", 1.0)
+
+    rest.results.delete(run)
+    info = rest.http.get("runs/get", params={"run_id": run.run_id}).json()["run"]["info"]
+    rest._post("runs/restore", run_id=run.run_id)
+
+    assert info["lifecycle_stage"] == "deleted"
+    assert [point.value for point in rest.results.history(run)] == [1.0]
+
+
 def test_a_run_has_an_address_for_browsers(subject: Subject) -> None:
     run = subject.new_run()
 
@@ -339,16 +391,19 @@ CALLS: dict[str, Callable[[Results, Run], object]] = {
     "upload": lambda results, run: results.upload(run, "log", "text"),
     "upload of a file": lambda results, run: results.upload_file(run, "log", Path(__file__)),
     "download": lambda results, run: results.download(run, "log"),
+    "reopen": lambda results, run: results.reopen(run),
+    "set_tag": lambda results, run: results.set_tag(run, "key", "value"),
+    "delete": lambda results, run: results.delete(run),
 }
 
 
-@pytest.mark.parametrize("call", ["history", "end", "upload", "upload of a file", "download"])
+@pytest.mark.parametrize("call", sorted(CALLS.keys() - {"history of one"}))
 def test_an_unknown_run_is_refused(subject: Subject, call: str) -> None:
     with pytest.raises(Refused):
         CALLS[call](subject.results, NOWHERE)
 
 
-@pytest.mark.parametrize("call", ["end", "upload"])
+@pytest.mark.parametrize("call", ["end", "upload", "reopen", "set_tag"])
 def test_a_deleted_run_takes_an_end_or_is_refused(rest: OverRest, call: str) -> None:
     run = rest.new_run()
     rest.delete_run(run)

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from service.access.audit import Note
 from tests.service.cli.command_line import Syncbn
+from tests.service.live_api import Service
 
 
 def test_a_key_is_shown_once_and_its_jobs_are_its_users(syncbn: Syncbn, spec: str) -> None:
@@ -64,3 +66,12 @@ def test_the_audit_log_says_who_did_what(syncbn: Syncbn, spec: str) -> None:
     ]
     shown = syncbn("audit", "--about", job, "--since", "1h").stdout
     assert all(text in shown for text in ("ada", "127.0.0.1", "POST", job))
+
+
+def test_the_audit_log_says_who_was_refused(syncbn: Syncbn, service: Service) -> None:
+    note = Note(who="", credential="", address="10.0.0.7", action="GET /v1/jobs", about="/v1/jobs")
+    service.store.add_audit(note, 401, 12)
+
+    (line,) = (line for line in syncbn("audit").stdout.splitlines() if "10.0.0.7" in line)
+
+    assert line.split()[2:] == ["(unknown)", "10.0.0.7", "GET", "/v1/jobs", "refused", "401", "(12", "times)"]

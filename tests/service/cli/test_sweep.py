@@ -123,6 +123,8 @@ def test_a_dry_run_shows_the_points_and_queues_nothing(syncbn: Syncbn, client: C
         (("--grid", "training.seed=1,2", "--grid", "training.seed=3"), "is given twice"),
         (("--grid", "training.seed=1,2", "--repeat", "2"), "is given twice, by grid, random or repeat"),
         (("--grid", "optimizer.init_args.lr=0.1,.inf"), "inf is not a finite number"),
+        (("--grid", "optimizer.init_args.lr=[0.1, .nan]"), "nan is not a finite number"),
+        (("--grid", "optimizer.init_args.lr={a: [-.inf]}"), "-inf is not a finite number"),
         (("--random", "2", "--space", "optimizer.init_args.lr=-1e308..1e308"), "too large to draw from"),
     ],
 )
@@ -201,3 +203,10 @@ def test_short_keys_tell_keys_apart() -> None:
     keys = ["model.init_args.lr", "optimizer.init_args.lr", "lr", "training.seed"]
 
     assert list(short_keys(keys).values()) == ["model.init_args.lr", "optimizer.init_args.lr", "lr", "seed"]
+
+
+def test_the_jobs_of_an_unknown_sweep_are_not_an_empty_list(syncbn: Syncbn) -> None:
+    result = syncbn("list", "--sweep", "s1k0w1qk530wdg8e15q54")
+
+    assert result.exit_code == 4
+    assert "no sweep 's1k0w1qk530wdg8e15q54'" in result.stderr

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from service.access.audit import Note
 from service.cleanup.remains import Remains
 from service.errors import Conflict, NotFound, Unavailable
 from service.jobs.job import Job, Removed, State
@@ -241,6 +242,18 @@ def test_by_default_everything_is_kept(world: World) -> None:
     aged(world).dispatcher.cleaner.clean_all()
 
     assert entries(world, job) == before
+
+
+def test_entries_of_the_audit_log_go_by_their_age(world: World) -> None:
+    note = Note(who="ada", credential="k", address="", action="GET /v1/jobs", about="/v1/jobs")
+    world.store.add_audit(note, 403)
+
+    aged(world, audit=3).dispatcher.cleaner.clean_all()
+    kept = world.store.list_audit()[0]
+    aged(world, audit=1).dispatcher.cleaner.clean_all()
+
+    assert len(kept) == 1
+    assert world.store.list_audit() == ([], None)
 
 
 def test_only_the_best_and_the_last_checkpoint_are_kept(world: World) -> None:

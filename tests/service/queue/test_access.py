@@ -13,6 +13,7 @@ from service.access.caller import Scope
 from service.access.keys import ApiKey, new_key
 from service.errors import Conflict, KeyReused, NotFound
 from service.jobs.job import State, utc_now
+from service.queue import stored_audit
 from service.queue.store import Store
 from tests.service.queue.test_store import SPEC, at_once, create
 
@@ -165,6 +166,23 @@ def test_entries_are_paged_newest_first_and_filtered(store: Store) -> None:
     assert [entry.about[-1] for entry in store.list_audit(who="ada")[0]] == ["3", "1"]
     assert [entry.about[-1] for entry in store.list_audit(about="j4")[0]] == ["4"]
     assert len(store.list_audit(since=seen[2].at)[0]) == 3
+
+
+def test_entries_are_removed_by_age_a_bounded_number_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_audit, "_REMOVED_AT_ONCE", 2)
+    for number in range(5):
+        with request(about=f"/v1/jobs/j{number}") as note:
+            store.add_audit(note, 401, 7)
+    times = [entry.at for entry in store.list_audit()[0]]
+
+    removed = [store.remove_old_audit(max(times) + timedelta(milliseconds=1)) for _ in range(2)]
+    (left,) = store.list_audit()[0]
+
+    assert store.remove_old_audit(left.at - timedelta(days=1)) == 0
+    assert removed == [2, 2]
+    assert (left.about, left.count) == ("/v1/jobs/j4", 7)
 
 
 def test_entries_of_many_requests_at_once_are_all_there(store: Store) -> None:

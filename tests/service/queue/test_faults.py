@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
+from service.api.app import create_app
+from service.backends.memory_tracking import FakeResults
+from service.doctor import database as doctor
 from service.errors import Unavailable
-from service.queue import database
+from service.queue import database, room
 from service.queue.postgres import Connection
 from service.queue.store import Store
-from testing.postgres import Postgres
+from service.settings import Settings
+from testing.postgres import NotInstalled, Postgres
+from testing.postgres import postgres as started_postgres
 from tests.service.examples import make_spec
+from tests.service.serving import Stage
+from tests.small_disk import fill, small_disk
 
 SPEC = make_spec()
 
@@ -110,3 +119,77 @@ def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="not a database"):
         store.check()
     store.close()
+
+
+@pytest.fixture
+def crowded(full_run: None) -> Iterator[tuple[Path, str]]:  # noqa: ARG001
+    """A disk that is to be filled, and the URL of a database on it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="syncbn-disk-", dir="/tmp") as parent,
+        small_disk(Path(parent) / "disk", mib=160) as disk,
+    ):
+        Path(parent).chmod(0o755)
+        try:
+            with started_postgres(disk) as server:
+                yield disk, server.create("crowded")
+        except NotInstalled as error:
+            pytest.skip(str(error))
+
+
+def test_a_server_on_a_full_disk_is_unavailable_until_there_is_room(
+    crowded: tuple[Path, str], stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "SECONDS_BETWEEN", 0.0)
+    disk, url = crowded
+    store = Store(url)
+    store.migrate()
+    for _ in range(20):
+        store.check()
+    with stage.showing(create_app(Settings(storage="/nowhere"), store, FakeResults())) as api:
+
+        def database() -> dict[str, str]:
+            answer: dict[str, str] = api.get("/readyz").json()["checks"]["database"]
+            return answer
+
+        with_room = database()
+        filling = fill(disk, share=1.0)
+        full, doctors = database(), [each.message for each in doctor.check(url)]
+        filling.unlink()
+        again = database()
+
+    assert with_room == again == {"state": "ok", "message": ""}
+    assert full["state"] == "unavailable"
+    assert "No space left on device" in full["message"]
+    assert doctors[0].startswith("its disk is full")
+    with store._engine.begin() as connection:
+        assert connection.execute(text("SELECT to_regclass('syncbn_room')")).scalar() is None
+    store.close()
+
+
+def test_room_is_looked_for_once_a_minute(postgres_url: str) -> None:
+    store, seen = Store(postgres_url), list[str]()
+    event.listen(store._engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
+
+    for _ in range(5):
+        store.check()
+
+    assert sum("syncbn_room" in statement for statement in seen) == 1
+    store.close()
+
+
+def test_a_role_that_may_not_create_temporary_tables_can_check_the_rest(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    with postgres.connect("migrated") as admin:
+        admin.execute("CREATE ROLE poor LOGIN")
+        admin.execute("REVOKE TEMPORARY ON DATABASE migrated FROM PUBLIC")
+        admin.execute("GRANT SELECT, UPDATE ON jobs TO poor")
+    store = Store(postgres_url.replace("postgres@", "poor@"))
+    try:
+        store.check()
+    finally:
+        store.close()
+        with postgres.connect("migrated") as admin:
+            admin.execute("GRANT TEMPORARY ON DATABASE migrated TO PUBLIC")
+            admin.execute("DROP OWNED BY poor")
+            admin.execute("DROP ROLE poor")

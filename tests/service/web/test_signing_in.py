@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -135,3 +136,15 @@ def test_signing_in_is_in_the_audit_log(visitor: httpx.Client, service: Service)
     assert [(entry.who, entry.credential, entry.action) for entry in entries] == [
         ("ada", key_id, "POST /sign-in")
     ]
+
+
+def test_a_wrong_key_is_in_the_audit_log_and_a_visit_is_not(visitor: httpx.Client, service: Service) -> None:
+    for path in ("/", "/sign-in"):
+        assert visitor.get(path).status_code in {200, 303}
+    assert sign_in(visitor, "wrong").status_code == 401
+    deadline = time.monotonic() + 60
+    while not (entries := service.store.list_audit()[0]):
+        assert time.monotonic() < deadline, "no entry"
+        time.sleep(0.01)
+
+    assert [(each.who, each.about, each.status) for each in entries] == [("", "/sign-in", 401)]

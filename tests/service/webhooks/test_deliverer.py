@@ -25,6 +25,7 @@ from service.webhooks.deliverer import Deliverer
 from service.webhooks.webhooks import NewWebhook, Webhooks
 from tests.service.examples import make_spec
 from tests.service.live_api import SECRETS_KEY
+from tests.service.queue.test_lease import take_over
 from tests.service.webhooks.receiver import Receiver, receiving
 
 SETTINGS = Settings(secrets_key=SECRETS_KEY, webhook_allowed="127.0.0.1")
@@ -181,6 +182,45 @@ def test_two_processes_make_one_delivery_of_an_event(store: Store, receiver: Rec
     assert not store.add_deliveries(new.webhook, [message], up_to=5)
 
     assert len(all_of(store, new)) == 1
+
+
+def test_a_scheduler_that_was_superseded_adds_and_sends_nothing_more(
+    store: Store, receiver: Receiver
+) -> None:
+    new = add(store, receiver)
+    stale = Deliverer(SETTINGS, store.as_scheduler(take_over(store)))
+    store.create_job(make_spec())
+    waiting = Webhooks(SETTINGS, store).test(new.webhook.id)
+    successor = Deliverer(SETTINGS, store.as_scheduler(take_over(store, "another")))
+
+    stale.run()  # returns by itself
+    while stale._busy:
+        time.sleep(0.01)
+    assert receiver.received == []
+    assert all_of(store, new) == [waiting]
+    rounds(successor, lambda: len(all_of(store, new)) == 2 and over(store, new))
+
+    assert [each.attempts for each in all_of(store, new)] == [1, 1]
+    assert len(receiver.received) == 2
+
+
+def test_a_message_that_was_taken_while_another_scheduler_took_over_is_not_sent_again(
+    store: Store, receiver: Receiver
+) -> None:
+    receiver.waits = threading.Event()
+    new = add(store, receiver)
+    stale = Deliverer(SETTINGS, store.as_scheduler(take_over(store)))
+    Webhooks(SETTINGS, store).test(new.webhook.id)
+    rounds(stale, receiver.arrived.is_set)
+    successor = Deliverer(SETTINGS, store.as_scheduler(take_over(store, "another")))
+
+    successor.round()
+    receiver.waits.set()
+    rounds(successor, lambda: over(store, new))
+
+    (delivery,) = all_of(store, new)
+    assert (delivery.state, delivery.attempts) == ("delivered", 1)
+    assert len(receiver.received) == 1
 
 
 def test_a_slow_receiver_delays_only_its_own_webhook(

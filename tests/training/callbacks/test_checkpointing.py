@@ -149,8 +149,8 @@ def refused(rank: int, spec: dict[str, Any], folder: Path) -> str:
 @pytest.mark.parametrize(
     ("monitor", "words"),
     [
-        ("nothing", "monitor: no metric 'nothing' was logged by the end of the validation"),
-        ("val_loss", "deliver: is best, and no checkpoint is the best one"),
+        ("nothing", "monitor: no metric 'nothing' was logged by the end of the epoch"),
+        ("val_loss", "monitor: no metric 'val_loss' was logged by the end of the epoch"),
     ],
     ids=["no such metric", "no validation"],
 )

@@ -20,6 +20,12 @@ def takes_two(first: object, *, second: object = None) -> tuple[object, object]:
     return first, second
 
 
+def takes_tables(
+    numbers: list[float], rows: dict[str, list[float]] | None = None, mixed: list[float] | str = ""
+) -> tuple[object, ...]:
+    return numbers, rows, mixed
+
+
 def fails(message: str) -> None:
     raise RuntimeError(message)
 
@@ -45,6 +51,35 @@ def test_a_value_that_is_a_class_path_is_constructed_first() -> None:
 
     assert made == (OrderedDict(x=Counter()), None)
     assert type(made[0]["x"]) is Counter
+
+
+def test_a_long_table_of_the_right_type_is_given_as_it_is() -> None:
+    """The parser would need hours for this one."""
+    numbers, rows = [float(each) for each in range(100_000)], {"a": list(range(100_000))}
+
+    made = construct(spec(f"{HERE}.takes_tables", numbers=numbers, rows=rows, mixed=numbers), "model")
+
+    assert made == (numbers, rows, numbers)
+    assert all(type(each) is float for each in made[1]["a"])
+    whole, _, _ = construct(spec(f"{HERE}.takes_tables", numbers=list(range(100_000))), "model")
+    assert all(type(each) is float for each in whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [([1, 2.5], [1.0, 2.5]), ([], []), (["1"], [1.0])],
+    ids=["integers", "empty", "text"],
+)
+def test_a_table_of_another_type_is_converted(given: list[object], made: list[float]) -> None:
+    found, _, _ = construct(spec(f"{HERE}.takes_tables", numbers=given), "model")
+
+    assert found == made
+    assert all(type(each) is float for each in found)
+
+
+def test_a_table_that_cannot_be_converted_is_refused_by_its_key() -> None:
+    with pytest.raises(BuildError, match=r"model\.init_args\.numbers"):
+        construct(spec(f"{HERE}.takes_tables", numbers=[1.0, "x"]), "model")
 
 
 def test_a_mapping_with_other_keys_beside_class_path_is_left_as_it_is() -> None:
