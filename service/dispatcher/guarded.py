@@ -4,7 +4,8 @@ What is left: a process that is suspended between the check and its request send
 however late. None of these requests does harm then:
 
 - A run that is created twice: the row names one, because `set_run` is guarded by the lease, and whoever
-  archives the job ends the other.
+  archives the job ends the other. Known limitation: the request comes after the job has been archived; then
+  the run stays open.
 - A run's end status or a file that is written twice: the job has ended, so its status and its logs are the
   same whoever writes them.
 - An order to an agent carries the scheduler's number, and the agent refuses it.
@@ -40,6 +41,10 @@ class GuardedResults:
     def url(self, run: Run) -> str:
         return self._results.url(run)
 
+    def ensure_experiment(self, name: str) -> str:
+        self._lease.check()
+        return self._results.ensure_experiment(name)
+
     def ensure_run(
         self,
         *,
@@ -52,8 +57,8 @@ class GuardedResults:
         self._lease.check()
         return self._results.ensure_run(job_id=job_id, name=name, experiment=experiment, tags=tags, tag=tag)
 
-    def other_runs(self, job_id: str, run: Run, tag: str = JOB_TAG) -> list[Run]:
-        return self._results.other_runs(job_id, run, tag)
+    def open_runs(self, job_id: str, experiment_id: str, tag: str = JOB_TAG) -> list[Run]:
+        return self._results.open_runs(job_id, experiment_id, tag)
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         return self._results.history(run, names)
