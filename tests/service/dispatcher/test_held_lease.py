@@ -153,6 +153,28 @@ def test_a_run_that_was_created_too_late_is_ended_with_its_job(world: World, lea
     assert world.results.endings == {"run-1": "FINISHED", "run-2": "KILLED"}
 
 
+def test_a_run_that_was_created_after_its_job_was_archived_is_ended(world: World, lease: HeldLease) -> None:
+    """As above, and the job was cancelled and archived by the successor meanwhile."""
+    job, first = world.create(), scheduler(world, lease)
+    create = world.results.ensure_run
+
+    def late(**of: str) -> Run:
+        number = take_over(world.store, "another")
+        successor = scheduler(world, HeldLease(number, world.store, clock=lambda: world.now))
+        world.store.request_cancel(job.id)
+        successor.round()
+        assert successor.finisher.finish_all()
+        return create(**of)  # type: ignore[arg-type]
+
+    world.results.ensure_run = late  # type: ignore[method-assign,assignment]
+    first.round()
+    with pytest.raises(Superseded):
+        first.runs.create_all()
+
+    assert world.look(job).archived_at is not None
+    assert world.results.endings == {"run-1": "KILLED"}
+
+
 @pytest.mark.parametrize("thread", ["runs", "finisher"])
 def test_the_threads_of_who_was_superseded_end(world: World, lease: HeldLease, thread: str) -> None:
     dispatcher = scheduler(world, lease)
