@@ -61,6 +61,9 @@ _WORDS = {
 }
 
 
+_STOPS = {RealFault.STOP_SCHEDULER, RealFault.STOP_NODE, RealFault.STOP_MLFLOW}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RealResult:
     """What came of a run on a real stack."""
@@ -163,22 +166,22 @@ class RealStack:
                     return
 
     def hit(self, kind: RealFault, chance: Random) -> list[psutil.Process]:
-        """Kills or stops what the fault is about; returns the processes that are stopped."""
+        """Kills or stops what the fault is about; returns the processes that it hit, if any is there."""
         if kind is RealFault.KILL_UP:
             assert self._up is not None
+            hit = psutil.Process(self._up.pid)
             self._up.kill()
             self._up.wait()
-            return []
+            return [hit]
         if kind is RealFault.KILL_RANK:
             ranks = self.ranks()
             found = [chance.choice(ranks)] if ranks else []
         else:
             found = [each for each in marked(self.folder) if _is(each, *_WORDS[kind])]
-        stops = kind.name.startswith("STOP")
         for process in found:
             with suppress(psutil.NoSuchProcess):
-                process.suspend() if stops else process.kill()
-        return found if stops else []
+                process.suspend() if kind in _STOPS else process.kill()
+        return found
 
     def ranks(self) -> list[psutil.Process]:
         """Returns the ranks, which are forked from a server below the host agent."""
@@ -224,6 +227,7 @@ def run_real(folder: Path, *, seed: int, jobs: int, seconds: float, every: float
         stack.start()
         stack.wait()
         clients.submit(jobs, sends=3, seconds=seconds)
+        _wait_for_ranks(stack)  # faults before there are any would hit nothing that trains
         with commanding(clients, seed, every=seconds / jobs / 2):
             hit = _let_happen(stack, clients, seed, seconds, every)
         ended = _calm(stack, clients)
@@ -236,6 +240,12 @@ def run_real(folder: Path, *, seed: int, jobs: int, seconds: float, every: float
     return RealResult(
         seed=seed, faults=hit, clients=clients, jobs=ended, runs=runs, left=left, seconds=seconds
     )
+
+
+def _wait_for_ranks(stack: RealStack) -> None:
+    deadline = time.monotonic() + _SECONDS_TO_START
+    while not stack.ranks() and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def real_faults(seed: int) -> Iterator[tuple[RealFault, float, Random]]:
@@ -254,8 +264,9 @@ def _let_happen(
         time.sleep(every)
         if time.monotonic() > begun + seconds and clients.have_submitted():
             return hit
-        with _continued(stack.hit(kind, chance), lasts):
-            hit[kind] += 1
+        found = stack.hit(kind, chance)
+        with _continued(found if kind in _STOPS else [], lasts):
+            hit[kind] += bool(found)
         stack.start()
     raise AssertionError
 
