@@ -63,9 +63,9 @@ test: setup  ## run all tests; installs the system packages they need
 test-quick: setup  ## run the tests that need no Ray, MLflow, PostgreSQL or browser, in two minutes
 	OMP_NUM_THREADS=1 PYTEST='$(BIN)/python -m pytest' deploy/test.sh quick
 
-chaos: setup  ## submit jobs while everything is killed and taken away; SEED=1 MINUTES=3 DATABASE=sqlite|postgresql
+chaos: setup  ## jobs while everything is killed and taken away; SEED=1 MINUTES=3 DATABASE=sqlite|postgresql REAL=24
 	OMP_NUM_THREADS=1 $(BIN)/python -m testing.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),3) \
-		$(if $(DATABASE),--database $(DATABASE))
+		--real-jobs $(or $(REAL),24) $(if $(DATABASE),--database $(DATABASE))
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .

@@ -49,6 +49,13 @@ class FakeResults:
     def url(self, run: Run) -> str:
         return f"http://mlflow.invalid/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
+    def ensure_experiment(self, name: str) -> str:
+        self._answer()
+        experiment_id = self._experiments.setdefault(name, str(len(self._experiments) + 1))
+        if experiment_id in self.deleted_experiments:
+            raise Refused(f"MLflow's experiment {name!r} is deleted")
+        return experiment_id
+
     def ensure_run(
         self,
         *,
@@ -64,9 +71,7 @@ class FakeResults:
         return self._runs[job_id]
 
     def _new_run(self, job_id: str, experiment: str) -> Run:
-        experiment_id = self._experiments.setdefault(experiment, str(len(self._experiments) + 1))
-        if experiment_id in self.deleted_experiments:
-            raise Refused(f"MLflow's experiment {experiment!r} is deleted")
+        experiment_id = self.ensure_experiment(experiment)
         run = Run(experiment_id=experiment_id, run_id=f"run-{len(self.jobs) + 1}")
         self._runs[job_id] = run
         self.jobs[run.run_id] = job_id
@@ -74,13 +79,12 @@ class FakeResults:
         self.artifacts[run.run_id] = {}
         return run
 
-    def other_runs(self, job_id: str, run: Run, tag: str = JOB_TAG) -> list[Run]:  # noqa: ARG002
+    def open_runs(self, job_id: str, experiment_id: str, tag: str = JOB_TAG) -> list[Run]:  # noqa: ARG002
         self._answer()
-        others = [run_id for run_id, of in self.jobs.items() if of == job_id and run_id != run.run_id]
         return [
-            Run(experiment_id=run.experiment_id, run_id=run_id)
-            for run_id in others
-            if run_id not in self.endings
+            Run(experiment_id=experiment_id, run_id=run_id)
+            for run_id, of in self.jobs.items()
+            if of == job_id and run_id not in self.endings
         ]
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:

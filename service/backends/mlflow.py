@@ -43,6 +43,28 @@ class MlflowRest:
     def url(self, run: Run) -> str:
         return f"{self.public_url}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
+    def ensure_experiment(self, name: str) -> str:
+        response = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
+        if response.status_code == httpx.codes.NOT_FOUND:
+            created = self._send(
+                "POST",
+                f"{_API}/experiments/create",
+                json={"name": name, "tags": _listed(dict([EXPERIMENT_KIND]))},
+            )
+            if created.is_success:
+                return str(created.json()["experiment_id"])
+            # Race closed: another client created it between the two calls.
+            response = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
+        _refuse_errors(response)
+        experiment = response.json()["experiment"]
+        if experiment["lifecycle_stage"] == "deleted":
+            raise Refused(
+                f"MLflow's experiment {name!r} is deleted; restore it, or change tracking.experiment"
+            )
+        experiment_id = str(experiment["experiment_id"])
+        self._set_kind(experiment_id, {tag["key"] for tag in experiment.get("tags", [])})
+        return experiment_id
+
     def ensure_run(
         self,
         *,
@@ -52,7 +74,7 @@ class MlflowRest:
         tags: Mapping[str, str] | None = None,
         tag: str = JOB_TAG,
     ) -> Run:
-        experiment_id = self._experiment(experiment)
+        experiment_id = self.ensure_experiment(experiment)
         # Searched first: a dispatcher may have died between creating the run and writing its id to the row.
         run_id = next(iter(self._runs_of(tag, job_id, experiment_id, most=1)), None)
         if run_id is None:
@@ -65,10 +87,9 @@ class MlflowRest:
             run_id = str(self._call("POST", "runs/create", json=body)["run"]["info"]["run_id"])
         return Run(experiment_id=experiment_id, run_id=run_id)
 
-    def other_runs(self, job_id: str, run: Run, tag: str = JOB_TAG) -> list[Run]:
-        found = self._runs_of(tag, job_id, run.experiment_id, "attributes.status = 'RUNNING'", most=10)
-        others = (run_id for run_id in found if run_id != run.run_id)
-        return [Run(experiment_id=run.experiment_id, run_id=run_id) for run_id in others]
+    def open_runs(self, job_id: str, experiment_id: str, tag: str = JOB_TAG) -> list[Run]:
+        found = self._runs_of(tag, job_id, experiment_id, "attributes.status = 'RUNNING'", most=10)
+        return [Run(experiment_id=experiment_id, run_id=run_id) for run_id in found]
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         if names is None:
@@ -110,28 +131,6 @@ class MlflowRest:
 
     def close(self) -> None:
         self._http.close()
-
-    def _experiment(self, name: str) -> str:
-        response = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
-        if response.status_code == httpx.codes.NOT_FOUND:
-            created = self._send(
-                "POST",
-                f"{_API}/experiments/create",
-                json={"name": name, "tags": _listed(dict([EXPERIMENT_KIND]))},
-            )
-            if created.is_success:
-                return str(created.json()["experiment_id"])
-            # Race closed: another client created it between the two calls.
-            response = self._send("GET", f"{_API}/experiments/get-by-name", params={"experiment_name": name})
-        _refuse_errors(response)
-        experiment = response.json()["experiment"]
-        if experiment["lifecycle_stage"] == "deleted":
-            raise Refused(
-                f"MLflow's experiment {name!r} is deleted; restore it, or change tracking.experiment"
-            )
-        experiment_id = str(experiment["experiment_id"])
-        self._set_kind(experiment_id, {tag["key"] for tag in experiment.get("tags", [])})
-        return experiment_id
 
     def _set_kind(self, experiment_id: str, tags: Collection[str]) -> None:
         """Gives an experiment that others have created its kind, unless it has one."""

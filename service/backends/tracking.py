@@ -27,6 +27,9 @@ class Results(Protocol):
     def url(self, run: Run) -> str:
         """Returns the URL of the run's page in a browser. Does not call the server."""
 
+    def ensure_experiment(self, name: str) -> str:
+        """Returns the id of the experiment; creates it if there is none. Idempotent."""
+
     def ensure_run(
         self,
         *,
@@ -41,8 +44,8 @@ class Results(Protocol):
         tag: the tag that holds the id; SWEEP_TAG for a sweep, whose id is then `job_id`.
         """
 
-    def other_runs(self, job_id: str, run: Run, tag: str = JOB_TAG) -> list[Run]:
-        """Returns the other runs of the run's job in its experiment that are not ended, at most ten."""
+    def open_runs(self, job_id: str, experiment_id: str, tag: str = JOB_TAG) -> list[Run]:
+        """Returns the job's runs in the experiment that are not ended, at most ten. tag: as above."""
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         """Returns all points of the named metrics, sorted by name and step.

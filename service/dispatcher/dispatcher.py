@@ -93,7 +93,7 @@ class Dispatcher:
         self._calm = False  # whether the next round may come late, because nothing runs or begins to
         self.runs = Runs(store, results, on_run=self._on_change, clock=clock)
         self.figures = Figures(store, clock)
-        self.finisher = Finisher(settings, store, results)
+        self.finisher = Finisher(settings, store, results, self.runs.is_at_work_on)
         self.deliverer = Deliverer(settings, store)
         self.cleaner = Cleaner(settings, store, results, on_done=self._on_change, clock=clock)
         self.reconciler = Reconciler(settings, store, cluster, on_end=self.finisher.wake, clock=clock)

@@ -31,10 +31,16 @@ _SECONDS_BETWEEN, _MOST_SECONDS_BETWEEN = 5.0, 30.0
 
 
 class Finisher:
-    """Archives every job that has ended and is not archived yet."""
+    """Archives every job that has ended and is not archived yet.
 
-    def __init__(self, settings: Settings, store: Store, results: Results) -> None:
+    is_at_work_on: whether another thread may be creating or reopening the run of the job or sweep of this id.
+    """
+
+    def __init__(
+        self, settings: Settings, store: Store, results: Results, is_at_work_on: Callable[[str], bool]
+    ) -> None:
         self._settings, self._store, self._results = settings, store, results
+        self._is_at_work_on = is_at_work_on
         self._woken, self._stopped = threading.Event(), False
 
     def run(self) -> None:
@@ -66,16 +72,23 @@ class Finisher:
         except ServiceError as error:
             log.warning("%s", error)
             return False
-        left: list[tuple[str, Callable[[], None]]] = [
-            *((f"job {job.id}", partial(self._finish, job)) for job in jobs),
-            *((f"sweep {sweep.id}", partial(self._finish_sweep, sweep, state)) for sweep, state in sweeps),
+        left: list[tuple[str, str, Callable[[], None]]] = [
+            *(("job", job.id, partial(self._finish, job)) for job in jobs),
+            *(("sweep", sweep.id, partial(self._finish_sweep, sweep, state)) for sweep, state in sweeps),
         ]
-        done = [succeeds(f"{what} is not archived yet", finish) for what, finish in left if not self._stopped]
+        done = [self._try(*each) for each in left if not self._stopped]
         return all(done)
 
+    def _try(self, kind: str, id: str, finish: Callable[[], None]) -> bool:
+        # Race closed: a run that is created or reopened after its end has been written.
+        return not self._is_at_work_on(id) and succeeds(f"{kind} {id} is not archived yet", finish)
+
     def _finish_sweep(self, sweep: Sweep, state: SweepState) -> None:
-        if (run := sweep.run) is not None:
-            with _refusal_logged(f"sweep {sweep.id}"):
+        with _refusal_logged(f"sweep {sweep.id}"):
+            run = sweep.run
+            if run is None and (run := self._find_run(sweep, SWEEP_TAG)) is not None:
+                self._store.set_sweep_run(sweep.id, run.experiment_id, run.run_id)
+            if run is not None:
                 self._results.end(run, END_STATUS[State(state)])
                 self._end_others(sweep.id, run, SWEEP_TAG)
         self._store.mark_sweep_archived(sweep.id)
@@ -85,7 +98,11 @@ class Finisher:
             self._archive(job)
 
     def _archive(self, job: Job) -> None:
-        if (run := job.run) is not None:
+        run = job.run
+        with _refusal_logged(f"job {job.id}"):
+            if run is None and (run := self._find_run(job)) is not None:
+                self._store.set_run(job.id, run.experiment_id, run.run_id)
+        if run is not None:
             for attempt in range(1, job.attempt + 1):
                 with _refusal_logged(f"job {job.id}"):
                     self._upload(job, run, attempt)
@@ -93,14 +110,21 @@ class Finisher:
                 self._results.end(run, END_STATUS[job.state])
                 self._end_others(job.id, run)
         # Race closed: the job was retried meanwhile; its run must not say that it has ended.
-        if not self._store.mark_archived(job) and job.run is not None:
+        if not self._store.mark_archived(job) and run is not None:
             with _refusal_logged(f"job {job.id}"):
-                self._results.reopen(job.run)
+                self._results.reopen(run)
+
+    def _find_run(self, of: Job | Sweep, tag: str = JOB_TAG) -> Run | None:
+        """Returns the run that a scheduler created just before it died, so that no row names it."""
+        if of.experiment_id is None:  # no scheduler has come so far
+            return None
+        return next(iter(self._results.open_runs(of.id, of.experiment_id, tag)), None)
 
     def _end_others(self, id: str, run: Run, tag: str = JOB_TAG) -> None:
         """Ends the runs that two schedulers created at once, one of which was superseded meanwhile."""
-        for other in self._results.other_runs(id, run, tag):
-            self._results.end(other, END_STATUS[State.CANCELLED])
+        for other in self._results.open_runs(id, run.experiment_id, tag):
+            if other != run:
+                self._results.end(other, END_STATUS[State.CANCELLED])
 
     def _upload(self, job: Job, run: Run, attempt: int) -> None:
         """Uploads the ranks' logs of the attempt. Older versions uploaded theirs themselves."""

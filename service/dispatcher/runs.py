@@ -1,7 +1,8 @@
 """Creates the jobs' runs in the tracking server, in its own thread: a server that hangs delays no round.
 
-A created run is written to the job's row. A job without a run is not started. The run of a sweep is created
-with that of its first job. The run of a job that was retried is reopened in the same way.
+The row names the experiment before the run is created, and the run afterwards: if the process dies in
+between, whoever archives the job finds the run. A job without a run is not started. The run of a sweep is
+created with that of its first job. The run of a job that was retried is reopened in the same way.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Runs:
         self._requested: dict[str, Job] = {}
         self._failed: dict[str, str] = {}
         self._problem = ""
+        self._at_work_on: Job | None = None
         self._called_at: float | None = None
         self._woken, self._stopped = threading.Event(), False
 
@@ -79,6 +81,17 @@ class Runs:
                 return f"it has not answered for {_SECONDS_TO_ANSWER:g} s"
             return self._problem
 
+    # Called by the finisher
+
+    def is_at_work_on(self, id: str) -> bool:
+        """Returns whether the run of this job, or that of this sweep, may be created or reopened just now.
+
+        Nothing is created or reopened for a job that had ended before this was called and is not retried.
+        """
+        with self._lock:
+            job = self._at_work_on
+            return job is not None and id in {job.id, job.sweep_id}
+
     # The thread
 
     def run(self) -> None:
@@ -109,7 +122,7 @@ class Runs:
     def _try(self, job: Job) -> None:
         away, why = False, ""
         with self._lock:
-            self._called_at = self._clock()
+            self._called_at, self._at_work_on = self._clock(), job
         try:
             self._create(job)
         except Superseded:
@@ -122,7 +135,7 @@ class Runs:
             log.exception("job %s: its run could not be created", job.id)
             why = f"{type(error).__name__}: {error}"
         with self._lock:
-            self._called_at = None
+            self._called_at = self._at_work_on = None
             self._problem = why if away else ""
             self._failed.pop(job.id, None)
             if why:
@@ -133,6 +146,8 @@ class Runs:
 
     def _create(self, job: Job) -> None:
         job = self._store.get(job.id)  # with its whole spec
+        if job.state.ended:
+            return
         if job.run is not None:
             self._reopen(job, job.run)
             return
@@ -140,6 +155,8 @@ class Runs:
         tags = run_tags(job)
         if job.sweep_id is not None:
             tags[PARENT_TAG] = self._sweep_run(job.sweep_id, experiment).run_id
+        if not self._store.set_experiment(job.id, self._results.ensure_experiment(experiment)):
+            return
         run = self._results.ensure_run(job_id=job.id, name=job.name, experiment=experiment, tags=tags)
         self._upload(run, "spec.yaml", spec_text(job))
         self._store.set_run(job.id, run.experiment_id, run.run_id)
@@ -176,6 +193,7 @@ class Runs:
         sweep = self._store.get_sweep(sweep_id)
         if sweep.run is not None:
             return sweep.run
+        self._store.set_sweep_experiment(sweep_id, self._results.ensure_experiment(experiment))
         run = self._results.ensure_run(
             job_id=sweep_id, name=sweep.name, experiment=experiment, tags=sweep_tags(sweep), tag=SWEEP_TAG
         )

@@ -287,6 +287,15 @@ class Store(
         """Writes when time limits in the queue pass, by job id and the queue's clock. The first is kept."""
         self._execute_many(_WAITS_UNTIL, [{"its_id": job_id, "its_end": end} for job_id, end in ends.items()])
 
+    def set_experiment(self, job_id: str, experiment_id: str) -> bool:
+        """Notes where a run is about to be created for the job. Whoever archives the job looks for it there.
+
+        Returns False, and changes nothing, if the job needs no run any more: it has one, or has ended.
+        """
+        # Race closed: a cancel that comes before the run; it may be archived already.
+        guards = [jobs.c.id == job_id, jobs.c.run_id.is_(None), jobs.c.state.not_in(ENDED)]
+        return self._update(guards, {"experiment_id": experiment_id})
+
     def set_run(self, job_id: str, experiment_id: str, run_id: str) -> None:
         """Links the job to its run, which is ended again if the job ended meanwhile. Does nothing if the job
         has one.

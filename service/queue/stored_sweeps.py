@@ -176,6 +176,11 @@ class StoredSweeps(Writes):
             )
         return sweep
 
+    def set_sweep_experiment(self, sweep_id: str, experiment_id: str) -> None:
+        """Notes where a run is about to be created for the sweep. Does nothing if the sweep has one."""
+        guards = [sweeps.c.id == sweep_id, sweeps.c.run_id.is_(None)]
+        self._update_sweep(guards, {"experiment_id": experiment_id})
+
     def set_sweep_run(self, sweep_id: str, experiment_id: str, run_id: str) -> None:
         """Links the sweep to its run. Does nothing if the sweep has one."""
         # Race closed: two schedulers, one of which does not know yet that the other has taken over.

@@ -18,9 +18,9 @@ from testing.chaos.databases import (
     postgres_database,
     sqlite_database,
 )
+from testing.chaos.real import run_real
 from testing.chaos.run import Result, Scale, run
-
-_SHOWN = 20
+from testing.chaos.tables import as_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lease_seconds=options.lease,
     )
     good = True
-    for name in options.database or NAMES:
+    for name in [] if options.only_real else options.database or NAMES:
         folder = Path(tempfile.mkdtemp(prefix="syncbn-chaos-"))
         opened: AbstractContextManager[SqliteDatabase | PostgresDatabase] = (
             sqlite_database(folder) if name == "sqlite" else postgres_database()
@@ -47,15 +47,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"  the logs of its processes: {folder}/*.log", flush=True)  # noqa: T201
         good &= result.good
+    if options.real_jobs:
+        good &= _real(options)
     return 0 if good else 1
+
+
+def _real(options: argparse.Namespace) -> bool:
+    folder = Path(tempfile.mkdtemp(prefix="syncbn-chaos-"))
+    seconds = 60 * options.minutes
+    result = run_real(
+        folder, seed=options.seed, jobs=options.real_jobs, seconds=seconds, every=options.real_every
+    )
+    print(as_text("chaos on a real stack", result.rows, result.findings), flush=True)  # noqa: T201
+    if result.good:
+        shutil.rmtree(folder)
+    else:
+        print(f"  its folder: {folder}", flush=True)  # noqa: T201
+    return result.good
 
 
 def table(database: str, result: Result) -> str:
     """Returns the table of a run, and below it what is wrong."""
     clients, record = result.clients, result.evidence.record
-    findings = result.findings
     states = sorted(job.state for job in result.evidence.jobs)
-    rows = [
+    rows: list[tuple[str, object]] = [
         ("seed", result.seed),
         ("seconds", round(result.seconds)),
         *((f"fault: {kind}", count) for kind, count in sorted(result.faults.items())),
@@ -71,13 +86,9 @@ def table(database: str, result: Result) -> str:
         ("orders obeyed", len(record.numbers)),
         ("orders of superseded schedulers refused", record.refused_orders),
         ("looks of superseded schedulers refused", record.refused_looks),
-        *((name, len(found)) for name, found in findings.items()),
+        *((f"not possible without a C compiler: {kind}", 0) for kind in result.impossible),
     ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"chaos on {database}", *(f"  {name:<{width}} {value:>7}" for name, value in rows)]
-    for name, found in findings.items():
-        lines += [f"  {name}: {what}" for what in found[:_SHOWN]]
-    return "\n".join(lines)
+    return as_text(f"chaos on {database}", rows, result.findings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--submissions", type=int, default=1000, help="jobs")
     parser.add_argument("--retries", type=int, default=5, help="further requests with the key of each job")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two faults")
-    parser.add_argument("--lease", type=float, default=None, help="seconds of the lease; default: the real")
+    parser.add_argument("--real-jobs", type=int, default=24, help="jobs on a real Ray; 0: without that part")
+    parser.add_argument("--only-real", action="store_true", help="only that part")
+    parser.add_argument("--real-every", type=float, default=8.0, help="seconds between two faults there")
+    parser.add_argument("--lease", type=float, help="seconds of the lease; default: the real")
     return parser
 
 

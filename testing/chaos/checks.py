@@ -79,11 +79,7 @@ def stuck(evidence: Evidence) -> list[str]:
 
 
 def left_in_mlflow(evidence: Evidence) -> list[str]:
-    """Runs that are not ended as their jobs are.
-
-    Known limitation: a scheduler that is killed after it has created a run, and before the job's row names
-    it, leaves the run of a job that is cancelled before the next scheduler asks for it again.
-    """
+    """Runs that are not ended as their jobs are."""
     states = {job.id: job.state for job in evidence.jobs}
     return [
         f"run {run_id} of {job_id}, which is {states.get(job_id)}, is {status or 'running'}"

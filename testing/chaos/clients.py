@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import cycle
 from queue import Empty, SimpleQueue
 from random import Random
 from typing import Any
 
 from service.client import Client, ClientError, NotFound, RequestError
-from testing.chaos.plan import Command
+from testing.chaos.plan import Command, commands
 
 _AT_ONCE = 16
+_COMMANDS_AT_ONCE = 4
 _SECONDS_TO_ANSWER = 5.0
 
 
@@ -25,8 +28,11 @@ class Clients:
     cancel, whether or not the answer came. wrong: answers that no fault explains, counted.
     """
 
-    def __init__(self, urls: Sequence[str], seed: int) -> None:
-        self._urls, self._seed = urls, seed
+    def __init__(
+        self, urls: Sequence[str], seed: int, spec: Callable[[int, int], Mapping[str, Any]] | None = None
+    ) -> None:
+        """spec: that of the job of a number and a seed; by default of one for the fake machines."""
+        self._urls, self._seed, self._spec = urls, seed, spec or _spec
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self.jobs: dict[str, set[str]] = {}
         self._latest: list[str] = []
@@ -71,6 +77,8 @@ class Clients:
                 match command.verb:
                     case "resize":
                         client.resize(job, command.workers)
+                    case "priority":
+                        client.set_priority(job, command.priority)
                     case verb:
                         getattr(client, verb)(job)
             except NotFound:
@@ -99,7 +107,7 @@ class Clients:
             client.close()
 
     def _submit(self, number: int, sends: int, clients: Sequence[Client]) -> None:
-        key, spec = f"chaos-{self._seed}-{number}", _spec(number, self._seed)
+        key, spec = f"chaos-{self._seed}-{number}", self._spec(number, self._seed)
         for sent, client in enumerate(cycle(clients)):
             if self._stopped.is_set() or (sent >= sends and key in self.jobs):
                 return
@@ -127,6 +135,27 @@ class Clients:
     def _note(self, problem: str) -> None:
         with self._lock:
             self.wrong[problem[:200]] += 1
+
+
+@contextmanager
+def commanding(clients: Clients, seed: int, *, every: float) -> Iterator[None]:
+    """Sends commands in a thread until the context ends, one about `every` so many seconds."""
+    stop, begun = threading.Event(), time.monotonic()
+
+    def work() -> None:
+        with ThreadPoolExecutor(_COMMANDS_AT_ONCE) as pool:
+            for command in commands(seed, every=every):
+                if stop.wait(max(command.at - (time.monotonic() - begun), 0.0)):
+                    return
+                pool.submit(clients.command, command)
+
+    thread = threading.Thread(target=work, name="commands", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _spec(number: int, seed: int) -> dict[str, Any]:

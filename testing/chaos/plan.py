@@ -24,6 +24,7 @@ class Kind(enum.StrEnum):
     CLUSTER_HANGS = "the cluster does not answer"
     MLFLOW_AWAY = "MLflow refuses every call"
     MLFLOW_HANGS = "MLflow does not answer"
+    CLOCK_STEPS = "the wall clock of a process steps"
     DATABASE_RESTARTED = "the database crashes and starts again"
     DATABASE_FROZEN = "the database is stopped and continued"
     DATABASE_READ_ONLY = "the database is read-only"
@@ -32,8 +33,8 @@ class Kind(enum.StrEnum):
     DISK_FULL = "the database's disk is full"
 
 
-EVERYWHERE = tuple(Kind)[:9]
-POSTGRESQL = (*EVERYWHERE, *tuple(Kind)[9:13])
+EVERYWHERE = tuple(Kind)[:10]
+POSTGRESQL = (*EVERYWHERE, *tuple(Kind)[10:14])
 SQLITE = (*EVERYWHERE, Kind.DATABASE_LOCKED)
 SQLITE_ON_A_FULL_DISK = (*SQLITE, Kind.DISK_FULL)
 
@@ -46,20 +47,33 @@ _TARGETS = {
     Kind.CLUSTER_HANGS: ("cluster",),
     Kind.MLFLOW_AWAY: ("tracking",),
     Kind.MLFLOW_HANGS: ("tracking",),
+    Kind.CLOCK_STEPS: (*APIS, *SCHEDULERS),
 }
-_AT_ONCE = {Kind.KILL_API, Kind.KILL_SCHEDULER, Kind.KILL_ALL, Kind.DATABASE_RESTARTED, Kind.CONNECTIONS_CUT}
+_AT_ONCE = {
+    Kind.KILL_API,
+    Kind.KILL_SCHEDULER,
+    Kind.KILL_ALL,
+    Kind.CLOCK_STEPS,
+    Kind.DATABASE_RESTARTED,
+    Kind.CONNECTIONS_CUT,
+}
 _SECONDS_TO_SEE = 1.0  # the standby looks about every second
-_VERBS = ("cancel", "pause", "pause", "resume", "resume", "resize", "resize")
+_VERBS = ("cancel", "pause", "pause", "resume", "resume", "resize", "resize", "priority")
+_LONGEST_STEP = 5.0  # of a clock: the common logarithm of its seconds, a day and more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """at, seconds: when it begins, and for how long it lasts. target: the process or server that it hits."""
+    """at, seconds: when it begins, and for how long it lasts. target: the process or server that it hits.
+
+    ahead: by how many seconds a clock is ahead of the machine's from then on; negative: behind.
+    """
 
     at: float
     seconds: float
     kind: Kind
     target: str
+    ahead: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +84,7 @@ class Command:
     verb: str
     back: int
     workers: int
+    priority: int
 
 
 def faults(seed: int, kinds: Sequence[Kind], *, every: float, lease: float) -> Iterator[Fault]:
@@ -85,7 +100,8 @@ def faults(seed: int, kinds: Sequence[Kind], *, every: float, lease: float) -> I
         if kind is Kind.STOP_SCHEDULER:
             lasts = lease * random.uniform(1.2, 1.5) + _SECONDS_TO_SEE
         free_at[target] = at + lasts + every
-        yield Fault(at=at, seconds=lasts, kind=kind, target=target)
+        ahead = random.choice((-1, 1)) * 10 ** random.uniform(0.0, _LONGEST_STEP)
+        yield Fault(at=at, seconds=lasts, kind=kind, target=target, ahead=ahead)
         at += every * random.uniform(0.5, 1.5)
 
 
@@ -95,7 +111,8 @@ def commands(seed: int, *, every: float) -> Iterator[Command]:
     while True:
         at += every * random.uniform(0.2, 1.8)
         verb, back = random.choice(_VERBS), min(int(random.expovariate(1 / 4)), 60)
-        yield Command(at=at, verb=verb, back=back, workers=random.randint(1, 3))
+        workers, priority = random.randint(1, 3), random.randint(-2, 2)
+        yield Command(at=at, verb=verb, back=back, workers=workers, priority=priority)
 
 
 def overlap(intervals: Sequence[tuple[float, float]]) -> bool:

@@ -17,6 +17,7 @@ from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from sqlalchemy import Connection, text
 
@@ -33,6 +34,8 @@ from service.queue.writes import Writes
 from service.roles import Role
 from service.server import serve as serve_service
 from service.settings import Settings
+from testing.chaos import clocks
+from testing.chaos.clocks import Clock
 from testing.chaos.machines import Machines
 from testing.chaos.remote import RemoteCluster, RemoteResults, serve
 from testing.warm import warm
@@ -70,6 +73,10 @@ class Place:
     def tracking(self) -> Path:
         return self.folder / "tracking"
 
+    def clock(self, name: str) -> Clock:
+        """Returns the wall clock of the process of that name."""
+        return Clock(self.folder / f"{name}.clock")
+
     def variables(self) -> dict[str, str]:
         return {
             "SYNCBN_DATABASE_URL": self.database_url,
@@ -86,13 +93,17 @@ class Part:
         self.name, self._place = name, place
         self._work = partial(function, place, *args)
         self._process: BaseProcess | None = None
+        self.clock = place.clock(name)
+        self.clock.create()
 
     def ensure_started(self) -> None:
         if self._process is None or self._process.exitcode is not None:
             context = warm(*_PRELOADED)
             output = self._place.folder / f"{self.name}.log"
-            self._process = context.Process(target=_run, args=(self._work, output), daemon=True)
-            self._process.start()
+            arguments = self._work, output, self.clock
+            with patch.dict(os.environ, clocks.preloaded()):
+                self._process = context.Process(target=_run, args=arguments, daemon=True)
+                self._process.start()
 
     def signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.exitcode is None and self._process.pid:
@@ -104,7 +115,8 @@ class Part:
             self._process.join()
 
 
-def _run(work: Callable[[], None], output: Path) -> None:
+def _run(work: Callable[[], None], output: Path, clock: Clock) -> None:
+    clock.follow()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with output.open("ab") as log:

@@ -138,6 +138,10 @@ class RemoteResults(Remote):
     def url(self, run: Run) -> str:
         return f"http://mlflow.invalid/{run.run_id}"
 
+    def ensure_experiment(self, name: str) -> str:
+        experiment_id: str = self.call("ensure_experiment", name)
+        return experiment_id
+
     def ensure_run(
         self,
         *,
@@ -152,8 +156,8 @@ class RemoteResults(Remote):
         )
         return run
 
-    def other_runs(self, job_id: str, run: Run, tag: str = JOB_TAG) -> list[Run]:
-        runs: list[Run] = self.call("other_runs", job_id, run, tag)
+    def open_runs(self, job_id: str, experiment_id: str, tag: str = JOB_TAG) -> list[Run]:
+        runs: list[Run] = self.call("open_runs", job_id, experiment_id, tag)
         return runs
 
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:

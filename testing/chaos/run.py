@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,16 +21,15 @@ from service.ports import free_port
 from service.queue.database import make_engine
 from service.queue.lease import LEASE_SECONDS
 from service.queue.store import Store
-from testing.chaos import checks, processes
+from testing.chaos import checks, clocks, processes
 from testing.chaos.checks import Evidence
-from testing.chaos.clients import Clients
+from testing.chaos.clients import Clients, commanding
 from testing.chaos.databases import Database
-from testing.chaos.plan import APIS, SCHEDULERS, Fault, Kind, commands, faults
+from testing.chaos.plan import APIS, SCHEDULERS, Fault, Kind, faults
 from testing.chaos.processes import Part, Place
 from testing.chaos.remote import Remote
 
 _TICK = 0.02
-_COMMANDS_AT_ONCE = 4
 _SECONDS_TO_START = 60.0
 _SECONDS_TO_REVIVE = 0.3
 
@@ -59,7 +56,10 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of a run. faults: how many of each kind have hit."""
+    """What came of a run.
+
+    faults: how many of each kind have hit. impossible: kinds that need a C compiler, which is not there.
+    """
 
     seed: int
     faults: Counter[Kind]
@@ -67,6 +67,7 @@ class Result:
     evidence: Evidence
     schedulers: int
     seconds: float
+    impossible: Sequence[Kind] = ()
 
     @property
     def findings(self) -> dict[str, list[str]]:
@@ -127,6 +128,8 @@ class Chaos:
             case Kind.STOP_API | Kind.STOP_SCHEDULER | Kind.CLUSTER_HANGS | Kind.MLFLOW_HANGS:
                 self.parts[fault.target].signal(signal.SIGSTOP)
                 return partial(self.parts[fault.target].signal, signal.SIGCONT)
+            case Kind.CLOCK_STEPS:
+                self.parts[fault.target].clock.set(fault.ahead)
             case Kind.CLUSTER_AWAY:
                 self.cluster.tell("set_unreachable", True)
                 return lambda: self.cluster.tell("set_unreachable", False)
@@ -145,6 +148,7 @@ class Chaos:
 def run(database: Database, folder: Path, *, seed: int, scale: Scale) -> Result:
     """Blocks until all jobs have been submitted and everything has ended, and `scale.seconds` at least."""
     began = time.monotonic()
+    kinds = [kind for kind in database.kinds if kind is not Kind.CLOCK_STEPS or clocks.library()]
     place = Place(folder=folder, database_url=database.url, lease_seconds=scale.lease_seconds)
     with ExitStack() as stack:
         (folder / "runs").mkdir()
@@ -157,8 +161,8 @@ def run(database: Database, folder: Path, *, seed: int, scale: Scale) -> Result:
         clients = Clients(chaos.urls, seed)
         stack.callback(clients.stop)
         clients.submit(scale.submissions, sends=scale.sends, seconds=scale.seconds)
-        with _commanding(clients, seed, scale):
-            hit = _let_happen(chaos, clients, seed, scale, database.kinds)
+        with commanding(clients, seed, every=scale.commands_every):
+            hit = _let_happen(chaos, clients, seed, scale, kinds)
         _calm(chaos, clients, store, scale.seconds_to_calm)
         row = store.scheduler()
         evidence = _evidence(chaos, clients, store, database.url, scale.submissions)
@@ -169,6 +173,7 @@ def run(database: Database, folder: Path, *, seed: int, scale: Scale) -> Result:
         evidence=evidence,
         schedulers=row.number if row else 0,
         seconds=time.monotonic() - began,
+        impossible=sorted(set(database.kinds) - set(kinds)),
     )
 
 
@@ -191,27 +196,6 @@ def _let_happen(
         chaos.revive()
         time.sleep(_TICK)
     return hit
-
-
-@contextmanager
-def _commanding(clients: Clients, seed: int, scale: Scale) -> Iterator[None]:
-    """Sends commands in a thread until the context ends."""
-    stop, begun = threading.Event(), time.monotonic()
-
-    def work() -> None:
-        with ThreadPoolExecutor(_COMMANDS_AT_ONCE) as pool:
-            for command in commands(seed, every=scale.commands_every):
-                if stop.wait(max(command.at - (time.monotonic() - begun), 0.0)):
-                    return
-                pool.submit(clients.command, command)
-
-    thread = threading.Thread(target=work, name="commands", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _calm(chaos: Chaos, clients: Clients, store: Store, seconds: float) -> None:

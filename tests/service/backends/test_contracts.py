@@ -149,16 +149,29 @@ def test_asking_twice_gives_the_same_run(subject: Subject) -> None:
     assert sweep.run_id not in {first.run_id, other.run_id}
 
 
-def test_the_other_runs_of_a_job_are_found_until_they_are_ended(subject: Subject) -> None:
-    run = subject.results.ensure_run(job_id="j7", name="a", experiment="twice")
-    subject.results.ensure_run(job_id="j8", name="a", experiment="twice")
-    assert subject.results.other_runs("j7", run) == []
+def test_the_runs_of_a_job_are_found_until_they_are_ended(subject: Subject) -> None:
+    results = subject.results
+    experiment_id = results.ensure_experiment("twice")
+    assert results.open_runs("j7", experiment_id) == []
 
+    run = results.ensure_run(job_id="j7", name="a", experiment="twice")
+    results.ensure_run(job_id="j8", name="a", experiment="twice")
     second = subject.create_beside(run, "j7")
 
-    assert subject.results.other_runs("j7", run) == [second]
-    subject.results.end(second, "KILLED")
-    assert subject.results.other_runs("j7", run) == []
+    assert run.experiment_id == experiment_id == results.ensure_experiment("twice")
+    found = results.open_runs("j7", experiment_id)
+    assert sorted(each.run_id for each in found) == sorted([run.run_id, second.run_id])
+    assert {each.experiment_id for each in found} == {experiment_id}
+    results.end(second, "KILLED")
+    assert results.open_runs("j7", experiment_id) == [run]
+    results.end(run, "FINISHED")
+    assert results.open_runs("j7", experiment_id) == []
+
+
+def test_the_runs_of_a_sweep_are_found_by_its_own_tag(subject: Subject) -> None:
+    run = subject.results.ensure_run(job_id="s7", name="a", experiment="swept", tag=SWEEP_TAG)
+
+    assert subject.results.open_runs("s7", run.experiment_id, SWEEP_TAG) == [run]
 
 
 def test_names_are_free_text(subject: Subject) -> None:

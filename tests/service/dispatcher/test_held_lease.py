@@ -100,6 +100,7 @@ def test_each_order_looks_at_the_age_of_the_lease(
 RUN = Run(experiment_id="1", run_id="run-1")
 
 WRITES: dict[str, Callable[[GuardedResults], object]] = {
+    "ensure_experiment": lambda results: results.ensure_experiment("e"),
     "ensure_run": lambda results: results.ensure_run(job_id="j1", name="n", experiment="e"),
     "upload": lambda results: results.upload(RUN, "spec.yaml", ""),
     "upload_file": lambda results: results.upload_file(RUN, "log", Path("nowhere")),
@@ -152,14 +153,37 @@ def test_a_run_that_was_created_too_late_is_ended_with_its_job(world: World, lea
     assert world.results.endings == {"run-1": "FINISHED", "run-2": "KILLED"}
 
 
+def test_a_run_that_was_created_after_its_job_was_archived_is_ended(world: World, lease: HeldLease) -> None:
+    """As above, and the job was cancelled and archived by the successor meanwhile."""
+    job, first = world.create(), scheduler(world, lease)
+    create = world.results.ensure_run
+
+    def late(**of: str) -> Run:
+        number = take_over(world.store, "another")
+        successor = scheduler(world, HeldLease(number, world.store, clock=lambda: world.now))
+        world.store.request_cancel(job.id)
+        successor.round()
+        assert successor.finisher.finish_all()
+        return create(**of)  # type: ignore[arg-type]
+
+    world.results.ensure_run = late  # type: ignore[method-assign,assignment]
+    first.round()
+    with pytest.raises(Superseded):
+        first.runs.create_all()
+
+    assert world.look(job).archived_at is not None
+    assert world.results.endings == {"run-1": "KILLED"}
+
+
 @pytest.mark.parametrize("thread", ["runs", "finisher"])
 def test_the_threads_of_who_was_superseded_end(world: World, lease: HeldLease, thread: str) -> None:
     dispatcher = scheduler(world, lease)
     job = world.create()
     dispatcher.round()
     take_over(world.store, "another")
-    world.store.request_cancel(job.id)
+    if thread == "finisher":
+        world.store.request_cancel(job.id)
 
     getattr(dispatcher, thread).run()  # returns
 
-    assert world.look(job).archived_at is None
+    assert (world.look(job).archived_at, world.results.jobs) == (None, {})

@@ -200,7 +200,7 @@ WITHOUT_EFFECT = {
         "get",
         "has_unended",
         "nodes",
-        *("limit_waits", "other_runs", "queue_rows", "several"),
+        *("limit_waits", "open_runs", "queue_rows", "several"),
         "queue",
         "unarchived",
         "wake",

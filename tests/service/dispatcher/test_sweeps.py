@@ -86,6 +86,23 @@ def test_a_scheduler_killed_at_any_call_leaves_one_parent(world: World, calls: i
     assert sorted(world.results.jobs.values()) == sorted([sweep.id, *(job.id for job in jobs)])
 
 
+@pytest.mark.parametrize("call", ["set_sweep_experiment", "ensure_run", "upload", "set_sweep_run", "set_run"])
+def test_a_parent_whose_scheduler_is_killed_is_ended_with_its_cancelled_sweep(
+    world: World, call: str
+) -> None:
+    sweep, jobs = create(world, 2)
+    with pytest.raises(Killed):
+        work(tapped(world, Tap(call, die)), world.results)
+    created = set(world.results.jobs)
+
+    world.store.cancel_sweep(sweep.id)
+    world.rounds(jobs[0])
+
+    assert bool(created) == (call in {"upload", "set_sweep_run", "set_run"})
+    assert world.results.endings == dict.fromkeys(created, "KILLED")
+    assert world.store.unarchived_sweeps() == []
+
+
 def test_the_parent_ends_with_its_last_job(world: World) -> None:
     sweep, jobs = create(world, 2)
     world.rounds(jobs[0])

@@ -13,7 +13,7 @@ from service.backends.memory_tracking import FakeResults
 from service.errors import Refused, Unavailable
 from service.jobs.job import Job, Run, State
 from service.queue.store import Store
-from tests.service.world import World
+from tests.service.world import Killed, Tap, World, die, tapped, work
 
 NOT_ANSWERED = "waits for MLflow: it has not answered for 5 s"
 
@@ -304,14 +304,57 @@ def test_a_run_that_is_made_for_a_job_cancelled_meanwhile_is_ended(
 
     def late(*, job_id: str, name: str, experiment: str, **more: Any) -> Run:
         world.store.request_cancel(job.id)
-        world.dispatcher.finisher.finish_all()
-        assert world.look(job).archived_at is not None
+        assert not world.dispatcher.finisher.finish_all()
+        assert world.look(job).archived_at is None
         return ensure_run(job_id=job_id, name=name, experiment=experiment, **more)
 
     monkeypatch.setattr(world.results, "ensure_run", late)
     world.dispatcher.runs.create_all()
+    world.round()
 
     assert world.results.endings == {world.run(job).run_id: "KILLED"}
+    assert world.store.unarchived() == []
+
+
+@pytest.mark.parametrize("call", ["set_experiment", "ensure_run", "upload", "set_run", "move"])
+def test_a_run_whose_scheduler_is_killed_is_ended_with_its_cancelled_job(world: World, call: str) -> None:
+    job = world.create()
+    with pytest.raises(Killed):
+        work(tapped(world, Tap(call, die)), world.results)
+    created = set(world.results.jobs)
+
+    world.store.request_cancel(job.id)
+    world.rounds(job)
+
+    assert created == ({"run-1"} if call in {"upload", "set_run", "move"} else set())
+    assert world.results.endings == dict.fromkeys(created, "KILLED")
+    assert world.look(job).archived_at is not None
+    assert world.look(job).run_id == (created.pop() if created else None)
+
+
+def test_a_job_that_is_retried_gets_the_run_that_its_killed_scheduler_had_created(world: World) -> None:
+    job = world.create()
+    with pytest.raises(Killed):
+        work(tapped(world, Tap("set_run", die)), world.results)
+    world.store.request_cancel(job.id)
+    world.rounds(job)
+
+    world.store.request_retry(job.id)
+    world.rounds(job)
+
+    assert world.look(job).state is State.STARTING
+    assert list(world.results.jobs) == [world.run(job).run_id]
+    assert world.results.endings == {}
+
+
+def test_a_job_that_was_cancelled_before_its_turn_is_archived_though_mlflow_is_away(world: World) -> None:
+    world.results.unreachable = True
+    job = world.create()
+
+    world.store.request_cancel(job.id)
+    world.rounds(job)
+
+    assert world.look(job).archived_at is not None
 
 
 class Racing(FakeResults):
