@@ -42,6 +42,8 @@ def own() -> Iterator[OwnStack]:
         versions_of(folder / "wheels", "demo", "1.0")
         stack = OwnStack(folder / "data")
         stack.folder.mkdir()
+        stack.folder.chmod(0o711)  # as `up` would, if the log of the tests were not in it
+        (stack.folder / "up.log").touch(mode=0o600)
         stack.prefix = prefix
         stack.variables = {
             "SYNCBN_JOB_USER": f"{FIRST}-{LAST}",

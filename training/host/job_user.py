@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import multiprocessing
 import multiprocessing.resource_tracker as tracker
 import os
 import pwd
@@ -250,8 +251,11 @@ def _unsigned(number: int) -> int:
 def _leave_agent() -> None:
     """Closes the pipes to the agent's resource tracker and to its fork server.
 
-    The first deletes what is named there, and the second ends when something is written to its pipe.
+    The first deletes what is named there, and the second ends when something is written to its pipe. Also
+    forgets the agent's folder for the sockets of multiprocessing, which is closed to others.
     """
+    current: Any = multiprocessing.current_process()
+    current._config.pop("tempdir", None)
     own: Any = tracker._resource_tracker
     if own._fd is not None:
         os.close(own._fd)
