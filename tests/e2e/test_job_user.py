@@ -117,17 +117,18 @@ def test_a_job_reaches_nothing_of_the_service_and_of_another_user_s_job(
     assert {run / "logs", own.folder / "syncbn.db", own.folder / "secrets.key"} <= set(paths)
     with own.client() as client:
         assert client.files(spies.id).items == []  # they are behind a link of the job's
-        start = {"job": adas.id, "checkpoint": "last"}
-        refused = client.submit(digits(start_from=start))
-    assert "belongs to another user" in str(own.ended(refused).reason)
 
-    _goes_on_and_goes_away(own, keys["ada"], adas, uid)
+    _goes_on(own, keys["ada"], adas, uid)
+    own.user_key = keys["bob"]
+    refused = own.submit(digits(start_from={"job": adas.id, "checkpoint": "last"}))
+    assert "belongs to another user" in str(own.ended(refused).reason)
+    _goes_away(own, keys["ada"], adas)
     _goes_away(own, keys["bob"], spies)
     assert (own.folder / "syncbn.db").exists()
 
 
-def _goes_on_and_goes_away(own: OwnStack, key: str, job: Job, uid: int) -> None:
-    """It is paused, resumed, cancelled and deleted as any other; all its files have been its user's."""
+def _goes_on(own: OwnStack, key: str, job: Job, uid: int) -> None:
+    """It is paused, resumed and cancelled as any other; all its files have been its user's."""
     own.user_key = key
     run = own.folder / "checkpoints" / job.id
     with own.client() as client:
@@ -145,7 +146,6 @@ def _goes_on_and_goes_away(own: OwnStack, key: str, job: Job, uid: int) -> None:
     assert {path.lstat().st_uid for path in found} == {uid}
     assert not [path for path in (run, environments) if path.stat().st_mode & 0o007]
     assert list(environments.rglob("demo/__init__.py"))
-    _goes_away(own, key, job)
 
 
 def _goes_away(own: OwnStack, key: str, job: Job) -> None:
