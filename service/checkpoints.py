@@ -84,6 +84,8 @@ class JobCheckpoints:
         mode = self._job.spec["training"]["checkpoint"]["mode"]
         location = self.location
         if "://" not in location:
+            if Path(location).is_symlink():
+                raise NotFound(f"job {self._job.id!r} has put a link in place of its folder of checkpoints")
             return Checkpoints(Path(location), mode=mode)
         from training.checkpoints.object_store import ObjectStore
 

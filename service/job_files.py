@@ -53,7 +53,9 @@ class JobFiles:
     def __init__(self, settings: Settings, job: Job) -> None:
         self._settings, self._job = settings, job
         run = RunFolder(path=Path(settings.storage) / job.id)
-        self.folder = run.script_checkpoints if job.runs_script else run.files
+        folder = run.script_checkpoints if job.runs_script else run.files
+        # Not itself resolved: the job may have put a link in its place.
+        self.folder = folder.parent.resolve() / folder.name
 
     def all(self) -> Listing:
         """Returns the files by path: at most MOST, the first ones."""
@@ -71,7 +73,7 @@ class JobFiles:
         try:
             if "\0" in path or path.startswith("/"):
                 raise FileNotFoundError
-            file = _opened(self.folder.resolve(), _inside(self.folder, self.folder / path))
+            file = _opened(self.folder, _inside(self.folder, self.folder / path))
         except (FileNotFoundError, NotADirectoryError, RuntimeError, UnicodeEncodeError):
             hint = f"syncbn files {self._job.id} lists those that it has"
             raise NotFound(f"job {self._job.id!r} has no file {path!r}; {hint}") from None
@@ -87,7 +89,7 @@ def _entries(folder: Path) -> Iterator[JobFile | None]:
         for name in names:
             path = Path(root, name)
             try:
-                found = folder.resolve().joinpath(*_inside(folder, path)).lstat()
+                found = folder.joinpath(*_inside(folder, path)).lstat()
             except FileNotFoundError:  # deleted meanwhile, or a link that leads nowhere
                 yield None
                 continue
@@ -101,10 +103,10 @@ def _entries(folder: Path) -> Iterator[JobFile | None]:
 
 def _inside(folder: Path, path: Path) -> tuple[str, ...]:
     """Returns the parts of the path below `folder` that `path` leads to. Raises FileNotFoundError."""
-    real, base = path.resolve(strict=True), folder.resolve()
-    if not real.is_relative_to(base):
+    real = path.resolve(strict=True)
+    if not real.is_relative_to(folder):
         raise FileNotFoundError
-    return real.relative_to(base).parts
+    return real.relative_to(folder).parts
 
 
 def _opened(folder: Path, parts: tuple[str, ...]) -> BinaryIO:
@@ -114,7 +116,7 @@ def _opened(folder: Path, parts: tuple[str, ...]) -> BinaryIO:
     """
     if not parts:
         raise FileNotFoundError
-    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    inside = os.open(folder, _FOLDER)
     try:
         for part in parts[:-1]:
             outside, inside = inside, os.open(part, _FOLDER, dir_fd=inside)

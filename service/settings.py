@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError
 from service.errors import Refused
 from service.logs import LogFormat
 from service.public_addresses import Allowed
+from training.host.job_user import format_problem
 from training.spec import Problem
 from training.spec.environment import name_problem, secret_problem
 
@@ -150,6 +151,12 @@ class Settings(BaseSettings):
         "also a line for each request and for each change of a job's state",
     )
 
+    job_user: str | None = Field(
+        default=None,
+        description="Of Ray's nodes that run as root, and of `syncbn up`: the system user of all jobs, or a "
+        "range of user ids as `200000-265535`, of which each user of the service gets one. By default jobs "
+        "run as the user of Ray's node",
+    )
     secrets_key: SecretStr | None = Field(
         default=None,
         description="Encrypts the secrets that users store: 32 random bytes in URL-safe base64, the same for "
@@ -187,6 +194,13 @@ class Settings(BaseSettings):
             if why := name_problem(name) or secret_problem(value.get_secret_value()):
                 raise PydanticCustomError("secret", "{name}: {why}", {"name": name[:80], "why": why})
         return secrets
+
+    @field_validator("job_user")
+    @classmethod
+    def _a_user_or_a_range(cls, text: str | None) -> str | None:
+        if text is not None and (problem := format_problem(text)):
+            raise PydanticCustomError("job_user", "{problem}", {"problem": problem})
+        return text
 
     @field_validator("secrets_key")
     @classmethod

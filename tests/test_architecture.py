@@ -18,6 +18,7 @@ PACKAGES = ("sync_bn", "training", "service")
 HEAVY = {"torch", "ray", "lightning", "mlflow", "numpy", "pandas", "sklearn", "matplotlib"}
 LIGHT_PARTS_OF_TRAINING = {
     "training.backoff",
+    "training.host.job_user",
     "training.host.own_folder",
     "training.metric_names",
     "training.run_dir",

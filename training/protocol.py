@@ -25,9 +25,7 @@ SWEEP_TAG = "syncbn.sweep_id"
 """The MLflow tag that holds the id of the sweep whose run it is, the parent of its jobs' runs."""
 
 LONGEST_MESSAGE, LONGEST_TRACE, LONGEST_TYPE = 4_000, 20_000, 200
-LONGEST_TAIL = 8_000
-TAIL_LINES = 30
-LONGEST_METRICS = 200
+LONGEST_TAIL, TAIL_LINES, LONGEST_METRICS = 8_000, 30, 200
 """Limits of exit records and progress, in characters, lines and metrics; logs and MLflow have the rest."""
 
 HANG_EXIT_CODE = 75
@@ -65,6 +63,7 @@ class Order:
     seconds_left: after this time the ranks save a checkpoint and end; None: no limit.
     variables: the job's own environment variables. secrets: those that must not be stored, logged or shown.
     packages: the folder of the job's installed requirements, which the agent fills in; None: it has none.
+    user: the user of the service whose job it is; None: it has none.
     """
 
     attempt: str
@@ -89,6 +88,7 @@ class Order:
     variables: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     packages: str | None = None
+    user: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,8 +5,12 @@ The checkpoints, which are large, may be in object storage instead.
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +77,21 @@ class RunFolder:
     @property
     def _this_start(self) -> str:
         return f"attempt-{self.attempt}-start-{self.start}"
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Opens a file that a job may have written, for reading. Raises OSError.
+
+    It is FileNotFoundError also for a symbolic link and for what is not a plain file.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe does not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:
+            raise FileNotFoundError(errno.ENOENT, "not a plain file", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, "not a plain file", str(path))
+    return os.fdopen(descriptor, "rb")

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from service.checkpoints import JobCheckpoints, check_mounted
 from service.errors import Conflict, Unavailable
 from service.jobs.job import Job, Removed, is_id
+from service.log_files import open_log
 from service.settings import Settings
 from training.checkpoints.folder import size_of
 from training.run_dir import RunFolder
@@ -23,6 +25,7 @@ from training.run_dir import RunFolder
 _HISTORY = ("logs", "exits")
 """What a job that begins again from step 0 keeps of its earlier attempts."""
 _DOOMED = ".deleting-"
+_LONGEST_NUMBER = 32
 
 
 class Remains:
@@ -44,8 +47,9 @@ class Remains:
         with _removing(self.folder):
             if what is Removed.OTHER_CHECKPOINTS:
                 return self._other_checkpoints()
-            found = {path.name: size_of(path) for path in self._paths(what) if path.exists()}
-            return found | (self._checkpoints() if what is Removed.CHECKPOINTS else {})
+            found = {path.name: size_of(path) for path in self._paths(what) if os.path.lexists(path)}
+            is_own = not self._run.checkpoints.is_symlink()
+            return found | (self._checkpoints() if what is Removed.CHECKPOINTS and is_own else {})
 
     def remove(self, what: Removed) -> int:
         """Removes a part; returns how many bytes it had. what: one member. Raises Conflict."""
@@ -92,7 +96,8 @@ class Remains:
     def _paths(self, what: Removed) -> list[Path]:
         run = self._run
         if what is Removed.CHECKPOINTS:
-            return [run.script_checkpoints]
+            replaced = [run.checkpoints] if run.checkpoints.is_symlink() else []
+            return [run.script_checkpoints, *replaced]
         if what is Removed.LOGS:
             return [self.folder / "logs", self.folder / "exits", self.folder / "hang"]
         if what is Removed.SPOOL and _is_sent(run.spool):
@@ -125,7 +130,8 @@ def _sent(spool: Path) -> Path:
 def _is_sent(spool: Path) -> bool:
     """Returns whether the tracking server has all metrics in the spool."""
     try:
-        return int(_sent(spool).read_bytes() or 0) >= spool.stat().st_size
+        with open_log(_sent(spool)) as file:
+            return int(file.read(_LONGEST_NUMBER) or 0) >= spool.stat().st_size
     except FileNotFoundError:
         return not spool.exists() or not spool.stat().st_size
     except ValueError:

@@ -48,6 +48,7 @@ def launch_of(job: Job, settings: Settings, store: Store) -> Launch:
             restarts=job.restarts,
             seconds_left=limit and max(limit - job.ran_seconds, 1.0),
             variables=environment.get("variables", {}),
+            user=job.user,
         ),
         resources=job.resources,
         code=partial(store.get_code, digest) if digest else None,

@@ -16,6 +16,7 @@ from service.doctor.finding import Finding, fault, ok, warning
 from service.doctor.storage import marker
 from service.doctor.versions import differences
 from service.settings import Settings
+from training.host.job_user import AS_ROOT
 
 ABOUT, AGENTS = "Ray", "agents"
 AGENT_SECONDS = 5.0
@@ -108,6 +109,11 @@ def _of_agent(address: str, about: dict[str, Any], own: Mapping[str, str] | None
     offset = max(clock - about["answered_at"], 0.0) or min(clock - about["asked_at"], 0.0)
     yield from offset_finding(f"the clock of {address}", offset)
     yield from differences(f"the agent on {address}", about["versions"], own)
+    if problem := about.get("job_user_problem"):
+        yield fault(AGENTS, f"no job can start on {address}", problem)
+    elif about.get("jobs_as_root"):
+        message, _, advice = AS_ROOT.partition(": ")
+        yield warning(AGENTS, f"on {address} {message}", advice)
     if about["sees_marker"] is False:
         yield fault(
             "storage",

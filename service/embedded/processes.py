@@ -50,6 +50,7 @@ class StackState:
         """Stores a server's facts. The file is replaced atomically: a torn one would lose a running Ray."""
         self.servers[name] = server
         temporary = self.folder / "stack.json.new"
+        temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(self.servers, indent=1))
         temporary.replace(self.folder / "stack.json")
 

@@ -1,4 +1,4 @@
-"""The HTTP protocol of the embedded MLflow server: on Linux it answers only its own user and root.
+"""The HTTP protocol of the embedded MLflow server: on Linux it answers only its own user, root and jobs.
 
 MLflow's own access control would ask every notebook and browser of that user for a password. The kernel knows
 whose socket the other end of a loopback connection is, so nobody has to be asked.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from training.host.job_user import JobUsers, of_environment
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = "01"
@@ -32,7 +35,7 @@ class SameUserProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self._refused = not may_connect(_address(peer), _address(own))
+        self._refused = not may_connect(_address(peer), _address(own), _job_users())
         if self._refused:
             transport.write(_REFUSAL)
             # Closed at once, with the request unread, the answer would be lost.
@@ -53,15 +56,22 @@ class SameUserProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
             super().connection_lost(error)
 
 
-def may_connect(peer: Address, own: Address) -> bool:
-    """Returns whether the connection's other end belongs to this process's user or to root.
+@cache
+def _job_users() -> JobUsers | None:
+    return of_environment(os.environ)
+
+
+def may_connect(peer: Address, own: Address, jobs: JobUsers | None = None) -> bool:
+    """Returns whether the connection's other end belongs to this process's user, to root or to a job.
 
     True for all where the kernel has no such tables, as on macOS. False for an end that is closed already:
     the kernel does not say any more whose it was.
     """
     tables = [table for table in _TABLES if table.exists()]
-    owners = (_owner(table.read_text(), peer, own) for table in tables)
-    return not tables or any(owner in {0, os.geteuid()} for owner in owners)
+    owners = [_owner(table.read_text(), peer, own) for table in tables]
+    if not tables or any(owner in {0, os.geteuid()} for owner in owners):
+        return True
+    return jobs is not None and any(owner is not None and jobs.has(owner) for owner in owners)
 
 
 def _owner(table: str, local: Address, remote: Address) -> int | None:

@@ -32,10 +32,12 @@ from service.errors import Refused
 from service.foreground import open_store, print_line, reported_errors, stop_on_signals
 from service.server import check_address, running
 from service.settings import Settings
+from training.host.job_user import AS_ROOT, JobUserError, JobUsers, of_environment
 from training.host.own_folder import remove_abandoned
 
 DATABASE = "syncbn.db"
-FOLDERS = ("logs", "checkpoints", "artifacts")
+RUNS = "checkpoints"
+FOLDERS = ("logs", RUNS, "artifacts")
 SECONDS_TO_START = 200.0
 SECONDS_TO_END = 60.0
 
@@ -77,7 +79,9 @@ def _stack(
     logs.configure(given.log_format)
     check_address(host, port, given)
     own = () if "database_url" in given.model_fields_set else (DATABASE,)
-    make_private(folder, (*own, MLFLOW_DATABASE), FOLDERS)
+    users = _job_users()
+    make_private(folder, (*own, MLFLOW_DATABASE), FOLDERS, () if users is None else (RUNS,))
+    _check(users, folder / RUNS)
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder))
         state = StackState.load(folder)
@@ -101,6 +105,24 @@ def _stack(
         yield children
 
 
+def _job_users() -> JobUsers | None:
+    try:
+        return of_environment(os.environ)
+    except JobUserError as error:
+        raise Refused(str(error)) from None
+
+
+def _check(users: JobUsers | None, runs: Path) -> None:
+    """Raises Refused if jobs cannot run as their system users; says if they run as root."""
+    if users is not None:
+        try:
+            users.check(runs)
+        except JobUserError as error:
+            raise Refused(str(error)) from None
+    elif os.geteuid() == 0:
+        print_line(AS_ROOT)
+
+
 def _keep_running(children: list[Child]) -> None:
     restarted = [child for child in children if child.restart_if_dead()]
     for child in children:
@@ -122,7 +144,7 @@ def _completed(given: Settings, state: StackState, mlflow_port: int) -> Settings
             "ray_token": SecretStr(state.token),
             "mlflow_url": f"http://127.0.0.1:{mlflow_port}",
             "mlflow_public_url": f"http://127.0.0.1:{mlflow_port}",
-            "storage": str(state.folder / "checkpoints"),
+            "storage": str(state.folder / RUNS),
             "secrets_key": given.secrets_key or SecretStr(state.secrets_key),
         }
     )
@@ -146,7 +168,7 @@ def runs_on(folder: Path) -> bool:
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, which the kernel releases when the process ends. Raises Refused if taken."""
-    with (folder / "up.lock").open("a+") as lock:
+    with open(folder / "up.lock", "a+", opener=_private) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -157,6 +179,10 @@ def _only_one(folder: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _holder(path: Path) -> int | None:

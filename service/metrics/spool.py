@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from service.log_files import open_log
+
+_LONGEST_NUMBER = 32
 MOST_JOBS = 1_000
 """Of how many jobs the spools are looked at."""
 
@@ -20,7 +23,8 @@ def _waiting(spool: Path) -> int:
     except OSError:
         return 0
     try:
-        sent = int(spool.with_name("spool.sent").read_text())
+        with open_log(spool.with_name("spool.sent")) as file:
+            sent = int(file.read(_LONGEST_NUMBER))
     except (OSError, ValueError):
         sent = 0
     return max(written - sent, 0)

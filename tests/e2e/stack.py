@@ -96,14 +96,21 @@ class Stack(Served):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.up: subprocess.Popen[str] | None = None
+        self.prefix: list[str] = []
+        """Begins the command of `up`."""
+        self.variables: dict[str, str] = {}
 
     def start(self) -> None:
         """Blocks until everything is ready."""
-        command = [SYNCBN, "up", "--data-dir", str(self.folder)]
+        command = [*self.prefix, SYNCBN, "up", "--data-dir", str(self.folder)]
         ports = ["--port", str(self.port), "--mlflow-port", str(self.mlflow_port)]
         with (self.folder / "up.log").open("a") as log:
             self.up = subprocess.Popen(
-                [*command, *ports], env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT, text=True
+                [*command, *ports],
+                env=ENVIRONMENT | self.variables,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         deadline = time.monotonic() + 240
         while not self.is_ready():

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -121,8 +122,18 @@ class Checkpoints:
         return {path.name: size_of(path) for path in self._matching(".*")}
 
     def remove(self, name: str) -> None:
-        """Removes what `sizes` names. Idempotent. Call it only while no other process writes."""
-        _discard(self.folder / name)
+        """Removes what `sizes` names. Idempotent. Call it only while no other process writes.
+
+        Raises OSError, also if the folder of the checkpoints is a symbolic link: a job may have put it there.
+        """
+        with suppress(FileNotFoundError), _opened(self.folder) as folder:
+            doomed = f".deleting-{name}-{uuid4().hex}"
+            # Race closed: renamed first, as in `_discard`.
+            os.rename(name, doomed, src_dir_fd=folder, dst_dir_fd=folder)
+            if stat.S_ISDIR(os.lstat(doomed, dir_fd=folder).st_mode):
+                shutil.rmtree(doomed, ignore_errors=True, dir_fd=folder)
+            else:
+                os.unlink(doomed, dir_fd=folder)
 
     def _read(self, name: str) -> Saved:
         try:
@@ -210,6 +221,15 @@ def _try_rename(draft: Path, target: Path) -> bool:
             return False
         raise
     return True
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
 
 
 def _discard(path: Path) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from training.hangs.stack_traces import Frame, Stack, dumped_stack
+from training.run_dir import open_plain
 
 _RECORD = 4096
+_LONGEST_FILE = 2**20  # bytes: a record and a dump, or a report
 _LONGEST_DOING = 300  # characters, each of up to six bytes in JSON
 
 
@@ -98,7 +100,8 @@ class RankFiles:
     def position_content(self, rank: int) -> bytes:
         """Returns a position file's bytes, which change while the process runs; b"" if it is missing."""
         try:
-            return self.position_file(rank).read_bytes()
+            with open_plain(self.position_file(rank)) as file:
+                return file.read(_LONGEST_FILE)
         except FileNotFoundError:
             return b""
 
@@ -109,9 +112,7 @@ class RankFiles:
 
     def reports(self) -> list[HangReport]:
         """Returns the hang reports in order of rank: a rank's own, or one made from its dump."""
-        reports = {
-            rank: HangReport.from_json(self._report(rank).read_text("utf-8")) for rank in self.reported()
-        }
+        reports = {rank: HangReport.from_json(self._text(self._report(rank))) for rank in self.reported()}
         for position in self.positions():
             if position.rank not in reports and (dump := dump_in(self.position_content(position.rank))):
                 stack = dumped_stack(dump, position.thread)
@@ -123,6 +124,10 @@ class RankFiles:
     def position_file(self, rank: int) -> Path:
         """Returns the path of a rank's position file."""
         return self.path / f"rank-{rank}.position"
+
+    def _text(self, path: Path) -> str:
+        with open_plain(path) as file:
+            return file.read(_LONGEST_FILE).decode()
 
     def _report(self, rank: int) -> Path:
         return self.path / f"rank-{rank}.json"

@@ -25,6 +25,7 @@ from time import monotonic
 
 import psutil
 
+from training.host.accounts import Accounts
 from training.host.code import CodeCache
 from training.host.environment import (
     FORK_SERVER_VARIABLES,
@@ -35,9 +36,10 @@ from training.host.environment import (
 )
 from training.host.fork_server import PRELOAD, ForkServer
 from training.host.gang import Gang
+from training.host.job_user import JobUserError, JobUsers
 from training.host.own_folder import matplotlib_folder
 from training.host.packages import PackageFolder
-from training.host.preparation import Preparation, package_folder, pip_variables
+from training.host.preparation import Preparation
 from training.host.supervisor import supervise
 from training.protocol import CodeMissing, News, Order, log_folder
 
@@ -52,7 +54,8 @@ class HostAgent:
     folder: a folder on this machine for this agent alone; `close` deletes it.
     environment: the variables of every rank; None: `machine_variables(os.environ)`.
     on_cluster: see ForkServer. environments: the folder for environments with jobs' requirements, which
-    outlive this agent; None: that of `package_folder`.
+    outlive this agent; None: that of `package_folder`. users: the system users of jobs, for an agent of root;
+    None: jobs run as the user of the agent; an error: no job can start, for that reason.
     """
 
     def __init__(
@@ -62,15 +65,14 @@ class HostAgent:
         *,
         on_cluster: bool = True,
         environments: Path | None = None,
+        users: JobUsers | JobUserError | None = None,
     ) -> None:
         given = machine_variables(os.environ) if environment is None else environment
         self._base = {**given, **matplotlib_folder(folder)}
         self._storage = storage_variables(os.environ) if environment is None else {}
         self._folder = folder
         self._code = CodeCache(folder)
-        self._packages = PackageFolder(
-            environments or package_folder(os.environ, folder), pip_variables(self._base, os.environ)
-        )
+        self._accounts = Accounts(users, self._base, folder, environments)
         self._server = ForkServer(
             {**RANK_DEFAULTS, **self._base, **FORK_SERVER_VARIABLES}, on_cluster=on_cluster
         )
@@ -150,7 +152,11 @@ class HostAgent:
                 return
             gang = Gang(order, self._changed)
             try:
-                self._prepare_or_fork(gang, self._code.folder_for(order), may_fork=may_fork)
+                account = self._accounts.of(order)
+                gang.user, gang.variables = account.user, account.variables
+                gang.delete_files_of_earlier_launch()
+                code = self._code.folder_for(order, gang.user)
+                self._prepare_or_fork(gang, code, account.packages, may_fork=may_fork)
             except CodeMissing:
                 raise
             except Exception as error:
@@ -222,11 +228,11 @@ class HostAgent:
         self._warm.set()
         self._changed()
 
-    def _prepare_or_fork(self, gang: Gang, folder: Path, *, may_fork: bool) -> None:
+    def _prepare_or_fork(self, gang: Gang, folder: Path, packages: PackageFolder, *, may_fork: bool) -> None:
         if not gang.order.spec.get("environment", {}).get("requirements"):
             self._fork_ranks(gang, folder)
             return
-        gang.preparation = Preparation(gang.order, folder, self._packages, partial(self._prepared, gang))
+        gang.preparation = Preparation(gang.order, folder, packages, gang.user, partial(self._prepared, gang))
         gang.preparation.may_fork = may_fork
         gang.preparation.start()
 
@@ -253,24 +259,26 @@ class HostAgent:
 
     def _fork_ranks(self, gang: Gang, folder: Path) -> None:
         order = gang.order
-        log_folder(order.folder, order.number).mkdir(parents=True, exist_ok=True)
+        with gang.user.files():
+            log_folder(order.folder, order.number).mkdir(parents=True, exist_ok=True)
+            if order.runs_script:
+                gang.folder.script_checkpoints.mkdir(parents=True, exist_ok=True)
         if order.rendezvous is None:
             # All ranks are on this machine, so the socket listens on loopback only.
             rendezvous = self.rendezvous(order.attempt, order.start, _loopback())
             order = gang.order = _on_loopback(order, rendezvous)
-        if order.runs_script:
-            gang.folder.script_checkpoints.mkdir(parents=True, exist_ok=True)
         listener = self._listeners.pop((order.attempt, order.start), None)
         control, for_supervisor = Pipe()
         reports, for_ranks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         reports.setblocking(False)
+        base = {**self._base, **gang.variables}
         environments = {
-            assignment.rank: rank_environment(self._base, self._storage, order, assignment)
+            assignment.rank: rank_environment(base, self._storage, order, assignment)
             for assignment in order.ranks
         }
         arguments = (order.to_json(), environments, str(folder), for_supervisor, for_ranks, listener)
         try:
-            process = self._server.fork(supervise, *arguments)
+            process = self._server.fork(supervise, gang.user, *arguments)
         except BaseException:
             control.close()
             reports.close()

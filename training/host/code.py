@@ -8,6 +8,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from training.host.job_folders import give_folder
+from training.host.job_user import AgentUser, JobUser
 from training.protocol import CodeMissing, Order
 
 _MAX_ARCHIVES = 20
@@ -21,6 +23,8 @@ class CodeCache:
         self._archives, self._work = folder / "archives", folder / "work"
         for each in (self._archives, self._work):
             each.mkdir(parents=True, exist_ok=True)
+        self._archives.chmod(0o700)
+        self._work.chmod(0o711)  # other users reach their own folder in it
 
     def put(self, digest: str, archive: bytes) -> None:
         """Stores a zip archive under its digest, atomically, and deletes the least recently used ones."""
@@ -32,17 +36,18 @@ class CodeCache:
         for old in by_age[:-_MAX_ARCHIVES]:
             old.unlink(missing_ok=True)
 
-    def folder_for(self, order: Order) -> Path:
+    def folder_for(self, order: Order, user: JobUser | AgentUser) -> Path:
         """Returns the working directory of the order's ranks: a new folder with the unpacked code, if any.
 
-        No other job reads it, so a job may write there. If the order names a `code_folder`, returns that one.
+        It is the user's, and no other job reads it, so a job may write there. If the order names a
+        `code_folder`, returns that one.
         Raises CodeMissing if the archive is not in the cache.
         """
         if order.code_folder is not None:
             return Path(order.code_folder)
         folder = self._work / f"{order.attempt}-{order.start}"
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        give_folder(folder, user)
         if order.code is not None:
             archive = self._archives / order.code
             try:
@@ -50,7 +55,7 @@ class CodeCache:
             except FileNotFoundError:
                 raise CodeMissing(order.code) from None
             archive.touch()
-            with zipfile.ZipFile(io.BytesIO(content)) as files:
+            with user.files(), zipfile.ZipFile(io.BytesIO(content)) as files:
                 files.extractall(folder)
         return folder
 

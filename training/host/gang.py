@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -19,6 +19,7 @@ from typing import Any
 from training.errors import BuildError
 from training.hangs.diagnosis import hang_report
 from training.hangs.rank_files import RankFiles
+from training.host.job_user import AgentUser, JobUser
 from training.host.preparation import Preparation
 from training.host.supervisor import TERMINATE
 from training.protocol import (
@@ -35,7 +36,7 @@ from training.protocol import (
     signal_name,
 )
 from training.rank.process import write_record
-from training.run_dir import RunFolder
+from training.run_dir import RunFolder, open_plain
 from training.spec import shown
 
 GRACE_SECONDS, LOST_PEER_GRACE_SECONDS = 0.1, 1.0
@@ -45,16 +46,19 @@ SECONDS_TO_SAVE = 120.0
 STALL_SECONDS = 20.0
 """Ranks that were asked to stop are killed after this time without progress; the last checkpoint counts."""
 _LONGEST_HANG = 8_000  # characters: the stacks of a few ranks
+_LONGEST_RECORD = 2**20  # bytes
 
 
 class Gang:
     """The ranks of `order`, one start on this host. Not thread-safe: the agent calls it under its lock.
 
-    changed: called whenever the result of `status` may have changed.
+    changed: called whenever the result of `status` may have changed. user, variables: of its Account.
     """
 
     def __init__(self, order: Order, changed: Callable[[], None]) -> None:
         self.order, self._changed = order, changed
+        self.user: JobUser | AgentUser = AgentUser()
+        self.variables: Mapping[str, str] = {}
         self.folder = RunFolder(
             path=Path(order.folder),
             checkpoints_url=order.checkpoints,
@@ -75,15 +79,18 @@ class Gang:
         self._seconds: float | None = None  # how long it took
         self._timed_out = False
         self._stop: _Stop | None = None
-        self._delete_files_of_earlier_launch()
 
-    def _delete_files_of_earlier_launch(self) -> None:
+    def delete_files_of_earlier_launch(self) -> None:
         """Deletes what an earlier launch of the same start left: its host was lost before it reported."""
-        for rank in self.ranks:
-            exit_file(self.order.folder, self.order.number, self.order.start, rank).unlink(missing_ok=True)
-        if 0 in self.ranks:
-            self.folder.stop_request.unlink(missing_ok=True)
-            shutil.rmtree(self.folder.hang, ignore_errors=True)
+        with self.user.files():
+            for rank in self.ranks:
+                self._exit_file(rank).unlink(missing_ok=True)
+            if 0 in self.ranks:
+                self.folder.stop_request.unlink(missing_ok=True)
+                shutil.rmtree(self.folder.hang, ignore_errors=True)
+
+    def _exit_file(self, rank: int) -> Path:
+        return exit_file(self.order.folder, self.order.number, self.order.start, rank)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -167,9 +174,11 @@ class Gang:
         try:
             message = json.loads(self.control.recv_bytes())
         except (EOFError, OSError):
-            self._supervisor_ended()
+            with self.user.files():
+                self._supervisor_ended()
             return
-        self._rank_ended(**message)
+        with self.user.files():
+            self._rank_ended(**message)
 
     def read_reports(self) -> None:
         """Reads all messages that ranks have sent with `Reports`."""
@@ -211,9 +220,9 @@ class Gang:
     def _own_record(self, rank: int) -> ExitRecord | None:
         """Returns the exit record that the rank wrote itself; None if there is no readable one."""
         try:
-            text = exit_file(self.order.folder, self.order.number, self.order.start, rank).read_text()
-            return ExitRecord.from_json(json.loads(text))
-        except (OSError, ValueError, TypeError, KeyError):
+            with open_plain(self._exit_file(rank)) as file:
+                return ExitRecord.from_json(json.loads(file.read(_LONGEST_RECORD)))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
 
     def _by_time_limit(self, record: ExitRecord) -> ExitRecord:
@@ -276,7 +285,10 @@ class Gang:
         """Marks failed ranks as hung if there is a hang report and no rank raised an error of its own."""
         if any(record.kind is Exit.ERROR and not record.lost_peer for record in self._exits.values()):
             return
-        hang = hang_report(self.folder.hang)
+        try:
+            hang = hang_report(self.folder.hang)
+        except (OSError, ValueError, TypeError, KeyError):  # user code may write there
+            return
         if hang is None:
             return
         for rank, record in self._exits.items():
@@ -310,8 +322,10 @@ class Gang:
         if not self.is_forked:
             self.end()  # there is nothing to save
         elif self._stop is None:
-            self.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
-            self.folder.stop_request.touch()
+            # Without the file the ranks are not asked, and killed at the deadline.
+            with self.user.files(), suppress(OSError):
+                self.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
+                self.folder.stop_request.touch()
             self._stop = _Stop(monotonic() + seconds, monotonic(), saves=not self.order.runs_script)
             if self.order.runs_script and self.control is not None:
                 with suppress(OSError):
@@ -344,7 +358,10 @@ class Gang:
             self.end()
 
     def _positions(self) -> list[Any]:
-        return RankFiles(self.folder.hang).positions()
+        """Returns where the ranks are, [] if that cannot be read: user code may write there."""
+        with self.user.files(), suppress(OSError, ValueError):
+            return RankFiles(self.folder.hang).positions()
+        return []
 
 
 class _Stop:
@@ -373,7 +390,7 @@ class _Stop:
 def _last_lines(path: Path) -> str:
     """Returns the last TAIL_LINES lines of a log, from its last LONGEST_TAIL bytes; "" if there is none."""
     try:
-        with path.open("rb") as log:
+        with open_plain(path) as log:
             log.seek(max(log.seek(0, os.SEEK_END) - LONGEST_TAIL, 0))
             text = log.read().decode(errors="replace")
     except OSError:

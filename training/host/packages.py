@@ -52,11 +52,12 @@ _NOT_FOR_PIP = (
     "PIP_USER",
     "PIP_REQUIRE_VIRTUALENV",
 )
-# pip ends with this process, also if that is killed.
+# pip ends with this process, also if that is killed, and what it runs gains no rights (PR_SET_NO_NEW_PRIVS).
 _PIP = """
 import ctypes, runpy, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
 sys.argv[0] = "pip"
 runpy.run_module("pip", run_name="__main__", alter_sys=True)
 """
@@ -134,11 +135,14 @@ class InstalledPackages:
 class PackageFolder:
     """The environments of this host.
 
-    folder: for them alone; agents of one user may share it. variables: the environment of pip.
+    folder: for them alone; agents of one user may share it. variables: the environment of pip. options: for
+    its process, as of subprocess.Popen.
     """
 
-    def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, variables: Mapping[str, str], options: Mapping[str, Any] | None = None
+    ) -> None:
+        self._folder, self._options = folder, dict(options or {})
         self._variables = {name: value for name, value in variables.items() if name not in _NOT_FOR_PIP}
 
     def provide(self, order: Order, code: Path, installation: Installation) -> InstalledPackages:
@@ -225,7 +229,9 @@ class PackageFolder:
         ]
         options = ["--no-input", "--disable-pip-version-check", "-c", str(folder / "constraints.txt")]
         variables = {**self._variables, **order.variables, **order.secrets, "PYTHONUNBUFFERED": "1"}
-        code_, said = installation.run([*command, *options, "-r", str(file)], cwd=code, env=variables)
+        code_, said = installation.run(
+            [*command, *options, "-r", str(file)], cwd=code, env=variables, **self._options
+        )
         if code_:
             raise _failure(code_, said)
         for name, why in hiding_in_folder(packages).items():

@@ -8,25 +8,32 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from training.host.job_user import AgentUser, JobUser
 from training.host.packages import Cancelled, Installation, InstalledPackages, PackageFolder, hostname
 from training.masking import Masker
 from training.protocol import Order, log_file
 
-_FOLDER = "SYNCBN_ENVIRONMENTS"
+FOLDER = "SYNCBN_ENVIRONMENTS"
 _OF_PIP = ("PIP_", "GIT_", "XDG_", "NETRC", "SSH_AUTH_SOCK")
 
 
 class Preparation:
     """The preparation of one start.
 
-    code: the working directory of its ranks. done: called in the thread, with the error or None. may_fork:
-    whether the ranks are to be forked once it is done. is_done: whether it has succeeded.
+    code: the working directory of its ranks. user: whose files it writes. done: called in the thread, with
+    the error or None. may_fork: whether the ranks are to be forked once it is done. is_done: whether it has
+    succeeded.
     """
 
     def __init__(
-        self, order: Order, code: Path, packages: PackageFolder, done: Callable[[Exception | None], object]
+        self,
+        order: Order,
+        code: Path,
+        packages: PackageFolder,
+        user: JobUser | AgentUser,
+        done: Callable[[Exception | None], object],
     ) -> None:
-        self.order, self.code = order, code
+        self.order, self.code, self.user = order, code, user
         self.may_fork = self.is_done = False
         self.message = f"installing requirements on {hostname()}"
         self.provided: InstalledPackages | None = None
@@ -50,7 +57,8 @@ class Preparation:
     def _run(self) -> None:
         error: Exception | None = None
         try:
-            self.provided = self._packages.provide(self.order, self.code, self._installation)
+            with self.user.files():
+                self.provided = self._packages.provide(self.order, self.code, self._installation)
         except Exception as raised:
             error = raised
             if not isinstance(raised, Cancelled):
@@ -60,7 +68,7 @@ class Preparation:
     def _say(self, text: str) -> None:
         """Appends a line to the log of the first rank on this host."""
         path = log_file(self.order.folder, self.order.number, self.order.ranks[0].rank)
-        with suppress(OSError):
+        with self.user.files(), suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -74,7 +82,7 @@ def package_folder(variables: Mapping[str, str], own: Path) -> Path:
 
     own: the folder to use if that cannot be written.
     """
-    if given := variables.get(_FOLDER):
+    if given := variables.get(FOLDER):
         return Path(given)
     with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
         cache = Path(variables.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "syncbn" / "environments"

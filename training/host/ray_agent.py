@@ -5,6 +5,7 @@ Ray imports this module on every node; `service.backends.ray_calls` creates the 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -16,9 +17,12 @@ from time import monotonic
 from typing import Any
 
 from training.host.agent import HostAgent
+from training.host.job_user import JobUserError, JobUsers, of_environment
 from training.host.own_folder import own_folder
 from training.protocol import News, Order, Superseded
 from training.versions import own_versions
+
+log = logging.getLogger(__name__)
 
 _SECONDS_TO_CHECK = 1.0
 
@@ -42,7 +46,7 @@ class RayHostAgent:
         self._fence, self._lock = fence, threading.Lock()
         self._instance = uuid.uuid4().hex
         _unset_ray_thread_count()
-        self._agent = HostAgent(own_folder())
+        self._agent = HostAgent(own_folder(), users=_job_users())
 
     def news(self, fence: int, instance: str, seen: int, seconds: float) -> HostReport:
         """Returns the state of the agent. Blocks for up to `seconds` while nothing is new to the caller.
@@ -88,10 +92,18 @@ class RayHostAgent:
     def about(self, storage: str, marker: str) -> dict[str, Any]:
         """Returns this machine's clock and versions, and whether it sees the file `marker` in the storage.
 
-        Any caller may ask: it needs no fencing token and changes nothing. marker: "" if there is none.
+        Also whether jobs run as root, or why they cannot run. Any caller may ask: it needs no fencing token
+        and changes nothing. marker: "" if there is none.
         """
+        users = _job_users()
         sees_marker = (Path(storage) / marker).is_file() if marker else None
-        return {"time": time.time(), "versions": own_versions(), "sees_marker": sees_marker}
+        return {
+            "time": time.time(),
+            "versions": own_versions(),
+            "sees_marker": sees_marker,
+            "jobs_as_root": users is None and os.geteuid() == 0,
+            "job_user_problem": str(users) if isinstance(users, JobUserError) else "",
+        }
 
     def _check(self, fence: int) -> None:
         # Race closed: orders of two schedulers that arrive at once; Ray calls the actor from several threads.
@@ -99,6 +111,18 @@ class RayHostAgent:
             if fence < self._fence:
                 raise Superseded(f"scheduler {fence} has been superseded by scheduler {self._fence}")
             self._fence = fence
+
+
+def _job_users() -> JobUsers | JobUserError | None:
+    """Returns whom jobs run as or, so that each job says why it cannot start, the error."""
+    try:
+        users = of_environment(os.environ)
+        if users is not None:
+            users.check()
+    except JobUserError as error:
+        log.error("%s", error)
+        return error
+    return users
 
 
 def gpus_of_this_task() -> tuple[str, ...]:

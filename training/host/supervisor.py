@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from training.host.job_user import AgentUser, JobUser
 from training.host.masked_log import MaskedLog
 from training.host.memory_limit import MemoryLimit
 from training.host.store import serve
@@ -34,6 +35,7 @@ _POLL_SECONDS = 0.01  # while killed processes have not exited yet
 
 
 def supervise(
+    user: JobUser | AgentUser,
     order: dict[str, Any],
     environments: Mapping[int, Mapping[str, str]],
     folder: str,
@@ -43,12 +45,14 @@ def supervise(
 ) -> None:
     """Runs the ranks of `order` (Order as JSON). Blocks until all of their processes have ended.
 
+    user: the system user of this process from now on, and so of all that it starts.
     environments: the environment variables of each rank. folder: the ranks' working directory.
     control: gets {"rank", "status", "step", "out_of_memory"} for each rank that exits, with the status of
     os.waitpid, and "" or why memory ran out; TERMINATE on it sends SIGTERM to all ranks, any other message,
     or its end, kills them.
     reports: the socket to which ranks send their progress. listener: the rendezvous socket, for rank 0.
     """
+    user.become()
     Supervisor(Order.from_json(order), environments, folder, control, reports, listener).run()
 
 

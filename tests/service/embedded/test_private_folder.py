@@ -87,3 +87,14 @@ def test_a_folder_that_another_user_has_put_there_is_refused(tmp_path: Path) -> 
 
     with pytest.raises(Refused, match="belongs to another user"):
         make_private(tmp_path, [], ["logs"])
+
+
+def test_jobs_of_another_user_pass_through_to_the_runs_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+
+    make_private(folder, ["syncbn.db"], ["logs", "checkpoints"], passable=["checkpoints"])
+
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())}
+    assert modes == {"data": 0o711, "checkpoints": 0o711, "logs": 0o700, "syncbn.db": 0o600}
+    make_private(folder, ["syncbn.db"], ["logs", "checkpoints"])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700

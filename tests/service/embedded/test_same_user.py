@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.embedded import same_user
 from service.embedded.same_user import SameUserProtocol
+from training.host.job_user import JobUser, JobUsers
 
 NOBODY = 65534
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not say whose a socket is")
@@ -99,3 +100,20 @@ def test_addresses_of_the_tables_are_read() -> None:
 
     assert same_user._parsed(f"{ipv4}:1F90") == same_user._address(("127.0.0.1", 8080))
     assert same_user._address(("::ffff:127.0.0.1", 1, 0, 0)) == same_user._address(("127.0.0.1", 1))
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0,
+    reason="only root can become another user, and Linux says whose",
+)
+def test_jobs_are_answered_under_their_own_users_and_others_are_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        own = same_user._address(listener.getsockname())
+        with JobUser(name="job", uid=1_200_000_001, gid=0).files():  # whose rights a socket is made with
+            client = socket.create_connection(listener.getsockname())
+        peer = same_user._address(client.getsockname())
+
+        assert same_user.may_connect(peer, own, JobUsers(first=1_200_000_001, last=1_200_000_009))
+        assert not same_user.may_connect(peer, own, JobUsers(first=1_200_000_002, last=1_200_000_009))
+        assert not same_user.may_connect(peer, own)
+        client.close()
