@@ -145,11 +145,12 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
     ) -> Iterator[Job]:
         """Yields jobs, newest first, at most `limit` (None: all); fetches pages during the iteration.
 
-        states: only jobs in one of these. id_prefix: only jobs whose id begins so. name, experiment: only
-        jobs with exactly this name, in exactly this experiment. labels: only jobs with all of these. since:
-        only jobs created then or later; a time without a zone is local. sweep: only
-        jobs of the sweep with this id. user: only jobs of this user's keys. Raises RequestError for a state
-        that does not exist.
+        states: only jobs in one of these. id_prefix: only jobs whose id begins so. name: only jobs with this
+        name; with * (any text) or ? (one character) in it, those whose whole name matches, where a backslash
+        before one of these is the character itself. experiment: only jobs in exactly this one. labels: only
+        jobs with all of these. since: only jobs created then or later; a time without a zone is local. sweep:
+        only jobs of the sweep with this id. user: only jobs of this user's keys. Raises RequestError for a
+        state that does not exist.
         """
         query: list[tuple[str, Any]] = [("state", state) for state in states]
         query += [("label", f"{key}:{value}") for key, value in (labels or {}).items()]

@@ -70,7 +70,8 @@ class Following:
 
         Blocks. Reconnects where the connection broke: no change is lost or repeated. after: begins after the
         change with this id (0: with the first one). name, experiment, labels, sweep: of all jobs, only the
-        changes of those that match. on_retry: called with each error that is going to be retried.
+        changes of those that match, as in `jobs`. on_retry: called with each error that is going to be
+        retried.
         """
         last_id = "" if after is None else str(after)
         path = "/v1/events"
