@@ -39,9 +39,9 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
-    second, and raises ClientError. Retries are idempotent. `wait`, `follow`, `events` and `follow_logs` retry
-    for up to `retry_seconds` (math.inf: for ever) after they have found the job, so they survive a restart of
-    the server.
+    second (`retry_seconds` if that is less), and raises ClientError. Retries are idempotent. `wait`,
+    `follow`, `events` and `follow_logs` retry for up to `retry_seconds` (math.inf: for ever) after they have
+    found the job, so they survive a restart of the server.
 
     url: address of the server. api_key: None for a server of this machine that this user has started without
     one; its token is found by itself. timeout: in seconds. user: whose name is on the commands that it gives
@@ -58,7 +58,7 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
         user: str = "",
     ) -> None:
         self.retry_seconds = retry_seconds
-        self._server = Transport(url, api_key, timeout, user)
+        self._server = Transport(url, api_key, timeout, user, retry_seconds)
 
     @property
     def url(self) -> str:
