@@ -106,7 +106,7 @@ def job_row(job: Job, short: Callable[[str], str]) -> list[Cell]:
         age(job.created_at),
         span(job.seconds),
         str(job.workers or ""),
-        _metric(job),
+        metric_cell(job),
         date(job.created_at),
         output.clean(job.user or ""),
         "" if job.state == "succeeded" else output.first_line(job.reason),
@@ -120,7 +120,7 @@ def progress_cell(progress: Progress | None) -> str:
     return f"{progress.step}/{progress.total_steps}" if progress.total_steps else str(progress.step)
 
 
-def _metric(job: Job) -> str:
+def metric_cell(job: Job) -> str:
     """Returns the metric that chooses the best checkpoint, or else the first of test and validation."""
     from service.cli import output
 
