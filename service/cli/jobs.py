@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,34 +15,28 @@ from service.cli.times import moment
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from service.client import Job, Sweep
+    from service.client import Job, JobEvent, Sweep
 
 
 def show(ctx: typer.Context, job_id: JobOrSweepId, as_json: AsJson = False) -> None:
     """Show one job: state, progress, metrics, links. Show a sweep: its state, and a table of its points."""
     from service.cli import output
-
-    with session(ctx, as_json=as_json) as client:
-        job_id = job_or_sweep_id(client, job_id)
-        found = client.sweep(job_id) if is_sweep(job_id) else client.job(job_id)
-    if as_json:
-        output.print_json(found.to_json())
-    else:
-        _print_found(found)
-
-
-def _print_found(found: Job | Sweep) -> None:
-    from service.cli import output
     from service.cli.sweep_text import print_sweep
     from service.client import Sweep
 
-    if isinstance(found, Sweep):
+    with session(ctx, as_json=as_json) as client:
+        job_id = job_or_sweep_id(client, job_id)
+        found: Job | Sweep = client.sweep(job_id) if is_sweep(job_id) else client.job(job_id)
+        changes = [] if as_json or is_sweep(job_id) else client.history(job_id)
+    if as_json:
+        output.print_json(found.to_json())
+    elif isinstance(found, Sweep):
         print_sweep(found, output.console())
     else:
-        _print_job(found)
+        _print_job(found, changes)
 
 
-def _print_job(job: Job) -> None:
+def _print_job(job: Job, changes: list[JobEvent]) -> None:
     from service.cli import display, output
     from training.spec import SCRIPT_NOTE
 
@@ -51,7 +46,7 @@ def _print_job(job: Job) -> None:
         ("id", job.id),
         ("name", output.clean(job.name)),
         ("state", output.state(job.state)),
-        ("reason", output.headline(job.reason or "")),
+        ("reason", _reason(job)),
         ("created", moment(job.created_at)),
         ("started", moment(job.started_at)),
         ("finished", moment(job.finished_at)),
@@ -64,6 +59,7 @@ def _print_job(job: Job) -> None:
         ("not before", moment(job.not_before)),
         ("removed", ", ".join(job.removed)),
         ("took" if job.ended else "running for", _took(job)),
+        ("spent", _times(job, changes)),
         ("attempt", str(job.attempt) if job.attempt else None),
         ("workers", str(job.workers) if job.workers else None),
         ("priority", str(job.priority)),
@@ -75,10 +71,37 @@ def _print_job(job: Job) -> None:
         ("progress", display.progress_text(job)),
         ("metrics", "\n".join(f"{name} {value}" for name, value in metrics)),
         ("MLflow", job.mlflow.url if job.mlflow else None),
+        ("load it", display.load_model(job)),
+        ("next", display.next_command(job)),
         ("note", SCRIPT_NOTE if job.spec.get("script") else None),
     ]
     screen.print(output.fields(rows))
     display.print_failure(job, screen)
+
+
+def _reason(job: Job) -> str:
+    """Returns the whole reason, or its first line if the error and the end of the log follow."""
+    from service.cli import output
+
+    reason = job.reason or ""
+    if job.state == "failed" and job.error is not None:
+        return output.first_line(reason)
+    return "\n".join(map(output.clean, reason.splitlines()))
+
+
+def _times(job: Job, changes: list[JobEvent]) -> str:
+    """Returns how long it waited, started and trained, as in waited 3m, start-up 1s, training 2h5m."""
+    from service.cli.times import span, spent
+
+    states = [(change.state, change.at) for change in changes]
+    times = spent(states, job.finished_at if job.finished_at and job.ended else datetime.now(UTC))
+    parts = {
+        "waited": times.get("queued", 0.0),
+        "paused": times.get("paused", 0.0),
+        "start-up": times.get("starting", 0.0),
+        "training": sum(times.get(state, 0.0) for state in ("running", "pausing", "preempting")),
+    }
+    return ", ".join(f"{name} {span(seconds)}" for name, seconds in parts.items() if seconds >= 0.5)
 
 
 def _command(job: Job) -> str:
@@ -135,6 +158,7 @@ def wait(
 ) -> None:
     """Wait until a job, or all jobs of a sweep, have ended. The exit code says how."""
     from service.cli import display, output
+    from service.cli.sweep_text import print_sweep
     from service.client import Sweep
 
     with session(ctx, as_json=as_json) as client:
@@ -146,7 +170,7 @@ def wait(
     if as_json:
         output.print_json(found.to_json())
     elif isinstance(found, Sweep):
-        _print_found(found)
+        print_sweep(found, output.console())
     else:
         display.print_summary(found, output.console())
     exit_with_state(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -24,6 +25,17 @@ def span(seconds: float | None) -> str:
             rest = total % size // smaller
             return f"{total // size}{unit}" + (f"{rest}{minor}" if rest else "")
     return f"{total}s"
+
+
+def spent(changes: Iterable[tuple[str, datetime]], until: datetime) -> dict[str, float]:
+    """Returns the seconds in each state, in order of the states.
+
+    changes: each state and when the job came into it, in order. until: when it left the last one, or now.
+    """
+    found: dict[str, float] = {}
+    for (state, begin), (_, end) in pairwise([*changes, ("", until)]):
+        found[state] = found.get(state, 0.0) + max(0.0, (end - begin).total_seconds())
+    return found
 
 
 def date(time: datetime | None) -> str:
