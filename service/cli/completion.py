@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from service.client import Client, Job, Sweep
 
 _SECONDS = 1.0
+_WORD = re.compile(r"\w[\w.,@%+=/-]*")  # what no shell divides or replaces
 _OFFERED = 50
 _STATES = (
     *("queued", "starting", "running", "pausing", "paused", "preempting"),
@@ -53,13 +55,13 @@ def _jobs(client: Client, begin: str) -> Iterator[tuple[str, str]]:
 
 def _sweeps(client: Client, begin: str) -> Iterator[tuple[str, str]]:
     def found(**filters: str | None) -> Iterator[Sweep]:
-        return client.sweeps(**filters, limit=_OFFERED)  # type: ignore[arg-type]
+        return client.sweeps(**filters, limit=_OFFERED)
 
     yield from _offered(begin, found)
 
 
 def _offered(begin: str, found: Callable[..., Iterable[Job | Sweep]]) -> Iterator[tuple[str, str]]:
-    """Yields ids that begin so, and the names that do: these only if no other job has them."""
+    """Yields ids that begin so, and the names that do, if one job or sweep alone has them."""
     from service.cli.output import clean
 
     for each in found(id_prefix=begin or None):
@@ -69,7 +71,7 @@ def _offered(begin: str, found: Callable[..., Iterable[Job | Sweep]]) -> Iterato
     for each in found(name=f"{_escaped(begin)}*") if begin else ():
         names.setdefault(each.name, []).append(each)
     for name, several in names.items():
-        if len(several) == 1 and name.isprintable() and not name.startswith("-"):
+        if len(several) == 1 and _WORD.fullmatch(name):
             yield name, f"{several[0].state} {several[0].id}"
 
 
