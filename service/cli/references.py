@@ -73,6 +73,8 @@ def jobs_named(client: Client, reference: str, filters: Mapping[str, Any], limit
     limit: the maximum number of each.
     """
     found: dict[str, Job] = {}
+    if not reference:  # as of an empty variable in a script: no filter would mean every job
+        return []
     if _may_begin(reference, "j"):
         found = {job.id: job for job in client.jobs(**{**filters, "id_prefix": reference}, limit=limit)}
     if len(reference) != _ID_LENGTH or not found:
@@ -117,6 +119,8 @@ def _one(reference: str, kind: str, found: Callable[[], Iterable[Found]], more: 
 
 def _sweeps_named(client: Client, reference: str) -> list[Sweep]:
     found: dict[str, Sweep] = {}
+    if not reference:
+        return []
     if _may_begin(reference, "s"):
         found = {each.id: each for each in client.sweeps(id_prefix=reference, limit=_LISTED + 1)}
     found |= {each.id: each for each in client.sweeps(name=reference, limit=_LISTED + 1)}

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
 import termios
+import time
 import unicodedata
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
 
+HOME = "\x1b[H"
+"""Puts the cursor into the corner, where each frame of a program begins that draws again and again."""
+
+_MARKS = re.compile(r"\x1b\[\?\d+[hl]")
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
 _MARK = "=== a command has ended ==="
 _PROGRAM = f"""
@@ -86,3 +94,73 @@ def _cells(char: str) -> int:
     if unicodedata.category(char) in {"Mn", "Me", "Cf"} or "\u1160" <= char <= "\u11ff":
         return 0  # the latter are vowels and last consonants, which join the syllable before them
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+class Running:
+    """A command that runs in a terminal, and what it has drawn there."""
+
+    def __init__(self, url: str, *arguments: str, columns: int = 80, rows: int = 24) -> None:
+        self._ours, its = open_terminal(columns, rows)
+        streams: dict[str, Any] = {"stdin": its, "stdout": its, "stderr": its}
+        program = "from service.cli import main; main()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env=environment(url),
+            start_new_session=True,
+            **streams,
+        )
+        os.close(its)
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self.text = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+    def settings(self) -> list[Any]:
+        """Returns how the terminal treats keys."""
+        return termios.tcgetattr(self._ours)
+
+    def press(self, key: str) -> None:
+        os.write(self._ours, key.encode())
+
+    def read(self) -> bool:
+        """Takes in what was drawn since; returns whether more may come."""
+        ready, _, _ = select.select([self._ours], [], [], 0.1)
+        try:
+            self.text += self._decode(os.read(self._ours, 65536)) if ready else ""
+        except OSError:
+            return False
+        return True
+
+    def frames(self) -> Iterator[list[str]]:
+        """Yields the lines of each frame that is complete, the newest first."""
+        for frame in reversed(self.text.split(HOME)[1:-1]):
+            yield plain(_MARKS.sub("", frame))
+
+    def wait_for(self, *words: str, without: str = "\0") -> list[str]:
+        """Returns the newest frame once it has all these words in it, and not that one."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            frame = next(self.frames(), [])
+            text = "\n".join(frame)
+            if all(word in text for word in words) and without not in text and frame:
+                return frame
+            assert self.read(), self.text
+        raise AssertionError(f"{words} were not drawn: {self.text[-3000:]!r}")
+
+    def end(self) -> int:
+        """Returns the exit code, once the program has ended and all was read."""
+        while self.read() and self.process.poll() is None:
+            pass
+        code = self.process.wait()
+        while self.read() and select.select([self._ours], [], [], 0)[0]:
+            pass
+        return code

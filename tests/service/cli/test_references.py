@@ -72,6 +72,17 @@ def test_what_may_mean_several_jobs_is_refused_with_their_list(syncbn: Syncbn, c
     assert (document["status"], document["title"]) == (409, "Ambiguous")
 
 
+@pytest.mark.parametrize("command", [("cancel",), ("show",), ("delete", "--yes"), ("logs",), ("report",)])
+def test_nothing_means_no_job_even_if_there_is_only_one(
+    syncbn: Syncbn, client: Client, command: tuple[str, ...]
+) -> None:
+    client.submit(SPEC)
+    client.submit_sweep({"spec": SPEC, "repeat": 1})
+
+    assert syncbn(*command, "").exit_code == 4
+    assert {job.state for job in client.jobs()} == {"queued"}
+
+
 def test_an_id_is_not_looked_up_first(syncbn: Syncbn, service: Service, client: Client) -> None:
     job = client.submit(SPEC)
     service.requests.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from service.client import Client
 from service.jobs.job import State, new_job, utc_now
 from tests.service.cli import many_jobs
 from tests.service.cli.command_line import Syncbn
-from tests.service.cli.terminal import cells, plain, seen
+from tests.service.cli.terminal import Running, cells, plain, seen
 from tests.service.examples import make_spec
 from tests.service.live_api import SPEC, Service
 from training.protocol import Progress
@@ -137,13 +138,7 @@ def known_jobs(service: Service) -> None:
     )
 
 
-LIST_80 = """\
-ID            NAME             STATE      PROGRESS  AGE   REASON
-<id>  digits-13        running    120/400   10m
-<id>  a-name-…ddle-14  queued               100m  needs 8 CPUs: 6 are f…
-<id>  digits-12        failed     12/400    2h    ValueError: the targe…
-<id>  fashion…esnet18  succeeded  400/400   3d
-"""
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "terminal.md"
 QUEUE_80 = """\
    ID            NAME            WAITING  REASON
 1  <id>  a-name-…dle-14  100m     needs 8 CPUs: 6 are free, when fashio…
@@ -155,11 +150,12 @@ def test_what_a_terminal_of_80_columns_shows(service: Service) -> None:
 
     shown, queue = seen(service.url, [["list"], ["queue"]])
 
-    def known(output: str) -> str:
-        return re.sub(r"j[0-9a-z]{11}\b", "<id>", "".join(f"{line}\n" for line in plain(output)))
+    def known(lines: list[str]) -> str:
+        return re.sub(r"j[0-9a-z]{11}\b", "<id>", "".join(f"{line}\n" for line in lines))
 
-    assert known(shown) == LIST_80
-    assert known(queue) == QUEUE_80
+    documented = PAGE.read_text().partition("$ syncbn list\n")[2].partition("```")[0]
+    assert known(plain(shown)) == known(documented.splitlines())
+    assert known(plain(queue)) == QUEUE_80
 
 
 def test_a_wide_terminal_shows_dates_workers_times_and_metrics(service: Service) -> None:
@@ -218,6 +214,20 @@ def test_ten_thousand_jobs_are_ten_thousand_lines(service: Service) -> None:
     assert len(lines) == 10_001
     ids = [line.split()[0] for line in lines[1:]]
     assert len(set(ids)) == 10_000
+
+
+def test_each_event_is_one_line_that_fits(service: Service, client: Client) -> None:
+    fill(service, 20)
+    last = client.submit({**SPEC, "name": "the last"})
+
+    with Running(service.url, "events", "--after", "0") as events:
+        while last.id[:12] not in events.text or not events.text.endswith("\n"):
+            assert events.read()
+    lines = plain(events.text)
+
+    assert len(lines) == 21
+    assert [line for line in lines if cells(line) > 80 or not line.isprintable()] == []
+    assert {line.split()[2] for line in lines} >= {last.id[:12]}
 
 
 @pytest.mark.parametrize("cut", Cut)
