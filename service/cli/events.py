@@ -69,9 +69,9 @@ def _line(event: JobEvent, named: bool, screen: Console) -> str:
 
     time = event.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     what = event.state if event.type == "state" else f"{event.state} ({event.type.replace('_', ' ')})"
-    name = (
-        clean(event.name) if not screen.is_terminal else shortened(clean(event.name), _NAME_WIDTH, Cut.MIDDLE)
-    )
+    name = clean(event.name)
+    if screen.is_terminal:
+        name = shortened(name, _NAME_WIDTH, Cut.MIDDLE)
     job = [short_ids([event.job], screen)(event.job), name]
-    parts = [time, *(job if named else []), what, first_line(event.reason)]
-    return shortened("  ".join(filter(None, parts)), screen.width)
+    line = "  ".join(filter(None, [time, *(job if named else []), what, first_line(event.reason)]))
+    return shortened(line, screen.width) if screen.is_terminal else line

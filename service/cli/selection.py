@@ -64,7 +64,7 @@ def filters(
 ) -> dict[str, Any]:
     """Returns the options as arguments of `Client.jobs`. Raises typer.BadParameter."""
     return {
-        "states": [part.strip() for text in states or [] for part in text.split(",") if part.strip()],
+        "states": [part.strip() for text in states or [] for part in text.split(",")],
         "experiment": experiment,
         "labels": dict(map(_label, labels or [])),
         "since": None if since is None else moment(since),
@@ -78,7 +78,7 @@ def resolved(client: Client, filters: dict[str, Any]) -> dict[str, Any]:
     from service.cli.references import sweep_id
 
     sweep = filters.get("sweep")
-    return filters if not sweep else filters | {"sweep": sweep_id(client, sweep)}
+    return filters if sweep is None else filters | {"sweep": sweep_id(client, sweep)}
 
 
 def _label(text: str) -> tuple[str, str]:

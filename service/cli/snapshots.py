@@ -106,8 +106,8 @@ class Watcher:
         try:
             self._latest, self.problem = look(client), ""
         except RequestError as error:
-            if error.status < 500:  # a key that is not accepted: waiting does not help
-                raise
+            if error.status < 500 and error.status != 429:
+                raise  # such as a key that is not accepted: waiting does not help
             self.problem = str(error)
         except ClientError as error:
             self.problem = str(error)

@@ -157,7 +157,7 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
         moment = since.astimezone(UTC).isoformat() if since else None
         once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment}
         once |= {"sweep": sweep, "user": user}
-        query += [(key, value) for key, value in once.items() if value]
+        query += [(key, value) for key, value in once.items() if value is not None]
         yield from all_items(
             lambda position: self._server.call(JobPage, "GET", "/v1/jobs", params=[*query, *position]), limit
         )

@@ -48,7 +48,7 @@ class SweepCalls:
         id_prefix: only sweeps whose id begins so. name: only those with this name; with * or ? in it, those
         that match, as in `jobs`.
         """
-        query = [(key, value) for key, value in (("id", id_prefix), ("name", name)) if value]
+        query = [(key, value) for key, value in (("id", id_prefix), ("name", name)) if value is not None]
         yield from all_items(
             lambda position: self._server.call(SweepPage, "GET", "/v1/sweeps", params=[*query, *position]),
             limit,

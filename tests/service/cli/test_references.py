@@ -80,6 +80,9 @@ def test_nothing_means_no_job_even_if_there_is_only_one(
     client.submit_sweep({"spec": SPEC, "repeat": 1})
 
     assert syncbn(*command, "").exit_code == 4
+    assert syncbn("list", "--sweep", "").exit_code == 4
+    assert syncbn("list", "--state", "").exit_code == 2
+    assert json.loads(syncbn("list", "--name", "", "--json").stdout) == []
     assert {job.state for job in client.jobs()} == {"queued"}
 
 
