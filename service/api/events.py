@@ -17,7 +17,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.sse import format_sse_event
 
 from service.api.context import Context, Services
-from service.api.jobs import TEXT, Label, label_pairs
+from service.api.jobs import TEXT, Label, NamePattern, label_pairs
 from service.api.looks import ALL_EVENTS, job_topic
 from service.api.problems import documented
 from service.api.schemas import EventDocument
@@ -126,7 +126,7 @@ def _job_news(job_id: str, services: Context, seen: JobPosition) -> tuple[bytes,
 )
 def get_all_events(
     services: Services,
-    name: Annotated[str | None, Query(pattern=TEXT)] = None,
+    name: NamePattern = None,
     experiment: Annotated[str | None, Query(pattern=TEXT, description="`tracking.experiment`")] = None,
     label: Annotated[list[Label] | None, Query(description="KEY:VALUE; jobs with all of these")] = None,
     sweep: Annotated[str | None, Query(pattern=TEXT, description="Id of a sweep; its jobs")] = None,

@@ -51,6 +51,13 @@ _BODY: dict[str, Any] = {
 }
 TEXT = r"^[^\x00]*$"
 Text = Annotated[str, StringConstraints(pattern=TEXT, max_length=500)]
+NamePattern = Annotated[
+    Text | None,
+    Query(
+        description="This name; with `*` (any text) or `?` (one character) in it, whole names that match, "
+        "where `\\` before one of these is the character itself"
+    ),
+]
 Label = Annotated[str, StringConstraints(pattern=r"^[^\x00:]+:[^\x00]*$", max_length=3_000)]
 IdempotencyKey = Annotated[
     str | None,
@@ -148,7 +155,7 @@ def list_jobs(
     services: Services,
     state: Annotated[list[State] | None, Query(max_length=20, description="Jobs in any of these")] = None,
     id_prefix: Annotated[Text | None, Query(alias="id", description="Beginning of the id")] = None,
-    name: Text | None = None,
+    name: NamePattern = None,
     experiment: Annotated[Text | None, Query(description="`tracking.experiment`")] = None,
     since: Annotated[
         AwareDatetime | None, Query(description="Created then or later; ISO 8601 with a time zone")

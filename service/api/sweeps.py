@@ -11,7 +11,7 @@ from service.api.access import Asking
 from service.api.bodies import SPEC_TYPES, SpecBody, read_report
 from service.api.caller import By
 from service.api.context import Context, Services
-from service.api.jobs import IdempotencyKey
+from service.api.jobs import IdempotencyKey, NamePattern, Text
 from service.api.problems import documented
 from service.api.sweep_bodies import read_sweep
 from service.api.sweep_schemas import (
@@ -91,11 +91,15 @@ def validate_sweep(services: Services, body: SpecBody) -> SweepValidationDocumen
 @router.get("", responses=documented(422, 503), summary="List sweeps, newest first")
 def list_sweeps(
     services: Services,
+    id_prefix: Annotated[Text | None, Query(alias="id", description="Beginning of the id")] = None,
+    name: NamePattern = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100)] = None,
 ) -> SweepPage:
-    """Returns one page of sweeps, without their points."""
-    found, next_cursor = services.store.list_sweeps(cursor=cursor, limit=limit)
+    """Returns one page of the sweeps that match every given filter, without their points."""
+    found, next_cursor = services.store.list_sweeps(
+        id_prefix=id_prefix, name=name, cursor=cursor, limit=limit
+    )
     states = services.store.states_of_sweeps([sweep.id for sweep in found])
     items = [SweepSummary.of(sweep, states[sweep.id], _url(sweep, services)) for sweep in found]
     return SweepPage(items=items, next_cursor=next_cursor)

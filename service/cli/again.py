@@ -21,7 +21,7 @@ Checkpoint = Annotated[
 
 def extend(
     ctx: typer.Context,
-    job_id: JobId,
+    job: JobId,
     assignments: Assignments = None,
     checkpoint: Checkpoint = "last",
     follow: Follow = False,
@@ -45,35 +45,36 @@ def extend(
             "that you choose; to start in another way: syncbn clone ID --set start_from.job=ID",
             param_hint="--set",
         )
-    _again(ctx, job_id, extended, assignments, follow, key, as_json)
+    _again(ctx, job, extended, assignments, follow, key, as_json)
 
 
 def clone(
     ctx: typer.Context,
-    job_id: JobId,
+    job: JobId,
     assignments: Assignments = None,
     follow: Follow = False,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Queue a job with the spec and the code of another one: syncbn clone ID --set training.seed=1"""
-    _again(ctx, job_id, lambda job: job.spec, assignments, follow, key, as_json)
+    _again(ctx, job, lambda job: job.spec, assignments, follow, key, as_json)
 
 
 def _again(
     ctx: typer.Context,
-    job_id: str,
+    job: str,
     spec_of: Callable[[Job], Mapping[str, Any]],
     assignments: list[str] | None,
     follow: bool,
     key: str | None,
     as_json: bool,
 ) -> None:
+    from service.cli.references import job_id
     from service.user_code.source import found_source
     from training.spec import override
 
     with session(ctx, as_json=as_json) as client:
-        spec = override(spec_of(client.job(job_id)), assignments or [])
+        spec = override(spec_of(client.job(job_id(client, job))), assignments or [])
         assert isinstance(spec, Mapping)
         # The code is the same, and so is its commit, but this is another submission.
         spec = {**spec, "source": {**(spec.get("source") or {}), **found_source(None)}}

@@ -20,6 +20,7 @@ from service.cli import (
     delete,
     doctor,
     events,
+    job_list,
     jobs,
     keys,
     report,
@@ -27,11 +28,13 @@ from service.cli import (
     secrets,
     submit,
     sweep,
+    top,
     train,
     up,
     verify,
     webhooks,
 )
+from service.cli.hints import Commands
 from service.cli.options import DEFAULT_URL, Connection
 from service.cli.specs import SpecCommand
 
@@ -46,7 +49,7 @@ app = typer.Typer(
     help="Train networks with batch normalisation: the result does not depend on the number of devices.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=False,
+    cls=Commands,
     pretty_exceptions_enable=False,  # their tracebacks print local variables, including the API key
 )
 
@@ -100,7 +103,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "advise": advise.advise,
     },
     "See jobs": {
-        "list": jobs.list_jobs,
+        "list": job_list.list_jobs,
         "sweeps": sweep.sweeps,
         "show": jobs.show,
         "logs": results.logs,
@@ -119,6 +122,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "migrate": up.migrate,
         "ready": cluster.ready,
         "doctor": doctor.doctor,
+        "top": top.top,
         "queue": cluster.queue,
         "cluster": cluster.cluster,
         "cleanup": delete.cleanup,

@@ -12,12 +12,9 @@ import typer
 
 from service.cli.options import AsJson, JobId
 from service.cli.session import session
+from service.cli.times import moment
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    from rich.console import RenderableType
-
     from service.client import Checkpoint
 
 
@@ -29,12 +26,14 @@ class Format(enum.StrEnum):
     SAFETENSORS = "safetensors"
 
 
-def checkpoints(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+def checkpoints(ctx: typer.Context, job: JobId, as_json: AsJson = False) -> None:
     """List a job's checkpoints: the last ones and the best one are kept."""
     from service.cli import output
+    from service.cli.references import job_id
+    from service.cli.tables import Column
 
     with session(ctx, as_json=as_json) as client:
-        found = client.checkpoints(job_id)
+        found = client.checkpoints(job_id(client, job))
     if as_json:
         output.print_json([each.to_json() for each in found])
         return
@@ -43,27 +42,33 @@ def checkpoints(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> N
         screen.print("no checkpoints yet")
         return
     monitor = (found[0].monitor or "metric").upper()
-    columns = ["STEP", "EPOCH", "SAVED", "SIZE", output.clean(monitor), ""]
+    columns = [
+        Column(name="STEP", worth=5),
+        Column(name="EPOCH", worth=1),
+        Column(name="SAVED", worth=2),
+        Column(name="SIZE", worth=3),
+        Column(name=output.clean(monitor), worth=4),
+        Column(name="", worth=5),
+    ]
     screen.print(output.table(columns, map(_row, found)))
 
 
-def _row(checkpoint: Checkpoint) -> list[RenderableType]:
+def _row(checkpoint: Checkpoint) -> list[str]:
     from rich.filesize import decimal
 
     from service.cli import output
 
-    saved = checkpoint.saved_at
     return [
         str(checkpoint.step),
         "" if checkpoint.epoch is None else str(checkpoint.epoch),
-        _time(saved) if saved else "",
+        moment(checkpoint.saved_at),
         decimal(checkpoint.bytes),
         "" if checkpoint.metric is None else output.number(checkpoint.metric),
         ", ".join(name for name in ("best", "last") if getattr(checkpoint, name)),
     ]
 
 
-def files(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
+def files(ctx: typer.Context, job: JobId, as_json: AsJson = False) -> None:
     """List the files that a job's own code has written.
 
     Of a training: those of its loggers and callbacks, and what it wrote to relative paths through the
@@ -72,18 +77,19 @@ def files(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
     from rich.filesize import decimal
 
     from service.cli import output
+    from service.cli.references import job_id
+    from service.cli.tables import Column, Cut
 
     with session(ctx, as_json=as_json) as client:
-        found = client.files(job_id)
+        found = client.files(job_id(client, job))
     if as_json:
         output.print_json([each.to_json() for each in found.items])
         return
     if found.items:
-        rows: list[list[RenderableType]] = [
-            [decimal(each.bytes), _time(each.saved_at), output.clean(each.path)] for each in found.items
-        ]
-        output.console().print(output.table(["SIZE", "CHANGED", "PATH"], rows, wrap="PATH"))
-        typer.echo(f"\nsyncbn download {job_id} --file PATH", err=True)
+        rows = [(decimal(each.bytes), moment(each.saved_at), output.clean(each.path)) for each in found.items]
+        path = Column(name="PATH", worth=1, least=40, cut=Cut.MIDDLE)
+        output.console().print(output.table(["SIZE", "CHANGED", path], rows))
+        typer.echo(f"\nsyncbn download {job} --file PATH", err=True)
     else:
         output.console().print("no files of its own")
     if found.left_out:
@@ -94,13 +100,9 @@ def files(ctx: typer.Context, job_id: JobId, as_json: AsJson = False) -> None:
         )
 
 
-def _time(when: datetime) -> str:
-    return when.astimezone().isoformat(sep=" ", timespec="seconds")
-
-
 def download(
     ctx: typer.Context,
-    job_id: JobId,
+    job: JobId,
     which: Annotated[
         str | None, typer.Argument(metavar="[best|last|STEP]", help="The checkpoint; the last by default.")
     ] = None,
@@ -127,6 +129,7 @@ def download(
     The file is complete when it appears: JOB-step-STEP.ckpt, .pt or .safetensors.
     """
     from service.cli.output import print_json
+    from service.cli.references import job_id
     from service.client.weights import write_weights
 
     if file is not None and (which is not None or kind is not Format.CHECKPOINT):
@@ -134,15 +137,16 @@ def download(
     which = which or "last"
     target = Path(output)
     with session(ctx, as_json=as_json) as client, _writing(target), _progress() as on_progress:
+        some_id = job_id(client, job)
         if output.endswith("/"):
             target.mkdir(parents=True, exist_ok=True)
         if file is not None:
-            path = client.download_file(job_id, file, target, on_progress=on_progress)
+            path = client.download_file(some_id, file, target, on_progress=on_progress)
         elif kind is Format.CHECKPOINT:
-            path = client.download_checkpoint(job_id, which, target, on_progress=on_progress)
+            path = client.download_checkpoint(some_id, which, target, on_progress=on_progress)
         else:
             with _temporary_folder(target) as folder:
-                saved = client.download_checkpoint(job_id, which, folder, on_progress=on_progress)
+                saved = client.download_checkpoint(some_id, which, folder, on_progress=on_progress)
                 path = write_weights(saved, target, safetensors=kind is Format.SAFETENSORS)
     if as_json:
         print_json({"file": str(path), "bytes": path.stat().st_size})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,9 +11,8 @@ from service.cli.options import AsJson
 from service.cli.session import session
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from service.client import Amount, Cluster, Waiting
+    from service.cli.tables import Cell, Column
+    from service.client import Amount, Cluster, Node, Waiting
 
 
 _HEAD = 20
@@ -30,6 +29,7 @@ def queue(
 ) -> None:
     """Show the queued jobs in starting order, and why each one waits."""
     from service.cli import output
+    from service.cli.references import short_ids
 
     most = None if everything else limit or (None if as_json else _HEAD)
     with session(ctx, as_json=as_json) as client:
@@ -39,20 +39,45 @@ def queue(
         output.print_json([job.to_json() for job in waiting])
     elif waiting:
         screen = output.console()
-        columns = ["", "ID", "NAME", "PRIORITY", "NEEDS", "WAITING", "REASON"]
-        screen.print(output.table(columns, map(_waiting, waiting), wrap="REASON"))
+        short = short_ids((job.id for job in waiting), screen)
+        screen.print(output.table(queue_columns(), [queue_row(job, short) for job in waiting]))
         if more > 0:
             screen.print(f"and {more:,} more; list them with --all or --limit N", style="dim")
     else:
         output.console().print("no job is queued")
 
 
-def _waiting(job: Waiting) -> list[RenderableType]:
-    from service.cli import output
+def queue_columns() -> list[Column]:
+    """Returns the columns of the queue, for rows of `queue_row`."""
+    from service.cli.tables import Column, Cut
 
-    since = output.duration((datetime.now(UTC) - job.created_at).total_seconds())
-    name, reason = output.clean(job.name), output.clean(job.reason or "")
-    return [str(job.position), job.id, name, str(job.priority), output.total(job.needs), since, reason]
+    return [
+        Column(name="", worth=70),
+        Column(name="ID", worth=100),
+        Column(name="NAME", worth=80, least=12, cut=Cut.MIDDLE),
+        Column(name="PRIORITY", worth=40),
+        Column(name="NEEDS", worth=50),
+        Column(name="WAITING", worth=60),
+        Column(name="SINCE", worth=30),
+        Column(name="REASON", worth=90, least=36),
+    ]
+
+
+def queue_row(job: Waiting, short: Callable[[str], str]) -> list[Cell]:
+    """Returns a waiting job's cells. short: shortens an id."""
+    from service.cli import output
+    from service.cli.times import age, date
+
+    return [
+        str(job.position),
+        short(job.id),
+        output.clean(job.name),
+        str(job.priority),
+        output.total(job.needs),
+        age(job.created_at),
+        date(job.created_at),
+        output.clean(job.reason or ""),
+    ]
 
 
 def ready(ctx: typer.Context) -> None:
@@ -69,24 +94,48 @@ def ready(ctx: typer.Context) -> None:
 def cluster(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Show the cluster's nodes and free resources."""
     from service.cli import output
+    from service.cli.references import short_ids
+    from service.cli.tables import shortened
 
     with session(ctx, as_json=as_json) as client:
         answer = client.cluster()
     if as_json:
         output.print_json(answer.to_json())
     else:
-        output.console().print(output.table(["NODE", "ADDRESS", "CPUS", "GPUS", "MEMORY"], _nodes(answer)))
-        for node in answer.nodes:
-            if node.labels:
-                labels = (f"{name}={value}" for name, value in sorted(node.labels.items()))
-                output.console().print(output.clean(f"labels of {node.id[:12]}: {' '.join(labels)}"))
+        screen = output.console()
+        screen.print(output.table(node_columns(), node_rows(answer)))
         if answer.running:
-            output.console().print(f"running: {' '.join(answer.running)}")
+            short = short_ids(answer.running, screen)
+            line = f"running: {' '.join(map(short, answer.running))}"
+            screen.print(shortened(line, screen.width))
 
 
-def _nodes(answer: Cluster) -> list[list[RenderableType]]:
-    rows: list[list[RenderableType]] = [[node.id[:12], node.address, *_cells(node)] for node in answer.nodes]
-    return [*rows, ["total", "", *_cells(answer.total)], ["free", "", *_cells(answer.free)]]
+def node_columns() -> list[Column]:
+    """Returns the columns of the nodes, for `node_rows`."""
+    from service.cli.tables import Column
+
+    return [
+        Column(name="NODE", worth=100),
+        Column(name="ADDRESS", worth=60, least=9),
+        Column(name="CPUS", worth=90),
+        Column(name="GPUS", worth=90),
+        Column(name="MEMORY", worth=80),
+        Column(name="LABELS", worth=50, least=12),
+    ]
+
+
+def node_rows(answer: Cluster) -> list[list[Cell]]:
+    """Returns a row for each node, and for all of them what there is and what is free."""
+    rows: list[list[Cell]] = [
+        [node.id[:12], node.address, *_cells(node), _labels(node)] for node in answer.nodes
+    ]
+    return [*rows, ["total", "", *_cells(answer.total), ""], ["free", "", *_cells(answer.free), ""]]
+
+
+def _labels(node: Node) -> str:
+    from service.cli.output import clean
+
+    return clean(" ".join(f"{name}={value}" for name, value in sorted(node.labels.items())))
 
 
 def _cells(amount: Amount) -> list[str]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli import completion
 from service.cli.options import AsJson
-from service.cli.selection import Experiment, Labels, OfSweep, Since, States, chosen, filters
+from service.cli.selection import Experiment, Labels, OfSweep, Since, States, chosen, filters, resolved
 from service.cli.session import session
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def compare(
             metavar="[JOB]...",
             show_default=False,
             help="Ids, unique beginnings of ids, or names, of which each may name several jobs.",
+            autocompletion=completion.job,
         ),
     ] = None,
     states: States = None,
@@ -65,6 +67,7 @@ def compare(
             "name jobs, or choose them with --sweep, --label, --experiment, --state or --since"
         )
     with session(ctx, as_json=as_json) as client:
+        which = resolved(client, which)
         jobs, more = chosen(client, references or [], which, limit=_MOST)
         result = _compared(client, jobs, metrics or [], [_TOO_MANY] if more else [])
         if output is not None:

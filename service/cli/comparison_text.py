@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
 from service.cli import output
 from service.cli.comparison import Comparison, Group, Spread
+from service.cli.references import short_ids
+from service.cli.tables import Cell, Column, Cut, shortened
 
-_LONGEST = 28  # characters of a parameter's value
+_LONGEST = 28  # cells of a parameter's value
 _CURVE = 30  # characters of a curve
 _GAP = 2  # columns between two columns of a table
 
@@ -28,12 +31,15 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def _print_jobs(comparison: Comparison, screen: Console) -> None:
-    rows: list[list[RenderableType]] = [
-        [str(group.number), trial.job.id, output.clean(trial.job.name), output.state(trial.job.state)]
+    trials = [trial for group in comparison.groups for trial in group.trials]
+    short = short_ids((trial.job.id for trial in trials), screen)
+    rows: list[list[Cell]] = [
+        [str(group.number), short(trial.job.id), output.clean(trial.job.name), output.state(trial.job.state)]
         for group in comparison.groups
         for trial in group.trials
     ]
-    screen.print(output.table(["#", "ID", "NAME", "STATE"], rows, wrap="NAME"))
+    columns: list[str | Column] = ["#", "ID", Column(name="NAME", least=12, cut=Cut.MIDDLE), "STATE"]
+    screen.print(output.table(columns, rows))
 
 
 def _print_parameters(comparison: Comparison, screen: Console) -> None:
@@ -43,7 +49,10 @@ def _print_parameters(comparison: Comparison, screen: Console) -> None:
         screen.print("\nno parameter differs")
         return
     columns = [[str(group.number), *(_values(group, key) for key in keys)] for group in groups]
-    for part in _fitting(columns, screen.width - max(map(len, [*keys, "PARAMETER"]))):
+    # As wide as the screen leaves beside the longest value.
+    widest = max(screen.width - _GAP - max(cell_len(cell) for column in columns for cell in column), 1)
+    keys = [shortened(key, widest, Cut.BEGIN) for key in map(output.clean, keys)]
+    for part in _fitting(columns, screen.width - max(map(cell_len, [*keys, "PARAMETER"]))):
         header, *rows = zip(["PARAMETER", *keys], *part, strict=True)
         screen.print()
         screen.print(output.table(header, rows))
@@ -52,10 +61,8 @@ def _print_parameters(comparison: Comparison, screen: Console) -> None:
 def _values(group: Group, key: str) -> str:
     texts = [value if isinstance(value, str) else json.dumps(value) for value in group.value(key)]
     text = output.clean(", ".join(texts)) or "-"
-    if len(text) <= _LONGEST:
-        return text
     # Of class paths the end says most.
-    return f"…{text[1 - _LONGEST :]}" if key.endswith("class_path") else f"{text[: _LONGEST - 1]}…"
+    return shortened(text, _LONGEST, Cut.BEGIN if key.endswith("class_path") else Cut.END)
 
 
 def _fitting(columns: Sequence[list[str]], width: int) -> Iterator[list[list[str]]]:
@@ -63,7 +70,7 @@ def _fitting(columns: Sequence[list[str]], width: int) -> Iterator[list[list[str
     part: list[list[str]] = []
     used = 0
     for column in columns:
-        size = _GAP + max(map(len, column))
+        size = _GAP + max(map(cell_len, column))
         if part and used + size > width:
             yield part
             part, used = [], 0
@@ -77,7 +84,9 @@ def _print_metric(groups: Sequence[Group], metric: str, screen: Console) -> None
     finite = [[(step, mean) for step, mean in curve if mean is not None] for curve in curves]
     mode = next((mode for group in groups if (mode := group.mode(metric))), None)
     screen.print()
-    screen.print(Text(output.clean(metric), style="bold"), f"({mode} is best)" if mode else "")
+    best = f"({mode} is best)" if mode else ""
+    title = shortened(output.clean(metric), screen.width - len(best) - 1, Cut.MIDDLE)
+    screen.print(Text(title, style="bold"), best)
     header = ["#", "LAST", *(["BEST", "STEP"] if mode else [])]
     rows = [
         [str(group.number), _number(group.last(metric)), *(_best(group, metric) if mode else [])]

@@ -7,17 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, JobId, is_sweep
+from service.cli import completion
+from service.cli.options import AsJson, JobId
+from service.cli.references import is_sweep, job_id, job_or_sweep_id, short_ids
 from service.cli.session import exit_code, problem_document, report, session
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from service.cli.tables import Cell
     from service.client import Client, Job, RequestError, Sweep
 
     Commands = tuple[Callable[[str], Job], Callable[[str], Sweep] | None]
 
-JobIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs, and of sweeps.")]
+JobIds = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="JOB...",
+        help="Jobs and sweeps: ids, beginnings of ids, or names.",
+        autocompletion=completion.job_or_sweep,
+    ),
+]
 
 
 def cancel(ctx: typer.Context, job_ids: JobIds, as_json: AsJson = False) -> None:
@@ -46,7 +54,7 @@ def resume(ctx: typer.Context, job_ids: JobIds, as_json: AsJson = False) -> None
 
 def resize(
     ctx: typer.Context,
-    job_id: JobId,
+    reference: JobId,
     workers: Annotated[int, typer.Argument(metavar="N", min=1, help="New number of workers.")],
     as_json: AsJson = False,
 ) -> None:
@@ -60,12 +68,19 @@ def resize(
     def commands(client: Client) -> Commands:
         return lambda job_id: client.resize(job_id, workers), None
 
-    _each(ctx, [job_id], commands, as_json, note=note)
+    _each(ctx, [reference], commands, as_json, note=note)
 
 
 def retry(
     ctx: typer.Context,
-    job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs.")],
+    job_ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="JOB...",
+            help="Jobs: ids, beginnings of ids, or names.",
+            autocompletion=completion.job,
+        ),
+    ],
     from_scratch: Annotated[
         bool,
         typer.Option(
@@ -87,7 +102,7 @@ def retry(
 
 def priority(
     ctx: typer.Context,
-    job_id: JobId,
+    reference: JobId,
     number: Annotated[
         int, typer.Argument(metavar="N", min=-1000, max=1000, help="Jobs with a higher one start first.")
     ],
@@ -98,7 +113,7 @@ def priority(
     def commands(client: Client) -> Commands:
         return lambda job_id: client.set_priority(job_id, number), None
 
-    _each(ctx, [job_id], commands, as_json, note=f"has priority {number}")
+    _each(ctx, [reference], commands, as_json, note=f"has priority {number}")
 
 
 def _each(
@@ -111,6 +126,7 @@ def _each(
 ) -> None:
     """Gives each job and each sweep its command. commands: for a job, and for a sweep if there is one."""
     from service.cli import output
+    from service.cli.tables import Column
     from service.client import RequestError
 
     found: list[Job | Sweep] = []
@@ -118,18 +134,25 @@ def _each(
     with session(ctx, as_json=as_json) as client:
         of_a_job, of_a_sweep = commands(client)
         for each in ids:
-            command = of_a_sweep if of_a_sweep is not None and is_sweep(each) else of_a_job
             try:
-                found.append(command(each))
+                if of_a_sweep is None:
+                    found.append(of_a_job(job_id(client, each)))
+                else:
+                    some_id = job_or_sweep_id(client, each)
+                    found.append((of_a_sweep if is_sweep(some_id) else of_a_job)(some_id))
             except RequestError as error:
                 errors.append(error)
                 report(problem_document(error) or {}, as_json=as_json)
     if as_json:
         output.print_json([each.to_json() for each in found])
     else:
-        rows: list[list[RenderableType]] = [
-            [each.id, output.state(each.state), output.headline(note or each.reason or "")] for each in found
+        screen = output.console()
+        short = short_ids((each.id for each in found), screen)
+        rows: list[list[Cell]] = [
+            [short(each.id), output.state(each.state), output.first_line(note or each.reason)]
+            for each in found
         ]
-        output.console().print(output.table(["ID", "STATE", "REASON"], rows, wrap="REASON"))
+        columns: list[str | Column] = ["ID", "STATE", Column(name="REASON", least=20)]
+        screen.print(output.table(columns, rows))
     if errors:
         raise typer.Exit(exit_code(errors[0]))

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli import completion
 from service.cli.options import AsJson
-from service.cli.selection import Experiment, Labels, OfSweep, Since, States, filters
+from service.cli.references import job_id, short_ids
+from service.cli.selection import Experiment, Labels, Name, OfSweep, Since, States, filters, resolved
 from service.cli.session import exit_code, problem_document, report, session
+from service.cli.times import date
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from service.cli.tables import Cell
     from service.client import CleanupItem, CleanupPage, Client, Job
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")]
@@ -23,9 +25,16 @@ _ENDED = ("succeeded", "failed", "cancelled")
 
 def delete(
     ctx: typer.Context,
-    job_ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of jobs.")] = None,
+    job_ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[JOB]...",
+            help="Jobs: ids, beginnings of ids, or names.",
+            autocompletion=completion.job,
+        ),
+    ] = None,
     states: States = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs with this name.")] = None,
+    name: Name = None,
     experiment: Experiment = None,
     labels: Labels = None,
     since: Since = None,
@@ -51,7 +60,7 @@ def delete(
         raise typer.BadParameter(
             "give either ids, or options that choose jobs, as --state failed --older-than 30d"
         )
-    if unended := set(states or []) - set(_ENDED):
+    if unended := set(chosen["states"]) - set(_ENDED):
         raise typer.BadParameter(
             f"only jobs that have ended are deleted: {', '.join(_ENDED)}, not {min(unended)}; end others "
             "first with syncbn cancel",
@@ -72,14 +81,16 @@ def _found(
     client: Client, job_ids: list[str] | None, chosen: dict[str, Any], age: timedelta | None
 ) -> list[Job]:
     if job_ids:
-        return [client.job(job_id) for job_id in dict.fromkeys(job_ids)]
+        return [client.job(each) for each in dict.fromkeys(job_id(client, each) for each in job_ids)]
     before = datetime.now(UTC) - (age or timedelta())
+    chosen = resolved(client, chosen)
     jobs = client.jobs(**{**chosen, "states": chosen["states"] or list(_ENDED)})
     return [job for job in jobs if job.finished_at is None or job.finished_at <= before]
 
 
 def _print_jobs(jobs: list[Job], *, as_json: bool, stderr: bool) -> None:
     from service.cli import output
+    from service.cli.tables import Column, Cut
 
     if as_json:
         output.print_json([job.to_json() for job in jobs])
@@ -88,10 +99,13 @@ def _print_jobs(jobs: list[Job], *, as_json: bool, stderr: bool) -> None:
     if not jobs:
         screen.print("no job would be deleted")
         return
-    rows: list[list[RenderableType]] = [
-        [job.id, output.clean(job.name), output.state(job.state), _moment(job.finished_at)] for job in jobs
+    short = short_ids((job.id for job in jobs), screen)
+    rows: list[list[Cell]] = [
+        [short(job.id), output.clean(job.name), output.state(job.state), date(job.finished_at)]
+        for job in jobs
     ]
-    screen.print(output.table(["ID", "NAME", "STATE", "ENDED"], rows))
+    columns: list[str | Column] = ["ID", Column(name="NAME", least=12, cut=Cut.MIDDLE), "STATE", "ENDED"]
+    screen.print(output.table(columns, rows))
 
 
 def _delete(client: Client, jobs: Iterable[Job], *, with_run: bool, as_json: bool) -> None:
@@ -147,6 +161,7 @@ def _print_cleanup(page: CleanupPage, items: list[CleanupItem], total: int, *, d
     from rich.filesize import decimal
 
     from service.cli import output
+    from service.cli.tables import Column, Cut
 
     screen = output.console()
     given = {what: days for what, days in page.policy.items() if days is not None}
@@ -156,12 +171,12 @@ def _print_cleanup(page: CleanupPage, items: list[CleanupItem], total: int, *, d
     policy = ", ".join(f"{output.clean(what)} after {days:g} d" for what, days in given.items())
     screen.print(f"policy: {policy}", style="dim")
     if items:
-        columns = ["WHAT", "JOB", "NAME", "SIZE"]
-        screen.print(output.table(columns, map(_row, items)))
+        name = Column(name="NAME", worth=-1, least=8, cut=Cut.MIDDLE)
+        screen.print(output.table(["WHAT", "JOB", name, "SIZE"], map(_row, items)))
     screen.print(f"{'would free' if dry_run else 'freed'} {decimal(total)} in {len(items)} parts")
 
 
-def _row(item: CleanupItem) -> list[RenderableType]:
+def _row(item: CleanupItem) -> list[Cell]:
     from rich.filesize import decimal
 
     from service.cli.output import clean
@@ -178,7 +193,3 @@ def _age(text: str) -> timedelta:
     except (ValueError, OverflowError):
         pass
     raise typer.BadParameter(f"write an age, as 12h or 30d, not {text!r}", param_hint="--older-than")
-
-
-def _moment(time: datetime | None) -> str:
-    return time.astimezone().isoformat(sep=" ", timespec="seconds") if time else ""

@@ -174,10 +174,22 @@ def print_summary(job: Job, console: Console) -> None:
     print_failure(job, console)
     rows: list[tuple[str, RenderableType | None]] = [*sorted_metrics(job.metrics)]
     rows.append(("MLflow", job.mlflow.url if job.mlflow else None))
-    if job.mlflow and job.state == "succeeded" and not job.spec.get("script"):
-        rows.append(("model", f'mlflow.pytorch.load_model("runs:/{job.mlflow.run_id}/model")'))
-    rows.append(("next", f"syncbn {'metrics' if job.state == 'succeeded' else 'logs'} {job.id}"))
+    rows += [("model", load_model(job)), ("next", next_command(job))]
     console.print(fields(rows))
+
+
+def load_model(job: Job) -> str:
+    """Returns the expression that loads the job's model; "" if it has none."""
+    if job.mlflow is None or job.state != "succeeded" or job.spec.get("script"):
+        return ""
+    return f'mlflow.pytorch.load_model("runs:/{job.mlflow.run_id}/model")'
+
+
+def next_command(job: Job) -> str:
+    """Returns the command that says more about an ended job; "" for one that has not ended."""
+    if not job.ended:
+        return ""
+    return f"syncbn {'metrics' if job.state == 'succeeded' else 'logs'} {job.id}"
 
 
 def print_failure(job: Job, console: Console) -> None:

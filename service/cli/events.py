@@ -7,21 +7,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli import completion
 from service.cli.options import AsJson
-from service.cli.selection import Experiment, Labels, OfSweep, filters
+from service.cli.selection import Experiment, Labels, Name, OfSweep, filters, resolved
 from service.cli.session import session
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from service.client import JobEvent
+
+_NAME_WIDTH = 24
 
 
 def events(
     ctx: typer.Context,
-    job_id: Annotated[
+    job: Annotated[
         str | None,
-        typer.Argument(metavar="[ID]", show_default=False, help="The job's id. Without one: of all jobs."),
+        typer.Argument(
+            metavar="[JOB]",
+            show_default=False,
+            help="A job: its id, the beginning of its id, or its name. Without one: of all jobs.",
+            autocompletion=completion.job,
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs with this name.")] = None,
+    name: Name = None,
     experiment: Experiment = None,
     labels: Labels = None,
     sweep: OfSweep = None,
@@ -37,17 +47,31 @@ def events(
     """
     chosen = filters(None, experiment, labels, None, sweep)
     chosen = {key: chosen[key] for key in ("experiment", "labels", "sweep") if key in chosen}
-    if job_id is not None and (name or any(chosen.values())):
+    if job is not None and (name or any(chosen.values())):
         raise typer.BadParameter("give a job's id, or options that choose jobs, not both")
+    from service.cli.output import console
+    from service.cli.references import job_id
+
     with session(ctx, as_json=as_json) as client:
-        for event in client.events(job_id, name=name, after=after, **chosen):
-            typer.echo(json.dumps(event.to_json()) if as_json else _line(event, named=job_id is None))
+        job = None if job is None else job_id(client, job)
+        chosen = resolved(client, chosen)
+        screen = console()
+        for event in client.events(job, name=name, after=after, **chosen):
+            line = json.dumps(event.to_json()) if as_json else _line(event, job is None, screen)
+            typer.echo(line)
 
 
-def _line(event: JobEvent, *, named: bool) -> str:
-    from service.cli.output import clean, headline
+def _line(event: JobEvent, named: bool, screen: Console) -> str:
+    """Returns a change on one line, cut at the end of a terminal's. named: whether it names the job."""
+    from service.cli.output import clean, first_line
+    from service.cli.references import short_ids
+    from service.cli.tables import Cut, shortened
 
     time = event.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     what = event.state if event.type == "state" else f"{event.state} ({event.type.replace('_', ' ')})"
-    parts = [time, *([event.job, clean(event.name)] if named else []), what, headline(event.reason)]
-    return "  ".join(filter(None, parts))
+    name = clean(event.name)
+    if screen.is_terminal:
+        name = shortened(name, _NAME_WIDTH, Cut.MIDDLE)
+    job = [short_ids([event.job], screen)(event.job), name]
+    line = "  ".join(filter(None, [time, *(job if named else []), what, first_line(event.reason)]))
+    return shortened(line, screen.width) if screen.is_terminal else line

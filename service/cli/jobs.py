@@ -1,4 +1,4 @@
-"""`list`, `show`, `wait`: the state of jobs."""
+"""`show`, `wait`: the state of one job or sweep."""
 
 from __future__ import annotations
 
@@ -7,96 +7,36 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.options import AsJson, JobOrSweepId, is_sweep
-from service.cli.selection import Experiment, Labels, OfSweep, OfUser, Since, States, filters
+from service.cli.options import AsJson, JobOrSweepId
+from service.cli.references import is_sweep, job_or_sweep_id
 from service.cli.session import exit_with_state, session
+from service.cli.times import moment
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from service.client import Job, Sweep
-
-
-def list_jobs(
-    ctx: typer.Context,
-    states: States = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs with this name.")] = None,
-    experiment: Experiment = None,
-    labels: Labels = None,
-    since: Since = None,
-    sweep: OfSweep = None,
-    user: OfUser = None,
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 20,
-    everything: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """List jobs, newest first."""
-    chosen = filters(states, experiment, labels, since, sweep, user)
-    with session(ctx, as_json=as_json) as client:
-        # One job more than the limit tells whether there are more.
-        jobs = list(client.jobs(name=name, limit=None if everything else limit + 1, **chosen))
-    shown = jobs if everything else jobs[:limit]
-    if as_json:
-        from service.cli.output import print_json
-
-        print_json([job.to_json() for job in shown])
-    else:
-        _print_list(shown, more=len(jobs) > len(shown))
-
-
-def _print_list(jobs: list[Job], *, more: bool) -> None:
-    from service.cli import output
-
-    screen = output.console()
-    if not jobs:
-        screen.print("no jobs")
-        return
-    columns = ["ID", "NAME", "STATE", "PROGRESS", "AGE", "REASON"]
-    screen.print(output.table(columns, map(_row, jobs), wrap="REASON"))
-    if more:
-        screen.print(f"only the newest {len(jobs)}; list more with --all or --limit N", style="dim")
-
-
-def _row(job: Job) -> list[RenderableType]:
-    from service.cli import output
-
-    age = (datetime.now(UTC) - job.created_at).total_seconds()
-    reason = "" if job.state == "succeeded" else output.headline(job.reason or "")
-    state = output.state(job.state)
-    return [job.id, output.clean(job.name), state, _progress(job), output.duration(age), reason]
-
-
-def _progress(job: Job) -> str:
-    if job.progress is None:
-        return ""
-    total = job.progress.total_steps
-    return f"{job.progress.step}/{total}" if total else str(job.progress.step)
+    from service.client import Job, JobEvent, Sweep
 
 
 def show(ctx: typer.Context, job_id: JobOrSweepId, as_json: AsJson = False) -> None:
     """Show one job: state, progress, metrics, links. Show a sweep: its state, and a table of its points."""
     from service.cli import output
-
-    with session(ctx, as_json=as_json) as client:
-        found = client.sweep(job_id) if is_sweep(job_id) else client.job(job_id)
-    if as_json:
-        output.print_json(found.to_json())
-    else:
-        _print_found(found)
-
-
-def _print_found(found: Job | Sweep) -> None:
-    from service.cli import output
     from service.cli.sweep_text import print_sweep
     from service.client import Sweep
 
-    if isinstance(found, Sweep):
+    with session(ctx, as_json=as_json) as client:
+        job_id = job_or_sweep_id(client, job_id)
+        found: Job | Sweep = client.sweep(job_id) if is_sweep(job_id) else client.job(job_id)
+        changes = [] if as_json or is_sweep(job_id) else client.history(job_id)
+    if as_json:
+        output.print_json(found.to_json())
+    elif isinstance(found, Sweep):
         print_sweep(found, output.console())
     else:
-        _print_job(found)
+        _print_job(found, changes)
 
 
-def _print_job(job: Job) -> None:
+def _print_job(job: Job, changes: list[JobEvent]) -> None:
     from service.cli import display, output
     from training.spec import SCRIPT_NOTE
 
@@ -106,19 +46,20 @@ def _print_job(job: Job) -> None:
         ("id", job.id),
         ("name", output.clean(job.name)),
         ("state", output.state(job.state)),
-        ("reason", output.headline(job.reason or "")),
-        ("created", _moment(job.created_at)),
-        ("started", _moment(job.started_at)),
-        ("finished", _moment(job.finished_at)),
+        ("reason", _reason(job)),
+        ("created", moment(job.created_at)),
+        ("started", moment(job.started_at)),
+        ("finished", moment(job.finished_at)),
         (
             "ended by",
             None if job.ended_by is None else output.clean(job.ended_by or "a user (name not known)"),
         ),
         ("last command", _command(job)),
         ("last failure", _failure(job)),
-        ("not before", _moment(job.not_before)),
+        ("not before", moment(job.not_before)),
         ("removed", ", ".join(job.removed)),
         ("took" if job.ended else "running for", _took(job)),
+        ("spent", _times(job, changes)),
         ("attempt", str(job.attempt) if job.attempt else None),
         ("workers", str(job.workers) if job.workers else None),
         ("priority", str(job.priority)),
@@ -130,17 +71,44 @@ def _print_job(job: Job) -> None:
         ("progress", display.progress_text(job)),
         ("metrics", "\n".join(f"{name} {value}" for name, value in metrics)),
         ("MLflow", job.mlflow.url if job.mlflow else None),
+        ("load it", display.load_model(job)),
+        ("next", display.next_command(job)),
         ("note", SCRIPT_NOTE if job.spec.get("script") else None),
     ]
     screen.print(output.fields(rows))
     display.print_failure(job, screen)
 
 
+def _reason(job: Job) -> str:
+    """Returns the whole reason, or its first line if the error and the end of the log follow."""
+    from service.cli import output
+
+    reason = job.reason or ""
+    if job.state == "failed" and job.error is not None:
+        return output.first_line(reason)
+    return "\n".join(map(output.clean, reason.splitlines()))
+
+
+def _times(job: Job, changes: list[JobEvent]) -> str:
+    """Returns how long it waited, started and trained, as in waited 3m, start-up 1s, training 2h5m."""
+    from service.cli.times import span, spent
+
+    states = [(change.state, change.at) for change in changes]
+    times = spent(states, job.finished_at if job.finished_at and job.ended else datetime.now(UTC))
+    parts = {
+        "waited": times.get("queued", 0.0),
+        "paused": times.get("paused", 0.0),
+        "start-up": times.get("starting", 0.0),
+        "training": sum(times.get(state, 0.0) for state in ("running", "pausing", "preempting")),
+    }
+    return ", ".join(f"{name} {span(seconds)}" for name, seconds in parts.items() if seconds >= 0.5)
+
+
 def _command(job: Job) -> str:
     from service.cli.output import clean
 
     last = job.last_command
-    return "" if last is None else f"{last.command}{last.by and f' by {clean(last.by)}'}, {_moment(last.at)}"
+    return "" if last is None else f"{last.command}{last.by and f' by {clean(last.by)}'}, {moment(last.at)}"
 
 
 def _failure(job: Job) -> str:
@@ -174,10 +142,6 @@ def _model(job: Job) -> str:
     return "as after the last step" if checkpoint.get("deliver") == "last" else ""
 
 
-def _moment(time: datetime | None) -> str:
-    return time.astimezone().isoformat(sep=" ", timespec="seconds") if time else ""
-
-
 def _took(job: Job) -> str:
     from service.cli.output import duration
 
@@ -194,9 +158,11 @@ def wait(
 ) -> None:
     """Wait until a job, or all jobs of a sweep, have ended. The exit code says how."""
     from service.cli import display, output
+    from service.cli.sweep_text import print_sweep
     from service.client import Sweep
 
     with session(ctx, as_json=as_json) as client:
+        job_id = job_or_sweep_id(client, job_id)
         if is_sweep(job_id):
             found: Job | Sweep = client.wait_for_sweep(job_id, timeout=timeout)
         else:
@@ -204,7 +170,7 @@ def wait(
     if as_json:
         output.print_json(found.to_json())
     elif isinstance(found, Sweep):
-        _print_found(found)
+        print_sweep(found, output.console())
     else:
         display.print_summary(found, output.console())
     exit_with_state(found)

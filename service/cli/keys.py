@@ -11,6 +11,7 @@ import typer
 from service.cli.options import AsJson
 from service.cli.selection import Since, moment
 from service.cli.session import session
+from service.cli.times import date
 
 if TYPE_CHECKING:
     from service.client.access import AuditEntry
@@ -54,7 +55,7 @@ def create_key(
         print_json(made.to_json())
     else:
         typer.echo(made.key)
-        end = "never" if made.expires_at is None else _when(made.expires_at)
+        end = "never" if made.expires_at is None else date(made.expires_at)
         typer.echo(
             f"key {made.id} of {made.user}, scope {made.scope}, ends: {end}. Use it as SYNCBN_API_KEY; it is "
             "not shown again",
@@ -66,6 +67,7 @@ def create_key(
 def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List all keys, newest first, also those that have ended."""
     from service.cli import output
+    from service.cli.tables import Column
 
     with session(ctx, as_json=as_json) as client:
         keys = client.api_keys()
@@ -77,13 +79,20 @@ def list_keys(ctx: typer.Context, as_json: AsJson = False) -> None:
                 key.id,
                 output.clean(key.user),
                 key.scope,
-                _when(key.created_at),
-                "revoked" if key.revoked_at else _when(key.expires_at) or "never",
-                _when(key.last_used_at) or "never",
+                date(key.created_at),
+                "revoked" if key.revoked_at else date(key.expires_at) or "never",
+                date(key.last_used_at) or "never",
             )
             for key in keys
         ]
-        columns = ["ID", "USER", "SCOPE", "CREATED", "ENDS", "LAST USED"]
+        columns: list[str | Column] = [
+            "ID",
+            Column(name="USER", least=10),
+            "SCOPE",
+            Column(name="CREATED", worth=-2),
+            "ENDS",
+            Column(name="LAST USED", worth=-1),
+        ]
         output.console().print(output.table(columns, rows))
     else:
         output.console().print("no keys")
@@ -118,6 +127,7 @@ def audit(
 ) -> None:
     """Show who changed what or was refused, and from where, newest first. Needs the scope admin."""
     from service.cli import output
+    from service.cli.tables import Column, Cut
 
     begin = None if since is None else moment(since)
     with session(ctx, as_json=as_json) as client:
@@ -127,7 +137,7 @@ def audit(
     elif entries:
         rows = [
             (
-                _when(entry.at),
+                date(entry.at),
                 output.clean(entry.who) or "(unknown)",
                 output.clean(entry.address),
                 output.clean(entry.action.partition(" ")[0]),
@@ -136,7 +146,15 @@ def audit(
             )
             for entry in entries
         ]
-        output.console().print(output.table(["AT", "WHO", "FROM", "ACTION", "ABOUT", "RESULT"], rows))
+        columns = [
+            Column(name="AT", worth=3),
+            Column(name="WHO", worth=2, least=8),
+            Column(name="FROM", worth=-1, least=9),
+            Column(name="ACTION", worth=2),
+            Column(name="ABOUT", worth=2, least=12, cut=Cut.MIDDLE),
+            Column(name="RESULT", worth=1),
+        ]
+        output.console().print(output.table(columns, rows))
     else:
         output.console().print("nothing was changed")
 
@@ -158,7 +176,3 @@ def _end(text: str) -> datetime:
             f"write how long it lasts, as 90d or 12h, or a time, as 2026-12-31, not {text!r}",
             param_hint="--expires",
         ) from None
-
-
-def _when(time: datetime | None) -> str:
-    return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M")

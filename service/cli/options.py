@@ -1,4 +1,4 @@
-"""The options that several commands share, and the exit codes. Imports only typer."""
+"""The options that several commands share, and the exit codes. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from service.cli import completion
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -26,11 +28,6 @@ class ExitCode(enum.IntEnum):
     INTERRUPTED = 130
 
 
-def is_sweep(some_id: str) -> bool:
-    """Returns whether an id is that of a sweep; those of jobs begin with j."""
-    return some_id.startswith("s")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Connection:
     """The server that the commands talk to. `api_key` is None if it requires none."""
@@ -40,8 +37,22 @@ class Connection:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
-JobOrSweepId = Annotated[str, typer.Argument(metavar="ID", help="The id of a job, or of a sweep.")]
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB",
+        help="A job: its id, the beginning of its id, or its name.",
+        autocompletion=completion.job,
+    ),
+]
+JobOrSweepId = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB",
+        help="A job or a sweep: its id, the beginning of its id, or its name.",
+        autocompletion=completion.job_or_sweep,
+    ),
+]
 SpecFile = Annotated[
     str | None,
     typer.Argument(

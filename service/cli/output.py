@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.console import Console, ConsoleDimensions, RenderableType
+from rich.table import Table as Grid
 from rich.text import Text
 
+from service.cli.tables import Cell, Column, Table
 from training.protocol import is_detail
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _STYLES = {
     "starting": "cyan",
 }
 _BARS = "▁▂▃▄▅▆▇█"
-_PIPE_WIDTH = 10_000
+_PIPE_WIDTH = 1_000_000
 
 
 def print_json(data: object) -> None:
@@ -38,22 +40,19 @@ def console(*, stderr: bool = False) -> Console:
     plain = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not plain.is_terminal:
         plain.width = _PIPE_WIDTH
+    elif plain.is_dumb_terminal:
+        plain.size = ConsoleDimensions(*shutil.get_terminal_size())  # rich takes all for 80 columns wide
     return plain
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]], *, wrap: str = "") -> Table:
-    """Returns a table without lines. On a narrow terminal only the column named `wrap` wraps."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, no_wrap=column != wrap)
-    for row in rows:
-        grid.add_row(*row)
-    return grid
+def table(columns: Sequence[str | Column], rows: Iterable[Sequence[Cell]]) -> Table:
+    """Returns a table without lines, one line a row. A column given by its name alone is never cut."""
+    return Table([Column(name=column) if isinstance(column, str) else column for column in columns], rows)
 
 
-def fields(pairs: Iterable[tuple[str, RenderableType | None]]) -> Table:
+def fields(pairs: Iterable[tuple[str, RenderableType | None]]) -> Grid:
     """Returns names and values in two columns, one pair a row; skips values that are None or ""."""
-    grid = Table.grid(padding=(0, 2))
+    grid = Grid.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in pairs:
@@ -69,12 +68,18 @@ def state(name: str) -> Text:
 
 def clean(text: object) -> str:
     """Replaces control characters by spaces, so that a job's name cannot control the terminal."""
-    return "".join(char if char.isprintable() else " " for char in str(text))
+    text = str(text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+
+
+def first_line(text: str | None) -> str:
+    """Returns the first line. A failed job's reason also holds its log."""
+    return clean((text or "").partition("\n")[0])
 
 
 def headline(text: str, longest: int = 160) -> str:
-    """Returns the first line, cut to `longest` characters. A failed job's reason also holds its log."""
-    line = clean(text.partition("\n")[0])
+    """Returns the first line, cut to `longest` characters."""
+    line = first_line(text)
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli import completion
 from service.cli.options import AsJson
+from service.cli.references import sweep_id
 from service.cli.session import session
 
 if TYPE_CHECKING:
@@ -17,7 +19,14 @@ if TYPE_CHECKING:
 
 def report(
     ctx: typer.Context,
-    sweep_id: Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's id.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP",
+            help="A sweep: its id, the beginning of its id, or its name.",
+            autocompletion=completion.sweep,
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for report.md and report.html.")
     ] = Path("report"),
@@ -32,13 +41,14 @@ def report(
     from service.cli.sweep_report import blocks
 
     with session(ctx, as_json=as_json) as client:
-        findings = _found(client, sweep_id)
+        some_id = sweep_id(client, sweep)
+        findings = _found(client, some_id)
         if not findings.sweep.ended:
             typer.echo("note: the sweep has not ended; this is what it has found so far", err=True)
         made = list(blocks(findings))
         texts = {"report.md": markdown(made), "report.html": html(made, f"Sweep {findings.sweep.name}")}
         files = _written(output, texts)
-        _store(client, sweep_id, texts)
+        _store(client, some_id, texts)
     if as_json:
         print_json({"files": files})
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.cli.options import AsJson, JobId
+from service.cli.references import job_id
 from service.cli.session import session
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def logs(
     ctx: typer.Context,
-    job_id: JobId,
+    job: JobId,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Keep printing until the job has ended.")
     ] = False,
@@ -39,20 +40,21 @@ def logs(
     "attempt": ...}.
     """
     with session(ctx, as_json=as_json) as client:
+        some_id = job_id(client, job)
         if not follow:
-            text = client.logs(job_id, tail, rank=rank, attempt=attempt)
+            text = client.logs(some_id, tail, rank=rank, attempt=attempt)
             typer.echo(json.dumps({"text": text}) if as_json else text, nl=as_json)
         elif as_json:
-            for line in client.follow_log_lines(job_id, tail, rank=rank, attempt=attempt):
+            for line in client.follow_log_lines(some_id, tail, rank=rank, attempt=attempt):
                 typer.echo(json.dumps({"line": line.line, "rank": line.rank, "attempt": line.attempt}))
         else:
-            for text in client.follow_logs(job_id, tail, rank=rank, attempt=attempt):
+            for text in client.follow_logs(some_id, tail, rank=rank, attempt=attempt):
                 typer.echo(text)
 
 
 def metrics(
     ctx: typer.Context,
-    job_id: JobId,
+    job: JobId,
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these metrics.")
     ] = None,
@@ -63,9 +65,10 @@ def metrics(
     --json prints every point.
     """
     from service.cli import output
+    from service.cli.tables import Column, Cut
 
     with session(ctx, as_json=as_json) as client:
-        points = client.metrics(job_id, names or [])
+        points = client.metrics(job_id(client, job), names or [])
     if as_json:
         output.print_json([point.to_json() for point in points])
         return
@@ -73,7 +76,15 @@ def metrics(
     if not points:
         screen.print("no metrics" + (f" named {', '.join(names)}" if names else " yet"))
         return
-    columns = ["METRIC", "LAST", "MIN", "MAX", "STEP", "POINTS", "CURVE"]
+    columns = [
+        Column(name="METRIC", worth=7, least=16, cut=Cut.MIDDLE),
+        Column(name="LAST", worth=6),
+        Column(name="MIN", worth=4),
+        Column(name="MAX", worth=3),
+        Column(name="STEP", worth=2),
+        Column(name="POINTS", worth=1),
+        Column(name="CURVE", worth=5),
+    ]
     screen.print(output.table(columns, _rows(points)))
 
 

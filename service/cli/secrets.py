@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
 from typing import Annotated
 
 import typer
 
 from service.cli.options import AsJson
 from service.cli.session import session
+from service.cli.times import date
 
 app = typer.Typer(no_args_is_help=True, help="Set, list and delete the secrets that jobs may name.")
 
@@ -40,14 +40,15 @@ def set_secret(ctx: typer.Context, name: Name, as_json: AsJson = False) -> None:
 def list_secrets(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List the names of all secrets. No command shows a value."""
     from service.cli import output
+    from service.cli.tables import Column
 
     with session(ctx, as_json=as_json) as client:
         secrets = client.secrets()
     if as_json:
         output.print_json([secret.to_json() for secret in secrets])
     elif secrets:
-        rows = [(secret.name, secret.source, _when(secret.updated_at)) for secret in secrets]
-        output.console().print(output.table(["NAME", "SOURCE", "SET"], rows))
+        rows = [(secret.name, secret.source, date(secret.updated_at)) for secret in secrets]
+        output.console().print(output.table([Column(name="NAME", worth=1, least=12), "SOURCE", "SET"], rows))
     else:
         output.console().print("no secret is set")
 
@@ -63,7 +64,3 @@ def delete_secret(ctx: typer.Context, name: Name, as_json: AsJson = False) -> No
         print_json({"name": name})
     else:
         typer.echo(f"deleted {name}")
-
-
-def _when(time: datetime | None) -> str:
-    return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M")

@@ -7,12 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli import completion
+
 if TYPE_CHECKING:
     from service.client import Client, Job
 
 States = Annotated[
     list[str] | None,
-    typer.Option("--state", metavar="STATE", help="Only jobs in this state; may be repeated."),
+    typer.Option(
+        "--state",
+        metavar="STATE[,STATE]",
+        help="Only jobs in one of these states; may be repeated.",
+        autocompletion=completion.state,
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        "--name", help="Only jobs with this name, in which * stands for any text and ? for one character."
+    ),
 ]
 Experiment = Annotated[
     str | None, typer.Option(metavar="NAME", help="Only jobs whose spec has this tracking.experiment.")
@@ -21,14 +34,22 @@ Labels = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="KEY=VALUE", help="Only jobs with this label; may be repeated."),
 ]
-OfSweep = Annotated[str | None, typer.Option("--sweep", metavar="ID", help="Only jobs of this sweep.")]
+OfSweep = Annotated[
+    str | None,
+    typer.Option(
+        "--sweep",
+        metavar="SWEEP",
+        help="Only jobs of this sweep, by its id or name.",
+        autocompletion=completion.sweep,
+    ),
+]
 OfUser = Annotated[
     str | None, typer.Option("--user", metavar="NAME", help="Only jobs of this user's API keys.")
 ]
 Since = Annotated[
     str | None,
     typer.Option(
-        metavar="TIME", help="Only jobs created since: an age, as 30m, 2h or 3d, or a time in ISO 8601."
+        metavar="TIME", help="Only jobs created since: an age, as 30m, 2h or 3d, or a date or time."
     ),
 ]
 
@@ -43,13 +64,21 @@ def filters(
 ) -> dict[str, Any]:
     """Returns the options as arguments of `Client.jobs`. Raises typer.BadParameter."""
     return {
-        "states": states or [],
+        "states": [part.strip() for text in states or [] for part in text.split(",")],
         "experiment": experiment,
         "labels": dict(map(_label, labels or [])),
         "since": None if since is None else moment(since),
         "sweep": sweep,
         "user": user,
     }
+
+
+def resolved(client: Client, filters: dict[str, Any]) -> dict[str, Any]:
+    """Returns the filters with the id of the sweep that is meant. Raises RequestError."""
+    from service.cli.references import sweep_id
+
+    sweep = filters.get("sweep")
+    return filters if sweep is None else filters | {"sweep": sweep_id(client, sweep)}
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -83,7 +112,7 @@ def chosen(
 
     Each comes once, in the order of the references; those of one name oldest first. references: ids, unique
     beginnings of ids, or names, of which each may name several jobs; none: all jobs, the newest of them,
-    oldest first. Raises ClientError for a reference that no job or more than one id matches.
+    oldest first. Raises RequestError for a reference that no job or more than one id matches.
     """
     if not references:
         newest = list(client.jobs(limit=limit + 1, **filters))
@@ -93,18 +122,13 @@ def chosen(
 
 
 def _named(client: Client, reference: str, filters: dict[str, Any], limit: int) -> list[Job]:
-    from service.client import ClientError, NotFound
+    """Returns the jobs of a name, or the one job whose id begins so. Raises RequestError."""
+    from service.cli.references import ambiguous, jobs_named, not_found
 
-    if jobs := list(client.jobs(name=reference, limit=limit, **filters)):
-        return jobs[::-1]
-    jobs = list(client.jobs(id_prefix=reference, limit=2, **filters))
-    if len(jobs) > 1:
-        raise ClientError(
-            f"{reference!r} begins more than one id, as {jobs[0].id} and {jobs[1].id}: write more of it"
-        )
+    jobs = jobs_named(client, reference, filters, limit)
+    by_id = [job for job in jobs if job.id.startswith(reference)]
     if not jobs:
-        which = " that matches the other options" if any(filters.values()) else ""
-        raise NotFound(
-            404, {"title": "Not Found", "detail": f"no job with the id or name {reference!r}{which}"}
-        )
-    return jobs
+        raise not_found(reference, "job", " that matches the other options" if any(filters.values()) else "")
+    if by_id and len(jobs) > 1:
+        raise ambiguous(reference, jobs)
+    return jobs[::-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,8 +25,7 @@ from service.cli.submit import read_and_upload
 from service.cli.sweep_options import Grid, MaxRunning, Random, Repeat, Seed, Space, plan
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from service.cli.tables import Cell
     from service.client import Client, Sweep, SweepValidation
 
 
@@ -149,7 +147,10 @@ def sweeps(
 ) -> None:
     """List sweeps, newest first. `syncbn show ID` shows one with its points."""
     from service.cli import output
+    from service.cli.references import short_ids
     from service.cli.sweep_text import counts
+    from service.cli.tables import Column, Cut
+    from service.cli.times import age, date
 
     with session(ctx, as_json=as_json) as client:
         found = list(client.sweeps(limit=limit))
@@ -160,15 +161,24 @@ def sweeps(
     if not found:
         screen.print("no sweeps")
         return
-    now = datetime.now(UTC)
-    rows: list[list[RenderableType]] = [
+    short = short_ids((each.id for each in found), screen)
+    rows: list[list[Cell]] = [
         [
-            each.id,
+            short(each.id),
             output.clean(each.name),
             output.state(each.state),
             counts(each),
-            output.duration((now - each.created_at).total_seconds()),
+            age(each.created_at),
+            date(each.created_at),
         ]
         for each in found
     ]
-    screen.print(output.table(["ID", "NAME", "STATE", "JOBS", "AGE"], rows, wrap="JOBS"))
+    columns = [
+        Column(name="ID", worth=6),
+        Column(name="NAME", worth=4, least=12, cut=Cut.MIDDLE),
+        Column(name="STATE", worth=5),
+        Column(name="JOBS", worth=3, least=20),
+        Column(name="AGE", worth=2),
+        Column(name="CREATED", worth=1),
+    ]
+    screen.print(output.table(columns, rows))

@@ -51,6 +51,7 @@ def add(
 def list_webhooks(ctx: typer.Context, as_json: AsJson = False) -> None:
     """List all webhooks."""
     from service.cli import output
+    from service.cli.tables import Column, Cut
 
     with session(ctx, as_json=as_json) as client:
         found = client.webhooks()
@@ -69,7 +70,13 @@ def list_webhooks(ctx: typer.Context, as_json: AsJson = False) -> None:
         )
         for webhook in found
     ]
-    output.console().print(output.table(["ID", "URL", "EVENTS", "LABELS"], rows))
+    columns = [
+        Column(name="ID", worth=1),
+        Column(name="URL", worth=1, least=20, cut=Cut.MIDDLE),
+        Column(name="EVENTS", least=8),
+        Column(name="LABELS", least=8),
+    ]
+    output.console().print(output.table(columns, rows))
 
 
 @app.command("remove")
@@ -94,6 +101,7 @@ def deliveries(
 ) -> None:
     """List what was sent to a webhook and what is to be sent, newest first."""
     from service.cli import output
+    from service.cli.tables import Column
 
     with session(ctx, as_json=as_json) as client:
         found = list(client.deliveries(webhook_id, limit=limit))
@@ -111,8 +119,15 @@ def deliveries(
         )
         for each in found
     ]
-    columns = ["MESSAGE", "TYPE", "STATE", "ATTEMPTS", "NEXT", "PROBLEM"]
-    output.console().print(output.table(columns, rows, wrap="PROBLEM") if found else "nothing was sent yet")
+    columns = [
+        Column(name="MESSAGE", worth=1, least=12),
+        Column(name="TYPE", worth=4),
+        Column(name="STATE", worth=5),
+        Column(name="ATTEMPTS", worth=2),
+        Column(name="NEXT", worth=3),
+        Column(name="PROBLEM", worth=4, least=16),
+    ]
+    output.console().print(output.table(columns, rows) if found else "nothing was sent yet")
 
 
 @app.command("test")

@@ -39,9 +39,9 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
     """A client of one service. Close it or use it in a `with` statement. Not thread-safe.
 
     Every call blocks, for up to `timeout` seconds without an answer, retries a lost connection for about a
-    second, and raises ClientError. Retries are idempotent. `wait`, `follow`, `events` and `follow_logs` retry
-    for up to `retry_seconds` (math.inf: for ever) after they have found the job, so they survive a restart of
-    the server.
+    second (`retry_seconds` if that is less), and raises ClientError. Retries are idempotent. `wait`,
+    `follow`, `events` and `follow_logs` retry for up to `retry_seconds` (math.inf: for ever) after they have
+    found the job, so they survive a restart of the server.
 
     url: address of the server. api_key: None for a server of this machine that this user has started without
     one; its token is found by itself. timeout: in seconds. user: whose name is on the commands that it gives
@@ -58,7 +58,7 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
         user: str = "",
     ) -> None:
         self.retry_seconds = retry_seconds
-        self._server = Transport(url, api_key, timeout, user)
+        self._server = Transport(url, api_key, timeout, user, retry_seconds)
 
     @property
     def url(self) -> str:
@@ -145,18 +145,19 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
     ) -> Iterator[Job]:
         """Yields jobs, newest first, at most `limit` (None: all); fetches pages during the iteration.
 
-        states: only jobs in one of these. id_prefix: only jobs whose id begins so. name, experiment: only
-        jobs with exactly this name, in exactly this experiment. labels: only jobs with all of these. since:
-        only jobs created then or later; a time without a zone is local. sweep: only
-        jobs of the sweep with this id. user: only jobs of this user's keys. Raises RequestError for a state
-        that does not exist.
+        states: only jobs in one of these. id_prefix: only jobs whose id begins so. name: only jobs with this
+        name; with * (any text) or ? (one character) in it, those whose whole name matches, where a backslash
+        before one of these is the character itself. experiment: only jobs in exactly this one. labels: only
+        jobs with all of these. since: only jobs created then or later; a time without a zone is local. sweep:
+        only jobs of the sweep with this id. user: only jobs of this user's keys. Raises RequestError for a
+        state that does not exist.
         """
         query: list[tuple[str, Any]] = [("state", state) for state in states]
         query += [("label", f"{key}:{value}") for key, value in (labels or {}).items()]
         moment = since.astimezone(UTC).isoformat() if since else None
         once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment}
         once |= {"sweep": sweep, "user": user}
-        query += [(key, value) for key, value in once.items() if value]
+        query += [(key, value) for key, value in once.items() if value is not None]
         yield from all_items(
             lambda position: self._server.call(JobPage, "GET", "/v1/jobs", params=[*query, *position]), limit
         )

@@ -70,7 +70,8 @@ class Following:
 
         Blocks. Reconnects where the connection broke: no change is lost or repeated. after: begins after the
         change with this id (0: with the first one). name, experiment, labels, sweep: of all jobs, only the
-        changes of those that match. on_retry: called with each error that is going to be retried.
+        changes of those that match, as in `jobs`. on_retry: called with each error that is going to be
+        retried.
         """
         last_id = "" if after is None else str(after)
         path = "/v1/events"
@@ -89,6 +90,16 @@ class Following:
         ):
             if event.name == "change":
                 yield JobEvent.model_validate_json(event.data)
+
+    def history(self, job_id: str) -> list[JobEvent]:
+        """Returns the changes of the job so far, oldest first. Does not wait for others."""
+        found: list[JobEvent] = []
+        path = f"{job_path(job_id)}/events"
+        for event in follow_events(self._server, path, Retry(min(self.retry_seconds, 1.0))):
+            if event.name != "change":
+                break  # the job as it is now, which comes after all its changes
+            found.append(JobEvent.model_validate_json(event.data))
+        return found
 
     def logs(
         self, job_id: str, tail: int | None = None, *, rank: int | None = None, attempt: int | None = None

@@ -40,10 +40,18 @@ class SweepCalls:
         """
         return self._server.call(SweepValidation, "POST", "/v1/sweeps/validate", **_encoded(sweep, {}))
 
-    def sweeps(self, *, limit: int | None = None) -> Iterator[Sweep]:
-        """Yields sweeps without their points, newest first, at most `limit` (None: all)."""
+    def sweeps(
+        self, *, id_prefix: str | None = None, name: str | None = None, limit: int | None = None
+    ) -> Iterator[Sweep]:
+        """Yields sweeps without their points, newest first, at most `limit` (None: all).
+
+        id_prefix: only sweeps whose id begins so. name: only those with this name; with * or ? in it, those
+        that match, as in `jobs`.
+        """
+        query = [(key, value) for key, value in (("id", id_prefix), ("name", name)) if value is not None]
         yield from all_items(
-            lambda position: self._server.call(SweepPage, "GET", "/v1/sweeps", params=position), limit
+            lambda position: self._server.call(SweepPage, "GET", "/v1/sweeps", params=[*query, *position]),
+            limit,
         )
 
     def sweep(self, sweep_id: str) -> Sweep:

@@ -29,7 +29,15 @@ Result = TypeVar("Result")
 class Transport:
     """Sends requests to one server. Retries after a lost connection, so every request must be idempotent."""
 
-    def __init__(self, url: str, api_key: str | None, timeout: float, user: str = "") -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        timeout: float,
+        user: str = "",
+        retry_seconds: float = _RETRY_SECONDS,
+    ) -> None:
+        self._retry_seconds = min(retry_seconds, _RETRY_SECONDS)
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         try:
             address = httpx.URL(self.url)
@@ -58,9 +66,10 @@ class Transport:
     def send(self, method: str, path: str, *, retry: Retry | None = None, **request: Any) -> httpx.Response:
         """Sends a request and returns the answer if its status is 2xx; raises ClientError otherwise.
 
-        Blocks. Retries lost connections and `RETRIED_STATUSES` until `retry` is exhausted (default: 1 s).
+        Blocks. Retries lost connections and `RETRIED_STATUSES` until `retry` is exhausted (default: 1 s,
+        or `retry_seconds` of the constructor if that is less).
         """
-        retry, may_have_arrived = retry or Retry(_RETRY_SECONDS), False
+        retry, may_have_arrived = retry or Retry(self._retry_seconds), False
         while True:
             try:
                 return self._checked(self._http.request(method, path, **request))

@@ -7,19 +7,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
-from sqlalchemy import ColumnElement, Select, exists, select, union_all
+from sqlalchemy import Column, ColumnElement, Select, exists, select, union_all
 
 from service.jobs.job import State, first_id
+from service.queue import patterns
 from service.queue.rows import NOT_DELETED
 from service.queue.tables import job_labels, jobs
+
+_deleted = jobs.alias()
+_NOT_AMONG_DELETED = jobs.c.id.not_in(select(_deleted.c.id).where(_deleted.c.deleted_at.is_not(None)))
+"""Says what NOT_DELETED says, and is read from an index."""
 
 
 class Filters(TypedDict, total=False):
     """Which jobs to list; None and nothing match every job.
 
-    states: in one of these. id_prefix: ids that begin with this. name, experiment: exactly this one.
-    labels: all of these pairs of key and value. since: created then or later; has a time zone. sweep: jobs
-    of this one. user: submitted with a key of this user.
+    states: in one of these. id_prefix: ids that begin with this. name: this one; with * or ?, those that
+    match it as a pattern (service.queue.patterns). experiment: exactly this one. labels: all of these pairs
+    of key and value. since: created then or later; has a time zone. sweep: jobs of this one. user: submitted
+    with a key of this user.
     """
 
     states: Iterable[State]
@@ -37,12 +43,15 @@ def page(filters: Filters, *, before: str | None, limit: int) -> Select[Any]:
 
     before: only jobs older than this one. Each filter alone is read in order from an index, so that a page
     takes as long among a million jobs as among a hundred; several may have to skip what one of them excludes.
+    Of a pattern of names all names with its beginning are read, in the index alone.
     """
     states = list(dict.fromkeys(filters.get("states") or ()))
-    if len(states) < 2:
+    if len(states) < 2 and not patterns.is_pattern(filters.get("name") or ""):
         return _newest(select(jobs), states, filters, before, limit)
-    # The newest of each state first: an index on the state is not in order over several of them.
-    newest = [_newest(select(jobs.c.id), [state], filters, before, limit).subquery() for state in states]
+    # The newest of each state first: an index on the state is not in order over several of them. And of a
+    # pattern the ids first: the rows of all jobs that match would have to be read before they are sorted.
+    each_alone = [[state] for state in states] or [[]]
+    newest = [_newest(select(jobs.c.id), alone, filters, before, limit).subquery() for alone in each_alone]
     ids = union_all(*(select(each.c.id) for each in newest)).subquery()
     return select(jobs).where(jobs.c.id.in_(select(ids.c.id))).order_by(jobs.c.id.desc()).limit(limit)
 
@@ -72,7 +81,8 @@ def _newest(
     # In the order of the index that finds the first label, if there is one.
     ids = labels[0][2].c.job_id if labels else jobs.c.id
     of_states = (jobs.c.state == state for state in states)
-    query = query.where(NOT_DELETED, *of_states, *_conditions(filters, ids))
+    is_there = _NOT_AMONG_DELETED if patterns.is_pattern(filters.get("name") or "") else NOT_DELETED
+    query = query.where(is_there, *of_states, *_conditions(filters, ids))
     if before is not None:
         query = query.where(ids < before)
     return query.order_by(ids.desc()).limit(limit)
@@ -80,16 +90,25 @@ def _newest(
 
 def _conditions(filters: Filters, ids: ColumnElement[str]) -> Iterator[ColumnElement[bool]]:
     if prefix := filters.get("id_prefix"):
-        # Not LIKE, which SQLite does not look up in an index.
-        yield ids >= prefix
-        yield ids < f"{prefix}{chr(sys.maxunicode)}"
+        yield from begins(ids, prefix)
     if (since := filters.get("since")) is not None:
         yield ids >= first_id(since)  # ids sort by creation time
+    if (name := filters.get("name")) is not None:
+        yield named(jobs.c.name, name)
     for column, value in (
-        (jobs.c.name, filters.get("name")),
         (jobs.c.experiment, filters.get("experiment")),
         (jobs.c.sweep_id, filters.get("sweep")),
         (jobs.c.user, filters.get("user")),
     ):
         if value is not None:
             yield column == value
+
+
+def begins(ids: ColumnElement[str], prefix: str) -> tuple[ColumnElement[bool], ...]:
+    """Returns the conditions that an id begins so. Not LIKE, which SQLite does not look up in an index."""
+    return ids >= prefix, ids < f"{prefix}{chr(sys.maxunicode)}"
+
+
+def named(names: Column[str], name: str) -> ColumnElement[bool]:
+    """Returns the condition that a name is this one, or matches it if it is a pattern."""
+    return patterns.matches(names, name) if patterns.is_pattern(name) else names == name

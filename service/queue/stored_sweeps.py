@@ -28,7 +28,7 @@ from sqlalchemy import (
 from service.errors import Conflict, KeyReused, NotFound
 from service.jobs.job import ENDED, Job, State, new_job, utc_now
 from service.jobs.sweep import SWEEP_PREFIX, Sweep, SweepLimits, SweepState, is_sweep_id
-from service.queue import audit_rows, commands, cursors, database
+from service.queue import audit_rows, commands, cursors, database, filters
 from service.queue.commands import Command
 from service.queue.rows import NOT_DELETED, insert_jobs, job_of, without_source
 from service.queue.tables import jobs, sweeps
@@ -83,12 +83,23 @@ class StoredSweeps(Writes):
         close = get_close_matches(sweep_id, recent, n=1, cutoff=0.8)
         return f"; did you mean {close[0]}?" if close else ""
 
-    def list_sweeps(self, *, cursor: str | None = None, limit: int = 50) -> tuple[list[Sweep], str | None]:
+    def list_sweeps(
+        self,
+        *,
+        id_prefix: str | None = None,
+        name: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> tuple[list[Sweep], str | None]:
         """Returns a page of sweeps, newest first, and the cursor of the next page (None: this is the last).
 
-        Raises Refused for a bad cursor.
+        id_prefix, name: as in `Filters`. Raises Refused for a bad cursor.
         """
         query = select(sweeps).order_by(sweeps.c.id.desc()).limit(limit + 1)
+        if id_prefix:
+            query = query.where(*filters.begins(sweeps.c.id, id_prefix))
+        if name is not None:
+            query = query.where(filters.named(sweeps.c.name, name))
         if cursor is not None:
             query = query.where(sweeps.c.id < cursors.decode(cursor, SWEEP_PREFIX))
         found = self._sweeps(query)

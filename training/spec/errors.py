@@ -32,6 +32,33 @@ _BRANCHES = {
     "constrained-int",
     "constrained-str",
 }
+OTHER_NAMES = {
+    **dict.fromkeys(("tag", "tags", "annotations"), "labels"),
+    **dict.fromkeys(("timeout", "max_time", "walltime", "time", "deadline"), "time_limit"),
+    **dict.fromkeys(("max_retries", "restarts", "backoffLimit"), "retries"),
+    **dict.fromkeys(("env", "environ"), "environment"),
+    **dict.fromkeys(("env_vars", "variables"), "environment.variables"),
+    **dict.fromkeys(("pip", "packages", "requirements"), "environment.requirements"),
+    **dict.fromkeys(("secret", "secrets"), "environment.secrets"),
+    **dict.fromkeys(("network", "net", "module"), "model"),
+    **dict.fromkeys(("dataset", "datamodule"), "data"),
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs"), "training.max_epochs"),
+    **dict.fromkeys(("steps", "num_steps", "max_steps"), "training.max_steps"),
+    **dict.fromkeys(("batch_size", "batchsize", "global_batch_size"), "training.global_batch_size"),
+    **dict.fromkeys(("seed", "random_seed"), "training.seed"),
+    **dict.fromkeys(("precision", "dtype"), "training.precision"),
+    **dict.fromkeys(("num_workers", "world_size", "replicas", "nproc_per_node"), "resources.workers"),
+    **dict.fromkeys(("workers", "devices", "num_nodes"), "resources.workers"),
+    **dict.fromkeys(("gpu", "gpus", "num_gpus"), "resources.gpus_per_worker"),
+    **dict.fromkeys(("cpu", "cpus", "num_cpus"), "resources.cpus_per_worker"),
+    **dict.fromkeys(("mem", "memory"), "resources.memory_per_worker"),
+    **dict.fromkeys(("node_selector", "nodeSelector"), "resources.node_labels"),
+    **dict.fromkeys(("lr", "learning_rate"), "optimizer.init_args.lr"),
+    **dict.fromkeys(("experiment", "experiment_name"), "tracking.experiment"),
+    **dict.fromkeys(("resume_from", "checkpoint", "ckpt_path"), "start_from"),
+}
+"""By what other programs, or people, call it: the dotted key of a spec."""
+
 MAX_PROBLEMS = 50
 """Maximum number of problems in a SpecError; a document can have a hundred thousand."""
 
@@ -125,10 +152,21 @@ def _shortened(value: object) -> str:
 
 
 def _unknown_key(location: list[int | str], root: type[BaseModel]) -> str:
+    if meant := _meant(location, root):
+        return f"unknown key; did you mean {meant}?"
     known = _keys_beside(location, root)
     close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
     return f"unknown key; {hint}"
+
+
+def _meant(location: list[int | str], root: type[BaseModel]) -> str:
+    """Returns the key, seen from the unknown one, that other programs call so; "" if none is known."""
+    *above, key = map(str, location)
+    meant = OTHER_NAMES.get(key, "")
+    if meant.partition(".")[0] not in root.model_fields:
+        return ""  # not a spec
+    return meant.removeprefix(f"{'.'.join(above)}." if above else "")
 
 
 def _keys_beside(location: list[int | str], root: type[BaseModel]) -> list[str]:

@@ -401,6 +401,7 @@ def test_lists_are_paged_and_filtered(api: httpx.Client) -> None:
     rest = api.get("/v1/jobs", params={"limit": 2, "cursor": first["next_cursor"]}).json()
     assert [job["name"] for job in first["items"] + rest["items"]] == ["three", "two", "one"]
     assert rest["next_cursor"] is None
+    assert names(name="t*") == ["three", "two"]
     assert names(name="two") == names(label=["team:a:b", "name:two"]) == ["two"]
     assert names(experiment="other", id=first["items"][0]["id"][:9]) == []
     assert names(since=rest["items"][0]["created_at"], id="j") == ["three", "two", "one"]

@@ -16,7 +16,7 @@ def test_queue_and_cluster_are_tables(syncbn: Syncbn, client: Client) -> None:
     assert job.id in queue
     assert "3 workers, 3 CPUs" in queue
     assert [line.split() for line in cluster.splitlines()] == [
-        ["NODE", "ADDRESS", "CPUS", "GPUS", "MEMORY"],
+        ["NODE", "ADDRESS", "CPUS", "GPUS", "MEMORY", "LABELS"],
         ["node-1", "127.0.0.1", "4", "0"],
         ["total", "4", "0"],
         ["free", "4", "0"],

@@ -130,7 +130,7 @@ def test_jobs_are_chosen_by_name_label_experiment_state_and_age(
 
     assert syncbn("compare", "deep", "nobody").exit_code == 4
     assert syncbn("compare", "j").exit_code == 2
-    assert "more than one id" in syncbn("compare", "j").stderr
+    assert "may be any of" in syncbn("compare", "j").stderr
     assert syncbn("compare").exit_code == 2
     assert "3d" in syncbn("compare", "--since", "yesterday").stderr
     narrowed = syncbn("compare", wide, other, "--experiment", "new")

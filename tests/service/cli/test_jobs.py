@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
+
+from sqlalchemy import update
 
 from service.client import Client
 from service.jobs.job import State
+from service.queue import database
+from service.queue.tables import job_events, jobs
 from tests.service.cli.command_line import FAILURE, Syncbn
 from tests.service.live_api import SPEC, Service
 
@@ -56,6 +61,45 @@ def test_show_tells_all_about_a_running_job(syncbn: Syncbn, service: Service, cl
     for text in (job.id, "running", "step 3/4", "val_accuracy 0.75", "team=vision", "runs/run-1"):
         assert text in shown
     assert json.loads(syncbn("show", job.id, "--json").stdout)["progress"]["step"] == 3
+
+
+def test_show_has_all_that_wait_prints_and_start_up_apart_from_training(
+    syncbn: Syncbn, service: Service, client: Client
+) -> None:
+    job = client.submit(SPEC)
+    run = service.start_job(job.id)
+    service.train(run, 4)
+    service.end_job(job.id, State.SUCCEEDED)
+    begin = job.created_at
+    for state, seconds in (("queued", 0), ("starting", 185), ("running", 187), ("succeeded", 7_687)):
+        at = begin + timedelta(seconds=seconds)
+        change = (
+            update(job_events).where(job_events.c.job_id == job.id, job_events.c.state == state).values(at=at)
+        )
+        with database.writing(service.store._engine) as connection:
+            connection.execute(change)
+            if state == "succeeded":
+                connection.execute(update(jobs).where(jobs.c.id == job.id).values(finished_at=at))
+
+    shown, waited = syncbn("show", job.id).stdout, syncbn("wait", job.id).stdout
+
+    assert "waited 3m5s, start-up 2s, training 2h5m" in shown
+    assert f'mlflow.pytorch.load_model("runs:/{run.run_id}/model")' in shown
+    facts = [word for line in waited.splitlines()[1:] for word in line.split()]
+    assert [word for word in facts if word not in shown] == []
+    assert "start-up" not in syncbn("show", client.submit(SPEC).id).stdout
+
+
+def test_show_has_the_whole_reason(syncbn: Syncbn, service: Service, client: Client) -> None:
+    job = client.submit(SPEC)
+    long = "needs a node with the label zone=a, " * 50
+    service.store.note_all([(service.store.get(job.id), f"{long}\nand another\x1b[2J line")])
+
+    shown = syncbn("show", job.id).stdout
+
+    assert long.strip() in shown
+    assert "and another" in shown
+    assert "\x1b" not in shown
 
 
 def test_show_tells_why_a_job_failed(syncbn: Syncbn, service: Service, client: Client) -> None:

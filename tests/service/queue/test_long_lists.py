@@ -88,6 +88,16 @@ def test_pages_are_read_in_order_from_an_index(engine: Engine) -> None:
     assert wrong == {}
 
 
+@pytest.mark.parametrize("pattern", ["name-*", "*-1"])
+def test_names_that_match_a_pattern_are_found_in_an_index(engine: Engine, pattern: str) -> None:
+    if engine.dialect.name == "postgresql":
+        pytest.skip("PostgreSQL plans a pattern by its statistics")
+    found = plan(engine, filters.page({"name": pattern}, before=_NEWEST, limit=51))
+
+    assert "ix_jobs_name_id" in found
+    assert not any(word in found for word in _WHOLE)
+
+
 def test_several_states_are_one_list(store: Store) -> None:
     made = [create(store) for _ in range(7)]
     for job in made[::3]:

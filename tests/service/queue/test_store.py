@@ -152,6 +152,49 @@ def test_lists_are_filtered_by_state_id_name_experiment_age_and_every_label(stor
     assert ids(labels=[("kind", "x"), ("kind", "y")]) == []
 
 
+@pytest.mark.parametrize(
+    ("pattern", "matched"),
+    [
+        ("digits-*", {"digits-1", "digits-[a]", "digits-"}),
+        ("digits-?", {"digits-1"}),
+        ("*-[a]", {"digits-[a]"}),
+        ("D*", {"Digits-1"}),
+        ("*_%", {"50_%"}),
+        ("*%", {"50_%"}),
+        ("?0_?", {"50_%"}),
+        (r"a\*", {"a*"}),
+        (r"a\*?", {"a*b"}),
+        (r"c:\\?", {r"c:\d"}),
+        (r"c:\d", {r"c:\d"}),  # a text without * and ? is the name itself
+        ("a*b*", {"a*b"}),
+        ("日*", {"日本"}),
+        ("日?", {"日本"}),
+        ("*" + "1*" * 200, set()),
+    ],
+)
+def test_names_match_patterns(store: Store, pattern: str, matched: set[str]) -> None:
+    names = ["digits-1", "digits-[a]", "digits-", "Digits-1", "50_%", "a*", "a*b", r"c:\d", "日本", "1" * 100]
+    made = {name: create(store, name=name) for name in names}
+    for labels in ({}, {"team": "a"}):  # a deleted job is in no list
+        deleted = create(store, name="digits-1", labels=labels)
+        store.request_cancel(deleted.id)
+        store.delete_job(deleted.id)
+
+    found, _ = store.list_jobs(name=pattern)
+
+    assert [job.id for job in found] == [made[name].id for name in reversed(names) if name in matched]
+
+
+def test_pages_of_a_pattern_have_no_gap(store: Store) -> None:
+    made = [create(store, name=f"a-{number}").id for number in range(5)]
+    store.request_cancel(made[2])
+    first, cursor = store.list_jobs(name="a*", states=[State.QUEUED], limit=2)
+    rest, end = store.list_jobs(name="a*", states=[State.QUEUED], limit=2, cursor=cursor)
+
+    assert [job.id for job in first + rest] == [made[number] for number in (4, 3, 1, 0)]
+    assert end is None
+
+
 @pytest.mark.parametrize("cursor", ["", "x", "AAAA", "é", "ajAwMDAwMDAwMDAwMDAwMDAwMDA'", "=" * 9])
 def test_a_cursor_that_was_not_given_out_is_refused(store: Store, cursor: str) -> None:
     with pytest.raises(Refused) as caught:

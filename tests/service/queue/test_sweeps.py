@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from service.errors import Conflict, KeyReused, NotFound, Refused
 from service.jobs.job import Job, State, utc_now
 from service.jobs.sweep import Sweep, SweepLimits, SweepState, new_sweep
+from service.queue import cursors
 from service.queue.store import Store
 from tests.service.examples import make_data
 from tests.service.queue.test_store import at_once, run, start
@@ -195,3 +196,15 @@ def test_a_sweep_keeps_its_first_run(store: Store) -> None:
     assert run_of is not None
     assert run_of.run_id == "first"
     assert start(store, jobs(store, sweep)[0]).run is None
+
+
+def test_sweeps_are_found_by_the_beginning_of_their_id_and_by_name(store: Store) -> None:
+    first, second = create(store), create(store)
+
+    def ids(**filters: Any) -> list[str]:
+        return [sweep.id for sweep in store.list_sweeps(**filters)[0]]
+
+    assert ids(id_prefix=first.id[:-3]) == [first.id]
+    assert ids(name="mine") == ids(name="m?n*") == ids(id_prefix="s") == [second.id, first.id]
+    assert ids(name="other") == ids(id_prefix="%") == []
+    assert ids(name="mine", limit=1, cursor=cursors.encode(second.id)) == [first.id]
