@@ -59,6 +59,11 @@ class RunFolder:
         """Metrics on their way to MLflow: see `training.tracking.spool`."""
         return self.path / "spool"
 
+    @staticmethod
+    def truncated_mark(spool: Path) -> Path:
+        """A file that exists once a spool has lost its first points: see `training.tracking.spool`."""
+        return spool.with_name(f"{spool.name}.truncated")
+
     @property
     def mlflow_run_id(self) -> Path:
         """The id of the run in a local MLflow store: see `training.tracking.mlflow_run.LocalRun`."""

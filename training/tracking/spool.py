@@ -4,6 +4,7 @@
                ≤ 1 s          `spool`                   `spool.sent`: number of its bytes that MLflow has
 
 Each point is a line, `time step value name`, in the order of `append`; names contain no line break.
+`spool.truncated` is touched before points are removed from the file, which MLflow alone has from then on.
 `spool.sent` may lag behind. Then points are sent twice with the same times, and MLflow keeps one of two equal
 points. Only one process writes at a time.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from training.protocol import Point
+from training.run_dir import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +176,8 @@ class Spool:
     def _store_sent(self) -> None:
         if self._sent == self._end >= TRUNCATE_BYTES:
             assert self._file is not None
+            assert self.path is not None
+            RunFolder.truncated_mark(self.path).touch()  # readers must not take the file for the whole run
             self._sent_path.unlink(missing_ok=True)  # first: its offset must not apply to later points
             self._file.truncate(0)
             self._sent = self._end = 0
