@@ -87,6 +87,10 @@ class FakeResults:
             if of == job_id and run_id not in self.endings
         ]
 
+    def names(self, run: Run) -> list[str]:
+        self._known(run)
+        return sorted({point.name for point in self.points[run.run_id]})
+
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         self._known(run)
         wanted = None if names is None else set(names)

@@ -91,10 +91,13 @@ class MlflowRest:
         found = self._runs_of(tag, job_id, experiment_id, "attributes.status = 'RUNNING'", most=10)
         return [Run(experiment_id=experiment_id, run_id=run_id) for run_id in found]
 
+    def names(self, run: Run) -> list[str]:
+        data = self._call("GET", "runs/get", params={"run_id": run.run_id})["run"]["data"]
+        return sorted(metric["key"] for metric in data.get("metrics", []))
+
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         if names is None:
-            metrics = self._call("GET", "runs/get", params={"run_id": run.run_id})["run"]["data"]
-            names = [m["key"] for m in metrics.get("metrics", []) if not is_detail(m["key"])]
+            names = [name for name in self.names(run) if not is_detail(name)]
         points = [point for name in names for point in self._points(run, name)]
         return sorted(points, key=lambda point: (point.name, point.step))
 

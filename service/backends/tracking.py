@@ -47,6 +47,9 @@ class Results(Protocol):
     def open_runs(self, job_id: str, experiment_id: str, tag: str = JOB_TAG) -> list[Run]:
         """Returns the job's runs in the experiment that are not ended, at most ten. tag: as above."""
 
+    def names(self, run: Run) -> list[str]:
+        """Returns the names of all metrics of the run, those of the machine and of single layers too."""
+
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         """Returns all points of the named metrics, sorted by name and step.
 

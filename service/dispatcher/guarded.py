@@ -81,6 +81,9 @@ class GuardedResults:
     def open_runs(self, job_id: str, experiment_id: str, tag: str = JOB_TAG) -> list[Run]:
         return self._results.open_runs(job_id, experiment_id, tag)
 
+    def names(self, run: Run) -> list[str]:
+        return self._results.names(run)
+
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         return self._results.history(run, names)
 

@@ -160,6 +160,10 @@ class RemoteResults(Remote):
         runs: list[Run] = self.call("open_runs", job_id, experiment_id, tag)
         return runs
 
+    def names(self, run: Run) -> list[str]:
+        names: list[str] = self.call("names", run)
+        return names
+
     def history(self, run: Run, names: Iterable[str] | None = None) -> list[Point]:
         points: list[Point] = self.call("history", run, None if names is None else list(names))
         return points

@@ -300,7 +300,10 @@ def test_history_comes_by_name_and_step(subject: Subject) -> None:
 
 
 def test_history_without_points_is_empty(subject: Subject) -> None:
-    assert subject.results.history(subject.new_run()) == []
+    run = subject.new_run()
+
+    assert subject.results.history(run) == []
+    assert subject.results.names(run) == []
 
 
 def test_metrics_of_the_machine_and_of_single_layers_come_only_when_they_are_named(subject: Subject) -> None:
@@ -310,6 +313,11 @@ def test_metrics_of_the_machine_and_of_single_layers_come_only_when_they_are_nam
     subject.log(run, "train_loss", 1.0)
 
     assert {point.name for point in subject.results.history(run)} == {"train_loss"}
+    assert subject.results.names(run) == [
+        "norm/bn1/mean_noise",
+        "system/cpu_utilization_percentage",
+        "train_loss",
+    ]
     named = subject.results.history(run, ["system/cpu_utilization_percentage"])
     assert [point.value for point in named] == [50.0]
 
@@ -399,6 +407,7 @@ def test_half_a_surrogate_pair_in_a_log_does_not_keep_it_from_being_stored(subje
 
 CALLS: dict[str, Callable[[Results, Run], object]] = {
     "history": lambda results, run: results.history(run),
+    "names": lambda results, run: results.names(run),
     "history of one": lambda results, run: results.history(run, ["train_loss"]),
     "end": lambda results, run: results.end(run, "FINISHED"),
     "upload": lambda results, run: results.upload(run, "log", "text"),
