@@ -21,6 +21,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.host.job_user",
     "training.host.own_folder",
     "training.metric_names",
+    "training.noise_rule",
     "training.run_dir",
     "training.checkpoints.folder",
     "training.checkpoints.listing",

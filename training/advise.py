@@ -7,7 +7,6 @@ by layer, and once with each kind of normalisation for the time of a step.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from training.callbacks.step_times import METRIC
 from training.errors import BuildError
+from training.noise_rule import FREE, LOCAL, NOTICEABLE, SYNC, global_noise, reason, recommended
 from training.spec import Spec, parse_spec, shares
 
 if TYPE_CHECKING:
     from training.host.local import LocalHost
 
-SYNC, LOCAL, FREE = "sync_batch_norm", "batch_norm", "group_norm"
-NOTICEABLE = 0.05
-"""Noise of a layer's means, in units of σ, from which training without synchronization is quite another."""
-NOISY = 0.25
-"""Noise from which the statistics of even the global batch say little about the data."""
 RESULTS = ("advice.json", "advice.png")
 
 
@@ -66,12 +61,8 @@ class Advice:
 
     @property
     def global_noise(self) -> float:
-        """The same of the global batch's means against those of all data: an estimate.
-
-        Of n out of N independent samples the mean differs from that of all N by s·√(1/n - 1/N), and that of
-        the N from the expectation by s/√N.
-        """
-        return self.noise * math.sqrt(self.share / (1 - self.share)) if self.share < 1 else math.nan
+        """The same of the global batch's means against those of all data: an estimate."""
+        return global_noise(self.noise, self.share)
 
     @property
     def cost(self) -> float:
@@ -83,7 +74,7 @@ class Advice:
         """The norm.kind that follows; "keep" for a model without BatchNorm."""
         if not self.layers:
             return "keep"
-        return FREE if self.global_noise >= NOISY else SYNC
+        return recommended(self.global_noise)
 
     def words(self) -> list[str]:
         """Returns what was measured and what it means, a sentence or two each."""
@@ -97,7 +88,7 @@ class Advice:
             f"{100 * median(layer.var_noise for layer in self.layers):.2g} %.",
             f"Those of the whole batch are off by about {self.global_noise:.2g} σ from those of the data.",
             f"A step takes {_times(self.seconds)}: synchronizing costs {100 * self.cost:.0f} % here.",
-            self._reason(),
+            reason(self.noise, self.global_noise),
             *self._warnings(),
         ]
 
@@ -105,20 +96,6 @@ class Advice:
         if self.batch is None:
             return f"{100 * self.share:.3g} %"
         return f"{round(self.share * self.batch)} of the {self.batch} samples"
-
-    def _reason(self) -> str:
-        if self.recommended == FREE:
-            larger = (self.global_noise / NOISY) ** 2  # noise falls with the root of the number of samples
-            return (
-                f"norm.kind: {FREE}. All workers' samples together are too few for statistics of a batch. "
-                f"With batches {max(larger, 1.1):.2g} times as large, {SYNC} would do."
-            )
-        if self.noise >= NOTICEABLE:
-            return f"norm.kind: {SYNC}. The samples of one worker are too few, those of all are enough."
-        return (
-            f"norm.kind: {SYNC}. Here a worker's own samples would nearly do, but with {LOCAL} the result "
-            "depends on the number of workers."
-        )
 
     def _warnings(self) -> list[str]:
         found = []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.advise import NOISY, Advice, Layer, advise
+from training.advise import Advice, Layer, advise
+from training.noise_rule import NOISY
 from training.spec import SpecError, parse_spec
 
 
