@@ -1,6 +1,7 @@
 """The HTTP API: routes, request bodies, response documents, problem documents, event streams.
 
 May import `access`, `backends`, `checkpoints`, `cleanup`, `disk_space`, `errors`, `job_files`, `job_logs`,
-`jobs`, `logs`, `metrics`, `public_addresses`, `queue`, `scheduling`, `secrets`, `settings`, `start_from`,
-`user_code`, `webhooks`, `training.checkpoints`, `training.protocol`, `training.spec`, `training.versions`.
+`job_points`, `jobs`, `logs`, `metrics`, `public_addresses`, `queue`, `scheduling`, `secrets`, `settings`,
+`start_from`, `user_code`, `webhooks`, `training.checkpoints`, `training.protocol`, `training.spec`,
+`training.versions`.
 """

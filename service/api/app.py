@@ -48,6 +48,7 @@ from service.api.sse import Streams
 from service.api.sweep_schemas import SweepRequest
 from service.backends.tracking import Results
 from service.job_logs import JobLogs
+from service.job_points import JobPoints
 from service.metrics.registry import Metrics
 from service.queue.store import Store
 from service.settings import Settings
@@ -87,7 +88,8 @@ def create_app(
         redoc_url=None,
     )
     stopping, horizon = stopping or threading.Event(), store.event_horizon()
-    looks = Looks(store, job_watcher, JobLogs(settings.storage, results), horizon)
+    job_logs, job_points = JobLogs(settings.storage, results), JobPoints(settings.storage)
+    looks = Looks(store, job_watcher, job_logs, job_points, horizon)
     context = Context(
         settings=settings,
         store=store,

@@ -9,6 +9,7 @@ from service.api.job_watcher import JobWatcher
 from service.api.sse import Topic
 from service.errors import NotFound, Unavailable
 from service.job_logs import JobLogs
+from service.job_points import JobPoints
 from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
 
@@ -28,11 +29,24 @@ def log_topic(job_id: str) -> Topic:
     return ("log", job_id)
 
 
-class Looks:
-    """Looks at followed jobs in one query, at the sizes of followed logs, and at the events of all jobs."""
+def points_topic(job_id: str) -> Topic:
+    """Returns the topic of a job's events and points."""
+    return ("points", job_id)
 
-    def __init__(self, store: Store, job_watcher: JobWatcher, logs: JobLogs, horizon: EventHorizon) -> None:
-        self._store, self._job_watcher, self._logs, self._horizon = store, job_watcher, logs, horizon
+
+class Looks:
+    """Looks at followed jobs in one query, at the sizes of followed logs and spools, and at all events."""
+
+    def __init__(
+        self,
+        store: Store,
+        job_watcher: JobWatcher,
+        logs: JobLogs,
+        points: JobPoints,
+        horizon: EventHorizon,
+    ) -> None:
+        self._store, self._job_watcher, self._horizon = store, job_watcher, horizon
+        self._logs, self._points = logs, points
 
     def __call__(self, topics: Collection[Topic]) -> Mapping[Topic, Hashable]:
         """Blocks. A topic that cannot be looked at looks like its problem: its stream then finds it too."""
@@ -49,6 +63,7 @@ class Looks:
             if kind == "log":
                 job = snapshot.job
                 return (job.state, job.attempt, job.workers, self._logs.sizes(job))
-            return (snapshot.version, snapshot.last_event)
+            seen = (snapshot.version, snapshot.last_event)
+            return (*seen, self._points.end(job_id)) if kind == "points" else seen
         except (Unavailable, NotFound) as error:
             return str(error)
