@@ -1,11 +1,10 @@
-"""The list of jobs, and the page of one job."""
+"""The list of jobs."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
 from service.api.context import Services
-from service.api.jobs import shown
 from service.jobs.job import State
 from service.web.page import PageRoute, render
 
@@ -17,10 +16,3 @@ def list_jobs(request: Request, services: Services) -> Response:
     """Lists jobs, newest first."""
     found, cursor = services.store.list_jobs(limit=50)
     return render(request, "jobs.html", jobs=found, next_cursor=cursor, states=list(State))
-
-
-@router.get("/jobs/{job_id}")
-def show_job(request: Request, services: Services, job_id: str) -> Response:
-    """Shows a job."""
-    job = services.store.get(job_id)
-    return render(request, "job.html", job=job, document=shown(job, services.results))

@@ -10,20 +10,23 @@ from fastapi.sse import format_sse_event
 
 from service.api.context import Context
 from service.api.looks import MOMENT
+from service.api.sse import Topic
 from service.errors import Unavailable
 
 
-def stream(request: Request, view: Hashable, parts: Callable[[], Sequence[str]]) -> Response:
+def stream(
+    request: Request, view: Hashable, parts: Callable[[], Sequence[str]], topic: Topic = MOMENT
+) -> Response:
     """Streams the parts of a page, each now and whenever it is another one than before.
 
     view: pages with the same view share what is rendered; it has to name everything that `parts` depends on,
     the caller's scope included. parts: returns elements `hx-partial`, always as many; blocks; may raise
-    Unavailable.
+    Unavailable. topic: what has to change for the parts to be rendered again.
     """
     services: Context = request.app.state.context
     # Links are relative to the page, and so another text on a page of another depth.
     nothing: Seen = ()
-    return services.streams.response(MOMENT, (view, request.scope["path"]), _News(parts), nothing)
+    return services.streams.response(topic, (view, request.scope["path"]), _News(parts), nothing)
 
 
 Seen = tuple[str, ...]

@@ -1,0 +1,118 @@
+"""The page of one job: a header that is live, and tabs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from service.api.access import caller_or_none
+from service.api.context import Context, Services
+from service.api.looks import job_topic
+from service.api.schemas import shown_metrics, shown_wait
+from service.errors import NotFound
+from service.jobs.job import Job, State, utc_now
+from service.queue.stored_events import JobEvent
+from service.web import job_curves, job_normalisation, job_system, live
+from service.web.page import PageRoute, fragment, render
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_FIRST_EVENTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tab:
+    """A tab of the page. values: returns what its template `job_NAME.html` shows; may raise Unavailable."""
+
+    title: str
+    values: Callable[[Request, Context, Job], Mapping[str, Any]]
+
+
+CURVES = "curves"
+TABS: Mapping[str, Tab] = {
+    CURVES: Tab(title="Curves", values=job_curves.values),
+    "normalisation": Tab(title="Normalisation", values=job_normalisation.values),
+    "system": Tab(title="System", values=job_system.values),
+}
+"""By the last part of the path; CURVES is what the path without it shows."""
+
+
+@router.get("/jobs/{job_id}")
+def show_job(request: Request, services: Services, job_id: str) -> Response:
+    """Shows a job and its curves."""
+    return _page(request, services, job_id, CURVES, f"/live/job-{job_id}")
+
+
+@router.get("/jobs/{job_id}/{tab}")
+def show_tab(request: Request, services: Services, job_id: str, tab: str) -> Response:
+    """Shows a job and one of its other tabs."""
+    if tab not in TABS or tab == CURVES:
+        raise NotFound(f"the page of a job has no tab {tab!r}; it has {', '.join(TABS)}")
+    return _page(request, services, job_id, tab, f"/live/job-{job_id}/tab")
+
+
+# Links in the header are relative, so a stream's path is as deep as that of its page.
+@router.get("/live/job-{job_id}")
+def live_curves(request: Request, services: Services, job_id: str) -> Response:
+    """Keeps the header up to date, and brings the points of the curves."""
+    view, header = _live(request, services, job_id)
+    return job_curves.stream(services, job_id, view, header)
+
+
+@router.get("/live/job-{job_id}/tab")
+def live_header(request: Request, services: Services, job_id: str) -> Response:
+    """Keeps the header up to date."""
+    view, header = _live(request, services, job_id)
+    return live.stream(request, view, header, job_topic(job_id))
+
+
+def _live(request: Request, services: Context, job_id: str) -> tuple[Hashable, Callable[[], list[str]]]:
+    services.job_watcher.snapshot(job_id)  # raises NotFound before the stream begins
+    return ("job", job_id, caller_or_none(request)), partial(_live_header, request, services, job_id)
+
+
+def _page(request: Request, services: Context, job_id: str, name: str, stream: str) -> Response:
+    job, tab = services.store.get(job_id), TABS[name]
+    links = {each.title: f"/jobs/{job_id}" + f"/{key}" * (key != CURVES) for key, each in TABS.items()}
+    return render(
+        request,
+        f"job_{name}.html",
+        **(_header(services, job) | dict(tab.values(request, services, job))),
+        tabs=links,
+        tab=tab.title,
+        stream=stream,
+    )
+
+
+def _live_header(request: Request, services: Context, job_id: str) -> list[str]:
+    job = services.job_watcher.snapshot(job_id).job
+    return [fragment(request, "job_live.html", **_header(services, job))]
+
+
+def _header(services: Context, job: Job) -> dict[str, Any]:
+    """Returns what the header shows; its parts may use these names, too."""
+    begun = job.started_at
+    return {
+        "job": job,
+        "metrics": shown_metrics(job.progress.metrics) if job.progress else {},
+        "mlflow": services.results.url(job.run) if job.run else "",
+        "waits_until": shown_wait(job),
+        "ran": ((job.finished_at or utc_now()) - begun).total_seconds() if begun else None,
+        "start_up": _start_up(services, job),
+    }
+
+
+def _start_up(services: Context, job: Job) -> float | None:
+    """Returns the seconds between the first placement on machines and the first start of training."""
+    if job.started_at is None:
+        return None
+    starting: JobEvent | None = None
+    for event in services.store.events_of_job(job.id, after=0, limit=_FIRST_EVENTS):
+        if event.state is State.STARTING and event.type == "state":
+            starting = event
+        elif event.state is State.RUNNING and starting:
+            return (event.at - starting.at).total_seconds()
+    return None

@@ -1,0 +1,54 @@
+"""The page of a job: its header, live, and its tabs."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from service.client.local_token import token_file
+from service.jobs.job import State
+from tests.service.examples import make_spec
+from tests.service.live_api import Service
+from tests.service.web.conftest import NARROW, WIDE, Console
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_the_header_says_all_of_the_job_and_is_live(console: Console, size: tuple[int, int]) -> None:
+    service = console.service
+    spec = make_spec(name="first", labels={"team": HOSTILE}, tracking={"experiment": '"><script>'})
+    job, _ = service.store.create_job(spec)
+    console.page.set_viewport_size({"width": size[0], "height": size[1]})
+    page = console.open(f"/jobs/{job.id}")
+    header = page.locator("#job-header")
+
+    assert job.id in header.inner_text()
+    assert f"team: {HOSTILE}" in header.inner_text()
+    assert '"><script>' in header.inner_text()
+    run = service.start_job(job.id)
+    page.wait_for_selector("#job-header >> text=running")
+    service.train(run, 1)
+    page.wait_for_selector("#job-header >> text=step 1 of 4")
+    text = header.inner_text()
+    assert "25 %" in text
+    assert "about 3 s left" in text
+    assert "after a start-up of" in text
+    assert "val_accuracy 0.25" in text
+    assert header.locator("a", has_text="run in MLflow").get_attribute("href") == service.results.url(run)
+    console.check_fits()
+    console.check_accessible()
+
+    service.end_job(job.id, State.FAILED, {"kind": "error", "type": "ValueError", "message": HOSTILE})
+    page.wait_for_selector(f"#job-header .problem:has-text('ValueError: {HOSTILE}')")
+
+
+def test_pages_that_are_not_there_say_so(service: Service) -> None:
+    job, _ = service.store.create_job(make_spec())
+    token = token_file(service.server.port).read_text()
+    with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {token}"}) as client:
+        assert client.get(f"/jobs/{job.id}").status_code == 200
+        for path in (f"/jobs/{job.id}/nothing", "/jobs/j00000000000000000000", "/live/job-j0/tab"):
+            answer = client.get(path)
+            assert answer.status_code == 404
+            assert "<h1>" in answer.text
