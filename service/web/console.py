@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from service.web import job, job_curves, job_normalisation, jobs, overview, signing_in, static_files
+from service.web import (
+    job,
+    job_curves,
+    job_logs,
+    job_normalisation,
+    jobs,
+    overview,
+    signing_in,
+    static_files,
+)
 
 
 def install(app: FastAPI) -> None:
     """Adds the pages to the application that `service.api.app.create_app` has made."""
-    for pages in (signing_in, static_files, overview, jobs, job, job_curves, job_normalisation):
+    shared = (signing_in, static_files, overview, jobs)
+    for pages in (*shared, job, job_curves, job_logs, job_normalisation):
         app.include_router(pages.router)

@@ -65,6 +65,12 @@ def link(request: Request, path: str) -> str:
     return "../" * (own.count("/") - 1) + path.removeprefix("/") or "./"
 
 
+def number_in_query(request: Request, name: str) -> int | None:
+    """Returns a whole number of the page's query, from 0 to 10**9; None if it is not there or none."""
+    text = request.query_params.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
 def _of_page(request: Request) -> dict[str, Any]:
     caller = caller_or_none(request)
     value = cookie_of(request.headers)

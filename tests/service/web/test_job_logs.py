@@ -1,0 +1,206 @@
+"""The tab of the logs: pages of a long log, live, the search."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from playwright.sync_api import Page
+
+from service.client.local_token import token_file
+from service.jobs.job import Job, Removed, State
+from service.queue.tables import jobs
+from tests.service.examples import make_spec
+from tests.service.live_api import Service
+from tests.service.web.conftest import NARROW, WIDE, Console
+from training.protocol import log_file
+
+HOSTILE = ("<img src=x onerror=alert(1)>", '"><script>alert(1)</script>')
+MANY = 200_000
+
+
+def running(service: Service) -> Job:
+    job, _ = service.store.create_job(make_spec(name="net"))
+    service.start_job(job.id)
+    service.storage.mkdir(exist_ok=True)
+    return service.store.get(job.id)
+
+
+def write(service: Service, job: Job, text: str, *, rank: int = 0, attempt: int = 1) -> None:
+    path = log_file(service.storage / job.id, attempt, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def count(page: Page) -> int:
+    return page.locator("#log .line[data-at]").count()
+
+
+def at_the_bottom(page: Page) -> bool:
+    script = "log => log.scrollHeight - log.scrollTop - log.clientHeight < 3"
+    return bool(page.locator("#log").evaluate(script))
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_it_follows_shows_text_as_text_and_lets_choose_a_rank(
+    console: Console, size: tuple[int, int]
+) -> None:
+    service = console.service
+    job = running(service)
+    console.page.set_viewport_size({"width": size[0], "height": size[1]})
+    page = console.open(f"/jobs/{job.id}/logs")
+    page.wait_for_selector("text=Nothing has been printed in attempt 1.")
+
+    service.print(job.id, "\x1b[31mred\x1b[0m\n" + "\n".join(HOSTILE) + "\n" + "x" * 5000 + "\n")
+
+    page.wait_for_selector("#log >> text=red")
+    assert page.locator("#log .line").all_inner_texts()[:3] == ["red", *HOSTILE]
+    console.check_fits()
+    console.check_accessible()
+    service.print(job.id, "".join(f"line {i}\n" for i in range(500)) + " 10 %\r 20 %")
+    page.wait_for_selector("#log-rest:has-text('20 %')")
+    assert page.inner_text("#log-rest") == " 20 %"
+    assert at_the_bottom(page)
+
+    page.locator("#log").hover()
+    page.mouse.wheel(0, -400)
+    page.wait_for_selector("#log-follow:not(:checked)")
+    service.print(job.id, "\nlater\n")
+    page.wait_for_selector("#log .line:has-text('later')", state="attached")
+    assert not at_the_bottom(page)
+    page.click("#log-bottom")
+    page.wait_for_selector("#log-follow:checked")
+    page.uncheck("#log-wrap")
+    assert page.locator("#log").evaluate("log => log.scrollWidth > log.clientWidth")
+
+    write(service, job, "of rank 1\n", rank=1)
+    page.wait_for_selector("#log-rank option:has-text('1 (10 bytes)')", state="attached")
+    page.select_option("#log-rank", "1")
+    page.wait_for_selector("#log >> text=of rank 1")
+    service.end_job(job.id, State.SUCCEEDED)
+    page.wait_for_selector("#log-follow", state="hidden")
+
+
+def test_a_long_log_is_read_in_pages_and_searched(console: Console) -> None:
+    service = console.service
+    job = running(service)
+    write(service, job, "".join(f"step {i} loss 0.5 {'-' * (i % 40)}\n" for i in range(MANY)))
+    service.end_job(job.id, State.SUCCEEDED)
+    page = console.open(f"/jobs/{job.id}/logs")
+
+    page.wait_for_selector(f"#log >> text=step {MANY - 1}")
+    assert at_the_bottom(page)
+    for _ in range(8):
+        before = page.locator("#log .line").first.get_attribute("data-at")
+        page.locator("#log").evaluate("log => log.scrollTo(0, 0)")
+        page.wait_for_function(
+            "before => document.querySelector('#log .line').dataset.at !== before", arg=before
+        )
+    assert count(page) <= 5000
+
+    page.click("#log-top")
+    page.wait_for_selector("#log >> text=step 0 loss")
+    assert page.inner_text("#log-where").startswith("0 % of ")
+
+    page.fill("#log-text", "STEP 150000 ")
+    page.press("#log-text", "Enter")
+    page.wait_for_selector(".hit mark:has-text('step 150000 ')")
+    assert "Found at 7" in page.inner_text("#log-status")
+
+    page.fill("#log-text", r"^step 1\d99\b")
+    page.check("#log-regex")
+    page.click("#log-previous")
+    page.wait_for_selector(".hit:has-text('step 1999 ')")
+    page.click("#log-previous")
+    page.wait_for_selector(".hit:has-text('step 1899 ')")
+    page.press("#log-text", "Enter")
+    page.wait_for_selector(".hit:has-text('step 1999 ')")
+    page.press("#log-text", "Enter")
+    page.wait_for_selector(".hit:has-text('step 1099 ')")
+    assert "from the top again" in page.inner_text("#log-status")
+
+    console.allow("422")
+    page.fill("#log-text", "(")
+    page.press("#log-text", "Enter")
+    page.wait_for_selector("#log-status:has-text('not a regular expression')")
+    page.fill("#log-text", "nowhere")
+    page.press("#log-text", "Enter")
+    page.wait_for_selector("#log-status:has-text('No line matches.')")
+
+    page.locator("#log-position").fill("0")
+    page.wait_for_selector("#log >> text=step 0 loss")
+    page.press("#log", "End")
+    page.wait_for_selector(f"#log >> text=step {MANY - 1}")
+    with page.expect_download() as download:
+        page.click("text=Download >> nth=0")
+    assert download.value.suggested_filename == f"{job.id}-attempt-1-rank-0.log"
+    assert download.value.path().stat().st_size > MANY * 20
+
+
+def test_whoever_follows_gets_the_log_of_the_next_attempt(console: Console) -> None:
+    service, store = console.service, console.service.store
+    job = running(service)
+    service.print(job.id, "of the first\n")
+    page = console.open(f"/jobs/{job.id}/logs")
+    page.wait_for_selector("#log >> text=of the first")
+
+    assert store.move(store.get(job.id), State.QUEUED)
+    assert store.move(store.get(job.id), State.STARTING, attempt=2, workers=2)
+    write(service, job, "of the second\n", attempt=2)
+
+    page.wait_for_selector("#log >> text=of the second")
+    page.select_option("#log-attempt", "1")
+    page.wait_for_selector("#log >> text=of the first")
+
+
+def open_logs(service: Service, path: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {token_file(service.server.port).read_text()}"}
+    return httpx.get(f"{service.url}/{path}", headers=headers, trust_env=False)
+
+
+def test_where_there_is_no_log_a_sentence_says_why(service: Service) -> None:
+    waiting, _ = service.store.create_job(make_spec(name="net"))
+    assert "has not started yet" in open_logs(service, f"jobs/{waiting.id}/logs").text
+    job = running(service)
+    assert "Nothing has been printed in attempt 1" in open_logs(service, f"jobs/{job.id}/logs").text
+    service.storage.rmdir()
+    assert "The logs cannot be read now" in open_logs(service, f"jobs/{job.id}/logs").text
+    service.print(job.id, "text\n")
+    assert "Rank 5 has no log in attempt 1" in open_logs(service, f"jobs/{job.id}/logs?rank=5").text
+    assert open_logs(service, f"jobs/{job.id}/logs?attempt=2").status_code == 404
+
+    service.end_job(job.id, State.SUCCEEDED)
+    assert service.store._update([jobs.c.id == job.id], {"removed": int(Removed.LOGS)})
+    page = open_logs(service, f"jobs/{job.id}/logs").text
+    assert "Retention has removed the logs" in page
+    assert "/artifacts" in page
+    assert open_logs(service, f"data/jobs/{job.id}/log?attempt=1&rank=0&after=0").status_code == 404
+
+
+def test_the_log_of_an_older_version_comes_from_mlflow(service: Service) -> None:
+    job = running(service)
+    run = job.run
+    assert run
+    service.end_job(job.id, State.SUCCEEDED)
+    assert service.store._update([jobs.c.id == job.id], {"start": 0})
+    service.results.upload(run, "logs/attempt-1.log", "from before\n")
+
+    assert "from before" in open_logs(service, f"jobs/{job.id}/logs").text
+    page = open_logs(service, f"data/jobs/{job.id}/log?attempt=1&after=0").json()
+    assert [line["text"] for line in page["lines"]] == ["from before"]
+
+
+def test_odd_questions_get_an_answer(service: Service) -> None:
+    job = running(service)
+    service.print(job.id, "text\nmore\n")
+
+    for query, status in {
+        "attempt=1&rank=0": 422,
+        "attempt=1&rank=0&after=-1": 422,
+        "attempt=1&rank=0&after=99999999999": 200,
+        "attempt=1&rank=0&before=3": 200,
+        "attempt=1&after=0": 404,
+        "attempt=1&rank=9&after=0": 404,
+        "attempt=0&rank=0&after=0": 422,
+    }.items():
+        answer = open_logs(service, f"data/jobs/{job.id}/log?{query}")
+        assert (query, answer.status_code) == (query, status)
