@@ -27,6 +27,8 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.checkpoints.listing",
     "training.checkpoints.manifest",
     "training.checkpoints.retention",
+    "training.hangs.rank_files",
+    "training.hangs.stack_traces",
     "training.spec",
     "training.spec.arguments",
     "training.spec.environment",

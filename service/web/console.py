@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from service.web import (
     job,
+    job_attempts,
     job_curves,
     job_logs,
     job_normalisation,
@@ -19,5 +20,5 @@ from service.web import (
 def install(app: FastAPI) -> None:
     """Adds the pages to the application that `service.api.app.create_app` has made."""
     shared = (signing_in, static_files, overview, jobs)
-    for pages in (*shared, job, job_curves, job_logs, job_normalisation):
+    for pages in (*shared, job, job_curves, job_logs, job_attempts, job_normalisation):
         app.include_router(pages.router)

@@ -16,7 +16,16 @@ from service.api.schemas import shown_metrics, shown_wait
 from service.errors import NotFound
 from service.jobs.job import Job, State, utc_now
 from service.queue.stored_events import JobEvent
-from service.web import job_curves, job_logs, job_normalisation, job_system, live
+from service.web import (
+    job_attempts,
+    job_curves,
+    job_files,
+    job_logs,
+    job_normalisation,
+    job_spec,
+    job_system,
+    live,
+)
 from service.web.page import PageRoute, fragment, render
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -35,6 +44,9 @@ CURVES = "curves"
 TABS: Mapping[str, Tab] = {
     CURVES: Tab(title="Curves", values=job_curves.values),
     "logs": Tab(title="Logs", values=job_logs.values),
+    "attempts": Tab(title="Attempts", values=job_attempts.values),
+    "files": Tab(title="Files", values=job_files.values),
+    "spec": Tab(title="Spec", values=job_spec.values),
     "normalisation": Tab(title="Normalisation", values=job_normalisation.values),
     "system": Tab(title="System", values=job_system.values),
 }

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 _BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -48,6 +49,14 @@ def day_and_time(value: datetime | None) -> str:
     '2026-03-04 05:06 UTC'
     """
     return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if value else ""
+
+
+def to_the_second(value: datetime | None) -> str:
+    """
+    >>> to_the_second(datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC))
+    '2026-03-04 05:06:07 UTC'
+    """
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if value else ""
 
 
 def number(value: float | None) -> str:
@@ -97,14 +106,24 @@ def plural(amount: float, noun: str) -> str:
     return f"{amount:g} {noun}{'' if amount == 1 else 's'}"
 
 
+def path_in_url(path: str) -> str:
+    """
+    >>> path_in_url("logs/a b?#%.csv")
+    'logs/a%20b%3F%23%25.csv'
+    """
+    return quote(path)
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "age": age,
     "moment": moment,
     "day_and_time": day_and_time,
+    "to_the_second": to_the_second,
     "number": number,
     "count": count,
     "size": size,
     "main_metric": main_metric,
     "plural": plural,
+    "path_in_url": path_in_url,
 }
