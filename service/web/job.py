@@ -17,6 +17,7 @@ from service.errors import NotFound
 from service.jobs.job import Job, State, utc_now
 from service.queue.stored_events import JobEvent
 from service.web import (
+    job_actions,
     job_attempts,
     job_curves,
     job_files,
@@ -93,7 +94,7 @@ def _page(request: Request, services: Context, job_id: str, name: str, stream: s
     return render(
         request,
         f"job_{name}.html",
-        **(_header(services, job) | dict(tab.values(request, services, job))),
+        **(_header(request, services, job) | dict(tab.values(request, services, job))),
         tabs=links,
         tab=tab.title,
         stream=stream,
@@ -102,14 +103,15 @@ def _page(request: Request, services: Context, job_id: str, name: str, stream: s
 
 def _live_header(request: Request, services: Context, job_id: str) -> list[str]:
     job = services.job_watcher.snapshot(job_id).job
-    return [fragment(request, "job_live.html", **_header(services, job))]
+    return [fragment(request, "job_live.html", **_header(request, services, job))]
 
 
-def _header(services: Context, job: Job) -> dict[str, Any]:
+def _header(request: Request, services: Context, job: Job) -> dict[str, Any]:
     """Returns what the header shows; its parts may use these names, too."""
     begun = job.started_at
     return {
         "job": job,
+        "actions": job_actions.actions_of(job, caller_or_none(request)),
         "metrics": shown_metrics(job.progress.metrics) if job.progress else {},
         "mlflow": services.results.url(job.run) if job.run else "",
         "waits_until": shown_wait(job),

@@ -26,7 +26,7 @@ async function ask(method, path, body, headers = {}) {
     location.assign(address(`sign-in?next=${encodeURIComponent(location.href.slice(root.href.length))}`));
   }
   const kind = response.headers.get("Content-Type") ?? "";
-  const found = kind.includes("json") ? await response.json() : await response.text();
+  const found = kind.includes("json") && response.status !== 204 ? await response.json() : await response.text();
   if (!response.ok) {
     const error = new Error(found.detail ?? `The service answered with ${response.status}.`);
     error.problem = found;
