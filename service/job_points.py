@@ -19,7 +19,7 @@ from typing import Self
 
 from service.errors import Unavailable
 from service.log_files import open_log
-from training.protocol import is_layer_detail
+from training.metric_names import is_layer_detail
 from training.run_dir import RunFolder
 
 CHUNK = 2 << 20

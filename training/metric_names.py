@@ -1,4 +1,4 @@
-"""What the name of a metric says: whether its lowest or its highest value is the best."""
+"""What the name of a metric says: which value is the best, and whether it is a detail."""
 
 from __future__ import annotations
 
@@ -30,3 +30,13 @@ def best_mode(metric: str) -> Mode | None:
     if _LOWEST.fullmatch(last):
         return "min"
     return "max" if _HIGHEST.fullmatch(last) else None
+
+
+def is_detail(metric: str) -> bool:
+    """Whether a metric is shown only on request: those of machines and of single layers."""
+    return metric.startswith("system/") or is_layer_detail(metric)
+
+
+def is_layer_detail(metric: str) -> bool:
+    """Whether a metric is `norm/LAYER/MEASURE`, of a single layer (training.callbacks.norm_report)."""
+    return metric.startswith("norm/")

@@ -114,16 +114,6 @@ class Order:
         return float(self.spec["script"]["grace_seconds"])
 
 
-def is_detail(metric: str) -> bool:
-    """Whether a metric is shown only on request: those of machines and of single layers."""
-    return metric.startswith("system/") or is_layer_detail(metric)
-
-
-def is_layer_detail(metric: str) -> bool:
-    """Whether a metric is `norm/LAYER/MEASURE`, of a single layer (training.callbacks.norm_report)."""
-    return metric.startswith("norm/")
-
-
 def attempt_name(job_id: str, number: int) -> str:
     """Returns the cluster-wide name of a job's attempt, JOB-NUMBER."""
     return f"{job_id}-{number}"

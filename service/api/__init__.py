@@ -2,6 +2,6 @@
 
 May import `access`, `backends`, `checkpoints`, `cleanup`, `disk_space`, `errors`, `job_files`, `job_logs`,
 `job_points`, `jobs`, `logs`, `metrics`, `public_addresses`, `queue`, `scheduling`, `secrets`, `settings`,
-`start_from`, `user_code`, `webhooks`, `training.checkpoints`, `training.protocol`, `training.spec`,
+`start_from`, `user_code`, `webhooks`, `training.checkpoints`, `training.metric_names`, `training.spec`,
 `training.versions`.
 """

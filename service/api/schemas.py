@@ -18,7 +18,7 @@ from service.queue.queue_pages import QueuedJob
 from service.queue.stored_events import JobEvent
 from service.scheduling.scheduler import Forecast
 from training.checkpoints.listing import Listed
-from training.protocol import is_detail
+from training.metric_names import is_detail
 from training.spec import Resources, Spec, shares
 
 _SHOWN_SHARES = 4096

@@ -11,7 +11,8 @@ from pathlib import Path
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from service.log_files import open_log
-from training.protocol import JOB_TAG, SWEEP_TAG, Point, is_detail
+from training.metric_names import is_detail
+from training.protocol import JOB_TAG, SWEEP_TAG, Point
 
 _ENDINGS = {"FINISHED", "FAILED", "KILLED"}
 

@@ -14,7 +14,8 @@ from service.circuit import Circuit
 from service.errors import Refused, Unavailable
 from service.jobs.job import Run
 from service.log_files import open_log
-from training.protocol import JOB_TAG, Point, is_detail
+from training.metric_names import is_detail
+from training.protocol import JOB_TAG, Point
 from training.tracking.run_tags import EXPERIMENT_KIND
 
 _API = "/api/2.0/mlflow"

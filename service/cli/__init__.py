@@ -5,8 +5,7 @@ request; 3 the job was cancelled; 4 no such job; 5 the server cannot be reached,
 124 `wait --timeout` expired; 130 interrupted.
 
 May import `client`, `doctor`, `embedded`, `errors`, `roles`, `server`, `user_code`, `training.errors`,
-`training.host`, `training.metric_names`, `training.protocol`, `training.spec`, `training.advise`,
-`training.verify`.
+`training.host`, `training.metric_names`, `training.spec`, `training.advise`, `training.verify`.
 """
 
 from service.cli.app import main

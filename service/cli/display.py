@@ -13,7 +13,7 @@ from rich.text import Text
 
 from service.cli.output import clean, duration, fields, metric, sorted_metrics, state
 from service.client import Client, ClientError, Job
-from training.protocol import is_detail
+from training.metric_names import is_detail
 
 _LINE_SECONDS = 2.0
 _LINE_METRICS = 3

@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from service.cli.tables import Cell, Column, Table
-from training.protocol import is_detail
+from training.metric_names import is_detail
 
 if TYPE_CHECKING:
     from service.client import Total

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from service.backends.tracking import Results
 from service.jobs.job import Job, Run
-from training.protocol import Point, is_detail, is_layer_detail
+from training.metric_names import is_detail, is_layer_detail
+from training.protocol import Point
 
 KEPT_BYTES = 64 << 20
 FRESH_S = 10.0

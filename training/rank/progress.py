@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from training.protocol import LONGEST_METRICS, Progress, is_detail
+from training.metric_names import is_detail
+from training.protocol import LONGEST_METRICS, Progress
 from training.tracking.tracker import NullTracker
 
 SECONDS_BETWEEN = 1.0

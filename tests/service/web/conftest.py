@@ -19,9 +19,11 @@ AXE = Path(__file__).parent / "axe-4.14.1.min.js"
 WIDE, NARROW = (1440, 900), (360, 740)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(full_run: None) -> Iterator[Browser]:  # noqa: ARG001
-    """Chromium of the system's packages."""
+    """Chromium of the system's packages. It ends with this package: while it is there, Playwright runs a loop of
+    its own, and no other test can use asyncio.run.
+    """
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")
