@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from service.web import jobs, overview, signing_in, static_files, sweeps
+from service.web import compare, jobs, overview, signing_in, static_files, sweeps
 
 
 def install(app: FastAPI) -> None:
     """Adds the pages to the application that `service.api.app.create_app` has made."""
-    for pages in (signing_in, static_files, overview, jobs, sweeps):
+    for pages in (signing_in, static_files, overview, jobs, compare, sweeps):
         app.include_router(pages.router)

@@ -25,7 +25,7 @@ def create(service: Service, **changes: object) -> Job:
 @pytest.fixture
 def visitor(service: Service) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {token_file(service.server.port).read_text()}"}
-    with httpx.Client(base_url=service.url, trust_env=False, headers=headers) as visitor:
+    with httpx.Client(base_url=service.url, trust_env=False, headers=headers, timeout=60) as visitor:
         yield visitor
 
 
