@@ -157,7 +157,7 @@ function update() {
 
 let soon = 0;
 document.addEventListener("htmx:after:swap", () => {
-  clearTimeout(soon); // once for all rows of a message
-  soon = setTimeout(() => { update(); catchUp(); }, 50);
+  cancelAnimationFrame(soon); // once for all rows of a message, and before they are seen without marks
+  soon = requestAnimationFrame(() => { update(); catchUp(); });
 });
 update();
