@@ -19,7 +19,7 @@ from service.differences import Spread
 from service.jobs.job import Job, is_id
 from service.queue.store import Store
 from service.web import live, shown
-from service.web.page import PageRoute, fragment, link, render
+from service.web.page import PageRoute, fragment, link, link_from, render
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 MOST = 20
@@ -135,10 +135,15 @@ def live_compare(request: Request, services: Services, job: Jobs = None, apart: 
     return live.stream(request, ("compare", ids, apart, caller_or_none(request)), parts)
 
 
-def _parts(request: Request, services: Context, ids: Sequence[str], *, apart: bool) -> str:
-    jobs, _ = _found(services.store, ids)
-    view = _view(jobs, apart=apart)
-    return fragment(request, "compare_live.html", view=view, query_of=partial(_query_of, apart=apart))
+def _parts(request: Request, services: Context, ids: Sequence[str], *, apart: bool) -> list[str]:
+    view = _view(_found(services.store, ids)[0], apart=apart)
+    if not view.groups:
+        return []
+    part = partial(fragment, request, "partial.html", view=view, url=partial(link_from, "/compare"))
+    return [
+        part(target="compare-jobs", part="compare_jobs.html", query_of=partial(_query_of, apart=apart)),
+        part(target="compare-metrics", part="compare_metrics.html"),
+    ]
 
 
 def _found(store: Store, ids: Sequence[str]) -> tuple[list[Job], list[str]]:

@@ -16,7 +16,7 @@ from service.jobs.job import Job, State, is_id
 from service.queue.job_lists import JobsPage, Order
 from service.web import job_query, live
 from service.web.job_query import JobQuery
-from service.web.page import PageRoute, fragment, render
+from service.web.page import PageRoute, fragment, link_from, render
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _ON_PAGE = 50
@@ -44,7 +44,7 @@ def list_jobs(request: Request, services: Services, after: Cursor = None, before
         "page": page,
         "jobs": page.items,
         "count": _count(services, query) if not problems else "",
-        "live": _live_query(query, page.items, is_first=not (after or before)) if not problems else "",
+        "live_query": _live_query(query, page.items, is_first=not (after or before)) if not problems else "",
     }
     return render(request, "jobs.html", 422 if problems else 200, **values)
 
@@ -65,19 +65,22 @@ def live_jobs(
     return live.stream(request, view, partial(_parts, request, services, query, ids, is_first=is_first))
 
 
-def _parts(request: Request, services: Context, query: JobQuery, ids: list[str], *, is_first: bool) -> str:
+def _parts(
+    request: Request, services: Context, query: JobQuery, ids: list[str], *, is_first: bool
+) -> list[str]:
     found = {job.id: job for job in services.store.several(ids)}
-    newer = 0
+    part = partial(fragment, request, "jobs_live.html", url=partial(link_from, "/jobs"))
+    rows = [part(job_id=each, job=found.get(each)) for each in ids]
     if is_first:
-        newest = ids[0] if ids else None
-        newer = services.store.count_jobs(limit=_NEWER, newer_than=newest, **query.filters)
-    return fragment(
-        request,
-        "jobs_live.html",
-        jobs=[found[each] for each in ids if each in found],
-        newer=f"{newer}+" if newer == _NEWER else newer,
-        first_page=urlencode(_pairs(query)),
-    )
+        newer = _newer(services, query, ids)
+        rows.append(part(job_id="", newer=newer, first_page=urlencode(_pairs(query))))
+    return rows
+
+
+def _newer(services: Context, query: JobQuery, ids: list[str]) -> str:
+    """Returns how many jobs match that are newer than those; "" for none."""
+    found = services.store.count_jobs(limit=_NEWER, newer_than=ids[0] if ids else None, **query.filters)
+    return f"{found}+" if found == _NEWER else str(found or "")
 
 
 def _count(services: Context, query: JobQuery) -> str:

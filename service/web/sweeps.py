@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from service.api.sweep_schemas import SweepDocument, SweepPointDocument, SweepSu
 from service.jobs.job import ACTIVE, ENDED, Job, State
 from service.jobs.sweep import Sweep
 from service.web import live, shown
-from service.web.page import PageRoute, fragment, render
+from service.web.page import PageRoute, fragment, link_from, render
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _ON_PAGE = 20
@@ -46,7 +46,7 @@ class SweepView:
     document: SweepDocument
     points: Sequence[SweepPointDocument]
     keys: dict[str, str]
-    metrics: dict[str, str]
+    metrics: Mapping[str, str]
     best: Best | None
 
     @property
@@ -71,7 +71,7 @@ def live_sweeps(request: Request, services: Services, name: Name = "", cursor: C
 def show_sweep(request: Request, services: Services, sweep_id: str) -> Response:
     """Shows a sweep and all its points."""
     view = _view(services, services.store.get_sweep(sweep_id))[0]
-    return render(request, "sweep.html", view=view, shown_points=view.points)
+    return render(request, "sweep.html", view=view)
 
 
 @router.get("/live/sweeps/{sweep_id}")
@@ -94,17 +94,27 @@ def _list(services: Context, name: str, cursor: str | None) -> dict[str, Any]:
     }
 
 
-def _list_parts(request: Request, services: Context, name: str, cursor: str | None) -> str:
-    return fragment(request, "sweeps_live.html", **_list(services, name, cursor))
+def _list_parts(request: Request, services: Context, name: str, cursor: str | None) -> list[str]:
+    part = partial(fragment, request, "partial.html", url=partial(link_from, "/sweeps"))
+    return [part(target="sweeps", part="sweeps_body.html", **_list(services, name, cursor))]
 
 
-def _parts(request: Request, services: Context, sweep_id: str) -> str:
+def _parts(request: Request, services: Context, sweep_id: str) -> list[str]:
     view, jobs = _view(services, services.store.get_sweep(sweep_id))
     ended = [job for job in jobs if job.finished_at is not None]
     ended.sort(key=lambda job: job.finished_at or job.created_at, reverse=True)
     sent = {job.id for job in jobs if job.state in ACTIVE} | {job.id for job in ended[:_SENT_ENDS]}
-    points = [point for point in view.points if point.job in sent]
-    return fragment(request, "sweep_live.html", view=view, shown_points=points)
+    part = partial(
+        fragment, request, "partial.html", view=view, url=partial(link_from, f"/sweeps/{sweep_id}")
+    )
+    return [
+        part(target="sweep", part="sweep_summary.html"),
+        *(
+            part(target=f"point-{point.number}", part="sweep_point.html", point=point)
+            for point in view.points
+            if point.job in sent
+        ),
+    ]
 
 
 def _view(services: Context, sweep: Sweep) -> tuple[SweepView, list[Job]]:
@@ -129,7 +139,7 @@ def _metrics(points: Sequence[SweepPointDocument], values: dict[str, Any]) -> li
     return list(dict.fromkeys([name for name in first if name in names] + sorted(names)))
 
 
-def _best(points: Sequence[SweepPointDocument], metrics: dict[str, str]) -> Best | None:
+def _best(points: Sequence[SweepPointDocument], metrics: Mapping[str, str]) -> Best | None:
     """Returns the best value of the first metric of which the best is known; failed jobs have no result."""
     for metric, mode in metrics.items():
         found = [

@@ -67,6 +67,7 @@ def test_rows_are_live_and_newer_jobs_are_offered(console: Console) -> None:
 
     page.wait_for_selector(f"#job-{job.id} >> text=75 %")
     assert page.is_checked(f"#job-{job.id} input")  # also after its row was replaced
+    assert page.get_attribute(f"#job-{job.id} a", "href") == f"jobs/{job.id}"
     page.wait_for_selector("#newer:has-text('1 newer job.')")
     page.click("#newer a")
     page.wait_for_selector(f"#job-{newer.id}")

@@ -18,7 +18,7 @@ from training.spec.sweep import SweepPlan, expanded
 __all__ = ["visitor"]
 
 
-def submitted(service: Service, name: str = "lr", **grid: list[Any]) -> Sweep:
+def submitted(service: Service, name: str = "lr", grid: dict[str, list[Any]] | None = None) -> Sweep:
     """A sweep over a rate and a name of a data set, if nothing else is asked for."""
     plan = SweepPlan(
         grid=grid
@@ -83,6 +83,7 @@ def test_points_are_sorted_brushed_followed_and_compared(console: Console) -> No
     service.end_job(jobs[0], State.SUCCEEDED)
     page.wait_for_selector("#point-1 .state-succeeded")
     page.wait_for_selector("#sweep >> text=1 of 6")
+    assert page.get_attribute("#point-1 a", "href") == f"../jobs/{jobs[0]}"
     assert order() == ["4", "3", "2", "1", "5", "6"]
 
     axis = page.locator("rect.brush[data-axis='metric val_accuracy']").bounding_box()
@@ -105,7 +106,7 @@ def test_points_are_sorted_brushed_followed_and_compared(console: Console) -> No
 
 def test_a_sweep_is_paused_resumed_and_cancelled(console: Console) -> None:
     service = console.service
-    sweep = submitted(service, **{"training.seed": list(range(60))})
+    sweep = submitted(service, grid={"training.seed": list(range(60))})
     page = console.open(f"/sweeps/{sweep.id}")
 
     page.click("button:has-text('Pause')")
@@ -124,7 +125,7 @@ def test_a_sweep_is_paused_resumed_and_cancelled(console: Console) -> None:
 
 
 def test_sweeps_are_found_by_name_and_in_pages(service: Service, visitor: httpx.Client) -> None:
-    made = [submitted(service, name=f"sweep-{number}", **{"training.seed": [0]}) for number in range(21)]
+    made = [submitted(service, name=f"sweep-{number}", grid={"training.seed": [0]}) for number in range(21)]
 
     first = visitor.get("/sweeps").text
     older = visitor.get("/sweeps" + first.partition('rel="next" href="')[2].partition('"')[0]).text
