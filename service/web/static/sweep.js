@@ -17,9 +17,9 @@ function valueOf(cell) {
 function pointsInTable() {
   return [...body().rows].map((row) => {
     const values = {};
-    for (const cell of row.cells) {
-      if (cell.dataset.key !== undefined) values[`key ${cell.dataset.key}`] = valueOf(cell);
-      if (cell.dataset.metric !== undefined) values[`metric ${cell.dataset.metric}`] = valueOf(cell);
+    for (const [column, { dataset }] of heads.entries()) {
+      if (dataset.key !== undefined) values[`key ${dataset.key}`] = valueOf(row.cells[column]);
+      if (dataset.metric !== undefined) values[`metric ${dataset.metric}`] = valueOf(row.cells[column]);
     }
     return { id: row.id, row, title: row.querySelector("th").title, values };
   });
