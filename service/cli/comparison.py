@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
+from service import differences
 from service.client import Job, Point
-from training.metric_names import Mode, best_mode
-
-_SEED = "training.seed"
-_NOT_TRAINING = ("name", "labels", "source", "priority", "retries", "time_limit")
-"""Sections of a spec that change nothing about the training: jobs that differ in them are one group."""
-
-
-class Spread(NamedTuple):
-    """The mean and the sample standard deviation of a value over `jobs` jobs.
-
-    mean: None if the value of a job is not finite. deviation: None for one job.
-    """
-
-    mean: float | None
-    deviation: float | None
-    jobs: int
-
-    @classmethod
-    def of(cls, values: Sequence[float | None]) -> Spread:
-        finite = [value for value in values if value is not None]
-        if len(finite) < len(values):
-            return cls(None, None, len(values))
-        deviation = statistics.stdev(finite) if len(finite) > 1 else None
-        return cls(statistics.fmean(finite), deviation, len(finite))
+from service.differences import Spread
+from training.metric_names import Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +23,11 @@ class Trial:
     @cached_property
     def values(self) -> dict[str, Any]:
         """Every value of the spec that is neither null nor an empty mapping, by its dotted key."""
-        return dict(_dotted("", self.job.spec))
+        return differences.values_of(self.job.spec)
 
     def mode(self, metric: str) -> Mode | None:
         """Returns which value of the metric is the best: as the spec says, else as its name does."""
-        if self.values.get("training.checkpoint.monitor") == metric:
-            mode: Mode = "max" if self.values.get("training.checkpoint.mode") == "max" else "min"
-            return mode
-        return best_mode(metric)
+        return differences.mode_of(self.values, metric)
 
     def last(self, metric: str) -> Point | None:
         return self.points[metric][-1] if self.points.get(metric) else None
@@ -66,14 +40,6 @@ class Trial:
             return None
         choose = min if mode == "min" else max
         return choose(finite, key=lambda pair: pair[0])[1]
-
-
-def _dotted(key: str, value: object) -> Iterable[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _dotted(f"{key}.{name}" if key else str(name), inner)
-    elif value is not None:
-        yield key, value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +96,8 @@ class Comparison:
     def differing(self) -> list[str]:
         """The dotted keys of the spec whose values are not the same in all jobs, in order of the spec."""
         trials = [trial for group in self.groups for trial in group.trials]
-        keys = dict.fromkeys(key for trial in trials for key in trial.values if key != "name")
         sections = list(dict.fromkeys(section for trial in trials for section in trial.job.spec))
-        differing = [key for key in keys if len({_text(trial.values.get(key)) for trial in trials}) > 1]
-        return sorted(differing, key=lambda key: sections.index(key.partition(".")[0]))
+        return differences.differing([trial.values for trial in trials], sections)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as JSON; numbers that are not finite are null."""
@@ -179,14 +143,5 @@ def groups_of(trials: Iterable[Trial]) -> list[Group]:
     """Returns the trials in groups that differ in nothing of the training but the seed, in their order."""
     found: dict[str, list[Trial]] = {}
     for trial in trials:
-        same = {key: value for key, value in trial.values.items() if _distinguishes(key)}
-        found.setdefault(_text(same), []).append(trial)
+        found.setdefault(differences.training_of(trial.values), []).append(trial)
     return [Group(number=number, trials=group) for number, group in enumerate(found.values(), 1)]
-
-
-def _distinguishes(key: str) -> bool:
-    return key != _SEED and key.partition(".")[0] not in _NOT_TRAINING
-
-
-def _text(value: object) -> str:
-    return json.dumps(value, sort_keys=True)

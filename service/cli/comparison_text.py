@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from service.cli import output
-from service.cli.comparison import Comparison, Group, Spread
+from service.cli.comparison import Comparison, Group
 from service.cli.references import short_ids
 from service.cli.tables import Cell, Column, Cut, shortened
+from service.differences import Spread
 
 _LONGEST = 28  # cells of a parameter's value
 _CURVE = 30  # characters of a curve

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from service.cli.comparison import Comparison, Spread
+from service.cli.comparison import Comparison
 from service.cli.comparison_figure import figure_of, plain
 from service.cli.sweep_report import Arm, Findings, Picture, same
+from service.differences import Spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -124,22 +124,3 @@ def _numbers(value: object) -> Iterator[float]:
     elif isinstance(value, list | Mapping):
         for each in value.values() if isinstance(value, Mapping) else value:
             yield from _numbers(each)
-
-
-def short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Returns the shortest end of each dotted key that no other has.
-
-    >>> short_keys(["optimizer.init_args.lr", "model.init_args.width", "training.seed"])
-    {'optimizer.init_args.lr': 'lr', 'model.init_args.width': 'width', 'training.seed': 'seed'}
-    """
-    keys = list(keys)
-    return {key: _shortest(key, [other for other in keys if other != key]) for key in keys}
-
-
-def _shortest(key: str, others: list[str]) -> str:
-    parts = key.split(".")
-    for begin in range(len(parts) - 1, 0, -1):
-        end = ".".join(parts[begin:])
-        if not any(f".{other}".endswith(f".{end}") for other in others):
-            return end
-    return key

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from service.cli.comparison import Comparison, Group, Spread, Trial
+from service.cli.comparison import Comparison, Group, Trial
 from service.cli.output import clean, metric, number
-from service.cli.sweep_options import short_keys
 from service.cli.sweep_text import value_text
 from service.client import Sweep, SweepPoint
+from service.differences import Spread, short_keys
 from training.metric_names import Mode
 
 _SEED = "training.seed"

@@ -11,8 +11,8 @@ from rich.console import Console
 from service.cli import output
 from service.cli.job_list import progress_cell
 from service.cli.references import short_ids
-from service.cli.sweep_options import short_keys
 from service.cli.tables import Cell, Column, Cut, shortened
+from service.differences import short_keys
 
 if TYPE_CHECKING:
     from service.client import PlannedPoint, Sweep, SweepPoint

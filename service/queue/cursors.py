@@ -23,7 +23,7 @@ def decode(cursor: str, prefix: str = JOB_PREFIX) -> str:
     """
     last_id = _decoded(cursor)
     if not is_id(last_id, prefix):
-        raise _refused()
+        raise refused()
     return last_id
 
 
@@ -31,7 +31,7 @@ def decode_number(cursor: str) -> int:
     """Returns the number in a cursor. Raises Refused for a text that `encode` did not return."""
     number = _decoded(cursor)
     if not (number.isascii() and number.isdigit() and len(number) < 19):
-        raise _refused()
+        raise refused()
     return int(number)
 
 
@@ -44,8 +44,21 @@ def decode_queued(cursor: str) -> tuple[int, str]:
     """Returns the priority and the id in a cursor of the queue. Raises Refused as `decode` does."""
     match = re.fullmatch(r"(-?\d{1,10}) (\w+)", _decoded(cursor), re.ASCII)
     if match is None or abs(int(match[1])) >= 2**31 or not is_id(match[2]):
-        raise _refused()
+        raise refused()
     return int(match[1]), match[2]
+
+
+def encode_sorted(value: str, last_id: str) -> str:
+    """Returns the cursor of the jobs beyond this one, in a list in order of the value."""
+    return encode(f"{value} {last_id}")
+
+
+def decode_sorted(cursor: str) -> tuple[str, str]:
+    """Returns the value and the id in a cursor of such a list. Raises Refused as `decode` does."""
+    value, _, last_id = _decoded(cursor).rpartition(" ")
+    if not is_id(last_id) or "\x00" in value:
+        raise refused()
+    return value, last_id
 
 
 def _decoded(cursor: str) -> str:
@@ -55,6 +68,7 @@ def _decoded(cursor: str) -> str:
         return ""
 
 
-def _refused() -> Refused:
+def refused() -> Refused:
+    """Returns the error for a cursor that is none of the list."""
     problem = Problem(key="cursor", message="is not a cursor of this list; start without one")
     return Refused("the cursor is not valid", [problem])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from sqlalchemy import Column, ColumnElement, Select, exists, select, union_all
 
@@ -38,22 +38,32 @@ class Filters(TypedDict, total=False):
     user: str | None
 
 
-def page(filters: Filters, *, before: str | None, limit: int) -> Select[Any]:
-    """Returns the query of the newest jobs that match every filter, newest first.
+def page(
+    filters: Filters,
+    *,
+    before: str | None = None,
+    after: str | None = None,
+    limit: int,
+    oldest_first: bool = False,
+) -> Select[Any]:
+    """Returns the query of the newest jobs that match every filter, newest first; or of the oldest.
 
-    before: only jobs older than this one. Each filter alone is read in order from an index, so that a page
-    takes as long among a million jobs as among a hundred; several may have to skip what one of them excludes.
-    Of a pattern of names all names with its beginning are read, in the index alone.
+    before: only jobs older than this one. after: only jobs newer than this one.
+    Each filter alone is read in order from an index, so that a page takes as long among a million jobs as
+    among a hundred; several may have to skip what one of them excludes. Of a pattern of names all names with
+    its beginning are read, in the index alone.
     """
     states = list(dict.fromkeys(filters.get("states") or ()))
+    bounds = _Bounds(before, after, limit, oldest_first)
     if len(states) < 2 and not patterns.is_pattern(filters.get("name") or ""):
-        return _newest(select(jobs), states, filters, before, limit)
-    # The newest of each state first: an index on the state is not in order over several of them. And of a
+        return _first(select(jobs), states, filters, bounds)
+    # The first of each state first: an index on the state is not in order over several of them. And of a
     # pattern the ids first: the rows of all jobs that match would have to be read before they are sorted.
     each_alone = [[state] for state in states] or [[]]
-    newest = [_newest(select(jobs.c.id), alone, filters, before, limit).subquery() for alone in each_alone]
-    ids = union_all(*(select(each.c.id) for each in newest)).subquery()
-    return select(jobs).where(jobs.c.id.in_(select(ids.c.id))).order_by(jobs.c.id.desc()).limit(limit)
+    first = [_first(select(jobs.c.id), alone, filters, bounds).subquery() for alone in each_alone]
+    ids = union_all(*(select(each.c.id) for each in first)).subquery()
+    query = select(jobs).where(jobs.c.id.in_(select(ids.c.id)))
+    return query.order_by(bounds.order(jobs.c.id)).limit(limit)
 
 
 def conditions(filters: Filters) -> list[ColumnElement[bool]]:
@@ -70,9 +80,19 @@ def _has_label(key: str, value: str) -> ColumnElement[bool]:
     )
 
 
-def _newest(
-    query: Select[Any], states: Sequence[State], filters: Filters, before: str | None, limit: int
-) -> Select[Any]:
+class _Bounds(NamedTuple):
+    """Where a page of a list by age begins, and its direction."""
+
+    before: str | None
+    after: str | None
+    limit: int
+    oldest_first: bool
+
+    def order(self, ids: ColumnElement[str]) -> ColumnElement[str]:
+        return ids.asc() if self.oldest_first else ids.desc()
+
+
+def _first(query: Select[Any], states: Sequence[State], filters: Filters, bounds: _Bounds) -> Select[Any]:
     labels = [(key, value, job_labels.alias()) for key, value in filters.get("labels") or ()]
     for key, value, label in labels:
         query = query.join(label, label.c.job_id == jobs.c.id).where(
@@ -83,9 +103,11 @@ def _newest(
     of_states = (jobs.c.state == state for state in states)
     is_there = _NOT_AMONG_DELETED if patterns.is_pattern(filters.get("name") or "") else NOT_DELETED
     query = query.where(is_there, *of_states, *_conditions(filters, ids))
-    if before is not None:
-        query = query.where(ids < before)
-    return query.order_by(ids.desc()).limit(limit)
+    if bounds.before is not None:
+        query = query.where(ids < bounds.before)
+    if bounds.after is not None:
+        query = query.where(ids > bounds.after)
+    return query.order_by(bounds.order(ids)).limit(bounds.limit)
 
 
 def _conditions(filters: Filters, ids: ColumnElement[str]) -> Iterator[ColumnElement[bool]]:

@@ -31,6 +31,7 @@ from service.queue.counts import StoredCounts
 from service.queue.deletions import Deletions
 from service.queue.filters import Filters
 from service.queue.group_commit import GroupCommit
+from service.queue.job_lists import JobLists
 from service.queue.lease import Lease, Silence
 from service.queue.notices import notices_of
 from service.queue.queue_pages import IN_ORDER, QueuePages
@@ -112,6 +113,7 @@ _UNENDED = select(jobs.c.id).where(or_(*(jobs.c.state == state for state in sort
 class Store(
     Lease,
     QueuePages,
+    JobLists,
     QueueRows,
     CodeArchives,
     StoredEvents,

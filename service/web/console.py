@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from service.web import (
+    compare,
     job,
     job_attempts,
     job_curves,
@@ -14,11 +15,12 @@ from service.web import (
     overview,
     signing_in,
     static_files,
+    sweeps,
 )
 
 
 def install(app: FastAPI) -> None:
     """Adds the pages to the application that `service.api.app.create_app` has made."""
-    shared = (signing_in, static_files, overview, jobs)
+    shared = (signing_in, static_files, overview, jobs, compare, sweeps)
     for pages in (*shared, job, job_curves, job_logs, job_attempts, job_normalisation):
         app.include_router(pages.router)

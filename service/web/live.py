@@ -20,8 +20,9 @@ def stream(
     """Streams the parts of a page, each now and whenever it is another one than before.
 
     view: pages with the same view share what is rendered; it has to name everything that `parts` depends on,
-    the caller's scope included. parts: returns elements `hx-partial`, always as many; blocks; may raise
-    Unavailable. topic: what has to change for the parts to be rendered again.
+    the caller's scope included. parts: returns elements `hx-partial`; all are sent again if they are not
+    as many as before; blocks; may raise Unavailable. topic: what has to change for the parts to be rendered
+    again.
     """
     services: Context = request.app.state.context
     # Links are relative to the page, and so another text on a page of another depth.

@@ -19,7 +19,7 @@ from service.queue.queue_pages import QueuedPage
 from service.scheduling import capacity
 from service.scheduling.capacity import UNITS
 from service.web import live
-from service.web.page import PageRoute, fragment, render
+from service.web.page import PageRoute, fragment, link_from, render
 from service.web.timeline import timeline
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -77,7 +77,7 @@ def live_overview(request: Request, services: Services) -> Response:
 def _parts(request: Request, services: Context) -> list[str]:
     values = _values(services)
     return [
-        fragment(request, "partial.html", target=name, part=template, **values)
+        fragment(request, "partial.html", target=name, part=template, url=partial(link_from, "/"), **values)
         for name, template in _PARTS.items()
     ]
 

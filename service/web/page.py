@@ -61,8 +61,18 @@ def link(request: Request, path: str) -> str:
 
     So the pages need not know the prefix under which a proxy serves them.
     """
-    own = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    return "../" * (own.count("/") - 1) + path.removeprefix("/") or "./"
+    return link_from(request.scope["path"].removeprefix(request.scope.get("root_path", "")), path)
+
+
+def link_from(page: str, path: str) -> str:
+    """Returns a link to a path of this service for a page at another path.
+
+    As `url` of a part that is put into a page of another depth than the path that answers with the part.
+
+    >>> link_from("/jobs", "/jobs/j1"), link_from("/jobs/j1", "/"), link_from("/", "/")
+    ('jobs/j1', '../', './')
+    """
+    return "../" * (page.count("/") - 1) + path.removeprefix("/") or "./"
 
 
 def number_in_query(request: Request, name: str) -> int | None:

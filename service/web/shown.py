@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -114,6 +115,22 @@ def path_in_url(path: str) -> str:
     return quote(path)
 
 
+def spec_value(value: object) -> str:
+    """Returns a value of a spec on one line.
+
+    >>> spec_value(0.1), spec_value("torch.optim.SGD"), spec_value([1, None]), spec_value(None)
+    ('0.1', 'torch.optim.SGD', '[1, null]', '')
+    """
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else as_json(value)
+
+
+def as_json(value: object) -> str:
+    """Returns JSON for an attribute that a script reads; escaped there as every text is."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "age": age,
@@ -126,4 +143,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "main_metric": main_metric,
     "plural": plural,
     "path_in_url": path_in_url,
+    "spec_value": spec_value,
+    "json": as_json,
 }

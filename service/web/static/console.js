@@ -26,6 +26,7 @@ async function ask(method, path, body, headers = {}) {
     location.assign(address(`sign-in?next=${encodeURIComponent(location.href.slice(root.href.length))}`));
   }
   const kind = response.headers.get("Content-Type") ?? "";
+  // An answer without content may still be announced as JSON.
   const found = kind.includes("json") && response.status !== 204 ? await response.json() : await response.text();
   if (!response.ok) {
     const error = new Error(found.detail ?? `The service answered with ${response.status}.`);

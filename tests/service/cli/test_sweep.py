@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.cli.sweep_options import short_keys
 from service.client import Client
+from service.differences import short_keys
 from service.jobs.job import State
 from tests.service.cli.command_line import Syncbn
 from tests.service.live_api import SPEC, Service

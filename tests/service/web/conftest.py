@@ -21,8 +21,9 @@ WIDE, NARROW = (1440, 900), (360, 740)
 
 @pytest.fixture(scope="package")
 def browser(full_run: None) -> Iterator[Browser]:  # noqa: ARG001
-    """Chromium of the system's packages. It ends with this package: while it is there, Playwright runs a loop of
-    its own, and no other test can use asyncio.run.
+    """Chromium of the system's packages.
+
+    It ends with this package: while it is there, Playwright runs a loop, and no other test can use asyncio.run.
     """
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:

@@ -39,6 +39,7 @@ def test_it_follows_without_a_reload(console: Console) -> None:
     job, _ = console.service.store.create_job(make_spec(name="later"))
 
     page.wait_for_selector(f"#waiting-{job.id}")
+    assert page.get_attribute(f"#waiting-{job.id} a", "href") == f"jobs/{job.id}"  # under any prefix
     run = console.service.start_job(job.id)
     page.wait_for_selector(f"#running-{job.id}")
     console.service.train(run, 3)

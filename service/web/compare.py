@@ -1,0 +1,192 @@
+"""Jobs beside one another: their curves, the parameters that differ, and their metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from service import differences
+from service.api.access import caller_or_none
+from service.api.context import Context, Services
+from service.api.schemas import shown_metrics
+from service.differences import Spread
+from service.jobs.job import Job, is_id
+from service.queue.store import Store
+from service.web import live, shown
+from service.web.page import PageRoute, fragment, link, link_from, render
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+MOST = 20
+Jobs = Annotated[list[str] | None, Query(max_length=200)]
+Reference = Annotated[str, Query(max_length=500)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedGroup:
+    """Jobs that differ in their seed at most; or a single job. number: from 1."""
+
+    number: int
+    jobs: Sequence[Job]
+    values: Sequence[Mapping[str, Any]]
+
+    def texts(self, key: str) -> list[str]:
+        """Returns the different values of a key of the spec; – of a job that has none."""
+        found = [shown.spec_value(values[key]) if key in values else "–" for values in self.values]
+        return list(dict.fromkeys(found))
+
+    def last(self, metric: str) -> Spread | None:
+        """Returns the latest value of a metric; None if no job has it."""
+        progress = [job.progress for job in self.jobs if job.progress is not None]
+        metrics = [shown_metrics(each.metrics) for each in progress]
+        found = [each[metric] for each in metrics if metric in each]
+        return Spread.of(found) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareView:
+    """What the page shows."""
+
+    groups: Sequence[ComparedGroup]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for group in self.groups for job in group.jobs]
+
+    @cached_property
+    def differing(self) -> list[str]:
+        """The dotted keys of the spec whose values are not the same in all jobs."""
+        sections = list(dict.fromkeys(section for job in self.jobs for section in job.spec))
+        return differences.differing([values for group in self.groups for values in group.values], sections)
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The names of all metrics, the main one first."""
+        names = sorted(
+            {name for job in self.jobs if job.progress for name in shown_metrics(job.progress.metrics)}
+        )
+        main = shown.main_metric(dict.fromkeys(names))
+        return list(dict.fromkeys(([main[0]] if main else []) + names))
+
+    def best(self, metric: str) -> int | None:
+        """Returns the number of the group with the best latest value; None if it is not known."""
+        mode = differences.mode_of(self.groups[0].values[0], metric)
+        found = [
+            (spread.mean, group.number)
+            for group in self.groups
+            if (spread := group.last(metric)) and spread.mean is not None
+        ]
+        if mode is None or len(found) < 2:
+            return None
+        return (min if mode == "min" else max)(found, key=lambda each: each[0])[1]
+
+    def label(self, group: ComparedGroup) -> str:
+        """Returns what distinguishes a group: the values of parameters that differ, or its job's name."""
+        keys = [key for key in self.differing if len(group.texts(key)) == 1]
+        short = differences.short_keys(keys)
+        text = ", ".join(f"{short[key]}={group.texts(key)[0]}" for key in keys if key != differences.SEED)
+        names = list(dict.fromkeys(job.name for job in group.jobs))
+        return text if text and len(names) == 1 and self._is_ambiguous(names[0]) else ", ".join(names)
+
+    def _is_ambiguous(self, name: str) -> bool:
+        return sum(any(job.name == name for job in group.jobs) for group in self.groups) > 1
+
+
+@router.get("/compare")
+def compare(
+    request: Request, services: Services, job: Jobs = None, add: Reference = "", apart: bool = False
+) -> Response:
+    """Compares the jobs. add: an id, a unique beginning of one, or a name, to be compared as well.
+
+    apart: show each job for itself, also those that differ in their seed alone.
+    """
+    ids, problem = list(dict.fromkeys(job or [])), ""
+    if add := add.strip():
+        found, problem = _named(services.store, add, MOST - len(ids))
+        if not problem:
+            kept = [("job", each) for each in dict.fromkeys([*ids, *found])]
+            query = urlencode([*kept, *([("apart", "true")] if apart else [])])
+            return RedirectResponse(f"{link(request, '/compare')}?{query}", 303)
+    jobs, notes = _found(services.store, ids)
+    return render(
+        request,
+        "compare.html",
+        view=_view(jobs, apart=apart),
+        notes=notes,
+        add=add,
+        problem=problem,
+        apart=apart,
+        most=MOST,
+        metric=request.query_params.get("metric", ""),
+        query_of=partial(_query_of, apart=apart),
+    )
+
+
+@router.get("/live/compare")
+def live_compare(request: Request, services: Services, job: Jobs = None, apart: bool = False) -> Response:
+    """Keeps the states and metrics of the jobs up to date."""
+    ids = tuple(dict.fromkeys(job or []))[:MOST]
+    parts = partial(_parts, request, services, ids, apart=apart)
+    return live.stream(request, ("compare", ids, apart, caller_or_none(request)), parts)
+
+
+def _parts(request: Request, services: Context, ids: Sequence[str], *, apart: bool) -> list[str]:
+    view = _view(_found(services.store, ids)[0], apart=apart)
+    if not view.groups:
+        return []
+    part = partial(fragment, request, "partial.html", view=view, url=partial(link_from, "/compare"))
+    return [
+        part(target="compare-jobs", part="compare_jobs.html", query_of=partial(_query_of, apart=apart)),
+        part(target="compare-metrics", part="compare_metrics.html"),
+    ]
+
+
+def _found(store: Store, ids: Sequence[str]) -> tuple[list[Job], list[str]]:
+    """Returns the jobs in this order, and sentences about those that are left out."""
+    known = {job.id: job for job in store.several([each for each in ids[:MOST] if is_id(each)])}
+    notes = [f"There is no job {each}." for each in ids[:MOST] if each not in known]
+    if len(ids) > MOST:
+        notes.append(f"Only the first {MOST} of {len(ids)} jobs are compared.")
+    return [known[each] for each in ids if each in known], notes
+
+
+def _named(store: Store, reference: str, most: int) -> tuple[list[str], str]:
+    """Returns the ids of the jobs that a reference names, the oldest first, and what is wrong with it; ""."""
+    if most < 1:
+        return [], f"{MOST} jobs are compared already; remove one first"
+    if "\x00" in reference:
+        return [], "a name has no NUL in it"
+    if found := store.list_jobs(name=reference, limit=most)[0]:
+        return [job.id for job in reversed(found)], ""
+    found = store.list_jobs(id_prefix=reference, limit=2)[0]
+    if len(found) > 1:
+        return [], f"more than one id begins with {reference!r}, as {found[0].id}; write more of it"
+    if not found:
+        return [], f"there is no job with the id or name {reference!r}"
+    return [found[0].id], ""
+
+
+def _view(jobs: Iterable[Job], *, apart: bool) -> CompareView:
+    groups: dict[str, list[tuple[Job, dict[str, Any]]]] = {}
+    for job in jobs:
+        values = differences.values_of(job.spec)
+        groups.setdefault(job.id if apart else differences.training_of(values), []).append((job, values))
+    return CompareView(
+        groups=[
+            ComparedGroup(
+                number=number, jobs=[job for job, _ in group], values=[values for _, values in group]
+            )
+            for number, group in enumerate(groups.values(), 1)
+        ]
+    )
+
+
+def _query_of(jobs: Iterable[Job], *, apart: bool, without: str = "") -> str:
+    """Returns the query of the page that compares the jobs but for one."""
+    pairs = [("job", job.id) for job in jobs if job.id != without]
+    return "?" + urlencode([*pairs, *([("apart", "true")] if apart else [])])
