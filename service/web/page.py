@@ -33,6 +33,7 @@ POLICY = (
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
+    auto_reload=False,  # it would look at every file of every page
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

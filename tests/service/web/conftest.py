@@ -23,7 +23,7 @@ WIDE, NARROW = (1440, 900), (360, 740)
 def browser(full_run: None) -> Iterator[Browser]:  # noqa: ARG001
     """Chromium of the system's packages.
 
-    It ends with this package: while it is there, Playwright runs a loop, and no other test can use asyncio.run.
+    It ends with this package: while it is there, Playwright runs a loop, and no test can use asyncio.run.
     """
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
