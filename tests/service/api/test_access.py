@@ -321,6 +321,7 @@ def test_a_stream_ends_with_the_key_that_opened_it(
         ({"user": "a b"}, "user"),
         ({"user": ""}, "user"),
         ({"user": "ada\n"}, "user"),
+        ({"user": "scheduler"}, "user"),
         ({"scope": "root"}, "scope"),
         ({"expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
         ({"expires_at": "2101-01-01T00:00:00"}, "expires_at"),
