@@ -24,6 +24,7 @@ from service.access.limits import Limits
 from service.access.rules import Rule, rule_of, unlisted
 from service.api.context import Context, Services
 from service.api.credentials import FOR_BROWSERS, Credentials, Denied, Forged, key_id_of
+from service.api.open_streams import OpenStreams
 from service.api.problems import RETRY_AFTER_S, ProblemResponse, problem
 from service.api.refusals import Refusals
 from service.errors import Forbidden, Unavailable
@@ -52,6 +53,7 @@ class Access:
     ) -> None:
         self._app, self._context, self._routes = app, context, routes
         self._credentials = credentials
+        self._streams = OpenStreams(credentials)
         self._refusals = Refusals(context.store)
         settings = context.settings
         self._limits = Limits(settings.requests_per_second, settings.bytes_per_minute / 60)
@@ -78,7 +80,7 @@ class Access:
         if caller is None:
             await self._app(scope, receive, self._noting_refusals(action, None, scope, send))
         elif not rule.changes:
-            await self._app(scope, receive, send)
+            await self._streams.answer(self._app, scope, receive, send)
         else:
             await self._noted(action, caller, scope, receive, send)
 

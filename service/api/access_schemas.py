@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from service.access.audit import Result
 from service.access.caller import Scope
 from service.access.keys import USER
 from service.api.schemas import Document
+from service.jobs.job import NO_USERS
 
 UserName = Annotated[str, StringConstraints(pattern=f"^{USER.pattern}$")]
 
@@ -25,6 +26,13 @@ class KeyRequest(BaseModel):
     expires_at: AwareDatetime | None = Field(
         default=None, description="When it ends: ISO 8601 with a time zone; null: never"
     )
+
+    @field_validator("user")
+    @classmethod
+    def _is_nobody_else(cls, user: str) -> str:
+        if user in NO_USERS:
+            raise ValueError(f"{user} is what `ended_by` says where no user ended a job: choose another name")
+        return user
 
 
 class KeyDocument(Document):

@@ -42,6 +42,7 @@ from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
 from service.api.looks import Looks
 from service.api.notifier import Notifier
+from service.api.query import check_parameters
 from service.api.request_scope import RequestScope
 from service.api.schemas import ResizeRequest
 from service.api.sse import Streams
@@ -110,7 +111,7 @@ def create_app(
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
     everywhere = problems.documented(401, 403, 422, 429)
-    closed = [Depends(documented_scheme), Depends(check_owner)]
+    closed = [Depends(documented_scheme), Depends(check_parameters), Depends(check_owner)]
     of_jobs = (jobs, control, logs, events, checkpoints, files, sweeps)
     of_service = (code, job_secrets, cluster, cleanup, webhooks, keys, audit, metrics, version)
     jobs.add_submission(app.router, dependencies=closed, responses=everywhere)

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 from fastapi import Depends, Header
 
 from service.api.access import Asking
+from service.jobs.job import NO_USERS
 
 _LONGEST = 200
 
@@ -22,7 +23,7 @@ def _user(
     if caller.user is not None:
         return caller.user
     name = unquote(syncbn_user or "", errors="replace")[:_LONGEST]
-    return name if name.isprintable() else ""
+    return name if name.isprintable() and name not in NO_USERS else ""
 
 
 By = Annotated[str, Depends(_user)]

@@ -228,10 +228,11 @@ def _say_ready(settings: Settings, host: str, port: int) -> None:
 def _console_link(settings: Settings, host: str, port: int) -> str:
     """Returns the address of the console; where the API has no key, one that signs in.
 
-    Whoever reads it may do everything, so what `up` prints is as secret as the token's file.
+    Whoever reads that may do everything: what `up` prints for people is as secret as the token's file. JSON
+    goes to a log collector, so there the address is without the token.
     """
     address = f"http://{host}:{port}/"
-    if settings.api_key is not None:
+    if settings.api_key is not None or settings.log_format is logs.LogFormat.JSON:
         return address
     with suppress(OSError):
         return f"{address}sign-in?{urlencode({'token': token_file(port).read_text()})}"

@@ -103,6 +103,9 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, 
 BY_ITSELF, BY_SCHEDULER, BY_TIME_LIMIT = "job", "scheduler", "time limit"
 """Who ended a job, if no user did: its own code, the scheduler that gave it up, or its time limit."""
 
+NO_USERS = frozenset({BY_ITSELF, BY_SCHEDULER, BY_TIME_LIMIT})
+"""Names that no user can have."""
+
 
 class Removed(enum.IntFlag):
     """What retention has removed of an ended job."""

@@ -99,4 +99,5 @@ def _variables(user: JobUser, home: Path) -> dict[str, str]:
         "USER": user.name,
         "LOGNAME": user.name,
         "MPLCONFIGDIR": f"{own}/.config/matplotlib",
+        "TORCHINDUCTOR_CACHE_DIR": f"{own}/.cache/torchinductor",
     }

@@ -37,7 +37,7 @@ from training.host.environment import (
 from training.host.fork_server import PRELOAD, ForkServer
 from training.host.gang import Gang
 from training.host.job_user import JobUserError, JobUsers
-from training.host.own_folder import matplotlib_folder
+from training.host.own_folder import compiler_folder, matplotlib_folder
 from training.host.packages import PackageFolder
 from training.host.preparation import Preparation
 from training.host.supervisor import supervise
@@ -68,7 +68,9 @@ class HostAgent:
         users: JobUsers | JobUserError | None = None,
     ) -> None:
         given = machine_variables(os.environ) if environment is None else environment
-        self._base = {**given, **matplotlib_folder(folder)}
+        # A folder of a user's own run would go with it, and what torch has compiled.
+        compiler = compiler_folder(folder) if on_cluster else {}
+        self._base = {**given, **compiler, **matplotlib_folder(folder)}
         self._storage = storage_variables(os.environ) if environment is None else {}
         self._folder = folder
         self._code = CodeCache(folder)

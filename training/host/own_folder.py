@@ -75,3 +75,12 @@ def matplotlib_folder(folder: Path) -> dict[str, str]:
         if os.access(own, os.W_OK):
             return {}
     return {"MPLCONFIGDIR": str(folder / "matplotlib")}
+
+
+def compiler_folder(folder: Path) -> dict[str, str]:
+    """Returns TORCHINDUCTOR_CACHE_DIR for the ranks: in `folder`.
+
+    torch's own default has a name in /tmp that another user of the machine can create first, and
+    `torch.compile` runs the code that it finds there.
+    """
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "torchinductor")}

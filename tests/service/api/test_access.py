@@ -24,7 +24,7 @@ from service.access.caller import Scope
 from service.access.keys import id_in, new_key
 from service.access.limits import Limits
 from service.access.rules import RULES
-from service.api import access
+from service.api import access, sse
 from service.api import refusals as api_refusals
 from service.api.app import create_app
 from service.api.browser_guard import SECURITY_HEADERS
@@ -292,12 +292,36 @@ def test_a_key_is_made_shown_once_used_and_revoked(locked_api: httpx.Client, mak
     assert "was revoked" in refused.json()["detail"]
 
 
+@pytest.mark.parametrize("path", ["/v1/events?after=0", "/v1/jobs/{}/events", "/v1/jobs/{}/logs?follow=true"])
+def test_a_stream_ends_with_the_key_that_opened_it(
+    path: str,
+    locked_api: httpx.Client,
+    make: Keys,
+    sqlite_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "HEARTBEAT_S", 0.1)
+    job = sqlite_store.create_job(make_spec())[0]
+    key, admin = make("ada", "read"), make("root", "admin")
+    with locked_api.stream("GET", path.format(job.id), headers=bearer(key)) as stream:
+        parts = stream.iter_text()
+        while "still here" not in next(parts):
+            pass
+        for change in (f"/v1/keys/{id_in(key)}/revoke", f"/v1/jobs/{job.id}/cancel"):
+            assert locked_api.post(change, headers=bearer(admin)).is_success
+
+        rest = "".join(parts)  # to its end
+
+    assert "cancelled" not in rest
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
         ({"user": "a b"}, "user"),
         ({"user": ""}, "user"),
         ({"user": "ada\n"}, "user"),
+        ({"user": "scheduler"}, "user"),
         ({"scope": "root"}, "scope"),
         ({"expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
         ({"expires_at": "2101-01-01T00:00:00"}, "expires_at"),

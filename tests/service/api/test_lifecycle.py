@@ -69,6 +69,13 @@ def test_a_command_carries_the_name_of_who_gives_it(api: httpx.Client) -> None:
     assert (other["ended_by"], other["last_command"]["by"]) == (None, "")
 
 
+@pytest.mark.parametrize("name", ["job", "scheduler", "time%20limit"])
+def test_no_user_passes_for_what_ends_jobs_by_itself(api: httpx.Client, name: str) -> None:
+    ended = api.post(f"/v1/jobs/{submit(api)}/cancel", headers={"Syncbn-User": name}).json()
+
+    assert (ended["ended_by"], ended["state"]) == ("", "cancelled")
+
+
 def test_a_failed_job_is_retried(api: httpx.Client, sqlite_store: Store) -> None:
     job_id = failed(sqlite_store, submit(api))
 

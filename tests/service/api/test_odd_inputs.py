@@ -300,3 +300,24 @@ def test_head_of_a_stream_without_an_end_ends(api: httpx.Client, sqlite_store: S
         assert head.headers["content-type"].startswith("text/event-stream")
         assert sqlite_store.get(job.id).state is State.QUEUED
     assert api.post("/v1/jobs", json=make_data()).status_code == 201  # on the same connection
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "key", "hint"),
+    [
+        ("GET", "/v1/jobs?stat=failed", "stat", "did you mean state?"),
+        ("GET", "/v1/jobs?State=failed", "State", "did you mean state?"),
+        ("GET", "/v1/events?state=failed", "state", "known here: name, experiment, label, sweep, after"),
+        ("POST", "/v1/jobs/{}/retry?from_scratch=true", "from_scratch", "known here: none"),
+        ("DELETE", "/v1/jobs/{}?with_runs=true", "with_runs", "did you mean with_run?"),
+    ],
+)
+def test_a_parameter_that_the_route_does_not_know_is_refused(
+    api: httpx.Client, sqlite_store: Store, method: str, path: str, key: str, hint: str
+) -> None:
+    job = sqlite_store.create_job(make_spec())[0]
+
+    answer = api.request(method, path.format(job.id))
+
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [{"key": key, "message": f"unknown parameter; {hint}"}]

@@ -16,11 +16,14 @@ import pytest
 from pydantic import SecretStr
 
 from service import server
+from service.client.local_token import token_file
 from service.embedded import stack
 from service.embedded.processes import MARK, Child, StackState, sweep
 from service.embedded.servers import MlflowServer
 from service.errors import Refused
 from service.identity import Identity
+from service.local_token import published
+from service.logs import LogFormat
 from service.ports import free_port
 from service.settings import Settings
 
@@ -433,3 +436,14 @@ def test_down_ends_what_a_killed_up_left(tmp_path: Path, spawn: Spawn) -> None:
 
     assert is_gone(stray)
     assert not stack.down(data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("log_format", "shown"), [(LogFormat.TEXT, True), (LogFormat.JSON, False)])
+def test_the_link_that_signs_in_is_for_people_and_not_for_a_log_collector(
+    log_format: LogFormat, shown: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with published(token_file(8000)) as token:
+        link = stack._console_link(Settings(log_format=log_format), "127.0.0.1", 8000)
+
+    assert link == "http://127.0.0.1:8000/" + (f"sign-in?token={token}" if shown else "")

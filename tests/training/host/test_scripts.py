@@ -16,6 +16,7 @@ import pytest
 
 from training.host.agent import HostAgent
 from training.host.environment import machine_variables
+from training.host.own_folder import own_folder
 from training.protocol import (
     Exit,
     Failure,
@@ -30,6 +31,12 @@ from training.protocol import (
 
 PROGRAM = Path(__file__).parent / "lab_script.py"
 NAMES = (f"script-{number}" for number in range(1, 1000))
+WHERE_TORCH_COMPILES = """
+import os
+from pathlib import Path
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+(Path(os.environ["SYNCBN_CHECKPOINT_DIR"]) / "folder").write_text(cache_dir())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +123,24 @@ def test_a_script_sees_what_it_would_under_torchrun(agent: HostAgent, tmp_path: 
         assert (seen["spawned"], seen["unpickled"], seen["loaded"]) == (2 * rank, 7, 6.0)
         assert (saved(given) / f"thread-{rank}.json").exists()
     assert all(a != b for a, b in zip(*(seen["drawn"] for seen in ranks), strict=True))
+
+
+def test_what_torch_compiles_is_out_of_the_reach_of_others(tmp_path: Path) -> None:
+    agent = HostAgent(own_folder())  # as on a cluster
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as packed:
+        packed.writestr("tools/program.py", WHERE_TORCH_COMPILES)
+    agent.put_code("lab", content.getvalue())
+    try:
+        given = order(tmp_path)
+
+        status = run(agent, given)
+
+        assert finished(status.exits, 2), log_file(given.folder, given.number, 0).read_text()
+        folder = Path((saved(given) / "folder").read_text())
+        assert any(not parent.stat().st_mode & 0o077 for parent in folder.parents)
+    finally:
+        agent.close()
 
 
 @pytest.mark.parametrize("how", ["sys.exit", "os._exit", "the end"])
