@@ -124,7 +124,7 @@ def test_every_control_of_the_charts_works(console: Console, tmp_path: Path) -> 
     with page.expect_download() as download:
         page.get_by_role("button", name="Download as CSV").click()
     download.value.save_as(tmp_path / "curves.csv")
-    rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
     assert len(rows) == 104
     assert rows[1] == {
         "metric": "train_loss",
