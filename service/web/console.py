@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from service.web import jobs, overview, signing_in, static_files
+from service.web import jobs, overview, signing_in, static_files, submit
 
 
 def install(app: FastAPI) -> None:
     """Adds the pages to the application that `service.api.app.create_app` has made."""
-    for pages in (signing_in, static_files, overview, jobs):
+    for pages in (signing_in, static_files, overview, jobs, submit):
         app.include_router(pages.router)
