@@ -26,7 +26,8 @@ async function ask(method, path, body, headers = {}) {
     location.assign(address(`sign-in?next=${encodeURIComponent(location.href.slice(root.href.length))}`));
   }
   const kind = response.headers.get("Content-Type") ?? "";
-  const found = kind.includes("json") ? await response.json() : await response.text();
+  // An answer without content may still name a type.
+  const found = response.status !== 204 && kind.includes("json") ? await response.json() : await response.text();
   if (!response.ok) {
     const error = new Error(found.detail ?? `The service answered with ${response.status}.`);
     error.problem = found;
