@@ -27,20 +27,17 @@ from tests.service.live_api import Service
 from tests.service.web.conftest import NARROW, WIDE, Console
 
 REFUSED = {
-    "POST /v1/jobs/{job_id}/resize": 409,  # its workers are no range
-    "POST /v1/jobs/{job_id}/retry": 202,
     "GET /v1/jobs/{job_id}/checkpoints/{which}": 404,  # it has none
     "GET /v1/jobs/{job_id}/files/{path}": 404,  # nor files
     "PUT /v1/sweeps/{sweep_id}/report/{name}": 409,  # none of its jobs has begun
     "POST /v1/webhooks": 422,  # the machines of the tests know no names of others
-    "GET /readyz": 503,  # there is no storage yet
 }
 """What an example gets where it is not a success, because of what the test has made."""
 
 
 def documented(service: Service) -> dict[str, Any]:
     document: dict[str, Any] = httpx.get(
-        f"{service.url}/openapi.json", headers=key_of(service), trust_env=False
+        f"{service.url}/openapi.json", headers=key_of(service), trust_env=False, timeout=60
     ).json()
     return document
 
@@ -51,9 +48,10 @@ def key_of(service: Service) -> dict[str, str]:
 
 def fresh_ids(client: httpx.Client, service: Service, key: str) -> dict[str, str]:
     """Ids of a job that the route may be tried on, of a sweep, a webhook and a key."""
-    job = service.store.create_job(make_spec())[0]
+    job = service.store.create_job(make_spec(resources={"workers": {"min": 1, "max": 4}}))[0]
     if key in {"DELETE /v1/jobs/{job_id}", "GET /v1/jobs/{job_id}/events", "GET /v1/jobs/{job_id}/logs"}:
         service.start_job(job.id)
+        service.print(job.id, "a line")
         service.end_job(job.id, State.SUCCEEDED)
     spec = make_spec().model_dump(mode="json")
     sweep = client.post("/v1/sweeps", json={"spec": spec, "grid": {"training.seed": [0, 1]}}).json()
@@ -64,14 +62,6 @@ def fresh_ids(client: httpx.Client, service: Service, key: str) -> dict[str, str
     return {"job_id": job.id, "sweep_id": sweep["id"], "webhook_id": webhook["id"], "key_id": own.id}
 
 
-def example_of(route: Route, path: str) -> httpx.Request:
-    body, headers = b"", {}
-    if route.body:
-        headers["Content-Type"] = route.body.kinds[0]
-        body = route.body.example.encode() if route.body.example is not None else archive()
-    return httpx.Request(route.method, f"http://service{path}", content=body, headers=headers)
-
-
 def archive() -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
@@ -79,17 +69,20 @@ def archive() -> bytes:
     return buffer.getvalue()
 
 
-def status_of(client: httpx.Client, request: httpx.Request) -> int:
-    """The body is left where it is: that of /v1/events has no end."""
-    with client.stream(
-        request.method, request.url.raw_path.decode(), content=request.content, headers=request.headers
-    ) as answer:
+def status_of(client: httpx.Client, route: Route, path: str) -> int:
+    """Sends the example to this path. The answer's body is not read: that of /v1/events has no end."""
+    body, headers = b"", {}
+    if route.body:
+        headers["Content-Type"] = route.body.kinds[0]
+        body = route.body.example.encode() if route.body.example is not None else archive()
+    with client.stream(route.method, path, content=body, headers=headers) as answer:
         return answer.status_code
 
 
 def test_every_example_is_answered_as_documented(service: Service) -> None:
     document = documented(service)
-    with httpx.Client(base_url=service.url, headers=key_of(service), trust_env=False) as client:
+    wrong = {}
+    with httpx.Client(base_url=service.url, headers=key_of(service), trust_env=False, timeout=60) as client:
         for route in [route for routes in groups(document).values() for route in routes]:
             key = f"{route.method} {route.path}"
             path = route.target
@@ -99,12 +92,15 @@ def test_every_example_is_answered_as_documented(service: Service) -> None:
             operation = document["paths"][route.path][route.method.lower()]
             success = next(int(status) for status in operation["responses"] if status.startswith("2"))
 
-            status = status_of(client, example_of(route, path))
+            status = status_of(client, route, path)
 
-            assert str(status) in operation["responses"], key
-            assert status == REFUSED.get(key, success), key
-            as_it_stands = status_of(client, example_of(route, route.target))
-            assert str(as_it_stands) in operation["responses"], key
+            as_it_stands = status_of(client, route, route.target)
+            if (
+                status != REFUSED.get(key, success)
+                or not {str(status), str(as_it_stands)} <= operation["responses"].keys()
+            ):
+                wrong[key] = (status, as_it_stands)
+    assert not wrong
 
 
 def document_example(document: Mapping[str, Any], route: Route, name: str) -> str:
