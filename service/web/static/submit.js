@@ -99,11 +99,15 @@ async function load(text, from) {
 }
 
 document.getElementById("restart").addEventListener("click", () => load(given, "what this page began with"));
-document.getElementById("template").addEventListener("change", async ({ target }) => {
+const templates = document.getElementById("template");
+let chosen = templates.value;
+templates.addEventListener("change", async ({ target }) => {
   try {
     const text = await ask("GET", `data/templates/${target.value.split("/").map(encodeURIComponent).join("/")}`);
-    await load(text, `the template ${target.value}`);
+    if (await load(text, `the template ${target.value}`)) chosen = target.value;
+    target.value = chosen;
   } catch (error) {
+    target.value = chosen;
     notify(error.message, true);
   }
 });
@@ -161,6 +165,7 @@ async function check() {
     verdict.className = "bad";
     verdict.textContent = error.problem?.errors?.length ? `${plural(problems.length, "problem")}:` : error.message;
     document.getElementById("plan").replaceChildren(element("p", "Shown when the spec is valid.", "hint"));
+    if (original) showSame("Shown when the spec is valid.");
   }
   showProblems();
   showNumbers();
@@ -238,7 +243,14 @@ function showDifferences(spec) {
     item.append(element("code", key), ": ", element("del", before.get(key) ?? "not set"), " → ", element("ins", after.get(key) ?? "not set"));
     return item;
   }));
-  document.getElementById("same").hidden = keys.length > 0;
+  showSame(keys.length ? "" : "Nothing yet.");
+}
+
+/** Says in place of the differences why there are none to be seen. */
+function showSame(text) {
+  const place = document.getElementById("same");
+  [place.textContent, place.hidden] = [text, !text];
+  if (text) document.getElementById("differences").replaceChildren();
 }
 
 // Code

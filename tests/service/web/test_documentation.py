@@ -160,6 +160,16 @@ def test_a_request_is_sent_from_the_page(console: Console, size: tuple[int, int]
     page.wait_for_selector(f"{form} .outcome.bad:has-text('404')")
 
 
+def test_examples_are_read_by_shell_and_python(console: Console) -> None:
+    page = console.open("/docs")
+    for text in page.locator("pre[aria-label='With curl']").all_text_contents():
+        words = shlex.split(text)
+        assert words[0] == "curl"
+        assert [word for word in words if word.startswith(console.service.url)], text
+    for text in page.locator("pre[aria-label*='in Python' i]").all_text_contents():
+        compile(text, "an example", "exec")
+
+
 def test_a_stream_is_shown_while_it_lasts(console: Console) -> None:
     page = console.open("/docs#GET--v1-events")
     form = "article[aria-labelledby=GET--v1-events] .try"

@@ -154,6 +154,9 @@ def test_a_clone_shows_what_differs(console: Console) -> None:
 
     page.wait_for_selector("#differences >> text=training.seed")
     assert page.locator("#differences li").all_inner_texts() == ["training.seed: 3 → 4"]
+    page.select_option("#template", "digits")
+    page.click("dialog >> text=Back")
+    assert page.input_value("#spec").count("seed: 4") == 1
     page.reload()
     page.wait_for_selector("#drafted")
     assert "seed: 4" in page.input_value("#spec")
