@@ -37,6 +37,7 @@ from service.api.body_limit import BodyLimit
 from service.api.browser_guard import BrowserGuard
 from service.api.context import Context
 from service.api.credentials import Credentials
+from service.api.examples import add_examples
 from service.api.head import HeadAsGet
 from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
@@ -103,6 +104,7 @@ def create_app(
         token_file=token_file,
     )
     app.state.context = context
+    app.state.documentation = documentation.plain_page
     app.state.metrics = Metrics(store, results, settings.storage)
     app.add_middleware(BodyLimit)
     credentials = app.state.credentials = Credentials(context)
@@ -124,12 +126,13 @@ def create_app(
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Returns FastAPI's OpenAPI document plus the schemas that no route declares."""
+    """Returns FastAPI's OpenAPI document plus the schemas and examples that no route declares."""
     if not app.openapi_schema:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         for model in (Spec, SweepRequest, ResizeRequest, problems.ProblemDocument):
             own = model.model_json_schema(ref_template=_REFERENCE)
             schemas |= own.pop("$defs", {}) | {model.__name__: own}
+        add_examples(schema)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
 router = APIRouter()
@@ -28,8 +28,14 @@ _POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; frame-ancestors 'non
 
 
 @router.get("/docs", include_in_schema=False)
-def documentation(request: Request) -> HTMLResponse:
-    """Shows every route with its parameters, bodies and answers."""
+def documentation(request: Request) -> Response:
+    """Shows every route: with the page that the console has put in place of `plain_page`, if there is one."""
+    shown: Callable[[Request], Response] = request.app.state.documentation
+    return shown(request)
+
+
+def plain_page(request: Request) -> Response:
+    """Returns every route with its parameters, bodies and answers, for an application without the console."""
     return HTMLResponse(page(request.app.openapi()), headers={"Content-Security-Policy": _POLICY})
 
 
@@ -41,7 +47,7 @@ def page(document: Mapping[str, Any]) -> str:
             f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}: REST</title>',
             f"<style>{_STYLE}</style><h1>{title}</h1><p>{escape(document['info'].get('summary', ''))}</p>",
             '<p>Errors are problem documents (RFC 9457). <a href="openapi.json">openapi.json</a></p><ul>',
-            *(f'<li><a href="#{_anchor(key)}"><code>{escape(key)}</code></a></li>' for key in keys),
+            *(f'<li><a href="#{anchor(key)}"><code>{escape(key)}</code></a></li>' for key in keys),
             "</ul>",
             *_routes(document),
             "<h1>Schemas</h1>",
@@ -58,7 +64,7 @@ def _routes(document: Mapping[str, Any]) -> Iterator[str]:
     for path, item in document["paths"].items():
         for method, operation in item.items():
             key = f"{method.upper()} {path}"
-            yield f'<h2 id="{_anchor(key)}"><code>{escape(key)}</code></h2>'
+            yield f'<h2 id="{anchor(key)}"><code>{escape(key)}</code></h2>'
             yield f"<p><b>{escape(operation.get('summary', ''))}</b></p>"
             yield f"<p>{escape(operation.get('description', ''))}</p>"
             yield from _parameters(operation.get("parameters", []))
@@ -84,7 +90,7 @@ def _content(part: Mapping[str, Any]) -> str:
     found = []
     for kind, content in part.get("content", {}).items():
         name = str(content.get("schema", {}).get("$ref", "")).rpartition("/")[2]
-        link = f' <a href="#{_anchor(name)}">{escape(name)}</a>' if name else ""
+        link = f' <a href="#{anchor(name)}">{escape(name)}</a>' if name else ""
         found.append(f"<code>{escape(kind)}</code>{link}")
     return ", ".join(found)
 
@@ -92,8 +98,9 @@ def _content(part: Mapping[str, Any]) -> str:
 def _schemas(schemas: Mapping[str, Any]) -> Iterator[str]:
     for name, schema in sorted(schemas.items()):
         text = json.dumps(schema, indent=2, ensure_ascii=False)
-        yield f'<h2 id="{_anchor(name)}">{escape(name)}</h2><pre>{escape(text)}</pre>'
+        yield f'<h2 id="{anchor(name)}">{escape(name)}</h2><pre>{escape(text)}</pre>'
 
 
-def _anchor(text: str) -> str:
+def anchor(text: str) -> str:
+    """Returns the id of what is named so, on the page of the routes."""
     return "".join(char if char.isalnum() else "-" for char in text)

@@ -37,8 +37,9 @@ def doctor(
     Works with and without a running server. Run it where the scheduler runs, to see Ray and its machines.
     """
     from service.cli import output
-    from service.doctor.diagnosis import checks, patient
+    from service.doctor.diagnosis import checks
     from service.doctor.examine import examine
+    from service.embedded.patient import patient
     from service.errors import Refused
 
     connection: Connection = ctx.obj

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from service.web import (
     compare,
+    documentation,
     job,
     job_attempts,
     job_curves,
@@ -13,14 +14,17 @@ from service.web import (
     job_normalisation,
     jobs,
     overview,
+    settings,
     signing_in,
     static_files,
+    submit,
     sweeps,
 )
 
 
 def install(app: FastAPI) -> None:
     """Adds the pages to the application that `service.api.app.create_app` has made."""
-    shared = (signing_in, static_files, overview, jobs, compare, sweeps)
+    shared = (signing_in, static_files, overview, jobs, compare, sweeps, submit, settings)
     for pages in (*shared, job, job_curves, job_logs, job_attempts, job_normalisation):
         app.include_router(pages.router)
+    app.state.documentation = documentation.documentation_page

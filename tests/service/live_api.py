@@ -242,9 +242,12 @@ def find_ray(store: Store, problem: str = "", *, nodes: Iterable[Node] = (NODE,)
 
 @contextmanager
 def live_service(
-    server: LiveServer[FaultyApp], directory: Path, *, api_key: str | None = None
+    server: LiveServer[FaultyApp], directory: Path, *, api_key: str | None = None, **more: Any
 ) -> Iterator[Service]:
-    """Has `server` serve the app over a new SQLite queue and logs in `directory`, and results in memory."""
+    """Has `server` serve the app over a new SQLite queue and logs in `directory`, and results in memory.
+
+    more: further settings.
+    """
     store = Store(f"sqlite:///{directory / 'queue.db'}")
     store.migrate()
     find_ray(store)
@@ -254,6 +257,7 @@ def live_service(
         storage=str(storage),
         secrets_key=SECRETS_KEY,
         webhook_allowed="127.0.0.1",
+        **more,
     )
     with published(token_file(server.port)) as token:
         app = create_app(settings, store, results, local_token=token)

@@ -9,6 +9,7 @@ import pytest
 
 from service.doctor import diagnosis
 from service.doctor.finding import Check, fault, ok, warning
+from service.embedded.patient import patient
 from service.embedded.processes import StackState
 from tests.service.cli.command_line import Syncbn
 
@@ -65,7 +66,7 @@ def test_the_settings_of_a_data_folder_are_those_of_its_servers(tmp_path: Path) 
     state.keep("ray", {"gcs_port": 4321})
     state.keep("mlflow", {"port": 5678})
 
-    found = diagnosis.patient(tmp_path)
+    found = patient(tmp_path)
 
     assert found.settings.ray_address == "127.0.0.1:4321"
     assert found.settings.mlflow_url == "http://127.0.0.1:5678"
