@@ -1,4 +1,4 @@
-"""When waiting jobs start: a replay of the scheduler's rules, from one end of a running job to the next. Pure.
+"""When waiting jobs start: a replay of the scheduler's rules, from one end of a job to the next. Pure.
 
 Every start in the replay is decided by the functions that `schedule` uses, on the machines as `schedule`
 would see them then. With exact lengths, and until other jobs are submitted, the estimates are exact. Two
@@ -9,25 +9,27 @@ another does so at once.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from service.backends.cluster import Node
 from service.jobs.job import Job, State
+from service.jobs.lengths import Length
 from service.jobs.sweep import SweepLimits
 from service.scheduling import capacity, preemption, sweep_limits
 from service.scheduling.allocation import allocate_least, fitting, in_order
-from service.scheduling.capacity import Amount, Demand
-from service.scheduling.lengths import Length
+from service.scheduling.capacity import Demand, Machines, Worker
 from service.scheduling.reasons import count
 
 FIRST = 200
 """Of how many jobs at the head of the queue the start is estimated."""
+TOO_FAR = f"more than {FIRST} jobs ahead"
 SECONDS_TO_STOP = 5.0
 """How long a job that was asked to stop is taken to need for its checkpoint."""
 
-_MOST_VISITS = 200_000  # of machines and running jobs, in all: about half a second
+_MOST_VISITS = 60_000  # of machines and running jobs, in all: about half a second
 _NO_SWEEPS: Mapping[str, SweepLimits] = MappingProxyType({})
 _NONE: Mapping[str, float] = MappingProxyType({})
 _NO_REASONS: Mapping[str, str] = MappingProxyType({})
@@ -99,15 +101,17 @@ class _Replay:
         self.fits_ever = fitting(self.cluster)
         self.total = capacity.total(machine.total for machine in self.cluster)
         self._active: set[str] = set()
+        self._held: Counter[tuple[Worker, int]] = Counter()
+        self._occupied: dict[frozenset[tuple[tuple[Worker, int], int]], Machines] = {}
 
     def take(self, active: Iterable[Job]) -> None:
         """Adds the jobs that run at the beginning."""
         for job in active:
             self._active.add(job.id)
             if job.stopping and job.state is not State.PREEMPTING:
-                self.running[job.id], self.ends[job.id] = job, SECONDS_TO_STOP
+                self._run(job, Length(seconds=SECONDS_TO_STOP))
                 continue
-            self._run(job)
+            self._run(job, self.lengths.get(job.id))
             if job.state is State.PREEMPTING:  # it restarts with its minimum
                 self._shrink(job)
 
@@ -132,12 +136,11 @@ class _Replay:
             running = list(self.running.values())
             no_place = sweep_limits.held(ready, running, self.sweeps, fits_ever=self.fits_ever)
             ready = [job for job in ready if job.id not in no_place]
-            self._visits += len(self.nodes) + len(running)
-            allocation = allocate_least(ready, capacity.occupied(self.nodes, running), self.cluster)
+            allocation = allocate_least(ready, self._machines(), self.cluster)
             for job in ready:
                 if workers := allocation.workers.get(job.id):
                     self._found(job)
-                    self._run(replace(job, state=State.RUNNING, workers=workers))
+                    self._run(replace(job, state=State.RUNNING, workers=workers), self.lengths.get(job.id))
             self.waiting = [job for job in self.waiting if job.id not in allocation.workers]
             # A job that has started makes room in its sweep for none, so only a shrinking job repeats this.
             if allocation.blocked is None or not self._make_room(allocation.blocked, ready):
@@ -150,9 +153,18 @@ class _Replay:
             because = "when its wait after a failure ends"
         self.found[job.id] = Estimate(seconds=self.now, because=because, at_latest=at_latest)
 
-    def _run(self, job: Job) -> None:
-        length = self.lengths.get(job.id)
+    def _machines(self) -> Machines:
+        """Returns the machines with what runs on them: in a steady state the same again and again."""
+        self._visits += len(self.nodes)
+        key = frozenset(self._held.items())
+        if key not in self._occupied:
+            self._visits += len(self.running)
+            self._occupied[key] = capacity.occupied(self.nodes, self.running.values())
+        return self._occupied[key]
+
+    def _run(self, job: Job, length: Length | None) -> None:
         self.running[job.id] = job
+        self._hold(job, 1)
         self.ends[job.id] = math.inf if length is None else self.now + length.seconds
         if length is None or length.at_most:
             self.loose.add(job.id)
@@ -173,7 +185,9 @@ class _Replay:
     def _shrink(self, job: Job) -> None:
         least = Demand.of(job).least
         slower = (job.workers or least) / least
+        self._hold(job, -1)
         self.running[job.id] = replace(job, workers=least, state=State.RUNNING)
+        self._hold(self.running[job.id], 1)
         self.ends[job.id] = self.now + (self.ends[job.id] - self.now) * slower
 
     # Time
@@ -190,12 +204,13 @@ class _Replay:
             may_matter = then in waits or any(self.running[each].sweep_id in self.sweeps for each in ended)
             for job_id in ended:
                 self._end(job_id)
-            # The head of the queue keeps those behind it waiting, so ends that leave too little change nothing.
+            # The head keeps those behind it waiting: as long as too little is free for it, nothing starts.
             if may_matter or blocked is None or self._may_fit(blocked):
                 return True
 
     def _end(self, job_id: str) -> None:
         job = self.running.pop(job_id)
+        self._hold(job, -1)
         del self.ends[job_id]
         self._at_latest |= job_id in self.loose
         self.loose.discard(job_id)
@@ -208,10 +223,19 @@ class _Replay:
         """Returns whether enough is free in total. Cheap, and never False for a job that fits."""
         demand = Demand.of(job)
         need = demand.each * demand.least
-        free = self.total - capacity.total(map(_share, self.running.values()))
+        free = self.total - capacity.total(
+            worker.amount * (n * times) for (worker, n), times in self._held.items()
+        )
         # Of what it does not need, nothing has to be free: too much may be held after a machine was lost.
         pairs = ((free.cpus, need.cpus), (free.gpus, need.gpus), (free.memory, need.memory))
         return all(has >= needs for has, needs in pairs if needs)
+
+    def _hold(self, job: Job, change: int) -> None:
+        demand = Demand.of(job)
+        gang = demand.worker, demand.least if job.workers is None else job.workers
+        self._held[gang] += change
+        if not self._held[gang]:
+            del self._held[gang]
 
     # The end
 
@@ -227,8 +251,3 @@ class _Replay:
             if job_id not in self.lengths:
                 return f"the length of job {job_id} is not known"
         return "not known yet"
-
-
-def _share(job: Job) -> Amount:
-    demand = Demand.of(job)
-    return demand.each * (demand.least if job.workers is None else job.workers)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from service.jobs.expected import ExpectedStart
+
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 _BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -25,6 +27,19 @@ def duration(seconds: float | None) -> str:
             rest = left % size // smaller
             return f"{left // size} {unit}" + (f" {rest} {name}" if rest else "")
     return f"{left} s"
+
+
+def expected(start: ExpectedStart | None) -> str:
+    """Returns when a job is expected to start, as "in about 12 min, when job X ends"; "" if not known."""
+    if start is None:
+        return ""
+    now = datetime.now(UTC)
+    start = start.shown(now)
+    if start.at is None:
+        return start.because
+    seconds = (start.at - now).total_seconds()
+    exact = max(round(seconds / 5), 1) * 5 if seconds < 57.5 else round(seconds / 60) * 60
+    return f"{'at the latest ' if start.at_latest else ''}in about {duration(exact)}, {start.because}"
 
 
 def age(moment: datetime | None) -> str:
@@ -100,6 +115,7 @@ def plural(amount: float, noun: str) -> str:
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "age": age,
+    "expected": expected,
     "moment": moment,
     "day_and_time": day_and_time,
     "number": number,

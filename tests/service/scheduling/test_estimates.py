@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.backends.cluster import Node
 from service.jobs.job import Job, State
+from service.jobs.lengths import Length
 from service.jobs.sweep import SweepLimits
 from service.scheduling import capacity, estimates
 from service.scheduling.allocation import fitting
 from service.scheduling.estimates import FIRST, Estimate, estimate
-from service.scheduling.lengths import Length
 from service.scheduling.scheduler import Start, schedule
 from tests.service.examples import make_job
 from tests.service.scheduling.test_scheduler import node
@@ -23,8 +24,8 @@ from tests.service.scheduling.test_scheduler import node
 SWEEPS = {"s" + "0" * 20: SweepLimits(max_running=1), "s" + "1" * 20: SweepLimits(max_running=2)}
 
 
-def running(workers: int = 1, **changes: object) -> Job:
-    return make_job(workers, state=State.RUNNING, granted=workers, **changes)  # type: ignore[arg-type]
+def running(workers: int = 1) -> Job:
+    return make_job(workers, state=State.RUNNING, granted=workers)
 
 
 def known(**seconds: float) -> dict[str, Length]:
@@ -49,7 +50,7 @@ def situations(draw: st.DrawFn) -> tuple[list[Job], list[Job], list[Node]]:
 
     def job(state: State) -> Job:
         workers, gpus = draw(st.integers(1, 3)), draw(st.sampled_from([0, 0, 0, 1]))
-        labels = {"node_labels": {"zone": draw(zones())}} if draw(st.booleans()) else {}
+        labels: dict[str, Any] = {"node_labels": {"zone": draw(zones())}} if draw(st.booleans()) else {}
         granted = None if state is State.QUEUED else workers
         made = make_job(
             workers,
@@ -133,9 +134,7 @@ def test_a_length_that_is_not_known_is_named() -> None:
 
     found = estimate([first, second], [active], [node(cpus=4)], lengths=of(active, 9))
     assert found[first.id].seconds == 9
-    assert found[second.id] == Estimate(
-        seconds=None, because=f"the length of job {first.id} is not known"
-    )
+    assert found[second.id] == Estimate(seconds=None, because=f"the length of job {first.id} is not known")
 
 
 def test_after_a_limit_jobs_start_at_the_latest() -> None:
@@ -214,7 +213,7 @@ def test_only_the_head_of_a_long_queue_is_estimated() -> None:
 
     found = estimate(queue, [], [node(cpus=4)], lengths={job.id: Length(seconds=1) for job in queue})
 
-    assert list(found) and set(found) == {job.id for job in queue[:FIRST]}
+    assert set(found) == {job.id for job in queue[:FIRST]}
     assert found[queue[FIRST - 1].id].seconds == FIRST // 4 - 1
 
 

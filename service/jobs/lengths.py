@@ -1,4 +1,4 @@
-"""How long jobs take: from their measured speed, from jobs like them that have ended, from time limits. Pure."""
+"""How long jobs take: by their measured speed, by jobs like them that ended, by time limits. Pure."""
 
 from __future__ import annotations
 
@@ -95,9 +95,11 @@ def _median(plan: Plan | None, like: Iterable[Succeeded]) -> float:
 def of_active(job: Job, ran: float, history: History) -> Length | None:
     """Returns how long an active job still holds its workers; None: nothing is known.
 
-    ran: the seconds that all its starts ran so far. One that takes longer than jobs like it may take any time.
+    ran: the seconds that all its starts ran so far. One that has taken longer than jobs like it may take any
+    time.
     """
-    return _limited(job, ran, _eta(job) if _eta(job) is not None else _rest(history.of(job), ran))
+    eta = _eta(job)
+    return _limited(job, ran, _rest(history.of(job), ran) if eta is None else eta)
 
 
 def of_queued(job: Job, history: History) -> Length | None:
