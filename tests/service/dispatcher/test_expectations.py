@@ -153,9 +153,8 @@ def test_only_notable_changes_are_written(world: World, at: Callable[[float], da
     assert before.first == before.at
 
 
-def test_nothing_is_computed_while_nothing_changes(
-    world: World, at: Callable[[float], datetime], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("at")
+def test_nothing_is_computed_while_nothing_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = list[int]()
     real = expectations.estimate
 
@@ -184,9 +183,8 @@ def test_nothing_is_computed_while_nothing_changes(
     assert len(calls) > computed
 
 
-def test_a_job_that_starts_or_leaves_the_queue_has_no_estimate_any_more(
-    world: World, at: Callable[[float], datetime]
-) -> None:
+@pytest.mark.usefixtures("at")
+def test_a_job_that_starts_or_leaves_the_queue_has_no_estimate_any_more(world: World) -> None:
     first = world.running(resources=ALL)
     train(world, first, 100)
     second, paused, cancelled = (world.create(resources=ALL) for _ in range(3))
@@ -245,9 +243,8 @@ def test_another_scheduler_goes_on_with_what_is_written(
     assert expected(world, second) == replace(before, at=at(0) + timedelta(seconds=300))
 
 
-def test_a_job_that_others_have_pushed_back_too_far_loses_its_estimate(
-    world: World, at: Callable[[float], datetime]
-) -> None:
+@pytest.mark.usefixtures("at")
+def test_a_job_that_others_have_pushed_back_too_far_loses_its_estimate(world: World) -> None:
     first = world.running(resources=ALL)
     train(world, first, 100)
     second = world.create(resources=ALL)
@@ -263,8 +260,9 @@ def test_a_job_that_others_have_pushed_back_too_far_loses_its_estimate(
     assert world.look(second).expected is None
 
 
+@pytest.mark.usefixtures("at")
 def test_a_database_that_does_not_answer_costs_no_round(
-    world: World, at: Callable[[float], datetime], monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = world.running(resources=ALL)
     train(world, first, 100)
