@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median, quantiles
+from typing import Any
 
 from benchmarks import jobs
 from benchmarks.progress import progress
@@ -73,7 +74,7 @@ def _watched(client: Client, number: int) -> tuple[list[Job], Mapping[str, list[
     return [client.job(job_id) for job_id in submitted], reads
 
 
-def _spec(steps: int) -> object:
+def _spec(steps: int) -> Any:
     return jobs.digits(
         "name=estimated",
         "resources.workers=1",
@@ -117,12 +118,12 @@ def _result(ended: Sequence[Job], starts: Mapping[str, datetime], reads: Mapping
         rows=rows,
         samples=samples,
         notes=[
-            f"{len(ended)} jobs of recipes/digits.yaml with one worker of 1 CPU and {STEPS[0]} to {STEPS[-1]} "
-            f"steps (one of {', '.join(map(str, STEPS))}, drawn with seed {SEED}), all submitted at once under "
-            "one name. No job of this name has run before, so the first estimates of jobs far behind come "
-            "when the first jobs have ended.",
-            f"GET /v1/queue is read every {EVERY_SECONDS:g} s; an estimate that says `at the latest` does not "
-            f"count. {len(pairs[FIRST])} of {len(ended)} jobs had an estimate before they started; jobs "
+            f"{len(ended)} jobs of recipes/digits.yaml with one worker of 1 CPU and "
+            f"{', '.join(map(str, STEPS[:-1]))} or {STEPS[-1]} steps, drawn with seed {SEED}, all "
+            "submitted at once under one name. No job of this name has run before, so the first estimates of "
+            "jobs far behind come when the first jobs have ended.",
+            f"GET /v1/queue is read every {EVERY_SECONDS:g} s; an estimate of a start at the latest does "
+            f"not count. {len(pairs[FIRST])} of {len(ended)} jobs had an estimate before they started; jobs "
             f"waited {median(waits):.0f} s in the median and {max(waits):.0f} s at most.",
             "A start is the moment at which the scheduler launches the job. The error as a part of the "
             "waiting time: of the time from the reading to the start, taken as at least "

@@ -18,7 +18,7 @@ from service.jobs import measures
 from service.jobs.expected import ExpectedStart
 from service.jobs.job import Job, State, utc_now
 from service.queue.store import Store
-from service.scheduling.estimates import FIRST
+from service.scheduling.estimates import FIRST, estimate
 from tests.service.world import World
 
 ALL = {"workers": 4}
@@ -156,7 +156,7 @@ def test_only_notable_changes_are_written(world: World, at: Callable[[float], da
 @pytest.mark.usefixtures("at")
 def test_nothing_is_computed_while_nothing_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = list[int]()
-    real = expectations.estimate
+    real = estimate
 
     def counted(*args: Any, **more: Any) -> Any:
         calls.append(1)
