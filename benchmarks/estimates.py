@@ -21,7 +21,7 @@ from benchmarks.servers import embedded_stack
 from service.client import Client, Job
 
 JOBS, QUICK_JOBS = 24, 6
-STEPS = (50, 150, 300, 600)
+STEPS = (30, 60, 120, 240)
 """Numbers of steps of which each job has one."""
 SEED = 0
 EVERY_SECONDS = 1.0
@@ -71,7 +71,10 @@ def _watched(client: Client, number: int) -> tuple[list[Job], Mapping[str, list[
             if start is not None and start.at is not None and not start.at_latest:
                 reads[job.id].append(Read(read_at=now, left=(start.at - now).total_seconds()))
         time.sleep(EVERY_SECONDS)
-    return [client.job(job_id) for job_id in submitted], reads
+    ended = [client.job(job_id) for job_id in submitted]
+    if failed := [job for job in ended if job.state != "succeeded"]:
+        raise RuntimeError(f"job {failed[0].id} is {failed[0].state}: {failed[0].reason}")
+    return ended, reads
 
 
 def _spec(steps: int) -> Any:
@@ -120,8 +123,8 @@ def _result(ended: Sequence[Job], starts: Mapping[str, datetime], reads: Mapping
         notes=[
             f"{len(ended)} jobs of recipes/digits.yaml with one worker of 1 CPU and "
             f"{', '.join(map(str, STEPS[:-1]))} or {STEPS[-1]} steps, drawn with seed {SEED}, all "
-            "submitted at once under one name. No job of this name has run before, so the first estimates of "
-            "jobs far behind come when the first jobs have ended.",
+            "submitted at once under one name. No job of this name has run before, so the first estimates "
+            "come when the first jobs train.",
             f"GET /v1/queue is read every {EVERY_SECONDS:g} s; an estimate of a start at the latest does "
             f"not count. {len(pairs[FIRST])} of {len(ended)} jobs had an estimate before they started; jobs "
             f"waited {median(waits):.0f} s in the median and {max(waits):.0f} s at most.",

@@ -95,13 +95,13 @@ class Expectations:
         return any(abs(end - self._ends[each]) > max(1.0, 0.05 * (end - now)) for each, end in ends.items())
 
     def _of_active(self, active: Sequence[Job], attempts: Mapping[str, Status]) -> dict[str, Length]:
-        found = {}
+        ran = {job.id: job.ran_seconds for job in active}
         for job in active:
-            status = attempts.get(name_of(job))
-            ran = job.ran_seconds + (status.seconds if status is not None else 0.0)
-            if (length := of_active(job, ran, self._history)) is not None:
-                found[job.id] = length
-        return found
+            if (status := attempts.get(name_of(job))) is not None:
+                ran[job.id] += status.seconds
+        self._history.set_running((job, ran[job.id]) for job in active)
+        lengths = {job.id: of_active(job, ran[job.id], self._history) for job in active}
+        return {job_id: length for job_id, length in lengths.items() if length is not None}
 
     def _of_queued(self, queue: Queue) -> dict[str, Length]:
         self._history.add(self._store.succeeded(self._history.latest))

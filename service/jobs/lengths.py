@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
@@ -41,22 +41,34 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Succeeded:
-    """A job that has succeeded. seconds: how long all its starts ran, together."""
+class Measured:
+    """A job whose length is known. seconds: how long all its starts run, together."""
 
     job_id: str
     name: str
     sweep_id: str | None
     seconds: float
     plan: Plan | None
+
+    @property
+    def kinds(self) -> Iterator[Hashable]:
+        """What jobs like it have in common, the nearest first."""
+        return _kinds(self.sweep_id, self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Succeeded(Measured):
+    """A job that has succeeded."""
+
     finished_at: datetime
 
 
 class History:
-    """The lengths of the jobs that have succeeded lately, by sweep and by name."""
+    """The lengths of jobs by sweep and name: of those that succeeded lately, until then of those that run."""
 
     def __init__(self, ended: Iterable[Succeeded] = ()) -> None:
         self._like: dict[Hashable, deque[Succeeded]] = defaultdict(lambda: deque(maxlen=LIKE_IT))
+        self._running: dict[Hashable, list[Measured]] = {}
         self.latest: datetime | None = None
         self._latest_ids: set[str] = set()
         self.add(ended)
@@ -69,22 +81,41 @@ class History:
             elif job.finished_at < self.latest or job.job_id in self._latest_ids:
                 continue
             self._latest_ids.add(job.job_id)
-            self._like["name", job.name].append(job)
-            if job.sweep_id is not None:
-                self._like["sweep", job.sweep_id].append(job)
+            for kind in job.kinds:
+                self._like[kind].append(job)
+
+    def set_running(self, active: Iterable[tuple[Job, float]]) -> None:
+        """Replaces the jobs that run, each with the seconds that it has run. Those without an estimate of
+        their end say nothing.
+        """
+        self._running = defaultdict(list)
+        for job, ran in active:
+            if (eta := _eta(job)) is not None:
+                plan = Plan.of(job.spec.get("training"))
+                measured = Measured(
+                    job_id=job.id, name=job.name, sweep_id=job.sweep_id, seconds=ran + eta, plan=plan
+                )
+                for kind in measured.kinds:
+                    self._running[kind].append(measured)
 
     def of(self, job: Job) -> float | None:
-        """Returns the median length of the last jobs of its sweep, or else of its name; None: there are none.
+        """Returns the median length of jobs of its sweep, or else of its name; None: there are none.
 
         Lengths are scaled by the steps or epochs of the job where theirs are planned in the same unit.
         """
-        for key in (("sweep", job.sweep_id), ("name", job.name)):
-            if like := self._like.get(key):
+        for kind in _kinds(job.sweep_id, job.name):
+            if like := self._like.get(kind) or self._running.get(kind):
                 return _median(Plan.of(job.spec.get("training")), like)
         return None
 
 
-def _median(plan: Plan | None, like: Iterable[Succeeded]) -> float:
+def _kinds(sweep_id: str | None, name: str) -> Iterator[Hashable]:
+    if sweep_id is not None:
+        yield "sweep", sweep_id
+    yield "name", name
+
+
+def _median(plan: Plan | None, like: Iterable[Measured]) -> float:
     like = list(like)
     alike = [each for each in like if plan and each.plan and each.plan.unit == plan.unit]
     if plan is None or not alike:

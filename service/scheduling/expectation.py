@@ -31,6 +31,7 @@ def expected_start(
     first = in_order([*queue, job])[:FIRST]
     if job not in first:
         return ExpectedStart(at=None, because=TOO_FAR)
+    history.set_running((each, ran_so_far(each, now)) for each in active)
     lengths = {each.id: of_active(each, ran_so_far(each, now), history) for each in active}
     lengths |= {each.id: of_queued(each, history) for each in first}
     found = estimate(

@@ -63,7 +63,7 @@ def test_the_head_is_expected_when_the_running_job_ends(
 ) -> None:
     first = world.running(resources=ALL)
     train(world, first, 720)
-    second, third = world.create(resources=ALL), world.create(resources=ALL)
+    second, third = (world.create(name="another", resources=ALL) for _ in range(2))
 
     world.round()
     pass_time(world)
@@ -98,6 +98,24 @@ def test_queued_jobs_take_as_long_as_jobs_of_their_name_scaled_by_their_epochs(
     assert expected(world, longer).at == at(0) + timedelta(seconds=10)
     assert expected(world, last).at == at(0) + timedelta(seconds=310)
     assert expected(world, last).because == "after 1 job ahead of it"
+
+
+def test_until_one_of_its_name_has_ended_one_that_trains_says_how_long_it_takes(
+    world: World, at: Callable[[float], datetime]
+) -> None:
+    def like(epochs: int) -> dict[str, Any]:
+        return {"name": "same", "resources": ALL, "training": {"max_epochs": epochs}}
+
+    running = world.running(**like(2))
+    world.cluster.set_seconds(world.name(running), 20.0)
+    train(world, running, 80)
+    longer, last = world.create(**like(6)), world.create(**like(1))
+
+    world.round()
+    pass_time(world)
+
+    assert expected(world, longer).at == at(0) + timedelta(seconds=80)
+    assert expected(world, last).at == at(0) + timedelta(seconds=80 + 300)
 
 
 def test_a_time_limit_says_when_it_starts_at_the_latest(
