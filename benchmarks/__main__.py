@@ -30,6 +30,7 @@ BENCHMARKS = {
     "steps": "steps per second with checkpoints and tracking, against plain DDP and an earlier version",
     "capacity": "the load that one API, one PostgreSQL, one scheduler and one MLflow carry",
     "queue": "submissions per second, lists of up to a million jobs, memory; peers: bare inserts, Ray Jobs",
+    "estimates": "how far the estimated starts of waiting jobs are from the actual ones",
     "console": "first paint and size of the pages of the console with 10,000 jobs, cost of open pages",
     "samples_per_device": "test error of BatchNorm and SyncBatchNorm, the same batches on 1 to 16 devices",
 }

@@ -7,8 +7,10 @@ from typing import Self
 
 from pydantic import Field
 
-from service.api.schemas import Document, Total, shown_wait
+from service.api.schemas import Document, ExpectedStartDocument, Total, shown_wait
+from service.jobs.expected import ExpectedStart
 from service.queue.queue_pages import QueuedJob, QueuedPage
+from service.scheduling.estimates import FIRST, TOO_FAR
 from training.spec import Resources
 
 
@@ -22,6 +24,7 @@ class WaitingDocument(Document):
     reason: str
     needs: Total = Field(description="For the smallest number of workers that it starts with")
     not_before: datetime | None = Field(description="When it may start again after a failure; null: it may")
+    expected_start: ExpectedStartDocument | None = Field(description="null: no estimate has been made yet")
     created_at: datetime
 
     @classmethod
@@ -36,8 +39,14 @@ class WaitingDocument(Document):
             reason=job.reason,
             needs=Total.of(resources.min_workers, resources),
             not_before=shown_wait(job),
+            expected_start=ExpectedStartDocument.of(job.expected or _too_far(job.position)),
             created_at=job.created_at,
         )
+
+
+def _too_far(position: int) -> ExpectedStart | None:
+    """Returns why there is no estimate for a job at this position; None: there will be one."""
+    return ExpectedStart(at=None, because=TOO_FAR) if position > FIRST else None
 
 
 class QueuePage(Document):

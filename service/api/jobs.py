@@ -27,6 +27,7 @@ from service.backends.tracking import Results
 from service.errors import Unavailable
 from service.jobs.job import Job, State
 from service.queue import lease
+from service.scheduling.expectation import expected_start
 from service.scheduling.scheduler import forecast
 from service.start_from import resolved
 from training.spec import Spec
@@ -144,8 +145,11 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     except Unavailable as error:
         return ValidationDocument.of(spec, None, str(error), notes)
     sweeps = services.store.sweep_limits(queue)
-    expected = forecast(spec, queue, active, nodes, now=scheduler.clock, sweeps=sweeps)
-    return ValidationDocument.of(spec, expected, expected.reason, notes)
+    fits = forecast(spec, queue, active, nodes, now=scheduler.clock, sweeps=sweeps)
+    expected = None
+    if fits.fits_ever and not fits.fits_now:
+        expected = expected_start(spec, queue, active, nodes, sweeps, services.store.succeeded())
+    return ValidationDocument.of(spec, fits, fits.reason, notes, expected)
 
 
 @router.get(

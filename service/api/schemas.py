@@ -12,8 +12,9 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.showable import showable
+from service.jobs.expected import ExpectedStart
 from service.jobs.failures import FailureClass, class_of
-from service.jobs.job import Job, State
+from service.jobs.job import Job, State, utc_now
 from service.queue.queue_pages import QueuedJob
 from service.queue.stored_events import JobEvent
 from service.scheduling.scheduler import Forecast
@@ -83,6 +84,24 @@ class CommandDocument(Document):
     at: datetime
 
 
+class ExpectedStartDocument(Document):
+    """When a waiting job is expected to start, and why then."""
+
+    at: datetime | None = Field(description="Never in the past; null: soon, or not known, as `because` says")
+    because: str = Field(
+        description="What lets it start then, or why nothing is known",
+        examples=["when job j1k0w1qk530wdg8e15q54 ends"],
+    )
+    at_latest: bool = Field(
+        description="Whether it may start earlier: of a job before it only a limit is known, or nothing"
+    )
+
+    @classmethod
+    def of(cls, expected: ExpectedStart | None) -> Self | None:
+        """Returns the document of an estimate as of now; None if there is none."""
+        return None if expected is None else cls.model_validate(expected.shown(utc_now()))
+
+
 class JobDocument(Document):
     """One job."""
 
@@ -107,6 +126,9 @@ class JobDocument(Document):
     failures: int = Field(description="Retries used so far; `spec.retries` limits them")
     last_failure: LastFailureDocument | None = Field(description="null: none since it was queued or retried")
     not_before: datetime | None = Field(description="When it may start again after a failure; null: it may")
+    expected_start: ExpectedStartDocument | None = Field(
+        description="null: it does not wait, or no estimate has been made of it"
+    )
     ended_by: str | None = Field(
         description="Who ended it: `job` itself, the `scheduler` that gave it up, its `time limit`, or the "
         "name of the user, empty if it is not known; null: it has not ended"
@@ -138,6 +160,7 @@ class JobDocument(Document):
             sweep=job.sweep_id,
             last_failure=LastFailureDocument.of(job),
             not_before=shown_wait(job),
+            expected_start=ExpectedStartDocument.of(job.expected),
             removed=job.removed.names,
         )
 
@@ -155,7 +178,10 @@ def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float | None]:
     }
 
 
-_NOT_FROM_JOB = {"spec", "progress", "metrics", "mlflow", "sweep", "last_failure", "not_before", "removed"}
+_NOT_FROM_JOB = {
+    *("spec", "progress", "metrics", "mlflow", "sweep", "last_failure", "not_before", "removed"),
+    "expected_start",
+}
 _FROM_JOB = [name for name in JobDocument.model_fields if name not in _NOT_FROM_JOB]
 
 
@@ -313,13 +339,23 @@ class ValidationDocument(Document):
     fits_now: bool | None = Field(description="Whether it would start at once; null: unknown")
     fits_ever: bool | None = Field(description="Whether it fits on the empty cluster; null: unknown")
     reason: str = Field(description="Why it would wait")
+    expected_start: ExpectedStartDocument | None = Field(
+        description="null: it would start at once, or the cluster does not answer"
+    )
     notes: list[str] = Field(
         default_factory=list,
         description="What becomes of arguments of Lightning that the spec gives, and what holds for a script",
     )
 
     @classmethod
-    def of(cls, spec: Spec, forecast: Forecast | None, reason: str, notes: list[str]) -> Self:
+    def of(
+        cls,
+        spec: Spec,
+        forecast: Forecast | None,
+        reason: str,
+        notes: list[str],
+        expected: ExpectedStart | None = None,
+    ) -> Self:
         """Returns the document for a valid spec. `forecast`: None if the cluster does not answer."""
         resources = spec.resources
         workers = forecast.workers if forecast else resources.min_workers
@@ -331,6 +367,7 @@ class ValidationDocument(Document):
             fits_now=forecast.fits_now if forecast else None,
             fits_ever=forecast.fits_ever if forecast else None,
             reason=reason,
+            expected_start=ExpectedStartDocument.of(expected),
             notes=notes,
         )
 

@@ -59,6 +59,7 @@ def queue_columns() -> list[Column]:
         Column(name="NEEDS", worth=50),
         Column(name="WAITING", worth=60),
         Column(name="SINCE", worth=30),
+        Column(name="STARTS", worth=65, least=16),
         Column(name="REASON", worth=90, least=36),
     ]
 
@@ -66,6 +67,7 @@ def queue_columns() -> list[Column]:
 def queue_row(job: Waiting, short: Callable[[str], str]) -> list[Cell]:
     """Returns a waiting job's cells. short: shortens an id."""
     from service.cli import output
+    from service.cli.expected import expected
     from service.cli.times import age, date
 
     return [
@@ -76,6 +78,7 @@ def queue_row(job: Waiting, short: Callable[[str], str]) -> list[Cell]:
         output.total(job.needs),
         age(job.created_at),
         date(job.created_at),
+        expected(job.expected_start),
         output.clean(job.reason or ""),
     ]
 

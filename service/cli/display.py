@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from service.cli.expected import expected
 from service.cli.output import clean, duration, fields, metric, sorted_metrics, state
 from service.client import Client, ClientError, Job
 from training.metric_names import is_detail
@@ -38,12 +39,15 @@ def follow(client: Client, job_id: str, console: Console) -> Job:
 
 
 def _watch_lines(client: Client, job_id: str, console: Console) -> Job:
-    last_status, last_progress, printed_at = "", "", -math.inf
+    last_status, last_progress, last_because, printed_at = "", "", "", -math.inf
     outages = _OutageReporter(console)
     for job in client.follow(job_id, on_retry=outages.note):
         if not job.ended and (status := _status(job)) != last_status:
             console.print(status)
             last_status = status
+        if job.expected_start is not None and job.expected_start.because != last_because:
+            console.print(_expected(job), style="dim")
+            last_because = job.expected_start.because
         line = progress_line(job)
         if line and line != last_progress and time.monotonic() - printed_at >= _LINE_SECONDS:
             console.print(line)
@@ -55,6 +59,12 @@ def _status(job: Job) -> str:
     """Returns the state and the reason, or the reason alone if it begins with the state."""
     reason = clean(job.reason or "")
     return reason if reason.startswith(job.state) else ": ".join(filter(None, [job.state, reason]))
+
+
+def _expected(job: Job) -> str:
+    """Returns when the job is expected to start; empty unless it waits."""
+    start = expected(job.expected_start)
+    return f"starts {start}" if start and job.expected_start and job.expected_start.at else start
 
 
 def progress_line(job: Job) -> str:
@@ -129,6 +139,8 @@ class _View:
         parts: list[RenderableType] = [self._title(job)]
         if job.reason and job.state != "running":
             parts.append(Text(f"  {clean(job.reason)}", style="dim"))
+        if start := _expected(job):
+            parts.append(Text(f"  {start}", style="dim"))
         if job.progress is not None:
             parts.append(self._bar(job))
         if job.metrics:

@@ -38,6 +38,7 @@ def show(ctx: typer.Context, job_id: JobOrSweepId, as_json: AsJson = False) -> N
 
 def _print_job(job: Job, changes: list[JobEvent]) -> None:
     from service.cli import display, output
+    from service.cli.expected import expected
     from training.spec import SCRIPT_NOTE
 
     screen = output.console()
@@ -57,6 +58,7 @@ def _print_job(job: Job, changes: list[JobEvent]) -> None:
         ("last command", _command(job)),
         ("last failure", _failure(job)),
         ("not before", moment(job.not_before)),
+        ("starts", expected(job.expected_start) or None),
         ("removed", ", ".join(job.removed)),
         ("took" if job.ended else "running for", _took(job)),
         ("spent", _times(job, changes)),

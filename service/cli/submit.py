@@ -152,9 +152,13 @@ def _shares(shares: list[int]) -> str:
 
 
 def _when(answer: Validation) -> str:
+    from service.cli.expected import expected
+
     if answer.fits_ever is False:
         return "never on this cluster as it is"
-    return {True: "now", False: "when there is room", None: "unknown"}[answer.fits_now]
+    if answer.fits_now is False:
+        return expected(answer.expected_start) or "when there is room"
+    return "now" if answer.fits_now else "unknown"
 
 
 def schema(

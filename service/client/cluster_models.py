@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from service.client.models import Answer, Total
+from service.client.models import Answer, ExpectedStart, Total
 
 
 class Waiting(Answer):
@@ -14,7 +14,8 @@ class Waiting(Answer):
 
     position: counted from 1, which starts first. priority: higher ones start first. reason: why the job
     waits. needs: for the least number of workers with which it starts. created_at: with a time zone, UTC.
-    not_before: when it may start again after a failure; None if it need not wait.
+    not_before: when it may start again after a failure; None if it need not wait. expected_start: None if it
+    has not been estimated.
     """
 
     position: int
@@ -25,6 +26,7 @@ class Waiting(Answer):
     needs: Total
     created_at: datetime
     not_before: datetime | None = None
+    expected_start: ExpectedStart | None = None
 
 
 class QueuePage(Answer):

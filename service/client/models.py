@@ -87,6 +87,18 @@ class Run(Answer):
     url: str | None = None
 
 
+class ExpectedStart(Answer):
+    """When a waiting job is expected to start.
+
+    at: with a time zone, UTC; None: soon, or not known. because: what lets it start then, or why nothing is
+    known. at_latest: it may start earlier.
+    """
+
+    at: datetime | None = None
+    because: str = ""
+    at_latest: bool = False
+
+
 class Job(Answer):
     """One job, as it was when the server answered.
 
@@ -98,7 +110,8 @@ class Job(Answer):
     the first step. metrics: the latest value of each; None for one that is not finite. error: None unless the
     job has failed. mlflow: None before the run is made. sweep: the id of its sweep; None if it is in
     none. failures: retries used so far. last_failure: None if there is none since it was queued or retried.
-    not_before: when it may start again after a failure; None if it need not wait. ended_by: "job",
+    not_before: when it may start again after a failure; None if it need not wait. expected_start: None
+    unless it waits and the scheduler has estimated it. ended_by: "job",
     "scheduler", "time limit" or the name of a user, "" if that is not known; None if it has not ended.
     last_command: None if no command has changed it. removed: what retention has removed of it. user: of the
     API key that submitted it; None: of none.
@@ -125,6 +138,7 @@ class Job(Answer):
     failures: int = 0
     last_failure: LastFailure | None = None
     not_before: datetime | None = None
+    expected_start: ExpectedStart | None = None
     ended_by: str | None = None
     last_command: Command | None = None
     removed: list[str] = []
@@ -256,7 +270,8 @@ class Validation(Answer):
     in. resources: what the job would get now; if it has to wait, what it needs. shares: the number of samples
     of each worker in a global batch; None for very many workers. fits_now, fits_ever: whether it would start
     at once, and whether it fits on the empty cluster; None while the cluster does not answer. reason: why it
-    would wait. notes: sentences about what becomes of arguments of Lightning that the spec gives.
+    would wait. expected_start: when it would start; None if at once.
+    notes: sentences about what becomes of arguments of Lightning that the spec gives.
     """
 
     valid: bool
@@ -266,6 +281,7 @@ class Validation(Answer):
     fits_now: bool | None = None
     fits_ever: bool | None = None
     reason: str | None = None
+    expected_start: ExpectedStart | None = None
     notes: list[str] = []
 
 

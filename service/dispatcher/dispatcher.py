@@ -21,11 +21,13 @@ from service.backends.cluster import Cluster, Node, Phase, Status
 from service.backends.tracking import Results
 from service.dispatcher.backoffs import Backoffs
 from service.dispatcher.cleaner import Cleaner
+from service.dispatcher.expectations import Expectations, Situation
 from service.dispatcher.figures import Figures
 from service.dispatcher.finisher import Finisher
 from service.dispatcher.reconciler import Reconciler, starting_on
 from service.dispatcher.round_timer import RoundTimer
 from service.dispatcher.runs import Runs
+from service.dispatcher.tries import succeeds
 from service.errors import Unavailable
 from service.jobs.job import BY_TIME_LIMIT, Job, State
 from service.jobs.outcomes import BACKS_OFF, waited_too_long, waits_before_start
@@ -93,6 +95,7 @@ class Dispatcher:
         self._calm = False  # whether the next round may come late, because nothing runs or begins to
         self.runs = Runs(store, results, on_run=self._on_change, clock=clock)
         self.figures = Figures(store, clock)
+        self.expectations = Expectations(store, self.figures, clock)
         self.finisher = Finisher(settings, store, results, self.runs.is_at_work_on)
         self.deliverer = Deliverer(settings, store)
         self.cleaner = Cleaner(settings, store, results, on_done=self._on_change, clock=clock)
@@ -225,10 +228,11 @@ class Dispatcher:
         if not queue.jobs and not any(job.elastic for job in active):
             return False
         now, seconds_left = self._now(), _seconds_left(active)
+        delays = self._backoffs.waiting(queue.backing_off)
         inputs = Inputs(
             queue=queue,
             held=self._without_run(queue.without_run)
-            | self._backing_off(queue.backing_off)
+            | _backing_off(queue.backing_off, delays)
             | self._not_cleaned(queue.from_scratch),
             active=standing(active, now=now, seconds_left=seconds_left),
             nodes=nodes,
@@ -236,14 +240,39 @@ class Dispatcher:
         )
         soon = bool(inputs.held or queue.limited)
         if inputs == self._decided:
+            self._expect(inputs, active, attempts, delays)
             return soon
         ready = [job for job in queue.jobs if job.id not in inputs.held]
         decisions = schedule(ready, active, nodes, now=now, seconds_left=seconds_left, sweeps=inputs.sweeps)
         only_waits = all(isinstance(decision, Wait) for decision in decisions)
         self._decided = inputs if only_waits else None
         self._carry_out(decisions, queue, active, attempts, inputs.held)
+        if only_waits:
+            self._expect(inputs, active, attempts, delays)
         self._look = not only_waits
         return soon or not only_waits
+
+    def _expect(
+        self,
+        inputs: Inputs,
+        active: Sequence[Job],
+        attempts: Mapping[str, Status],
+        delays: Mapping[str, float],
+    ) -> None:
+        """Estimates when the jobs start, in a round in which all of them wait. No job depends on it."""
+        situation = Situation(
+            queue=inputs.queue,
+            active=inputs.active,
+            nodes=inputs.nodes,
+            held={job_id: why for job_id, why in inputs.held.items() if job_id not in delays},
+            delayed=frozenset(delays),
+            sweeps=inputs.sweeps,
+        )
+        if inputs.queue.jobs:
+            succeeds(
+                "estimates of starts",
+                lambda: self.expectations.update(situation, active, attempts, delays),
+            )
 
     def _carry_out(
         self,
@@ -280,18 +309,6 @@ class Dispatcher:
         reasons = ((job.id, failed.get(job.id) or problem) for job in without)
         return {job_id: f"waits for MLflow: {why}" for job_id, why in reasons if why}
 
-    def _backing_off(self, queue: Sequence[Job]) -> dict[str, str]:
-        """Returns why jobs wait after a failure, by id. They block no other jobs meanwhile."""
-        waiting = self._backoffs.waiting(queue)
-        return {
-            # The reason names the failure, unless another problem came in between.
-            job.id: job.reason
-            if BACKS_OFF in job.reason
-            else f"starts {waits_before_start(job.backoff_seconds)}"
-            for job in queue
-            if job.id in waiting
-        }
-
     def _not_cleaned(self, waiting: Sequence[Job]) -> dict[str, str]:
         """Returns why jobs wait that begin again from step 0, by id. They block no other jobs meanwhile."""
         self.cleaner.begin_again(waiting)
@@ -311,7 +328,18 @@ class Dispatcher:
             reason=starting_on(workers),
         )
         if started:
+            self.expectations.started(job)
             self.reconciler.launch(self.store.get(job.id))  # with its whole spec
+
+
+def _backing_off(queue: Sequence[Job], delays: Mapping[str, float]) -> dict[str, str]:
+    """Returns why jobs wait after a failure, by id. They block no other jobs meanwhile."""
+    return {
+        # The reason names the failure, unless another problem came in between.
+        job.id: job.reason if BACKS_OFF in job.reason else f"starts {waits_before_start(job.backoff_seconds)}"
+        for job in queue
+        if job.id in delays
+    }
 
 
 def _outline(attempts: Mapping[str, Status]) -> Outline:

@@ -41,6 +41,12 @@ class Figures:
         """Counts a round that failed."""
         self._additions.append(Addition(name=measures.ROUND_ERRORS))
 
+    def start_error(self, which: str, seconds: float) -> None:
+        """Counts by how much an estimate of a start was wrong. which: "first" or "last" before the start."""
+        self._additions += measures.observed(
+            measures.START_ERROR, seconds, measures.JOB_SECONDS, estimate=which
+        )
+
     def hosts(self, nodes: Iterable[Node]) -> None:
         """Counts the machines that have joined or left since the last call."""
         now = frozenset(node.id for node in nodes)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from service.jobs.expected import ExpectedStart
 from training.protocol import Failure, Progress
 from training.spec import Resources, Spec, TimeLimit
 
@@ -208,6 +209,8 @@ class Job:
     """Its number in the sweep, from 1."""
     user: str | None = None
     """The user of the API key with which it was submitted; None for the server's own key or token."""
+    expected: ExpectedStart | None = None
+    """When it is expected to start; None unless it waits and the scheduler has estimated it."""
 
     @property
     def run(self) -> Run | None:

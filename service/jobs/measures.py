@@ -23,6 +23,7 @@ ROUND_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 WAITING, RUNNING, ENDS = "job_waiting_seconds", "job_running_seconds", "job_ends"
 RESTARTS, DEVICE_SECONDS = "job_restarts", "device_seconds"
 ROUNDS, ROUND_ERRORS = "scheduler_round_seconds", "scheduler_round_errors"
+START_ERROR = "start_estimate_error_seconds"
 HOSTS_JOINED, HOSTS_LOST = "hosts_joined", "hosts_lost"
 """Names of totals. Those of a histogram are stored with _bucket and _sum appended."""
 

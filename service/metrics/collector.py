@@ -26,6 +26,12 @@ from service.queue.store import Store
 _HISTOGRAMS: tuple[tuple[str, str, Sequence[float], tuple[str, ...]], ...] = (
     (measures.WAITING, "Time from submission to the first start", measures.JOB_SECONDS, ()),
     (measures.RUNNING, "Time that all starts of an ended job ran", measures.JOB_SECONDS, ("state",)),
+    (
+        measures.START_ERROR,
+        "Time between an estimated and the actual start of a job, for the first and the last estimate",
+        measures.JOB_SECONDS,
+        ("estimate",),
+    ),
     (measures.ROUNDS, "Duration of the scheduler's rounds", measures.ROUND_SECONDS, ()),
 )
 _COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -49,6 +49,7 @@ def cancel(waited: str = "cancelled while it waited", *, by: str = "") -> Comman
         guards=[jobs.c.state.not_in(ENDED)],
         values={
             "state": case((waits, State.CANCELLED.value), else_=jobs.c.state),
+            "expected": None,
             "reason": case((waits, waited), else_="cancelled, stops soon"),
             "finished_at": case((waits, now), else_=jobs.c.finished_at),
             "cancel_requested_at": func.coalesce(jobs.c.cancel_requested_at, now),
@@ -71,6 +72,7 @@ def pause(waited: str = "paused while it waited", *, by: str = "") -> Command:
         guards=[jobs.c.state.not_in({*ENDED, State.PAUSED, State.PAUSING}), _NOT_CANCELLED],
         values={
             "state": case((waits, State.PAUSED.value), else_=State.PAUSING.value),
+            "expected": None,
             "reason": case((waits, waited), else_="asked to stop, then pauses"),
             "preempted_at": None,
             "last_command": given("pause", by),

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select
 
+from service.jobs.expected import ExpectedStart
 from service.jobs.job import State
 from service.queue import cursors, database
 from service.queue.tables import jobs
@@ -23,6 +24,7 @@ _SHOWN = select(
     jobs.c.created_at,
     jobs.c.backoff_seconds,
     jobs.c.not_before,
+    jobs.c.expected,
     jobs.c.spec["resources"].label("resources"),
 ).where(jobs.c.state == State.QUEUED)
 _COUNT = select(func.count()).select_from(jobs).where(jobs.c.state == State.QUEUED)
@@ -40,6 +42,7 @@ class QueuedJob:
     created_at: datetime
     backoff_seconds: float
     not_before: datetime | None
+    expected: ExpectedStart | None
     resources: dict[str, Any]
 
 

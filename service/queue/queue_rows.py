@@ -16,8 +16,10 @@ _CONSTANT = {
     *("name", "spec", "idempotency_key", "created_at", "sweep_id", "point", "experiment", "user", "code"),
 }
 """Columns that are written with the row and never again. `spec` takes most of the time of a query."""
+_NOT_COMPARED = {"id", "expected", *_CONSTANT}
+"""Besides: no decision of the scheduler depends on its own estimates."""
 
-COLUMNS = ("id", *(column.name for column in jobs.columns if column.name not in {"id", *_CONSTANT}))
+COLUMNS = ("id", *(column.name for column in jobs.columns if column.name not in _NOT_COMPARED))
 # Values as the driver returns them: they are only compared.
 _ROWS = (
     select(*(type_coerce(jobs.c[name], NullType()).label(name) for name in COLUMNS))

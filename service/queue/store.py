@@ -41,6 +41,7 @@ from service.queue.retained import Retained
 from service.queue.room import check_room
 from service.queue.rows import NOT_DELETED, job_of
 from service.queue.stored_audit import StoredAudit
+from service.queue.stored_estimates import StoredEstimates
 from service.queue.stored_events import StoredEvents
 from service.queue.stored_keys import StoredKeys
 from service.queue.stored_secrets import StoredSecrets
@@ -125,6 +126,7 @@ class Store(
     StoredAudit,
     StoredTotals,
     StoredCounts,
+    StoredEstimates,
     Submissions,
     Requests,
     Deletions,
@@ -218,7 +220,7 @@ class Store(
         if to in {State.QUEUED, State.PAUSED, State.PREEMPTING}:
             # Race closed: a cancel that comes while a lost or stopped attempt is being requeued.
             guards.append(jobs.c.cancel_requested_at.is_(None))
-        values: dict[str, Any] = {"reason": "", **_with_state(to), **changes, "state": to}
+        values: dict[str, Any] = {"reason": "", **_with_state(to), **changes, "state": to, "expected": None}
         values["reason"] = storable.reason(values["reason"])
         if moved := self._update(guards, values, measures.of_move(job, to, values, utc_now())):
             about = {"job_id": job.id, "attempt": values.get("attempt", job.attempt)}

@@ -29,6 +29,7 @@ from sqlalchemy import (
     text,
 )
 
+from service.jobs.expected import ExpectedStart
 from service.queue import storable
 from training.protocol import Failure, Progress
 
@@ -136,6 +137,7 @@ jobs = Table(
     Column("deleted_at", UtcDateTime),
     Column("code", String(64), index=True),
     Column("user", Text),
+    Column("expected", AsJson(ExpectedStart.to_json, ExpectedStart.from_json)),
     # A list is read newest first from one of these, or from the primary key, however many jobs there are.
     Index(None, "name", "id"),
     Index(None, "state", "id"),

@@ -21,6 +21,8 @@ AT_ONCE = 500
 """Maximum number of jobs in one query."""
 SCHEDULED = ("norm", "resources", "retries", "time_limit", "tracking")
 """The keys of a spec that are kept. The whole spec of each of 10,000 jobs would take 100 MB."""
+LENGTH = ("max_epochs", "max_steps")
+"""The keys of its `training` that are kept, too."""
 
 MOST_SPECS = 10_000
 """Maximum number of different specs to remember."""
@@ -32,7 +34,7 @@ _REASON = COLUMNS.index("reason")
 class Queue:
     """The queued jobs in scheduling order. It is another object as soon as one of them has changed.
 
-    Their specs have only the keys `SCHEDULED`.
+    Their specs have only what `scheduled` returns.
     """
 
     jobs: Sequence[Job] = ()
@@ -120,11 +122,18 @@ class WaitingJobs:
 
     def _slim(self, job: Job) -> Job:
         """Returns the job with what scheduling needs of its spec, shared by all jobs that need the same."""
-        spec = {key: job.spec[key] for key in SCHEDULED if key in job.spec}
+        spec = scheduled(job.spec)
         if len(self._specs) >= MOST_SPECS:
             self._specs.clear()
         like = self._specs.setdefault(json.dumps(spec), replace(job, spec=spec))
         return _parsed_as(like, replace(job, spec=like.spec, labels={}, error=None))
+
+
+def scheduled(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is kept of a spec: the keys `SCHEDULED`, and how long the training is."""
+    training = spec.get("training") or {}
+    kept = {key: spec[key] for key in SCHEDULED if key in spec}
+    return {**kept, "training": {key: training[key] for key in LENGTH if key in training}}
 
 
 def _parsed_as(like: Job, job: Job) -> Job:

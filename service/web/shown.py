@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from service.jobs.expected import ExpectedStart
+
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 _BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -27,6 +29,19 @@ def duration(seconds: float | None) -> str:
             rest = left % size // smaller
             return f"{left // size} {unit}" + (f" {rest} {name}" if rest else "")
     return f"{left} s"
+
+
+def expected(start: ExpectedStart | None) -> str:
+    """Returns when a job is expected to start, as "in about 12 min, when job X ends"; "" if not known."""
+    if start is None:
+        return ""
+    now = datetime.now(UTC)
+    start = start.shown(now)
+    if start.at is None:
+        return start.because
+    seconds = (start.at - now).total_seconds()
+    exact = max(round(seconds / 5), 1) * 5 if seconds < 57.5 else round(seconds / 60) * 60
+    return f"{'at the latest ' if start.at_latest else ''}in about {duration(exact)}, {start.because}"
 
 
 def age(moment: datetime | None) -> str:
@@ -134,6 +149,7 @@ def as_json(value: object) -> str:
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "age": age,
+    "expected": expected,
     "moment": moment,
     "day_and_time": day_and_time,
     "to_the_second": to_the_second,

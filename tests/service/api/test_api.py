@@ -116,6 +116,7 @@ def test_a_spec_becomes_a_job_with_all_its_fields(api: httpx.Client) -> None:
         "failures": 0,
         "last_failure": None,
         "not_before": None,
+        "expected_start": None,
         "ended_by": None,
         "last_command": None,
         "removed": [],
@@ -322,6 +323,7 @@ def test_validating_says_what_would_run_and_changes_nothing(api: httpx.Client, s
         "fits_now": True,
         "fits_ever": True,
         "reason": "",
+        "expected_start": None,
         "notes": [],
     }
     assert sqlite_store.list_jobs()[0] == []

@@ -19,7 +19,8 @@ def create(store: Store, **changes: Any) -> Job:
 
 
 def slim(job: Job) -> Job:
-    spec = {key: job.spec[key] for key in waiting.SCHEDULED}
+    kept = {key: job.spec["training"][key] for key in waiting.LENGTH}
+    spec = {**{key: job.spec[key] for key in waiting.SCHEDULED}, "training": kept}
     return replace(job, spec=spec, labels={}, error=None)
 
 

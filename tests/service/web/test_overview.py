@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
+from service.jobs.expected import ExpectedStart
 from service.jobs.job import State
 from tests.service.examples import make_spec
 from tests.service.web.conftest import NARROW, WIDE, Console
@@ -17,6 +20,9 @@ def test_it_shows_everything_and_fits(console: Console, size: tuple[int, int]) -
     service.train(run, 1)
     waiting, _ = service.store.create_job(make_spec(name="second"))
     service.store.note(waiting, "needs 2 workers of 1 CPU; 0 CPUs free")
+    later = datetime.now(UTC) + timedelta(minutes=12, seconds=5)
+    because = f"when job {running.id} ends"
+    service.store.write_expected([(waiting, ExpectedStart(at=later, because=because))])
     ended, _ = service.store.create_job(make_spec(name="third"))
     service.start_job(ended.id)
     service.end_job(ended.id, State.FAILED)
@@ -26,6 +32,7 @@ def test_it_shows_everything_and_fits(console: Console, size: tuple[int, int]) -
 
     assert "25 %" in page.inner_text(f"#running-{running.id}")
     assert "needs 2 workers of 1 CPU; 0 CPUs free" in page.inner_text(f"#waiting-{waiting.id}")
+    assert f"in about 12 min, {because}" in page.inner_text(f"#waiting-{waiting.id}")
     assert "failed" in page.inner_text(f"#ended-{ended.id}")
     assert "127.0.0.1" in page.inner_text("section[aria-labelledby=machines-title]")
     console.check_fits()
