@@ -9,10 +9,10 @@ if [ "${1:-}" = quick ]; then
   parallel=(tests/service "tests/training tests/deploy tests/benchmarks")
   rest+=(--ignore=tests/service --ignore=tests/training --ignore=tests/deploy --ignore=tests/benchmarks)
 else
-  # Of tests/training, files that compute much run with the rest: the four processes compute about as much.
+  # Of tests/training, files that compute much run with the rest: the processes compute about as much.
   tables=(tests/training/test_{as_lightning,lab_networks,lightning_cli}.py)
   parallel=(tests/e2e "tests/training tests/service/backends ${tables[*]/#/--ignore=}"
-    "tests/service --ignore=tests/service/backends")
+    "tests/service --ignore=tests/service/backends --ignore=tests/service/web" tests/service/web)
   rest+=(--ignore=tests/service)
   for each in tests/training/*/ tests/training/test_*.py; do
     [[ " ${tables[*]} " = *" $each "* ]] || rest+=("--ignore=$each")
