@@ -248,11 +248,13 @@ def live_service(
 
     more: further settings.
     """
-    store = Store(f"sqlite:///{directory / 'queue.db'}")
+    url = f"sqlite:///{directory / 'queue.db'}"
+    store = Store(url)
     store.migrate()
     find_ray(store)
     results, storage = FakeResults(), directory / "runs"
     settings = Settings(
+        database_url=url,
         api_key=SecretStr(api_key) if api_key else None,
         storage=str(storage),
         secrets_key=SECRETS_KEY,
