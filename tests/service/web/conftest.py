@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from service.client.local_token import token_file
+from tests.browser import complaints_of, running_browser
 from tests.service.live_api import Service
 
 AXE = Path(__file__).parent / "axe-4.14.1.min.js"
@@ -21,18 +20,9 @@ WIDE, NARROW = (1440, 900), (360, 740)
 
 @pytest.fixture(scope="package")
 def browser(full_run: None) -> Iterator[Browser]:  # noqa: ARG001
-    """Chromium of the system's packages.
-
-    It ends with this package: while it is there, Playwright runs a loop, and no test can use asyncio.run.
-    """
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # --no-sandbox: Chromium refuses to run as root otherwise, as in a container.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    """It ends with this package, so that other tests can use asyncio.run."""
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 @dataclass
@@ -81,17 +71,7 @@ def console(browser: Browser, service: Service) -> Iterator[Console]:
     context = browser.new_context(viewport={"width": WIDE[0], "height": WIDE[1]}, locale="en-GB")
     page = context.new_page()
     console = Console(service, page)
-    host = urlsplit(service.url).netloc
-    page.on("console", lambda message: console.complaints.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: console.complaints.append(f"error: {error}"))
-    page.on(
-        "request",
-        lambda request: (
-            None
-            if urlsplit(request.url).netloc in {host, ""}
-            else console.complaints.append(f"a request to {request.url}")
-        ),
-    )
+    console.complaints = complaints_of(page, service.url)
     token = token_file(service.server.port).read_text()
     page.goto(f"{service.url}/sign-in?token={token}")
     page.wait_for_selector("h1:has-text('Overview')")

@@ -1,0 +1,44 @@
+"""Chromium of the system's packages, driven by Playwright; it may talk to one server alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    """A headless browser while the block lasts; skips the test where none is installed.
+
+    While it is there, Playwright runs a loop of its own, and asyncio.run cannot be used in this process.
+    """
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        # --no-sandbox: Chromium refuses to run as root otherwise, as in a container.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def complaints_of(page: Page, url: str) -> list[str]:
+    """Returns what the browser complains of from now on, as it grows, and requests to other servers."""
+    complaints: list[str] = []
+    host = urlsplit(url).netloc
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if urlsplit(request.url).netloc in {host, ""}
+            else complaints.append(f"a request to {request.url}")
+        ),
+    )
+    return complaints
