@@ -36,6 +36,7 @@ MAX_SPEC_BYTES = 2**20
 MAX_SECRET_BYTES = 2**17
 MAX_COMMAND_BYTES = 2**16
 MAX_REPORT_BYTES = 2**25
+_LEAST_SHARE = 0.0001  # Ray counts in ten-thousandths
 MAX_BYTES_AT_ONCE = 2**14
 MAX_DEPTH = 100
 _MAX_EXPANDED = 2 * MAX_SPEC_BYTES
@@ -153,11 +154,34 @@ def read_document(body: SpecText) -> object:
 def check_spec(spec: Spec, services: Context) -> list[str]:
     """Checks code and secrets that a valid spec names; returns what is to be noted. Raises SpecError."""
     problems, notes = _code_problems(spec, services.store)
+    problems += _never_useful(spec)
     missing = Secrets.of(services.settings, services.store).missing(spec.environment.secrets)
     problems += [Problem(key="environment.secrets", message=missing_secret(name)) for name in missing]
     if problems:
         raise SpecError(problems)
     return notes
+
+
+def _never_useful(spec: Spec) -> list[Problem]:
+    """Returns what a new spec must not ask for, although one that an earlier version accepted may have it."""
+    problems = [
+        Problem(
+            key=f"labels.{key}" if key else "labels",
+            message=f"jobs are listed by KEY:VALUE, so the key {key!r} would not be found: give it "
+            "characters, and none of them a colon",
+        )
+        for key in spec.labels
+        if not key or ":" in key
+    ]
+    for name in ("cpus_per_worker", "gpus_per_worker"):
+        asked = getattr(spec.resources, name)
+        if 0 < asked < _LEAST_SHARE:
+            why = f"{asked:g} is less than the smallest share that Ray counts, {_LEAST_SHARE:g}"
+            problems.append(Problem(key=f"resources.{name}", message=why))
+    if spec.resources.gpus_per_worker > 1 and spec.resources.gpus_per_worker % 1:
+        why = "a worker gets a part of one GPU, or whole GPUs: ask for less than 1, or for a whole number"
+        problems.append(Problem(key="resources.gpus_per_worker", message=why))
+    return problems
 
 
 def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:

@@ -281,6 +281,25 @@ def test_a_query_of_too_much_is_refused(api: httpx.Client, query: dict[str, Any]
     assert keys(api.get("/v1/jobs", params=query)) == [key]
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"labels": {"a:b": "x"}}, "labels.a:b"),
+        ({"labels": {"": "x"}}, "labels"),
+        ({"resources": {"gpus_per_worker": 1.5}}, "resources.gpus_per_worker"),
+        ({"resources": {"gpus_per_worker": 1e-300}}, "resources.gpus_per_worker"),
+        ({"resources": {"cpus_per_worker": 1e-5}}, "resources.cpus_per_worker"),
+    ],
+)
+def test_what_could_never_be_found_or_start_is_refused(
+    api: httpx.Client, changes: dict[str, Any], key: str
+) -> None:
+    spec = {"model": {"class_path": "training.models.MLP"}, "data": {"class_path": "training.data.Digits"}}
+
+    for path in ("/v1/jobs", "/v1/jobs/validate"):
+        assert keys(api.post(path, json=spec | changes)) == [key]
+
+
 def test_head_is_get_without_a_body_on_every_route(api: httpx.Client, sqlite_store: Store) -> None:
     job, _ = sqlite_store.create_job(make_spec())
     for path, operations in api.get("/openapi.json").json()["paths"].items():
