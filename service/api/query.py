@@ -8,6 +8,7 @@ from fastapi import Request, params
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.routing import APIRoute
 
+from service.access.rules import SAFE_METHODS
 from service.errors import Refused
 from training.spec import MAX_PROBLEMS, Problem
 
@@ -24,6 +25,8 @@ async def check_parameters(request: Request) -> None:
     route: APIRoute = request.scope["route"]
     fields = get_flat_params(route.dependant)
     known = [field.alias for field in fields if isinstance(field.field_info, params.Query)]
+    if not known and request.method in SAFE_METHODS:
+        return  # nothing could have been meant
     if unknown := [name for name in given if name not in known]:
         problems = [Problem(key=name, message=_unknown(name, known)) for name in unknown[:MAX_PROBLEMS]]
         raise Refused("the address has a parameter that is not known", problems)

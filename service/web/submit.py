@@ -85,7 +85,9 @@ class _Dumper(yaml.SafeDumper):
     """Puts in quotes the text that the spec's reader would take for a number, and PyYAML for text: 1e-3."""
 
 
-_Dumper.yaml_implicit_resolvers = dict(yaml.SafeDumper.yaml_implicit_resolvers)
+_Dumper.yaml_implicit_resolvers = {  # lists of its own: the others are those of all of PyYAML
+    first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
 _Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9.]+([eE][-+]?[0-9]+)?$"), list("-+.0123456789")
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from playwright.sync_api import Page
 
 from service.access.caller import Scope
@@ -221,3 +222,8 @@ def test_the_shortest_text_means_the_same_spec() -> None:
         parse_spec({"script": {"path": "train.py", "args": ["--lr", "1e-3"]}, "code": "0" * 64}),
     ]:
         assert parse_spec(load_yaml(as_yaml(spec.model_dump(mode="json")))) == spec
+
+
+def test_other_yaml_is_read_as_before() -> None:
+    assert yaml.safe_load("1.2.3") == "1.2.3"
+    assert yaml.safe_dump({"a": "1e5"}) == "a: 1e5\n"
