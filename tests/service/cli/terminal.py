@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -107,6 +108,7 @@ class Running:
             [sys.executable, "-c", program, *arguments],
             env=environment(url),
             start_new_session=True,
+            preexec_fn=_with_ctrl_c,
             **streams,
         )
         os.close(its)
@@ -164,3 +166,8 @@ class Running:
         while self.read() and select.select([self._ours], [], [], 0)[0]:
             pass
         return code
+
+
+def _with_ctrl_c() -> None:
+    """A shell without job control starts what runs in the background with interrupts ignored, tests too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
