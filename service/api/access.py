@@ -95,8 +95,8 @@ class Access:
         return f"{scope['method']} {_path(scope)}", unlisted(scope["method"]) if exists else _NO_ROUTE
 
     def _refusal(self, scope: Scope, rule: Rule, error: Denied | Forged | Unavailable) -> Response:
-        if rule.page and isinstance(error, Denied):
-            return _to_sign_in(scope)
+        if rule.page and isinstance(error, Denied) and "text/html" in Headers(scope=scope).get("accept", ""):
+            return _to_sign_in(scope)  # a browser; other clients learn what is missing
         if isinstance(error, Unavailable):
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             title = "A server that this one depends on does not answer"

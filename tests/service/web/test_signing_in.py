@@ -14,11 +14,13 @@ from service.client.local_token import token_file
 from service.jobs.job import utc_now
 from tests.service.live_api import Service
 
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
 
 @pytest.fixture
 def visitor(service: Service) -> Iterator[httpx.Client]:
     """A browser without a session."""
-    with httpx.Client(base_url=service.url, trust_env=False) as visitor:
+    with httpx.Client(base_url=service.url, headers=BROWSER, trust_env=False) as visitor:
         yield visitor
 
 
@@ -48,6 +50,12 @@ def test_a_page_asks_who_is_not_signed_in_to_sign_in(visitor: httpx.Client, path
     answer = visitor.get(path)
 
     assert (answer.status_code, answer.headers["location"]) == (303, to)
+
+
+def test_a_client_that_is_no_browser_is_told_what_is_missing(service: Service) -> None:
+    answer = httpx.get(f"{service.url}/", trust_env=False)
+
+    assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
 
 
 def test_a_key_makes_a_session_that_no_script_and_no_other_site_can_use(
@@ -100,7 +108,7 @@ def test_signing_out_ends_the_session_on_the_server(visitor: httpx.Client, servi
 
     assert visitor.post("/sign-out", headers={"X-CSRF-Token": token}).status_code == 204
 
-    assert httpx.get(f"{service.url}/", cookies=cookies, trust_env=False).status_code == 303
+    assert httpx.get(f"{service.url}/", cookies=cookies, headers=BROWSER, trust_env=False).status_code == 303
 
 
 def test_a_wrong_key_is_refused_in_a_sentence_and_makes_no_session(visitor: httpx.Client) -> None:
@@ -113,7 +121,7 @@ def test_a_wrong_key_is_refused_in_a_sentence_and_makes_no_session(visitor: http
 
 def test_the_link_of_up_signs_in_again_and_again(service: Service) -> None:
     for _ in range(2):
-        with httpx.Client(base_url=service.url, trust_env=False) as visitor:
+        with httpx.Client(base_url=service.url, headers=BROWSER, trust_env=False) as visitor:
             assert visitor.get("/sign-in", params={"token": token_of(service)}).status_code == 200
             assert visitor.get("/").status_code == 200
 
