@@ -34,10 +34,10 @@ from service.queue.writes import Writes
 from service.roles import Role
 from service.server import serve as serve_service
 from service.settings import Settings
-from testing.chaos import clocks
-from testing.chaos.clocks import Clock
+from testing import clocks
 from testing.chaos.machines import Machines
 from testing.chaos.remote import RemoteCluster, RemoteResults, serve
+from testing.clocks import Clock
 from testing.warm import warm
 
 _PRELOADED = (

@@ -21,7 +21,8 @@ from service.ports import free_port
 from service.queue.database import make_engine
 from service.queue.lease import LEASE_SECONDS
 from service.queue.store import Store
-from testing.chaos import checks, clocks, processes
+from testing import clocks
+from testing.chaos import checks, processes
 from testing.chaos.checks import Evidence
 from testing.chaos.clients import Clients, commanding
 from testing.chaos.databases import Database

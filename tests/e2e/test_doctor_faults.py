@@ -18,8 +18,9 @@ from sqlalchemy import text
 from service.ports import free_port
 from service.queue.database import make_engine
 from service.queue.store import Store
+from testing import clocks
+from testing.clocks import Clock
 from testing.postgres import Postgres
-from testing.shifted_clock import NoCompiler, ShiftedClock
 from tests.e2e.small_ray import SmallRay
 from tests.e2e.stack import ENVIRONMENT, SYNCBN, until
 from tests.mlflow_server import MlflowServer
@@ -168,11 +169,12 @@ def installed(folder: Path, **versions: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def clock(tmp_path_factory: pytest.TempPathFactory) -> ShiftedClock:
-    try:
-        return ShiftedClock(tmp_path_factory.mktemp("clock"))
-    except NoCompiler as error:
-        pytest.skip(str(error))
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Clock:
+    if clocks.library() is None:
+        pytest.skip("needs a C compiler: neither cc nor gcc is on PATH")
+    clock = Clock(tmp_path_factory.mktemp("clock") / "difference")
+    clock.create()
+    return clock
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallRay]:
 
 
 def test_hosts_whose_clock_is_off_whose_agent_is_stopped_or_gone(
-    tmp_path: Path, ray: SmallRay, clock: ShiftedClock
+    tmp_path: Path, ray: SmallRay, clock: Clock
 ) -> None:
     ray.add_node(cpus=1, variables=clock.environment)
     service = {
@@ -201,9 +203,9 @@ def test_hosts_whose_clock_is_off_whose_agent_is_stopped_or_gone(
     with scheduler(tmp_path, service):
         until(lambda: len(doctor(**service).of("agents", "ok")) == 2, "not every machine has an agent")
         well = doctor(**service)
-        clock.step(AHEAD)
+        clock.set(AHEAD)
         ahead = doctor(**service)
-        clock.step(0.0)
+        clock.set(0.0)
         first, _ = ray.agents()
         first.send_signal(signal.SIGSTOP)
         try:

@@ -18,10 +18,10 @@ import pytest
 from service.backends.cluster import Launch
 from service.errors import Unavailable
 from service.jobs.job import State
-from testing.chaos import checks, clocks
+from testing import clocks
+from testing.chaos import checks
 from testing.chaos.__main__ import table
 from testing.chaos.checks import Evidence
-from testing.chaos.clocks import Clock
 from testing.chaos.databases import (
     NAMES,
     PostgresDatabase,
@@ -32,6 +32,7 @@ from testing.chaos.databases import (
 from testing.chaos.machines import Machines, Record, Start
 from testing.chaos.plan import POSTGRESQL, SQLITE_ON_A_FULL_DISK, Kind, commands, faults, overlap
 from testing.chaos.run import Scale, run
+from testing.clocks import Clock
 from testing.postgres import NotInstalled
 from tests.service.examples import make_job
 from training.protocol import Order, Superseded
@@ -110,7 +111,7 @@ def test_a_seed_gives_the_same_plan_with_every_kind_of_fault() -> None:
 _TELLS_TIME = """
 import sqlite3, sys, time
 from pathlib import Path
-from testing.chaos.clocks import Clock
+from testing.clocks import Clock
 Clock(Path(sys.argv[1])).follow()
 for _ in sys.stdin:
     (of_sqlite,) = sqlite3.connect(":memory:").execute("SELECT strftime('%s', 'now')").fetchone()

@@ -178,6 +178,7 @@ def test_a_stream_is_shown_while_it_lasts(console: Console) -> None:
     job, _ = console.service.store.create_job(make_spec())
 
     page.wait_for_selector(f"{form} .answer:has-text('{job.id}')")
+    assert "Stopped" not in page.inner_text(f"{form} .outcome")
     page.click(f"{form} [data-stop]")
 
     page.wait_for_selector(f"{form} .outcome:has-text('Stopped')")

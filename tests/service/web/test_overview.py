@@ -66,3 +66,4 @@ def test_it_says_that_the_service_was_away_and_comes_back(console: Console) -> N
     page.wait_for_selector("#away:has-text('was away for')")
     job, _ = console.service.store.create_job(make_spec(name="afterwards"))
     page.wait_for_selector(f"#waiting-{job.id}")
+    assert "does not answer" not in page.inner_text("#away")

@@ -1,13 +1,15 @@
-/* Preloaded into the processes of a run: the wall clock as they read it differs from the machine's.
+/* Preloaded into processes: the wall clock as they read it differs from the machine's.
  *
  * The difference, nanoseconds in a file of 8 bytes, may be changed from outside at any moment. The monotonic
- * clock is left alone, as it is when somebody sets a machine's clock.
+ * clock is left alone, as it is when somebody sets a machine's clock. Known limitation: a wait until a moment
+ * of the wall clock, as pthread_cond_timedwait does by default, is not shifted.
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,8 +17,8 @@
 static volatile int64_t none = 0;
 static volatile int64_t *difference = &none;
 
-/* Called once a process, with the path of its file. Returns 0, or -1 if the file cannot be mapped. */
-int chaos_clock_follow(const char *path)
+/* Reads the difference from this file from now on. Returns 0, or -1 if the file cannot be mapped. */
+int testing_clock_follow(const char *path)
 {
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0)
@@ -29,12 +31,17 @@ int chaos_clock_follow(const char *path)
     return 0;
 }
 
+__attribute__((constructor)) static void follow_from_the_start(void)
+{
+    const char *path = getenv("TESTING_CLOCK_FILE");
+    if (path)
+        testing_clock_follow(path);
+}
+
 int clock_gettime(clockid_t clock, struct timespec *now)
 {
-    static int (*real)(clockid_t, struct timespec *);
-    if (!real)
-        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
-    int failed = real(clock, now);
+    /* Not dlsym: the first calls may come before libraries can be searched. */
+    int failed = syscall(SYS_clock_gettime, clock, now);
     if (failed || (clock != CLOCK_REALTIME && clock != CLOCK_REALTIME_COARSE))
         return failed;
     int64_t nanoseconds = now->tv_sec * INT64_C(1000000000) + now->tv_nsec + *difference;
