@@ -112,8 +112,8 @@ def _of_agent(address: str, about: dict[str, Any], own: Mapping[str, str] | None
     if problem := about.get("job_user_problem"):
         yield fault(AGENTS, f"no job can start on {address}", problem)
     elif about.get("jobs_as_root"):
-        message, _, advice = AS_ROOT.partition(": ")
-        yield warning(AGENTS, f"on {address} {message}", advice)
+        # Said, but no fault of a stack: on a machine of one's own, as in a container, it may be meant.
+        yield ok(AGENTS, f"on {address} {AS_ROOT}")
     if about["sees_marker"] is False:
         yield fault(
             "storage",

@@ -23,6 +23,7 @@ from service.settings import Settings
 from tests.mlflow_server import MlflowServer
 from tests.service.live_api import find_ray
 from tests.service.serving import Stage
+from training.host.job_user import AS_ROOT
 
 SILENT = 0.3
 """Seconds after which a server that does not answer is given up."""
@@ -207,12 +208,13 @@ def test_what_agents_say_is_compared_with_this_machine(
         ("clock", "the clock of behind is 60 s behind that of this machine"),
         ("versions", "the agent on other runs ray 2, here is 1"),
         ("storage", "apart does not see what this machine writes to the storage"),
-        ("agents", "on rooted jobs run as root, and can read and change everything here"),
         ("agents", "no job can start on unset"),
         ("agents", "the host agent on silent has not answered for 5 s"),
         ("agents", "there is no host agent on none"),
         ("agents", "the host agent on dead is gone: ActorDiedError: killed"),
     ]
+    said = [each.message for each in found if each.level is Level.OK and "as root" in each.message]
+    assert said == [f"on rooted {AS_ROOT}"]
 
 
 def test_a_part_that_says_no_version_is_older() -> None:
