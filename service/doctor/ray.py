@@ -103,7 +103,9 @@ def _of_agent(address: str, about: dict[str, Any], own: Mapping[str, str] | None
     if problem := about.get("problem"):
         yield _without_agent(address, problem)
         return
-    yield ok(AGENTS, f"the host agent on {address} answers")
+    # Not a fault of a stack: on a machine of one's own, as in a container, jobs may be meant to run as root.
+    of_jobs = f"; {AS_ROOT}" if about.get("jobs_as_root") and not about.get("job_user_problem") else ""
+    yield ok(AGENTS, f"the host agent on {address} answers{of_jobs}")
     # Its clock was read at some moment between the call and its answer.
     clock = about["time"]
     offset = max(clock - about["answered_at"], 0.0) or min(clock - about["asked_at"], 0.0)
@@ -111,9 +113,6 @@ def _of_agent(address: str, about: dict[str, Any], own: Mapping[str, str] | None
     yield from differences(f"the agent on {address}", about["versions"], own)
     if problem := about.get("job_user_problem"):
         yield fault(AGENTS, f"no job can start on {address}", problem)
-    elif about.get("jobs_as_root"):
-        # Said, but no fault of a stack: on a machine of one's own, as in a container, it may be meant.
-        yield ok(AGENTS, f"on {address} {AS_ROOT}")
     if about["sees_marker"] is False:
         yield fault(
             "storage",

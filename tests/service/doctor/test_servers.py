@@ -214,7 +214,7 @@ def test_what_agents_say_is_compared_with_this_machine(
         ("agents", "the host agent on dead is gone: ActorDiedError: killed"),
     ]
     said = [each.message for each in found if each.level is Level.OK and "as root" in each.message]
-    assert said == [f"on rooted {AS_ROOT}"]
+    assert said == [f"the host agent on rooted answers; {AS_ROOT}"]
 
 
 def test_a_part_that_says_no_version_is_older() -> None:
