@@ -103,13 +103,18 @@ class Chaos:
         }
         self._revive_at = 0.0
 
-    def start(self) -> None:
-        """Blocks until every process answers, except the schedulers."""
+    def start(self, store: Store) -> None:
+        """Blocks until every server answers and a scheduler holds the lease."""
         self.revive()
         self.cluster.tell("record")
         self.tracking.tell("runs")
         for url in self.urls:
             _wait_for_answer(url)
+        deadline = time.monotonic() + _SECONDS_TO_START
+        while store.scheduler() is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError("no scheduler has taken the lease")
+            time.sleep(_TICK)
 
     def revive(self) -> None:
         """Starts the processes that have ended, as whatever supervises them does."""
@@ -158,7 +163,7 @@ def run(database: Database, folder: Path, *, seed: int, scale: Scale) -> Result:
         _note_writes(database.url)
         chaos = Chaos(place, database, seed, scale)
         stack.callback(chaos.end)
-        chaos.start()
+        chaos.start(store)
         clients = Clients(chaos.urls, seed)
         stack.callback(clients.stop)
         clients.submit(scale.submissions, sends=scale.sends, seconds=scale.seconds)
