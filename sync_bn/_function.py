@@ -79,7 +79,7 @@ class _Forward(torch.autograd.Function):
         w: Tensor | None,
         call: Call,
     ) -> tuple[Tensor | None, ...]:
-        passes = _passes(Tensors(x, weight, bias, residual, w), call)
+        passes = passes_for(Tensors(x, weight, bias, residual, w), call)
         ctx.set_materialize_grads(False)
         sums = passes.local_sums(x, w)
         local = sums.clone() if call.observed else None
@@ -146,9 +146,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """Returns the gradients of x, weight, bias and the residual; None for those not needed."""
     x, weight, bias, residual, w = tensors
-    loop_residual = residual if call.activation is not None else None
-    if passes is not _arithmetic and not passes.handles(dz, x, weight, loop_residual):
-        passes, coefficients = _arithmetic, coefficients.scaling()
+    passes, coefficients = passes_for_gradient(passes, coefficients, dz, x, weight, residual, call)
     local: LocalGradients = passes.local_gradient_sums(dz, x, coefficients, residual, call.activation)
     dx_needed, weight_needed, bias_needed, residual_needed, *_ = needed
     grad_bias, grad_weight = local.sums.chunk(2)
@@ -174,12 +172,28 @@ def _all_reduce(sums: Tensor, call: Call, phase: str) -> Tensor:
     return sums
 
 
-def _passes(tensors: Tensors, call: Call) -> Any:
+def passes_for(tensors: Tensors, call: Call) -> Any:
     """Returns the implementation of the four passes: the loops if they support all tensors, else torch's."""
     x, weight, bias, residual, w = tensors
     if torch.compiler.is_compiling() or w is not None:
         return _arithmetic
     return _native.passes(x, call.activation, weight, bias, residual) or _arithmetic
+
+
+def passes_for_gradient(
+    passes: Any,
+    coefficients: Any,
+    dz: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None,
+    call: Call,
+) -> tuple[Any, Any]:
+    """Returns the implementation for the backward pass and its coefficients, given those of the forward."""
+    loop_residual = residual if call.activation is not None else None
+    if passes is _arithmetic or passes.handles(dz, x, weight, loop_residual):
+        return passes, coefficients
+    return _arithmetic, coefficients.scaling()
 
 
 def _second_derivatives(

@@ -1,5 +1,7 @@
 """The SyncBatchNorm module: its parameters, buffers, input checks and process group."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import Any, Protocol, Self
@@ -29,6 +31,34 @@ class Observer(Protocol):
 
         moments: of the global batch. local_sums: this rank's [Σx, Σx², n], (2C+1,) float64.
         """
+
+
+class OverParts(Protocol):
+    """Computes a layer in training over the parts of a batch, in place of the collectives between ranks.
+
+    For programs that run a model on several parts of a batch in one process.
+    """
+
+    @property
+    def updates(self) -> bool:
+        """Whether the running part is the one that updates the running statistics."""
+
+    def __call__(self, tensors: Tensors, call: Call) -> Normalised:
+        """Returns the output for the running part, and the moments of the whole batch."""
+
+
+_over_parts: OverParts | None = None
+
+
+@contextmanager
+def over_parts(over: OverParts) -> Iterator[None]:
+    """Lets all layers be computed by `over` in training."""
+    global _over_parts
+    before, _over_parts = _over_parts, over
+    try:
+        yield
+    finally:
+        _over_parts = before
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -157,8 +187,8 @@ class SyncBatchNorm(_BatchNorm):
         return f"{arguments}, activation={self.activation}" if self.activation else arguments
 
     def _is_plain(self) -> bool:
-        """Whether the group has only this rank."""
-        return self._world_size() == 1
+        """Whether the group has only this rank, and the batch is not in parts."""
+        return _over_parts is None and self._world_size() == 1
 
     def _normalised(
         self,
@@ -194,7 +224,8 @@ class SyncBatchNorm(_BatchNorm):
         residual = None if residual is None else _as_plain(residual)
         tensors = Tensors(x, self.weight, self.bias, residual, weights)
         handshake = None
-        if synchronized and not torch.compiler.is_compiling() and not self._is_checked():
+        in_ranks = synchronized and _over_parts is None
+        if in_ranks and not torch.compiler.is_compiling() and not self._is_checked():
             handshake = partial(_handshake.handshake, self.process_group, self._description(tensors))
         activation, observed = activation_named(self.activation), self._observer is not None
         call = Call(self.eps, activation, synchronized, self.process_group, handshake, observed)
@@ -205,13 +236,13 @@ class SyncBatchNorm(_BatchNorm):
                 self._count_step()
             if self._observer is not None and local_sums is not None:
                 self._observer.record(self, moments, local_sums)
-            if self.track_running_stats:
+            if self.track_running_stats and (_over_parts is None or _over_parts.updates):
                 self._update_running_statistics(moments)
         return z
 
     def _over_ranks(self, tensors: Tensors, call: Call) -> Normalised:
         """Computes the output and the moments, before the running statistics are updated."""
-        return batch_norm_over_ranks(tensors, call)
+        return (_over_parts or batch_norm_over_ranks)(tensors, call)
 
     def _is_checked(self) -> bool:
         if self._check_key is None:

@@ -39,6 +39,7 @@ LIGHT_PARTS_OF_TRAINING = {
     "training.spec.model",
     "training.spec.norm",
     "training.spec.parts",
+    "training.spec.reproducible",
     "training.spec.resources",
     "training.spec.script",
     "training.spec.short_names",

@@ -1,6 +1,7 @@
-"""Private parts of Lightning, torchmetrics, torch, NumPy and MLflow that the training needs, all used here.
+"""Private parts of Lightning, torch, NumPy and MLflow that the training needs, all used here.
 
-An upgrade may change them without notice. tests/training/test_internals.py says which one it broke.
+An upgrade may change them without notice. tests/training/test_internals.py says which one it broke. Those of
+torchmetrics are in `metric_internals`.
 """
 
 from __future__ import annotations
@@ -268,55 +269,6 @@ def changes_in_place(tensor: Tensor) -> int:
     return tensor._version
 
 
-def reductions(metric: Metric) -> dict[str, Any]:
-    """Returns the reduction over ranks of each state of a metric, by the state's name."""
-    return metric._reductions
-
-
-def update_count(metric: Metric) -> int:
-    """Returns how often a metric was updated since its reset."""
-    return metric._update_count
-
-
-def set_update_count(metric: Metric, updates: int) -> None:
-    metric._update_count = updates
-
-
-def metric_state(metric: Metric) -> tuple[dict[str, Any], int]:
-    """Returns copies of a metric's states, and how often it was updated."""
-    states = {name: getattr(metric, name) for name in metric._defaults}
-    copies = {
-        name: list(value) if isinstance(value, list) else value.clone() for name, value in states.items()
-    }
-    return copies, metric._update_count
-
-
-def set_metric_state(metric: Metric, state: dict[str, Any] | None) -> None:
-    """Replaces a metric's states; None: those of a metric that was never updated."""
-    for name, default in metric._defaults.items():
-        initial: Any = [] if isinstance(default, list) else default.clone().to(metric.device)
-        setattr(metric, name, initial if state is None else state[name])
-    metric._update_count, metric._computed = 1, None
-
-
-def computes_batch(metric: Metric) -> bool:
-    """Returns whether a `compute` that runs now is that of one batch, within the metric's `forward`."""
-    return not metric._to_sync
-
-
-def restore_metric_state(metric: Metric, state: tuple[dict[str, Any], int]) -> None:
-    """Puts back what `metric_state` returned."""
-    copies, updates = state
-    for name, value in copies.items():
-        setattr(metric, name, value)
-    metric._update_count, metric._computed = updates, None
-
-
-def forget_computed(metric: Metric) -> None:
-    """Makes a metric compute its value anew: its states have changed other than by an update."""
-    metric._computed = None
-
-
 def collectives_entered() -> int | None:
     """Returns how many collectives and handshakes this rank has entered in the default group.
 
@@ -391,3 +343,25 @@ def add_active_run(run: Any) -> None:
     from mlflow.tracking import fluent
 
     fluent._active_run_stack.get().append(run)
+
+
+def sequence_number() -> int:
+    """Returns how many operations this thread has recorded; backward passes run the latest first."""
+    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+
+
+def count_sequence_on(number: int) -> None:
+    """Makes this thread count its recorded operations from `number` on, if it has not come so far."""
+    if sequence_number() >= number or torch.is_inference_mode_enabled():
+        return
+    with torch.enable_grad():
+        while sequence_number() < number:
+            _RECORDED.view_as(_RECORDED)
+
+
+_RECORDED = torch.zeros((), requires_grad=True)
+
+
+def set_flat_weights(part: nn.RNNBase) -> None:
+    """Makes a recurrent layer compute with the parameters that it has now."""
+    part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]

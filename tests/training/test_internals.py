@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics import SumMetric
 
-from training import internals
+from training import internals, metric_internals
 from training.hangs.watchdog import _collectives
 
 
@@ -374,7 +374,7 @@ def test_torchmetrics_computes_a_batch_within_forward_and_takes_other_states() -
             inner = self.compute
 
             def compute() -> Tensor:
-                self.batches.append(internals.computes_batch(self))
+                self.batches.append(metric_internals.computes_batch(self))
                 value: Tensor = inner()
                 return value
 
@@ -386,28 +386,28 @@ def test_torchmetrics_computes_a_batch_within_forward_and_takes_other_states() -
     assert metric.compute() == 5.0
     assert metric.batches == [True, True, False]
 
-    before = internals.metric_state(metric)
-    internals.set_metric_state(metric, {"sum_value": torch.tensor(7.0)})
+    before = metric_internals.metric_state(metric)
+    metric_internals.set_metric_state(metric, {"sum_value": torch.tensor(7.0)})
     assert metric.compute() == 7.0
-    internals.set_metric_state(metric, None)
+    metric_internals.set_metric_state(metric, None)
     assert metric.compute() == 0.0
-    internals.restore_metric_state(metric, before)
+    metric_internals.restore_metric_state(metric, before)
     assert metric.compute() == 5.0
-    assert internals.update_count(metric) == 2
+    assert metric_internals.update_count(metric) == 2
 
 
 def test_torchmetrics_keeps_reductions_updates_and_the_last_value() -> None:
     metric = SumMetric()
     metric.update(2.0)
     assert metric.compute() == 2.0
-    assert internals.reductions(metric).keys() == {"sum_value"}
-    assert internals.update_count(metric) == 1
+    assert metric_internals.reductions(metric).keys() == {"sum_value"}
+    assert metric_internals.update_count(metric) == 1
 
     metric.sum_value = torch.tensor(5.0)
     assert metric.compute() == 2.0
-    internals.forget_computed(metric)
+    metric_internals.forget_computed(metric)
     assert metric.compute() == 5.0
-    internals.set_update_count(metric, 7)
+    metric_internals.set_update_count(metric, 7)
     assert metric.update_count == 7
 
 

@@ -184,7 +184,7 @@ class CheckpointCallback(Callback):
     def _restore(self, trainer: Trainer, module: LightningModule) -> None:
         assert self._to_restore is not None
         self._to_restore.restore(trainer, module)
-        self.logs.resumed = self._to_restore.logged_by(trainer)
+        self.logs.resumed = self.logs.of_this_rank(self._to_restore.logged)
         self._to_restore = None
 
     def _is_due(self, trainer: Trainer, *, epoch_ended: bool) -> bool:

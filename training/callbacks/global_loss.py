@@ -41,7 +41,7 @@ from training.model.gradient_sync import GradientSync
 from training.model.nonfinite import nonfinite_error
 from training.tracking.tracker import Tracker
 
-_INSTEAD_OF_NONE = (
+INSTEAD_OF_NONE = (
     "instead of None or a constant, return a loss that is multiplied by 0, such as 0 * output.sum()"
 )
 
@@ -219,7 +219,7 @@ class GlobalLoss(Callback):
             raise StepError(
                 f"training_step gave no loss with a gradient on {_ranks([dist.get_rank()])} of "
                 f"{dist.get_world_size()} and did not run the network, while {_ranks(others)} runs its "
-                f"SyncBatchNorm layers, which need every rank; {_INSTEAD_OF_NONE}"
+                f"SyncBatchNorm layers, which need every rank; {INSTEAD_OF_NONE}"
             )
 
     def _tell_skip(self, loss: Tensor | None) -> None:
@@ -281,7 +281,7 @@ class GlobalLoss(Callback):
             which = [rank for rank, without in enumerate(ranks) if without]
             raise StepError(
                 f"training_step gave no loss with a gradient on {_ranks(which)} of {len(ranks)}, but the "
-                f"model's SyncBatchNorm layers need a backward pass on every rank; {_INSTEAD_OF_NONE}"
+                f"model's SyncBatchNorm layers need a backward pass on every rank; {INSTEAD_OF_NONE}"
             )
 
     def _part_of_step(self) -> float:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from training import internals
+from training import internals, metric_internals
 
 NEUTRAL_VALUE = {"mean": 0.0, "sum": 0.0, "max": -math.inf, "min": math.inf}
 _MERGE_FUNCTIONS = {"mean": sum, "sum": sum, "max": max, "min": min}
@@ -51,7 +51,7 @@ class LoggedValue:
             later.value = getattr(torch, f"{self.reduction}imum")(later.value, earlier)
         if self.samples is not None:
             later.cumulated_batch_size = later.cumulated_batch_size + self.samples.to(later.value.device)
-        internals.forget_computed(later)
+        metric_internals.forget_computed(later)
 
 
 def values_of_epoch(trainer: Trainer) -> dict[str, LoggedValue]:

@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torchmetrics import Metric
 
-from training import internals
-from training.callbacks.log_reduction import NEUTRAL_VALUE, LoggedValue, reduction_name
+from training import internals, metric_internals
+from training.callbacks.log_reduction import NEUTRAL_VALUE, LoggedValue, reduction_name, values_for_rank
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.step_metrics import StepMetrics
 from training.errors import StepError
@@ -94,6 +94,10 @@ class LogSync(Callback):
 
     def detach(self) -> None:
         del self._module.log, self._module.on_train_epoch_end
+
+    def of_this_rank(self, ranks: Sequence[Mapping[str, LoggedValue]]) -> dict[str, LoggedValue]:
+        """Returns what this rank resumes with, given what each rank had logged in the epoch."""
+        return values_for_rank(ranks, self._trainer.global_rank, self._trainer.world_size)
 
     def _keep(self, *args: Any, **kwargs: Any) -> None:
         bound = self._signature.bind(*args, **kwargs)
@@ -190,7 +194,7 @@ class LogSync(Callback):
             result.value = self._reduced[key] = value
             if count is not None:
                 result.cumulated_batch_size = count
-            internals.forget_computed(result)
+            metric_internals.forget_computed(result)
 
     def _compare(self, keys: Sequence[str], results: Any) -> None:
         """Warns once about each value outside a batch that differs between the ranks: it is of a share."""

@@ -17,10 +17,11 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from sync_bn import SyncBatchNorm
-from training import internals
+from training import internals, metric_internals
 from training.errors import TrainingError, is_lost_peer
 from training.loading.combined import check_combined, given_in_batch
 from training.loading.counted import CountedLoader
+from training.loading.sharded import ShardedBatch
 from training.model.export import example_input
 from training.model.supervised import Supervised
 
@@ -69,7 +70,7 @@ class ShareCounts(Callback):
     ) -> None:
         if self._is_first:
             self._is_first = False
-            self.example = example_input(batch)
+            self.example = example_input(batch.first if isinstance(batch, ShardedBatch) else batch)
         (loader, number), *_ = given_in_batch(*internals.loaders_to_train_on(trainer), batch_idx)
         self.batch = f"batch {batch_idx} of the training epoch"
         self._begin(module, loader, batch, number)
@@ -106,6 +107,8 @@ class ShareCounts(Callback):
 
     def _begin(self, module: LightningModule, loader: Any, batch: Any, number: int) -> None:
         self._batch.close()  # of a batch that ended the epoch early, from on_train_batch_start
+        if isinstance(batch, ShardedBatch):
+            return  # each shard has its own number of samples
         known = loader.samples(number) if isinstance(loader, CountedLoader) else None
         self.samples = extract_batch_size(batch) if known is None else known
         if isinstance(module, Supervised):
@@ -155,9 +158,9 @@ def _nothing(*_: Any, **__: Any) -> None:
 @contextmanager
 def _restored_metrics(module: LightningModule) -> Iterator[None]:
     metrics = [metric for metric in module.modules() if isinstance(metric, Metric)]
-    before = [(metric, internals.metric_state(metric)) for metric in metrics]
+    before = [(metric, metric_internals.metric_state(metric)) for metric in metrics]
     try:
         yield
     finally:
         for metric, state in before:
-            internals.restore_metric_state(metric, state)
+            metric_internals.restore_metric_state(metric, state)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torchmetrics import Metric
 
-from training import internals
+from training import metric_internals
 
 
 class StepMetrics:
@@ -36,12 +36,12 @@ class StepMetrics:
 
     def value(self, metric: Metric) -> Any:
         """Returns the value over all ranks; one that has not called the metric adds nothing. Collective."""
-        before = internals.metric_state(metric)
+        before = metric_internals.metric_state(metric)
         try:
-            internals.set_metric_state(metric, self._states.get(id(metric)))
+            metric_internals.set_metric_state(metric, self._states.get(id(metric)))
             return metric.compute()
         finally:
-            internals.restore_metric_state(metric, before)
+            metric_internals.restore_metric_state(metric, before)
 
     def forget(self) -> None:
         """Forgets the states: the batch has been logged."""
@@ -49,7 +49,7 @@ class StepMetrics:
 
     def _keeping(self, metric: Metric, compute: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if internals.computes_batch(metric):
+            if metric_internals.computes_batch(metric):
                 self._states[id(metric)] = dict(metric.metric_state)
             return compute(*args, **kwargs)
 

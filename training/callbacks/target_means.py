@@ -12,7 +12,7 @@ show that its value was not a mean over samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -39,10 +39,16 @@ class TargetMeans:
     ignored, targets: of the calls since `forget`, whose value is of this rank's share alone.
     """
 
-    def __init__(self, share: ShareCounts) -> None:
-        self._share = share
+    def __init__(self, share: ShareCounts, meet: Callable[[str, Tensor], Tensor] = meet) -> None:
+        self._share, self._meet = share, meet
         self._calls = self._plain_calls = 0
+        self._device = torch.device("cpu")
         self.forget()
+
+    def begin_step(self, device: torch.device) -> None:
+        """Counts the calls of a step anew. device: for collectives."""
+        self._calls = self._plain_calls = 0
+        self._device = device
 
     def forget(self) -> None:
         """Starts to count anew."""
@@ -55,13 +61,7 @@ class TargetMeans:
         if dist.get_world_size() == 1:
             yield
             return
-        self._calls = self._plain_calls = 0
-        self._device = device
-        losses: dict[str, Callable[..., Tensor]] = {
-            "cross_entropy_loss": self._cross_entropy,
-            "nll_loss_nd": self._nll_loss,
-        }
-        with internals.losses_replaced(losses), summed_by(self._sum):
+        with counted_by([self], lambda: self, device):
             yield
 
     def _cross_entropy(
@@ -141,8 +141,26 @@ class TargetMeans:
         samples = self._share.samples
         own = torch.zeros_like(numbers) if not samples else numbers
         place = f"mean over all workers number {self._calls} in {self._share.batch}"
-        sums = meet(place, torch.cat([own, own.new_tensor([samples])]).to(self._device))
+        sums = self._meet(place, torch.cat([own, own.new_tensor([samples])]).to(self._device))
         return sums[:-1].to(numbers.device), samples / float(sums[-1])
+
+
+@contextmanager
+def counted_by(
+    all_of_them: Sequence[TargetMeans], running: Callable[[], TargetMeans], device: torch.device
+) -> Iterator[None]:
+    """A context for a step in which `running` gives the one that a call of a loss is for.
+
+    device: for collectives.
+    """
+    for each in all_of_them:
+        each.begin_step(device)
+    losses: dict[str, Callable[..., Tensor]] = {
+        "cross_entropy_loss": lambda *args: running()._cross_entropy(*args),
+        "nll_loss_nd": lambda *args: running()._nll_loss(*args),
+    }
+    with internals.losses_replaced(losses), summed_by(lambda numbers: running()._sum(numbers)):
+        yield
 
 
 def _weights(target: Tensor, weight: Tensor, counts: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
 
-from training import internals
+from training import internals, metric_internals
 from training.callbacks.job_step import job_step
-from training.callbacks.log_reduction import LoggedValue, values_for_rank, values_of_epoch
+from training.callbacks.log_reduction import LoggedValue, values_of_epoch
 from training.checkpoints.listing import LIGHTNING
 from training.spec import Spec
 
@@ -65,7 +65,7 @@ class TrainState:
     own_output: dict[str, Any] = field(default_factory=dict)
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
-        """Restores everything except what `logged_by` returns. Every rank must call it."""
+        """Restores everything except `logged`. Every rank must call it."""
         for name, metric in _metrics(module).items():
             if name in self.metrics:
                 _restore(metric, self.metrics[name])
@@ -76,10 +76,6 @@ class TrainState:
             _set_generators(self.generators[trainer.global_rank])
         else:
             _seed_generators(self.seed, self.step, trainer.global_rank)
-
-    def logged_by(self, trainer: Trainer) -> dict[str, LoggedValue]:
-        """Returns the logged values that this rank resumes with (see `LogSync.resumed`)."""
-        return values_for_rank(self.logged, trainer.global_rank, trainer.world_size)
 
     def save(self, folder: Path) -> None:
         """Writes the state to a file in `folder`."""
@@ -101,7 +97,7 @@ def gather(
     metrics = _metrics(module)
     # Ranks may differ in whether a metric was updated, but they must agree on whether to sync it.
     updates = torch.tensor(
-        [internals.update_count(metric) for metric in metrics.values()], device=module.device
+        [metric_internals.update_count(metric) for metric in metrics.values()], device=module.device
     )
     dist.all_reduce(updates)
     states = {
@@ -168,7 +164,8 @@ def _metrics(module: LightningModule) -> dict[str, Metric]:
         for name, metric in module.named_modules()
         if isinstance(metric, Metric)
         and all(
-            reduction in SHARED_BY_ALL + HELD_BY_ONE for reduction in internals.reductions(metric).values()
+            reduction in SHARED_BY_ALL + HELD_BY_ONE
+            for reduction in metric_internals.reductions(metric).values()
         )
     }
 
@@ -181,11 +178,11 @@ def _synced(metric: Metric) -> dict[str, Any]:
 def _restore(metric: Metric, saved: dict[str, Any]) -> None:
     metric.reset()
     for name, value in saved["state"].items():
-        if internals.reductions(metric)[name] in SHARED_BY_ALL or dist.get_rank() == 0:
+        if metric_internals.reductions(metric)[name] in SHARED_BY_ALL or dist.get_rank() == 0:
             setattr(metric, name, _to_device(value, metric.device))
     updates = saved["updates"] if dist.get_rank() == 0 else min(saved["updates"], 1)
-    internals.set_update_count(metric, updates)
-    internals.forget_computed(metric)
+    metric_internals.set_update_count(metric, updates)
+    metric_internals.forget_computed(metric)
 
 
 def _cloned(value: Any) -> Any:

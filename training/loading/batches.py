@@ -7,7 +7,7 @@ each micro-batch into shares, so a step has the same samples for any world size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
@@ -16,10 +16,18 @@ from training.errors import BuildError
 from training.loading.dropped_samples import Kept, collated
 from training.loading.empty_shares import Placeholder, empty_batch
 from training.loading.orders import Order, Orders, SeededOrders
-from training.loading.sample_rng import EmptyShare, Indices, SeededSamples
+from training.loading.sample_rng import EmptyShare, Indices, SamplesInParts, SeededSamples
 from training.loading.samplers import SamplerOrders, has_plain_batches, is_shuffled, sampler_of
+from training.loading.sharded import ShardedBatch, shard_of
 from training.loading.streams import StreamLoader
 from training.spec import shares
+
+
+class Shards(NamedTuple):
+    """Into how many parts a micro-batch is cut, and which consecutive ones a rank has."""
+
+    number: int
+    own: range
 
 
 class GlobalBatches(Sampler[Indices]):
@@ -30,12 +38,23 @@ class GlobalBatches(Sampler[Indices]):
     micro-batch is therefore a multiple of `accumulate_grad_batches`, as Lightning expects.
 
     If `orders` are those of a user's sampler, the first use of an epoch is collective: of its length too.
+
+    shards: of each micro-batch, and those that this rank has; None: one for each rank. With shards, the
+    share is the samples of several parts.
     """
 
     def __init__(
-        self, orders: Orders, *, rank: int, world_size: int, accumulate_grad_batches: int = 1
+        self,
+        orders: Orders,
+        *,
+        rank: int,
+        world_size: int,
+        accumulate_grad_batches: int = 1,
+        shards: Shards | None = None,
     ) -> None:
         self.orders, self.rank, self.world_size = orders, rank, world_size
+        self.shards = shards
+        self._cuts = Shards(world_size, range(rank, rank + 1)) if shards is None else shards
         self.accumulate_grad_batches = accumulate_grad_batches
         self.epoch = self.cycle = 0
         self.repeats = False
@@ -69,7 +88,7 @@ class GlobalBatches(Sampler[Indices]):
 
     def share(self, number: int) -> int:
         """Returns how many samples this rank's share of a micro-batch has."""
-        return shares(self.count(number, number + 1), self.world_size)[self.rank]
+        return sum(self._own_sizes(number)[1])
 
     def count(self, start: int, stop: int) -> int:
         """Returns the number of samples in the micro-batches `start` to `stop - 1`, over all ranks."""
@@ -88,14 +107,15 @@ class GlobalBatches(Sampler[Indices]):
         order, epoch, first = self.order, self.epoch, self.first
         self._start = (0, 0)  # once
         for number in range(first, len(self)):
-            sizes = shares(self.count(number, number + 1), self.world_size)
-            start = self._begin(number) + sum(sizes[: self.rank])
-            own = slice(start, start + sizes[self.rank])
+            before, sizes = self._own_sizes(number)
+            start = self._begin(number) + before
+            own = slice(start, start + sum(sizes))
             yield Indices(
                 list(order.entries[own]),
                 epoch=_draw(epoch, self.cycle),
                 occurrences=order.occurrences and order.occurrences[own],
                 stand_in=order.entries[self._begin(number)],
+                parts=None if self.shards is None else sizes,
             )
         self._finished = epoch
 
@@ -108,6 +128,11 @@ class GlobalBatches(Sampler[Indices]):
         if self._drawn is None or self._drawn[0] != draw:
             self._drawn = draw, self.orders.of(draw)
         return self._drawn[1]
+
+    def _own_sizes(self, number: int) -> tuple[int, list[int]]:
+        """Returns how many samples of a micro-batch precede this rank's, and those of each of its parts."""
+        sizes = shares(self.count(number, number + 1), self._cuts.number)
+        return sum(sizes[: self._cuts.own.start]), sizes[self._cuts.own.start : self._cuts.own.stop]
 
     def _begin(self, number: int) -> int:
         """Returns the position in the sample order at which a micro-batch begins; the end after the last."""
@@ -180,6 +205,11 @@ class _CollateShare:
         self.collate, self.dataset = collate, dataset
 
     def __call__(self, samples: list[Any]) -> Any:
+        if isinstance(samples, SamplesInParts):
+            return ShardedBatch([shard_of(self._collated(part), len(part)) for part in samples])
+        return self._collated(samples)
+
+    def _collated(self, samples: list[Any]) -> Any:
         if samples:
             return collated(self.collate, samples)
         sample = samples.sample if isinstance(samples, EmptyShare) else self.dataset[0]
@@ -196,12 +226,14 @@ def share_loader(
     drop_last: bool = False,
     accumulate_grad_batches: int = 1,
     repeats: bool = False,
+    shards: Shards | None = None,
 ) -> ShareLoader | StreamLoader:
     """Returns a loader like `loader` that yields this rank's share of each global batch. Collective.
 
     batch_size: of the global batch, over all ranks. Dataset, collation, processes and order are those of
     `loader`; its batch size is ignored, unless it has a batch sampler of its own, whose lists are the global
-    batches. drop_last: in addition to that of `loader`. repeats: see `GlobalBatches`. Random draws of the
+    batches. drop_last: in addition to that of `loader`. repeats, shards: see `GlobalBatches`; with shards a
+    batch is a `ShardedBatch`. Random draws of the
     dataset depend only on (seed, epoch, index), see `training.loading.sample_rng`; those of a stream on
     (seed, epoch), see `training.loading.streams`. Raises BuildError for data that cannot be cut into global
     batches.
@@ -222,6 +254,12 @@ def share_loader(
         )
     drop_last |= has_plain_batches(loader) and bool(getattr(loader.batch_sampler, "drop_last", False))
     if isinstance(loader.dataset, IterableDataset):
+        if shards is not None:
+            raise BuildError(
+                "data.class_path",
+                "its data set is a stream, which training.reproducible: bits does not cut into shards; give "
+                "the data set a length and __getitem__, or set training.reproducible to curve",
+            )
         return StreamLoader(
             loader,
             batch_size=batch_size,
@@ -236,11 +274,12 @@ def share_loader(
         rank=rank,
         world_size=world_size,
         accumulate_grad_batches=accumulate_grad_batches,
+        shards=shards,
     )
     batches.repeats = repeats
     dataset = loader.dataset
     # A TensorDataset draws nothing.
-    if type(dataset) is not TensorDataset or isinstance(batches.orders, SamplerOrders):
+    if shards or type(dataset) is not TensorDataset or isinstance(batches.orders, SamplerOrders):
         dataset = SeededSamples(dataset, seed)
     made = ShareLoader(
         dataset,

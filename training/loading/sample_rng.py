@@ -10,6 +10,7 @@ import operator
 import struct
 from collections.abc import Hashable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,8 @@ class Indices(list[Any]):
     """Indices of samples with what the loader's processes need to know about them.
 
     occurrences: how often each index came up earlier in the epoch; None if no index did. stand_in: an index
-    of which an empty share makes a batch without samples.
+    of which an empty share makes a batch without samples. parts: the lengths of consecutive parts that are
+    to be collated each for itself; None: there is one.
     """
 
     def __init__(
@@ -33,9 +35,10 @@ class Indices(list[Any]):
         epoch: int = 0,
         occurrences: Sequence[int] | None = None,
         stand_in: Any = None,
+        parts: Sequence[int] | None = None,
     ) -> None:
         super().__init__(indices)
-        self.epoch, self.occurrences, self.stand_in = epoch, occurrences, stand_in
+        self.epoch, self.occurrences, self.stand_in, self.parts = epoch, occurrences, stand_in, parts
 
 
 class EmptyShare(list[Any]):
@@ -44,6 +47,10 @@ class EmptyShare(list[Any]):
     def __init__(self, sample: Any) -> None:
         super().__init__()
         self.sample = sample
+
+
+class SamplesInParts(list[Any]):
+    """The samples of several parts, as a list for each."""
 
 
 class SeededSamples(Dataset[Any]):
@@ -87,9 +94,18 @@ class SeededSamples(Dataset[Any]):
 
     def _share(self, indices: Indices) -> list[Any]:
         occurrences = indices.occurrences or [0] * len(indices)
-        if not indices:
-            return EmptyShare(self._draw(indices.epoch, indices.stand_in, 0))
-        return [self._draw(indices.epoch, *which) for which in zip(indices, occurrences, strict=True)]
+        if not indices and indices.parts is None:
+            return self._empty(indices)
+        samples = [self._draw(indices.epoch, *which) for which in zip(indices, occurrences, strict=True)]
+        if indices.parts is None:
+            return samples
+        rest = iter(samples)
+        return SamplesInParts(
+            [list(islice(rest, length)) if length else self._empty(indices) for length in indices.parts]
+        )
+
+    def _empty(self, indices: Indices) -> EmptyShare:
+        return EmptyShare(self._draw(indices.epoch, indices.stand_in, 0))
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset":  # not set yet while a copy is being made

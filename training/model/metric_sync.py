@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
 
-from training.internals import reductions
+from training.metric_internals import reductions
 
 _SHAPE_PRESERVING = {dim_zero_sum, dim_zero_mean, dim_zero_max, dim_zero_min}
 

@@ -1,5 +1,5 @@
 """One rank of a run, from the fork to its exit record.
 
-May import `callbacks`, `checkpoints`, `console`, `errors`, `hangs`, `internals`, `linux`, `loading`,
+May import `bits`, `callbacks`, `checkpoints`, `console`, `errors`, `hangs`, `internals`, `linux`, `loading`,
 `masking`, `metric_names`, `model`, `normalisation`, `protocol`, `run_dir`, `spec`, `tracking`, `sync_bn`.
 """

@@ -9,23 +9,28 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
+from training.bits.shards import RankShards
 from training.errors import BuildError
 from training.loading.batches import share_loader
 from training.loading.counted import length_of
 from training.loading.samplers import has_plain_batches
 from training.loading.user_loader import WARNING, user_loader
+from training.rank.context import RankContext
 from training.spec import Spec
 
 
 class RankLoaders:
     """Makes this rank's loader of each loader that Lightning requests from the DataModule.
 
-    trainer: set before fitting. say: prints a warning for the user on rank 0.
+    trainer: set before fitting. say: prints a warning for the user on rank 0. shards: of this rank, if it trains shard by shard.
     """
 
-    def __init__(self, spec: Spec, *, rank: int, world_size: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: Spec, context: RankContext, say: Callable[[str], None], shards: RankShards | None
+    ) -> None:
         self._settings, self._say = spec.training, say
-        self._rank, self._world_size = rank, world_size
+        self._shards = None if shards is None else shards.cuts
+        self._rank, self._world_size = context.rank, context.world_size
         self.trainer: Trainer | None = None
 
     def share(self, loader: object) -> object:
@@ -58,6 +63,7 @@ class RankLoaders:
             seed=settings.seed,
             drop_last=settings.drop_last and trains,
             accumulate_grad_batches=settings.accumulate_grad_batches if cuts else 1,
+            shards=self._shards,
             repeats=trains,  # a short loader beside a longer one starts again within the epoch
         )
 

@@ -122,7 +122,6 @@ class RankRun:
         """Returns the module, the data and what the Trainer is made of."""
         from lightning.pytorch import seed_everything
 
-        from training.callbacks.log_sync import LogSync
         from training.callbacks.logger import RunLogger
         from training.callbacks.norm_report import norm_report
         from training.callbacks.own_checkpoints import KeptFiles
@@ -132,7 +131,7 @@ class RankRun:
         from training.rank.loaders import RankLoaders
         from training.rank.options import user_options
         from training.rank.own_output import OwnOutput
-        from training.rank.trainer import RunParts
+        from training.rank.trainer import RunParts, logs_of, shards_of
 
         seed_everything(self.spec.training.seed, verbose=False)
         files = KeptFiles(self.folder.files, is_lent=self.order.code_folder is None)
@@ -147,6 +146,7 @@ class RankRun:
         if self.order.last_bit:
             change_last_bits(module)
         share = ShareCounts()
+        shards = shards_of(self.spec, self.context, share)
         params = flat(self.spec) if isinstance(module, Supervised) else used_by_any_module(self.spec)
         parts = RunParts(
             tracker=tracker,
@@ -156,12 +156,11 @@ class RankRun:
             store=store,
             start=start,
             share=share,
-            logs=LogSync(module, share, steps=not isinstance(module, Supervised)),
+            logs=logs_of(module, share, shards),
             files=files,
             own_output=OwnOutput(user.loggers, self.folder, self.context),
-            loaders=RankLoaders(
-                self.spec, rank=self.rank, world_size=self.world_size, say=self._print_on_rank_0
-            ),
+            loaders=RankLoaders(self.spec, self.context, self._print_on_rank_0, shards),
+            shards=shards,
             prepared=self._preparing.close,
             user=user,
             curves_only=self.order.curves_only,

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import Precision
 
 from sync_bn import check_ranks
+from training.bits.logs import ShardLogs
+from training.bits.loss import ShardLoss
+from training.bits.shards import RankShards
 from training.callbacks.buffer_watch import BufferWatch
 from training.callbacks.checkpointing import CheckpointCallback, Store
 from training.callbacks.epoch_length import EpochLength
@@ -25,6 +28,8 @@ from training.callbacks.stop_vote import StopVote
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
 from training.model.norms import layer_sync
+from training.model.supervised import Supervised
+from training.rank.bits_strategy import BitsStrategy, ShardStates
 from training.rank.loaders import RankLoaders
 from training.rank.options import UserOptions
 from training.rank.own_output import OwnOutput
@@ -62,6 +67,7 @@ class RunParts:
     files: KeptFiles
     own_output: OwnOutput
     loaders: RankLoaders
+    shards: RankShards | None
     prepared: Callable[[], None]
     user: UserOptions
     curves_only: bool
@@ -72,19 +78,13 @@ def make_trainer(spec: Spec, context: RankContext, folder: RunFolder, parts: Run
     settings, synchronized = spec.training, spec.norm.is_synchronized
     sets_precision = _sets_precision(spec, parts.user)
     vote = StopVote()
-    loss = GlobalLoss(
-        parts.tracker,
-        vote,
-        parts.share,
-        parts.watchdog.ranks_ahead,
-        equal_parts=settings.loader_batches is not None,
-    )
+    loss = _loss(parts, vote, equal_parts=settings.loader_batches is not None)
     # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
     same_buffers = synchronized and spec.norm.group == "world"
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
-        strategy=GroupStrategy(loss=loss, share=parts.loaders.share, forward_sync_buffers=not same_buffers),
+        strategy=_strategy(parts, loss, forward_sync_buffers=not same_buffers),
         plugins=_plugins(spec, context, parts),
         precision=None if sets_precision else settings.precision,
         max_epochs=settings.max_epochs or -1,
@@ -97,6 +97,37 @@ def make_trainer(spec: Spec, context: RankContext, folder: RunFolder, parts: Run
         enable_progress_bar=False,
         **_arguments(parts),
     )
+
+
+def shards_of(spec: Spec, context: RankContext, share: ShareCounts) -> RankShards | None:
+    """Returns the shards of a rank for `training.reproducible: bits`, otherwise None."""
+    if spec.training.reproducible == "curve":
+        return None
+    return RankShards(spec.shards, context.rank, context.world_size, share=share, seed=spec.training.seed)
+
+
+def logs_of(module: LightningModule, share: ShareCounts, shards: RankShards | None) -> LogSync:
+    """Returns what reduces the logged values of a module."""
+    if shards is None:
+        return LogSync(module, share, steps=not isinstance(module, Supervised))
+    shards.logs = ShardLogs(module, share, shards.exchange, lambda: shards.threads.running)
+    return shards.logs
+
+
+def _loss(parts: RunParts, vote: StopVote, *, equal_parts: bool) -> GlobalLoss:
+    given = parts.tracker, vote, parts.share, parts.watchdog.ranks_ahead
+    if parts.shards is None:
+        return GlobalLoss(*given, equal_parts=equal_parts)
+    return ShardLoss(
+        *given, equal_parts=equal_parts, exchange=parts.shards.exchange, threads=parts.shards.threads
+    )
+
+
+def _strategy(parts: RunParts, loss: GlobalLoss, **ddp: Any) -> GroupStrategy:
+    if parts.shards is None:
+        return GroupStrategy(loss=loss, share=parts.loaders.share, **ddp)
+    assert isinstance(loss, ShardLoss)
+    return BitsStrategy(loss=loss, share=parts.loaders.share, shards=parts.shards)
 
 
 def _sets_precision(spec: Spec, user: UserOptions) -> bool:
@@ -129,7 +160,7 @@ def _callbacks(
         parts.logs,
         parts.share,
         EpochLength(),
-        BufferWatch(),
+        *([] if parts.shards else [BufferWatch()]),
         # The checkpoint callback restores random generators, so it precedes RngWatch, which checks
         # whether they advance. It casts a vote, so it precedes GlobalLoss, which counts the votes.
         CheckpointCallback(
@@ -147,7 +178,7 @@ def _callbacks(
             own_output=parts.own_output.state,
             final=not parts.curves_only,
         ),
-        RngWatch(parts.tracker),
+        *([ShardStates(parts.shards)] if parts.shards else [RngWatch(parts.tracker)]),
         parts.norm_report,
         loss,
         ProgressReporter(parts.tracker),

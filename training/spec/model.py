@@ -26,6 +26,7 @@ from training.spec.errors import Problem, SpecError, located, problems_of
 from training.spec.lightning_cli import as_spec
 from training.spec.norm import Norm
 from training.spec.parts import ClassPath, ClassSpec, Part
+from training.spec.reproducible import check_bits, shards_of
 from training.spec.resources import Resources
 from training.spec.script import NOT_WITH_A_SCRIPT, SCRIPT_NOTE, Script, check_keys_beside_script
 from training.spec.source import Source
@@ -213,6 +214,11 @@ class Spec(Part):
         assert self.model is not None
         return self.model, self.data
 
+    @property
+    def shards(self) -> int:
+        """The number of shards of a micro-batch, see `training.reproducible`."""
+        return shards_of(self.training, self.resources)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.script is not None:
@@ -245,6 +251,7 @@ class Spec(Part):
             )
         if self.training.precision == "16-mixed" and not self.resources.gpus_per_worker:
             raise located("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")
+        check_bits(self.training, self.norm, self.resources)
         endless = self.training.max_epochs == -1 and self.training.max_steps is None
         if endless and self.trainer.max_time is None:
             raise located(

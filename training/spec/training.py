@@ -74,6 +74,18 @@ class Training(Part):
         description="Number of micro-batches that a global batch is split into; each is normalised by its "
         "own statistics over all workers",
     )
+    reproducible: Literal["curve", "bits"] = Field(
+        default="curve",
+        description="What does not depend on the number of workers. curve: the loss, to rounding; bits: each "
+        "bit of the weights, of what is logged and of checkpoints, at the price of time",
+    )
+    shards: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="For reproducible: bits: the parts of a micro-batch that are computed separately, at "
+        "least as many as workers. Weights depend on it. null: 4, or the next power of 2 for more workers",
+    )
     sampler: Literal["global", "own"] = Field(
         default="global",
         description="global: each batch is shared among the workers, and the order of samples, a stream's or "

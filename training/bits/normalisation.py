@@ -1,0 +1,153 @@
+"""SyncBatchNorm over shards: the statistics of all, added in the order of the shards.
+
+A layer is three operations in the graph of a shard, of which the middle one is common to all shards of a
+rank. Forward it adds up their sums; backward it adds up the sums of their gradients, which the input's
+gradient needs. So a backward pass in one thread has the sums of all shards before the first of them goes on.
+
+    x ── sums ──┐                     ┌── normalised ── z
+                ├── sum over shards ──┤
+    x ── sums ──┘                     └── normalised ── z
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sync_bn._arithmetic import LocalGradients, Moments
+from sync_bn._function import Call, Normalised, Tensors, passes_for, passes_for_gradient
+from training.bits.exchange import Exchange
+from training.bits.threads import ShardThreads
+
+
+class OverShards:
+    """Computes SyncBatchNorm layers in the threads of shards, in place of the layer's own collectives."""
+
+    def __init__(self, threads: ShardThreads, exchange: Exchange) -> None:
+        self._threads, self._exchange = threads, exchange
+
+    @property
+    def updates(self) -> bool:
+        """Whether the running shard is the one that updates the running statistics of this rank."""
+        return self._threads.running == 0
+
+    def __call__(self, tensors: Tensors, call: Call) -> Normalised:
+        """Returns the layer's output for the running shard. Called by the layer."""
+        shard = _Shard(tensors, call)
+        sums = _Sums.apply(tensors.x, tensors.w, shard)  # type: ignore[no-untyped-call]
+        total = self._threads.meet(
+            f"SyncBatchNorm({tensors.x.shape[1]})",
+            sums,
+            lambda sums: _SumOverShards.apply(self._exchange, *sums),  # type: ignore[no-untyped-call]
+        )
+        x, weight, bias, residual, _ = tensors
+        z, mean, var, n = _Normalised.apply(x, weight, bias, residual, total, shard)  # type: ignore[no-untyped-call]
+        return Normalised(z, Moments(mean, var, n), None)
+
+
+class _Shard:
+    """What the operations of one shard in one layer share."""
+
+    def __init__(self, tensors: Tensors, call: Call) -> None:
+        self.call, self.passes = call, passes_for(tensors, call)
+        self.coefficients: Any = None
+        self.n: Tensor | None = None
+        self.weight: Tensor | None = None
+        self.gradients: tuple[Any, Any, LocalGradients] | None = None
+
+
+class _Sums(torch.autograd.Function):
+    """x -> [Σx, Σx², n]. Its backward gets the gradient sums of all shards, and gives that of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor | None, shard: _Shard) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.shard = shard
+        sums: Tensor = shard.passes.local_sums(x, w)
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor) -> tuple[Tensor | None, None, None]:
+        x, w = ctx.saved_tensors
+        shard: _Shard = ctx.shard
+        if shard.gradients is None:  # the loss does not depend on this shard's output
+            _local_gradients(shard, torch.zeros_like(x), x, None)
+        assert shard.gradients is not None
+        (passes, coefficients, local), shard.gradients = shard.gradients, None
+        dx = passes.input_gradient(local, x, coefficients, shard.n, shard.weight, total[:-1], w)
+        return dx, None, None
+
+
+class _SumOverShards(torch.autograd.Function):
+    """Adds the shards' numbers, forward and backward; every shard gets the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, exchange: Exchange, *own: Tensor) -> tuple[Tensor, ...]:
+        ctx.exchange = exchange
+        return _for_each(exchange.sum(torch.stack(own)), len(own))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *own: Tensor) -> tuple[Any, ...]:
+        return None, *_for_each(ctx.exchange.sum(torch.stack(own)), len(own))
+
+
+def _for_each(total: Tensor, shards: int) -> tuple[Tensor, ...]:
+    return total, *(total.clone() for _ in range(shards - 1))
+
+
+class _Normalised(torch.autograd.Function):
+    """The output, given the sums of all shards. The "gradient" of these sums is [Σdy, Σdy·x̂, 0]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        total: Tensor,
+        shard: _Shard,
+    ) -> tuple[Tensor, ...]:
+        call = shard.call
+        z, moments, shard.coefficients = shard.passes.normalise(
+            x, total, call.eps, weight, bias, residual, call.activation
+        )
+        shard.n, shard.weight = moments.n, weight
+        if residual is not None and call.activation is None:
+            residual = residual.new_zeros(()).expand_as(residual)  # no derivative depends on its values
+        ctx.save_for_backward(x, weight, bias, residual)
+        ctx.shard = shard
+        ctx.mark_non_differentiable(*moments)
+        return z, *moments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, residual = ctx.saved_tensors
+        shard: _Shard = ctx.shard
+        local = _local_gradients(shard, dz, x, residual)
+        needs = ctx.needs_input_grad
+        grad_bias, grad_weight = local.sums.chunk(2)
+        return (
+            None,
+            grad_weight.to(weight.dtype, copy=True) if weight is not None and needs[1] else None,
+            grad_bias.to(bias.dtype, copy=True) if bias is not None and needs[2] else None,
+            local.dy.to(residual.dtype) if residual is not None and needs[3] else None,
+            torch.cat([local.sums, local.sums.new_zeros(1)]),
+            None,
+        )
+
+
+def _local_gradients(shard: _Shard, dz: Tensor, x: Tensor, residual: Tensor | None) -> LocalGradients:
+    """Computes a shard's own gradient sums, and keeps them for the gradient of x."""
+    passes, coefficients = passes_for_gradient(
+        shard.passes, shard.coefficients, dz, x, shard.weight, residual, shard.call
+    )
+    local: LocalGradients = passes.local_gradient_sums(dz, x, coefficients, residual, shard.call.activation)
+    shard.gradients = passes, coefficients, local
+    return local

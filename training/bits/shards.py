@@ -1,0 +1,124 @@
+"""The shards of a rank: what runs a step for each of them, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+
+from sync_bn.layer import SyncBatchNorm, over_parts
+from training.bits.exchange import Exchange
+from training.bits.gradients import ShardGradients
+from training.bits.logs import ShardLogs
+from training.bits.normalisation import OverShards
+from training.bits.state import ShardState
+from training.bits.threads import ShardThreads
+from training.callbacks.share_counts import ShareCounts
+from training.loading.batches import Shards
+from training.loading.sharded import Shard, ShardedBatch
+from training.model.supervised import Supervised
+
+T = TypeVar("T")
+
+
+class RankShards:
+    """Runs steps of a module for each shard of this rank.
+
+    share: gets the number of samples of the shard that runs. seed: of random draws in a step.
+    """
+
+    def __init__(self, shards: int, rank: int, world_size: int, *, share: ShareCounts, seed: int) -> None:
+        self.exchange = Exchange(shards, rank, world_size)
+        self.threads = ShardThreads(self.exchange.own, self._enter, self._leave)
+        self._share, self._seed = share, seed
+        self._module: LightningModule | None = None
+        self._saved: dict[str, Any] = {}
+        self.logs: ShardLogs
+        """What logs the values of a step; set before the first."""
+        self._shards: Sequence[Shard] = ()
+
+    @property
+    def cuts(self) -> Shards:
+        """How the loader cuts a micro-batch."""
+        return Shards(self.exchange.shards, self.exchange.own)
+
+    def attach(self, module: LightningModule, summands: int) -> None:
+        """Takes the module that is to be trained or tested; its parameters are on their device.
+
+        summands: how many gradients are added in a step at most.
+        """
+        self._module = module
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.gradients = ShardGradients(parameters, self.exchange, summands)
+        if "gradients" in self._saved:
+            self.gradients.load_state_dict(self._saved.pop("gradients"))
+        self.state = ShardState(module, self.exchange, self.gradients, self._seed)
+        self._layers = [layer for layer in module.modules() if isinstance(layer, SyncBatchNorm)]
+
+    def detach(self) -> None:
+        """Gives the module back as it was."""
+        if self._module is not None:
+            self.state.metrics.detach()
+            self._module = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what is to be saved of all shards. Collective."""
+        ranks = self.exchange.of_ranks(self.state.metrics.state_dict())
+        return {
+            "gradients": self.gradients.state_dict(),
+            "metrics": {number: states for rank in ranks for number, states in rank.items()},
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Takes a saved state: that of the gradients with the module, that of metrics when asked to."""
+        self._saved = dict(saved)
+
+    def restore_metrics(self) -> None:
+        """Gives metrics the states that were loaded, if they were."""
+        if "metrics" in self._saved:
+            self.state.metrics.load_state_dict(self._saved.pop("metrics"))
+
+    def run(
+        self, batch: ShardedBatch, step: Callable[[Any], T], *, where: Sequence[int], trains: bool
+    ) -> list[T]:
+        """Calls step(batch) for each shard, each in a thread of its own; returns what they return.
+
+        where: what tells the step from all others, equal on all ranks.
+        """
+        self._shards = batch.shards
+        self.state.begin(*where)
+        with ExitStack() as stack:
+            if trains:
+                stack.enter_context(over_parts(OverShards(self.threads, self.exchange)))
+            mode = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+            return self.threads.run([_in_mode(mode, step, shard.batch) for shard in batch.shards])
+
+    def _enter(self, index: int) -> None:
+        shard = self._shards[index]
+        self.state.enter(index)
+        self.state.metrics.ignores = not shard.samples
+        self._share.samples = shard.samples
+        if isinstance(self._module, Supervised):
+            self._module.samples = shard.samples
+        if any(each.stands_in for each in self._shards):
+            for layer in self._layers:
+                layer.counts_samples = not shard.stands_in
+
+    def _leave(self) -> None:
+        self.state.leave()
+        for layer in self._layers:
+            layer.counts_samples = True
+
+
+def _in_mode(mode: tuple[bool, bool], step: Callable[[Any], T], batch: Any) -> Callable[[], T]:
+    """Returns a call of `step` for another thread that records gradients as this one does."""
+
+    def call() -> T:
+        inference, gradients = mode
+        with torch.inference_mode(inference) if inference else torch.set_grad_enabled(gradients):
+            return step(batch)
+
+    return call

@@ -1,0 +1,194 @@
+"""One thread for each shard of a rank: all run the same code on their own shards, one at a time.
+
+A thread runs until it has to meet the others, at a layer whose statistics are over the whole batch, or until
+its end; then the next one runs. So the code of a model need not know of shards, and what torch keeps for each
+thread (whether gradients are recorded, autocast, hooks of saved tensors) is that of its shard.
+
+A backward pass has one thread: it runs all shards' operations in the reverse order of their numbers, which
+torch counts in each thread. After a meeting all threads count on from a common number. So an operation has a
+greater number than all before it, those of meetings included, whichever shards a rank has; and where several
+gradients of a shard are added, as at the inputs of a dense block, they are in one order.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from training import internals
+from training.errors import StepError
+
+T = TypeVar("T")
+Joint = Callable[[list[Any]], Sequence[Any]]
+
+
+class _Abandoned(BaseException):
+    """Ends a thread that waits for others of which one has failed."""
+
+
+class ShardThreads:
+    """The threads of a rank's shards, which live as long as the process.
+
+    numbers: those of the shards, for messages. enter: called with the index among this rank's shards before a
+    thread goes on. leave: called when all have ended.
+    """
+
+    def __init__(
+        self, numbers: Sequence[int], enter: Callable[[int], None], leave: Callable[[], None]
+    ) -> None:
+        self._numbers, self._enter, self._leave = numbers, enter, leave
+        self._threads = [_ShardThread(self, index) for index in range(len(numbers))]
+        self._by_ident: dict[int, int] = {}
+        self._places: dict[int, str] = {}
+        self._values: dict[int, Any] = {}
+        self._waiting: set[int] = set()
+        self._results: Sequence[Any] = ()
+        self._sequence_number = 0
+        self._joint: Joint | None = None
+
+    @property
+    def running(self) -> int | None:
+        """The index of the shard whose thread calls; None in any other thread."""
+        return self._by_ident.get(_thread.get_ident())
+
+    def run(self, functions: Sequence[Callable[[], T]]) -> list[T]:
+        """Calls a function for each shard, each in its thread; returns what they return.
+
+        Raises the first error of a function, and StepError if some of them end while others wait to meet.
+        """
+        assert self.running is None
+        try:
+            return self._run(functions)
+        finally:
+            self._leave()
+
+    def _run(self, functions: Sequence[Callable[[], T]]) -> list[T]:
+        self._places.clear()
+        order = list(range(len(functions)))
+        for index in order:
+            self._resume(index, functions[index])
+            self._raise_error()
+        while self._places:
+            self._check()
+            self._places.clear()
+            # The last to arrive computes what all get, and is the first to go on: its data is in the cache.
+            order.reverse()
+            for index in order:
+                self._resume(index, None)
+                self._raise_error()
+        return [thread.result for thread in self._threads]
+
+    def meet(self, place: str, value: Any, joint: Joint) -> Any:
+        """Returns this shard's part of joint(values of all shards of this rank, in their order).
+
+        Call it in a shard's thread. place: in words, equal on all shards. joint: is called once, in the
+        thread of one of the shards.
+        """
+        index = self.running
+        assert index is not None
+        self._places[index], self._values[index] = place, value
+        self._waiting.add(index)
+        is_last = len(self._places) == len(self._numbers)
+        self._sequence_number = max(self._sequence_number, internals.sequence_number())
+        self._threads[index].wait()
+        internals.count_sequence_on(self._sequence_number)
+        if is_last:
+            values = [self._values[each] for each in range(len(self._numbers))]
+            self._values.clear()
+            self._results = joint(values)
+            self._sequence_number = internals.sequence_number()
+        return self._results[index]
+
+    def _resume(self, index: int, function: Callable[[], Any] | None) -> None:
+        self._waiting.discard(index)
+        self._enter(index)
+        self._threads[index].go_on(function)
+
+    def _raise_error(self) -> None:
+        failed = next((thread for thread in self._threads if thread.error is not None), None)
+        if failed is None:
+            return
+        error, failed.error = failed.error, None
+        self._abandon()
+        assert error is not None
+        raise error
+
+    def _check(self) -> None:
+        """Raises StepError unless all threads wait at the same place."""
+        places = {self._places.get(index, "end of the step") for index in range(len(self._numbers))}
+        if len(places) > 1:
+            where = "; ".join(
+                f"shard {number} at {self._places.get(index, 'the end of its step')}"
+                for index, number in enumerate(self._numbers)
+            )
+            self._abandon()
+            raise StepError(
+                f"the shards of a batch are at different places ({where}). Every shard must run the same "
+                "layers that see the whole batch, equally often and in the same order: decide by what all "
+                "shards know, such as the number of the batch"
+            )
+
+    def _abandon(self) -> None:
+        while self._waiting:
+            self._threads[self._waiting.pop()].abandon()
+        self._values.clear()
+
+
+class _ShardThread:
+    def __init__(self, owner: ShardThreads, index: int) -> None:
+        self._owner, self._index = owner, index
+        self._go, self._back = _locked(), _locked()
+        self._function: Callable[[], Any] | None = None
+        self._is_abandoned = False
+        self._is_started = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def go_on(self, function: Callable[[], Any] | None) -> None:
+        """Lets the thread call `function`, or go on where it waits, until it waits again or has ended."""
+        if not self._is_started:
+            self._is_started = True
+            threading.Thread(target=self._live, name=f"shard {self._index}", daemon=True).start()
+        if function is not None:
+            self._function = function
+        self._go.release()
+        self._back.acquire()
+
+    def wait(self) -> None:
+        """Called in the thread: lets the caller of `go_on` go on until it calls it again."""
+        self._back.release()
+        self._go.acquire()
+        if self._is_abandoned:
+            raise _Abandoned
+
+    def abandon(self) -> None:
+        """Ends what the thread does."""
+        self._is_abandoned = True
+        self._go.release()
+        self._back.acquire()
+        self._is_abandoned = False
+        self.error = None
+
+    def _live(self) -> None:
+        self._owner._by_ident[_thread.get_ident()] = self._index
+        torch.set_num_threads(torch.get_num_threads())
+        while True:
+            self._go.acquire()
+            function, self._function = self._function, None
+            assert function is not None
+            try:
+                self.result = function()
+            except BaseException as error:
+                self.error = error
+            del function
+            self._back.release()
+
+
+def _locked() -> _thread.LockType:
+    lock = _thread.allocate_lock()
+    lock.acquire()
+    return lock

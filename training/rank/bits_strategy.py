@@ -1,0 +1,141 @@
+"""The Lightning strategy of a rank that trains to the last bit: shard by shard, gradients added exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from training.bits.loss import ShardLoss
+from training.bits.shards import RankShards
+from training.errors import BuildError, StepError
+from training.internals import SKIPPED
+from training.loading.sharded import ShardedBatch
+from training.rank.strategy import GroupStrategy
+
+_HOOKS_OF_A_BATCH = (
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_test_batch_start",
+    "on_test_batch_end",
+    "backward",
+)
+_TRAINS, _VALIDATES, _TESTS = range(3)
+
+
+class BitsStrategy(GroupStrategy):
+    """Runs each step once for every shard of this rank, and adds gradients exactly over all shards."""
+
+    def __init__(self, *, loss: ShardLoss, share: Any, shards: RankShards) -> None:
+        super().__init__(loss=loss, share=share)
+        self._shards, self._shard_loss = shards, loss
+
+    def setup(self, trainer: Trainer) -> None:
+        assert self.lightning_module is not None
+        refuse_uncovered(self.lightning_module)
+        super().setup(trainer)
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._shards.attach(self.lightning_module, 1)
+
+    def configure_ddp(self) -> None:
+        """Makes all ranks start with the same model. It is not wrapped."""
+        module = self.lightning_module
+        assert module is not None
+        for state in (*module.parameters(), *module.buffers()):
+            dist.broadcast(state.detach(), 0)
+        micro_batches = module.trainer.accumulate_grad_batches
+        self._shards.attach(module, self._shards.exchange.shards * micro_batches)
+
+    def teardown(self) -> None:
+        self._shards.detach()
+        super().teardown()
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        if not isinstance(batch, ShardedBatch):
+            raise StepError(
+                f"a step gets a {type(batch).__name__} of several loaders' batches, which "
+                "training.reproducible: bits does not cut into shards; give one loader"
+            )
+        return batch.with_batches(
+            [
+                super(BitsStrategy, self).batch_to_device(each.batch, device, dataloader_idx)
+                for each in batch.shards
+            ]
+        )
+
+    def training_step(self, batch: ShardedBatch, *args: Any, **kwargs: Any) -> Any:
+        step = DDPStrategy.training_step
+        outputs = self._run(_TRAINS, step, batch, args, kwargs)
+        losses = [output["loss"] if isinstance(output, Mapping) else output for output in outputs]
+        total = self._shard_loss.total(losses, [shard.samples for shard in batch.shards])
+        return SKIPPED if total is None else total
+
+    def validation_step(self, batch: ShardedBatch, *args: Any, **kwargs: Any) -> Any:
+        return self._run(_VALIDATES, DDPStrategy.validation_step, batch, args, kwargs)
+
+    def test_step(self, batch: ShardedBatch, *args: Any, **kwargs: Any) -> Any:
+        return self._run(_TESTS, DDPStrategy.test_step, batch, args, kwargs)
+
+    def _run(self, stage: int, step: Any, batch: ShardedBatch, args: Any, kwargs: Any) -> list[Any]:
+        module = self.lightning_module
+        assert module is not None
+        numbers = [each for each in (*args, *kwargs.values()) if isinstance(each, int)]
+        where = stage, module.trainer.current_epoch, module.trainer.global_step, *numbers
+        with self._shard_loss.in_shards(self.root_device):
+            outputs = self._shards.run(
+                batch, lambda own: step(self, own, *args, **kwargs), where=where, trains=stage == _TRAINS
+            )
+        self._shards.logs.log_step()
+        return outputs
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().backward(closure_loss, optimizer, *args, **kwargs)
+        if self._shard_loss.is_last:
+            self._shards.gradients.finish()
+        return loss
+
+
+class ShardStates(Callback):
+    """Saves what the shards have beside the model in a checkpoint of Lightning, and puts it back.
+
+    Follows the callback that restores metrics: Lightning resets them when a run goes on.
+    """
+
+    def __init__(self, shards: RankShards) -> None:
+        self._shards = shards
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of all shards. Collective."""
+        return self._shards.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._shards.load_state_dict(state_dict)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._shards.restore_metrics()
+
+
+def refuse_uncovered(module: LightningModule) -> None:
+    """Raises BuildError for what a LightningModule does that is not run shard by shard."""
+    name, instead = type(module).__name__, "or set training.reproducible to curve"
+    if not module.automatic_optimization:
+        raise BuildError(
+            "training.reproducible",
+            f"bits does not cover manual optimization, which {name} sets; use the automatic one, {instead}",
+        )
+    for hook in _HOOKS_OF_A_BATCH:
+        if is_overridden(hook, module):
+            raise BuildError(
+                "training.reproducible",
+                f"bits runs a step shard by shard, and {name} overrides {hook}, which is called once for all "
+                f"of a worker's shards; do that in the step, {instead}",
+            )
