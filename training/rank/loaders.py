@@ -22,7 +22,8 @@ from training.spec import Spec
 class RankLoaders:
     """Makes this rank's loader of each loader that Lightning requests from the DataModule.
 
-    trainer: set before fitting. say: prints a warning for the user on rank 0. shards: of this rank, if it trains shard by shard.
+    trainer: set before fitting. say: prints a warning for the user on rank 0. shards: of this rank, if it
+    trains shard by shard.
     """
 
     def __init__(
