@@ -69,6 +69,8 @@ def test_shortest_spec_is_a_model_and_data_and_the_rest_has_defaults() -> None:
                 "deliver": "last",
             },
             "hang_seconds": 300,
+            "reproducible": "curve",
+            "shards": None,
         },
         "trainer": {},
         "start_from": None,
