@@ -7,7 +7,6 @@ look at the job. What the spool no longer has comes from the tracking server.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from service.api.looks import points_topic
 from service.errors import NotFound, Unavailable
 from service.job_points import JobPoints, Kind, Position
 from service.jobs.job import Job
+from service.web import live
 from service.web.histories import KINDS, Histories
 
 router = APIRouter(include_in_schema=False)
@@ -81,8 +81,8 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-_Seen = tuple[str, Position | None]
-"""A digest of the header, and the position of the points; None before the first."""
+_Seen = tuple[int | str, Position | None]
+"""The hash of the header, or the problem; and the position of the points, None before the first."""
 
 
 class HeaderAndPoints:
@@ -92,23 +92,21 @@ class HeaderAndPoints:
     another position fetches what it lacks.
     """
 
-    def __init__(self, services: Context, job_id: str, header: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, services: Context, job_id: str, header: Callable[[], Sequence[bytes]]) -> None:
         self._points = JobPoints(services.settings.storage)
         self._job_id, self._header = job_id, header
 
     def __call__(self, seen: _Seen) -> tuple[bytes, _Seen, bool]:
-        digest, position = seen
+        shown, position = seen
         try:
-            text = "\n".join(self._header())
+            header = live.event(self._header())
             news, position = self._new_points(position)
         except Unavailable as error:
             away = str(error)
-            said = b"" if away == digest else format_sse_event(event="away", data_str=away)
+            said = b"" if away == shown else format_sse_event(event="away", data_str=away)
             return said, (away, position), False
-        now = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if now != digest:
-            news = format_sse_event(data_str=text) + news
-        return news, (now, position), False
+        now = hash(header)
+        return news if now == shown else header + news, (now, position), False
 
     def _new_points(self, position: Position | None) -> tuple[bytes, Position]:
         if position is None:
@@ -128,7 +126,7 @@ def _event(before: Position, after: Position, lines: bytes) -> bytes:
     return format_sse_event(event="points", data_str=text)
 
 
-def stream(services: Context, job_id: str, view: Hashable, header: Callable[[], Sequence[str]]) -> Response:
+def stream(services: Context, job_id: str, view: Hashable, header: Callable[[], Sequence[bytes]]) -> Response:
     """Streams the header and the points of a job."""
     news = HeaderAndPoints(services, job_id, header)
     beginning: _Seen = ("", None)

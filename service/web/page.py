@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
+from fastapi.sse import format_sse_event
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
@@ -49,12 +50,13 @@ def render(request: Request, template: str, /, status: int = 200, **values: Any)
     return HTMLResponse(_templates.get_template(template).render(given), status, headers)
 
 
-def fragment(request: Request, template: str, /, **values: Any) -> str:
-    """Returns a part of a page, to be put into it while it is shown.
+def fragment(request: Request, template: str, /, **values: Any) -> bytes:
+    """Returns a part of a page, to be put into it while it is shown: as lines of an event of a stream.
 
     Its text does not change with the time alone: ages are for the script of the page.
     """
-    return _templates.get_template(template).render(_of_page(request) | {"live": True} | values)
+    text = _templates.get_template(template).render(_of_page(request) | {"live": True} | values)
+    return format_sse_event(data_str=text).removesuffix(b"\n")  # the event may have further lines
 
 
 def link(request: Request, path: str) -> str:

@@ -16,6 +16,7 @@ from service.api.job_watcher import JobWatcher
 from service.backends.memory_tracking import FakeResults
 from service.errors import NotFound, Unavailable
 from service.jobs.job import Job, State
+from service.queue.queue_rows import JobLook
 from service.queue.store import Store
 from service.settings import Settings
 from tests.service.examples import make_spec
@@ -241,10 +242,10 @@ class Watched(Store):
         self.slow: threading.Event | None = None
         self.waits = threading.Event()
 
-    def several(self, job_ids: Collection[str]) -> list[Job]:
+    def looks_at(self, job_ids: Collection[str]) -> dict[str, JobLook]:
         self.looks.append(set(job_ids))
         self._answer()
-        return super().several(job_ids)
+        return super().looks_at(job_ids)
 
     def get(self, job_id: str) -> Job:
         job = super().get(job_id)
