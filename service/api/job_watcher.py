@@ -128,7 +128,8 @@ class JobWatcher:
         begun = time.monotonic()
         try:
             followed = self._followed(begun)
-            looks, last_events = self._store.looks_at(followed), self._store.last_events(followed)
+            # In this order: who sees an event also sees what it has changed.
+            last_events, looks = self._store.last_events(followed), self._store.looks_at(followed)
             jobs = self._changed(looks)
         except Unavailable as error:
             self._problem, self._looks = error, {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 from service.api.job_watcher import JobWatcher
 from service.api.sse import Topic
@@ -42,7 +43,11 @@ def jobs_topic(job_ids: Iterable[str], *, and_others: bool = False) -> Topic:
 
 
 class Looks:
-    """Looks at followed jobs in one query, at the sizes of followed logs and spools, and at all events."""
+    """Looks at followed jobs in one query, at the sizes of followed logs and spools, and at all events.
+
+    A change of jobs without an event, as each step is, is told one look later, or together with another
+    change. So who follows a job that reports its progress and its points once a second is told once a second.
+    """
 
     def __init__(
         self,
@@ -54,30 +59,47 @@ class Looks:
     ) -> None:
         self._store, self._job_watcher, self._horizon = store, job_watcher, horizon
         self._logs, self._points = logs, points
+        self._told: dict[Topic, _Seen] = {}
+        self._held: set[Topic] = set()
 
     def __call__(self, topics: Collection[Topic]) -> Mapping[Topic, Hashable]:
         """Blocks. A topic that cannot be looked at looks like its problem: its stream then finds it too."""
         look = _Look(self._store, self._job_watcher, self._horizon)
-        return {topic: self._look(topic, look) for topic in topics}
+        before, self._told = self._told, {topic: self._look(topic, look) for topic in topics}
+        held, self._held = self._held, set()
+        for topic, now in self._told.items():
+            known = before.get(topic)
+            if known and known.at_once == now.at_once and known.soon != now.soon and topic not in held:
+                self._told[topic] = known
+                self._held.add(topic)
+        return dict(self._told)
 
-    def _look(self, topic: Topic, look: _Look) -> Hashable:
+    def _look(self, topic: Topic, look: _Look) -> _Seen:
         kind, job_id = topic
         try:
             if topic == ALL_EVENTS:
-                return look.events
+                return _Seen(look.events)
             if topic == MOMENT:
-                return look.events, look.moment, look.time
+                jobs = look.active
+                return _Seen((look.events, look.machines, look.time, jobs.at_once), jobs.soon)
             if kind in {_JOBS, _JOBS_AND_OTHERS}:
-                seen = look.jobs(job_id.split(",") if job_id else [])
-                return seen if kind == _JOBS else (seen, look.events, look.time)
+                jobs = look.jobs(job_id.split(",") if job_id else [])
+                return jobs if kind == _JOBS else _Seen((look.events, look.time, jobs.at_once), jobs.soon)
             snapshot = self._job_watcher.snapshot(job_id)
             if kind == "log":
                 job = snapshot.job
-                return (job.state, job.attempt, job.workers, self._logs.sizes(job))
-            seen = (snapshot.revision, snapshot.last_event)
-            return (*seen, self._points.end(job_id)) if kind == "points" else seen
+                return _Seen((job.state, job.attempt, job.workers, self._logs.sizes(job)))
+            end = self._points.end(job_id) if kind == "points" else None
+            return _Seen((snapshot.last_event, end), snapshot.revision)
         except (Unavailable, NotFound) as error:
-            return str(error)
+            return _Seen(str(error))
+
+
+class _Seen(NamedTuple):
+    """What a topic looks like. at_once: of what has to be told at once; soon: of the rest."""
+
+    at_once: Hashable
+    soon: Hashable = None
 
 
 class _Look:
@@ -92,10 +114,15 @@ class _Look:
         return self._horizon.now()
 
     @cached_property
-    def moment(self) -> Hashable:
+    def active(self) -> _Seen:
         # Of the snapshots that the pages show: a page must not be told of a change that they do not have yet.
-        return self.jobs(self._store.active_ids()), self._store.machines_text()
+        return self.jobs(self._store.active_ids())
 
-    def jobs(self, job_ids: Collection[str]) -> Hashable:
+    @cached_property
+    def machines(self) -> str:
+        return self._store.machines_text()
+
+    def jobs(self, job_ids: Collection[str]) -> _Seen:
         snapshots = self._job_watcher.snapshots(job_ids)
-        return tuple((snapshot.revision, snapshot.last_event) for snapshot in snapshots)
+        last_events = tuple(snapshot.last_event for snapshot in snapshots)
+        return _Seen(last_events, tuple(snapshot.revision for snapshot in snapshots))
