@@ -118,7 +118,7 @@ def _streams(running: Api, paths: Paths) -> list[list[str]]:
             text = client.get(address).raise_for_status().text
             streams = [urljoin(address, html.unescape(each)) for each in _CONNECTED.findall(text)]
             if log := _LOG.search(text):
-                streams.append(f"{running.url}/live/jobs/{log[1]}/log")
+                streams.append(f"{running.url}/live/jobs/{log[1]}/log?rank=0")
             found[path] = [each.removeprefix(running.url) for each in streams]
     return [found[path] for path in paths]
 

@@ -49,7 +49,7 @@ from service.api.schemas import ResizeRequest
 from service.api.sse import Streams
 from service.api.sweep_schemas import SweepRequest
 from service.backends.tracking import Results
-from service.job_logs import JobLogs
+from service.job_logs import JobLogs, LogSizes
 from service.job_points import JobPoints
 from service.metrics.registry import Metrics
 from service.queue.store import Store
@@ -90,14 +90,15 @@ def create_app(
         redoc_url=None,
     )
     stopping, horizon = stopping or threading.Event(), store.event_horizon()
-    job_logs, job_points = JobLogs(settings.storage, results), JobPoints(settings.storage)
-    looks = Looks(store, job_watcher, job_logs, job_points, horizon)
+    log_sizes, job_points = LogSizes(JobLogs(settings.storage, results)), JobPoints(settings.storage)
+    looks = Looks(store, job_watcher, log_sizes, job_points, horizon)
     context = Context(
         settings=settings,
         store=store,
         results=results,
         job_watcher=job_watcher,
         event_horizon=horizon,
+        log_sizes=log_sizes,
         streams=Streams(Notifier(looks, stopping).subscribe, stopping),
         stopping=stopping,
         local_token=None if settings.api_key else local_token or secrets.token_urlsafe(32),

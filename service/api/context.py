@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from service.api.job_watcher import JobWatcher
 from service.api.sse import Streams
 from service.backends.tracking import Results
+from service.job_logs import LogSizes
 from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
 from service.settings import Settings
@@ -29,6 +30,7 @@ class Context:
     results: Results
     job_watcher: JobWatcher
     event_horizon: EventHorizon
+    log_sizes: LogSizes
     streams: Streams
     stopping: threading.Event
     local_token: str | None = field(default=None, repr=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Hashable, Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from service.api.job_watcher import JobWatcher
 from service.api.sse import Topic
 from service.errors import NotFound, Unavailable
-from service.job_logs import JobLogs
+from service.job_logs import LogSizes
 from service.job_points import JobPoints
 from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
@@ -32,9 +32,9 @@ def log_topic(job_id: str) -> Topic:
     return ("log", job_id)
 
 
-def points_topic(job_id: str) -> Topic:
-    """Returns the topic of a job's events and points."""
-    return ("points", job_id)
+def points_topic(job_ids: Iterable[str]) -> Topic:
+    """Returns the topic of these jobs and their points."""
+    return ("points", ",".join(job_ids))
 
 
 def jobs_topic(job_ids: Iterable[str], *, and_others: bool = False) -> Topic:
@@ -53,7 +53,7 @@ class Looks:
         self,
         store: Store,
         job_watcher: JobWatcher,
-        logs: JobLogs,
+        logs: LogSizes,
         points: JobPoints,
         horizon: EventHorizon,
     ) -> None:
@@ -64,7 +64,7 @@ class Looks:
 
     def __call__(self, topics: Collection[Topic]) -> Mapping[Topic, Hashable]:
         """Blocks. A topic that cannot be looked at looks like its problem: its stream then finds it too."""
-        look = _Look(self._store, self._job_watcher, self._horizon)
+        look = _Look(self._store, self._job_watcher, self._horizon, self._points)
         before, self._told = self._told, {topic: self._look(topic, look) for topic in topics}
         held, self._held = self._held, set()
         for topic, now in self._told.items():
@@ -83,14 +83,17 @@ class Looks:
                 jobs = look.active
                 return _Seen((look.events, look.machines, look.time, jobs.at_once), jobs.soon)
             if kind in {_JOBS, _JOBS_AND_OTHERS}:
-                jobs = look.jobs(job_id.split(",") if job_id else [])
+                jobs = look.jobs(_ids(job_id))
                 return jobs if kind == _JOBS else _Seen((look.events, look.time, jobs.at_once), jobs.soon)
+            if kind == "points":
+                jobs, ends = look.jobs(_ids(job_id)), tuple(map(look.end, _ids(job_id)))
+                is_one = len(ends) == 1  # the points of several come at several moments
+                return _Seen((jobs.at_once, is_one and ends), (jobs.soon, ends))
             snapshot = self._job_watcher.snapshot(job_id)
             if kind == "log":
                 job = snapshot.job
-                return _Seen((job.state, job.attempt, job.workers, self._logs.sizes(job)))
-            end = self._points.end(job_id) if kind == "points" else None
-            return _Seen((snapshot.last_event, end), snapshot.revision)
+                return _Seen((job.state, job.attempt, job.workers, self._logs.of(job)))
+            return _Seen(snapshot.last_event, snapshot.revision)
         except (Unavailable, NotFound) as error:
             return _Seen(str(error))
 
@@ -105,9 +108,12 @@ class _Seen(NamedTuple):
 class _Look:
     """What several topics have in common, looked at once when the first asks."""
 
-    def __init__(self, store: Store, job_watcher: JobWatcher, horizon: EventHorizon) -> None:
+    def __init__(
+        self, store: Store, job_watcher: JobWatcher, horizon: EventHorizon, points: JobPoints
+    ) -> None:
         self._store, self._job_watcher, self._horizon = store, job_watcher, horizon
         self.time = time.monotonic() // _MOMENT_S
+        self.end = cache(points.end)
 
     @cached_property
     def events(self) -> Hashable:
@@ -126,3 +132,7 @@ class _Look:
         snapshots = self._job_watcher.snapshots(job_ids)
         last_events = tuple(snapshot.last_event for snapshot in snapshots)
         return _Seen(last_events, tuple(snapshot.revision for snapshot in snapshots))
+
+
+def _ids(text: str) -> list[str]:
+    return text.split(",") if text else []

@@ -15,12 +15,11 @@ from fastapi.responses import RedirectResponse
 from service import differences
 from service.api.access import caller_or_none
 from service.api.context import Context, Services
-from service.api.looks import jobs_topic
 from service.api.schemas import shown_metrics
 from service.differences import Spread
 from service.jobs.job import Job, is_id
 from service.queue.store import Store
-from service.web import live, shown
+from service.web import live_points, shown
 from service.web.page import PageRoute, fragment, link, link_from, render
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -132,8 +131,7 @@ def live_compare(request: Request, services: Services, job: Jobs = None, apart: 
     """Keeps the states and metrics of the jobs up to date."""
     ids = [each for each in dict.fromkeys(job or []) if is_id(each)][:MOST]
     parts = _Parts(request, services, ids, apart=apart)
-    view = ("compare", apart, caller_or_none(request))
-    return live.stream(request, view, parts, jobs_topic(ids))
+    return live_points.stream(request, services, ("compare", apart, caller_or_none(request)), parts, ids)
 
 
 class _Parts:
@@ -142,9 +140,16 @@ class _Parts:
     def __init__(self, request: Request, services: Context, ids: Sequence[str], *, apart: bool) -> None:
         self._request, self._services, self._ids, self._apart = request, services, ids, apart
         self._view = _view([], apart=apart)
+        self._revisions: list[int] = []
+        self._rendered: list[bytes] = []
 
     def __call__(self) -> list[bytes]:
-        jobs = [each.job for each in self._services.job_watcher.snapshots(self._ids)]
+        snapshots = self._services.job_watcher.snapshots(self._ids)
+        if (now := [each.revision for each in snapshots]) != self._revisions:
+            self._rendered, self._revisions = self._render([each.job for each in snapshots]), now
+        return self._rendered
+
+    def _render(self, jobs: Sequence[Job]) -> list[bytes]:
         is_same = {job.id for job in jobs} == {job.id for job in self._view.jobs}
         view = self._view.at_another_moment(jobs) if is_same else _view(jobs, apart=self._apart)
         self._view = view

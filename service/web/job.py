@@ -25,6 +25,7 @@ from service.web import (
     job_spec,
     job_system,
     live,
+    live_points,
 )
 from service.web.page import PageRoute, fragment, render
 
@@ -72,7 +73,7 @@ def show_tab(request: Request, services: Services, job_id: str, tab: str) -> Res
 def live_curves(request: Request, services: Services, job_id: str) -> Response:
     """Keeps the header up to date, and brings the points of the curves."""
     view, header = _live(request, services, job_id)
-    return job_curves.stream(services, job_id, view, header)
+    return live_points.stream(request, services, view, header, [job_id])
 
 
 @router.get("/live/job-{job_id}/tab")
@@ -115,8 +116,12 @@ class _LiveHeader:
         snapshot = self._services.job_watcher.snapshot(self._job_id)
         if (now := (snapshot.last_event, snapshot.job.started_at)) != self._read:
             self._start_up, self._read = _start_up(self._services, snapshot.job), now
-        header = _header(self._request, self._services, snapshot.job, self._start_up)
-        return [fragment(self._request, "job_live.html", **header)]
+        path, caller = self._request.scope["path"], caller_or_none(self._request)
+        return [snapshot.once(("header", path, caller, self._start_up), lambda: self._rendered(snapshot.job))]
+
+    def _rendered(self, job: Job) -> bytes:
+        header = _header(self._request, self._services, job, self._start_up)
+        return fragment(self._request, "job_live.html", **header)
 
 
 def _header(request: Request, services: Context, job: Job, start_up: float | None) -> dict[str, Any]:

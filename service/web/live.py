@@ -26,14 +26,14 @@ def stream(
     services: Context = request.app.state.context
     # Links are relative to the page, and so another text on a page of another depth.
     nothing: Seen = ()
-    return services.streams.response(topic, (view, request.scope["path"]), _News(parts), nothing)
+    return services.streams.response(topic, (view, request.scope["path"]), News(parts), nothing)
 
 
 Seen = tuple[int | str, ...]
 """The hashes of the parts that a page has; the problem alone while it shows one."""
 
 
-class _News:
+class News:
     """The parts that are others than those a page has; the event `away` while they cannot be rendered."""
 
     def __init__(self, parts: Callable[[], Sequence[bytes]]) -> None:
@@ -43,12 +43,21 @@ class _News:
         try:
             parts = self._parts()
         except Unavailable as error:
-            away = (str(error),)
-            return (b"" if away == seen else format_sse_event(event="away", data_str=away[0])), away, False
+            return away_news(error, seen), away(error), False
         hashes = tuple(map(hash, parts))
         known = seen if len(seen) == len(hashes) else ("",) * len(hashes)
         changed = (part for part, now, before in zip(parts, hashes, known, strict=True) if now != before)
         return event(changed), hashes, False
+
+
+def away(error: Unavailable) -> Seen:
+    """Returns what a page has that shows this problem."""
+    return (str(error),)
+
+
+def away_news(error: Unavailable, seen: Seen) -> bytes:
+    """Returns the event `away`; nothing for a page that shows this problem already."""
+    return b"" if seen == away(error) else format_sse_event(event="away", data_str=str(error))
 
 
 def event(parts: Iterable[bytes]) -> bytes:
