@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,8 +25,6 @@ from training.protocol import log_file, log_folder
 CHUNK = 1 << 16
 """Maximum number of bytes per read. A longer line is returned in pieces."""
 
-_SHARED_S = 0.2  # less than the time between two looks
-_SHARED_JOBS = 1_000
 _RANK_FILE = re.compile(r"rank-(0|[1-9]\d{0,8})\.log")
 _ATTEMPT_FOLDER = re.compile(r"attempt-([1-9]\d{0,8})")
 
@@ -162,27 +159,6 @@ class JobLogs:
             log_folder(self._storage / job.id, attempt).parent, _ATTEMPT_FOLDER, os.DirEntry.is_dir
         )
         return not on_disk or attempt < min(on_disk)
-
-
-class LogSizes:
-    """The sizes of logs that are followed, as of a moment ago: who looks and who is then told share one look.
-
-    Thread-safe.
-    """
-
-    def __init__(self, logs: JobLogs) -> None:
-        self._logs = logs
-        self._found: dict[tuple[str, int], tuple[float, tuple[tuple[int, int], ...]]] = {}
-
-    def of(self, job: Job) -> tuple[tuple[int, int], ...]:
-        """Returns what `JobLogs.sizes` does; raises what that raises."""
-        now, key = time.monotonic(), (job.id, job.attempt)
-        found = self._found.get(key)
-        if found is None or now - found[0] > _SHARED_S:
-            if len(self._found) > _SHARED_JOBS:
-                self._found.clear()
-            found = self._found[key] = (now, self._logs.sizes(job))
-        return found[1]
 
 
 def tail_offset(log: Log, lines: int) -> int:

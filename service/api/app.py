@@ -41,6 +41,7 @@ from service.api.examples import add_examples
 from service.api.head import HeadAsGet
 from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
+from service.api.lately import Lately
 from service.api.looks import Looks
 from service.api.notifier import Notifier
 from service.api.query import check_parameters
@@ -49,7 +50,7 @@ from service.api.schemas import ResizeRequest
 from service.api.sse import Streams
 from service.api.sweep_schemas import SweepRequest
 from service.backends.tracking import Results
-from service.job_logs import JobLogs, LogSizes
+from service.job_logs import JobLogs
 from service.job_points import JobPoints
 from service.metrics.registry import Metrics
 from service.queue.store import Store
@@ -90,15 +91,15 @@ def create_app(
         redoc_url=None,
     )
     stopping, horizon = stopping or threading.Event(), store.event_horizon()
-    log_sizes, job_points = LogSizes(JobLogs(settings.storage, results)), JobPoints(settings.storage)
-    looks = Looks(store, job_watcher, log_sizes, job_points, horizon)
+    job_logs, job_points, lately = JobLogs(settings.storage, results), JobPoints(settings.storage), Lately()
+    looks = Looks(store, job_watcher, job_logs, job_points, horizon, lately)
     context = Context(
         settings=settings,
         store=store,
         results=results,
         job_watcher=job_watcher,
         event_horizon=horizon,
-        log_sizes=log_sizes,
+        lately=lately,
         streams=Streams(Notifier(looks, stopping).subscribe, stopping),
         stopping=stopping,
         local_token=None if settings.api_key else local_token or secrets.token_urlsafe(32),

@@ -9,9 +9,9 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.job_watcher import JobWatcher
+from service.api.lately import Lately
 from service.api.sse import Streams
 from service.backends.tracking import Results
-from service.job_logs import LogSizes
 from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
 from service.settings import Settings
@@ -30,7 +30,7 @@ class Context:
     results: Results
     job_watcher: JobWatcher
     event_horizon: EventHorizon
-    log_sizes: LogSizes
+    lately: Lately
     streams: Streams
     stopping: threading.Event
     local_token: str | None = field(default=None, repr=False)

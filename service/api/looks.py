@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Hashable, Iterable, Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from typing import NamedTuple
 
 from service.api.job_watcher import JobWatcher
+from service.api.lately import Lately
 from service.api.sse import Topic
 from service.errors import NotFound, Unavailable
-from service.job_logs import LogSizes
-from service.job_points import JobPoints
+from service.job_logs import JobLogs
+from service.job_points import JobPoints, SpoolLook
+from service.jobs.job import Job
 from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
 
@@ -37,6 +39,16 @@ def points_topic(job_ids: Iterable[str]) -> Topic:
     return ("points", ",".join(job_ids))
 
 
+def sizes_of(job: Job, logs: JobLogs, lately: Lately) -> tuple[tuple[int, int], ...]:
+    """Returns `JobLogs.sizes` as of a moment ago."""
+    return lately.of(("sizes of logs", job.id, job.attempt), lambda: logs.sizes(job))
+
+
+def spool_of(job_id: str, points: JobPoints, lately: Lately) -> SpoolLook:
+    """Returns `JobPoints.look` as of a moment ago."""
+    return lately.of(("spool", job_id), lambda: points.look(job_id))
+
+
 def jobs_topic(job_ids: Iterable[str], *, and_others: bool = False) -> Topic:
     """Returns the topic of these jobs. and_others: and of all events, and of time as in MOMENT."""
     return (_JOBS_AND_OTHERS if and_others else _JOBS, ",".join(job_ids))
@@ -53,18 +65,19 @@ class Looks:
         self,
         store: Store,
         job_watcher: JobWatcher,
-        logs: LogSizes,
+        logs: JobLogs,
         points: JobPoints,
         horizon: EventHorizon,
+        lately: Lately,
     ) -> None:
         self._store, self._job_watcher, self._horizon = store, job_watcher, horizon
-        self._logs, self._points = logs, points
+        self._logs, self._points, self._lately = logs, points, lately
         self._told: dict[Topic, _Seen] = {}
         self._held: set[Topic] = set()
 
     def __call__(self, topics: Collection[Topic]) -> Mapping[Topic, Hashable]:
         """Blocks. A topic that cannot be looked at looks like its problem: its stream then finds it too."""
-        look = _Look(self._store, self._job_watcher, self._horizon, self._points)
+        look = _Look(self._store, self._job_watcher, self._horizon)
         before, self._told = self._told, {topic: self._look(topic, look) for topic in topics}
         held, self._held = self._held, set()
         for topic, now in self._told.items():
@@ -86,13 +99,16 @@ class Looks:
                 jobs = look.jobs(_ids(job_id))
                 return jobs if kind == _JOBS else _Seen((look.events, look.time, jobs.at_once), jobs.soon)
             if kind == "points":
-                jobs, ends = look.jobs(_ids(job_id)), tuple(map(look.end, _ids(job_id)))
+                jobs, ends = (
+                    look.jobs(_ids(job_id)),
+                    tuple(spool_of(each, self._points, self._lately) for each in _ids(job_id)),
+                )
                 is_one = len(ends) == 1  # the points of several come at several moments
                 return _Seen((jobs.at_once, is_one and ends), (jobs.soon, ends))
             snapshot = self._job_watcher.snapshot(job_id)
             if kind == "log":
                 job = snapshot.job
-                return _Seen((job.state, job.attempt, job.workers, self._logs.of(job)))
+                return _Seen((job.state, job.attempt, job.workers, sizes_of(job, self._logs, self._lately)))
             return _Seen(snapshot.last_event, snapshot.revision)
         except (Unavailable, NotFound) as error:
             return _Seen(str(error))
@@ -108,12 +124,9 @@ class _Seen(NamedTuple):
 class _Look:
     """What several topics have in common, looked at once when the first asks."""
 
-    def __init__(
-        self, store: Store, job_watcher: JobWatcher, horizon: EventHorizon, points: JobPoints
-    ) -> None:
+    def __init__(self, store: Store, job_watcher: JobWatcher, horizon: EventHorizon) -> None:
         self._store, self._job_watcher, self._horizon = store, job_watcher, horizon
         self.time = time.monotonic() // _MOMENT_S
-        self.end = cache(points.end)
 
     @cached_property
     def events(self) -> Hashable:

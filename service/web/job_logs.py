@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.sse import format_sse_event
 
 from service.api.context import Context, Services
-from service.api.looks import log_topic
+from service.api.looks import log_topic, sizes_of
 from service.errors import NotFound, Refused, Unavailable
 from service.job_logs import JobLogs, Log, LogFile, View
 from service.jobs.job import Job, Removed
@@ -166,11 +167,12 @@ class _News:
 
     def __init__(self, services: Context, job_id: str, rank: int | None) -> None:
         self._services, self._job_id, self._rank = services, job_id, rank
+        self._sizes = partial(sizes_of, logs=_logs(services), lately=services.lately)
 
     def __call__(self, seen: _Seen) -> tuple[bytes, _Seen, bool]:
         # Race closed: the state is read first. Once the job has ended, its logs do not grow any more.
         job = self._services.job_watcher.snapshot(self._job_id).job
-        sizes = () if Removed.LOGS in job.removed else self._services.log_sizes.of(job)
+        sizes = () if Removed.LOGS in job.removed else self._sizes(job)
         said = {"attempt": job.attempt, "ended": job.state.ended, "sizes": sizes}
         now = json.dumps(said)
         if now == seen[0]:

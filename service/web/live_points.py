@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Sequence
 
 from fastapi import Request, Response
 from fastapi.sse import format_sse_event
 
 from service.api.context import Context
-from service.api.looks import points_topic
+from service.api.looks import points_topic, spool_of
 from service.errors import Unavailable
-from service.job_points import JobPoints, Kind, Position
+from service.job_points import JobPoints, Kind, Position, SpoolLook
 from service.web import live
 from service.web.live import Seen
 
 _MOST_IN_STREAM = 1 << 16  # bytes; what is more is fetched
-_SHARED_S = 0.2  # less than the time between two looks
-_SHARED_JOBS = 1_000
 
 
-class NewPoints:
-    """The points by which spools have grown. Who has been told of a change at the same time shares a read."""
+class _NewPoints:
+    """The points by which spools have grown. Who is told of a change in the same moment shares a read."""
 
-    def __init__(self, points: JobPoints) -> None:
-        self._points = points
-        self._made: dict[tuple[str, Position], tuple[float, bytes, Position]] = {}
+    def __init__(self, services: Context) -> None:
+        self._points, self._lately = JobPoints(services.settings.storage), services.lately
 
     def after(self, job_id: str, position: Position | None) -> tuple[bytes, Position]:
         """Returns the event with the points after a position, and the position after them.
 
         position: None: the event has no points, and the position is the end. Raises Unavailable.
         """
+        look = spool_of(job_id, self._points, self._lately)
         if position is None:
-            return self._without_points(job_id)
-        now, key = time.monotonic(), (job_id, position)
-        found = self._made.get(key)
-        if found is None or now - found[0] > _SHARED_S:
-            if len(self._made) > _SHARED_JOBS:
-                self._made.clear()
-            found = self._made[key] = (now, *self._read(job_id, position))
-        return found[1:]
+            return _event(job_id, look.end, look.end, b""), look.end
+        if position == look.end:
+            return b"", position
+        return self._lately.of(("points", job_id, position, look), lambda: self._read(job_id, position, look))
 
-    def _read(self, job_id: str, position: Position) -> tuple[bytes, Position]:
-        portion = self._points.read(job_id, position, Kind.CURVES, _MOST_IN_STREAM)
+    def _read(self, job_id: str, position: Position, look: SpoolLook) -> tuple[bytes, Position]:
+        portion = self._points.read(job_id, position, Kind.CURVES, _MOST_IN_STREAM, look)
         if portion.restarted or portion.more:  # the page fetches them, and is then ahead of the stream
-            return self._without_points(job_id)
+            return _event(job_id, look.end, look.end, b""), look.end
         if portion.position == position:
             return b"", position
         return _event(job_id, position, portion.position, portion.text), portion.position
-
-    def _without_points(self, job_id: str) -> tuple[bytes, Position]:
-        end = self._points.end(job_id)
-        return _event(job_id, end, end, b""), end
 
 
 def stream(
@@ -67,18 +56,9 @@ def stream(
     An event `points` has the job and the positions before and after its lines in its first line. A page that
     is at another position fetches what it lacks.
     """
-    news = _News(parts, _new_points(request, services), ids)
+    news = _News(parts, _NewPoints(services), ids)
     beginning: _Seen = ((), (None,) * len(ids))
     return services.streams.response(points_topic(ids), (view, request.scope["path"]), news, beginning)
-
-
-def _new_points(request: Request, services: Context) -> NewPoints:
-    """Returns that of this server: made for its first request, as nothing else needs it."""
-    state = request.app.state
-    if not hasattr(state, "new_points"):
-        state.new_points = NewPoints(JobPoints(services.settings.storage))
-    found: NewPoints = state.new_points
-    return found
 
 
 _Seen = tuple[Seen, tuple[Position | None, ...]]
@@ -88,7 +68,7 @@ _Seen = tuple[Seen, tuple[Position | None, ...]]
 class _News:
     """The news of the parts, and of the points of each job."""
 
-    def __init__(self, parts: Callable[[], Sequence[bytes]], points: NewPoints, ids: Sequence[str]) -> None:
+    def __init__(self, parts: Callable[[], Sequence[bytes]], points: _NewPoints, ids: Sequence[str]) -> None:
         self._of_parts, self._points, self._ids = live.News(parts), points, ids
 
     def __call__(self, seen: _Seen) -> tuple[bytes, _Seen, bool]:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from service.api.bodies import SpecText, read_spec
 from service.api.context import Context
 from service.api.job_watcher import JobWatcher
+from service.api.lately import Lately
 from service.api.notifier import Notifier
 from service.api.sse import Streams
 from service.backends.memory_tracking import FakeResults
-from service.job_logs import JobLogs, LogSizes
 from service.queue.store import Store
 from service.settings import Settings
 from tests.service.examples import make_data
@@ -64,7 +64,7 @@ SERVICES = Context(
     results=FakeResults(),
     job_watcher=JobWatcher(STORE, str),
     event_horizon=STORE.event_horizon(),
-    log_sizes=LogSizes(JobLogs("", FakeResults())),
+    lately=Lately(),
     streams=Streams(Notifier(lambda _: {}, STOPPING).subscribe, STOPPING),
     stopping=STOPPING,
 )
