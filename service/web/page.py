@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from fastapi.sse import format_sse_event
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -30,6 +30,8 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 """Nothing from elsewhere, and no script or style within a page."""
+_HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+_PIECES = 200  # of a template in what is sent at once of a long page: some dozens of rows
 
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -45,9 +47,19 @@ _templates.globals |= {"query": urlencode}
 
 def render(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
     """Returns a page. Every value is escaped: no text of a user becomes markup."""
-    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
     given = _of_page(request) | {"live": False} | values
-    return HTMLResponse(_templates.get_template(template).render(given), status, headers)
+    return HTMLResponse(_templates.get_template(template).render(given), status, _HEADERS)
+
+
+def render_long(request: Request, template: str, /, **values: Any) -> StreamingResponse:
+    """Returns a page that is sent while it is rendered: a browser shows its beginning at once.
+
+    Whatever may fail has to be done before: the status is sent first.
+    """
+    given = _of_page(request) | {"live": False} | values
+    text = _templates.get_template(template).stream(given)
+    text.enable_buffering(_PIECES)
+    return StreamingResponse(text, headers=_HEADERS, media_type="text/html")
 
 
 def fragment(request: Request, template: str, /, **values: Any) -> bytes:

@@ -17,7 +17,7 @@ from service.api.sweep_schemas import SweepDocument, SweepPointDocument, SweepSu
 from service.jobs.job import ACTIVE, ENDED, Job, State
 from service.jobs.sweep import Sweep
 from service.web import live, shown
-from service.web.page import PageRoute, fragment, link_from, render
+from service.web.page import PageRoute, fragment, link_from, render, render_long
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _ON_PAGE = 20
@@ -74,10 +74,9 @@ def show_sweep(request: Request, services: Services, sweep_id: str) -> Response:
     """Shows a sweep and all its points."""
     sweep = services.store.get_sweep(sweep_id)
     jobs = services.store.jobs_of_sweep(sweep.id)
-    values = differences.values_of(services.store.get(jobs[0].id).spec) if jobs else {}
-    return render(
-        request, "sweep.html", view=_view(SweepDocument.with_jobs(sweep, jobs, _url(services, sweep)), values)
-    )
+    values = [differences.values_of(job.spec) for job in services.store.several([job.id for job in jobs[:1]])]
+    document = SweepDocument.with_jobs(sweep, jobs, _url(services, sweep))
+    return render_long(request, "sweep.html", view=_view(document, values[0] if values else {}))
 
 
 @router.get("/live/sweeps/{sweep_id}")
