@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-_MOMENT_S = 0.2  # less than the time between two looks, each of which has to see what is new
+from service.api import sse
+
 _MOST = 2_000
 Value = TypeVar("Value")
 
 
 class Lately:
-    """Values that were read a moment ago. Thread-safe; two who ask at once for a new value may both read it.
+    """Values that were read less than half the time between two looks ago.
+
+    Thread-safe; two who ask at once for a new value may both read it.
 
     The look that tells streams of a change asks here, too. So what a stream gets is never older than the
     look that has woken it.
@@ -25,7 +28,7 @@ class Lately:
         """Returns what `read` returns, or returned a moment ago for this key. Raises what it raises."""
         now = time.monotonic()
         found = self._found.get(key)
-        if found is None or now - found[0] > _MOMENT_S:
+        if found is None or now - found[0] > sse.POLL_S / 2:
             if len(self._found) > _MOST:
                 self._found.clear()
             found = self._found[key] = (now, read())
