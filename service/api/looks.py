@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Hashable, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from service.api.job_watcher import JobWatcher
@@ -37,6 +37,11 @@ def log_topic(job_id: str) -> Topic:
 def points_topic(job_ids: Iterable[str]) -> Topic:
     """Returns the topic of these jobs and their points."""
     return ("points", ",".join(job_ids))
+
+
+def horizon_of(horizon: EventHorizon, lately: Lately) -> int | None:
+    """Returns `EventHorizon.now` as of a moment ago."""
+    return lately.of("horizon of events", horizon.now)
 
 
 def sizes_of(job: Job, logs: JobLogs, lately: Lately) -> tuple[tuple[int, int], ...]:
@@ -77,7 +82,7 @@ class Looks:
 
     def __call__(self, topics: Collection[Topic]) -> Mapping[Topic, Hashable]:
         """Blocks. A topic that cannot be looked at looks like its problem: its stream then finds it too."""
-        look = _Look(self._store, self._job_watcher, self._horizon)
+        look = _Look(self._store, self._job_watcher, partial(horizon_of, self._horizon, self._lately))
         before, self._told = self._told, {topic: self._look(topic, look) for topic in topics}
         held, self._held = self._held, set()
         for topic, now in self._told.items():
@@ -124,13 +129,13 @@ class _Seen(NamedTuple):
 class _Look:
     """What several topics have in common, looked at once when the first asks."""
 
-    def __init__(self, store: Store, job_watcher: JobWatcher, horizon: EventHorizon) -> None:
+    def __init__(self, store: Store, job_watcher: JobWatcher, horizon: Callable[[], int | None]) -> None:
         self._store, self._job_watcher, self._horizon = store, job_watcher, horizon
         self.time = time.monotonic() // _MOMENT_S
 
     @cached_property
     def events(self) -> Hashable:
-        return self._horizon.now()
+        return self._horizon()
 
     @cached_property
     def active(self) -> _Seen:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.access import caller_or_none
 from service.api.context import Context, Services
 from service.api.job_watcher import JobSnapshot
-from service.api.looks import jobs_topic
+from service.api.looks import horizon_of, jobs_topic
 from service.errors import Refused
 from service.jobs.job import Job, State, is_id
 from service.queue.job_lists import JobsPage, Order
@@ -95,7 +95,7 @@ class _Parts:
         return self._part(job_id=job_id, job=None)
 
     def _of_newer(self, query: JobQuery) -> bytes:
-        now = self._services.event_horizon.now()
+        now = horizon_of(self._services.event_horizon, self._services.lately)
         if now is None or now != self._counted:
             newer = _newer(self._services, query, self._ids)
             self._newer = self._part(job_id="", newer=newer, first_page=urlencode(_pairs(query)))
