@@ -95,7 +95,7 @@ class JobPoints:
         self._storage = Path(storage)
 
     def read(
-        self, job_id: str, after: Position, kind: Kind, limit: int = CHUNK, look: SpoolLook | None = None
+        self, job_id: str, after: Position, kind: Kind, limit: int = CHUNK, *, look: SpoolLook | None = None
     ) -> Portion:
         """Returns the lines after a position, of up to `limit` bytes in the file. look: if it is known."""
         look = look or self.look(job_id)

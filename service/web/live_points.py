@@ -36,7 +36,7 @@ class _NewPoints:
         return self._lately.of(("points", job_id, position, look), lambda: self._read(job_id, position, look))
 
     def _read(self, job_id: str, position: Position, look: SpoolLook) -> tuple[bytes, Position]:
-        portion = self._points.read(job_id, position, Kind.CURVES, _MOST_IN_STREAM, look)
+        portion = self._points.read(job_id, position, Kind.CURVES, _MOST_IN_STREAM, look=look)
         if portion.restarted or portion.more:  # the page fetches them, and is then ahead of the stream
             return _event(job_id, look.end, look.end, b""), look.end
         if portion.position == position:
