@@ -60,6 +60,20 @@ class Position:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpoolLook:
+    """What a spool is at a moment. emptied: it lacks the job's first points."""
+
+    generation: str
+    size: int
+    emptied: bool
+
+    @property
+    def end(self) -> Position:
+        """The position after everything that is in the spool."""
+        return Position(generation=self.generation, offset=self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Portion:
     """Complete lines of a spool.
 
@@ -80,14 +94,12 @@ class JobPoints:
     def __init__(self, storage: str) -> None:
         self._storage = Path(storage)
 
-    def end(self, job_id: str) -> Position:
-        """Returns the position after everything that is in the spool now."""
-        generation, size, _ = self._look(job_id)
-        return Position(generation=generation, offset=size)
-
-    def read(self, job_id: str, after: Position, kind: Kind, limit: int = CHUNK) -> Portion:
-        """Returns the lines after a position, of up to `limit` bytes in the file."""
-        generation, size, emptied = self._look(job_id)
+    def read(
+        self, job_id: str, after: Position, kind: Kind, limit: int = CHUNK, *, look: SpoolLook | None = None
+    ) -> Portion:
+        """Returns the lines after a position, of up to `limit` bytes in the file. look: if it is known."""
+        look = look or self.look(job_id)
+        generation, size, emptied = look.generation, look.size, look.emptied
         restarted = after.generation != generation or after.offset > size
         start = 0 if restarted else after.offset
         data = self._read(job_id, start, min(limit, size - start)) if size > start else b""
@@ -102,14 +114,15 @@ class JobPoints:
             earlier=emptied or not size,
         )
 
-    def _look(self, job_id: str) -> tuple[str, int, bool]:
-        """Returns the generation and size of the spool, and whether it has been emptied."""
+    def look(self, job_id: str) -> SpoolLook:
+        """Returns what the spool is now."""
         path = RunFolder(path=self._storage / job_id).spool
         found = _stat(path)
         if found is None or not stat.S_ISREG(found.st_mode):
-            return "", 0, False
+            return SpoolLook(generation="", size=0, emptied=False)
         mark = _stat(RunFolder.truncated_mark(path))
-        return f"{found.st_ino:x}.{mark.st_mtime_ns if mark else 0:x}", found.st_size, mark is not None
+        generation = f"{found.st_ino:x}.{mark.st_mtime_ns if mark else 0:x}"
+        return SpoolLook(generation=generation, size=found.st_size, emptied=mark is not None)
 
     def _read(self, job_id: str, start: int, length: int) -> bytes:
         path = RunFolder(path=self._storage / job_id).spool

@@ -41,6 +41,7 @@ from service.api.examples import add_examples
 from service.api.head import HeadAsGet
 from service.api.job_watcher import JobWatcher
 from service.api.jobs import shown
+from service.api.lately import Lately
 from service.api.looks import Looks
 from service.api.notifier import Notifier
 from service.api.query import check_parameters
@@ -90,14 +91,15 @@ def create_app(
         redoc_url=None,
     )
     stopping, horizon = stopping or threading.Event(), store.event_horizon()
-    job_logs, job_points = JobLogs(settings.storage, results), JobPoints(settings.storage)
-    looks = Looks(store, job_watcher, job_logs, job_points, horizon)
+    job_logs, job_points, lately = JobLogs(settings.storage, results), JobPoints(settings.storage), Lately()
+    looks = Looks(store, job_watcher, job_logs, job_points, horizon, lately)
     context = Context(
         settings=settings,
         store=store,
         results=results,
         job_watcher=job_watcher,
         event_horizon=horizon,
+        lately=lately,
         streams=Streams(Notifier(looks, stopping).subscribe, stopping),
         stopping=stopping,
         local_token=None if settings.api_key else local_token or secrets.token_urlsafe(32),

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.job_watcher import JobWatcher
+from service.api.lately import Lately
 from service.api.sse import Streams
 from service.backends.tracking import Results
 from service.queue.store import Store
@@ -29,6 +30,7 @@ class Context:
     results: Results
     job_watcher: JobWatcher
     event_horizon: EventHorizon
+    lately: Lately
     streams: Streams
     stopping: threading.Event
     local_token: str | None = field(default=None, repr=False)

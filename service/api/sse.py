@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -28,6 +28,8 @@ HEARTBEAT_S = 10.0
 FULL = 1 << 17
 """Bytes of a full portion. After a full portion the next one is fetched at once, without a pause."""
 _KEPT_PORTIONS = 32
+_THREADS = 8
+"""How many threads at most make the portions that are asked for in the same moment."""
 
 Position = TypeVar("Position", bound=Hashable)
 News = Callable[[Position], tuple[bytes, Position, bool]]
@@ -108,25 +110,58 @@ class Streams:
 
 
 class _Portions:
-    """The latest portions. Each is made once, by the first reader that asks for it, in a thread."""
+    """The latest portions. Each is made once, by the first reader that asks for it, in a thread.
+
+    Those that are asked for in the same moment, as after a look at all topics, share a few threads: to begin
+    one takes as long as to make a small portion.
+    """
 
     def __init__(self) -> None:
-        self._tasks: OrderedDict[Hashable, asyncio.Task[Any]] = OrderedDict()
+        self._portions: OrderedDict[Hashable, asyncio.Future[Any]] = OrderedDict()
+        self._asked: deque[_Asked] = deque()
+        self._makers: set[asyncio.Task[None]] = set()
 
     async def get(
         self, key: Hashable, make: Callable[[], tuple[bytes, Position, bool]]
     ) -> tuple[bytes, Position, bool]:
         """Returns the portion of this key. Raises what `make` raises; the next reader tries again."""
-        task = self._tasks.get(key)
-        if task is None:
-            task = self._tasks[key] = asyncio.create_task(run_in_threadpool(make))
-            task.add_done_callback(partial(self._forget_if_failed, key))
-            if len(self._tasks) > _KEPT_PORTIONS:
-                self._tasks.popitem(last=False)
+        made = self._portions.get(key)
+        if made is None:
+            loop = asyncio.get_running_loop()
+            made = self._portions[key] = loop.create_future()
+            made.add_done_callback(partial(self._forget_if_failed, key))
+            if not self._asked:
+                loop.call_soon(self._begin)
+            self._asked.append((make, made))
+            if len(self._portions) > _KEPT_PORTIONS:
+                self._portions.popitem(last=False)
         # A reader that leaves must not cancel what others wait for.
-        portion: tuple[bytes, Position, bool] = await asyncio.shield(task)
+        portion: tuple[bytes, Position, bool] = await asyncio.shield(made)
         return portion
 
-    def _forget_if_failed(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        if (task.cancelled() or task.exception() is not None) and self._tasks.get(key) is task:
-            del self._tasks[key]
+    def _begin(self) -> None:
+        asked, self._asked = self._asked, deque()
+        for _ in range(min(len(asked), _THREADS)):
+            maker = asyncio.create_task(run_in_threadpool(_make, asked, asyncio.get_running_loop()))
+            self._makers.add(maker)
+            maker.add_done_callback(self._makers.discard)
+
+    def _forget_if_failed(self, key: Hashable, made: asyncio.Future[Any]) -> None:
+        if made.exception() is not None and self._portions.get(key) is made:
+            del self._portions[key]
+
+
+_Asked = tuple[Callable[[], tuple[bytes, Any, bool]], "asyncio.Future[Any]"]
+
+
+def _make(asked: deque[_Asked], loop: asyncio.AbstractEventLoop) -> None:
+    """Makes what is left of these portions, one after the other, until there is none left."""
+    with suppress(IndexError):  # another thread has taken the last one
+        while True:
+            make, made = asked.popleft()
+            try:
+                portion = make()
+            except Exception as error:
+                loop.call_soon_threadsafe(made.set_exception, error)
+            else:
+                loop.call_soon_threadsafe(made.set_result, portion)

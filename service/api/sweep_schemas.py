@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Self
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from service.api.schemas import Document, ProgressDocument, RunDocument, shown_metrics
 from service.jobs.job import Job, State
-from service.jobs.sweep import Sweep, SweepState
+from service.jobs.sweep import Sweep, SweepJob, SweepState
 from training.spec.sweep import SweepPlan, SweepPoint
 
 _MAIN = ("test_", "val_", "train_loss")
@@ -85,7 +85,7 @@ class SweepPointDocument(Document):
     )
 
     @classmethod
-    def of(cls, job: Job, values: Mapping[str, Any]) -> Self:
+    def of(cls, job: Job | SweepJob, values: Mapping[str, Any]) -> Self:
         """Returns the document of a job of a sweep."""
         progress = job.progress
         metrics = shown_metrics(progress.metrics) if progress else {}
@@ -123,8 +123,14 @@ class SweepDocument(SweepSummary):
     points: list[SweepPointDocument]
 
     @classmethod
-    def with_jobs(cls, sweep: Sweep, jobs: Sequence[Job], url: str | None) -> Self:
-        """Returns the document of a sweep with all its jobs."""
+    def with_jobs(
+        cls,
+        sweep: Sweep,
+        jobs: Sequence[Job] | Sequence[SweepJob],
+        url: str | None,
+        point: Callable[[Any, Mapping[str, Any]], SweepPointDocument] = SweepPointDocument.of,
+    ) -> Self:
+        """Returns the document of a sweep with all its jobs. point: returns that of a job with its values."""
         ends = [job.finished_at for job in jobs if job.finished_at is not None]
         found = {job.point or 1: job for job in jobs}
         return cls.of(
@@ -134,7 +140,7 @@ class SweepDocument(SweepSummary):
             plan={key: value for key, value in sweep.document.items() if key != "spec"},
             finished_at=max(ends) if ends and len(ends) == len(jobs) else None,
             points=[
-                SweepPointDocument.of(found[number], values)
+                point(found[number], values)
                 if number in found
                 else SweepPointDocument.of_deleted(sweep, number)
                 for number, values in enumerate(sweep.points, 1)

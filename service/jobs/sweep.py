@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from service.jobs.job import Run, State, is_id, new_id
+from training.protocol import Progress
 from training.spec.sweep import SweepPlan, SweepPoint
 
 SWEEP_PREFIX = "s"
@@ -72,6 +73,19 @@ class SweepLimits:
 
     max_running: int | None = None
     paused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepJob:
+    """What is shown of a job of a sweep beside the others: a part of `Job`, without its spec."""
+
+    id: str
+    name: str
+    state: State
+    reason: str
+    progress: Progress | None
+    finished_at: datetime | None
+    point: int
 
 
 def new_sweep(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any
@@ -27,10 +27,10 @@ from sqlalchemy import (
 
 from service.errors import Conflict, KeyReused, NotFound
 from service.jobs.job import ENDED, Job, State, new_job, utc_now
-from service.jobs.sweep import SWEEP_PREFIX, Sweep, SweepLimits, SweepState, is_sweep_id
+from service.jobs.sweep import SWEEP_PREFIX, Sweep, SweepJob, SweepLimits, SweepState, is_sweep_id
 from service.queue import audit_rows, commands, cursors, database, filters
 from service.queue.commands import Command
-from service.queue.rows import NOT_DELETED, insert_jobs, job_of, without_source
+from service.queue.rows import NOT_DELETED, insert_jobs, without_source
 from service.queue.tables import jobs, sweeps
 from service.queue.writes import Writes
 from training.spec.sweep import SweepPoint
@@ -40,6 +40,9 @@ _HAS_UNENDED = exists().where(jobs.c.sweep_id == sweeps.c.id, jobs.c.state.not_i
 
 _COMPARED = 100
 """How many of the latest sweeps an unknown id is compared with."""
+
+
+_SWEEP_JOBS = select(*(jobs.c[field.name] for field in fields(SweepJob)))
 
 
 class StoredSweeps(Writes):
@@ -105,11 +108,12 @@ class StoredSweeps(Writes):
         found = self._sweeps(query)
         return found[:limit], cursors.encode(found[limit - 1].id) if len(found) > limit else None
 
-    def jobs_of_sweep(self, sweep_id: str) -> list[Job]:
+    def jobs_of_sweep(self, sweep_id: str) -> list[SweepJob]:
         """Returns the jobs of a sweep that are not deleted, in order of its points."""
+        query = _SWEEP_JOBS.where(jobs.c.sweep_id == sweep_id, NOT_DELETED).order_by(jobs.c.point)
         with database.reading(self._engine) as connection:
-            query = select(jobs).where(jobs.c.sweep_id == sweep_id, NOT_DELETED).order_by(jobs.c.point)
-            return [job_of(row) for row in connection.execute(query)]
+            rows = connection.execute(query)
+            return [SweepJob(**{**row._mapping, "state": State(row.state)}) for row in rows]
 
     def states_of_sweeps(self, sweep_ids: Collection[str]) -> dict[str, Counter[State]]:
         """Returns how many jobs of each sweep have which state; deleted ones do not count."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -18,7 +19,7 @@ from service.api.schemas import shown_metrics
 from service.differences import Spread
 from service.jobs.job import Job, is_id
 from service.queue.store import Store
-from service.web import live, shown
+from service.web import live_points, shown
 from service.web.page import PageRoute, fragment, link, link_from, render
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -50,19 +51,19 @@ class ComparedGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareView:
-    """What the page shows."""
+    """What the page shows.
+
+    differing: the dotted keys of the spec whose values are not the same in all jobs. labels: what
+    distinguishes each group: the values of parameters that differ, or its jobs' names.
+    """
 
     groups: Sequence[ComparedGroup]
+    differing: Sequence[str]
+    labels: Sequence[str]
 
     @property
     def jobs(self) -> list[Job]:
         return [job for group in self.groups for job in group.jobs]
-
-    @cached_property
-    def differing(self) -> list[str]:
-        """The dotted keys of the spec whose values are not the same in all jobs."""
-        sections = list(dict.fromkeys(section for job in self.jobs for section in job.spec))
-        return differences.differing([values for group in self.groups for values in group.values], sections)
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -86,15 +87,13 @@ class CompareView:
         return (min if mode == "min" else max)(found, key=lambda each: each[0])[1]
 
     def label(self, group: ComparedGroup) -> str:
-        """Returns what distinguishes a group: the values of parameters that differ, or its job's name."""
-        keys = [key for key in self.differing if len(group.texts(key)) == 1]
-        short = differences.short_keys(keys)
-        text = ", ".join(f"{short[key]}={group.texts(key)[0]}" for key in keys if key != differences.SEED)
-        names = list(dict.fromkeys(job.name for job in group.jobs))
-        return text if text and len(names) == 1 and self._is_ambiguous(names[0]) else ", ".join(names)
+        return self.labels[group.number - 1]
 
-    def _is_ambiguous(self, name: str) -> bool:
-        return sum(any(job.name == name for job in group.jobs) for group in self.groups) > 1
+    def at_another_moment(self, jobs: Iterable[Job]) -> CompareView:
+        """Returns the view of the same jobs: what it says of their specs, which never change, stays."""
+        now = {job.id: job for job in jobs}
+        groups = [replace(group, jobs=[now[job.id] for job in group.jobs]) for group in self.groups]
+        return replace(self, groups=groups)
 
 
 @router.get("/compare")
@@ -130,20 +129,38 @@ def compare(
 @router.get("/live/compare")
 def live_compare(request: Request, services: Services, job: Jobs = None, apart: bool = False) -> Response:
     """Keeps the states and metrics of the jobs up to date."""
-    ids = tuple(dict.fromkeys(job or []))[:MOST]
-    parts = partial(_parts, request, services, ids, apart=apart)
-    return live.stream(request, ("compare", ids, apart, caller_or_none(request)), parts)
+    ids = [each for each in dict.fromkeys(job or []) if is_id(each)][:MOST]
+    parts = _Parts(request, services, ids, apart=apart)
+    return live_points.stream(request, services, ("compare", apart, caller_or_none(request)), parts, ids)
 
 
-def _parts(request: Request, services: Context, ids: Sequence[str], *, apart: bool) -> list[str]:
-    view = _view(_found(services.store, ids)[0], apart=apart)
-    if not view.groups:
-        return []
-    part = partial(fragment, request, "partial.html", view=view, url=partial(link_from, "/compare"))
-    return [
-        part(target="compare-jobs", part="compare_jobs.html", query_of=partial(_query_of, apart=apart)),
-        part(target="compare-metrics", part="compare_metrics.html"),
-    ]
+class _Parts:
+    """Renders the jobs and their metrics; groups the jobs again only when there are others."""
+
+    def __init__(self, request: Request, services: Context, ids: Sequence[str], *, apart: bool) -> None:
+        self._request, self._services, self._ids, self._apart = request, services, ids, apart
+        self._view = _view([], apart=apart)
+        self._revisions: list[int] = []
+        self._rendered: list[bytes] = []
+
+    def __call__(self) -> list[bytes]:
+        snapshots = self._services.job_watcher.snapshots(self._ids)
+        if (now := [each.revision for each in snapshots]) != self._revisions:
+            self._rendered, self._revisions = self._render([each.job for each in snapshots]), now
+        return self._rendered
+
+    def _render(self, jobs: Sequence[Job]) -> list[bytes]:
+        is_same = {job.id for job in jobs} == {job.id for job in self._view.jobs}
+        view = self._view.at_another_moment(jobs) if is_same else _view(jobs, apart=self._apart)
+        self._view = view
+        if not jobs:
+            return []
+        part = partial(fragment, self._request, "partial.html", view=view, url=partial(link_from, "/compare"))
+        query_of = partial(_query_of, apart=self._apart)
+        return [
+            part(target="compare-jobs", part="compare_jobs.html", query_of=query_of),
+            part(target="compare-metrics", part="compare_metrics.html"),
+        ]
 
 
 def _found(store: Store, ids: Sequence[str]) -> tuple[list[Job], list[str]]:
@@ -171,19 +188,29 @@ def _named(store: Store, reference: str, most: int) -> tuple[list[str], str]:
     return [found[0].id], ""
 
 
-def _view(jobs: Iterable[Job], *, apart: bool) -> CompareView:
-    groups: dict[str, list[tuple[Job, dict[str, Any]]]] = {}
+def _view(jobs: Sequence[Job], *, apart: bool) -> CompareView:
+    found: dict[str, list[tuple[Job, dict[str, Any]]]] = {}
     for job in jobs:
         values = differences.values_of(job.spec)
-        groups.setdefault(job.id if apart else differences.training_of(values), []).append((job, values))
-    return CompareView(
-        groups=[
-            ComparedGroup(
-                number=number, jobs=[job for job, _ in group], values=[values for _, values in group]
-            )
-            for number, group in enumerate(groups.values(), 1)
-        ]
-    )
+        found.setdefault(job.id if apart else differences.training_of(values), []).append((job, values))
+    groups = [
+        ComparedGroup(number=number, jobs=[job for job, _ in group], values=[values for _, values in group])
+        for number, group in enumerate(found.values(), 1)
+    ]
+    sections = list(dict.fromkeys(section for job in jobs for section in job.spec))
+    differing = differences.differing([values for group in groups for values in group.values], sections)
+    names = Counter(name for group in groups for name in {job.name for job in group.jobs})
+    labels = [_label(group, differing, names) for group in groups]
+    return CompareView(groups=groups, differing=differing, labels=labels)
+
+
+def _label(group: ComparedGroup, differing: Iterable[str], groups_with: Mapping[str, int]) -> str:
+    """Returns what distinguishes a group. groups_with: how many groups have a job with this name."""
+    keys = [key for key in differing if len(group.texts(key)) == 1]
+    short = differences.short_keys(keys)
+    text = ", ".join(f"{short[key]}={group.texts(key)[0]}" for key in keys if key != differences.SEED)
+    names = list(dict.fromkeys(job.name for job in group.jobs))
+    return text if text and len(names) == 1 and groups_with[names[0]] > 1 else ", ".join(names)
 
 
 def _query_of(jobs: Iterable[Job], *, apart: bool, without: str = "") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -26,6 +25,7 @@ from service.web import (
     job_spec,
     job_system,
     live,
+    live_points,
 )
 from service.web.page import PageRoute, fragment, render
 
@@ -73,7 +73,7 @@ def show_tab(request: Request, services: Services, job_id: str, tab: str) -> Res
 def live_curves(request: Request, services: Services, job_id: str) -> Response:
     """Keeps the header up to date, and brings the points of the curves."""
     view, header = _live(request, services, job_id)
-    return job_curves.stream(services, job_id, view, header)
+    return live_points.stream(request, services, view, header, [job_id])
 
 
 @router.get("/live/job-{job_id}/tab")
@@ -83,9 +83,9 @@ def live_header(request: Request, services: Services, job_id: str) -> Response:
     return live.stream(request, view, header, job_topic(job_id))
 
 
-def _live(request: Request, services: Context, job_id: str) -> tuple[Hashable, Callable[[], list[str]]]:
+def _live(request: Request, services: Context, job_id: str) -> tuple[Hashable, Callable[[], list[bytes]]]:
     services.job_watcher.snapshot(job_id)  # raises NotFound before the stream begins
-    return ("job", job_id, caller_or_none(request)), partial(_live_header, request, services, job_id)
+    return ("job", job_id, caller_or_none(request)), _LiveHeader(request, services, job_id)
 
 
 def _page(request: Request, services: Context, job_id: str, name: str, stream: str) -> Response:
@@ -94,19 +94,37 @@ def _page(request: Request, services: Context, job_id: str, name: str, stream: s
     return render(
         request,
         f"job_{name}.html",
-        **(_header(request, services, job) | dict(tab.values(request, services, job))),
+        **(
+            _header(request, services, job, _start_up(services, job))
+            | dict(tab.values(request, services, job))
+        ),
         tabs=links,
         tab=tab.title,
         stream=stream,
     )
 
 
-def _live_header(request: Request, services: Context, job_id: str) -> list[str]:
-    job = services.job_watcher.snapshot(job_id).job
-    return [fragment(request, "job_live.html", **_header(request, services, job))]
+class _LiveHeader:
+    """Renders the header of a job; reads its events only when they may tell of another start-up."""
+
+    def __init__(self, request: Request, services: Context, job_id: str) -> None:
+        self._request, self._services, self._job_id = request, services, job_id
+        self._read: Hashable = None
+        self._start_up: float | None = None
+
+    def __call__(self) -> list[bytes]:
+        snapshot = self._services.job_watcher.snapshot(self._job_id)
+        if (now := (snapshot.last_event, snapshot.job.started_at)) != self._read:
+            self._start_up, self._read = _start_up(self._services, snapshot.job), now
+        path, caller = self._request.scope["path"], caller_or_none(self._request)
+        return [snapshot.once(("header", path, caller, self._start_up), lambda: self._rendered(snapshot.job))]
+
+    def _rendered(self, job: Job) -> bytes:
+        header = _header(self._request, self._services, job, self._start_up)
+        return fragment(self._request, "job_live.html", **header)
 
 
-def _header(request: Request, services: Context, job: Job) -> dict[str, Any]:
+def _header(request: Request, services: Context, job: Job, start_up: float | None) -> dict[str, Any]:
     """Returns what the header shows; its parts may use these names, too."""
     begun = job.started_at
     return {
@@ -116,7 +134,7 @@ def _header(request: Request, services: Context, job: Job) -> dict[str, Any]:
         "mlflow": services.results.url(job.run) if job.run else "",
         "waits_until": shown_wait(job),
         "ran": ((job.finished_at or utc_now()) - begun).total_seconds() if begun else None,
-        "start_up": _start_up(services, job),
+        "start_up": start_up,
     }
 
 

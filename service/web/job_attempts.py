@@ -94,16 +94,16 @@ class _Parts:
     def __init__(self, request: Request, services: Context, job_id: str, chosen: int | None) -> None:
         self._request, self._services, self._job_id, self._chosen = request, services, job_id, chosen
         self._seen: Hashable = None
-        self._text = ""
+        self._part = b""
 
-    def __call__(self) -> list[str]:
+    def __call__(self) -> list[bytes]:
         snapshot = self._services.job_watcher.snapshot(self._job_id)
         job = snapshot.job
         if (now := (snapshot.last_event, job.state, job.reason)) != self._seen:
             view = _view(self._services, job, self._chosen)
-            self._text = fragment(self._request, "job_attempts_live.html", job=job, attempts=view)
+            self._part = fragment(self._request, "job_attempts_live.html", job=job, attempts=view)
             self._seen = now
-        return [self._text]
+        return [self._part]
 
 
 def _view(services: Context, job: Job, wanted: int | None) -> AttemptsView:

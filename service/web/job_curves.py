@@ -7,22 +7,17 @@ look at the job. What the spool no longer has comes from the tracking server.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Hashable, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.sse import format_sse_event
 
 from service.api.context import Context, Services
-from service.api.looks import points_topic
-from service.errors import NotFound, Unavailable
+from service.errors import NotFound
 from service.job_points import JobPoints, Kind, Position
 from service.jobs.job import Job
 from service.web.histories import KINDS, Histories
 
 router = APIRouter(include_in_schema=False)
-_MOST_IN_STREAM = 1 << 16  # bytes; what is more is fetched
 
 
 def values(request: Request, services: Context, job: Job) -> dict[str, Any]:  # noqa: ARG001
@@ -79,57 +74,3 @@ def _histories(request: Request) -> Histories:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-_Seen = tuple[str, Position | None]
-"""A digest of the header, and the position of the points; None before the first."""
-
-
-class HeaderAndPoints:
-    """The news of a page of curves: the header when it is another one, and the lines of new points.
-
-    An event `points` has the positions before and after its lines in its first line. A page that is at
-    another position fetches what it lacks.
-    """
-
-    def __init__(self, services: Context, job_id: str, header: Callable[[], Sequence[str]]) -> None:
-        self._points = JobPoints(services.settings.storage)
-        self._job_id, self._header = job_id, header
-
-    def __call__(self, seen: _Seen) -> tuple[bytes, _Seen, bool]:
-        digest, position = seen
-        try:
-            text = "\n".join(self._header())
-            news, position = self._new_points(position)
-        except Unavailable as error:
-            away = str(error)
-            said = b"" if away == digest else format_sse_event(event="away", data_str=away)
-            return said, (away, position), False
-        now = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if now != digest:
-            news = format_sse_event(data_str=text) + news
-        return news, (now, position), False
-
-    def _new_points(self, position: Position | None) -> tuple[bytes, Position]:
-        if position is None:
-            end = self._points.end(self._job_id)
-            return _event(end, end, b""), end
-        portion = self._points.read(self._job_id, position, Kind.CURVES, _MOST_IN_STREAM)
-        if portion.restarted or portion.more:  # the page fetches them, and is then ahead of the stream
-            end = self._points.end(self._job_id)
-            return _event(end, end, b""), end
-        if portion.position == position:
-            return b"", position
-        return _event(position, portion.position, portion.text), portion.position
-
-
-def _event(before: Position, after: Position, lines: bytes) -> bytes:
-    text = f"{before} {after}\n" + lines.decode(errors="replace").rstrip("\n")
-    return format_sse_event(event="points", data_str=text)
-
-
-def stream(services: Context, job_id: str, view: Hashable, header: Callable[[], Sequence[str]]) -> Response:
-    """Streams the header and the points of a job."""
-    news = HeaderAndPoints(services, job_id, header)
-    beginning: _Seen = ("", None)
-    return services.streams.response(points_topic(job_id), view, news, beginning)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.sse import format_sse_event
 
 from service.api.context import Context, Services
-from service.api.looks import log_topic
+from service.api.looks import log_topic, sizes_of
 from service.errors import NotFound, Refused, Unavailable
-from service.job_logs import JobLogs, Log, View
+from service.job_logs import JobLogs, Log, LogFile, View
 from service.jobs.job import Job, Removed
 from service.web import log_pages
 from service.web.log_pages import Found, LogPage
 from service.web.page import number_in_query
+from training.protocol import log_file
 from training.spec import Problem
 
 router = APIRouter(include_in_schema=False)
 _SHOWN_ATTEMPTS = 200
+_MOST_IN_STREAM = 1 << 14  # bytes; what is more is fetched
 
 Attempt = Annotated[int, Query(ge=1)]
 Rank = Annotated[int | None, Query(ge=0)]
@@ -144,19 +148,50 @@ def search_log(
 
 
 @router.get("/live/jobs/{job_id}/log")
-def live_log(services: Services, job_id: str) -> Response:
-    """Says whenever a log of the latest attempt has grown, and when the job has ended."""
+def live_log(services: Services, job_id: str, rank: Rank = None) -> Response:
+    """Says whenever a log of the latest attempt has grown, and when the job has ended.
+
+    Brings the lines by which that of `rank` has grown, unless they are too many: the page then fetches them.
+    """
     services.job_watcher.snapshot(job_id)  # raises NotFound before the stream begins
-    logs = _logs(services)
+    beginning: _Seen = ("", 0, None)
+    return services.streams.response(log_topic(job_id), rank, _News(services, job_id, rank), beginning)
 
-    def news(seen: str) -> tuple[bytes, str, bool]:
+
+_Seen = tuple[str, int, int | None]
+"""What has been said; the attempt of which lines are brought, and from where on, None before the first."""
+
+
+class _News:
+    """What has changed of a job's logs, as the event `log`. lines: a `LogPage`, or null."""
+
+    def __init__(self, services: Context, job_id: str, rank: int | None) -> None:
+        self._services, self._job_id, self._rank = services, job_id, rank
+        self._sizes = partial(sizes_of, logs=_logs(services), lately=services.lately)
+
+    def __call__(self, seen: _Seen) -> tuple[bytes, _Seen, bool]:
         # Race closed: the state is read first. Once the job has ended, its logs do not grow any more.
-        job = services.job_watcher.snapshot(job_id).job
-        sizes = [] if Removed.LOGS in job.removed else logs.sizes(job)
-        now = json.dumps({"attempt": job.attempt, "ended": job.state.ended, "sizes": sizes})
-        return b"" if now == seen else format_sse_event(event="log", data_str=now), now, job.state.ended
+        job = self._services.job_watcher.snapshot(self._job_id).job
+        sizes = () if Removed.LOGS in job.removed else self._sizes(job)
+        said = {"attempt": job.attempt, "ended": job.state.ended, "sizes": sizes}
+        now = json.dumps(said)
+        if now == seen[0]:
+            return b"", seen, job.state.ended
+        page, end = self._lines(job, dict(sizes), seen)
+        data = json.dumps({**said, "lines": asdict(page) if page else None}, ensure_ascii=False)
+        return format_sse_event(event="log", data_str=data), (now, job.attempt, end), job.state.ended
 
-    return services.streams.response(log_topic(job_id), "sizes", news, "")
+    def _lines(self, job: Job, sizes: Mapping[int, int], seen: _Seen) -> tuple[LogPage | None, int | None]:
+        """Returns the lines that are new, and where they end."""
+        if self._rank is None or self._rank not in sizes:
+            return None, None
+        path = log_file(Path(self._services.settings.storage) / job.id, job.attempt, self._rank)
+        log = LogFile(attempt=job.attempt, rank=self._rank, path=path)
+        _, attempt, after = seen
+        if attempt != job.attempt or after is None or not 0 <= sizes[self._rank] - after <= _MOST_IN_STREAM:
+            return None, log_pages.page_before(log, sizes[self._rank]).end
+        page = log_pages.page_after(log, after)
+        return page, page.end
 
 
 def _logs(services: Context) -> JobLogs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -11,6 +11,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.api.access import caller_or_none
 from service.api.context import Context, Services
+from service.api.job_watcher import JobSnapshot
+from service.api.looks import horizon_of, jobs_topic
 from service.errors import Refused
 from service.jobs.job import Job, State, is_id
 from service.queue.job_lists import JobsPage, Order
@@ -61,23 +63,47 @@ def live_jobs(
     query = job_query.read(request.query_params)
     ids = [each for each in shown.split(",") if is_id(each)]
     is_first = "first" in request.query_params
-    view = ("jobs", tuple(ids), request.url.query if is_first else "", caller_or_none(request))
-    return live.stream(request, view, partial(_parts, request, services, query, ids, is_first=is_first))
+    view = ("jobs", request.url.query if is_first else "", caller_or_none(request))
+    parts = _Parts(request, services, ids, query if is_first else None)
+    return live.stream(request, view, parts, jobs_topic(ids, and_others=is_first))
 
 
-def _parts(
-    request: Request, services: Context, query: JobQuery, ids: list[str], *, is_first: bool
-) -> list[str]:
-    found = {job.id: job for job in services.store.several(ids)}
-    part = partial(fragment, request, "jobs_live.html", url=partial(link_from, "/jobs"))
-    rows = [part(job_id=each, job=found.get(each)) for each in ids]
-    if is_first:
-        newer = _newer(services, query, ids)
-        rows.append(part(job_id="", newer=newer, first_page=urlencode(_pairs(query))))
-    return rows
+class _Parts:
+    """The rows of these jobs, each made once for all lists that show it; and how many newer jobs match.
+
+    query: of the list if it is the first page of the newest jobs. Counts again after other events only.
+    """
+
+    def __init__(
+        self, request: Request, services: Context, ids: Sequence[str], query: JobQuery | None
+    ) -> None:
+        self._services, self._ids, self._query = services, ids, query
+        self._part = partial(fragment, request, "jobs_live.html", url=partial(link_from, "/jobs"))
+        self._counted: Hashable = None
+        self._newer = b""
+
+    def __call__(self) -> list[bytes]:
+        found = {each.job.id: each for each in self._services.job_watcher.snapshots(self._ids)}
+        rows = [self._row(found[each]) if each in found else self._gone(each) for each in self._ids]
+        return [*rows, self._of_newer(self._query)] if self._query else rows
+
+    def _row(self, snapshot: JobSnapshot) -> bytes:
+        job = snapshot.job
+        return snapshot.once("row of a list", lambda: self._part(job_id=job.id, job=job))
+
+    def _gone(self, job_id: str) -> bytes:
+        return self._part(job_id=job_id, job=None)
+
+    def _of_newer(self, query: JobQuery) -> bytes:
+        now = horizon_of(self._services.event_horizon, self._services.lately)
+        if now is None or now != self._counted:
+            newer = _newer(self._services, query, self._ids)
+            self._newer = self._part(job_id="", newer=newer, first_page=urlencode(_pairs(query)))
+            self._counted = now
+        return self._newer
 
 
-def _newer(services: Context, query: JobQuery, ids: list[str]) -> str:
+def _newer(services: Context, query: JobQuery, ids: Sequence[str]) -> str:
     """Returns how many jobs match that are newer than those; "" for none."""
     found = services.store.count_jobs(limit=_NEWER, newer_than=ids[0] if ids else None, **query.filters)
     return f"{found}+" if found == _NEWER else str(found or "")
@@ -89,7 +115,7 @@ def _count(services: Context, query: JobQuery) -> str:
     if found <= _COUNTED:
         return f"{found:,}"
     if query.is_by_state_alone:
-        counts = services.store.counts().states
+        counts = services.store.count_states()
         return f"{sum(counts[state] for state in query.states or State):,}"
     return f"{_COUNTED:,}+"
 

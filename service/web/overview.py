@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from service.api.access import caller_or_none
 from service.api.context import Context, Services
 from service.errors import Unavailable
-from service.jobs.job import ENDED, Job, State
+from service.jobs.job import ACTIVE, ENDED, Job, State
 from service.queue import lease
 from service.queue.queue_pages import QueuedPage
 from service.scheduling import capacity
@@ -53,7 +53,7 @@ class MachineView:
 class Overview:
     """What the page shows. problem: why the machines are not known; ""."""
 
-    counts: dict[State, int]
+    counts: Mapping[State, int]
     running: Sequence[Job]
     waiting: QueuedPage
     ended: Sequence[Job]
@@ -74,7 +74,7 @@ def live_overview(request: Request, services: Services) -> Response:
     return live.stream(request, ("overview", caller_or_none(request)), parts)
 
 
-def _parts(request: Request, services: Context) -> list[str]:
+def _parts(request: Request, services: Context) -> list[bytes]:
     values = _values(services)
     return [
         fragment(request, "partial.html", target=name, part=template, url=partial(link_from, "/"), **values)
@@ -93,10 +93,12 @@ def _values(services: Context) -> dict[str, Any]:
 
 def _view(services: Context) -> Overview:
     store = services.store
-    running = store.active()
+    snapshots = services.job_watcher.snapshots(store.active_ids())
+    # A snapshot may be older than the ids: a job that has just been started.
+    running = [snapshot.job for snapshot in snapshots if snapshot.job.state in ACTIVE]
     machines, problem = _machines(services, running)
     return Overview(
-        counts=dict(store.counts().states),
+        counts=store.count_states(),
         running=running,
         waiting=store.queue_page(limit=_LISTED),
         ended=store.list_jobs(states=ENDED, limit=_LISTED)[0],

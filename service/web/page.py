@@ -11,8 +11,9 @@ from urllib.parse import quote, urlencode
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.routing import APIRoute
+from fastapi.sse import format_sse_event
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
@@ -29,6 +30,8 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 """Nothing from elsewhere, and no script or style within a page."""
+_HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+_PIECES = 200  # of a template in what is sent at once of a long page: some dozens of rows
 
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -44,17 +47,28 @@ _templates.globals |= {"query": urlencode}
 
 def render(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
     """Returns a page. Every value is escaped: no text of a user becomes markup."""
-    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
     given = _of_page(request) | {"live": False} | values
-    return HTMLResponse(_templates.get_template(template).render(given), status, headers)
+    return HTMLResponse(_templates.get_template(template).render(given), status, _HEADERS)
 
 
-def fragment(request: Request, template: str, /, **values: Any) -> str:
-    """Returns a part of a page, to be put into it while it is shown.
+def render_long(request: Request, template: str, /, **values: Any) -> StreamingResponse:
+    """Returns a page that is sent while it is rendered: a browser shows its beginning at once.
+
+    Whatever may fail has to be done before: the status is sent first.
+    """
+    given = _of_page(request) | {"live": False} | values
+    text = _templates.get_template(template).stream(given)
+    text.enable_buffering(_PIECES)
+    return StreamingResponse(text, headers=_HEADERS, media_type="text/html")
+
+
+def fragment(request: Request, template: str, /, **values: Any) -> bytes:
+    """Returns a part of a page, to be put into it while it is shown: as lines of an event of a stream.
 
     Its text does not change with the time alone: ages are for the script of the page.
     """
-    return _templates.get_template(template).render(_of_page(request) | {"live": True} | values)
+    text = _templates.get_template(template).render(_of_page(request) | {"live": True} | values)
+    return format_sse_event(data_str=text).removesuffix(b"\n")  # the event may have further lines
 
 
 def link(request: Request, path: str) -> str:

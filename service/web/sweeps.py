@@ -12,11 +12,12 @@ from fastapi import APIRouter, Query, Request, Response
 from service import differences
 from service.api.access import caller_or_none
 from service.api.context import Context, Services
+from service.api.looks import jobs_topic
 from service.api.sweep_schemas import SweepDocument, SweepPointDocument, SweepSummary
 from service.jobs.job import ACTIVE, ENDED, Job, State
 from service.jobs.sweep import Sweep
 from service.web import live, shown
-from service.web.page import PageRoute, fragment, link_from, render
+from service.web.page import PageRoute, fragment, link_from, render, render_long
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _ON_PAGE = 20
@@ -64,22 +65,28 @@ def list_sweeps(request: Request, services: Services, name: Name = "", cursor: C
 def live_sweeps(request: Request, services: Services, name: Name = "", cursor: Cursor = None) -> Response:
     """Keeps a page of the list up to date."""
     parts = partial(_list_parts, request, services, name.strip(), cursor)
-    return live.stream(request, ("sweeps", name.strip(), cursor, caller_or_none(request)), parts)
+    view = ("sweeps", name.strip(), cursor, caller_or_none(request))
+    return live.stream(request, view, parts, jobs_topic([], and_others=True))
 
 
 @router.get("/sweeps/{sweep_id}")
 def show_sweep(request: Request, services: Services, sweep_id: str) -> Response:
     """Shows a sweep and all its points."""
-    view = _view(services, services.store.get_sweep(sweep_id))[0]
-    return render(request, "sweep.html", view=view)
+    sweep = services.store.get_sweep(sweep_id)
+    jobs = services.store.jobs_of_sweep(sweep.id)
+    values = [differences.values_of(job.spec) for job in services.store.several([job.id for job in jobs[:1]])]
+    document = SweepDocument.with_jobs(sweep, jobs, _url(services, sweep))
+    return render_long(request, "sweep.html", view=_view(document, values[0] if values else {}))
 
 
 @router.get("/live/sweeps/{sweep_id}")
 def live_sweep(request: Request, services: Services, sweep_id: str) -> Response:
     """Keeps the page of a sweep up to date: its summary, and those of its points that may have changed."""
     sweep = services.store.get_sweep(sweep_id)
-    parts = partial(_parts, request, services, sweep.id)
-    return live.stream(request, ("sweep", sweep.id, caller_or_none(request)), parts)
+    ids = [job.id for job in services.store.jobs_of_sweep(sweep.id)]
+    parts = partial(_parts, request, services, sweep.id, ids)
+    view = ("sweep", sweep.id, caller_or_none(request))
+    return live.stream(request, view, parts, jobs_topic(ids, and_others=True))
 
 
 def _list(services: Context, name: str, cursor: str | None) -> dict[str, Any]:
@@ -94,33 +101,47 @@ def _list(services: Context, name: str, cursor: str | None) -> dict[str, Any]:
     }
 
 
-def _list_parts(request: Request, services: Context, name: str, cursor: str | None) -> list[str]:
+def _list_parts(request: Request, services: Context, name: str, cursor: str | None) -> list[bytes]:
     part = partial(fragment, request, "partial.html", url=partial(link_from, "/sweeps"))
     return [part(target="sweeps", part="sweeps_body.html", **_list(services, name, cursor))]
 
 
-def _parts(request: Request, services: Context, sweep_id: str) -> list[str]:
-    view, jobs = _view(services, services.store.get_sweep(sweep_id))
-    ended = [job for job in jobs if job.finished_at is not None]
-    ended.sort(key=lambda job: job.finished_at or job.created_at, reverse=True)
-    sent = {job.id for job in jobs if job.state in ACTIVE} | {job.id for job in ended[:_SENT_ENDS]}
+def _parts(request: Request, services: Context, sweep_id: str, ids: Sequence[str]) -> list[bytes]:
+    sweep = services.store.get_sweep(sweep_id)
+    snapshots = {each.job.id: each for each in services.job_watcher.snapshots(ids)}
+
+    def point(job: Job, values: Mapping[str, Any]) -> SweepPointDocument:
+        return snapshots[job.id].once("point", lambda: SweepPointDocument.of(job, values))
+
+    jobs = [each.job for each in snapshots.values()]
+    document = SweepDocument.with_jobs(sweep, jobs, _url(services, sweep), point)
+    view = _view(document, differences.values_of(jobs[0].spec) if jobs else {})
     part = partial(
         fragment, request, "partial.html", view=view, url=partial(link_from, f"/sweeps/{sweep_id}")
     )
+
+    def row(point: SweepPointDocument) -> bytes:
+        target = f"point-{point.number}"
+        return snapshots[point.job].once(
+            ("row of a sweep", tuple(view.metrics.items())),
+            lambda: part(target=target, part="sweep_point.html", point=point),
+        )
+
+    ended = [job for job in jobs if job.finished_at is not None]
+    ended.sort(key=lambda job: job.finished_at or job.created_at, reverse=True)
+    sent = {job.id for job in jobs if job.state in ACTIVE} | {job.id for job in ended[:_SENT_ENDS]}
     return [
         part(target="sweep", part="sweep_summary.html"),
-        *(
-            part(target=f"point-{point.number}", part="sweep_point.html", point=point)
-            for point in view.points
-            if point.job in sent
-        ),
+        *(row(each) for each in view.points if each.job in sent),
     ]
 
 
-def _view(services: Context, sweep: Sweep) -> tuple[SweepView, list[Job]]:
-    jobs = services.store.jobs_of_sweep(sweep.id)
-    document = SweepDocument.with_jobs(sweep, jobs, services.results.url(sweep.run) if sweep.run else None)
-    values = differences.values_of(jobs[0].spec) if jobs else {}
+def _url(services: Context, sweep: Sweep) -> str | None:
+    return services.results.url(sweep.run) if sweep.run else None
+
+
+def _view(document: SweepDocument, values: dict[str, Any]) -> SweepView:
+    """Returns what the page shows. values: of the spec of one of its jobs, by dotted key."""
     metrics = {name: differences.mode_of(values, name) or "" for name in _metrics(document.points, values)}
     return SweepView(
         document=document,
@@ -128,7 +149,7 @@ def _view(services: Context, sweep: Sweep) -> tuple[SweepView, list[Job]]:
         keys=differences.short_keys(document.keys),
         metrics=metrics,
         best=_best(document.points, metrics),
-    ), jobs
+    )
 
 
 def _metrics(points: Sequence[SweepPointDocument], values: dict[str, Any]) -> list[str]:

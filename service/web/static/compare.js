@@ -2,7 +2,7 @@
 "use strict";
 
 const AT_A_TIME = 4;
-const AGAIN_MS = 3000;
+const AGAIN_MS = 3000; // what the stream does not bring is fetched, but not more often
 const element = (id) => document.getElementById(id);
 const part = { metric: element("metric"), axis: element("axis"), log: element("log"), smoothing: element("smoothing"), whole: element("whole"), news: element("curves-news") };
 const weight = document.querySelector("output[for=smoothing]");
@@ -151,9 +151,28 @@ new ResizeObserver(([{ contentRect }]) => {
   if (contentRect.width !== width && width) draw();
   width = contentRect.width;
 }).observe(element("chart"));
+let soon = 0;
+function drawSoon() {
+  soon ||= requestAnimationFrame(() => {
+    soon = 0;
+    offerMetrics();
+    draw();
+  });
+}
+
+document.querySelector("[data-live]").addEventListener("points", (event) => {
+  const { data } = event.detail;
+  const end = data.indexOf("\n");
+  const [id, before, after] = data.slice(0, end < 0 ? data.length : end).split(" ");
+  const reader = jobs.get(id)?.reader;
+  if (!reader || after === reader.position) return;
+  if (reader.follow(before, after, end < 0 ? "" : data.slice(end + 1))) drawSoon();
+  else readAll();
+});
 document.addEventListener("htmx:after:swap", () => {
   paintMarks();
-  if (compared().some((job) => !jobs.get(job.id)?.complete && job.attempt)) readAll();
+  // The stream brings what a job's spool gets; what the tracking server alone has is read when it has ended.
+  if (compared().some(({ id, ended, attempt }) => attempt && !(jobs.get(id)?.complete || (jobs.get(id)?.reader.position && !ended)))) readAll();
 });
 paintMarks();
 readAll();

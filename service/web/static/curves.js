@@ -133,7 +133,7 @@ async function read() {
 document.querySelector("[data-live]").addEventListener("points", (event) => {
   const { data } = event.detail;
   const end = data.indexOf("\n");
-  const [before, after] = data.slice(0, end < 0 ? data.length : end).split(" ");
+  const [, before, after] = data.slice(0, end < 0 ? data.length : end).split(" ");
   if (after === reader.position) return;
   if (reader.follow(before, after, end < 0 ? "" : data.slice(end + 1))) update();
   else if (reader.position) read(); // before that the first reading is under way, or waits for its next time

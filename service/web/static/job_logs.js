@@ -7,9 +7,9 @@
   const job = (log ?? none)?.dataset.job;
   if (!job) return;
 
-  /** Calls `news` with what the service says of the job's logs: attempt, ended, sizes by rank. */
-  function follow(news) {
-    const stream = new EventSource(address(`live/jobs/${job}/log`));
+  /** Calls `news` with what the service says of the job's logs: attempt, ended, sizes by rank, new lines of one. */
+  function follow(news, of = "") {
+    const stream = new EventSource(address(`live/jobs/${job}/log${of ? `?rank=${of}` : ""}`));
     stream.addEventListener("log", (event) => {
       const found = JSON.parse(event.data);
       if (found.ended) stream.close();
@@ -94,7 +94,11 @@
 
   /** Fetches the lines after the last one; returns whether there were any. */
   async function loadAfter() {
-    const found = await page({ after: end });
+    return append(await page({ after: end }));
+  }
+
+  /** Shows the lines that follow the last one; returns whether there are any. */
+  function append(found) {
     rest.before(rowsOf(found.lines));
     showRest(found);
     end = found.end;
@@ -179,8 +183,12 @@
 
   // Live
 
-  async function grow() {
-    if (following.checked) {
+  /** brought: the lines that the stream brought, if it did. */
+  async function grow(brought) {
+    if (brought?.start === end && (following.checked || isNear().bottom)) {
+      append(brought);
+      if (following.checked) log.scrollTop = log.scrollHeight;
+    } else if (following.checked) {
       let pages = size - end > FAR ? 0 : MOST_PAGES;
       while (pages && (await loadAfter())) pages--;
       if (!pages) await toEnd();
@@ -201,7 +209,7 @@
     }
   }
 
-  function news({ attempt: latest, ended, sizes }) {
+  function news({ attempt: latest, ended, sizes, lines: brought }) {
     if (latest !== Number(attempt)) {
       if (!sizes.length || latest < Number(attempt)) return;
       if (following.checked && log.dataset.latest) location.reload();
@@ -213,7 +221,7 @@
     if (own && own[1] !== size) {
       size = own[1];
       if (status.textContent.startsWith("The log is empty")) say("");
-      change(grow);
+      change(() => grow(brought));
     }
     if (ended) {
       // The last lines first.
@@ -300,7 +308,7 @@
   };
   get("log-top").addEventListener("click", top);
   get("log-bottom").addEventListener("click", bottom);
-  following.addEventListener("change", () => { if (following.checked) change(grow); });
+  following.addEventListener("change", () => { if (following.checked) change(() => grow()); });
   get("log-wrap").addEventListener("change", (event) => log.classList.toggle("unwrapped", !event.target.checked));
 
   let timer = 0;
@@ -342,5 +350,5 @@
   for (const id of ["log-tools", "log-place"]) get(id).hidden = false;
   log.scrollTop = log.scrollHeight;
   change(fill);
-  if (!log.dataset.ended) follow(news);
+  if (!log.dataset.ended) follow(news, rank);
 })();

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from service.api.bodies import SpecText, read_spec
 from service.api.context import Context
 from service.api.job_watcher import JobWatcher
+from service.api.lately import Lately
 from service.api.notifier import Notifier
 from service.api.sse import Streams
 from service.backends.memory_tracking import FakeResults
@@ -63,6 +64,7 @@ SERVICES = Context(
     results=FakeResults(),
     job_watcher=JobWatcher(STORE, str),
     event_horizon=STORE.event_horizon(),
+    lately=Lately(),
     streams=Streams(Notifier(lambda _: {}, STOPPING).subscribe, STOPPING),
     stopping=STOPPING,
 )

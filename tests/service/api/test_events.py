@@ -16,6 +16,7 @@ from service.api.job_watcher import JobWatcher
 from service.backends.memory_tracking import FakeResults
 from service.errors import NotFound, Unavailable
 from service.jobs.job import Job, State
+from service.queue.queue_rows import JobLook
 from service.queue.store import Store
 from service.settings import Settings
 from tests.service.examples import make_spec
@@ -241,10 +242,10 @@ class Watched(Store):
         self.slow: threading.Event | None = None
         self.waits = threading.Event()
 
-    def several(self, job_ids: Collection[str]) -> list[Job]:
+    def looks_at(self, job_ids: Collection[str]) -> dict[str, JobLook]:
         self.looks.append(set(job_ids))
         self._answer()
-        return super().several(job_ids)
+        return super().looks_at(job_ids)
 
     def get(self, job_id: str) -> Job:
         job = super().get(job_id)
@@ -376,3 +377,41 @@ def test_an_old_look_that_ends_late_does_not_hide_a_new_one(
         late.result(60)
 
     assert eager.snapshot(job.id).job.state is State.RUNNING
+
+
+def test_several_snapshots_come_in_order_without_deleted_jobs(eager: JobWatcher, watched: Watched) -> None:
+    first, second, third = (watched.create_job(make_spec())[0] for _ in range(3))
+    assert [each.job for each in eager.snapshots([third.id, "j" + "0" * 20, first.id])] == [third, first]
+    launch(watched, second)
+    finish(watched, second)
+    wanted = [first.id, second.id, third.id]
+    assert [each.job.state for each in eager.snapshots(wanted)] == ["queued", "succeeded", "queued"]
+
+    watched.delete_job(second.id)
+
+    assert [each.job for each in eager.snapshots(wanted)] == [first, third]
+
+
+def test_what_is_made_of_a_job_is_made_again_after_each_step_and_each_change(
+    eager: JobWatcher, watched: Watched, job: Job
+) -> None:
+    made: list[tuple[State, int | None]] = []
+
+    def make() -> int:
+        now = eager.snapshot(job.id).job
+        made.append((now.state, now.progress.step if now.progress else None))
+        return len(made)
+
+    def look() -> int:
+        return eager.snapshot(job.id).once("test", make)
+
+    assert [look(), look()] == [1, 1]
+    launch(watched, job)
+    assert [look(), look()] == [2, 2]
+    report(watched, job)
+    assert [look(), look()] == [3, 3]
+    watched.note(watched.get(job.id), "restarting")
+    assert look() == 4
+
+    assert made == [("queued", None), ("running", None), ("running", 3), ("running", 3)]
+    assert eager.snapshot(job.id).job == watched.get(job.id)

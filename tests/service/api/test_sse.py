@@ -79,3 +79,28 @@ def test_a_reader_that_leaves_takes_nothing_from_the_others() -> None:
         return portion
 
     assert asyncio.run(scenario(Source())) == b"1 "
+
+
+def test_a_portion_that_takes_long_does_not_hold_up_those_of_other_readers() -> None:
+    async def scenario(source: Source) -> list[bytes]:
+        go_on = threading.Event()
+
+        def slow(seen: int) -> tuple[bytes, int, bool]:  # noqa: ARG001
+            assert go_on.wait(60)
+            return b"slow", 1, True
+
+        def quick(seen: int) -> tuple[bytes, int, bool]:  # noqa: ARG001
+            return b"quick", 1, True
+
+        news = [slow, *[quick] * 100]
+        readers = [
+            asyncio.ensure_future(anext(source.streams._events(TOPIC, number, each, 0, b"")))
+            for number, each in enumerate(news)
+        ]
+        found = await asyncio.gather(*readers[1:])
+        assert not readers[0].done()
+        go_on.set()
+        source.stopping.set()
+        return [await readers[0], *found]
+
+    assert asyncio.run(scenario(Source())) == [b"slow", *[b"quick"] * 100]

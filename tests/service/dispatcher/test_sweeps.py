@@ -26,7 +26,7 @@ def create(world: World, points: int = 3, **plan: Any) -> tuple[Sweep, list[Job]
     expansion, _ = expanded(document, full)
     sweep = new_sweep("mine", document, full, expansion, created_at=utc_now())
     world.store.create_sweep(sweep, expansion)
-    return sweep, world.store.jobs_of_sweep(sweep.id)
+    return sweep, [world.store.get(job.id) for job in world.store.jobs_of_sweep(sweep.id)]
 
 
 def states(world: World, jobs: list[Job]) -> list[str]:

@@ -31,7 +31,7 @@ def create(store: Store, points: int = 3, **more: Any) -> Sweep:
 
 
 def jobs(store: Store, sweep: Sweep) -> list[Job]:
-    return store.jobs_of_sweep(sweep.id)
+    return [store.get(job.id) for job in store.jobs_of_sweep(sweep.id)]
 
 
 def states(store: Store, sweep: Sweep) -> list[State]:

@@ -94,9 +94,12 @@ def test_curves_are_chosen_smoothed_zoomed_and_followed(console: Console) -> Non
 
     run = service.store.get(first.id).run
     assert run
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     log_points(service, first.id, [("val_accuracy", 21, 0.25)])
     service.train(run, 1)
     page.wait_for_selector("#chart[data-points='41']")
+    assert asked == []  # the stream has brought the point
 
 
 def test_jobs_are_added_by_id_and_name_and_removed(console: Console) -> None:

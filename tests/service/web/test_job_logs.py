@@ -40,6 +40,34 @@ def at_the_bottom(page: Page) -> bool:
     return bool(page.locator("#log").evaluate(script))
 
 
+def test_new_lines_come_with_the_stream_and_many_are_fetched(console: Console) -> None:
+    job = running(console.service)
+    write(console.service, job, "first\n")
+    page = console.open(f"/jobs/{job.id}/logs")
+    page.wait_for_selector("#log-where:has-text('100 %')")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+
+    for number in range(3):
+        console.service.print(job.id, f"line {number}\n")
+        page.wait_for_selector(f"#log .line:has-text('line {number}')")
+    assert asked == []
+    console.service.print(job.id, "".join(f"many {i:060}\n" for i in range(1500)))
+    page.wait_for_selector(f"#log .line:has-text('many {1499:060}')")
+    assert asked
+
+    assert page.locator("#log .line[data-at]").first.inner_text() == "first"
+    console.service.print(job.id, "after\n")
+    page.wait_for_selector("#log .line:has-text('after')")
+    texts = page.locator("#log .line[data-at]").all_inner_texts()
+    assert texts == [
+        "first",
+        *(f"line {n}" for n in range(3)),
+        *(f"many {i:060}" for i in range(1500)),
+        "after",
+    ]
+
+
 @pytest.mark.parametrize("size", [WIDE, NARROW])
 def test_it_follows_shows_text_as_text_and_lets_choose_a_rank(
     console: Console, size: tuple[int, int]
