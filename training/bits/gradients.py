@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sync_bn import exact
 from training.bits.exchange import Exchange
 from training.errors import StepError
 
@@ -73,37 +74,29 @@ class ShardGradients:
                 "training.reproducible: bits does not add sparse gradients; give the layer sparse=False"
             )
         self._reached[index] += 1
-        wide = gradient.detach().reshape(-1).double()
-        largest = float(wide.abs().max()) if wide.numel() else 0.0
-        if not largest <= math.ldexp(1.0, self.exponents[index] + _ROOM):
-            wide = self._without_large(index, wide)
-        self._sums[index].add_(wide.mul_(2.0 ** -self._unit(index, 0)).round_().to(torch.int64))
+        unit, limit = self._grid(index, 0)
+        if exact.add_rounded(gradient.detach(), unit, limit, self._sums[index].view_as(gradient)):
+            self._add_large(index, gradient.detach().reshape(-1).double())
 
-    def _unit(self, index: int, level: int) -> int:
-        """Returns the exponent of the unit of a grid."""
-        return self.exponents[index] + _ROOM + _COARSER * level - self._spare
+    def _grid(self, index: int, level: int) -> tuple[int, float]:
+        """Returns the exponent of the unit of a grid, and the largest magnitude that fits into it."""
+        exponent = min(self.exponents[index] + _ROOM + _COARSER * level, 1023)
+        return exponent - self._spare, math.ldexp(1.0, exponent)
 
-    def _without_large(self, index: int, wide: Tensor) -> Tensor:
-        """Adds the entries that are too large for the first grid to others; returns the rest."""
+    def _add_large(self, index: int, wide: Tensor) -> None:
+        """Adds the entries that are too large for the first grid to others."""
         finite = wide.isfinite()
         if not finite.all():
             self._more(index, -1, wide).add_(torch.where(finite, 0.0, wide))
-            wide = torch.where(finite, wide, 0.0)
-        rest, level = wide, 0
+        rest, level = torch.where(finite, wide, 0.0), 0
         while True:
-            limit = math.ldexp(1.0, min(self.exponents[index] + _ROOM + _COARSER * level, 1023))
+            unit, limit = self._grid(index, level)
             above = rest.abs() > limit
-            if level == 0:
-                first = torch.where(above, 0.0, rest)
-            else:
-                here = torch.where(above, 0.0, rest)
-                if here.any():
-                    unit = self._unit(index, level)
-                    self._more(index, level, wide).add_(here.mul(2.0**-unit).round_().to(torch.int64))
+            if level and not (rest.masked_fill(above, 0.0) == 0).all():
+                exact.add_rounded(rest, unit, limit, self._more(index, level, wide))
             rest, level = torch.where(above, rest, 0.0), level + 1
             if not above.any():
-                break
-        return first
+                return
 
     def _more(self, index: int, level: int, like: Tensor) -> Tensor:
         if (index, level) not in self._extra:
@@ -124,12 +117,10 @@ class ShardGradients:
             if not reached[index]:
                 parameter.grad = None
                 continue
-            total = self._total(index, levels.get(index, []))
-            largest = float(total.abs().max()) if total.numel() else 0.0
+            parameter.grad = self._total(index, levels.get(index, []), parameter.dtype).view_as(parameter)
+            largest = float(parameter.grad.abs().max()) if parameter.numel() else 0.0
             if 0 < largest < math.inf:
                 self.exponents[index] = max(math.frexp(largest)[1], _SMALLEST)
-            parameter.grad = total.to(parameter.dtype).view_as(parameter)
-        self._flat.zero_()
         self._reached = [0] * len(self._parameters)
         self._extra.clear()
 
@@ -141,13 +132,17 @@ class ShardGradients:
             levels.setdefault(index, []).append(level)
         return levels
 
-    def _total(self, index: int, levels: Sequence[int]) -> Tensor:
-        total = self._sums[index].double().mul_(2.0 ** self._unit(index, 0))
+    def _total(self, index: int, levels: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Returns the sum, and sets it to 0. levels: where there are further entries, the coarsest first."""
+        unit, _ = self._grid(index, 0)
+        if not levels:
+            return exact.take(self._sums[index], unit, dtype)
+        total = exact.take(self._sums[index], unit, torch.float64)
         for level in levels:
             more = self._all_reduced(self._more(index, level, total))
-            total += more if level < 0 else more.double().mul_(2.0 ** self._unit(index, level))
+            total += more if level < 0 else exact.take(more, self._grid(index, level)[0], torch.float64)
         # Which of several NaN a sum gives is not defined.
-        return torch.where(total.isnan(), math.nan, total) if -1 in levels else total
+        return torch.where(total.isnan(), math.nan, total).to(dtype)
 
     def _all_reduced(self, numbers: Tensor) -> Tensor:
         if self._exchange.world_size > 1:
