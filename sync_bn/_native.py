@@ -251,7 +251,7 @@ def _is_dense(values: Tensor) -> bool:
 
 
 def add_rounded(values: Tensor, exponent: int, limit: float, sums: Tensor) -> int | None:
-    """Does what `exact.add_rounded` does; returns None, and does nothing, for what the loop does not support."""
+    """Does what `exact.add_rounded` does; returns None, and does nothing, where the loop cannot."""
     if _LIBRARY is None or not (
         _is_readable(values) and values.dtype == torch.float32 and values.is_contiguous() and sums.is_cpu
     ):
