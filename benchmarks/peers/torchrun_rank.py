@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import socket
 import sys
 import warnings
@@ -65,6 +66,8 @@ def ours(spec: Spec, folder: Path, mlflow_uri: str | None, run_id: str | None) -
     nobody, unheard = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with nobody, unheard:
         RankRun(order, place, Reports(unheard, rank, lambda _step: None)).train_in(context)
+    if rank == 0:
+        (folder / "peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))  # in KiB
 
 
 def plain(spec: Spec) -> None:

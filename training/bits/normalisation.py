@@ -114,6 +114,8 @@ class _Normalised(torch.autograd.Function):
         shard: _Shard,
     ) -> tuple[Tensor, ...]:
         call = shard.call
+        # The moments may be views of it. As views of the sum itself they would keep the graph below it alive.
+        total = total.clone()
         z, moments, shard.coefficients = shard.passes.normalise(
             x, total, call.eps, weight, bias, residual, call.activation
         )

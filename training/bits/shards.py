@@ -96,6 +96,16 @@ class RankShards:
             mode = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
             return self.threads.run([_in_mode(mode, step, shard.batch) for shard in batch.shards])
 
+    def end_step(self) -> None:
+        """Logs what the shards have logged, and gives all the buffers of the first. Collective."""
+        changed = self.state.changed_buffers()
+        own = [[digest, changed] for digest in self.logs.digests()]
+        digests, changes = self.exchange.rows(torch.tensor(own, dtype=torch.float64)).unbind(1)
+        if digests.any():
+            self.logs.log_step(same=bool((digests == digests[0]).all()))
+        if changes.any():
+            self.state.keep_buffers()
+
     def _enter(self, index: int) -> None:
         shard = self._shards[index]
         self.state.enter(index)

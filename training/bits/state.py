@@ -15,6 +15,7 @@ from training import internals
 from training.bits.exchange import Exchange
 from training.bits.gradients import ShardGradients
 from training.bits.metrics import ShardMetrics
+from training.errors import StepError
 from training.loading.generators import generator_states, seed_globally, seeds_of, set_generator_states
 
 
@@ -46,6 +47,8 @@ class ShardState:
             if buffer is not None
         ]
         self._copies = [[buffer.clone() for *_, buffer in self._buffers] for _ in exchange.own]
+        self._kept = self._versions()
+        self._entered: int | None = None
         self._where = b""
         self._segments: list[int] = []
         self._outside: Any = None
@@ -55,10 +58,11 @@ class ShardState:
         self._where = struct.pack(f"<Q{len(where)}q", self._seed, *where)
         self._segments = [0] * len(self._exchange.own)
         self._outside = generator_states()
-        self._versions = [internals.changes_in_place(buffer) for *_, buffer in self._buffers]
 
     def enter(self, shard: int) -> None:
         """Puts the parts of a shard of this rank in place, given by its index."""
+        self._take_buffers()
+        self._entered = shard
         leaves = self._gradients.of_shard[shard]
         for part, name, parameter in self._slots:
             part._parameters[name] = leaves[parameter]
@@ -77,6 +81,8 @@ class ShardState:
 
     def leave(self) -> None:
         """Puts back what the module has outside of a step."""
+        self._take_buffers()
+        self._entered = None
         for part, name, parameter in self._slots:
             part._parameters[name] = parameter
         for part in self._recurrent:
@@ -86,15 +92,28 @@ class ShardState:
         self.metrics.leave()
         set_generator_states(self._outside)
 
+    def _take_buffers(self) -> None:
+        """Takes the buffers that the shard has put in place of its own."""
+        if self._entered is None:
+            return
+        copies = self._copies[self._entered]
+        for index, (part, name, _) in enumerate(self._buffers):
+            now = part._buffers[name]
+            if now is not copies[index]:
+                if now is None or now.shape != copies[index].shape:
+                    raise StepError(
+                        f"a step changes the shape of the buffer {name} of {type(part).__name__}, which "
+                        "training.reproducible: bits does not cover; keep its shape"
+                    )
+                copies[index] = now.detach()
+                self._kept = []
+
     def changed_buffers(self) -> bool:
-        """Returns whether a shard of this rank has changed a buffer in this step."""
-        copies = [copy for copies in self._copies for copy in copies]
-        now = [internals.changes_in_place(copy) for copy in copies]
-        before, self._seen = getattr(self, "_seen", None), now
-        return (before is not None and now != before) or (before is None and any(now))
+        """Returns whether a shard of this rank has changed a buffer since the last call of `keep_buffers`."""
+        return self._versions() != self._kept
 
     def keep_buffers(self) -> None:
-        """Keeps the buffers of the first shard of all. Collective."""
+        """Keeps the buffers of the first shard of all, for all of them. Collective."""
         with torch.no_grad():
             for index, (_, _, buffer) in enumerate(self._buffers):
                 buffer.copy_(self._copies[0][index])
@@ -102,4 +121,7 @@ class ShardState:
                     dist.broadcast(buffer, 0)
                 for copies in self._copies:
                     copies[index].copy_(buffer)
-        self._seen = [internals.changes_in_place(copy) for copies in self._copies for copy in copies]
+        self._kept = self._versions()
+
+    def _versions(self) -> list[int]:
+        return [internals.changes_in_place(copy) for copies in self._copies for copy in copies]

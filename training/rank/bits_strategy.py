@@ -94,7 +94,7 @@ class BitsStrategy(GroupStrategy):
             outputs = self._shards.run(
                 batch, lambda own: step(self, own, *args, **kwargs), where=where, trains=stage == _TRAINS
             )
-        self._shards.logs.log_step()
+        self._shards.end_step()
         return outputs
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
