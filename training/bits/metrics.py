@@ -75,15 +75,15 @@ class ShardMetrics:
 
     def enter(self, shard: int) -> None:
         """Puts the states of a shard of this rank in place."""
+        if self._entered == shard:
+            return
         self._keep()
-        self._entered = None
-        self.find()
         self._entered = shard
+        states = self._states[shard]
         for key, metric in self._metrics.items():
-            state = self._states[shard].get(key)
-            if state is None:
-                state = metric_internals.default_state(metric), 0
-            metric_internals.restore_metric_state(metric, state)
+            if key not in states:
+                states[key] = metric_internals.default_state(metric), 0
+            metric_internals.hold_state(metric, *states[key])
 
     def leave(self) -> None:
         """Puts empty states in place, outside of a step; their count of updates is that of the shards."""
@@ -91,17 +91,14 @@ class ShardMetrics:
         self._entered = None
         for key, metric in self._metrics.items():
             updates = max((states[key][1] for states in self._states if key in states), default=0)
-            metric_internals.restore_metric_state(metric, (metric_internals.default_state(metric), updates))
+            metric_internals.hold_state(metric, metric_internals.default_state(metric), updates)
 
     def _keep(self) -> None:
         if self._entered is None:
             return
         states = self._states[self._entered]
         for key, metric in self._metrics.items():
-            if metric_internals.update_count(metric):
-                states[key] = metric_internals.held_metric_state(metric)
-            else:
-                states.pop(key, None)
+            states[key] = metric_internals.held_state(metric)
 
     def state_dict(self) -> dict[int, dict[str, Any]]:
         """Returns the states of this rank's shards by the number of the shard."""
@@ -110,7 +107,7 @@ class ShardMetrics:
             number: {
                 names[key]: {"state": metric_internals.metric_state_to_send(state), "updates": updates}
                 for key, (state, updates) in states.items()
-                if key in names
+                if key in names and updates
             }
             for number, states in zip(self._exchange.own, self._states, strict=True)
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,13 +31,18 @@ class ShardState:
     """
 
     def __init__(self, module: nn.Module, exchange: Exchange, gradients: ShardGradients, seed: int) -> None:
-        self._module, self._exchange, self._gradients, self._seed = module, exchange, gradients, seed
+        self._exchange, self._seed = exchange, seed
         self.metrics = ShardMetrics(module, exchange)
-        self._slots = [
-            (part, name, parameter)
+        slots = [
+            (part._parameters, name, parameter)
             for part in module.modules()
             for name, parameter in part._parameters.items()
             if parameter is not None and parameter.requires_grad
+        ]
+        self._own_slots = slots
+        self._slots_of_shard = [
+            [(parameters, name, leaves[parameter]) for parameters, name, parameter in slots]
+            for leaves in gradients.of_shard
         ]
         self._recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
         self._buffers = [
@@ -61,15 +67,14 @@ class ShardState:
 
     def enter(self, shard: int) -> None:
         """Puts the parts of a shard of this rank in place, given by its index."""
-        self._take_buffers()
-        self._entered = shard
-        leaves = self._gradients.of_shard[shard]
-        for part, name, parameter in self._slots:
-            part._parameters[name] = leaves[parameter]
-        for part in self._recurrent:
-            internals.set_flat_weights(part)
-        for (part, name, _), copy in zip(self._buffers, self._copies[shard], strict=True):
-            part._buffers[name] = copy
+        if not self._segments[shard]:
+            self.metrics.find()  # an earlier shard's step may have made some
+        if self._entered != shard:
+            self._take_buffers()
+            self._entered = shard
+            self._put_parameters(self._slots_of_shard[shard])
+            for (part, name, _), copy in zip(self._buffers, self._copies[shard], strict=True):
+                part._buffers[name] = copy
         self.metrics.enter(shard)
         number = self._exchange.own[shard]
         origin = self._where + struct.pack("<QQ", number, self._segments[shard])
@@ -83,14 +88,17 @@ class ShardState:
         """Puts back what the module has outside of a step."""
         self._take_buffers()
         self._entered = None
-        for part, name, parameter in self._slots:
-            part._parameters[name] = parameter
-        for part in self._recurrent:
-            internals.set_flat_weights(part)
+        self._put_parameters(self._own_slots)
         for part, name, buffer in self._buffers:
             part._buffers[name] = buffer
         self.metrics.leave()
         set_generator_states(self._outside)
+
+    def _put_parameters(self, slots: Sequence[tuple[dict[str, Any], str, nn.Parameter]]) -> None:
+        for parameters, name, parameter in slots:
+            parameters[name] = parameter
+        for part in self._recurrent:
+            internals.set_flat_weights(part)
 
     def _take_buffers(self) -> None:
         """Takes the buffers that the shard has put in place of its own."""

@@ -71,7 +71,6 @@ class ShardThreads:
         order = list(range(len(functions)))
         for index in order:
             self._resume(index, functions[index])
-            self._raise_error()
         while self._places:
             self._check()
             self._places.clear()
@@ -79,7 +78,6 @@ class ShardThreads:
             order.reverse()
             for index in order:
                 self._resume(index, None)
-                self._raise_error()
         return [thread.result for thread in self._threads]
 
     def meet(self, place: str, value: Any, joint: Joint) -> Any:
@@ -106,16 +104,12 @@ class ShardThreads:
     def _resume(self, index: int, function: Callable[[], Any] | None) -> None:
         self._waiting.discard(index)
         self._enter(index)
-        self._threads[index].go_on(function)
-
-    def _raise_error(self) -> None:
-        failed = next((thread for thread in self._threads if thread.error is not None), None)
-        if failed is None:
-            return
-        error, failed.error = failed.error, None
-        self._abandon()
-        assert error is not None
-        raise error
+        thread = self._threads[index]
+        thread.go_on(function)
+        if thread.error is not None:
+            error, thread.error = thread.error, None
+            self._abandon()
+            raise error
 
     def _check(self) -> None:
         """Raises StepError unless all threads wait at the same place."""
