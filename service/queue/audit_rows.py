@@ -34,13 +34,18 @@ def record_all(connection: Connection, changes: Iterable[tuple[Note | None, str 
 
     changes: the note of each, and the path of what it creates.
     """
+    if rows := rows_of(changes):
+        connection.execute(_INSERT, rows)
+
+
+def rows_of(changes: Iterable[tuple[Note | None, str | None]]) -> list[dict[str, Any]]:
+    """Returns the rows of `audit` for what `record_all` adds."""
     rows = []
     for note, about in changes:
         if note is not None:
             note.about = about or note.about
             rows.append(_row(note, None))
-    if rows:
-        connection.execute(_INSERT, rows)
+    return rows
 
 
 def add(connection: Connection, note: Note, status: int | None, count: int = 1) -> None:

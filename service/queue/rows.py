@@ -35,12 +35,27 @@ def insert_jobs(connection: Connection, new: Sequence[Job], keys: Sequence[str |
     """
     check_code(connection, new)
     check_sources(connection, new)
+    connection.execute(insert(jobs), job_rows(new, keys))
+    if labels := label_rows(new):
+        connection.execute(insert(job_labels), labels)
+
+
+def job_rows(new: Sequence[Job], keys: Sequence[str | None] = ()) -> list[dict[str, Any]]:
+    """Returns the rows of `jobs` for new jobs, in the order in which to insert them. keys: as `insert_jobs`."""
     rows = _without_nulls([{**_row(job), "idempotency_key": key} for job, key in zip_longest(new, keys)])
     # Race closed: two writers that insert the same keys in another order would wait for each other.
     rows.sort(key=lambda row: row.get("idempotency_key") or "")
-    connection.execute(insert(jobs), rows)
-    if labels := list(_labels(new)):
-        connection.execute(insert(job_labels), labels)
+    return rows
+
+
+def label_rows(new: Iterable[Job]) -> list[dict[str, str]]:
+    """Returns the rows of `job_labels` for new jobs."""
+    return [{"job_id": job.id, "key": key, "value": value} for job in new for key, value in job.labels.items()]
+
+
+def depend_on_rows(new: Iterable[Job]) -> bool:
+    """Returns whether any of the jobs needs rows that are there already: its code, or another job."""
+    return any(job.spec.get("code") or job.spec.get("start_from") for job in new)
 
 
 def check_code(connection: Connection, new: Iterable[Job]) -> None:
@@ -88,12 +103,6 @@ def _without_nulls(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows without the columns that none of them has: half of a new job's need not be sent."""
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     return [{name: row[name] for name in names} for row in rows]
-
-
-def _labels(new: Iterable[Job]) -> Iterable[dict[str, str]]:
-    for job in new:
-        for key, value in job.labels.items():
-            yield {"job_id": job.id, "key": key, "value": value}
 
 
 def without_source(spec: Mapping[str, Any]) -> dict[str, Any]:
