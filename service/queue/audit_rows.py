@@ -25,21 +25,15 @@ def record(connection: Connection, about: str | None = None) -> None:
     """
     note = pending.get()
     if note is not None and not note.stored:
-        record_all(connection, [(note, about)])
+        connection.execute(_INSERT, rows_of([(note, about)]))
         note.stored = True
 
 
-def record_all(connection: Connection, changes: Iterable[tuple[Note | None, str | None]]) -> None:
-    """Adds the entries of requests, if any, whose changes are committed together, by another thread.
+def rows_of(changes: Iterable[tuple[Note | None, str | None]]) -> list[dict[str, Any]]:
+    """Returns the entries of requests, if any, whose changes are committed together, by another thread.
 
     changes: the note of each, and the path of what it creates.
     """
-    if rows := rows_of(changes):
-        connection.execute(_INSERT, rows)
-
-
-def rows_of(changes: Iterable[tuple[Note | None, str | None]]) -> list[dict[str, Any]]:
-    """Returns the rows of `audit` for what `record_all` adds."""
     rows = []
     for note, about in changes:
         if note is not None:

@@ -62,13 +62,6 @@ def writing(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-@contextmanager
-def committing(engine: Engine) -> Iterator[Connection]:
-    """Opens a connection that commits each statement. Raises Unavailable."""
-    with _circuit(engine).call(), _translated(), engine.connect() as connection:
-        yield connection.execution_options(isolation_level="AUTOCOMMIT")
-
-
 _circuits: WeakKeyDictionary[Engine, Circuit] = WeakKeyDictionary()
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 CHANNEL = "syncbn_queue"
 _SECONDS_BETWEEN = 0.05
-"""Of the notices of one process on PostgreSQL: the first goes out at once. Each takes as long as two new jobs."""
+"""Of the notices of one process on PostgreSQL: each costs the server as much as several new jobs."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 # In a transaction of its own that waits for no disk: NOTIFY in those of the writers would make all commits

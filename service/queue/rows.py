@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from service.errors import Refused
 from service.jobs.job import Job, Removed, State
-from service.queue.tables import code_archives, job_labels, jobs
+from service.queue.inserts import insert_together
+from service.queue.tables import audit, code_archives, job_labels, jobs
 from training.spec import Problem
 
 _COLUMNS = tuple(jobs.columns.keys())
@@ -28,34 +29,23 @@ def job_of(row: Row[Any]) -> Job:
     return Job(**{**values, **known})
 
 
-def insert_jobs(connection: Connection, new: Sequence[Job], keys: Sequence[str | None] = ()) -> None:
+def insert_jobs(
+    connection: Connection,
+    new: Sequence[Job],
+    keys: Sequence[str | None] = (),
+    entries: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Inserts the jobs with their labels. keys: the idempotency key of each; none: no job has one.
 
-    Raises Refused if their code, or a job that they start from, was deleted meanwhile.
+    entries: rows of the audit log that go with them. Raises Refused if their code, or a job that they start
+    from, was deleted meanwhile.
     """
     check_code(connection, new)
     check_sources(connection, new)
-    connection.execute(insert(jobs), job_rows(new, keys))
-    if labels := label_rows(new):
-        connection.execute(insert(job_labels), labels)
-
-
-def job_rows(new: Sequence[Job], keys: Sequence[str | None] = ()) -> list[dict[str, Any]]:
-    """Returns the rows of `jobs` for new jobs, in the order in which to insert them. keys: as `insert_jobs`."""
     rows = _without_nulls([{**_row(job), "idempotency_key": key} for job, key in zip_longest(new, keys)])
     # Race closed: two writers that insert the same keys in another order would wait for each other.
     rows.sort(key=lambda row: row.get("idempotency_key") or "")
-    return rows
-
-
-def label_rows(new: Iterable[Job]) -> list[dict[str, str]]:
-    """Returns the rows of `job_labels` for new jobs."""
-    return [{"job_id": job.id, "key": key, "value": value} for job in new for key, value in job.labels.items()]
-
-
-def depend_on_rows(new: Iterable[Job]) -> bool:
-    """Returns whether any of the jobs needs rows that are there already: its code, or another job."""
-    return any(job.spec.get("code") or job.spec.get("start_from") for job in new)
+    insert_together(connection, [(jobs, rows), (job_labels, list(_labels(new))), (audit, entries)])
 
 
 def check_code(connection: Connection, new: Iterable[Job]) -> None:
@@ -103,6 +93,12 @@ def _without_nulls(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows without the columns that none of them has: half of a new job's need not be sent."""
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     return [{name: row[name] for name in names} for row in rows]
+
+
+def _labels(new: Iterable[Job]) -> Iterable[dict[str, str]]:
+    for job in new:
+        for key, value in job.labels.items():
+            yield {"job_id": job.id, "key": key, "value": value}
 
 
 def without_source(spec: Mapping[str, Any]) -> dict[str, Any]:

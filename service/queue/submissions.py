@@ -11,9 +11,8 @@ from service.errors import KeyReused, Unavailable
 from service.jobs.job import Job, new_job, utc_now
 from service.queue import audit_rows, database
 from service.queue.group_commit import GroupCommit
-from service.queue.one_statement import insert_together
-from service.queue.rows import depend_on_rows, insert_jobs, job_of, job_rows, label_rows, without_source
-from service.queue.tables import audit, job_labels, jobs
+from service.queue.rows import insert_jobs, job_of, without_source
+from service.queue.tables import jobs
 from service.queue.writes import Writes
 from training.spec import Spec
 
@@ -58,16 +57,13 @@ class Submissions(Writes):
             return error
 
     def _insert(self, new: Sequence[_NewJob]) -> list[tuple[Job, bool]]:
-        jobs_, keys = [job for job, *_ in new], [key for _, key, _ in new]
-        changes = [(note, f"/v1/jobs/{job.id}") for job, _, note in new]
-        if self._engine.dialect.name == "postgresql" and not depend_on_rows(jobs_):
-            rows = (job_rows(jobs_, keys), label_rows(jobs_), audit_rows.rows_of(changes))
-            with self._committing() as connection:
-                insert_together(connection, list(zip((jobs, job_labels, audit), rows, strict=True)))
-        else:
-            with self._writing() as connection:
-                insert_jobs(connection, jobs_, keys)
-                audit_rows.record_all(connection, changes)
+        with self._writing() as connection:
+            insert_jobs(
+                connection,
+                [job for job, *_ in new],
+                [key for _, key, _ in new],
+                audit_rows.rows_of((note, f"/v1/jobs/{job.id}") for job, _, note in new),
+            )
         for _, _, note in new:
             if note is not None:
                 note.stored = True

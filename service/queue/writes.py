@@ -47,14 +47,3 @@ class Writes:
             yield connection
         if self._number is None:
             self._notices.send()
-
-    @contextmanager
-    def _committing(self) -> Iterator[Connection]:
-        """Opens a connection that commits each statement, for a change by one of them, and wakes the scheduler.
-
-        Not for a scheduler. Raises Unavailable.
-        """
-        assert self._number is None, "a scheduler's change holds its lease in the same transaction"
-        with database.committing(self._engine) as connection:
-            yield connection
-        self._notices.send()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
+from service import circuit
 from service.api.app import create_app
 from service.backends.memory_tracking import FakeResults
 from service.doctor import database as doctor
@@ -31,7 +32,7 @@ SPEC = make_spec()
 def test_a_frozen_server_is_given_up_and_comes_back(
     postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Connection, "deadline_s", 0.5)
+    monkeypatch.setattr(Connection, "deadline_s", circuit.SLOW_S + 0.1)
     monkeypatch.setattr(database, "CONNECT_S", 2)
     store = Store(postgres_url)
     store.create_job(SPEC)
