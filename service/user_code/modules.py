@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -49,6 +49,16 @@ class Stamps:
             self._taken[path] = _stamp(path)
         self.used[path] = stamp = self._taken[path]
         return stamp
+
+    def are(self, known: Mapping[str, Stamp]) -> bool:
+        """Returns whether the stamps are those that are known."""
+        taken = self._taken
+        for path, stamp in known.items():
+            if path not in taken:
+                taken[path] = _stamp(path)
+            if taken[path] != stamp:
+                return False
+        return True
 
 
 def _stamp(path: str) -> Stamp:
