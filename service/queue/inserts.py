@@ -12,13 +12,13 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Table, insert
+from sqlalchemy import Connection, Dialect, Table, insert
 from sqlalchemy.dialects import postgresql
 
 from service.queue.tables import AsJson
 
 Row = Mapping[str, Any]
-_DIALECT = postgresql.dialect()
+_DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def insert_together(connection: Connection, tables: Sequence[tuple[Table, Sequence[Row]]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 
 DEADLINE_S = 8.0
-_LATELY_S = 1.0
+LATELY_S = 1.0
 T = TypeVar("T")
 
 
@@ -38,7 +38,7 @@ class Connection(psycopg.Connection[Any]):
 
         A server that stops, or ends the connection, says so, or the kernel does: then something can be read.
         """
-        if time.monotonic() - self._answered_at > _LATELY_S:
+        if time.monotonic() - self._answered_at > LATELY_S:
             return False
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)

@@ -206,7 +206,7 @@ class Spec(Part):
 
     @model_serializer(mode="wrap")
     def _that_apply(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        dumped = dump(self)
+        dumped: dict[str, Any] = dump(self)
         for key in ("script",) if self.script is None else NOT_WITH_A_SCRIPT:
             dumped.pop(key, None)
         return dumped
