@@ -133,7 +133,7 @@ def read_spec_at_once(body: SpecText, services: Context) -> tuple[Spec, list[str
     if spec.code or spec.environment.secrets or spec.start_from or spec.script:
         return None
     try:
-        with only_remembered():
+        with only_remembered(services.stamps.get()):
             return spec, [*notes, *check_spec(spec, services)]
     except NotRead:
         return None
