@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -29,10 +30,12 @@ class Load:
         return 1000 * sorted(self.latencies)[min(int(share * len(self.latencies)), len(self.latencies) - 1)]
 
 
-def post(url: str, key: str, path: str, document: object) -> bytes:
+def post(url: str, key: str, path: str, document: object, idempotency_key: str | None = None) -> bytes:
     """Returns the bytes of a POST request with a JSON body. key: the bearer token."""
     body = json.dumps(document).encode()
     head = f"{_head('POST', url, key, path)}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    if idempotency_key is not None:
+        head += f"Idempotency-Key: {idempotency_key}\r\n"
     return f"{head}\r\n".encode() + body
 
 
@@ -51,21 +54,26 @@ def send(url: str, requests: Iterator[bytes], *, clients: int, seconds: float) -
     Ends after `seconds`, or when there are no more requests. Raises RuntimeError for an answer that is no
     success, or has no Content-Length.
     """
-    return asyncio.run(_send(url, requests, clients, seconds))
+    return send_to_several([(url, requests)], clients=clients, seconds=seconds)
 
 
-async def _send(url: str, requests: Iterator[bytes], clients: int, seconds: float) -> Load:
+def send_to_several(targets: Sequence[tuple[str, Iterator[bytes]]], *, clients: int, seconds: float) -> Load:
+    """Does `send` with clients that are shared out evenly. targets: each URL with the requests for it."""
+    return asyncio.run(_send(targets, clients, seconds))
+
+
+async def _send(targets: Sequence[tuple[str, Iterator[bytes]]], clients: int, seconds: float) -> Load:
     loop, latencies = asyncio.get_running_loop(), list[float]()
-    address = urlsplit(url)
     begun = time.perf_counter()
 
-    async def client() -> None:
+    async def client(url: str, requests: Iterator[bytes]) -> None:
+        address = urlsplit(url)
         _, made = await loop.create_connection(
             lambda: _Client(requests, begun + seconds, latencies), address.hostname or "", address.port or 80
         )
         await made.ended
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(client(*target) for target in islice(cycle(targets), clients)))
     return Load(seconds=time.perf_counter() - begun, latencies=latencies)
 
 

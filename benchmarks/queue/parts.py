@@ -28,12 +28,14 @@ from testing.postgres import Postgres, postgres
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (100, 1_000)
 SECONDS, QUICK_SECONDS = 4.0, 1.0
 FOLLOWED_SIZE = 100_000
-OURS, BARE, RAY = "ours", "bare inserts", "Ray's Jobs API"
+OURS, TWO, BARE, RAY = "ours", "ours, two API processes", "bare inserts", "Ray's Jobs API"
 ON = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 NOTES = (
     f"Submissions: {submissions.CLIENTS} clients with keep-alive, one light process on the same two cores, "
-    "send recipes/digits.yaml with a label as JSON, each as soon as its last one is answered, for "
-    "{seconds:g} s a run. A submission: the time of a run over the number of its answers.",
+    "send recipes/digits.yaml as JSON, each time with another Idempotency-Key, name, seed and label, as soon "
+    "as their last one is answered, for {seconds:g} s a run. A submission: the time of a run over the number "
+    "of its answers.",
+    f"{TWO}: half of the clients send to each; both processes use the one database.",
     f"{BARE}: as many threads insert the same rows into the same tables, a row a commit, by sqlite3 and "
     "psycopg alone: no HTTP, no checks. PostgreSQL with its default settings and SQLite with "
     "synchronous=FULL: each commit waits for the disk.",
@@ -47,7 +49,7 @@ NOTES = (
 def measure(options: Options) -> Result:
     sizes = QUICK_SIZES if options.quick else SIZES
     seconds = QUICK_SECONDS if options.quick else SECONDS
-    total = runs(range(5), options) + 2 * len(sizes) + 2
+    total = runs(range(6), options) + 2 * len(sizes) + 2
     with (
         progress("queue", total) as shown,
         folder_of_our_own() as folder,
@@ -70,15 +72,19 @@ def _submissions(
     urls = {"sqlite": f"sqlite:///{folder}/submissions.db", "postgresql": server.create("submissions")}
     with ExitStack() as stack:
         apis = {kind: stack.enter_context(_migrated(url, folder / kind)) for kind, url in urls.items()}
+        second = stack.enter_context(_running(urls["postgresql"], folder / "second"))
         shown.doing("starting Ray")
         ray = stack.enter_context(bare_ray())
         contestants: dict[str, Contestant] = {
-            f"{OURS}, SQLite": lambda: submissions.measures(submissions.ours(apis["sqlite"], seconds)),
+            f"{OURS}, SQLite": lambda: submissions.measures(submissions.ours([apis["sqlite"]], seconds)),
             f"{BARE}, SQLite": lambda: submissions.measures(
                 submissions.sqlite_inserts(folder / "submissions.db", seconds)
             ),
             f"{OURS}, PostgreSQL": lambda: submissions.measures(
-                submissions.ours(apis["postgresql"], seconds)
+                submissions.ours([apis["postgresql"]], seconds)
+            ),
+            f"{TWO}, PostgreSQL": lambda: submissions.measures(
+                submissions.ours([apis["postgresql"], second], seconds)
             ),
             f"{BARE}, PostgreSQL": lambda: submissions.measures(
                 submissions.postgresql_inserts(server, "submissions", seconds)
@@ -95,6 +101,12 @@ def _migrated(url: str, folder: Path) -> Iterator[Api]:
     store = Store(url)
     store.migrate()
     store.close()
+    with _running(url, folder) as running:
+        yield running
+
+
+@contextmanager
+def _running(url: str, folder: Path) -> Iterator[Api]:
     folder.mkdir()
     with api(url, folder) as running:
         yield running
@@ -166,8 +178,9 @@ def _by_measure(samples: Mapping[str, Mapping[str, list[float]]]) -> dict[str, d
         for name in (submissions.RATE, submissions.MEDIAN, submissions.WORST):
             measure, unit = name.rsplit(", ", 1)
             found[f"{database}: {measure}, {unit}"] = {
-                OURS: samples[f"{OURS}, {database}"][name],
-                BARE: samples[f"{BARE}, {database}"][name],
-                RAY: samples[RAY][name],
+                who: samples[f"{who}, {database}"][name]
+                for who in (OURS, TWO, BARE)
+                if f"{who}, {database}" in samples
             }
+            found[f"{database}: {measure}, {unit}"][RAY] = samples[RAY][name]
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import repeat
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,24 @@ Insert = Callable[[Sequence[Any]], object]
 """Inserts a row, and returns once it is committed."""
 
 
-def ours(api: Api, seconds: float) -> Load:
-    """Submits recipes/digits.yaml by the REST API."""
-    request = load.post(api.url, api.key, "/v1/jobs", SPEC)
-    return load.send(api.url, repeat(request), clients=CLIENTS, seconds=seconds)
+def ours(apis: Sequence[Api], seconds: float) -> Load:
+    """Submits recipes/digits.yaml by the REST API, to each of these API processes as often."""
+    targets = [(api.url, _submissions(api)) for api in apis]
+    return load.send_to_several(targets, clients=CLIENTS, seconds=seconds)
+
+
+def _submissions(api: Api) -> Iterator[bytes]:
+    """Yields requests that differ in the idempotency key, and in the spec's name, seed and label."""
+    run, first = secrets.token_hex(8), 10_000_000
+    numbered = {
+        **SPEC,
+        "name": f"digits-{first}",
+        "training": {**SPEC["training"], "seed": first},
+        "labels": {"number": str(first)},
+    }
+    request = load.post(api.url, api.key, "/v1/jobs", numbered, f"{run}-{first}")
+    between = request.split(str(first).encode())  # which is as long as every later number
+    return (str(number).encode().join(between) for number in count(first))
 
 
 def rays(ray: BareRay, seconds: float) -> Load:

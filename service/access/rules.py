@@ -123,6 +123,7 @@ def _part(text: str) -> str:
 
 _ALL = {**RULES, **PAGES}
 _PATTERNS = [(_pattern(key), key) for key in _ALL]
+_LITERAL = frozenset(key for key in _ALL if "{" not in key)
 
 
 def rule_of(method: str, path: str) -> tuple[str, Rule] | None:
@@ -131,6 +132,8 @@ def rule_of(method: str, path: str) -> tuple[str, Rule] | None:
     HEAD has the rule of GET.
     """
     wanted = f"{'GET' if method == 'HEAD' else method} {path}"
+    if wanted in _LITERAL:
+        return wanted, _ALL[wanted]
     for expression, key in _PATTERNS:
         if expression.fullmatch(wanted):
             return key, _ALL[key]

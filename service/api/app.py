@@ -87,6 +87,11 @@ def create_app(
         summary="Trains networks with batch normalisation, with the same result on any number of devices.",
         version=metadata.version("syncbn"),
         redirect_slashes=False,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+        },  # else it is looked for at each request
         docs_url=None,
         redoc_url=None,
     )

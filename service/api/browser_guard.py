@@ -6,11 +6,11 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access.rules import SAFE_METHODS
 from service.api.problems import problem
+from service.api.raw_headers import add_missing, header_of
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -22,6 +22,7 @@ SECURITY_HEADERS = {
     ),
 }
 """Of every answer, unless it has its own. There is no header of CORS: pages from elsewhere read nothing."""
+_PAIRS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 
 
 class BrowserGuard:
@@ -45,8 +46,7 @@ class BrowserGuard:
             await self._app(scope, receive, _secured(send))
 
     def _objection(self, scope: Scope) -> str | None:
-        headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
+        host, origin = header_of(scope, b"host") or "", header_of(scope, b"origin")
         if self._loopback_only and not _is_loopback(host):
             return (
                 f"without an API key only requests to localhost or 127.0.0.1 are served, not to {host!r}; "
@@ -60,9 +60,7 @@ class BrowserGuard:
 def _secured(send: Send) -> Send:
     async def secured(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in SECURITY_HEADERS.items():
-                headers.setdefault(name, value)
+            add_missing(message, _PAIRS)
         await send(message)
 
     return secured

@@ -15,6 +15,7 @@ from service.backends.tracking import Results
 from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
 from service.settings import Settings
+from service.user_code.modules import SharedStamps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Context:
     """What a route gets as `services`. stopping: set when the server is about to end.
 
     local_token: opens a server without a key in its settings; None if it has one. token_file: where who
-    started it finds that.
+    started it finds that. stamps: of the files against which the classes of submitted specs are checked.
     """
 
     settings: Settings
@@ -35,6 +36,7 @@ class Context:
     stopping: threading.Event
     local_token: str | None = field(default=None, repr=False)
     token_file: str = ""
+    stamps: SharedStamps = field(default_factory=SharedStamps, repr=False)
 
 
 async def services_of(request: Request) -> Context:

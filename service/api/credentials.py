@@ -19,6 +19,7 @@ from service.access.known import Known
 from service.access.rules import SAFE_METHODS
 from service.access.sessions import Session
 from service.api.context import Context
+from service.api.raw_headers import header_of
 from service.errors import Unavailable
 from service.jobs.job import utc_now
 from service.queue.store import Store
@@ -44,9 +45,8 @@ class Credentials:
 
     async def caller(self, scope: Scope) -> Caller:
         """Returns who sends the request. Raises Denied, Forged and Unavailable."""
-        headers = Headers(scope=scope)
-        given = _given(headers.get("authorization", ""), scope)
-        if not given and (value := cookie_of(headers)):
+        given = _given(header_of(scope, b"authorization") or "", scope)
+        if not given and (value := cookie_of(headers := Headers(scope=scope))):
             return await self._caller_by_session(value, scope, headers)
         return await self.caller_by_text(given)
 

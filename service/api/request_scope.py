@@ -7,13 +7,14 @@ import re
 import uuid
 from time import monotonic
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
+from service.api.raw_headers import header_of, set_header
 from service.metrics.requests import RequestFigures
 
 HEADER = "X-Request-Id"
+_NAME = HEADER.lower().encode()
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 _NOT_LOGGED = {"/healthz"}  # containers ask it every few seconds
 
@@ -37,7 +38,7 @@ class RequestScope:
 
         async def note(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
+                set_header(message, _NAME, request_id)
                 self._note(scope, message["status"], monotonic() - began)
             await send(message)
 
@@ -60,5 +61,5 @@ class RequestScope:
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get(HEADER, "")
-    return given if _ID.fullmatch(given) else uuid.uuid4().hex
+    given = header_of(scope, _NAME)
+    return given if given and _ID.fullmatch(given) else uuid.uuid4().hex

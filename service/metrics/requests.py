@@ -21,8 +21,12 @@ class RequestFigures:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._known: dict[tuple[str, str | None, int], Histogram] = {}
 
     def note(self, method: str, route: str | None, status: int, seconds: float) -> None:
         """Counts a request. route: its path with the names of parameters; None: no route has the path."""
         method = method if method in _METHODS else "other"
-        self._seconds.labels(method, route or NO_ROUTE, str(status)).observe(seconds)
+        known = (method, route, status)
+        if known not in self._known:
+            self._known[known] = self._seconds.labels(method, route or NO_ROUTE, str(status))
+        self._known[known].observe(seconds)

@@ -25,12 +25,12 @@ def record(connection: Connection, about: str | None = None) -> None:
     """
     note = pending.get()
     if note is not None and not note.stored:
-        record_all(connection, [(note, about)])
+        connection.execute(_INSERT, rows_of([(note, about)]))
         note.stored = True
 
 
-def record_all(connection: Connection, changes: Iterable[tuple[Note | None, str | None]]) -> None:
-    """Adds the entries of requests, if any, whose changes are committed together, by another thread.
+def rows_of(changes: Iterable[tuple[Note | None, str | None]]) -> list[dict[str, Any]]:
+    """Returns the entries of requests, if any, whose changes are committed together, by another thread.
 
     changes: the note of each, and the path of what it creates.
     """
@@ -39,8 +39,7 @@ def record_all(connection: Connection, changes: Iterable[tuple[Note | None, str 
         if note is not None:
             note.about = about or note.about
             rows.append(_row(note, None))
-    if rows:
-        connection.execute(_INSERT, rows)
+    return rows
 
 
 def add(connection: Connection, note: Note, status: int | None, count: int = 1) -> None:

@@ -25,6 +25,9 @@ from training.backoff import Backoff
 log = logging.getLogger(__name__)
 
 CHANNEL = "syncbn_queue"
+_SECONDS_BETWEEN = 0.05
+"""Of the notices of one process on PostgreSQL: each costs the server as much as several new jobs."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 # In a transaction of its own that waits for no disk: NOTIFY in those of the writers would make all commits
 # wait for one another.
@@ -110,13 +113,13 @@ class _Notifications:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._asked, self._lock = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = threading.Event()
 
     def send(self) -> None:
         self._asked.set()
         if self._thread is None:
             with self._lock:
-                if self._thread is None and not self._closed:
+                if self._thread is None and not self._closed.is_set():
                     self._thread = threading.Thread(target=self._keep_sending, name="notices", daemon=True)
                     self._thread.start()
 
@@ -124,17 +127,18 @@ class _Notifications:
         while True:
             self._asked.wait()
             self._asked.clear()
-            if self._closed:
+            if self._closed.is_set():
                 return
             try:
                 with self._engine.connect() as connection:
                     connection.exec_driver_sql(_NOTIFY)
             except SQLAlchemyError as error:
                 log.info("no notice could be sent: %s", error)
+            self._closed.wait(_SECONDS_BETWEEN)
 
     def close(self) -> None:
         with self._lock:
-            self._closed = True
+            self._closed.set()
         self._asked.set()
         if self._thread is not None:
             self._thread.join()  # not for long: every call of the database has a deadline

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from service.errors import Refused
 from service.jobs.job import Job, Removed, State
-from service.queue.tables import code_archives, job_labels, jobs
+from service.queue.inserts import insert_together
+from service.queue.tables import audit, code_archives, job_labels, jobs
 from training.spec import Problem
 
 _COLUMNS = tuple(jobs.columns.keys())
@@ -28,19 +29,23 @@ def job_of(row: Row[Any]) -> Job:
     return Job(**{**values, **known})
 
 
-def insert_jobs(connection: Connection, new: Sequence[Job], keys: Sequence[str | None] = ()) -> None:
+def insert_jobs(
+    connection: Connection,
+    new: Sequence[Job],
+    keys: Sequence[str | None] = (),
+    entries: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Inserts the jobs with their labels. keys: the idempotency key of each; none: no job has one.
 
-    Raises Refused if their code, or a job that they start from, was deleted meanwhile.
+    entries: rows of the audit log that go with them. Raises Refused if their code, or a job that they start
+    from, was deleted meanwhile.
     """
     check_code(connection, new)
     check_sources(connection, new)
     rows = _without_nulls([{**_row(job), "idempotency_key": key} for job, key in zip_longest(new, keys)])
     # Race closed: two writers that insert the same keys in another order would wait for each other.
     rows.sort(key=lambda row: row.get("idempotency_key") or "")
-    connection.execute(insert(jobs), rows)
-    if labels := list(_labels(new)):
-        connection.execute(insert(job_labels), labels)
+    insert_together(connection, [(jobs, rows), (job_labels, list(_labels(new))), (audit, entries)])
 
 
 def check_code(connection: Connection, new: Iterable[Job]) -> None:

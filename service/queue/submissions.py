@@ -58,8 +58,12 @@ class Submissions(Writes):
 
     def _insert(self, new: Sequence[_NewJob]) -> list[tuple[Job, bool]]:
         with self._writing() as connection:
-            insert_jobs(connection, [job for job, *_ in new], [key for _, key, _ in new])
-            audit_rows.record_all(connection, [(note, f"/v1/jobs/{job.id}") for job, _, note in new])
+            insert_jobs(
+                connection,
+                [job for job, *_ in new],
+                [key for _, key, _ in new],
+                audit_rows.rows_of((note, f"/v1/jobs/{job.id}") for job, _, note in new),
+            )
         for _, _, note in new:
             if note is not None:
                 note.stored = True

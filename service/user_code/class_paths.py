@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from inspect import Signature
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeGuard
+from types import NoneType
+from typing import Any, NamedTuple, TypeGuard
 
 from service.user_code.known_classes import KnownClasses
 from service.user_code.modules import (
@@ -37,11 +38,11 @@ MAX_CLASSES = 200
 """Maximum number of classes that a spec may name: the check of each reads source code."""
 
 _STAR_DEPTH = 5
+_SCALARS = (str, int, float, NoneType)
 _MAKES_NAMES = {"globals", "locals", "vars", "exec"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Named:
+class _Named(NamedTuple):
     """A class of a spec at its key.
 
     added: the number of arguments that the training puts first. namespace: the module whose classes may be
@@ -118,7 +119,8 @@ def _all_classes(spec: Spec) -> Iterator[_Named]:
         part = pending.pop(0)
         yield part
         for name, value in part.init_args.items():
-            pending += _nested(f"{part.key}.init_args.{name}", value)
+            if not isinstance(value, _SCALARS):
+                pending += _nested(f"{part.key}.init_args.{name}", value)
 
 
 def _problems(part: _Named, sources: Sequence[ModuleSource], archive: bytes | None) -> Iterator[Problem]:
@@ -135,6 +137,8 @@ def _problems(part: _Named, sources: Sequence[ModuleSource], archive: bytes | No
     ):
         yield Problem(key=f"{part.key}.init_args", message=wrong)
     for name, value in part.init_args.items():
+        if isinstance(value, _SCALARS):
+            continue
         for inner in _nested(f"{part.key}.init_args.{name}", value):
             yield from _problems(inner, sources, archive)
 

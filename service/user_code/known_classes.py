@@ -36,12 +36,14 @@ class KnownClasses(Generic[Fact]):
         key = (class_path, *(source.identity for source in sources if source.identity is not None))
         if len(key) <= len(sources):
             return learn()
-        with self._lock:
-            known = self._facts.get(key)
         stamps = sources[-1].stamps
-        if known is None or any(stamps.of(path) != stamp for path, stamp in known[1].items()):
-            stamps.used.clear()
-            known = learn(), dict(stamps.used)
+        with self._lock:
+            if known := self._facts.get(key):
+                self._facts.move_to_end(key)
+        if known is not None and stamps.are(known[1]):
+            return known[0]
+        stamps.used.clear()
+        known = learn(), dict(stamps.used)
         with self._lock:
             self._facts[key] = known
             self._facts.move_to_end(key)

@@ -6,6 +6,7 @@ They are looked up as Python does, the uploaded code first.
 from __future__ import annotations
 
 import ast
+import asyncio
 import hashlib
 import importlib.util
 import io
@@ -13,7 +14,7 @@ import os
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -49,6 +50,38 @@ class Stamps:
             self._taken[path] = _stamp(path)
         self.used[path] = stamp = self._taken[path]
         return stamp
+
+    def are(self, known: Mapping[str, Stamp]) -> bool:
+        """Returns whether the stamps are those that are known."""
+        taken = self._taken
+        for path, stamp in known.items():
+            if path not in taken:
+                taken[path] = _stamp(path)
+            if taken[path] != stamp:
+                return False
+        return True
+
+
+class SharedStamps:
+    """Stamps for all requests that an event loop has received before it takes them.
+
+    It reads what has arrived, and then answers that. So as it answers several requests in a row, the files of
+    the first are looked at after the last had arrived, and need not be looked at again.
+    """
+
+    def __init__(self) -> None:
+        self._stamps: Stamps | None = None
+
+    def get(self) -> Stamps:
+        """Returns the stamps for the request that the running event loop answers now."""
+        if self._stamps is None:
+            self._stamps = Stamps()
+            # This comes after what the loop has received so far, and before all that it receives from now on.
+            asyncio.get_running_loop().call_soon(self._forget)
+        return self._stamps
+
+    def _forget(self) -> None:
+        self._stamps = None
 
 
 def _stamp(path: str) -> Stamp:
@@ -95,8 +128,8 @@ def sources_of(code: bytes | Path | None) -> list[ModuleSource]:
     """
     if isinstance(code, Path):
         return [_Folder(code), _Environment()]
-    if _only_remembered.get():
-        return [_Remembered()]
+    if (stamps := _only_remembered.get()) is not None:
+        return [_Remembered(stamps)]
     environment = _Environment()
     return [_Archive(code, environment), environment] if code else [environment]
 
@@ -148,13 +181,16 @@ class NotRead(Exception):
     """A module would have to be read within `only_remembered`."""
 
 
-_only_remembered = ContextVar("only_remembered", default=False)
+_only_remembered: ContextVar[Stamps | None] = ContextVar("only_remembered", default=None)
 
 
 @contextmanager
-def only_remembered() -> Iterator[None]:
-    """Within the context, nothing is read of modules, which takes long the first time: it raises NotRead."""
-    token = _only_remembered.set(True)
+def only_remembered(stamps: Stamps | None = None) -> Iterator[None]:
+    """Within the context, nothing is read of modules, which takes long the first time: it raises NotRead.
+
+    stamps: those of the files now; None: they are taken in the context.
+    """
+    token = _only_remembered.set(stamps or Stamps())
     try:
         yield
     finally:
@@ -166,8 +202,8 @@ class _Remembered:
 
     identity: str | None = ""
 
-    def __init__(self) -> None:
-        self.stamps = Stamps()
+    def __init__(self, stamps: Stamps) -> None:
+        self.stamps = stamps
 
     def find(self, name: str, parent: Module | None) -> Module | None:  # noqa: ARG002
         raise NotRead

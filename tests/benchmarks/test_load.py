@@ -64,6 +64,15 @@ def test_each_request_is_sent_once_and_measured(url: str, seen: list[tuple[str, 
     assert 0 < found.percentile(0.5) <= found.percentile(1.0) == 1000 * max(found.latencies)
 
 
+def test_clients_are_shared_out_to_several_servers(url: str, seen: list[tuple[str, bytes]]) -> None:
+    targets = [(url, repeat(load.post(url, KEY, f"/{name}", {}, "key"), 5)) for name in ("one", "other")]
+
+    found = load.send_to_several(targets, clients=4, seconds=60.0)
+
+    assert sorted(seen) == [("/one", b"{}")] * 5 + [("/other", b"{}")] * 5
+    assert len(found.latencies) == 10
+
+
 def test_requests_end_with_the_time(url: str) -> None:
     found = load.send(url, repeat(load.get(url, KEY, "/")), clients=2, seconds=0.1)
 

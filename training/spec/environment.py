@@ -213,6 +213,10 @@ class Environment(Part):
                 )
         return self
 
+    def __hash__(self) -> int:
+        """As `ClassSpec` has one: a default with a hash is not copied for each spec."""
+        return hash((*self.variables, *self.secrets))
+
 
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 """What pip replaces from its environment."""

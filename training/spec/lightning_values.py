@@ -149,7 +149,8 @@ def hydra_targets(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         if "_target_" in value:
             yield key, str(value["_target_"])
         for name, inner in value.items():
-            yield from hydra_targets(inner, f"{key}.{name}".removeprefix("."))
+            if isinstance(inner, Mapping | list):
+                yield from hydra_targets(inner, f"{key}.{name}".removeprefix("."))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from hydra_targets(inner, f"{key}.{index}")

@@ -206,8 +206,10 @@ class Spec(Part):
 
     @model_serializer(mode="wrap")
     def _that_apply(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        left_out = {"script"} if self.script is None else set(NOT_WITH_A_SCRIPT)
-        return {key: value for key, value in dump(self).items() if key not in left_out}
+        dumped: dict[str, Any] = dump(self)
+        for key in ("script",) if self.script is None else NOT_WITH_A_SCRIPT:
+            dumped.pop(key, None)
+        return dumped
 
     def trained(self) -> tuple[ClassSpec, ClassSpec | None]:
         """Returns the model and the data of a spec that has no script; None: the model has the loaders."""

@@ -126,7 +126,9 @@ class Norm(Part):
     @model_validator(mode="after")
     def _only_options_of_the_kind(self) -> Self:
         for key, kinds in OPTIONS.items():
-            if self.kind not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+            if key not in self.model_fields_set or self.kind in kinds:
+                continue
+            if getattr(self, key) != type(self).model_fields[key].default:
                 raise located(
                     f"norm.{key}",
                     f"is for {' and '.join(kinds)}, and norm.kind is {self.kind}; omit this key",

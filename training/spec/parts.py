@@ -30,3 +30,7 @@ class ClassSpec(Part):
     init_args: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments; a class_path in one makes it an instance"
     )
+
+    def __hash__(self) -> int:
+        """pydantic copies a default value deeply, for each model that it validates, if that has no hash."""
+        return hash(self.class_path)

@@ -119,12 +119,16 @@ class TrainerOptions(BaseModel):
 
     @model_serializer(mode="wrap")
     def _given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        if not self.model_fields_set:
+            return {}
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
         return {name: value for name, value in serialize(self).items() if value != defaults[name]}
 
     def components(self) -> dict[str, Component]:
         """Returns the objects among the arguments, each by its dotted key."""
         found: dict[str, Component] = {}
+        if not self.model_fields_set:
+            return found
         for name in NAMESPACES:
             value = getattr(self, name)
             if isinstance(value, list):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 from service.access.audit import Note, pending
 from service.errors import KeyReused, Refused
-from service.jobs.job import Job
+from service.jobs.job import Job, Removed, State, new_job, utc_now
+from service.queue import database
+from service.queue.rows import insert_jobs
 from service.queue.store import Store
 from tests.service.examples import make_spec
+from training.protocol import Progress
 
 Outcome = tuple[Job, bool] | BaseException
 
@@ -60,3 +64,24 @@ def test_a_job_that_cannot_be_stored_does_not_harm_its_group(store: Store) -> No
     assert isinstance(last, tuple)
     assert {job.id for job in store.list_jobs()[0]} == {first[0].id, last[0].id}
     assert {entry.who for entry in store.list_audit()[0]} == {"user 0", "user 4"}
+
+
+def test_jobs_are_inserted_with_all_that_they_have(store: Store) -> None:
+    spec = make_spec(name="größe \\u0041 %s", labels={"a": "1", "b": "ü"})
+    new = new_job(spec, created_at=utc_now())
+    progress = Progress(step=1, total_steps=2, epoch=0, eta_seconds=None, metrics={"loss": 0.5})
+    ended = replace(
+        new_job(make_spec(), created_at=utc_now(), user="u"),
+        state=State.FAILED,
+        error={"kind": "user", "message": "\n"},
+        restarts=("rank 1 ended",),
+        progress=progress,
+        started_at=utc_now(),
+        from_scratch=True,
+        removed=Removed.LOGS,
+    )
+    with database.writing(store._engine) as connection:
+        insert_jobs(connection, [new, ended], ["k", None])
+
+    assert store.several([new.id, ended.id]) in ([new, ended], [ended, new])
+    assert store.list_jobs(labels=[("b", "ü")])[0] == [new]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.user_code.class_paths import check_class_path, class_path_problems
-from service.user_code.modules import NotRead, only_remembered
+from service.user_code.modules import NotRead, SharedStamps, Stamp, Stamps, only_remembered
 from tests.service.examples import make_spec
 from tests.service.user_code.test_check import make_archive
 
@@ -265,6 +266,25 @@ def test_only_what_is_remembered_is_known_without_reading(
     module.write_text("class Another: ...")
     with only_remembered(), pytest.raises(NotRead):
         check_class_path("known_nets.Net")
+
+
+def test_requests_share_stamps_only_if_all_had_arrived_before_these_were_taken(tmp_path: Path) -> None:
+    module = tmp_path / "nets.py"
+    module.write_text("class Net: ...")
+    shared, changed = SharedStamps(), list[bool]()
+
+    async def answer(before: dict[str, Stamp]) -> None:
+        changed.append(not shared.get().are(before))
+
+    async def requests() -> None:
+        before = {str(module): Stamps().of(str(module))}
+        together = [asyncio.create_task(answer(before)) for _ in range(2)]
+        await asyncio.gather(*together)
+        module.write_text("class Another: ...")
+        await asyncio.create_task(answer(before))  # it arrives after the change
+
+    asyncio.run(requests())
+    assert changed == [False, False, True]
 
 
 def test_a_module_that_comes_later_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
