@@ -48,6 +48,7 @@ from service.api.notifier import Notifier
 from service.api.query import check_parameters
 from service.api.request_scope import RequestScope
 from service.api.schemas import PriorityRequest, ResizeRequest, RetryRequest
+from service.api.single_headers import SingleHeaders
 from service.api.sse import Streams
 from service.api.sweep_schemas import SweepRequest
 from service.api.webhook_schemas import WebhookRequest
@@ -115,10 +116,11 @@ def create_app(
     app.add_middleware(BodyLimit)
     credentials = app.state.credentials = Credentials(context)
     app.add_middleware(Access, context=context, credentials=credentials, routes=app.routes)
+    app.add_middleware(SingleHeaders)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
-    everywhere = problems.documented(401, 403, 422, 429)
+    everywhere = problems.documented(400, 401, 403, 422, 429)
     closed = [Depends(documented_scheme), Depends(check_parameters), Depends(check_owner)]
     of_jobs = (jobs, control, logs, events, checkpoints, files, sweeps)
     of_service = (code, job_secrets, cluster, cleanup, webhooks, keys, audit, metrics, version)
@@ -126,7 +128,7 @@ def create_app(
     for routes in (*of_jobs, *of_service):
         app.include_router(routes.router, dependencies=closed, responses=everywhere)
     app.include_router(documentation.router)
-    app.include_router(health.router)
+    app.include_router(health.router, responses=problems.documented(400))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -314,6 +314,10 @@ def _at(path: tuple[str, ...], message: str) -> Problem:
 
 def _check_type(request: Request, allowed: Iterable[str]) -> str:
     """Returns the body's content type in lower case, "" if not given. Raises HTTPException(415)."""
+    codings = ",".join(request.headers.getlist("content-encoding")).split(",")
+    if coded := [name for coding in codings if (name := coding.strip().lower()) not in {"", "identity"}]:
+        detail = f"the body's Content-Encoding is {', '.join(coded)}: send it as it is, without this header"
+        raise HTTPException(415, detail, headers={"Accept-Encoding": "identity"})
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given and given not in allowed:
         raise HTTPException(415, f"cannot read {given}; send one of {', '.join(allowed)}")

@@ -256,32 +256,6 @@ async def test_a_body_without_an_end_is_not_read_to_it(sqlite_store: Store) -> N
         assert call.status in {404, 413, 415, 422} or not call.reads, path
 
 
-# Bodies of JSON, and headers
-
-
-def test_a_key_that_occurs_twice_is_refused_by_every_route_that_reads_json(
-    api: httpx.Client, sqlite_store: Store
-) -> None:
-    job, _ = sqlite_store.create_job(make_spec(resources={"workers": {"min": 1, "max": 4}}))
-    for path, operations in api.get("/openapi.json").json()["paths"].items():
-        for method, operation in operations.items():
-            content = operation.get("requestBody", {}).get("content", {})
-            if JSON not in content:
-                continue
-            example = content[JSON]["example"]
-            key, value = next(iter(example.items()))
-            twice = f"{json.dumps(example)[:-1]}, {json.dumps(key)}: {json.dumps(value)}}}"
-
-            answer = api.request(
-                method, path.replace("{job_id}", job.id), content=twice, headers={"content-type": JSON}
-            )
-
-            assert keys(answer) == [""], path
-            said = f"the key {key!r} occurs twice in one mapping; keep one of them"
-            assert answer.json()["errors"][0]["message"] == said, path
-    assert [each.wanted_workers for each in sqlite_store.list_jobs()[0]] == [job.wanted_workers]
-
-
 # Queries, and what they do not say
 
 
