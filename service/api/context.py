@@ -12,6 +12,8 @@ from service.api.job_watcher import JobWatcher
 from service.api.lately import Lately
 from service.api.sse import Streams
 from service.backends.tracking import Results
+from service.queue import lease
+from service.queue.lease import SchedulerRow
 from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
 from service.settings import Settings
@@ -35,6 +37,11 @@ class Context:
     stopping: threading.Event
     local_token: str | None = field(default=None, repr=False)
     token_file: str = ""
+
+    def scheduler(self) -> SchedulerRow:
+        """Returns the scheduler's row. Raises Unavailable if none runs, with what to do."""
+        how_to_start = self.settings.how_to_start("scheduler", lease.HOW_TO_START)
+        return lease.check_heard(self.store.scheduler(), how_to_start)
 
 
 async def services_of(request: Request) -> Context:

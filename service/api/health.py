@@ -62,8 +62,8 @@ async def readyz(request: Request, services: Services) -> Readiness | JSONRespon
     """
     probes: dict[str, Callable[[], object]] = {
         "database": services.store.check,
-        "scheduler": lambda: lease.check_heard(services.store.scheduler()),
-        "ray": lambda: lease.machines(services.store.scheduler()),
+        "scheduler": services.scheduler,
+        "ray": lambda: lease.machines(services.scheduler()),
         "mlflow": services.results.check,
         "storage": partial(check_space, places_of(services.settings)),
     }
