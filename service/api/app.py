@@ -112,7 +112,7 @@ def create_app(
     )
     app.state.context = context
     app.state.documentation = documentation.plain_page
-    app.state.metrics = Metrics(store, results, settings.storage)
+    app.state.metrics = Metrics(store, results, settings)
     app.add_middleware(BodyLimit)
     credentials = app.state.credentials = Credentials(context)
     app.add_middleware(Access, context=context, credentials=credentials, routes=app.routes)

@@ -12,10 +12,10 @@ from service.api.job_watcher import JobWatcher
 from service.api.lately import Lately
 from service.api.sse import Streams
 from service.backends.tracking import Results
-from service.queue import lease
 from service.queue.lease import SchedulerRow
 from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
+from service.readiness import running_scheduler
 from service.settings import Settings
 
 
@@ -40,8 +40,7 @@ class Context:
 
     def scheduler(self) -> SchedulerRow:
         """Returns the scheduler's row. Raises Unavailable if none runs, with what to do."""
-        how_to_start = self.settings.how_to_start("scheduler", lease.HOW_TO_START)
-        return lease.check_heard(self.store.scheduler(), how_to_start)
+        return running_scheduler(self.settings, self.store)
 
 
 async def services_of(request: Request) -> Context:
