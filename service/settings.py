@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import os
 import re
+from pathlib import Path
 from typing import Any, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -217,6 +218,8 @@ class Settings(BaseSettings):
             )
         return key
 
+    _logs: Path | None = PrivateAttr(default=None)
+
     @field_validator("webhook_allowed")
     @classmethod
     def _hosts_and_networks(cls, text: str) -> str:
@@ -277,6 +280,24 @@ class Settings(BaseSettings):
             wrong = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
             problems = [_problem(each) for each in wrong]
             raise Refused("; ".join(map(str, problems)), problems) from None
+
+    def of_stack(self, logs: Path, **changes: Any) -> Self:
+        """Returns the settings of the parts that `syncbn up` keeps running. logs: folder of their logs."""
+        copy = self.model_copy(update=changes)
+        copy._logs = logs
+        return copy
+
+    def how_to_start(self, part: str, otherwise: str) -> str:
+        """Returns what to do if a part does not run: `otherwise`, unless `syncbn up` starts it.
+
+        part: as its log is named.
+        """
+        if self._logs is None:
+            return otherwise
+        return (
+            f"a running `syncbn up` starts it again once its process has ended; see the end of "
+            f"{self._logs / part}.log, and if it hangs, start `syncbn up` anew"
+        )
 
     def variables(self) -> dict[str, str]:
         """What to give a process of its own so that it reads these settings from its environment."""

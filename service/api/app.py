@@ -33,6 +33,7 @@ from service.api import (
 )
 from service.api import secrets as job_secrets
 from service.api.access import Access, check_owner, documented_scheme
+from service.api.access_schemas import KeyRequest
 from service.api.body_limit import BodyLimit
 from service.api.browser_guard import BrowserGuard
 from service.api.context import Context
@@ -46,9 +47,11 @@ from service.api.looks import Looks
 from service.api.notifier import Notifier
 from service.api.query import check_parameters
 from service.api.request_scope import RequestScope
-from service.api.schemas import ResizeRequest
+from service.api.schemas import PriorityRequest, ResizeRequest, RetryRequest
+from service.api.single_headers import SingleHeaders
 from service.api.sse import Streams
 from service.api.sweep_schemas import SweepRequest
+from service.api.webhook_schemas import WebhookRequest
 from service.backends.tracking import Results
 from service.job_logs import JobLogs
 from service.job_points import JobPoints
@@ -58,6 +61,8 @@ from service.settings import Settings
 from training.spec import Spec
 
 _REFERENCE = "#/components/schemas/{model}"
+_BODIES = (Spec, SweepRequest, ResizeRequest, RetryRequest, PriorityRequest, KeyRequest, WebhookRequest)
+_MODELS = (*_BODIES, problems.ProblemDocument)
 
 
 class _Api(FastAPI):
@@ -112,14 +117,15 @@ def create_app(
     )
     app.state.context = context
     app.state.documentation = documentation.plain_page
-    app.state.metrics = Metrics(store, results, settings.storage)
+    app.state.metrics = Metrics(store, results, settings)
     app.add_middleware(BodyLimit)
     credentials = app.state.credentials = Credentials(context)
     app.add_middleware(Access, context=context, credentials=credentials, routes=app.routes)
+    app.add_middleware(SingleHeaders)
     app.add_middleware(HeadAsGet)
     app.add_middleware(BrowserGuard, loopback_only=settings.api_key is None)
     problems.install(app)
-    everywhere = problems.documented(401, 403, 422, 429)
+    everywhere = problems.documented(400, 401, 403, 422, 429)
     closed = [Depends(documented_scheme), Depends(check_parameters), Depends(check_owner)]
     of_jobs = (jobs, control, logs, events, checkpoints, files, sweeps)
     of_service = (code, job_secrets, cluster, cleanup, webhooks, keys, audit, metrics, version)
@@ -127,7 +133,7 @@ def create_app(
     for routes in (*of_jobs, *of_service):
         app.include_router(routes.router, dependencies=closed, responses=everywhere)
     app.include_router(documentation.router)
-    app.include_router(health.router)
+    app.include_router(health.router, responses=problems.documented(400))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -137,7 +143,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Spec, SweepRequest, ResizeRequest, problems.ProblemDocument):
+        for model in _MODELS:
             own = model.model_json_schema(ref_template=_REFERENCE)
             schemas |= own.pop("$defs", {}) | {model.__name__: own}
         add_examples(schema)

@@ -12,11 +12,10 @@ from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.api.body_limit import allow, too_large
 from service.api.context import Context, Services
-from service.api.schemas import ResizeRequest
 from service.errors import Refused
 from service.queue.store import Store
 from service.secrets import Secrets, missing_secret
@@ -49,6 +48,7 @@ SPEC_TYPES = (
     "text/x-yaml",
     "text/plain",
 )
+_OR_YAML = f"; send YAML as {SPEC_TYPES[1]}"
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _TOO_DEEP = f"has values more than {MAX_DEPTH} levels deep"
 CODE_TYPES = ("application/zip", "application/octet-stream")
@@ -78,20 +78,34 @@ SpecBody = Annotated[SpecText, Depends(spec_body)]
 CodeBody = Annotated[bytes, Depends(_code_body)]
 
 
-async def _resize_body(request: Request) -> ResizeRequest:
-    _check_type(request, (JSON_TYPE,))
-    text = _text(await _read(request, MAX_COMMAND_BYTES, "a command"), "command")
-    try:
-        return ResizeRequest.model_validate(_load_json(text))
-    except ValidationError as error:
-        problems = problems_of(error, ResizeRequest)
-    except SpecError as error:
-        problems = error.problems
-    raise Refused("; ".join(map(str, problems)), problems)
+def json_body(model: type[BaseModel], *, default: BaseModel | None = None) -> Any:
+    """Returns the dependency that reads a route's JSON body as `model`. default: for no body; None: refused.
+
+    Every route reads its JSON so, and documents it with `json_schema`: of a key that occurs twice, FastAPI's
+    own reading would take the last value without a word. The dependency raises HTTPException (413, 415), and
+    Refused with the offending keys.
+    """
+
+    async def read(request: Request) -> BaseModel:
+        _check_type(request, (JSON_TYPE,))
+        content = await _read(request, MAX_COMMAND_BYTES, "a command")
+        if default is not None and not content:
+            return default
+        try:
+            return model.model_validate(_storable(_load_json(_text(content, "command"))))
+        except ValidationError as error:
+            problems = problems_of(error, model)
+        except SpecError as error:
+            problems = error.problems
+        raise Refused("; ".join(map(str, problems)), problems)
+
+    return Depends(read)
 
 
-ResizeBody = Annotated[ResizeRequest, Depends(_resize_body)]
-"""Read by a dependency, hence after the API key has been checked: FastAPI reads a body of its own before."""
+def json_schema(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """Returns the `openapi_extra` of a route that reads its body with `json_body`."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": required, "content": {JSON_TYPE: {"schema": schema}}}}
 
 
 async def read_report(request: Request) -> str:
@@ -145,10 +159,7 @@ def read_document(body: SpecText) -> object:
         text = body.content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError([_at((), f"not UTF-8 text: {error}")]) from None
-    data = _load_json(text) if body.is_json else _load_yaml(text)
-    if not _is_storable(data):
-        raise SpecError(list(islice(_unstorable(data, ()), MAX_PROBLEMS)))
-    return data
+    return _storable(_load_json(text, _OR_YAML) if body.is_json else _load_yaml(text))
 
 
 def check_spec(spec: Spec, services: Context) -> list[str]:
@@ -205,11 +216,11 @@ def _code_problems(spec: Spec, store: Store) -> tuple[list[Problem], list[str]]:
     return [*problems, *link_problems(spec, archive), *missing], [*notes, *left_out]
 
 
-def _load_json(text: str) -> object:
+def _load_json(text: str, advice: str = "") -> object:
     try:
         return json.loads(text, object_pairs_hook=_mapping, parse_int=_integer)
     except json.JSONDecodeError as error:
-        raise SpecError([_at((), f"not valid JSON: {error}; send YAML as {SPEC_TYPES[1]}")]) from None
+        raise SpecError([_at((), f"not valid JSON: {error}{advice}")]) from None
     except RecursionError:
         raise SpecError([_at((), _TOO_DEEP)]) from None
 
@@ -249,6 +260,12 @@ def _expanded(value: object, known: dict[int, float]) -> float:
         items = [*value, *value.values()] if isinstance(value, Mapping) else value
         known[id(value)] = 1 + sum(_expanded(item, known) for item in items)
     return known[id(value)]
+
+
+def _storable(data: object) -> object:
+    if not _is_storable(data):
+        raise SpecError(list(islice(_unstorable(data, ()), MAX_PROBLEMS)))
+    return data
 
 
 def _is_storable(data: object) -> bool:
@@ -307,6 +324,10 @@ def _at(path: tuple[str, ...], message: str) -> Problem:
 
 def _check_type(request: Request, allowed: Iterable[str]) -> str:
     """Returns the body's content type in lower case, "" if not given. Raises HTTPException(415)."""
+    codings = ",".join(request.headers.getlist("content-encoding")).split(",")
+    if coded := [name for coding in codings if (name := coding.strip().lower()) not in {"", "identity"}]:
+        detail = f"the body's Content-Encoding is {', '.join(coded)}: send it as it is, without this header"
+        raise HTTPException(415, detail, headers={"Accept-Encoding": "identity"})
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given and given not in allowed:
         raise HTTPException(415, f"cannot read {given}; send one of {', '.join(allowed)}")

@@ -35,7 +35,7 @@ def get_queue(
 @router.get("/cluster", responses=documented(503), summary="Show nodes and free resources")
 def get_cluster(services: Services) -> ClusterDocument:
     """Returns the cluster as the scheduler last saw it. 503 if no scheduler runs or Ray does not answer."""
-    nodes, active = lease.machines(services.store.scheduler()), services.store.active()
+    nodes, active = lease.machines(services.scheduler()), services.store.active()
     machines = capacity.occupied(nodes, active)
     return ClusterDocument(
         nodes=[NodeDocument.model_validate(node) for node in nodes],

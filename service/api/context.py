@@ -12,8 +12,10 @@ from service.api.job_watcher import JobWatcher
 from service.api.lately import Lately
 from service.api.sse import Streams
 from service.backends.tracking import Results
+from service.queue.lease import SchedulerRow
 from service.queue.store import Store
 from service.queue.stored_events import EventHorizon
+from service.readiness import running_scheduler
 from service.settings import Settings
 from service.user_code.modules import SharedStamps
 
@@ -37,6 +39,10 @@ class Context:
     local_token: str | None = field(default=None, repr=False)
     token_file: str = ""
     stamps: SharedStamps = field(default_factory=SharedStamps, repr=False)
+
+    def scheduler(self) -> SchedulerRow:
+        """Returns the scheduler's row. Raises Unavailable if none runs, with what to do."""
+        return running_scheduler(self.settings, self.store)
 
 
 async def services_of(request: Request) -> Context:

@@ -5,21 +5,18 @@ All are idempotent and do not wait.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from service.api.bodies import JSON_TYPE, ResizeBody
+from service.api.bodies import json_body, json_schema
 from service.api.caller import By
 from service.api.context import Services
 from service.api.jobs import shown
 from service.api.problems import documented
-from service.api.schemas import JobDocument, PriorityRequest, RetryRequest
+from service.api.schemas import JobDocument, PriorityRequest, ResizeRequest, RetryRequest
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"], responses=documented(404, 409, 422, 503))
-
-_SCHEMA = {"$ref": "#/components/schemas/ResizeRequest"}
-_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {JSON_TYPE: {"schema": _SCHEMA}}}}
 
 
 @router.post("/cancel", status_code=202, summary="Cancel a job")
@@ -47,10 +44,12 @@ def resume_job(services: Services, job_id: str, by: By) -> JobDocument:
     "/resize",
     status_code=202,
     responses=documented(413, 415),
-    openapi_extra=_BODY,
+    openapi_extra=json_schema(ResizeRequest),
     summary="Change a job's number of workers",
 )
-def resize_job(services: Services, job_id: str, request: ResizeBody, by: By) -> JobDocument:
+def resize_job(
+    services: Services, job_id: str, request: Annotated[ResizeRequest, json_body(ResizeRequest)], by: By
+) -> JobDocument:
     """Sets the number of workers from the next attempt on; `resources.workers` must be a range.
 
     A running job saves a checkpoint and continues on the new number once the nodes have room. Queued jobs
@@ -59,20 +58,39 @@ def resize_job(services: Services, job_id: str, request: ResizeBody, by: By) -> 
     return shown(services.store.request_resize(job_id, request.workers, by=by), services.results)
 
 
-@router.post("/retry", status_code=202, summary="Retry a failed or cancelled job")
-def retry_job(services: Services, job_id: str, by: By, request: RetryRequest | None = None) -> JobDocument:
+@router.post(
+    "/retry",
+    status_code=202,
+    responses=documented(413, 415),
+    openapi_extra=json_schema(RetryRequest, required=False),
+    summary="Retry a failed or cancelled job",
+)
+def retry_job(
+    services: Services,
+    job_id: str,
+    by: By,
+    request: Annotated[RetryRequest, json_body(RetryRequest, default=RetryRequest())],
+) -> JobDocument:
     """Queues the job again with all its retries; it continues from its last checkpoint, in the same run.
 
     With `from_scratch` its checkpoints and files are removed, and it begins from step 0 in a new run. A job
     that has not ended stays unchanged. A job that succeeded, or of which something needed was removed, is a
     conflict (409).
     """
-    from_scratch = request is not None and request.from_scratch
-    return shown(services.store.request_retry(job_id, from_scratch=from_scratch, by=by), services.results)
+    job = services.store.request_retry(job_id, from_scratch=request.from_scratch, by=by)
+    return shown(job, services.results)
 
 
-@router.post("/priority", status_code=202, summary="Change a job's priority")
-def set_priority(services: Services, job_id: str, request: PriorityRequest, by: By) -> JobDocument:
+@router.post(
+    "/priority",
+    status_code=202,
+    responses=documented(413, 415),
+    openapi_extra=json_schema(PriorityRequest),
+    summary="Change a job's priority",
+)
+def set_priority(
+    services: Services, job_id: str, request: Annotated[PriorityRequest, json_body(PriorityRequest)], by: By
+) -> JobDocument:
     """Sets the priority of a job that has not ended, waiting or running; its spec keeps the old one."""
     return shown(services.store.request_priority(job_id, request.priority, by=by), services.results)
 

@@ -58,9 +58,9 @@ class Credentials:
         if token is not None and _equal(text, token):
             return LOCAL_TOKEN
         if keys.id_in(text) is None:
-            raise Denied(self.how_to_authenticate())
+            raise Denied(self._why_not(text))
         if (key := self._keys.find(text)) is None:
-            otherwise = self.how_to_authenticate()
+            otherwise = self._why_not(text)
             key = await anyio.to_thread.run_sync(_stored_key, text, self._context.store, otherwise)
             self._keys.add(text, key)
         if why := key.problem(utc_now()):
@@ -113,10 +113,25 @@ class Credentials:
         self._keys.clear()
         self._sessions.clear()
 
+    def _why_not(self, text: str) -> str:
+        """Returns why a text opens nothing, the same for every one: it does not say which keys there are."""
+        if not text:
+            return self.how_to_authenticate()
+        why = (
+            "the key or token that was sent opens nothing here: it is unknown, was revoked or has expired; "
+            "whoever administers this service makes a key with `syncbn keys create`"
+        )
+        if self._context.local_token is None:
+            return f"{why}, for SYNCBN_API_KEY or --api-key"
+        return f"{why}; without a key, who started it has the token in {self._context.token_file}"
+
     def how_to_authenticate(self) -> str:
         """Returns what to do, for a refusal."""
         if self._context.local_token is None:
-            return "this service requires an API key: Authorization: Bearer KEY (SYNCBN_API_KEY)"
+            return (
+                "this service requires an API key: Authorization: Bearer KEY; for syncbn: SYNCBN_API_KEY or "
+                "--api-key"
+            )
         file = self._context.token_file
         return (
             "this service has no SYNCBN_API_KEY, so it answers who started it: syncbn and its Python client "

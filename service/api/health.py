@@ -13,15 +13,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from service import readiness
 from service.api.access import known
 from service.api.context import Services
 from service.api.problems import RETRY_AFTER_S, documented, problem
-from service.disk_space import check_space, places_of
 from service.errors import Unavailable
-from service.queue import lease
 from service.queue.store import Store
 
-CHECK_TIMEOUT_S = 3.0
 _running: WeakKeyDictionary[Store, set[str]] = WeakKeyDictionary()
 """Checks whose thread still waits. No second one is started beside it: what hangs costs one thread."""
 
@@ -60,13 +58,7 @@ async def readyz(request: Request, services: Services) -> Readiness | JSONRespon
 
     A 503 is a problem document with the same `checks`. Without a key the answer is the status alone.
     """
-    probes: dict[str, Callable[[], object]] = {
-        "database": services.store.check,
-        "scheduler": lambda: lease.check_heard(services.store.scheduler()),
-        "ray": lambda: lease.machines(services.store.scheduler()),
-        "mlflow": services.results.check,
-        "storage": partial(check_space, places_of(services.settings)),
-    }
+    probes = readiness.probes(services.settings, services.store, services.results)
     checks: dict[str, Check] = {}
     running = _running.setdefault(services.store, set())
     async with anyio.create_task_group() as group:
@@ -99,7 +91,8 @@ def _bare(request: Request, *, ready: bool) -> Readiness | JSONResponse:
 async def _run_check(
     name: str, probe: Callable[[], object], checks: dict[str, Check], running: set[str]
 ) -> None:
-    checks[name] = Check(state="unavailable", message=f"{name}: no answer in {CHECK_TIMEOUT_S:g} s")
+    seconds = readiness.DEADLINE_SECONDS
+    checks[name] = Check(state="unavailable", message=f"{name}: no answer in {seconds:g} s")
     if name in running:
         return
 
@@ -110,7 +103,7 @@ async def _run_check(
         finally:
             running.discard(name)
 
-    with anyio.move_on_after(CHECK_TIMEOUT_S):
+    with anyio.move_on_after(seconds):
         try:
             await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
             checks[name] = Check()

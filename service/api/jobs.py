@@ -140,7 +140,7 @@ def validate_job(services: Services, body: SpecBody) -> ValidationDocument:
     spec, notes = _checked(services, body)
     queue, active = services.store.queue(), services.store.active()
     try:
-        scheduler = lease.check_heard(services.store.scheduler())
+        scheduler = services.scheduler()
         nodes = lease.machines(scheduler)
     except Unavailable as error:
         return ValidationDocument.of(spec, None, str(error), notes)

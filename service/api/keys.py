@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter
 
 from service.access.keys import new_key
 from service.api.access import Asking
 from service.api.access_schemas import KeyDocument, KeyPage, KeyRequest, NewKeyDocument
+from service.api.bodies import json_body, json_schema
 from service.api.context import Services
 from service.api.problems import documented
 from service.errors import Refused
@@ -22,8 +25,16 @@ def list_keys(services: Services) -> KeyPage:
     return KeyPage(items=[KeyDocument.model_validate(key) for key in services.store.list_keys()])
 
 
-@router.post("", status_code=201, summary="Make an API key")
-def create_key(services: Services, caller: Asking, request: KeyRequest) -> NewKeyDocument:
+@router.post(
+    "",
+    status_code=201,
+    responses=documented(413, 415),
+    openapi_extra=json_schema(KeyRequest),
+    summary="Make an API key",
+)
+def create_key(
+    services: Services, caller: Asking, request: Annotated[KeyRequest, json_body(KeyRequest)]
+) -> NewKeyDocument:
     """Its text is in this answer and nowhere else. Not idempotent: a repeated request makes another key."""
     now = utc_now()
     if request.expires_at is not None and request.expires_at <= now:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from service.api.bodies import json_body, json_schema
 from service.api.context import Services
 from service.api.jobs import IdempotencyKey
 from service.api.problems import documented
@@ -29,11 +30,17 @@ def _webhooks(services: Services) -> Webhooks:
 OurWebhooks = Annotated[Webhooks, Depends(_webhooks)]
 
 
-@router.post("", status_code=201, responses=documented(409, 422, 503), summary="Add a webhook")
+@router.post(
+    "",
+    status_code=201,
+    responses=documented(409, 413, 415, 422, 503),
+    openapi_extra=json_schema(WebhookRequest),
+    summary="Add a webhook",
+)
 def add_webhook(
     services: Services,
     webhooks: OurWebhooks,
-    request: WebhookRequest,
+    request: Annotated[WebhookRequest, json_body(WebhookRequest)],
     idempotency_key: IdempotencyKey = None,
 ) -> NewWebhookDocument:
     """From now on each change of a job's state is sent there, signed, at least once.

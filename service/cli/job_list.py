@@ -89,6 +89,7 @@ def job_columns() -> list[Column]:
         Column(name="METRIC", worth=40, least=16, cut=Cut.MIDDLE),
         Column(name="CREATED", worth=20),
         Column(name="USER", worth=10, least=8),
+        Column(name="STARTS", worth=65, least=16),
         Column(name="REASON", worth=75, least=20),
     ]
 
@@ -96,6 +97,7 @@ def job_columns() -> list[Column]:
 def job_row(job: Job, short: Callable[[str], str]) -> list[Cell]:
     """Returns a job's cells. short: shortens an id."""
     from service.cli import output
+    from service.cli.expected import expected
     from service.cli.times import age, date, span
 
     return [
@@ -109,6 +111,7 @@ def job_row(job: Job, short: Callable[[str], str]) -> list[Cell]:
         metric_cell(job),
         date(job.created_at),
         output.clean(job.user or ""),
+        expected(job.expected_start),
         "" if job.state == "succeeded" else output.first_line(job.reason),
     ]
 

@@ -58,8 +58,6 @@ def report(problem: dict[str, Any], *, as_json: bool) -> None:
     typer.echo(f"{typer.style('error:', fg='red', bold=True)} {headline}", err=True)
     for item in errors:
         typer.echo("  " + ": ".join(filter(None, [item.get("key"), item.get("message")])), err=True)
-    if problem.get("status") == 401:
-        typer.echo("  give the API key in SYNCBN_API_KEY, or with --api-key", err=True)
 
 
 def problem_document(error: Exception) -> dict[str, Any] | None:

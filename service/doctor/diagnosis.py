@@ -35,9 +35,9 @@ def parts(settings: Settings, seconds: float) -> list[Check]:
     folders = [Path(settings.storage), *([path.parent] if path else []), Path("/tmp")]
     return [
         Check(about="database", run=partial(database.check, settings.database_url), seconds=seconds),
-        Check(about="scheduler", run=partial(scheduler.check, settings.database_url), seconds=seconds),
+        Check(about="scheduler", run=partial(scheduler.check, settings), seconds=seconds),
         Check(about="Ray", run=partial(_ray, settings, seconds), seconds=seconds + 2.0),
-        Check(about="MLflow", run=partial(mlflow.check, settings.mlflow_url), seconds=seconds),
+        Check(about="MLflow", run=partial(_mlflow, settings), seconds=seconds),
         Check(
             about="storage",
             run=partial(storage.check, settings.storage, settings.checkpoints),
@@ -48,6 +48,11 @@ def parts(settings: Settings, seconds: float) -> list[Check]:
         Check(about="files", run=machine.files, seconds=seconds),
         Check(about="network", run=machine.network, seconds=seconds),
     ]
+
+
+def _mlflow(settings: Settings) -> Iterator[Finding]:
+    how_to_start = settings.how_to_start("mlflow", mlflow.HOW_TO_START)
+    return mlflow.check(settings.mlflow_url, how_to_start=how_to_start)
 
 
 def _ray(settings: Settings, seconds: float) -> Iterator[Finding]:

@@ -12,9 +12,16 @@ from training.versions import own_versions
 
 ABOUT = "MLflow"
 SECONDS = 5.0
+HOW_TO_START = "start it, and check SYNCBN_MLFLOW_URL"
 
 
-def check(url: str, *, seconds: float = SECONDS, own: Mapping[str, str] | None = None) -> Iterator[Finding]:
+def check(
+    url: str,
+    *,
+    how_to_start: str = HOW_TO_START,
+    seconds: float = SECONDS,
+    own: Mapping[str, str] | None = None,
+) -> Iterator[Finding]:
     """Yields what is wrong with the tracking server."""
     try:
         with httpx.Client(base_url=url, timeout=seconds, trust_env=False) as client:
@@ -25,7 +32,7 @@ def check(url: str, *, seconds: float = SECONDS, own: Mapping[str, str] | None =
         yield fault(ABOUT, f"{url} accepts connections and has not answered for {seconds:g} s", advice)
         return
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        advice = "start it, and check SYNCBN_MLFLOW_URL; jobs that run keep their metrics until then"
+        advice = f"{how_to_start}; jobs that run keep their metrics until then"
         yield fault(ABOUT, f"it is down: {url}: {error or type(error).__name__}", advice)
         return
     if answer.is_success:

@@ -28,7 +28,7 @@ def check(
     """Yields what is wrong with Ray and its machines. queue: this queue's name, "" if it is not known."""
     answer = _probe(settings, queue, seconds)
     if problem := answer.get("problem"):
-        yield _of_problem(settings.ray_address, problem)
+        yield _of_problem(settings, problem)
         return
     nodes = answer["nodes"]
     alive = [node for node in nodes if node["alive"]]
@@ -84,8 +84,8 @@ def _probe(settings: Settings, queue: str, seconds: float) -> dict[str, Any]:
     return answer
 
 
-def _of_problem(address: str, problem: str) -> Finding:
-    lower = problem.lower()
+def _of_problem(settings: Settings, problem: str) -> Finding:
+    address, lower = settings.ray_address, problem.lower()
     if "token" in lower or "auth" in lower:
         advice = "give the token of the head in SYNCBN_RAY_TOKEN or RAY_AUTH_TOKEN (DIR/ray.token under `up`)"
         return fault(ABOUT, f"{address} refuses the token", advice)
@@ -93,7 +93,7 @@ def _of_problem(address: str, problem: str) -> Finding:
         advice = "its head is frozen or overloaded: look at gcs_server there, restart it"
         return fault(ABOUT, f"{address} accepts connections and does not answer: {problem}", advice)
     if "refused" in lower or "timed out" in lower or "unreachable" in lower:
-        advice = "start it (ray start --head), and check SYNCBN_RAY_ADDRESS"
+        advice = settings.how_to_start("ray", "start it (ray start --head), and check SYNCBN_RAY_ADDRESS")
         return fault(ABOUT, f"it is down: {problem}", advice)
     advice = "run this on a machine where a Ray node runs, and look at Ray's logs"
     return fault(ABOUT, f"{address} cannot be asked: {problem}", advice)

@@ -8,10 +8,11 @@ from sqlalchemy.exc import DBAPIError
 
 from service.doctor.finding import Finding, fault, ok, warning
 from service.doctor.versions import differences
-from service.errors import ServiceError, Unavailable
+from service.errors import ServiceError
 from service.queue import lease
 from service.queue.lease import SchedulerRow
 from service.queue.store import Store
+from service.settings import Settings
 
 ABOUT = "scheduler"
 
@@ -27,9 +28,10 @@ def row_of(url: str) -> SchedulerRow | None:
         store.close()
 
 
-def check(url: str) -> Iterator[Finding]:
+def check(settings: Settings) -> Iterator[Finding]:
     """Yields what is wrong with the scheduler."""
-    store = Store(url)
+    how_to_start = settings.how_to_start("scheduler", lease.HOW_TO_START)
+    store = Store(settings.database_url)
     try:
         row = store.scheduler()
     except (ServiceError, DBAPIError):
@@ -38,14 +40,12 @@ def check(url: str) -> Iterator[Finding]:
         return
     finally:
         store.close()
-    try:
-        row = lease.check_heard(row)
-    except Unavailable as error:
-        yield fault(ABOUT, str(error), "look at the end of its log (DIR/logs/scheduler.log under `up`)")
+    if absence := lease.absence(row):
+        yield fault(ABOUT, absence, how_to_start)
         return
+    assert row is not None
     if row.vacant:
-        advice = "start one with `syncbn serve --role scheduler`"
-        yield fault(ABOUT, f"no scheduler runs: number {row.number} has stepped down", advice)
+        yield fault(ABOUT, f"no scheduler runs: number {row.number} has stepped down", how_to_start)
         return
     yield ok(
         ABOUT, f"number {row.number} is at work, process {row.holder.partition('@')[0]}; others stand by"

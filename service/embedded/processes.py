@@ -21,6 +21,7 @@ from service.foreground import print_line
 from service.identity import Identity
 from service.restarts import RestartBackoff
 
+LOGS = "logs"
 MARK = "SYNCBN_STACK"
 """Environment variable with the stack's folder, set for every process that the stack starts.
 
@@ -41,7 +42,7 @@ class StackState:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        (folder / "logs").mkdir(exist_ok=True)
+        (folder / LOGS).mkdir(exist_ok=True)
         token = _made_once(folder / "ray.token", partial(secrets.token_hex, 32))
         key = _made_once(folder / "secrets.key", _new_key)
         return cls(folder, token, key, _servers(folder / "stack.json"))
@@ -89,7 +90,7 @@ class Child(ABC):
 
     def __init__(self, state: StackState) -> None:
         self.state = state
-        self.log = state.folder / "logs" / f"{self.key}.log"
+        self.log = state.folder / LOGS / f"{self.key}.log"
         self._started: subprocess.Popen[bytes] | None = None
         self._pauses = RestartBackoff()
         self._restart_at: float | None = None

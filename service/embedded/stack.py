@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from service import logs
 from service.client.local_token import token_file
 from service.embedded.private_folder import make_private
-from service.embedded.processes import Child, StackState, end_all, sweep
+from service.embedded.processes import LOGS, Child, StackState, end_all, sweep
 from service.embedded.servers import MLFLOW_DATABASE, MlflowServer, RayHead, SchedulerServer
 from service.errors import Refused
 from service.foreground import open_store, print_line, reported_errors, stop_on_signals
@@ -37,7 +37,7 @@ from training.host.own_folder import remove_abandoned
 
 DATABASE = "syncbn.db"
 RUNS = "checkpoints"
-FOLDERS = ("logs", RUNS, "artifacts")
+FOLDERS = (LOGS, RUNS, "artifacts")
 SECONDS_TO_START = 200.0
 SECONDS_TO_END = 60.0
 
@@ -137,16 +137,15 @@ def _database_url(given: Settings, folder: Path) -> str:
 
 def _completed(given: Settings, state: StackState, mlflow_port: int) -> Settings:
     """Returns the settings of the environment, with the addresses and paths of the stack's own servers."""
-    return given.model_copy(
-        update={
-            "database_url": _database_url(given, state.folder),
-            "ray_address": state.ray_address,
-            "ray_token": SecretStr(state.token),
-            "mlflow_url": f"http://127.0.0.1:{mlflow_port}",
-            "mlflow_public_url": f"http://127.0.0.1:{mlflow_port}",
-            "storage": str(state.folder / RUNS),
-            "secrets_key": given.secrets_key or SecretStr(state.secrets_key),
-        }
+    return given.of_stack(
+        state.folder / LOGS,
+        database_url=_database_url(given, state.folder),
+        ray_address=state.ray_address,
+        ray_token=SecretStr(state.token),
+        mlflow_url=f"http://127.0.0.1:{mlflow_port}",
+        mlflow_public_url=f"http://127.0.0.1:{mlflow_port}",
+        storage=str(state.folder / RUNS),
+        secrets_key=given.secrets_key or SecretStr(state.secrets_key),
     )
 
 

@@ -3,5 +3,5 @@
 Several API processes show the same figures of the queue, which come from the database, and each its own of
 requests.
 
-May import `backends`, `errors`, `jobs`, `log_files`, `queue`.
+May import `backends`, `jobs`, `log_files`, `queue`, `readiness`, `settings`.
 """

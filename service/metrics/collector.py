@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.backends.cluster import Node
+from service import readiness
 from service.backends.tracking import Results
-from service.errors import Unavailable
 from service.jobs import measures
 from service.jobs.measures import Addition
 from service.metrics import spool
 from service.metrics.reading import Reading
-from service.queue import lease
 from service.queue.counts import Counts
+from service.queue.lease import SchedulerRow
 from service.queue.store import Store
+from service.settings import Settings
 
 _HISTOGRAMS: tuple[tuple[str, str, Sequence[float], tuple[str, ...]], ...] = (
     (measures.WAITING, "Time from submission to the first start", measures.JOB_SECONDS, ()),
@@ -52,27 +51,19 @@ _COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scheduler:
-    runs: bool
-    ray: bool
-    number: int
-    silent_seconds: float
-    nodes: tuple[Node, ...]
-
-
 class ServiceCollector(Collector):
     """Reads the parts side by side when Prometheus asks. What does not answer in time is left out.
 
     syncbn_up says which parts answer.
     """
 
-    def __init__(self, store: Store, results: Results, storage: str) -> None:
-        self._store, self._results, self._storage = store, results, Path(storage)
+    def __init__(self, store: Store, results: Results, settings: Settings) -> None:
+        self._store, self._storage = store, Path(settings.storage)
+        probes = readiness.probes(settings, store, results)
+        self._parts = {name: Reading(partial(_answers, probe)) for name, probe in probes.items()}
         self._counts = Reading(store.counts)
         self._totals = Reading(store.totals)
-        self._scheduler = Reading(self._read_scheduler)
-        self._mlflow = Reading(self._read_mlflow)
+        self._scheduler = Reading(store.scheduler)
         self._spool = Reading(self._read_spool)
 
     def collect(self) -> Iterator[Metric]:
@@ -81,25 +72,18 @@ class ServiceCollector(Collector):
             self._counts,
             self._totals,
             self._scheduler,
-            self._mlflow,
             self._spool,
+            *self._parts.values(),
         )
         for reading in readings:
             reading.begin()
         counts, totals, row = self._counts.value(), self._totals.value(), self._scheduler.value()
         waiting_bytes = self._spool.value()
-        yield _gauge(
-            "up",
-            "Whether a part of the service answers",
-            "part",
-            {
-                "database": counts is not None,
-                "scheduler": row is not None and row.runs,
-                "ray": row is not None and row.ray,
-                "mlflow": self._mlflow.value() is not None,
-                "storage": waiting_bytes is not None,
-            },
-        )
+        up = {name: part.value() is not None for name, part in self._parts.items()}
+        if up["database"]:
+            up["storage"] &= waiting_bytes is not None
+        up["database"] &= counts is not None
+        yield _gauge("up", "Whether a part of the service answers", "part", up)
         if counts is not None:
             yield from _of_counts(counts)
         if row is not None:
@@ -110,32 +94,14 @@ class ServiceCollector(Collector):
             help = "Bytes of metrics of running jobs that have not reached MLflow yet"
             yield GaugeMetricFamily("syncbn_spool_bytes", help, value=waiting_bytes)
 
-    def _read_scheduler(self) -> _Scheduler | None:
-        row = self._store.scheduler()
-        if row is None:
-            return None
-        return _Scheduler(
-            runs=_holds(lambda: lease.check_heard(row)),
-            ray=_holds(lambda: lease.machines(row)),
-            number=row.number,
-            silent_seconds=row.silent_seconds,
-            nodes=row.nodes,
-        )
-
-    def _read_mlflow(self) -> bool:
-        self._results.check()
-        return True
-
     def _read_spool(self) -> int:
         ids = self._store.active_ids(spool.MOST_JOBS)
         return spool.waiting_bytes(self._storage / job_id for job_id in ids)
 
 
-def _holds(check: Callable[[], object]) -> bool:
-    with suppress(Unavailable):
-        check()
-        return True
-    return False
+def _answers(probe: Callable[[], object]) -> bool:
+    probe()
+    return True
 
 
 def _of_counts(counts: Counts) -> Iterator[Metric]:
@@ -143,7 +109,7 @@ def _of_counts(counts: Counts) -> Iterator[Metric]:
     yield _gauge("jobs_waiting", "Queued jobs by class of the reason why they wait", "reason", counts.waiting)
 
 
-def _of_scheduler(row: _Scheduler) -> Iterator[Metric]:
+def _of_scheduler(row: SchedulerRow) -> Iterator[Metric]:
     yield GaugeMetricFamily("syncbn_scheduler_number", "Number of the scheduler at work", value=row.number)
     help = "Seconds since the scheduler's last heartbeat"
     yield GaugeMetricFamily("syncbn_scheduler_silent_seconds", help, value=row.silent_seconds)

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Generic, TypeVar
 
+from service.readiness import DEADLINE_SECONDS
+
 T = TypeVar("T")
 
 FRESH_SECONDS = 5.0
 """How long a value is good for: many scrapes cost as much as one."""
-DEADLINE_SECONDS = 2.0
 
 
 class Reading(Generic[T]):

@@ -12,14 +12,15 @@ from service.backends.tracking import Results
 from service.metrics.collector import ServiceCollector
 from service.metrics.requests import RequestFigures
 from service.queue.store import Store
+from service.settings import Settings
 
 
 class Metrics:
     """The figures of one API process. requests: counts its requests."""
 
-    def __init__(self, store: Store, results: Results, storage: str) -> None:
+    def __init__(self, store: Store, results: Results, settings: Settings) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(ServiceCollector(store, results, storage))
+        self._registry.register(ServiceCollector(store, results, settings))
         ProcessCollector(registry=self._registry)
         self.requests = RequestFigures(self._registry)
         info = Gauge("syncbn_info", "Versions of the API", ["version", "python"], registry=self._registry)

@@ -55,7 +55,7 @@ _HELD = (
     .where(scheduler.c.number == bindparam("of"), scheduler.c.holder != "")
     .with_for_update(read=True)
 )
-_HOW_TO_START = "start one with `syncbn serve --role scheduler`"
+HOW_TO_START = "start one with `syncbn serve --role scheduler`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +113,20 @@ class Silence:
             return now - self._since
 
 
-def check_heard(row: SchedulerRow | None) -> SchedulerRow:
-    """Returns the row. Raises Unavailable if no scheduler is running."""
+def check_heard(row: SchedulerRow | None, how_to_start: str = HOW_TO_START) -> SchedulerRow:
+    """Returns the row. Raises Unavailable if no scheduler is running, with `how_to_start` one."""
+    if row is not None and absence(row) is None:
+        return row
+    raise Unavailable("the scheduler", f"{absence(row)}: {how_to_start}")
+
+
+def absence(row: SchedulerRow | None) -> str | None:
+    """Returns in words that no scheduler is running; None if one is."""
     if row is None:
-        raise Unavailable("the scheduler", f"no scheduler runs, and none ever has: {_HOW_TO_START}")
+        return "no scheduler runs, and none ever has"
     if row.silent_seconds > SILENCE_SECONDS:
-        silence = f"the last one has not been heard from for {_duration(row.silent_seconds)}"
-        raise Unavailable("the scheduler", f"no scheduler runs, {silence}: {_HOW_TO_START}")
-    return row
+        return f"no scheduler runs, the last one has not been heard from for {_duration(row.silent_seconds)}"
+    return None
 
 
 def machines(row: SchedulerRow | None) -> tuple[Node, ...]:

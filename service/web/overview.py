@@ -109,7 +109,7 @@ def _view(services: Context) -> Overview:
 
 def _machines(services: Context, running: Sequence[Job]) -> tuple[list[MachineView], str]:
     try:
-        nodes = lease.machines(services.store.scheduler())
+        nodes = lease.machines(services.scheduler())
     except Unavailable as error:
         return [], str(error)
     found, named = [], {node.id: node for node in nodes}

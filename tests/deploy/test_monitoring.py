@@ -18,6 +18,7 @@ from service.jobs.measures import Addition
 from service.jobs.waiting_reasons import NAMES
 from service.metrics.registry import Metrics
 from service.queue.store import Store
+from service.settings import Settings
 from tests.service.conftest import migrated_sqlite, sqlite_store
 from tests.service.live_api import find_ray
 
@@ -53,7 +54,7 @@ def labels(sqlite_store: Store, tmp_path: Path) -> dict[str, set[str]]:
             *measures.observed(measures.RUNNING, 5.0, measures.JOB_SECONDS, state="failed"),
         ]
     )
-    metrics = Metrics(sqlite_store, FakeResults(), str(tmp_path))
+    metrics = Metrics(sqlite_store, FakeResults(), Settings(storage=str(tmp_path)))
     metrics.requests.note("GET", "/v1/jobs", 200, 0.1)
     text = metrics.text("")[0].decode()
     found: dict[str, set[str]] = {}

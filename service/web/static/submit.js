@@ -206,11 +206,25 @@ function showPlan(kind, found) {
   if (kind === "jobs" && original) showDifferences(found.spec);
 }
 
-function planOfJob({ spec, resources, shares, fits_now: now, fits_ever: ever, reason }) {
+/** Says when a job would start, in the words of a job's page (service/web/shown.py). */
+function expected({ at, because, at_latest: latest }) {
+  if (at === null) return because;
+  const seconds = (new Date(at) - Date.now()) / 1000, minutes = Math.round(seconds / 60);
+  const [days, hours] = [Math.floor(minutes / 1440), Math.floor((minutes % 1440) / 60)];
+  const parts = seconds < 57.5 ? [[Math.max(Math.round(seconds / 5), 1) * 5, "s"]]
+    : days ? [[days, "d"], [hours, "h"]] : [[hours, "h"], [minutes % 60, "min"]];
+  const about = parts.filter(([amount]) => amount).map((part) => part.join(" ")).join(" ");
+  return `${latest ? "at the latest " : ""}in about ${about}, ${because}`;
+}
+
+function planOfJob({ spec, resources, shares, fits_now: now, fits_ever: ever, reason, expected_start: start }) {
   const pairs = [["Name", spec.name], ["Workers", `${resources.workers}, in all ${resources.cpus} CPUs` + (resources.gpus ? `, ${plural(resources.gpus, "GPU")}` : "")]];
   if (shares) pairs.push(["Samples of a batch", shares.every((share) => share === shares[0]) ? `${shares[0]} on each worker` : `${shares.join(", ")} on the workers`]);
-  const start = now ? "at once" : ever === false ? "never on these machines" : now === null ? "not known" : "when there is room";
-  pairs.push(["Starts", reason ? `${start}: ${reason}` : start]);
+  if (start) pairs.push(["Starts", expected(start)], ["Waits", reason]);
+  else {
+    const when = now ? "at once" : ever === false ? "never on these machines" : now === null ? "not known" : "when there is room";
+    pairs.push(["Starts", reason ? `${when}: ${reason}` : when]);
+  }
   if (spec.tracking) pairs.push(["Experiment", spec.tracking.experiment]);
   const list = element("dl", "", "pairs");
   for (const [name, value] of pairs) list.append(element("dt", name), element("dd", value));

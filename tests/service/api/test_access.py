@@ -222,6 +222,24 @@ def test_with_the_key_v1_is_open_under_any_name(locked_api: httpx.Client) -> Non
     assert locked_api.get("/v1/jobs", headers=headers).status_code == 200
 
 
+def test_a_key_that_opens_nothing_is_told_so_and_where_to_get_one(
+    stage: Stage, sqlite_store: Store, make: Keys
+) -> None:
+    real = make("ada")
+    unknown = ["nonsense", f"{real[:-43]}{43 * 'A'}", f"syncbn_{12 * '0'}_{43 * 'A'}"]
+    for settings in (Settings(), Settings(api_key=SecretStr("kéy"))):
+        app = create_app(settings, sqlite_store, FakeResults(), token_file="/somewhere/token")
+        with stage.showing(app) as client:
+            (said,) = {client.get("/v1/jobs", headers=bearer(key)).json()["detail"] for key in unknown}
+
+            assert "opens nothing here: it is unknown, was revoked or has expired" in said
+            assert "`syncbn keys create`" in said
+            assert "no SYNCBN_API_KEY" not in said
+            assert ("/somewhere/token" in said) is (settings.api_key is None)
+            for key in (make("ada", revoked=True), make("ada", days=-1)):
+                assert f"the key {key[7:19]} " in client.get("/v1/jobs", headers=bearer(key)).json()["detail"]
+
+
 # Users
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api import health
+from service import readiness
 from service.api.app import create_app
 from service.backends.memory_tracking import FakeResults
 from service.disk_space import LEAST_FREE
@@ -42,7 +42,7 @@ def test_a_full_disk_is_named_until_there_is_room(stage: Stage, sqlite_store: St
 def test_a_frozen_storage_is_named_in_time_and_costs_one_thread(
     stage: Stage, sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(readiness, "DEADLINE_SECONDS", 0.5)
     find_ray(sqlite_store)
     with frozen_disk(tmp_path / "disk") as disk:
         app = create_app(Settings(storage=str(disk / "runs")), sqlite_store, FakeResults())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -11,7 +13,9 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
+from sqlalchemy import Engine, create_engine
 
+from service import readiness
 from service.api.app import create_app
 from service.backends.memory_tracking import FakeResults
 from service.dispatcher.figures import Figures
@@ -135,6 +139,35 @@ def test_what_does_not_answer_is_named_and_the_rest_is_shown(
     assert (up["database"], up["mlflow"], up["scheduler"]) == (0, 0, 1)
     assert samples["syncbn_hosts", ()] == 1
     assert ("syncbn_jobs", ("queued",)) not in samples
+
+
+@contextmanager
+def locked(engine: Engine) -> Iterator[None]:
+    """Somebody else writes, and does not end."""
+    sqlite = engine.url.get_backend_name() == "sqlite"
+    other = create_engine(engine.url)
+    with other.connect() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "LOCK TABLE jobs IN EXCLUSIVE MODE")
+        yield
+    other.dispose()
+
+
+def test_a_locked_database_is_down_here_as_in_readiness(
+    api: httpx.Client, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_ray(store)
+    monkeypatch.setattr(reading, "DEADLINE_SECONDS", 20.0)
+    assert parts(scraped(api))["database"] == 1
+
+    with locked(store._engine):
+        monkeypatch.setattr(readiness, "DEADLINE_SECONDS", 1.0)
+        monkeypatch.setattr(reading, "DEADLINE_SECONDS", 1.0)
+        up, checks = parts(scraped(api)), api.get("/readyz").json()["checks"]
+
+    assert up == {"database": 0, "scheduler": 1, "ray": 1, "mlflow": 1, "storage": 1}
+    assert {name: check["state"] == "ok" for name, check in checks.items()} == up
+    while api.get("/readyz").status_code != 200 or not parts(scraped(api))["database"]:
+        time.sleep(0.05)  # until those that waited for the lock have ended, too
 
 
 def parts(samples: Samples) -> dict[str, float]:

@@ -12,7 +12,7 @@ from tests.service.live_api import SPEC, Service
 BECAUSE = "when job j1 ends"
 
 
-def test_show_and_queue_say_when_a_job_is_expected_to_start(
+def test_show_list_and_queue_say_when_a_job_is_expected_to_start(
     syncbn: Syncbn, service: Service, client: Client
 ) -> None:
     job = client.submit(SPEC)
@@ -23,6 +23,7 @@ def test_show_and_queue_say_when_a_job_is_expected_to_start(
     in_time = f"in about 12 min, {BECAUSE}"
     assert in_time in syncbn("show", job.id).stdout
     assert "in about 12 min" in " ".join(syncbn("queue").stdout.split())
+    assert in_time in syncbn("list").stdout
     (waiting,) = json.loads(syncbn("queue", "--json").stdout)
     assert datetime.fromisoformat(waiting["expected_start"]["at"]) == start.at
 

@@ -182,7 +182,7 @@ def test_a_pipe_gets_every_column_and_whole_values(service: Service, syncbn: Syn
     listed, queue = syncbn("list").stdout, syncbn("queue").stdout
 
     header = [*("ID", "NAME", "STATE", "PROGRESS", "AGE", "TOOK", "WORKERS", "METRIC", "CREATED", "USER")]
-    assert listed.splitlines()[0].split() == [*header, "REASON"]
+    assert listed.splitlines()[0].split() == [*header, "STARTS", "REASON"]
     assert all(len(line.split()[0]) == 21 for line in listed.splitlines()[1:])
     assert long.name in listed
     assert "so that the loss is not defined\n" in listed

@@ -15,7 +15,10 @@ from pydantic import SecretStr
 from service.api.app import create_app
 from service.backends.memory_tracking import FakeResults
 from service.doctor import api, mlflow, ray, scheduler, versions
+from service.doctor.diagnosis import parts
+from service.doctor.examine import examine
 from service.doctor.finding import Finding, Level
+from service.errors import Unavailable
 from service.ports import free_port
 from service.queue import lease
 from service.queue.store import Store
@@ -134,20 +137,21 @@ def test_an_api_that_is_down_is_a_fault_only_where_it_should_run(expected: bool,
 def test_a_scheduler_is_named_that_has_never_run_is_silent_or_has_no_ray(
     sqlite_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = str(sqlite_store._engine.url)
-    (never,) = scheduler.check(url)
+    settings = Settings(database_url=str(sqlite_store._engine.url))
+    (never,) = scheduler.check(settings)
     find_ray(sqlite_store)
-    well = list(scheduler.check(url))
+    well = list(scheduler.check(settings))
     find_ray(sqlite_store, problem="Ray is not reachable: it is away")
-    without_ray = list(scheduler.check(url))
+    without_ray = list(scheduler.check(settings))
     monkeypatch.setattr(lease, "SILENCE_SECONDS", -1.0)
-    (silent,) = scheduler.check(url)
+    (silent,) = scheduler.check(settings)
 
     assert "none ever has" in never.message
     assert levels(well) == [("scheduler", "ok"), ("versions", "ok")]
     assert levels(without_ray) == [("scheduler", "ok"), ("scheduler", "fault"), ("versions", "ok")]
     assert "has not been heard from" in silent.message
     assert never.level is silent.level is Level.FAULT
+    assert never.advice == silent.advice == lease.HOW_TO_START
 
 
 def test_a_scheduler_that_has_stepped_down_is_named(sqlite_store: Store) -> None:
@@ -155,9 +159,32 @@ def test_a_scheduler_that_has_stepped_down_is_named(sqlite_store: Store) -> None
     assert number
     sqlite_store.step_down(number)
 
-    (finding,) = scheduler.check(str(sqlite_store._engine.url))
+    (finding,) = scheduler.check(Settings(database_url=str(sqlite_store._engine.url)))
 
     assert "has stepped down" in finding.message
+
+
+def test_who_runs_up_is_told_that_it_starts_the_parts_again_and_where_their_logs_are(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    away = f"127.0.0.1:{free_port()}"
+    settings = Settings().of_stack(
+        tmp_path,
+        database_url=str(sqlite_store._engine.url),
+        ray_address=away,
+        mlflow_url=f"http://{away}",
+        storage=str(tmp_path),
+    )
+    app = create_app(settings, sqlite_store, FakeResults())
+
+    found = list(examine(parts(settings, 30.0)))
+
+    by_part = {each.about: each for each in found if each.level is Level.FAULT}
+    for about, part in (("scheduler", "scheduler"), ("Ray", "ray"), ("MLflow", "mlflow")):
+        assert by_part[about].advice.startswith("a running `syncbn up` starts it again")
+        assert f"{tmp_path}/{part}.log" in by_part[about].advice
+    with pytest.raises(Unavailable, match=f"`syncbn up` starts it again .*{tmp_path}/scheduler.log"):
+        app.state.context.scheduler()
 
 
 # Ray; what a real one answers is tested in tests/e2e/test_doctor.py

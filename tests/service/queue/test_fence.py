@@ -98,10 +98,11 @@ def test_nobody_takes_over_before_a_write_that_was_let_through_is_over(store: St
 def test_who_is_suspended_in_a_transaction_loses_it(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_IDLE_TRANSACTION_MS", 50)
-    suspended = Store(postgres_url)
-    mine, job, _ = in_office(suspended)
     follower = Store(postgres_url)
+    _, job, _ = in_office(follower)
+    # Of the connection that the suspended one will make: those before may be held up for longer than this.
+    monkeypatch.setattr(database, "_IDLE_TRANSACTION_MS", 1_000)
+    suspended = Store(postgres_url)
 
     def later(table: Table) -> Update:
         assert follower.take_over(row_of(follower), "another") == 2
@@ -109,9 +110,10 @@ def test_who_is_suspended_in_a_transaction_loses_it(
 
     monkeypatch.setattr("service.queue.store.update", later)
     with pytest.raises(Unavailable, match="idle-in-transaction"):
-        mine.mark_archived(job)
+        suspended.as_scheduler(1).mark_archived(job)
     monkeypatch.undo()
 
+    assert row_of(follower).number == 2
     assert follower.get(job.id) == job
     for store in (suspended, follower):
         store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from playwright.sync_api import Page
 from service.access.caller import Scope
 from service.access.keys import new_key
 from service.client.local_token import token_file
-from service.jobs.job import utc_now
+from service.jobs.expected import ExpectedStart
+from service.jobs.job import State, utc_now
 from service.user_code.pack import pack
+from service.web import shown
 from service.web.recipes import recipe
 from service.web.submit import as_yaml
 from tests.service.examples import make_data, make_spec
-from tests.service.live_api import Service
+from tests.service.live_api import NODE, Service, find_ray
 from tests.service.web.conftest import NARROW, WIDE, Console
+from training.protocol import Progress
 from training.spec import load_yaml, parse_spec
 
 SHORT = "model: {class_path: training.models.MLP}\ndata: {class_path: training.data.Digits}\n"
@@ -49,6 +53,24 @@ def test_a_template_is_checked_and_submitted(console: Console, size: tuple[int, 
     [job] = console.service.store.list_jobs(limit=5)[0]
     assert page.url.endswith(f"/jobs/{job.id}")
     assert job.spec == parse_spec(load_yaml(recipe("digits").text)).model_dump(mode="json")
+
+
+def test_it_says_when_the_job_would_start_as_the_page_of_a_job_does(console: Console) -> None:
+    store = console.service.store
+    find_ray(store, nodes=[NODE])
+    running, _ = store.create_job(make_spec(resources={"workers": 4}))
+    assert store.move(running, State.STARTING, attempt=1, workers=4)
+    page = console.open("/submit")
+    because = f"when job {running.id} ends"
+    for left, said in ((740.0, "12 min"), (95_000.0, "1 d 2 h"), (3_680.0, "1 h 1 min"), (7_220.0, "2 h")):
+        progress = Progress(step=3, total_steps=9, epoch=1, eta_seconds=left)
+        store.write_progress([(store.get(running.id), progress)])
+        write(page, f"{SHORT}# {left}\n")
+
+        page.wait_for_selector(f"#plan >> text=in about {said}, {because}")
+        start = ExpectedStart(at=utc_now() + timedelta(seconds=left), because=because)
+        assert shown.expected(start) == f"in about {said}, {because}"
+    assert "CPU" in page.inner_text("#plan dt:has-text('Waits') + dd")
 
 
 def test_problems_are_on_their_lines_and_a_click_jumps_there(console: Console) -> None:
