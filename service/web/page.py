@@ -44,7 +44,12 @@ _templates.globals |= {"query": urlencode}
 
 def render(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
     """Returns a page. Every value is escaped: no text of a user becomes markup."""
-    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+    headers = {
+        "Content-Security-Policy": POLICY,
+        # With "no-referrer" browsers send forms with "Origin: null", as a foreign page's: nobody could sign in.
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
     given = _of_page(request) | {"live": False} | values
     return HTMLResponse(_templates.get_template(template).render(given), status, headers)
 
