@@ -114,6 +114,15 @@ def main_metric(metrics: Mapping[str, float | None]) -> tuple[str, float | None]
     return (names[0], metrics[names[0]]) if names else None
 
 
+def first_line(text: str) -> str:
+    """Returns what a reason says without the stacks and ends of logs that follow.
+
+    >>> first_line("rank 0 failed: ValueError\\nno retry\\n\\nlast lines of the log:"), first_line("")
+    ('rank 0 failed: ValueError', '')
+    """
+    return text.partition("\n")[0]
+
+
 def plural(amount: float, noun: str) -> str:
     """
     >>> plural(1, "worker"), plural(2.0, "GPU")
@@ -156,6 +165,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "number": number,
     "count": count,
     "size": size,
+    "first_line": first_line,
     "main_metric": main_metric,
     "plural": plural,
     "path_in_url": path_in_url,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from service.client.local_token import token_file
 from service.jobs.job import State
@@ -41,6 +42,26 @@ def test_the_header_says_all_of_the_job_and_is_live(console: Console, size: tupl
 
     service.end_job(job.id, State.FAILED, {"kind": "error", "type": "ValueError", "message": HOSTILE})
     page.wait_for_selector(f"#job-header .problem:has-text('ValueError: {HOSTILE}')")
+
+
+def test_a_failure_is_said_in_a_line_and_its_evidence_is_folded(console: Console) -> None:
+    service = console.service
+    job, _ = service.store.create_job(make_spec(name="wrong"))
+    service.start_job(job.id)
+    said = "rank 0 failed at step 1: RuntimeError: mat1\nIt failed twice at step 1: no retry."
+    evidence = "last lines of the log of rank 0:\n" + "    result = forward_call(*args)\n" * 60 + HOSTILE
+    reason = f"{said}\n\n{evidence}"
+    assert service.store.move(service.store.get(job.id), State.FAILED, reason=reason)
+
+    page = console.open(f"/jobs/{job.id}")
+
+    assert page.inner_text("#job-header .problem") == said
+    expect(page.get_by_role("navigation", name="Parts of this job")).to_be_in_viewport()
+    expect(page.locator("#job-header pre")).to_be_hidden()
+    page.click("#job-header summary")
+    assert page.locator("#job-header pre").inner_text() == evidence
+    console.check_fits()
+    console.check_accessible()
 
 
 def test_pages_that_are_not_there_say_so(service: Service) -> None:

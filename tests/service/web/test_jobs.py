@@ -55,6 +55,21 @@ def test_it_shows_jobs_whatever_their_names_and_fits(console: Console, size: tup
     console.check_accessible()
 
 
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_the_reason_is_read_without_scrolling_sideways(console: Console, size: tuple[int, int]) -> None:
+    service = console.service
+    job = create(service, name="waits")
+    service.store.note(job, "needs 8 CPUs (8 workers of 1 CPU); the whole cluster has 2")
+    page = console.page
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    console.open("/jobs")
+
+    place = page.locator(f"#job-{job.id} .reason").bounding_box()
+
+    assert place is not None
+    assert place["x"] + place["width"] <= size[0]
+
+
 def test_rows_are_live_and_newer_jobs_are_offered(console: Console) -> None:
     service = console.service
     job = create(service)
