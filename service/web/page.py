@@ -46,7 +46,7 @@ def render(request: Request, template: str, /, status: int = 200, **values: Any)
     """Returns a page. Every value is escaped: no text of a user becomes markup."""
     headers = {
         "Content-Security-Policy": POLICY,
-        # With "no-referrer" browsers send a form with "Origin: null", as a foreign page does, and it is refused.
+        # With "no-referrer" browsers send a form with "Origin: null", as a foreign page does: refused.
         "Referrer-Policy": "same-origin",
         "Cache-Control": "no-store",
     }
