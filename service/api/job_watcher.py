@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from service.api import sse
 from service.errors import Unavailable
-from service.jobs.job import Job
+from service.jobs.job import Job, utc_now
 from service.queue.store import Store
 
 _FOLLOWED_SECONDS = 10.0
@@ -20,7 +20,7 @@ _FOLLOWED_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class JobSnapshot:
-    """A job as read from the database.
+    """A job as read from the database; after its deletion, as it was last, with `deleted_at`.
 
     document: the job as JSON. version: a digest of `document`. last_event: the id of the last one that was
     seen. begun: when the query began (monotonic).
@@ -88,6 +88,15 @@ class JobWatcher:
         self._problem = None
         for job in jobs:
             self._update(job, last_events.get(job.id, 0), begun)
+        for job_id in set(followed) - {job.id for job in jobs}:
+            self._note_deletion(job_id)
+
+    def _note_deletion(self, job_id: str) -> None:
+        with self._lock:
+            known = self._snapshots.get(job_id)
+            if known is not None and known.job.deleted_at is None:
+                job = replace(known.job, deleted_at=utc_now())
+                self._snapshots[job_id] = replace(known, job=job, version="deleted")
 
     def _followed(self, now: float) -> list[str]:
         with self._lock:

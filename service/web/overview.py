@@ -65,6 +65,11 @@ class Overview:
     machines: Sequence[MachineView]
     problem: str
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the jobs that run and wait, by their ids."""
+        return {job.id: job.name for job in (*self.running, *self.waiting.items)}
+
 
 @router.get("/")
 def overview(request: Request, services: Services) -> Response:

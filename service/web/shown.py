@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ from urllib.parse import quote
 from service.jobs.expected import ExpectedStart
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+_JOB_ID = re.compile(r"\b(j[0-9a-z]{20})\b")
 _BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -32,16 +34,27 @@ def duration(seconds: float | None) -> str:
 
 
 def expected(start: ExpectedStart | None) -> str:
-    """Returns when a job is expected to start, as "in about 12 min, when job X ends"; "" if not known."""
+    """Returns when a job is expected to start, as "in about 12 min, when job X ends"; "" if unsaid."""
     if start is None:
         return ""
     now = datetime.now(UTC)
     start = start.shown(now)
     if start.at is None:
-        return start.because
+        is_soon = start.because.startswith("soon, ")
+        return start.because if is_soon else f"no estimate: {start.because}"
     seconds = (start.at - now).total_seconds()
     exact = max(round(seconds / 5), 1) * 5 if seconds < 57.5 else round(seconds / 60) * 60
     return f"{'at the latest ' if start.at_latest else ''}in about {duration(exact)}, {start.because}"
+
+
+def by_ids(text: str) -> list[tuple[str, str]]:
+    """Returns a text in pieces, each with the id of the job that follows it; "" after the last one.
+
+    >>> by_ids("soon, when job j1k0w1p4x22tpe84vgw3m ends")
+    [('soon, when job ', 'j1k0w1p4x22tpe84vgw3m'), (' ends', '')]
+    """
+    pieces = _JOB_ID.split(text)
+    return list(zip(pieces[::2], [*pieces[1::2], ""], strict=True))
 
 
 def age(moment: datetime | None) -> str:
@@ -158,6 +171,7 @@ def as_json(value: object) -> str:
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "age": age,
+    "by_ids": by_ids,
     "expected": expected,
     "moment": moment,
     "day_and_time": day_and_time,

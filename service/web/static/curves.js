@@ -132,6 +132,7 @@ async function read() {
     const ended = document.getElementById("job-header").dataset.ended;
     if (!reader.position && !ended) wait = ASK_AGAIN_MS; // MLflow alone has them: nothing says when there are more
   } catch (error) {
+    if (error.problem?.status === 404) return; // deleted: the header says so
     tell(`${error.message} This page tries again.`, true);
     wait = 5000;
   }

@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from service.client.local_token import token_file
+from service.jobs.expected import ExpectedStart
 from service.jobs.job import State
 from tests.service.examples import make_spec
 from tests.service.live_api import Service
@@ -62,6 +63,36 @@ def test_a_failure_is_said_in_a_line_and_its_evidence_is_folded(console: Console
     assert page.locator("#job-header pre").inner_text() == evidence
     console.check_fits()
     console.check_accessible()
+
+
+def test_the_job_that_another_waits_for_is_named_and_linked(console: Console) -> None:
+    store = console.service.store
+    first, waiting = (store.create_job(make_spec(name=name))[0] for name in ("first", "second"))
+    unknown = ExpectedStart(at=None, because=f"the length of job {first.id} is not known")
+    store.write_expected([(waiting, unknown)])
+
+    page = console.open(f"/jobs/{waiting.id}")
+
+    expect(page.locator("#job-header")).to_contain_text("no estimate: the length of job first is not known")
+    page.get_by_role("link", name="first").click()
+    expect(page.locator("#job-header")).to_contain_text(first.id)
+
+
+@pytest.mark.parametrize("tab", ["", "/files"])
+def test_a_job_that_is_deleted_while_its_page_is_open_says_so(console: Console, tab: str) -> None:
+    console.allow("status of 404")
+    service = console.service
+    job, _ = service.store.create_job(make_spec(name="victim"))
+    service.start_job(job.id)
+    service.end_job(job.id, State.SUCCEEDED)
+    page = console.open(f"/jobs/{job.id}{tab}")
+    expect(page.get_by_role("button", name="Delete")).to_be_visible()
+
+    service.store.delete_job(job.id)
+
+    expect(page.locator("#job-header .problem")).to_contain_text("This job has been deleted.")
+    expect(page.get_by_role("button", name="Delete")).to_have_count(0)
+    expect(page.get_by_role("link", name="Clone")).to_have_count(0)
 
 
 def test_pages_that_are_not_there_say_so(service: Service) -> None:

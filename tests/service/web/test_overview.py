@@ -33,7 +33,9 @@ def test_it_shows_everything_and_fits(console: Console, size: tuple[int, int]) -
 
     assert "25 %" in page.inner_text(f"#running-{running.id}")
     assert "needs 2 workers of 1 CPU; 0 CPUs free" in page.inner_text(f"#waiting-{waiting.id}")
-    assert f"in about 12 min, {because}" in page.inner_text(f"#waiting-{waiting.id}")
+    assert "in about 12 min, when job first ends" in page.inner_text(f"#waiting-{waiting.id}")
+    cause = page.get_by_role("row", name="second").get_by_role("link", name="first")
+    assert cause.get_attribute("href") == f"jobs/{running.id}"
     assert "failed" in page.inner_text(f"#ended-{ended.id}")
     assert "127.0.0.1" in page.inner_text("section[aria-labelledby=machines-title]")
     console.check_fits()
