@@ -13,6 +13,7 @@ from service.api.access import caller_or_none
 from service.api.context import Context, Services
 from service.errors import Refused
 from service.jobs.job import Job, State, is_id
+from service.queue import patterns
 from service.queue.job_lists import JobsPage, Order
 from service.web import job_query, live
 from service.web.job_query import JobQuery
@@ -43,6 +44,7 @@ def list_jobs(request: Request, services: Services, after: Cursor = None, before
         "states": list(State),
         "page": page,
         "jobs": page.items,
+        "part_of_name": bool(query.texts["name"]) and not patterns.is_pattern(query.texts["name"]),
         "count": _count(services, query) if not problems else "",
         "live_query": _live_query(query, page.items, is_first=not (after or before)) if not problems else "",
     }

@@ -68,7 +68,8 @@ class Overview:
     @property
     def names(self) -> dict[str, str]:
         """The names of the jobs that run and wait, by their ids."""
-        return {job.id: job.name for job in (*self.running, *self.waiting.items)}
+        waiting = {job.id: job.name for job in self.waiting.items}
+        return waiting | {job.id: job.name for job in self.running}
 
 
 @router.get("/")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 from service.jobs.expected import ExpectedStart
+from service.jobs.job import Job
+from training.metric_names import main_metric
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 _JOB_ID = re.compile(r"\b(j[0-9a-z]{20})\b")
@@ -115,16 +117,14 @@ def size(value: float | None) -> str:
     return f"{value / 1024**power:.{1 if power else 0}f} {_BYTES[power]}"
 
 
-def main_metric(metrics: Mapping[str, float | None]) -> tuple[str, float | None] | None:
-    """Returns the metric to show where there is room for one, and its value.
-
-    >>> main_metric({"learning_rate": 0.1, "train_loss": 2.0, "val_accuracy": 0.9})
-    ('val_accuracy', 0.9)
-    """
-    names = [name for name in metrics if name != "learning_rate" and "/" not in name]
-    order = ("val_accuracy", "val_", "test_", "train_loss", "train_", "")
-    names.sort(key=lambda name: next(i for i, prefix in enumerate(order) if name.startswith(prefix)))
-    return (names[0], metrics[names[0]]) if names else None
+def job_metric(job: Job) -> tuple[str, str] | None:
+    """Returns the job's main metric and its latest value in words; None before the first."""
+    metrics = job.progress.metrics if job.progress else {}
+    name = main_metric(metrics, None if job.runs_script else job.spec["training"]["checkpoint"]["monitor"])
+    if name is None:
+        return None
+    value = metrics[name]
+    return name, number(value) if value is not None and math.isfinite(value) else "not finite"
 
 
 def first_line(text: str) -> str:
@@ -180,7 +180,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "count": count,
     "size": size,
     "first_line": first_line,
-    "main_metric": main_metric,
+    "job_metric": job_metric,
     "plural": plural,
     "path_in_url": path_in_url,
     "spec_value": spec_value,
