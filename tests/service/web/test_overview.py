@@ -38,6 +38,9 @@ def test_it_shows_everything_and_fits(console: Console, size: tuple[int, int]) -
     assert cause.get_attribute("href") == f"jobs/{running.id}"
     assert "failed" in page.inner_text(f"#ended-{ended.id}")
     assert "127.0.0.1" in page.inner_text("section[aria-labelledby=machines-title]")
+    for cell in page.locator("#waiting td, #ended td, #running td").all():
+        place = cell.bounding_box()
+        assert place is None or place["x"] + place["width"] <= size[0]  # also without scrolling a table
     console.check_fits()
     console.check_accessible()
 
