@@ -70,6 +70,9 @@ def test_the_reason_is_read_without_scrolling_sideways(console: Console, size: t
 
     assert place is not None
     assert place["x"] + place["width"] <= size[0]
+    service.start_job(job.id)
+    service.end_job(job.id, State.FAILED, {"kind": "error", "type": "ValueError", "message": "label 11"})
+    page.wait_for_selector(f"#job-{job.id} .reason:has-text('label 11')")
 
 
 def test_the_metric_shown_is_the_one_that_chooses_the_best_checkpoint(console: Console) -> None:
