@@ -1,8 +1,9 @@
-"""What the name of a metric says: which value is the best, and whether it is a detail."""
+"""What the name of a metric says: which value is the best, its place among others, whether it is a detail."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 Mode = Literal["min", "max"]
@@ -30,6 +31,28 @@ def best_mode(metric: str) -> Mode | None:
     if _LOWEST.fullmatch(last):
         return "min"
     return "max" if _HIGHEST.fullmatch(last) else None
+
+
+def display_order(metric: str) -> tuple[int, str]:
+    """Returns a sort key for metrics: test, validation, training, others, the learning rate; then by name."""
+    if metric == "learning_rate":
+        return 4, metric
+    stage = next((i for i, prefix in enumerate(("test_", "val_", "train_")) if metric.startswith(prefix)), 3)
+    return stage, metric
+
+
+def main_metric(metrics: Iterable[str], monitor: str | None) -> str | None:
+    """Returns the metric to show where there is room for one; None if there are only details.
+
+    monitor: the one that chooses the best checkpoint, which it is if it is among them.
+
+    >>> main_metric(["train_loss", "val_accuracy", "val_loss"], "val_loss")
+    'val_loss'
+    >>> main_metric(["learning_rate", "train_loss", "val_accuracy", "norm/bn1/mean_noise"], "val_loss")
+    'val_accuracy'
+    """
+    names = [name for name in metrics if not is_detail(name)]
+    return monitor if monitor in names else min(names, key=display_order, default=None)
 
 
 def is_detail(metric: str) -> bool:

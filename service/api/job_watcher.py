@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from service.api import sse
 from service.errors import Unavailable
-from service.jobs.job import Job
+from service.jobs.job import Job, utc_now
 from service.queue.queue_rows import JobLook
 from service.queue.store import Store
 
@@ -24,7 +24,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class JobSnapshot:
-    """A job as read from the database.
+    """A job as read from the database; after its deletion, as it was last, with `deleted_at`.
 
     revision: another number whenever the job is another one; of this process. last_event: the id of the last
     one that was seen. begun: when the query began (monotonic).
@@ -140,6 +140,14 @@ class JobWatcher:
             # A look is older than the job that was read after it: if they differ, the next look finds it.
             self._looks = looks
             self._deleted = set(followed) - looks.keys()
+            for job_id in self._deleted & self._snapshots.keys():
+                self._note_deletion(job_id)
+
+    def _note_deletion(self, job_id: str) -> None:
+        known = self._snapshots[job_id]
+        if known.job.deleted_at is None:
+            job = replace(known.job, deleted_at=utc_now())
+            self._snapshots[job_id] = replace(known, job=job, revision=next(self._revisions), _made={})
 
     def _changed(self, looks: dict[str, JobLook]) -> list[Job]:
         """Returns the jobs as they are now; reads what others look like than before."""

@@ -127,9 +127,9 @@ def _why(job: Job) -> str:
 
 def main_metrics(jobs: list[Job]) -> list[str]:
     """Returns the metrics of validation and test and the training loss; without these, all."""
-    from service.cli.output import metric_order
+    from training.metric_names import display_order
 
-    names = sorted({name for job in jobs for name in job.metrics}, key=metric_order)
+    names = sorted({name for job in jobs for name in job.metrics}, key=display_order)
     return [name for name in names if name.startswith(_MAIN)] or names
 
 

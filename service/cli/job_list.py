@@ -126,9 +126,8 @@ def progress_cell(progress: Progress | None) -> str:
 def metric_cell(job: Job) -> str:
     """Returns the metric that chooses the best checkpoint, or else the first of test and validation."""
     from service.cli import output
+    from training.metric_names import main_metric
 
     checkpoint = (job.spec.get("training") or {}).get("checkpoint") or {}
-    metrics = dict(output.sorted_metrics(job.metrics))
-    name = checkpoint.get("monitor")
-    name = name if name in metrics else next(iter(metrics), None)
-    return "" if name is None else f"{name} {metrics[name]}"
+    name = main_metric(job.metrics, checkpoint.get("monitor"))
+    return "" if name is None else f"{output.clean(name)} {output.metric(job.metrics[name])}"

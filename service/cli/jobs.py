@@ -70,7 +70,7 @@ def _print_job(job: Job, changes: list[JobEvent]) -> None:
         ("sweep", job.sweep),
         ("user", output.clean(job.user or "")),
         ("labels", output.clean(", ".join(f"{key}={value}" for key, value in job.labels.items()))),
-        ("progress", display.progress_text(job)),
+        ("progress", _progress(job)),
         ("metrics", "\n".join(f"{name} {value}" for name, value in metrics)),
         ("MLflow", job.mlflow.url if job.mlflow else None),
         ("load it", display.load_model(job)),
@@ -142,6 +142,14 @@ def _model(job: Job) -> str:
             f"of the best checkpoint, by {output.clean(checkpoint.get('monitor'))} ({checkpoint.get('mode')})"
         )
     return "as after the last step" if checkpoint.get("deliver") == "last" else ""
+
+
+def _progress(job: Job) -> str:
+    from service.cli import display
+    from service.cli.output import duration
+
+    eta = job.progress.eta_seconds if job.progress and job.state == "running" else None
+    return display.progress_text(job) + ("" if eta is None else f" · {duration(eta)} left")
 
 
 def _took(job: Job) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from service.cli.tables import Cell, Column, Table
-from training.metric_names import is_detail
+from training.metric_names import display_order, is_detail
 
 if TYPE_CHECKING:
     from service.client import Total
@@ -105,15 +105,9 @@ def duration(seconds: float | None) -> str:
     return " ".join(parts) or "0 s"
 
 
-def metric_order(name: str) -> tuple[int, str]:
-    """Returns a sort key for metrics: test, validation, training, others; then by name."""
-    stage = next((i for i, prefix in enumerate(("test_", "val_", "train_")) if name.startswith(prefix)), 3)
-    return stage, name
-
-
 def sorted_metrics(metrics: Mapping[str, float | None]) -> list[tuple[str, str]]:
     """Returns names and formatted values in display order, without detail metrics."""
-    names = sorted((name for name in metrics if not is_detail(name)), key=metric_order)
+    names = sorted((name for name in metrics if not is_detail(name)), key=display_order)
     return [(clean(name), metric(metrics[name])) for name in names]
 
 

@@ -89,10 +89,10 @@ def metrics(
 
 
 def _rows(points: list[Point]) -> list[list[str]]:
-    from service.cli import output
+    from training.metric_names import display_order
 
     def by_name(point: Point) -> tuple[int, str]:
-        return output.metric_order(point.name)
+        return display_order(point.name)
 
     groups = groupby(sorted(points, key=by_name), by_name)
     return [_row(sorted(group, key=lambda point: point.step)) for _, group in groups]

@@ -13,6 +13,7 @@ from service.cli.job_list import progress_cell
 from service.cli.references import short_ids
 from service.cli.tables import Cell, Column, Cut, shortened
 from service.differences import short_keys
+from training.metric_names import display_order
 
 if TYPE_CHECKING:
     from service.client import PlannedPoint, Sweep, SweepPoint
@@ -43,7 +44,7 @@ def print_sweep(sweep: Sweep, screen: Console) -> None:
 def print_points(keys: Iterable[str], points: Iterable[SweepPoint], screen: Console) -> None:
     """Prints a table of points: their values, and the state, progress and metrics of their jobs."""
     points, names = list(points), short_keys(keys)
-    metrics = sorted({name for point in points for name in point.metrics}, key=output.metric_order)[:_METRICS]
+    metrics = sorted({name for point in points for name in point.metrics}, key=display_order)[:_METRICS]
     columns = [
         Column(name="#", worth=9),
         *(Column(name=output.clean(name), worth=5, least=6, cut=Cut.BEGIN) for name in names.values()),

@@ -21,6 +21,7 @@ from service.jobs.job import Job, is_id
 from service.queue.store import Store
 from service.web import live_points, shown
 from service.web.page import PageRoute, fragment, link, link_from, render
+from training.metric_names import main_metric
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 MOST = 20
@@ -71,8 +72,8 @@ class CompareView:
         names = sorted(
             {name for job in self.jobs if job.progress for name in shown_metrics(job.progress.metrics)}
         )
-        main = shown.main_metric(dict.fromkeys(names))
-        return list(dict.fromkeys(([main[0]] if main else []) + names))
+        main = main_metric(names, self.groups[0].values[0].get("training.checkpoint.monitor"))
+        return list(dict.fromkeys(([main] if main else []) + names))
 
     def best(self, metric: str) -> int | None:
         """Returns the number of the group with the best latest value; None if it is not known."""

@@ -10,6 +10,7 @@ from service.web import (
     job,
     job_attempts,
     job_curves,
+    job_files,
     job_logs,
     job_normalisation,
     jobs,
@@ -25,6 +26,7 @@ from service.web import (
 def install(app: FastAPI) -> None:
     """Adds the pages to the application that `service.api.app.create_app` has made."""
     shared = (signing_in, static_files, overview, jobs, compare, sweeps, submit, settings)
-    for pages in (*shared, job, job_curves, job_logs, job_attempts, job_normalisation):
+    of_jobs = (job, job_curves, job_logs, job_attempts, job_files, job_normalisation)
+    for pages in (*shared, *of_jobs):
         app.include_router(pages.router)
     app.state.documentation = documentation.documentation_page

@@ -28,6 +28,7 @@ from service.web import (
     live_points,
 )
 from service.web.page import PageRoute, fragment, render
+from service.web.shown import by_ids
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _FIRST_EVENTS = 20
@@ -129,6 +130,7 @@ def _header(request: Request, services: Context, job: Job, start_up: float | Non
     begun = job.started_at
     return {
         "job": job,
+        "names": _names(services, job),
         "actions": job_actions.actions_of(job, caller_or_none(request)),
         "metrics": shown_metrics(job.progress.metrics) if job.progress else {},
         "mlflow": services.results.url(job.run) if job.run else "",
@@ -136,6 +138,12 @@ def _header(request: Request, services: Context, job: Job, start_up: float | Non
         "ran": ((job.finished_at or utc_now()) - begun).total_seconds() if begun else None,
         "start_up": start_up,
     }
+
+
+def _names(services: Context, job: Job) -> dict[str, str]:
+    """Returns the names of the jobs on which this one's start depends, by their ids."""
+    ids = [job_id for _, job_id in by_ids(job.expected.because if job.expected else "") if job_id]
+    return {each.id: each.name for each in services.store.several(ids)} if ids else {}
 
 
 def _start_up(services: Context, job: Job) -> float | None:

@@ -33,6 +33,8 @@ class Actions:
 
 def actions_of(job: Job, caller: Caller | None) -> Actions:
     """Returns what the caller may do with the job."""
+    if job.deleted_at is not None:
+        return Actions()
     if refusal := _refusal(job, caller):
         return Actions(refusal=refusal)
     steerable = not job.state.ended and job.cancel_requested_at is None

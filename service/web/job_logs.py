@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +38,8 @@ class LogView:
 
     attempt, rank: of the log; rank: None for a log of all ranks. is_latest: nobody has asked for an attempt.
     ranks: those that have a log in this attempt, and their sizes. page: the end of the log; None: there is
-    none, and `problem` says why. begun: whether the job has an attempt.
+    none, and `problem` says why. begun: whether the job has an attempt. all_ranks: those of all ranks are
+    wanted in one view, with so many last lines of each (`tail`) of what was printed before.
     """
 
     attempts: list[int]
@@ -49,6 +50,8 @@ class LogView:
     page: LogPage | None
     problem: str
     begun: bool
+    all_ranks: bool = False
+    tail: int = 200
 
 
 def values(request: Request, services: Context, job: Job) -> Mapping[str, Any]:
@@ -57,7 +60,9 @@ def values(request: Request, services: Context, job: Job) -> Mapping[str, Any]:
     if asked is not None and not 1 <= asked <= max(job.attempt, 1):
         raise NotFound(f"job {job.id!r} has no attempt {asked}; its latest attempt is {job.attempt}")
     try:
-        return {"log": _view(_logs(services), job, asked, rank)}
+        view = _view(_logs(services), job, asked, rank)
+        wants_all = request.query_params.get("rank") == "all" and len(view.ranks) > 1
+        return {"log": replace(view, all_ranks=wants_all)}
     except Unavailable as error:
         return {"log": _unreadable(job, asked, rank, error)}
 

@@ -15,6 +15,7 @@ from service.api.job_watcher import JobSnapshot
 from service.api.looks import horizon_of, jobs_topic
 from service.errors import Refused
 from service.jobs.job import Job, State, is_id
+from service.queue import patterns
 from service.queue.job_lists import JobsPage, Order
 from service.web import job_query, live
 from service.web.job_query import JobQuery
@@ -45,6 +46,7 @@ def list_jobs(request: Request, services: Services, after: Cursor = None, before
         "states": list(State),
         "page": page,
         "jobs": page.items,
+        "part_of_name": bool(query.texts["name"]) and not patterns.is_pattern(query.texts["name"]),
         "count": _count(services, query) if not problems else "",
         "live_query": _live_query(query, page.items, is_first=not (after or before)) if not problems else "",
     }

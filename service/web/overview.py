@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,11 @@ from fastapi import APIRouter, Request, Response
 from service.api.access import caller_or_none
 from service.api.context import Context, Services
 from service.errors import Unavailable
-from service.jobs.job import ACTIVE, ENDED, Job, State
+from service.jobs.job import ACTIVE, Job, State
 from service.queue import lease
+from service.queue.job_lists import Order
 from service.queue.queue_pages import QueuedPage
+from service.queue.store import Store
 from service.scheduling import capacity
 from service.scheduling.capacity import UNITS
 from service.web import live
@@ -24,11 +26,13 @@ from service.web.timeline import timeline
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _LISTED = 12
+_FAILED = 6
 _RUNNING = 20
 _PARTS = {
     "figures": "overview_figures.html",
     "running": "overview_running.html",
     "waiting": "overview_waiting.html",
+    "failed": "overview_failed.html",
     "machines": "overview_machines.html",
     "timeline": "timeline.html",
     "ended": "overview_ended.html",
@@ -51,14 +55,21 @@ class MachineView:
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """What the page shows. problem: why the machines are not known; ""."""
+    """What the page shows. failed: in the last day. problem: why the machines are not known; ""."""
 
     counts: Mapping[State, int]
     running: Sequence[Job]
     waiting: QueuedPage
+    failed: Sequence[Job]
     ended: Sequence[Job]
     machines: Sequence[MachineView]
     problem: str
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the jobs that run and wait, by their ids."""
+        waiting = {job.id: job.name for job in self.waiting.items}
+        return waiting | {job.id: job.name for job in self.running}
 
 
 @router.get("/")
@@ -101,10 +112,19 @@ def _view(services: Context) -> Overview:
         counts=store.count_states(),
         running=running,
         waiting=store.queue_page(limit=_LISTED),
-        ended=store.list_jobs(states=ENDED, limit=_LISTED)[0],
+        failed=_failed(store),
+        ended=store.jobs_page(Order.ENDED, limit=_LISTED).items,
         machines=machines,
         problem=problem,
     )
+
+
+def _failed(store: Store) -> list[Job]:
+    """Returns jobs that have failed in the last day, of those submitted last; the last failure first."""
+    day_ago = datetime.now(UTC) - timedelta(days=1)
+    ended = [(job.finished_at, job) for job in store.list_jobs(states=[State.FAILED], limit=_LISTED)[0]]
+    recent = [(at, job) for at, job in ended if at is not None and at >= day_ago]
+    return [job for _, job in sorted(recent, key=lambda each: each[0], reverse=True)[:_FAILED]]
 
 
 def _machines(services: Context, running: Sequence[Job]) -> tuple[list[MachineView], str]:

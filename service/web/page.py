@@ -30,7 +30,12 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 """Nothing from elsewhere, and no script or style within a page."""
-_HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    # With "no-referrer" browsers send a form with "Origin: null", as a foreign page does: refused.
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
 _PIECES = 200  # of a template in what is sent at once of a long page: some dozens of rows
 
 _templates = Environment(

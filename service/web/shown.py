@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 from service.jobs.expected import ExpectedStart
+from service.jobs.job import Job
+from training.metric_names import main_metric
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+_JOB_ID = re.compile(r"\b(j[0-9a-z]{20})\b")
 _BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -32,16 +36,27 @@ def duration(seconds: float | None) -> str:
 
 
 def expected(start: ExpectedStart | None) -> str:
-    """Returns when a job is expected to start, as "in about 12 min, when job X ends"; "" if not known."""
+    """Returns when a job is expected to start, as "in about 12 min, when job X ends"; "" if unsaid."""
     if start is None:
         return ""
     now = datetime.now(UTC)
     start = start.shown(now)
     if start.at is None:
-        return start.because
+        is_soon = start.because.startswith("soon, ")
+        return start.because if is_soon else f"no estimate: {start.because}"
     seconds = (start.at - now).total_seconds()
     exact = max(round(seconds / 5), 1) * 5 if seconds < 57.5 else round(seconds / 60) * 60
     return f"{'at the latest ' if start.at_latest else ''}in about {duration(exact)}, {start.because}"
+
+
+def by_ids(text: str) -> list[tuple[str, str]]:
+    """Returns a text in pieces, each with the id of the job that follows it; "" after the last one.
+
+    >>> by_ids("soon, when job j1k0w1p4x22tpe84vgw3m ends")
+    [('soon, when job ', 'j1k0w1p4x22tpe84vgw3m'), (' ends', '')]
+    """
+    pieces = _JOB_ID.split(text)
+    return list(zip(pieces[::2], [*pieces[1::2], ""], strict=True))
 
 
 def age(moment: datetime | None) -> str:
@@ -102,16 +117,23 @@ def size(value: float | None) -> str:
     return f"{value / 1024**power:.{1 if power else 0}f} {_BYTES[power]}"
 
 
-def main_metric(metrics: Mapping[str, float | None]) -> tuple[str, float | None] | None:
-    """Returns the metric to show where there is room for one, and its value.
+def job_metric(job: Job) -> tuple[str, str] | None:
+    """Returns the job's main metric and its latest value in words; None before the first."""
+    metrics = job.progress.metrics if job.progress else {}
+    name = main_metric(metrics, None if job.runs_script else job.spec["training"]["checkpoint"]["monitor"])
+    if name is None:
+        return None
+    value = metrics[name]
+    return name, number(value) if value is not None and math.isfinite(value) else "not finite"
 
-    >>> main_metric({"learning_rate": 0.1, "train_loss": 2.0, "val_accuracy": 0.9})
-    ('val_accuracy', 0.9)
+
+def first_line(text: str) -> str:
+    """Returns what a reason says without the stacks and ends of logs that follow.
+
+    >>> first_line("rank 0 failed: ValueError\\nno retry\\n\\nlast lines of the log:"), first_line("")
+    ('rank 0 failed: ValueError', '')
     """
-    names = [name for name in metrics if name != "learning_rate" and "/" not in name]
-    order = ("val_accuracy", "val_", "test_", "train_loss", "train_", "")
-    names.sort(key=lambda name: next(i for i, prefix in enumerate(order) if name.startswith(prefix)))
-    return (names[0], metrics[names[0]]) if names else None
+    return text.partition("\n")[0]
 
 
 def plural(amount: float, noun: str) -> str:
@@ -149,6 +171,7 @@ def as_json(value: object) -> str:
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "age": age,
+    "by_ids": by_ids,
     "expected": expected,
     "moment": moment,
     "day_and_time": day_and_time,
@@ -156,7 +179,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "number": number,
     "count": count,
     "size": size,
-    "main_metric": main_metric,
+    "first_line": first_line,
+    "job_metric": job_metric,
     "plural": plural,
     "path_in_url": path_in_url,
     "spec_value": spec_value,

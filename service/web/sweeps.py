@@ -16,8 +16,9 @@ from service.api.looks import jobs_topic
 from service.api.sweep_schemas import SweepDocument, SweepPointDocument, SweepSummary
 from service.jobs.job import ACTIVE, ENDED, Job, State
 from service.jobs.sweep import Sweep
-from service.web import live, shown
+from service.web import live
 from service.web.page import PageRoute, fragment, link_from, render, render_long
+from training.metric_names import main_metric
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _ON_PAGE = 20
@@ -155,9 +156,8 @@ def _view(document: SweepDocument, values: dict[str, Any]) -> SweepView:
 def _metrics(points: Sequence[SweepPointDocument], values: dict[str, Any]) -> list[str]:
     """Returns the names of all metrics of the points: that which chooses the best checkpoint first."""
     names = dict.fromkeys(name for point in points for name in point.metrics)
-    main = shown.main_metric(dict.fromkeys(names))
-    first = [values.get("training.checkpoint.monitor"), main and main[0]]
-    return list(dict.fromkeys([name for name in first if name in names] + sorted(names)))
+    main = main_metric(names, values.get("training.checkpoint.monitor"))
+    return list(dict.fromkeys(([main] if main else []) + sorted(names)))
 
 
 def _best(points: Sequence[SweepPointDocument], metrics: Mapping[str, str]) -> Best | None:

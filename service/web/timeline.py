@@ -12,7 +12,18 @@ from service.queue.store import Store
 from service.queue.stored_events import JobEvent
 from service.web.shown import duration, plural
 
-SPAN = timedelta(days=1)
+_MINUTE, _HOUR = timedelta(minutes=1), timedelta(hours=1)
+SPANS = (
+    (_HOUR, 10 * _MINUTE, "the last hour"),
+    (4 * _HOUR, 30 * _MINUTE, "the last 4 hours"),
+    (12 * _HOUR, 2 * _HOUR, "the last 12 hours"),
+    (24 * _HOUR, 4 * _HOUR, "the last day"),
+)
+"""How much is shown, the distance of the times that are named, its name: the first that has all there is."""
+
+_LAST_LABEL = 97.0
+"""Percent of the span; a time beyond would be cut."""
+
 LANES = 30
 _EVENTS = 3_000
 _STRIPES = 8
@@ -57,8 +68,9 @@ class Lane:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """The lanes of a span of time. hours: positions in percent and labels of the axis."""
+    """The lanes of a span of time. name: of the span. hours: positions in percent and labels of the axis."""
 
+    name: str
     lanes: Sequence[Lane]
     hours: Sequence[tuple[float, str]]
     begin: datetime
@@ -66,10 +78,12 @@ class Timeline:
 
 
 def timeline(store: Store, now: datetime) -> Timeline:
-    """Returns the last day. Its end is the end of this minute, so that it is another one once a minute."""
-    end = now.astimezone(UTC).replace(second=0, microsecond=0) + timedelta(minutes=1)
-    begin = end - SPAN
-    ids = store.recently_active(begin, LANES)
+    """Returns the last day, or less if no job held workers before that.
+
+    Its end is the end of this minute, so that it is another one once a minute.
+    """
+    end = now.astimezone(UTC).replace(second=0, microsecond=0) + _MINUTE
+    ids = store.recently_active(end - SPANS[-1][0], LANES)
     # A job that has run since before the span, without any change.
     ids += [job_id for job_id in store.active_ids(LANES) if job_id not in ids]
     ids = ids[:LANES]
@@ -77,8 +91,16 @@ def timeline(store: Store, now: datetime) -> Timeline:
     events: dict[str, list[JobEvent]] = {job_id: [] for job_id in ids}
     for event in store.events_of_jobs(ids, limit=_EVENTS):
         events[event.job_id].append(event)
+    held = [event.at for each in events.values() for event in each if event.state in ACTIVE]
+    span, step, name = _span(end - min(held, default=end - SPANS[-1][0]))
+    begin = end - span
     lanes = [lane(jobs[job_id], events[job_id], begin, end) for job_id in ids if job_id in jobs]
-    return Timeline(lanes=lanes, hours=_hours(begin, end), begin=begin, end=end)
+    return Timeline(name=name, lanes=lanes, hours=_hours(begin, end, step), begin=begin, end=end)
+
+
+def _span(age: timedelta) -> tuple[timedelta, timedelta, str]:
+    """Returns the shortest span that has what began so long ago; the longest if none has."""
+    return next((each for each in SPANS if age <= each[0]), SPANS[-1])
 
 
 def lane(job: Job, events: Sequence[JobEvent], begin: datetime, end: datetime) -> Lane:
@@ -168,9 +190,14 @@ def _marks(events: Sequence[JobEvent], scale: _Scale) -> Iterable[Mark]:
             )
 
 
-def _hours(begin: datetime, end: datetime) -> list[tuple[float, str]]:
+def _hours(begin: datetime, end: datetime, step: timedelta) -> list[tuple[float, str]]:
+    """Returns the times of day that are whole multiples of a step."""
     scale = _Scale(begin, end)
-    first = begin.replace(minute=0) + timedelta(hours=1)
-    first += timedelta(hours=-first.hour % 4)
-    marks = (first + timedelta(hours=hours) for hours in range(0, 25, 4))
-    return [(scale.percent(moment), moment.isoformat(timespec="minutes")) for moment in marks if moment < end]
+    midnight = begin.replace(hour=0, minute=0)
+    first = midnight + ((begin - midnight) // step + 1) * step
+    marks = [first + number * step for number in range((end - first) // step + 1)]
+    return [
+        (left, moment.isoformat(timespec="minutes"))
+        for moment in marks
+        if (left := scale.percent(moment)) <= _LAST_LABEL
+    ]

@@ -23,6 +23,14 @@ function valueText(value) {
   return Number.isFinite(value) ? String(+value.toPrecision(5)) : String(value);
 }
 
+/** A number on an axis, in the room that there is: 0.25, 1,500, 6e16. uPlot leaves some places empty: null. */
+function tickText(value) {
+  if (value === null) return "";
+  const [exact, size] = [+value.toPrecision(6), Math.abs(value)];
+  if (size >= 1e6 || (size > 0 && size < 1e-4)) return exact.toExponential().replace("e+", "e");
+  return exact.toLocaleString("en", { maximumFractionDigits: 9 });
+}
+
 /** The colour of a variable of the page's style, as it is now: light or dark. */
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -47,7 +55,9 @@ class Chart {
     this.place.className = "chart-place";
     this.canvas = document.createElement("div");
     this.canvas.className = "chart-canvas";
-    this.canvas.setAttribute("role", "img");
+    this.canvas.setAttribute("role", "application");
+    this.canvas.setAttribute("aria-roledescription", "chart");
+    steerByKeys(this.canvas, () => view.all(), (from, to) => view.zoom(from, to));
     this.legend = document.createElement("ul");
     this.legend.className = "chart-legend";
     const heading = document.createElement(`h${level}`);
@@ -117,7 +127,7 @@ class Chart {
         x: { time: false, range: () => this.view.all() },
         y: { distr: this.view.logarithmic ? 3 : 1 },
       },
-      axes: [bottom, { ...line, size: 62 }],
+      axes: [bottom, { ...line, size: 62, values: (_, all) => all.map(tickText) }],
       series,
       cursor: {
         y: false,
@@ -174,7 +184,7 @@ class Chart {
       const { x, y } = series.along(this.view.axis, this.view.scale());
       return `${series.name}: ${series.length} points, the last ${valueText(y[y.length - 1])} at ${placeText(this.view.axis, x[x.length - 1] ?? 0)}`;
     });
-    this.canvas.setAttribute("aria-label", `Chart of ${this.title}. ${each.join("; ")}`);
+    this.canvas.setAttribute("aria-label", `Chart of ${this.title}. ${each.join("; ")}. ${STEERING}`);
   }
 
   _select(plot) {

@@ -102,8 +102,8 @@ function linesOf(group) {
   const curves = group.map(curveOf);
   // Jobs take different times: a mean over time would be of different steps.
   if (curves.length === 1 || part.axis.value === "time") return curves.map((curve) => ({ number, label, curve }));
-  const { mean, low, high } = meanOf(curves);
-  return [{ number, label, curve: mean, low, high }];
+  const { mean, low, high, rest } = meanOf(curves);
+  return [{ number, label, curve: mean, low, high, rest }];
 }
 
 function draw() {
@@ -133,9 +133,7 @@ function paintMarks() {
 
 part.metric.addEventListener("change", () => {
   element("curves").dataset.metric = part.metric.value;
-  const url = new URL(location.href);
-  url.searchParams.set("metric", part.metric.value);
-  history.replaceState(null, "", url);
+  keepInUrl({ metric: part.metric.value });
   draw();
 });
 part.axis.addEventListener("change", () => { overlay.range = null; part.whole.disabled = true; draw(); });

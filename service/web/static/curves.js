@@ -29,8 +29,13 @@ const points = new Points();
 const reader = new PointReader(page.dataset.job, "curves", points, (text) => tell(text));
 const view = new Board(points, +page.dataset.stepsPerEpoch);
 const { charts } = view;
-let unchosen = null; // groups that are not shown; null: nobody has chosen yet
-view.zoomed = (range) => { part("whole").disabled = range === null; };
+const wanted = new URLSearchParams(location.search);
+/** The groups that alone are shown, or those that alone are not; null and null: nobody has chosen yet. */
+let [shown, hidden] = ["show", "hide"].map((name) => (wanted.has(name) ? new Set(wanted.getAll(name)) : null));
+view.zoomed = (range) => {
+  part("whole").disabled = range === null;
+  keepInUrl({ from: range && +range[0].toPrecision(7), to: range && +range[1].toPrecision(7) });
+};
 
 /** Shows the points that have come. */
 function update() {
@@ -67,10 +72,11 @@ function update() {
 /** Puts charts and the list of them in order, and shows the chosen ones. */
 function arrange() {
   const groups = [...charts.keys()].sort((a, b) => (orderOf(a) < orderOf(b) ? -1 : 1));
-  const hidden = unchosen ?? new Set(groups.slice(FIRST_CHARTS));
+  const isHidden = (group, i) => (shown ? !shown.has(group) : hidden ? hidden.has(group) : i >= FIRST_CHARTS);
+  const off = new Set(groups.filter(isHidden));
   const boxes = groups.map((group) => {
     const [label, box] = [document.createElement("label"), document.createElement("input")];
-    [box.type, box.checked, box.value] = ["checkbox", !hidden.has(group), group];
+    [box.type, box.checked, box.value] = ["checkbox", !off.has(group), group];
     label.append(box, ` ${group}`);
     label.title = charts.get(group).names.join(", ");
     return label;
@@ -78,7 +84,7 @@ function arrange() {
   part("boxes").replaceChildren(...boxes);
   for (const group of groups) {
     const { figure } = charts.get(group);
-    figure.hidden = hidden.has(group);
+    figure.hidden = off.has(group);
     part("charts").append(figure);
   }
   filterBoxes();
@@ -97,8 +103,11 @@ function filterBoxes() {
 
 function choose() {
   const boxes = [...part("boxes").querySelectorAll("input")];
-  unchosen = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));
-  for (const [group, chart] of charts) chart.figure.hidden = unchosen.has(group);
+  const [on, off] = [true, false].map((checked) => boxes.filter((box) => box.checked === checked).map((box) => box.value));
+  const few = on.length && on.length < off.length; // the shorter list of the two is the shorter URL
+  [shown, hidden] = few ? [new Set(on), null] : [null, new Set(off)];
+  for (const [group, chart] of charts) chart.figure.hidden = off.includes(group);
+  keepInUrl({ show: few ? on : null, hide: few ? null : off.length ? off : "" });
   sayChoice();
   view.drawSoon();
 }
@@ -123,6 +132,7 @@ async function read() {
     const ended = document.getElementById("job-header").dataset.ended;
     if (!reader.position && !ended) wait = ASK_AGAIN_MS; // MLflow alone has them: nothing says when there are more
   } catch (error) {
+    if (error.problem?.status === 404) return; // deleted: the header says so
     tell(`${error.message} This page tries again.`, true);
     wait = 5000;
   }
@@ -141,9 +151,7 @@ document.querySelector("[data-live]").addEventListener("points", (event) => {
 
 /** Zooms by a factor about the middle, or moves by a part of what is shown. */
 function steer(factor, by) {
-  const [from, to] = view.all();
-  const [middle, half] = [(from + to) / 2 + by * (to - from), ((to - from) / 2) * factor];
-  view.zoom(middle - half, middle + half);
+  view.zoom(...steered(view.all(), factor, by));
 }
 
 function download() {
@@ -170,17 +178,20 @@ function download() {
 
 part("axis").addEventListener("change", (event) => {
   view.axis = event.target.value;
+  keepInUrl({ along: view.axis === "step" ? null : view.axis });
   view.zoom(null, null);
   view.rebuild();
 });
 part("log").addEventListener("change", (event) => {
   view.logarithmic = event.target.checked;
+  keepInUrl({ log: view.logarithmic || null });
   view.rebuild();
 });
 part("smooth").addEventListener("input", (event) => {
   const had = view.smoothing > 0;
   view.smoothing = +event.target.value;
   part("weight").textContent = view.smoothing ? view.smoothing.toFixed(2) : "off";
+  keepInUrl({ smooth: view.smoothing || null });
   if (had !== view.smoothing > 0) view.rebuild();
   else view.drawSoon();
 });
@@ -194,4 +205,17 @@ part("boxes").addEventListener("change", choose);
 part("filter").addEventListener("input", filterBoxes);
 part("all").addEventListener("click", () => chooseAll(true));
 part("none").addEventListener("click", () => chooseAll(false));
+
+/** Sets the controls as the URL says. */
+function restore() {
+  for (const [name, text, kind] of [["axis", wanted.get("along"), "change"], ["smooth", wanted.get("smooth"), "input"]]) {
+    if (text === null || (name === "axis" && ![...part(name).options].some((option) => option.value === text))) continue;
+    part(name).value = text;
+    part(name).dispatchEvent(new Event(kind));
+  }
+  if (wanted.has("log")) part("log").click();
+  const range = ["from", "to"].map((name) => (wanted.has(name) ? +wanted.get(name) : NaN));
+  if (range.every(Number.isFinite)) view.zoom(...range);
+}
+restore();
 read();

@@ -23,10 +23,14 @@ function styleOf(name) {
 
 /**
  * The mean of curves at each place at which one has a finite value, and one standard deviation around it:
- * { mean, low, high }, each { x, y }. low and high have values where two curves or more do.
+ * { mean, low, high, rest }, each { x, y }. low and high have values where two curves or
+ * more do. Where the first of the curves has ended, the mean ends, too: what follows would jump there, and is
+ * `rest`.
  */
 function meanOf(curves) {
-  const places = aligned(curves);
+  const some = curves.filter((curve) => curve.x.length);
+  const end = some.length ? Math.min(...some.map((curve) => curve.x[curve.x.length - 1])) : 0;
+  const places = aligned(some.length ? some : curves);
   const x = places[0];
   const [mean, low, high] = [0, 1, 2].map(() => new Float64Array(x.length).fill(NaN));
   for (let i = 0; i < x.length; i++) {
@@ -43,7 +47,11 @@ function meanOf(curves) {
     const deviation = Math.sqrt(squares / (count - 1));
     [low[i], high[i]] = [mean[i] - deviation, mean[i] + deviation];
   }
-  return { mean: { x, y: mean }, low: { x, y: low }, high: { x, y: high } };
+  const until = x.filter((at) => at <= end).length;
+  const part = (y) => ({ x: x.slice(0, until), y: y.slice(0, until) });
+  const rest = { x: x.slice(Math.max(until - 1, 0)), y: mean.slice(Math.max(until - 1, 0)) };
+  const none = { x: [], y: [] };
+  return { mean: part(mean), low: part(low), high: part(high), rest: until < x.length ? rest : none };
 }
 
 class Overlay {
@@ -51,10 +59,12 @@ class Overlay {
   constructor(element, legend, zoomed) {
     [this.element, this.legend, this.zoomed] = [element, legend, zoomed];
     [this.lines, this.range, this.plot] = [[], null, null];
+    steerByKeys(element, () => this._shown(), (from, to) => this.zoom(from === null ? null : [from, to]));
   }
 
   /**
-   * lines: [{ number, label, curve, low, high }], each curve { x, y }; low and high are undefined without a band.
+   * lines: [{ number, label, curve, low, high, rest }], each curve { x, y }; low, high and rest, which follows the
+   * curve in a faint line, are undefined where a line is no mean.
    * place: says a place on the axis in words.
    */
   draw(lines, { logarithmic, place }) {
@@ -93,6 +103,7 @@ class Overlay {
       const { colour, dashed } = strokeOf(line.number);
       const points = { show: line.curve.x.length < 2, size: 6 };
       if (line.low) {
+        series.push({ stroke: colour, width: 1.25, alpha: 0.5, dash: [2, 4], points: { show: false } });
         const edge = { stroke: "transparent", width: 0, points: { show: false } };
         bands.push({ series: [series.length, series.length + 1], fill: colour.replace(")", " / .18)") });
         series.push({ ...edge }, { ...edge });
@@ -106,13 +117,13 @@ class Overlay {
     const [from, to] = this._shown();
     const columns = Math.max(width - 70, 50);
     const thin = (curve) => thinned(curve, from, to, columns, this.logarithmic);
-    return aligned(this.lines.flatMap((line) => (line.low ? [line.high, line.low, line.curve] : [line.curve]).map(thin)));
+    return aligned(this.lines.flatMap((line) => (line.low ? [line.rest, line.high, line.low, line.curve] : [line.curve]).map(thin)));
   }
 
   _shown() {
     if (this.range) return this.range;
     let [low, high] = [Infinity, -Infinity];
-    for (const { curve: { x } } of this.lines) {
+    for (const { x } of this.lines.flatMap((line) => (line.rest ? [line.curve, line.rest] : [line.curve]))) {
       if (x.length) [low, high] = [Math.min(low, x[0]), Math.max(high, x[x.length - 1])];
     }
     if (low > high) return [0, 1];
@@ -152,10 +163,11 @@ class Overlay {
     if (!this.at) return;
     this.at.textContent = at === null ? "" : this.place(at, false);
     for (const [line, element] of this.values) {
-      const { x, y } = line.curve;
+      const isPast = line.rest?.x.length && at > line.rest.x[0];
+      const { x, y } = isPast ? line.rest : line.curve;
       const i = Math.min(firstAtLeast(x, at ?? 0), x.length - 1);
       const near = i > 0 && at - x[i - 1] < x[i] - at ? i - 1 : i;
-      element.textContent = at === null || near < 0 ? "" : String(+y[near].toPrecision(5));
+      element.textContent = at === null || near < 0 ? "" : `${+y[near].toPrecision(5)}${isPast ? ", not of all seeds" : ""}`;
     }
   }
 }

@@ -58,7 +58,7 @@ def test_show_tells_all_about_a_running_job(syncbn: Syncbn, service: Service, cl
 
     shown = syncbn("show", job.id).stdout
 
-    for text in (job.id, "running", "step 3/4", "val_accuracy 0.75", "team=vision", "runs/run-1"):
+    for text in (job.id, "running", "step 3/4", "1 s left", "val_accuracy 0.75", "team=vision", "runs/run-1"):
         assert text in shown
     assert json.loads(syncbn("show", job.id, "--json").stdout)["progress"]["step"] == 3
 

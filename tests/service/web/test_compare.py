@@ -60,6 +60,24 @@ def test_jobs_that_differ_in_their_seed_are_one_line_with_a_band(
     page.wait_for_selector("#chart[data-points='80']")
 
 
+def test_a_mean_ends_where_the_first_seed_does(console: Console) -> None:
+    service = console.service
+    jobs = [ran(service, lr=0.1, seed=seed) for seed in range(2)]
+    for step in range(21, 31):
+        log_points(service, jobs[1].id, [("train_loss", step, 1.0)])
+
+    page = console.open(f"/compare?{query(*jobs)}&metric=train_loss")
+
+    page.wait_for_selector("#chart[data-points='20']")
+    assert page.evaluate("overlay.lines[0].curve.x.at(-1)") == 20
+    assert page.evaluate("[...overlay.lines[0].rest.x]") == list(range(20, 31))
+    assert page.evaluate("overlay._shown()") == [1, 30]
+    page.get_by_role("application").focus()
+    page.keyboard.press("+")
+    assert page.evaluate("overlay._shown()") == pytest.approx([8.25, 22.75])
+    console.check_accessible()
+
+
 def test_curves_are_chosen_smoothed_zoomed_and_followed(console: Console) -> None:
     service = console.service
     first, second = ran(service, lr=0.1, seed=0), ran(service, lr=0.01, seed=0)

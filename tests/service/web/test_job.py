@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from service.client.local_token import token_file
+from service.jobs.expected import ExpectedStart
 from service.jobs.job import State
 from tests.service.examples import make_spec
 from tests.service.live_api import Service
@@ -41,6 +43,56 @@ def test_the_header_says_all_of_the_job_and_is_live(console: Console, size: tupl
 
     service.end_job(job.id, State.FAILED, {"kind": "error", "type": "ValueError", "message": HOSTILE})
     page.wait_for_selector(f"#job-header .problem:has-text('ValueError: {HOSTILE}')")
+
+
+def test_a_failure_is_said_in_a_line_and_its_evidence_is_folded(console: Console) -> None:
+    service = console.service
+    job, _ = service.store.create_job(make_spec(name="wrong"))
+    service.start_job(job.id)
+    said = "rank 0 failed at step 1: RuntimeError: mat1\nIt failed twice at step 1: no retry."
+    evidence = "last lines of the log of rank 0:\n" + "    result = forward_call(*args)\n" * 60 + HOSTILE
+    reason = f"{said}\n\n{evidence}"
+    assert service.store.move(service.store.get(job.id), State.FAILED, reason=reason)
+
+    page = console.open(f"/jobs/{job.id}")
+
+    assert page.inner_text("#job-header .problem") == said
+    expect(page.get_by_role("navigation", name="Parts of this job")).to_be_in_viewport()
+    expect(page.locator("#job-header pre")).to_be_hidden()
+    page.click("#job-header summary")
+    assert page.locator("#job-header pre").inner_text() == evidence
+    console.check_fits()
+    console.check_accessible()
+
+
+def test_the_job_that_another_waits_for_is_named_and_linked(console: Console) -> None:
+    store = console.service.store
+    first, waiting = (store.create_job(make_spec(name=name))[0] for name in ("first", "second"))
+    unknown = ExpectedStart(at=None, because=f"the length of job {first.id} is not known")
+    store.write_expected([(waiting, unknown)])
+
+    page = console.open(f"/jobs/{waiting.id}")
+
+    expect(page.locator("#job-header")).to_contain_text("no estimate: the length of job first is not known")
+    page.get_by_role("link", name="first").click()
+    expect(page.locator("#job-header")).to_contain_text(first.id)
+
+
+@pytest.mark.parametrize("tab", ["", "/files"])
+def test_a_job_that_is_deleted_while_its_page_is_open_says_so(console: Console, tab: str) -> None:
+    console.allow("status of 404")
+    service = console.service
+    job, _ = service.store.create_job(make_spec(name="victim"))
+    service.start_job(job.id)
+    service.end_job(job.id, State.SUCCEEDED)
+    page = console.open(f"/jobs/{job.id}{tab}")
+    expect(page.get_by_role("button", name="Delete")).to_be_visible()
+
+    service.store.delete_job(job.id)
+
+    expect(page.locator("#job-header .problem")).to_contain_text("This job has been deleted.")
+    expect(page.get_by_role("button", name="Delete")).to_have_count(0)
+    expect(page.get_by_role("link", name="Clone")).to_have_count(0)
 
 
 def test_pages_that_are_not_there_say_so(service: Service) -> None:

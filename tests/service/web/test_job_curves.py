@@ -139,6 +139,60 @@ def test_every_control_of_the_charts_works(console: Console, tmp_path: Path) -> 
     assert page.locator(".chart:visible h3").all_inner_texts() == ["accuracy"]
 
 
+def test_what_is_chosen_is_in_the_url_and_a_reload_keeps_it(console: Console) -> None:
+    job_id = begin(console.service)
+    page = console.open(f"/jobs/{job_id}")
+    wait_for_points(page, 108)
+    page.get_by_text("Charts shown: 2 of 2").click()
+    page.get_by_label("accuracy", exact=True).uncheck()
+    page.get_by_label("Along").select_option("epoch")
+    page.get_by_label("Logarithmic").check()
+    page.get_by_label("Smoothing").fill("0.6")
+    page.get_by_label("Zoom in").click()
+    chosen = page.evaluate("view.all()")
+    page.wait_for_url("**hide=accuracy**from=**")
+
+    page.reload()
+    wait_for_points(page, 108)
+
+    assert page.locator(".chart:visible h3").all_inner_texts() == ["loss"]
+    assert page.get_by_label("Along").input_value() == "epoch"
+    assert page.get_by_label("Logarithmic").is_checked()
+    assert page.inner_text("[data-part=weight]") == "0.60"
+    assert page.evaluate("view.all()") == pytest.approx(chosen)
+    page.get_by_role("button", name="Whole range").click()
+    page.wait_for_url(lambda url: "from=" not in url)
+
+
+def test_charts_are_moved_and_zoomed_by_keys(console: Console) -> None:
+    job_id = begin(console.service)
+    page = console.open(f"/jobs/{job_id}")
+    wait_for_points(page, 108)
+    chart = page.get_by_role("application", name="Chart of loss")
+    chart.focus()
+
+    page.keyboard.press("+")
+    assert page.evaluate("view.all()") == pytest.approx([25.75, 75.25])
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("view.all()") == pytest.approx([38.125, 87.625])
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("-")
+    assert page.evaluate("view.all()") == pytest.approx([1, 100])
+    page.keyboard.press("+")
+    page.keyboard.press("0")
+    assert page.evaluate("view.all()") == [1, 100]
+    console.check_accessible()
+
+
+def test_numbers_of_any_size_fit_beside_the_axis(console: Console) -> None:
+    page = console.open(f"/jobs/{begin(console.service)}")
+    wait_for_points(page, 108)
+
+    texts = page.evaluate("[null, 0, 0.25, 0.1 + 0.2, 1500, 6e16, -1.5e7, 1e-12].map(tickText)")
+
+    assert texts == ["", "0", "0.25", "0.3", "1,500", "6e16", "-1.5e7", "1e-12"]
+
+
 def test_a_repeated_step_counts_once_and_what_is_not_finite_is_a_gap(console: Console) -> None:
     service = console.service
     job_id = begin(service, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from service.client.local_token import token_file
 from service.jobs.job import Job, Removed, State
@@ -232,3 +232,22 @@ def test_odd_questions_get_an_answer(service: Service) -> None:
     }.items():
         answer = open_logs(service, f"data/jobs/{job.id}/log?{query}")
         assert (query, answer.status_code) == (query, status)
+
+
+def test_all_ranks_are_followed_in_one_view(console: Console) -> None:
+    service = console.service
+    job = running(service)
+    write(service, job, "".join(f"early {i}\n" for i in range(300)))
+    write(service, job, f"\x1b[31m{HOSTILE[0]}\x1b[0m\n", rank=1)
+    page = console.open(f"/jobs/{job.id}/logs")
+    page.get_by_label("Rank", exact=True).select_option("all")
+    lines = page.locator("#log-all .line")
+
+    expect(lines.filter(has_text="rank 0 early")).to_have_count(200)
+    expect(lines.last).to_have_text(f"rank 1 {HOSTILE[0]}")
+    service.print(job.id, "later\n")
+    expect(lines.last).to_have_text("rank 0 later")
+    page.get_by_label("Only lines with").fill("RANK 1")
+    expect(lines.filter(visible=True)).to_have_count(1)
+    console.check_fits()
+    console.check_accessible()

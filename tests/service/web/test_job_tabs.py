@@ -261,6 +261,9 @@ def test_the_files_are_listed_and_downloaded(console: Console, size: tuple[int, 
     assert "best" in page.inner_text("#checkpoint-20")
     assert "last" in page.inner_text("#checkpoint-30")
     assert "0.25" in page.inner_text("#checkpoint-20")
+    place = page.locator("#checkpoint-20 a").bounding_box()
+    assert place is not None
+    assert place["x"] + place["width"] < size[0]  # without scrolling the table sideways
     console.check_fits()
     console.check_accessible()
     with page.expect_download() as download:
@@ -292,3 +295,24 @@ def test_what_is_not_there_is_said(service: Service) -> None:
     assert service.store._update([jobs.c.id == job.id], {"removed": int(Removed.CHECKPOINTS)})
     page = get(service, f"jobs/{job.id}/files").text
     assert "Retention has removed the checkpoints of this job" in page
+
+
+def test_checkpoints_and_files_appear_while_the_page_is_open(console: Console) -> None:
+    service = console.service
+    job, _ = service.store.create_job(make_spec())
+    service.start_job(job.id)
+    folder = RunFolder(path=service.storage / job.id)
+    folder.path.mkdir(parents=True)
+    page = console.open(f"/jobs/{job.id}/files")
+    page.wait_for_selector("text=No checkpoint has been saved yet.")
+
+    save_checkpoints(folder.path, {10: 0.5})
+    folder.files.mkdir(parents=True, exist_ok=True)
+    (folder.files / "table.csv").write_text("1,2\n")
+
+    page.wait_for_selector("#checkpoint-10")
+    link = page.get_by_role("link", name="table.csv")
+    with page.expect_download() as download:
+        link.click()
+    assert download.value.path().read_text() == "1,2\n"
+    console.check_accessible()

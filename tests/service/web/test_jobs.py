@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import httpx
@@ -14,6 +15,7 @@ from service.queue.rows import insert_jobs
 from tests.service.examples import make_spec
 from tests.service.live_api import Service
 from tests.service.web.conftest import NARROW, WIDE, Console
+from training.protocol import Progress
 
 MARKUP = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
 
@@ -53,6 +55,49 @@ def test_it_shows_jobs_whatever_their_names_and_fits(console: Console, size: tup
     page.check(f"#job-{job.id} input")
     console.check_fits()
     console.check_accessible()
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_the_reason_is_read_without_scrolling_sideways(console: Console, size: tuple[int, int]) -> None:
+    service = console.service
+    job = create(service, name="waits")
+    service.store.note(job, "needs 8 CPUs (8 workers of 1 CPU); the whole cluster has 2")
+    page = console.page
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    console.open("/jobs")
+
+    place = page.locator(f"#job-{job.id} .reason").bounding_box()
+
+    assert place is not None
+    assert place["x"] + place["width"] <= size[0]
+    service.start_job(job.id)
+    service.end_job(job.id, State.FAILED, {"kind": "error", "type": "ValueError", "message": "label 11"})
+    page.wait_for_selector(f"#job-{job.id} .reason:has-text('label 11')")
+
+
+def test_the_metric_shown_is_the_one_that_chooses_the_best_checkpoint(console: Console) -> None:
+    service = console.service
+    job = create(service)
+    run = service.start_job(job.id)
+    for name, value in (("val_accuracy", 0.9), ("test_loss", 0.3), ("val_loss", math.inf)):
+        service.results.log(run, name, 1, value)
+    service.report(run, Progress(step=1, total_steps=4, epoch=0, eta_seconds=None))
+
+    page = console.open("/jobs")
+
+    assert "val_loss not finite" in page.inner_text(f"#job-{job.id}")
+
+
+def test_a_part_of_a_name_leads_to_the_job(console: Console) -> None:
+    job = create(console.service, name="unet3d-fold2")
+    page = console.open("/jobs")
+    page.get_by_label("Name").fill("fold")
+    page.get_by_role("button", name="Filter").click()
+
+    page.get_by_role("link", name="find those that contain “fold”").click()
+
+    page.wait_for_selector(f"#job-{job.id}")
+    assert page.get_by_label("Name").input_value() == "*fold*"
 
 
 def test_rows_are_live_and_newer_jobs_are_offered(console: Console) -> None:

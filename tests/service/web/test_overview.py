@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from playwright.sync_api import expect
 
 from service.jobs.expected import ExpectedStart
 from service.jobs.job import State
@@ -32,11 +33,50 @@ def test_it_shows_everything_and_fits(console: Console, size: tuple[int, int]) -
 
     assert "25 %" in page.inner_text(f"#running-{running.id}")
     assert "needs 2 workers of 1 CPU; 0 CPUs free" in page.inner_text(f"#waiting-{waiting.id}")
-    assert f"in about 12 min, {because}" in page.inner_text(f"#waiting-{waiting.id}")
+    assert "in about 12 min, when job first ends" in page.inner_text(f"#waiting-{waiting.id}")
+    cause = page.get_by_role("row", name="second").get_by_role("link", name="first")
+    assert cause.get_attribute("href") == f"jobs/{running.id}"
     assert "failed" in page.inner_text(f"#ended-{ended.id}")
     assert "127.0.0.1" in page.inner_text("section[aria-labelledby=machines-title]")
+    for cell in page.locator("#waiting td, #ended td, #running td").all():
+        place = cell.bounding_box()
+        assert place is None or place["x"] + place["width"] <= size[0]  # also without scrolling a table
     console.check_fits()
     console.check_accessible()
+
+
+def test_a_failure_stays_in_view_whatever_has_ended_since(console: Console) -> None:
+    service = console.service
+    old, _ = service.store.create_job(make_spec(name="old"))
+    service.start_job(old.id)
+    failed, _ = service.store.create_job(make_spec(name="wrong"))
+    service.start_job(failed.id)
+    reason = "rank 0 failed at step 1: RuntimeError: mat1\n\nlast lines of the log of rank 0:\n  File x"
+    assert service.store.move(service.store.get(failed.id), State.FAILED, reason=reason)
+    for number in range(13):
+        job, _ = service.store.create_job(make_spec(name=f"later-{number}"))
+        service.start_job(job.id)
+        service.end_job(job.id, State.SUCCEEDED)
+    service.end_job(old.id, State.SUCCEEDED)  # the last to end, and the first to be submitted
+
+    page = console.open("/")
+
+    row = page.locator(f"#failed-{failed.id}")
+    expect(row).to_contain_text("RuntimeError: mat1")
+    expect(row).not_to_contain_text("last lines")
+    expect(page.locator("#ended tbody tr").first).to_contain_text("old")
+    console.check_accessible()
+
+
+def test_without_failures_there_is_no_section_of_them_until_one_comes(console: Console) -> None:
+    job, _ = console.service.store.create_job(make_spec(name="first"))
+    console.service.start_job(job.id)
+    page = console.open("/")
+    expect(page.locator("#failed")).to_be_hidden()
+
+    console.service.end_job(job.id, State.FAILED, {"kind": "error", "type": "ValueError", "message": "no"})
+
+    expect(page.locator(f"#failed-{job.id}")).to_be_visible()
 
 
 def test_it_follows_without_a_reload(console: Console) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from playwright.sync_api import Browser, expect
 
 from service.access.caller import Scope
 from service.access.keys import new_key
@@ -156,3 +157,18 @@ def test_a_wrong_key_is_in_the_audit_log_and_a_visit_is_not(visitor: httpx.Clien
         time.sleep(0.01)
 
     assert [(each.who, each.about, each.status) for each in entries] == [("", "/sign-in", 401)]
+
+
+def test_a_browser_signs_in_with_a_key_and_comes_to_the_page_that_it_wanted(
+    browser: Browser, service: Service
+) -> None:
+    _, text = make_key(service, Scope.READ)
+    page = browser.new_page()
+    page.goto(f"{service.url}/jobs?state=failed")
+    page.get_by_label("API key").fill(text)
+    page.get_by_role("button", name="Sign in").click()
+
+    expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+    assert page.url == f"{service.url}/jobs?state=failed"
+    expect(page.get_by_text("ada")).to_be_visible()
+    page.close()

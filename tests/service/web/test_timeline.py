@@ -9,11 +9,11 @@ import pytest
 from service.jobs.job import Job, State, new_job
 from service.queue.store import Store
 from service.queue.stored_events import JobEvent
-from service.web.timeline import SPAN, lane, timeline
+from service.web.timeline import lane, timeline
 from tests.service.examples import make_spec
 
 END = datetime(2026, 3, 2, 12, tzinfo=UTC)
-BEGIN = END - SPAN
+BEGIN = END - timedelta(days=1)
 
 
 def job() -> Job:
@@ -79,6 +79,30 @@ def test_a_preempted_job_has_not_failed() -> None:
     events = [event(6, State.PREEMPTING, attempt=1, workers=2), event(7, State.QUEUED, attempt=1)]
 
     assert not lane(job(), events, BEGIN, END).marks
+
+
+@pytest.mark.parametrize(
+    ("ago", "name", "labels"),
+    [
+        (timedelta(minutes=5), "the last hour", 6),
+        (timedelta(hours=2), "the last 4 hours", 8),
+        (timedelta(hours=7), "the last 12 hours", 6),
+        (timedelta(hours=20), "the last day", 6),
+        (timedelta(days=3), "the last day", 6),
+    ],
+)
+def test_its_span_fits_what_there_is(store: Store, ago: timedelta, name: str, labels: int) -> None:
+    job, _ = store.create_job(make_spec())
+    assert store.move(job, State.STARTING, attempt=1, workers=2)
+    now = (datetime.now(UTC) + ago).replace(second=0, microsecond=0)
+
+    shown = timeline(store, now)
+
+    assert shown.name == name
+    assert len(shown.hours) in {labels - 1, labels}  # the time of day decides whether one is near the edge
+    assert all(0 <= left <= 97 for left, _ in shown.hours)
+    (bar,) = shown.lanes[0].bars[-1:]
+    assert bar.width > 7
 
 
 def test_it_has_the_jobs_that_ran_lately_and_no_others(store: Store) -> None:
