@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 
 from tests.e2e.stack import ENVIRONMENT, SYNCBN
 from tests.namespaces import IPV6_ALONE, needs_namespaces
+from training.model.weights import weights_sha256
 
 DIGITS = {
     "model": {"class_path": "training.models.ConvNet"},
@@ -165,6 +167,21 @@ def test_what_cannot_start_is_refused_in_a_sentence(tmp_path: Path) -> None:
     assert "random.py would hide 'random' of Python's standard library: rename it" in hiding.stderr
     assert "need 1500 CPUs" in large.stderr
     assert [done.returncode for done in (unwritable, hiding, large)] == [2, 2, 2]
+
+
+def test_the_same_run_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    def weights(name: str, seed: int) -> str:
+        done = _train(tmp_path / name, DIGITS | {"training": {"max_steps": 5, "seed": seed}})
+        assert done.returncode == 0, done.stdout + done.stderr
+        (digest,) = re.findall("^sha256 of the weights: ([0-9a-f]{64})$", done.stdout, re.MULTILINE)
+        delivered = torch.load(tmp_path / name / "model.pt", weights_only=False)
+        assert digest == weights_sha256(delivered.state_dict())
+        return str(digest)
+
+    first = weights("first", 0)
+
+    assert weights("again", 0) == first
+    assert weights("other", 1) != first
 
 
 def _on(spec: dict[str, Any], workers: int) -> dict[str, Any]:
