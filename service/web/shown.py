@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from service.differences import SHOWN_DIGITS
 from service.jobs.expected import ExpectedStart
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -146,6 +147,11 @@ def as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def first_digits(digest: str) -> str:
+    """Returns the first digits of the SHA-256 of weights."""
+    return digest[:SHOWN_DIGITS]
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "age": age,
@@ -158,6 +164,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "size": size,
     "main_metric": main_metric,
     "plural": plural,
+    "first_digits": first_digits,
     "path_in_url": path_in_url,
     "spec_value": spec_value,
     "json": as_json,
