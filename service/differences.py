@@ -12,6 +12,8 @@ from training.metric_names import Mode, best_mode
 SEED = "training.seed"
 _NOT_TRAINING = ("name", "labels", "source", "priority", "retries", "time_limit")
 """Sections of a spec that change nothing about the training: jobs that differ in them are one group."""
+SHOWN_DIGITS = 12
+"""Of the SHA-256 of weights where there is no room for all 64."""
 
 
 class Spread(NamedTuple):
@@ -71,6 +73,22 @@ def _distinguishes(key: str) -> bool:
 
 def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True)
+
+
+def weights_of(digests: Sequence[str | None]) -> list[str]:
+    """Returns of each job "same weights" or "other weights" than the first that has any; "" of that one.
+
+    digests: the SHA-256 of each job's weights; None of a job that has none.
+
+    >>> weights_of([None, "a", "a", "b", None])
+    ['', '', 'same weights', 'other weights', '']
+    """
+    known = [number for number, digest in enumerate(digests) if digest]
+    same = {number: digests[number] == digests[known[0]] for number in known[1:]}
+    return [
+        f"{'same' if same[number] else 'other'} weights" if number in same else ""
+        for number in range(len(digests))
+    ]
 
 
 def mode_of(values: Mapping[str, Any], metric: str) -> Mode | None:

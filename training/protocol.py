@@ -206,6 +206,7 @@ class ExitRecord:
     type, message, trace: see Exit. code: the exit code, for EXITED. when: seconds since the epoch.
     lost_peer: the rank failed only because another rank was gone. repeats: a restart would fail as well.
     log_tail: the last lines of the rank's log, for a failure. progress: the last that the rank reported.
+    weights_sha256: of the delivered model, by rank 0 of a finished training; see `training.model.weights`.
     """
 
     rank: int | None
@@ -220,6 +221,7 @@ class ExitRecord:
     trace: str = ""
     log_tail: str = ""
     progress: Progress | None = None
+    weights_sha256: str | None = None
     counts_steps: bool = True
     """False for the rank of a script, whose steps are not known."""
     blamed_rank: int | None = None

@@ -139,6 +139,10 @@ class JobDocument(Document):
     metrics: Mapping[str, float | None] = Field(
         description="Latest value of each metric, null if not finite; empty before the first step"
     )
+    weights_sha256: str | None = Field(
+        description="SHA-256 of the weights and buffers that it has delivered; null: it has not succeeded, "
+        "runs a script, or was trained by an earlier version"
+    )
     mlflow: RunDocument | None
     sweep: str | None = Field(description="Id of the sweep that it is a job of")
     user: str | None = Field(

@@ -54,9 +54,10 @@ class MemoryCluster:
         """Sets how long the latest start has run."""
         self._set(name, seconds=seconds)
 
-    def finish(self, name: str) -> None:
-        """Makes every rank finish."""
-        self._end(name, [ExitRecord(rank=rank, kind=Exit.FINISHED) for rank in self.ranks(name)])
+    def finish(self, name: str, weights_sha256: str | None = None) -> None:
+        """Makes every rank finish. weights_sha256: of what rank 0 delivers."""
+        first, *others = (ExitRecord(rank=rank, kind=Exit.FINISHED) for rank in self.ranks(name))
+        self._end(name, [replace(first, weights_sha256=weights_sha256), *others])
 
     def fail(self, name: str, *records: ExitRecord) -> None:
         """Makes these ranks fail and the others end. By default a signal kills rank 0."""

@@ -99,6 +99,13 @@ class Comparison:
         sections = list(dict.fromkeys(section for trial in trials for section in trial.job.spec))
         return differences.differing([trial.values for trial in trials], sections)
 
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """By a job's id whether its weights are those of the first job that has any: see `weights_of`."""
+        jobs = [trial.job for group in self.groups for trial in group.trials]
+        found = differences.weights_of([job.weights_sha256 for job in jobs])
+        return {job.id: text for job, text in zip(jobs, found, strict=True)}
+
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as JSON; numbers that are not finite are null."""
         return {
@@ -117,6 +124,7 @@ class Comparison:
             "id": job.id,
             "name": job.name,
             "state": job.state,
+            "weights_sha256": job.weights_sha256,
             "parameters": {key: trial.values.get(key) for key in self.differing},
             "metrics": {
                 metric: {"last": _point(last), "best": _point(trial.best(metric))}

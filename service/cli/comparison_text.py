@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from service.cli import output
-from service.cli.comparison import Comparison, Group
+from service.cli.comparison import Comparison, Group, Trial
 from service.cli.references import short_ids
 from service.cli.tables import Cell, Column, Cut, shortened
-from service.differences import Spread
+from service.differences import SHOWN_DIGITS, Spread
 
 _LONGEST = 28  # cells of a parameter's value
 _CURVE = 30  # characters of a curve
@@ -40,7 +40,18 @@ def _print_jobs(comparison: Comparison, screen: Console) -> None:
         for trial in group.trials
     ]
     columns: list[str | Column] = ["#", "ID", Column(name="NAME", least=12, cut=Cut.MIDDLE), "STATE"]
+    if any(trial.job.weights_sha256 for trial in trials):
+        columns.append("WEIGHTS")
+        rows = [[*row, _weights(comparison, trial)] for row, trial in zip(rows, trials, strict=True)]
     screen.print(output.table(columns, rows))
+
+
+def _weights(comparison: Comparison, trial: Trial) -> str:
+    """Returns the first digits of the SHA-256 of the job's weights, and whether they are the first job's."""
+    digest = trial.job.weights_sha256
+    if digest is None:
+        return "-"
+    return f"{output.clean(digest[:SHOWN_DIGITS])} {comparison.weights[trial.job.id]}".rstrip()
 
 
 def _print_parameters(comparison: Comparison, screen: Console) -> None:

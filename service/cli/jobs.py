@@ -67,6 +67,7 @@ def _print_job(job: Job, changes: list[JobEvent]) -> None:
         ("priority", str(job.priority)),
         ("started from", _source(job)),
         ("model", _model(job)),
+        ("weights", job.weights_sha256),
         ("sweep", job.sweep),
         ("user", output.clean(job.user or "")),
         ("labels", output.clean(", ".join(f"{key}={value}" for key, value in job.labels.items()))),

@@ -114,7 +114,8 @@ class Job(Answer):
     unless it waits and the scheduler has estimated it. ended_by: "job",
     "scheduler", "time limit" or the name of a user, "" if that is not known; None if it has not ended.
     last_command: None if no command has changed it. removed: what retention has removed of it. user: of the
-    API key that submitted it; None: of none.
+    API key that submitted it; None: of none. weights_sha256: of the weights and buffers that it has
+    delivered; None if it has not succeeded, runs a script, or an earlier version trained it.
     """
 
     id: str
@@ -143,6 +144,7 @@ class Job(Answer):
     last_command: Command | None = None
     removed: list[str] = []
     user: str | None = None
+    weights_sha256: str | None = None
 
     @property
     def ended(self) -> bool:

@@ -200,6 +200,7 @@ class Reconciler:
             "last_failure": result.last_failure,
             "failures_in_row": result.failures_in_row,
             "ended_by": result.ended_by,
+            "weights_sha256": result.weights_sha256,
         }
         if wait := result.backoff_seconds:
             changes |= {"backoff_seconds": wait, "not_before": utc_now() + timedelta(seconds=wait)}

@@ -211,6 +211,10 @@ class Job:
     """The user of the API key with which it was submitted; None for the server's own key or token."""
     expected: ExpectedStart | None = None
     """When it is expected to start; None unless it waits and the scheduler has estimated it."""
+    weights_sha256: str | None = None
+    """Of the weights that it has delivered, as `training.model.weights` computes it; None if it has not
+    succeeded, runs a script, or an earlier version trained it.
+    """
 
     @property
     def run(self) -> Run | None:

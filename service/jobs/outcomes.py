@@ -5,6 +5,7 @@ The ranks' exit records say how the start ended. The row's state says why it was
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,8 @@ class Outcome:
 
     failures: retries used so far, including one for this start. failures_in_row: starts lost without
     progress in between, including this one. backoff_seconds: how long the job waits before it may start
-    again. ended_by: who ended it; None if it has not ended.
+    again. ended_by: who ended it; None if it has not ended. weights_sha256: of the model that it delivers;
+    None if it delivers none, or a script does.
     """
 
     state: State
@@ -61,6 +63,7 @@ class Outcome:
     failures_in_row: int = 0
     backoff_seconds: float = 0.0
     ended_by: str | None = None
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,11 @@ def outcome(
     assert job.workers is not None
     if finished(exits, job.workers):
         return Outcome(
-            state=State.SUCCEEDED, failures=job.failures, last_failure=job.last_failure, ended_by=BY_ITSELF
+            state=State.SUCCEEDED,
+            failures=job.failures,
+            last_failure=job.last_failure,
+            ended_by=BY_ITSELF,
+            weights_sha256=_weights(exits),
         )
     if cancelled:
         return _stopped(job, State.CANCELLED, "cancelled while it ran")
@@ -97,6 +104,13 @@ def outcome(
     if job.state is State.PREEMPTING:
         return _stopped(job, State.QUEUED, job.reason, failure)
     return _lost(job, exits, failure or _ended_by_others(exits), seconds)
+
+
+def _weights(exits: Sequence[ExitRecord]) -> str | None:
+    """Returns the SHA-256 of the weights that rank 0 has delivered; None if its record has none."""
+    digest = next((record.weights_sha256 for record in exits if record.rank == 0), None)
+    # The record is a file that the user's code could write, and the row has to take what is in it.
+    return digest if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) else None
 
 
 def before_launch(job: Job) -> Outcome:

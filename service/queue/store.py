@@ -76,6 +76,7 @@ class Changes(TypedDict, total=False):
     backoff_seconds: float
     not_before: datetime | None
     ended_by: str | None
+    weights_sha256: str | None
 
 
 NOTES_AT_ONCE = 500

@@ -138,6 +138,7 @@ jobs = Table(
     Column("code", String(64), index=True),
     Column("user", Text),
     Column("expected", AsJson(ExpectedStart.to_json, ExpectedStart.from_json)),
+    Column("weights_sha256", String(64)),
     # A list is read newest first from one of these, or from the primary key, however many jobs there are.
     Index(None, "name", "id"),
     Index(None, "state", "id"),

@@ -75,6 +75,12 @@ class CompareView:
         main = main_metric(names, self.groups[0].values[0].get("training.checkpoint.monitor"))
         return list(dict.fromkeys(([main] if main else []) + names))
 
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """By a job's id whether its weights are those of the first job that has any: see `weights_of`."""
+        found = differences.weights_of([job.weights_sha256 for job in self.jobs])
+        return {job.id: text for job, text in zip(self.jobs, found, strict=True)}
+
     def best(self, metric: str) -> int | None:
         """Returns the number of the group with the best latest value; None if it is not known."""
         mode = differences.mode_of(self.groups[0].values[0], metric)

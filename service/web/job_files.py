@@ -71,9 +71,9 @@ class _Parts:
     def __init__(self, request: Request, services: Context, job_id: str) -> None:
         self._request, self._services, self._job_id = request, services, job_id
         self._seen: Hashable = None
-        self._text = ""
+        self._text = b""
 
-    def __call__(self) -> list[str]:
+    def __call__(self) -> list[bytes]:
         snapshot = self._services.job_watcher.snapshot(self._job_id)
         job = snapshot.job
         moment = 0 if job.state.ended else time.monotonic() // _EVERY_S

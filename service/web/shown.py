@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from service.differences import SHOWN_DIGITS
 from service.jobs.expected import ExpectedStart
 from service.jobs.job import Job
 from training.metric_names import main_metric
@@ -168,6 +169,11 @@ def as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def first_digits(digest: str) -> str:
+    """Returns the first digits of the SHA-256 of weights."""
+    return digest[:SHOWN_DIGITS]
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "age": age,
@@ -182,6 +188,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "first_line": first_line,
     "job_metric": job_metric,
     "plural": plural,
+    "first_digits": first_digits,
     "path_in_url": path_in_url,
     "spec_value": spec_value,
     "json": as_json,

@@ -38,6 +38,8 @@ def test_the_example_learns_and_leaves_everything_in_mlflow(stack: Stack) -> Non
     assert any(name.startswith("system/") for name in metrics)
     params = {param["key"]: param["value"] for param in run["data"]["params"]}
     assert params["training.global_batch_size"] == "64"
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    assert job["weights_sha256"] == tags["weights.sha256"]
     assert _files(stack, run_id) >= {"curves.png", "norm_noise.png", "logs"}
     with stack.client() as client:
         steps = Counter(point.step for point in client.metrics(job["id"], ["train_loss"]))

@@ -75,6 +75,7 @@ def test_a_script_is_paused_and_goes_on_in_the_same_run(stack: Stack, tmp_path: 
 
         assert (paused.state, paused.reason) == ("paused", "paused")
         assert (job.state, job.attempt, job.progress) == ("succeeded", 2, None)
+        assert job.weights_sha256 is None
         said = [line for line in client.logs(job_id).splitlines() if line.startswith("epoch")]
         points = client.metrics(job_id, ["train_loss"])
     assert [line.partition(":")[0] for line in said] == [f"epoch {epoch}" for epoch in range(epochs)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 
 from tests.e2e.stack import ENVIRONMENT, SYNCBN
 from tests.namespaces import IPV6_ALONE, needs_namespaces
+from training.model.weights import weights_sha256
 
 DIGITS = {
     "model": {"class_path": "training.models.ConvNet"},
@@ -167,6 +169,24 @@ def test_what_cannot_start_is_refused_in_a_sentence(tmp_path: Path) -> None:
     assert [done.returncode for done in (unwritable, hiding, large)] == [2, 2, 2]
 
 
+def test_the_same_run_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    def weights(name: str, seed: int) -> str:
+        return _weights(tmp_path / name, DIGITS | {"training": {"max_steps": 5, "seed": seed}})
+
+    first = weights("first", 0)
+
+    assert weights("again", 0) == first
+    assert weights("other", 1) != first
+
+
+def test_where_bits_are_reproducible_two_workers_give_the_weights_of_one(tmp_path: Path) -> None:
+    spec = DIGITS | {"training": {"max_steps": 5, "reproducible": "bits"}}
+
+    one, two = (_weights(tmp_path / str(workers), _on(spec, workers)) for workers in (1, 2))
+
+    assert two == one
+
+
 def _on(spec: dict[str, Any], workers: int) -> dict[str, Any]:
     return spec | {"resources": {"workers": workers, "cpus_per_worker": 0.5}}
 
@@ -186,6 +206,16 @@ def _train(
     return subprocess.run(
         command, cwd=output, env=environment, capture_output=True, encoding="utf-8", timeout=300
     )
+
+
+def _weights(output: Path, spec: dict[str, Any]) -> str:
+    """Trains and returns the SHA-256 that it prints of the weights in model.pt."""
+    done = _train(output, spec)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (digest,) = re.findall("^sha256 of the weights: ([0-9a-f]{64})$", done.stdout, re.MULTILINE)
+    delivered = torch.load(output / "model.pt", weights_only=False)
+    assert digest == weights_sha256(delivered.state_dict())
+    return str(digest)
 
 
 def _rows(output: Path) -> list[dict[str, Any]]:

@@ -228,8 +228,14 @@ class Service:
             assert time.monotonic() < deadline, f"nobody followed job {job_id}"
             time.sleep(0.02)
 
-    def end_job(self, job_id: str, state: State, error: dict[str, Any] | None = None) -> None:
-        assert self.store.move(self.store.get(job_id), state, error=error)
+    def end_job(
+        self,
+        job_id: str,
+        state: State,
+        error: dict[str, Any] | None = None,
+        weights_sha256: str | None = None,
+    ) -> None:
+        assert self.store.move(self.store.get(job_id), state, error=error, weights_sha256=weights_sha256)
 
 
 def find_ray(store: Store, problem: str = "", *, nodes: Iterable[Node] = (NODE,)) -> None:

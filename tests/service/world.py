@@ -108,8 +108,8 @@ class World:
     def train(self, job: Job, progress: Progress = FIRST_STEP) -> None:
         self.cluster.run(self.name(job), progress)
 
-    def finish(self, job: Job) -> None:
-        self.cluster.finish(self.name(job))
+    def finish(self, job: Job, weights_sha256: str | None = None) -> None:
+        self.cluster.finish(self.name(job), weights_sha256)
 
     def fail(self, job: Job, *records: ExitRecord) -> None:
         self.cluster.fail(self.name(job), *records)

@@ -146,6 +146,7 @@ class Done:
     """What an attempt left on this rank. `rows` are the lines of metrics.jsonl, `said` its log."""
 
     rows: list[dict[str, Any]]
+    weights_sha256: str | None
     state: Mapping[str, Tensor]
     stopped: bool
     said: str
@@ -218,7 +219,14 @@ def attempt(
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     state = {name: value.clone() for name, value in own.trainer.lightning_module.state_dict().items()}
     calls = list(getattr(own.trainer.lightning_module, "calls", ()))
-    return Done(rows=rows, state=state, stopped=ended is Exit.STOPPED, said=said.getvalue(), calls=calls)
+    return Done(
+        rows=rows,
+        weights_sha256=own.weights_sha256,
+        state=state,
+        stopped=ended is Exit.STOPPED,
+        said=said.getvalue(),
+        calls=calls,
+    )
 
 
 @contextmanager

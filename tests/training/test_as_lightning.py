@@ -15,6 +15,7 @@ from tests.training.attempts import Data, attempt
 from tests.training.attempts import spec_of as small_spec
 from tests.training.lightning_rows import BATCH_RENORM, ROWS, Row
 from tests.training.worlds import Worlds
+from training.model.weights import weights_sha256
 
 STEPS = 22
 """Of one epoch of the small spec: 150 samples, 7 in a batch."""
@@ -208,7 +209,9 @@ def test_a_module_that_cannot_be_saved_as_a_whole_is_saved_as_its_state(
     done = worlds.run(2, attempt, spec_of(Row(group="", what="", module=module)), tmp_path)[0]
 
     assert "model.pt holds its state_dict" in done.said
-    torch.testing.assert_close(torch.load(tmp_path / "model.pt"), dict(done.state))
+    saved = torch.load(tmp_path / "model.pt")
+    torch.testing.assert_close(saved, dict(done.state))
+    assert done.weights_sha256 == weights_sha256(saved)
 
 
 def test_volumes_of_different_shapes_are_validated_one_by_one(worlds: Worlds, tmp_path: Path) -> None:

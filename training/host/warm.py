@@ -27,10 +27,10 @@ import sync_bn.lightning
 import training.callbacks.norm_report
 import training.data
 import training.host.supervisor
-import training.model.export
 import training.model.modes
 import training.models
 import training.rank.rank
+import training.rank.results
 import training.rank.trainer
 import training.tracking.fluent
 from training.linux import adopt_orphans

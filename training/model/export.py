@@ -21,6 +21,11 @@ CURVES = ("train_", "val_", "test_")
 """Name prefixes of the metrics that the figure of curves shows."""
 
 
+def of_user(module: nn.Module) -> nn.Module:
+    """Returns the user's own module: without the loss and the metrics that a spec gives to an nn.Module."""
+    return module.model if isinstance(module, Supervised) else module
+
+
 def exportable(module: nn.Module) -> nn.Module:
     """Returns a copy on the CPU in evaluation mode, with plain BatchNorm, that loads without this project.
 
@@ -28,8 +33,7 @@ def exportable(module: nn.Module) -> nn.Module:
     can trace it: that contains its own code, and keeps the names of modules and state_dict. If tracing fails,
     the copy has the model's own class, which must be importable where it is loaded.
     """
-    model = module.model if isinstance(module, Supervised) else module
-    model = with_torchs_layers(copy.deepcopy(model)).cpu().eval()
+    model = with_torchs_layers(copy.deepcopy(of_user(module))).cpu().eval()
     if all(type(layer).__module__.startswith("torch.") for layer in model.modules()):
         return model
     try:
@@ -51,7 +55,7 @@ def _trace(model: nn.Module) -> fx.GraphModule:
 def save(module: nn.Module, path: Path) -> nn.Module | None:
     """Writes the exportable model, and returns it; load it with `torch.load(path, weights_only=False)`.
 
-    A module that cannot be copied or pickled is saved as its state_dict; then returns None.
+    A module that cannot be copied or pickled is saved as the state_dict of `of_user`; then returns None.
     """
     try:
         model = exportable(module)
@@ -62,7 +66,7 @@ def save(module: nn.Module, path: Path) -> nn.Module | None:
             "gets no model",
             *(type(error).__name__, error),
         )
-        torch.save(module.state_dict(), path)
+        torch.save(of_user(module).state_dict(), path)
         return None
     return model
 

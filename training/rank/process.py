@@ -145,7 +145,7 @@ class RankProcess:
             else:
                 say(full_trace(error))
         else:
-            record = ExitRecord(rank=self.assignment.rank, kind=kind)
+            record = ExitRecord(rank=self.assignment.rank, kind=kind, weights_sha256=run.weights_sha256)
         step = run.step if run is not None else 0
         return replace(record, step=step, when=time.time(), progress=self.reports.last)
 

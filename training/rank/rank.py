@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -52,6 +51,8 @@ class RankRun:
         self._preparing = ExitStack()
         self.builds = False
         """Whether the model and the data are being imported and constructed."""
+        self.weights_sha256: str | None = None
+        """On rank 0, once the model is saved: see `training.model.weights`."""
 
     @property
     def step(self) -> int:
@@ -187,6 +188,7 @@ class RankRun:
         """Tests and saves the model that is to be delivered."""
         from training.callbacks.job_step import job_step
         from training.rank.delivery import deliver
+        from training.rank.results import save_results
 
         with parts.watchdog.busy("reading the checkpoint"):
             delivered = deliver(module, self.spec, parts.store, self.context, job_step(self.trainer))
@@ -197,8 +199,12 @@ class RankRun:
         del module.configure_model
         vars(module).pop("configure_optimizers", None)  # of the spec; the model is saved without it
         if self.rank == 0:
+            self._print_on_rank_0("saving the model")
+            step = job_step(self.trainer)
             with parts.watchdog.busy("saving the model"):
-                self._save_results(module, parts)
+                self.weights_sha256 = save_results(module, self.spec, parts, step, self.order.output)
+            if self.weights_sha256 is not None:
+                self._print_on_rank_0(f"sha256 of the weights: {self.weights_sha256}")
 
     def _module(self, tracker: Tracker) -> Any:
         """Builds the LightningModule; completes the spec with the default optimizer."""
@@ -362,25 +368,6 @@ class RankRun:
         if self.order.restarts:
             tags["syncbn.restarts"] = "\n".join(self.order.restarts)
         return tags
-
-    def _save_results(self, module: Any, parts: RunParts) -> None:
-        """Saves the model and the figures. Rank 0 only."""
-        from training.callbacks.job_step import job_step
-        from training.model.export import CURVES, draw_curves, save
-        from training.tracking.best import VALIDATION, best_points
-
-        tracker, checkpoint = parts.tracker, self.spec.training.checkpoint
-        self._print_on_rank_0("saving the model")
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(self.order.output or temporary)
-            model = save(module, folder / "model.pt")
-            history = tracker.history((*CURVES, VALIDATION, checkpoint.monitor))
-            tracker.best(best_points(history, monitor=checkpoint.monitor, mode=checkpoint.mode))
-            draw_curves(history, folder / "curves.png")
-            for figure in [folder / "curves.png", *parts.norm_report.draw(folder)]:
-                tracker.artifact(figure)
-        if model is not None:
-            tracker.model(model, parts.share.example, job_step(self.trainer))
 
     def _print_on_rank_0(self, text: str) -> None:
         if self.rank == 0:

@@ -121,6 +121,7 @@ def test_a_spec_becomes_a_job_with_all_its_fields(api: httpx.Client) -> None:
         "last_command": None,
         "removed": [],
         "user": None,
+        "weights_sha256": None,
     }
 
 

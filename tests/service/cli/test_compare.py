@@ -22,14 +22,14 @@ Trained = Callable[..., str]
 def trained(service: Service, client: Client) -> Trained:
     """trained(metric=[values], …) submits a job with these values, one a step, and returns its id."""
 
-    def train(spec: dict[str, Any] | None = None, **metrics: list[float]) -> str:
+    def train(spec: dict[str, Any] | None = None, weights: str | None = None, **metrics: list[float]) -> str:
         job = client.submit({**SPEC, **(spec or {})})
         run = service.start_job(job.id)
         for name, values in metrics.items():
             for step, value in enumerate(values, 1):
                 service.results.log(run, name, step, value)
         service.report(run, Progress(step=1, total_steps=1, epoch=0, eta_seconds=0.0))
-        service.end_job(job.id, State.SUCCEEDED)
+        service.end_job(job.id, State.SUCCEEDED, weights_sha256=weights)
         return job.id
 
     return train
@@ -75,6 +75,24 @@ def test_compare_shows_the_parameters_that_differ_and_the_metrics(
     assert unknown.exit_code == 2
     assert "'val_los'" in unknown.stderr
     assert "val_accuracy" in unknown.stderr
+
+
+def test_compare_says_which_jobs_have_the_same_weights(syncbn: Syncbn, trained: Trained) -> None:
+    first, second = "0123456789abcdef" * 4, "0123456789ab" + "f" * 52
+    digests = [None, first, first, second]
+    ids = [trained({"training": {"seed": i}}, weights, val_loss=[1.0]) for i, weights in enumerate(digests)]
+
+    text = syncbn("compare", *ids).stdout
+    data = json.loads(syncbn("compare", *ids, "--json").stdout)
+
+    assert [line.split()[3:] for line in text.splitlines()[:5]] == [
+        ["STATE", "WEIGHTS"],
+        ["succeeded", "-"],
+        ["succeeded", "0123456789ab"],
+        ["succeeded", "0123456789ab", "same", "weights"],
+        ["succeeded", "0123456789ab", "other", "weights"],
+    ]
+    assert [job["weights_sha256"] for group in data["groups"] for job in group["jobs"]] == digests
 
 
 def test_jobs_that_differ_in_their_seed_are_one_group(syncbn: Syncbn, trained: Trained) -> None:

@@ -90,6 +90,19 @@ def test_show_has_all_that_wait_prints_and_start_up_apart_from_training(
     assert "start-up" not in syncbn("show", client.submit(SPEC).id).stdout
 
 
+def test_show_has_the_whole_sha256_of_the_weights_in_one_line(
+    syncbn: Syncbn, service: Service, client: Client
+) -> None:
+    job, digest = client.submit(SPEC), "0123456789abcdef" * 4
+    service.start_job(job.id)
+    assert "weights" not in syncbn("show", job.id).stdout
+
+    service.end_job(job.id, State.SUCCEEDED, weights_sha256=digest)
+
+    assert ["weights", digest] in [line.split() for line in syncbn("show", job.id).stdout.splitlines()]
+    assert client.job(job.id).weights_sha256 == digest
+
+
 def test_show_has_the_whole_reason(syncbn: Syncbn, service: Service, client: Client) -> None:
     job = client.submit(SPEC)
     long = "needs a node with the label zone=a, " * 50

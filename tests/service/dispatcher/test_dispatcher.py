@@ -46,10 +46,11 @@ def test_a_job_goes_from_the_queue_to_its_end(world: World) -> None:
     assert (running.state, running.reason, running.progress) == (State.RUNNING, "", FIRST_STEP)
     assert running.started_at is not None
 
-    world.finish(job)
+    world.finish(job, weights_sha256="0123456789abcdef" * 4)
     world.round()
     done = world.look(job)
     assert (done.state, done.attempt, done.failures, done.error) == (State.SUCCEEDED, 1, 0, None)
+    assert (running.weights_sha256, done.weights_sha256) == (None, "0123456789abcdef" * 4)
     assert done.finished_at is not None
     assert done.archived_at is not None
     assert world.results.endings == {world.run(job).run_id: "FINISHED"}

@@ -44,6 +44,8 @@ def come_to(job: Job, records: list[ExitRecord], *, cancelled: bool = False) -> 
     return result
 
 
+DIGEST = "0123456789abcdef" * 4
+NO_DIGESTS: list[Any] = [DIGEST * 2, DIGEST.upper(), "", {"sha256": DIGEST}]
 FINISHED = exits(others=Exit.FINISHED)
 SAVED = [ExitRecord(rank=rank, kind=Exit.STOPPED, step=120) for rank in (0, 1)]
 LOST = exits(ExitRecord(rank=1, kind=Exit.LOST, message="its machine is gone", step=4))
@@ -403,6 +405,26 @@ def test_memory_that_runs_out_twice_at_a_step_is_final_unless_more_workers_may_c
 )
 def test_an_end_says_who_ended_the_job(records: list[ExitRecord], by: str) -> None:
     assert come_to(job(retries=0), records).ended_by == by
+
+
+@pytest.mark.parametrize(
+    ("records", "digest"),
+    [
+        (exits(ExitRecord(rank=0, kind=Exit.FINISHED, weights_sha256=DIGEST), others=Exit.FINISHED), DIGEST),
+        (FINISHED, None),
+        (exits(ExitRecord(rank=1, kind=Exit.FINISHED, weights_sha256=DIGEST), others=Exit.FINISHED), None),
+        (exits(ExitRecord(rank=0, kind=Exit.FINISHED, weights_sha256=DIGEST), killed(1)), None),
+        *(
+            (exits(ExitRecord(rank=0, kind=Exit.FINISHED, weights_sha256=wrong), others=Exit.FINISHED), None)
+            for wrong in NO_DIGESTS
+        ),
+    ],
+    ids=["of rank 0", "none", "of rank 1", "rank 1 failed", "too long", "capitals", "empty", "a mapping"],
+)
+def test_a_job_that_succeeded_has_the_weights_that_rank_0_delivered(
+    records: list[ExitRecord], digest: str | None
+) -> None:
+    assert come_to(job(retries=0), records).weights_sha256 == digest
 
 
 def test_a_cancelled_job_was_ended_by_who_cancelled_it() -> None:

@@ -39,6 +39,8 @@ def test_jobs_that_differ_in_their_seed_are_one_line_with_a_band(
     service = console.service
     jobs = [ran(service, lr=0.1, seed=seed, scale=1 - seed / 10, name=MARKUP) for seed in range(3)]
     other = ran(service, lr=0.01, seed=0, scale=0.5, name="other")
+    for job, digest in zip((*jobs, other), "abba", strict=True):
+        service.end_job(job.id, State.SUCCEEDED, weights_sha256=digest * 64)
     console.page.set_viewport_size({"width": size[0], "height": size[1]})
 
     page = console.open(f"/compare?{query(*jobs, other)}")
@@ -46,6 +48,7 @@ def test_jobs_that_differ_in_their_seed_are_one_line_with_a_band(
     page.wait_for_selector("#chart[data-points='40']")  # two lines of 20 points
     assert page.locator("#legend .mark").count() == 2
     assert page.locator("tr[data-group='1']").count() == 3
+    assert page.locator("#compare-jobs td:has-text('same weights')").count() == 1
     parameters = page.inner_text("section[aria-labelledby=parameters-title]")
     assert "optimizer.init_args.lr" in parameters
     assert "0, 1, 2" in parameters
@@ -76,6 +79,24 @@ def test_a_mean_ends_where_the_first_seed_does(console: Console) -> None:
     page.keyboard.press("+")
     assert page.evaluate("overlay._shown()") == pytest.approx([8.25, 22.75])
     console.check_accessible()
+
+
+def test_the_jobs_say_whether_they_have_the_same_weights(service: Service, visitor: httpx.Client) -> None:
+    first, second = "0123456789abcdef" * 4, "f" * 64
+    jobs = [create(service, name="trained") for _ in range(4)]
+    for job, digest in zip(jobs[1:], (first, first, second), strict=True):
+        service.start_job(job.id)
+        service.end_job(job.id, State.SUCCEEDED, weights_sha256=digest)
+
+    rows = visitor.get(f"/compare?{query(*jobs)}").text.split('<tr id="compared-')[1:]
+
+    cells = [row.split("<td>")[5].partition("</td>")[0] for row in rows]
+    assert cells == [
+        "",
+        f'<code title="SHA-256 {first}">0123456789ab</code>',
+        f'<code title="SHA-256 {first}">0123456789ab</code> same weights',
+        f'<code title="SHA-256 {second}">ffffffffffff</code> other weights',
+    ]
 
 
 def test_curves_are_chosen_smoothed_zoomed_and_followed(console: Console) -> None:

@@ -95,6 +95,22 @@ def test_a_job_that_is_deleted_while_its_page_is_open_says_so(console: Console, 
     expect(page.get_by_role("link", name="Clone")).to_have_count(0)
 
 
+def test_the_header_has_the_weights_as_soon_as_the_job_has_delivered_them(console: Console) -> None:
+    service, digest = console.service, "0123456789abcdef" * 4
+    job, _ = service.store.create_job(make_spec())
+    service.start_job(job.id)
+    page = console.open(f"/jobs/{job.id}")
+    page.wait_for_selector("#job-header >> text=running")
+    assert "Weights" not in page.inner_text("#job-header")
+
+    service.end_job(job.id, State.SUCCEEDED, weights_sha256=digest)
+
+    page.wait_for_selector("#job-header dd:has-text('0123456789ab')")
+    assert page.get_attribute("#job-header dd code", "title") == f"SHA-256 {digest}"
+    assert digest not in page.inner_text("#job-header")
+    console.check_accessible()
+
+
 def test_pages_that_are_not_there_say_so(service: Service) -> None:
     job, _ = service.store.create_job(make_spec())
     token = token_file(service.server.port).read_text()

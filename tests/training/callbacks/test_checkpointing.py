@@ -14,6 +14,7 @@ from tests.training.worlds import Worlds
 from training.checkpoints.folder import Checkpoints
 from training.checkpoints.listing import Listed, chosen
 from training.errors import BuildError
+from training.model.weights import weights_sha256
 
 
 def kept(folder: Path, **options: Any) -> list[Listed]:
@@ -133,6 +134,7 @@ def test_the_model_of_the_best_checkpoint_is_tested_and_delivered(worlds: Worlds
     model = torch.load(tmp_path / "model.pt", weights_only=False)
     torch.testing.assert_close(model.state_dict(), saved["state_dict"], rtol=0, atol=0)
     assert f"the model is that of the best: step {best}, val_loss" in done.said
+    assert done.weights_sha256 == weights_sha256(saved["state_dict"])
 
     losses = [nn.functional.cross_entropy(model(x), y, reduction="sum") for x, y in Data().test_dataloader()]
     assert done.series("test_loss") == {66: pytest.approx(sum(loss.item() for loss in losses) / 5)}

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from tests.mlflow_server import MlflowServer
 from training.host.local import train_locally
+from training.model.weights import weights_sha256
 from training.spec import parse_spec
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def test_a_run_in_mlflow_says_where_it_comes_from_what_went_in_and_what_came_out
         ("mlflow.source.git.commit", "c0" * 20),
         ("mlflow.source.git.dirty", "true"),
     }
+    delivered = torch.load(tmp_path / "output" / "model.pt", weights_only=False)
+    assert run.data.tags["weights.sha256"] == weights_sha256(delivered.state_dict())
     empty = {key for key, value in run.data.params.items() if value == "{}"}
     assert not empty | {key for key in run.data.params if key.startswith(("labels", "source"))}
     losses = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "val_loss")}

@@ -205,6 +205,17 @@ def test_the_wrapper_around_a_users_model_is_not_exported() -> None:
     assert list(exportable(module).state_dict()) == list(module.model.state_dict())
 
 
+def test_a_model_that_cannot_be_saved_as_a_whole_is_saved_as_its_own_state(tmp_path: Path) -> None:
+    spec = parse_spec({"model": {"class_path": "a.B"}, "data": {"class_path": "a.C"}})
+    module = Supervised(nn.Linear(2, 3), spec)
+    module.loss = nn.CrossEntropyLoss(weight=torch.ones(3))
+    module.model.last = module.model(torch.ones(1, 2))  # a tensor with its graph
+
+    assert save(module, tmp_path / "model.pt") is None
+
+    assert list(torch.load(tmp_path / "model.pt")) == ["weight", "bias"]
+
+
 def test_an_example_is_one_sample_of_the_input() -> None:
     x, y = torch.randn(4, 3), torch.arange(4)
 
