@@ -137,8 +137,8 @@ class _ShardThread:
         self._owner, self._index = owner, index
         self._go, self._back = _locked(), _locked()
         self._function: Callable[[], Any] | None = None
-        self._is_abandoned = False
-        self._is_started = False
+        self._is_abandoned = self._is_started = False
+        self._cpu_threads = torch.get_num_threads()
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -169,7 +169,7 @@ class _ShardThread:
 
     def _live(self) -> None:
         self._owner._by_ident[_thread.get_ident()] = self._index
-        torch.set_num_threads(torch.get_num_threads())
+        torch.set_num_threads(self._cpu_threads)  # OpenMP counts them for each thread that computes
         while True:
             self._go.acquire()
             function, self._function = self._function, None
