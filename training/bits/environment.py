@@ -61,6 +61,7 @@ _WORDS = {
     "instructions": "torch's instruction set",
     "onednn": "oneDNN's instruction set",
     "mkl": "MKL's instruction set",
+    "mkl_cbwr": "MKL_CBWR",
     "caches": "the CPU's caches",
     "threads": "the number of threads",
     "gpu": "the GPU",
@@ -78,8 +79,9 @@ def own_environment(*, on_gpu: bool) -> Environment:
 
     torch, syncbn: versions. cpu: its name. instructions: the set that torch chose, as
     torch.backends.cpu.get_cpu_capability names it. onednn, mkl: the sets of oneDNN and MKL by the names of
-    the variables that limit them; the vendor precedes MKL's, on which it depends. caches: bytes. threads: of
-    torch's operations. gpu: name and version of cuDNN, for a run on GPUs.
+    the variables that limit them; the vendor precedes MKL's, on which it depends. mkl_cbwr: the variable that
+    chooses another of MKL's branches. caches: bytes. threads: of torch's operations.
+    gpu: name and version of cuDNN, for a run on GPUs.
     """
     cpu = torch.cpu.get_capabilities()
     name = str(cpu.get("cpu_name", ""))
@@ -94,6 +96,7 @@ def own_environment(*, on_gpu: bool) -> Environment:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "onednn": onednn if has_onednn else "",
         "mkl": f"{name.partition(' ')[0]} {mkl}" if has_mkl and mkl else "",
+        "mkl_cbwr": os.environ.get("MKL_CBWR", ""),
         "caches": f"L1 {cpu.get('l1d_cache_size', 0)}, L2 {cpu.get('l2_cache_size', 0)}",
         "threads": str(torch.get_num_threads()),
         "gpu": _gpu() if on_gpu else "",
