@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from training.callbacks.step_times import METRIC, median_seconds
+from training.errors import TrainingError
 from training.spec import Spec, parse_spec
 from training.spec.reproducible import shards_of
 from training.spec.resources import Resources
@@ -32,7 +31,7 @@ _CALLBACK = {"class_path": "training.callbacks.step_times.StepTimes"}
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training. weights, logged: SHA-256 of weights and buffers, and of all logged values but times.
+    """One training. weights: see `training.model.weights`. logged: SHA-256 of all logged values but times.
 
     train_loss: of each step. seconds_per_step: the median.
     """
@@ -138,12 +137,14 @@ def _train(machine: LocalHost, spec: Spec, folder: Path) -> Run:
     from training.host.local import prepare_output
 
     folder, workers = prepare_output(folder), spec.resources.max_workers
-    machine.run(spec, workers=workers, output=folder, retries=0, show=False)
+    weights = machine.run(spec, workers=workers, output=folder, retries=0, show=False)
+    if weights is None:
+        raise TrainingError(f"the weights have no SHA-256 to compare; the logs in {folder / 'run'} say why")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return Run(
         mode=spec.training.reproducible,
         workers=workers,
-        weights=_sha256_of_weights(folder / "model.pt"),
+        weights=weights,
         logged=sha256_of_logged(rows),
         train_loss=[row["train_loss"] for row in rows if "train_loss" in row],
         seconds_per_step=median_seconds(rows),
@@ -156,16 +157,6 @@ def sha256_of_logged(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         values = {name: value for name, value in row.items() if name != METRIC}
         digest.update(f"{json.dumps(values, sort_keys=True)}\n".encode())
-    return digest.hexdigest()
-
-
-def _sha256_of_weights(path: Path) -> str:
-    """Returns the SHA-256 of the weights and buffers in a model.pt, in the order of their names."""
-    model = torch.load(path, weights_only=False)
-    digest = hashlib.sha256()
-    for name, tensor in sorted((model if isinstance(model, dict) else model.state_dict()).items()):
-        digest.update(f"{json.dumps([name, str(tensor.dtype), list(tensor.shape)])}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -18,7 +18,8 @@ from training.models import MLP
 
 class Net(MLP):
     def forward(self, x):
-        return super().forward(x * {factor})
+        if x.isfinite().all():  # so that model.pt has the class, which is not importable here
+            return super().forward(x * {factor})
 """
 SPEC: dict[str, Any] = {
     "model": {"class_path": "nets.Net"},
