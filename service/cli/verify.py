@@ -54,6 +54,10 @@ def verify(
     """
     from service.cli.specs import read_spec
 
+    if bits and steps < 2:
+        raise typer.BadParameter(
+            "--bits measures the time between steps; give at least 2", param_hint="--steps"
+        )
     with reporting():
         numbers = _numbers(workers)
         parsed = read_spec(spec, assignments, configs, overrides, code_of(spec, code))

@@ -78,6 +78,13 @@ def test_a_network_that_knows_its_number_of_workers_is_found_out(
     assert not json.loads((tmp_path / "out" / "verify.json").read_text())["equal"]
 
 
+def test_the_time_of_a_step_needs_two() -> None:
+    ran = CliRunner().invoke(app, ["verify", "spec.yaml", "--bits", "--steps", "1"])
+
+    assert ran.exit_code == 2
+    assert "give at least 2" in " ".join(ran.stderr.replace("│", "").split())
+
+
 def test_each_hash_counts_for_bits_alone() -> None:
     same = [run("bits", 2), run("curve", 2, weights="c", logged="d", train_loss=[2.0, 1.1])]
 
@@ -124,6 +131,13 @@ def test_what_bits_does_not_cover_is_refused_before_the_first_run() -> None:
 
     with pytest.raises(SpecError, match=r"norm\.kind"):
         variant(spec, "bits", 1, 30, 2)
+
+
+@pytest.mark.parametrize("norm", [{"kind": "none"}, {"kind": "group_norm", "groups": 2}])
+def test_a_normalisation_of_each_sample_is_kept(norm: dict[str, Any]) -> None:
+    spec = parse_spec(SPEC | {"norm": norm})
+
+    assert variant(spec, "bits", 1, 30, 2).norm == spec.norm
 
 
 @pytest.mark.parametrize("loss", [1.0, 1.0 + 1e-7, 0.0])

@@ -163,9 +163,12 @@ def test_a_run_that_goes_on_elsewhere_says_so_for_good(worlds: Worlds, tmp_path:
     )[0]
     again = worlds.run(1, attempt, spec, tmp_path / "on", start_from=str(source / "lightning.ckpt"))[0]
 
+    at_home = worlds.run(1, attempt, bits(), tmp_path)[0]
+
     assert stopped.stopped
     assert went_on.stopped
-    assert "warning" not in stopped.said
+    assert "one environment" not in stopped.said + at_home.said
+    assert environments(tmp_path) == here
     text = f"made in one environment: torch was 2.12.0 and is {torch.__version__}"
     assert text in went_on.said
     assert text in again.said
