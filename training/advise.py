@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from training.callbacks.step_times import METRIC
+from training.callbacks.step_times import median_seconds
 from training.errors import BuildError
 from training.noise_rule import FREE, LOCAL, NOTICEABLE, SYNC, global_noise, reason, recommended
 from training.spec import Spec, parse_spec, shares
@@ -142,7 +142,7 @@ def advise(
         share=1 / workers if batch is None else shares(batch, workers)[0] / batch,
         batch=batch,
         layers=_layers(rows[SYNC, 1]),
-        seconds={kind: _seconds(found) for (kind, every), found in rows.items() if every is None},
+        seconds={kind: median_seconds(found) for (kind, every), found in rows.items() if every is None},
     )
     (output / RESULTS[0]).write_text(json.dumps(as_json(advice), indent=2))
     if advice.layers:
@@ -190,12 +190,6 @@ def _layers(rows: Sequence[Mapping[str, float]]) -> list[Layer]:
 
 def _values(rows: Sequence[Mapping[str, float]], key: str) -> list[float]:
     return [row[key] for row in rows if key in row]
-
-
-def _seconds(rows: Sequence[Mapping[str, float]]) -> float:
-    """Returns the median time of a step, without the first third, in which memory is allocated."""
-    times = _values(rows, METRIC)
-    return median(times[len(times) // 3 :])
 
 
 def _times(seconds: Mapping[str, float]) -> str:

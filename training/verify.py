@@ -110,19 +110,14 @@ def verify(
     """
     from training.host.local import LocalHost, code_folder
 
-    if spec.script is not None:
-        raise BuildError(
-            "script",
-            "verify compares the loss at each step, and the steps of a script are not known; train it with "
-            "--set resources.workers=1 and with 2, and compare what it reports",
-        )
+    refuse_script(spec)
     output.mkdir(parents=True, exist_ok=True)
     runs = [(kind, number, False) for kind in KINDS for number in workers]
     runs.append((KINDS[0], workers[0], True))
     curves = []
     with LocalHost(code_folder(code)) as machine:
         for count, (kind, number, last_bit) in enumerate(runs, start=1):
-            what = f"{kind} on {_workers(number)}"
+            what = f"{kind} on {counted(number)}"
             running(
                 f"{count} of {len(runs)}: {what}{', the last bits of the initial weights changed' * last_bit}"
             )
@@ -138,23 +133,38 @@ def verify(
     return verification
 
 
+def refuse_script(spec: Spec) -> None:
+    """Raises BuildError for a script."""
+    if spec.script is not None:
+        raise BuildError(
+            "script",
+            "verify compares the loss at each step, and the steps of a script are not known; train it with "
+            "--set resources.workers=1 and with 2, and compare what it reports",
+        )
+
+
 def variant(spec: Spec, kind: str, workers: int, steps: int) -> Spec:
     """Returns the spec with another normalisation, number of workers and length; workers may share CPUs.
 
     Raises SpecError if it cannot be trained so.
     """
-    from training.host.local import usable_cpus
-
-    cpus = usable_cpus()
     data = spec.model_dump(mode="json", exclude_unset=True)
     data["norm"] = {"kind": kind}
     data["training"] = spec.training.model_dump(mode="json") | {"max_epochs": None, "max_steps": steps}
-    data["resources"] = {
+    data["resources"] = resources(spec, workers, sharing=workers)
+    return parse_spec(data)
+
+
+def resources(spec: Spec, workers: int, *, sharing: int) -> dict[str, Any]:
+    """Returns the section of a number of workers with as many CPUs each as `sharing` workers have here."""
+    from training.host.local import usable_cpus
+
+    share = int(100 * usable_cpus() / sharing) / 100
+    return {
         "workers": workers,
-        "cpus_per_worker": min(spec.resources.cpus_per_worker, int(100 * cpus / workers) / 100),
+        "cpus_per_worker": min(spec.resources.cpus_per_worker, share),
         "gpus_per_worker": spec.resources.gpus_per_worker,
     }
-    return parse_spec(data)
 
 
 def _train(machine: LocalHost, spec: Spec, workers: int, folder: Path, *, last_bit: bool) -> list[float]:
@@ -208,22 +218,23 @@ def draw(verification: Verification, path: Path) -> None:
             color=f"C{position % max(len(verification.curves) // 2 - 1, 1)}",
             linestyle="-" if is_synchronized else "--",
             linewidth=1.4,
-            label=f"{curve.kind}, {_workers(curve.workers)}",
+            label=f"{curve.kind}, {counted(curve.workers)}",
         )
     if verification.last_bit is not None:
         values = [max(value, _SMALLEST) for value in verification.differences(verification.last_bit)]
-        label = f"last bits of the initial weights changed, {_workers(first)}"
+        label = f"last bits of the initial weights changed, {counted(first)}"
         axes.plot(range(1, len(values) + 1), values, color="gray", linestyle=":", linewidth=1.4, label=label)
     axes.set_yscale("log")
     axes.set(
         title=f"{verification.name}: effect of splitting the batch on the loss ({verification.precision})",
         xlabel="optimizer step",
-        ylabel=f"relative difference to {_workers(first)}",
+        ylabel=f"relative difference to {counted(first)}",
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=110)
 
 
-def _workers(number: int) -> str:
+def counted(number: int) -> str:
+    """Returns a number of workers in words."""
     return f"{number} worker{'s' if number > 1 else ''}"

@@ -6,7 +6,7 @@ request; 3 the job was cancelled; 4 no such job; 5 the server cannot be reached,
 
 May import `client`, `differences`, `doctor`, `embedded`, `errors`, `roles`, `server`, `user_code`,
 `training.errors`, `training.host`, `training.metric_names`, `training.spec`, `training.advise`,
-`training.verify`.
+`training.verify`, `training.verify_bits`.
 """
 
 from service.cli.app import main

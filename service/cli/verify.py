@@ -1,11 +1,11 @@
-"""`verify`: shows on this machine whether the number of workers changes a spec's loss curve."""
+"""`verify`: shows on this machine whether the number of workers changes a spec's loss curve, or its bits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,11 @@ from service.cli.scripts import code_of
 from service.cli.session import reporting
 
 if TYPE_CHECKING:
+    from training.spec import Spec
     from training.verify import Verification
+    from training.verify_bits import BitsVerification
+
+_SHOWN = 16  # characters of a hash
 
 
 def verify(
@@ -31,26 +35,55 @@ def verify(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for curves and the figure.")] = Path(
         "verify"
     ),
+    bits: Annotated[
+        bool,
+        typer.Option(
+            "--bits",
+            help="Compare training.reproducible: bits, by hashes of weights and logged values, with curve.",
+        ),
+    ] = False,
 ) -> None:
     """Show that the number of workers does not change a spec's loss curve, unlike with plain BatchNorm.
 
     Trains for some steps on each number of workers, with sync_batch_norm and with batch_norm, and once more
     from weights that differ in their last bit, which shows the effect of rounding. Prints a table and draws a
     figure. Exit code 1 if the curves of sync_batch_norm differ by more than rounding.
+
+    With --bits it trains with training.reproducible: bits on each number of workers, and with curve beside
+    it. Exit code 1 if hashes of weights or of logged values differ with bits.
     """
     from service.cli.specs import read_spec
 
+    if bits and steps < 2:
+        raise typer.BadParameter(
+            "--bits measures the time between steps; give at least 2", param_hint="--steps"
+        )
     with reporting():
         numbers = _numbers(workers)
         parsed = read_spec(spec, assignments, configs, overrides, code_of(spec, code))
-        from training import verify as verification
+        if bits:
+            holds = _verify_bits(parsed, workers=numbers, steps=steps, code=code, output=output)
+        else:
+            holds = _verify(parsed, workers=numbers, steps=steps, code=code, output=output)
+    raise typer.Exit(ExitCode.OK if holds else ExitCode.JOB_FAILED)
 
-        with measuring() as running:
-            result = verification.verify(
-                parsed, workers=numbers, steps=steps, code=code, output=output, running=running
-            )
+
+def _verify(spec: Spec, *, output: Path, **how: Any) -> bool:
+    from training import verify as verification
+
+    with measuring() as running:
+        result = verification.verify(spec, output=output, running=running, **how)
     _show(result, output / "verify.png")
-    raise typer.Exit(ExitCode.OK if result.holds else ExitCode.JOB_FAILED)
+    return result.holds
+
+
+def _verify_bits(spec: Spec, *, output: Path, **how: Any) -> bool:
+    from training import verify_bits as verification
+
+    with measuring() as running:
+        result = verification.verify_bits(spec, output=output, running=running, **how)
+    _show_bits(result, output / "verify.png")
+    return not result.different
 
 
 @contextmanager
@@ -96,6 +129,40 @@ def _show(result: Verification, figure: Path) -> None:
         table.add_row(what, str(first), f"{max(differences):.1e}", f"{differences[-1]:.1e}")
     out.print(table)
     out.print(f"{_verdict(result)}; figure: {figure}")
+
+
+def _show_bits(result: BitsVerification, figure: Path) -> None:
+    from rich.table import Table
+
+    from service.cli.output import console
+
+    usual = result.of("curve")
+    table = Table(
+        "workers",
+        "weights",
+        "logged values",
+        "last loss",
+        "s/step",
+        f"curve: distance to {usual[0].workers}",
+        "at the last step",
+        "s/step",
+        box=None,
+    )
+    for run, other in zip(result.of("bits"), usual, strict=True):
+        distances = result.distances(other)
+        table.add_row(
+            str(run.workers),
+            run.weights[:_SHOWN],
+            run.logged[:_SHOWN],
+            repr(run.train_loss[-1]),
+            f"{run.seconds_per_step:.3g}",
+            f"{max(distances):.1e}",
+            f"{distances[-1]:.1e}",
+            f"{other.seconds_per_step:.3g}",
+        )
+    out = console()
+    out.print(table)
+    out.print(f"{result.verdict}; figure: {figure}")
 
 
 def _verdict(result: Verification) -> str:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from sync_bn.layer import SyncBatchNorm, over_parts
+from training.bits.environment import Environment
 from training.bits.exchange import Exchange
 from training.bits.gradients import ShardGradients
 from training.bits.logs import ShardLogs
@@ -38,6 +39,8 @@ class RankShards:
         self._saved: dict[str, Any] = {}
         self.logs: ShardLogs
         """What logs the values of a step; set before the first."""
+        self.environments: list[Environment]
+        """Those in which the steps of the run are made, this one last; set before the first step."""
         self._shards: Sequence[Shard] = ()
 
     @property

@@ -1,8 +1,10 @@
-"""The callback with which `syncbn advise` measures steps."""
+"""The callback with which `syncbn advise` and `syncbn verify --bits` measure steps."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
+from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -22,3 +24,12 @@ class StepTimes(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({METRIC: now - self._ended}, trainer.global_step)
         self._ended = now
+
+
+def median_seconds(rows: Iterable[Mapping[str, float]]) -> float:
+    """Returns the median time of a step, without the first third, in which memory is allocated.
+
+    rows: the lines of metrics.jsonl. At least two must be of steps.
+    """
+    times = [row[METRIC] for row in rows if METRIC in row]
+    return median(times[len(times) // 3 :])

@@ -50,6 +50,8 @@ class TrainState:
     ended its training here; only a longer one goes on. made_with: the settings with which the run constructed
     its optimizers and schedulers, to be compared with another run's; empty: they are not compared.
     own_output: what the user's loggers and checkpoint callbacks had written (`training.rank.own_output`).
+    environments: those in which the steps were made, each once (`training.bits.environment`); empty unless
+    the run trains to the last bit.
     """
 
     seed: int
@@ -63,6 +65,7 @@ class TrainState:
     finished: bool = False
     made_with: dict[str, Any] = field(default_factory=dict)
     own_output: dict[str, Any] = field(default_factory=dict)
+    environments: list[dict[str, str]] = field(default_factory=list)
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
         """Restores everything except `logged`. Every rank must call it."""

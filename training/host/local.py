@@ -123,12 +123,13 @@ class LocalHost:
         last_bit: bool = False,
         retries: int | None = None,
         show: bool = True,
-    ) -> None:
+    ) -> str | None:
         """Runs `spec` and blocks until it has finished. After a failure restarts from the last checkpoint.
 
         workers: the number of ranks. output: the folder for results; run files go to `output`/run.
         curves_only, last_bit: see Order. retries: None: those of the spec. show: print the output of rank 0.
-        Raises RunFailed if the run fails for good.
+        Returns the SHA-256 of the delivered weights (`training.model.weights`); None if there is none. Raises
+        RunFailed if the run fails for good.
         """
         self._runs += 1
         run = _Run(retries=spec.retries if retries is None else retries)
@@ -154,7 +155,7 @@ class LocalHost:
                 began = monotonic()
                 exits = self._start(order, start=len(run.restarts) + 1, restarts=tuple(run.restarts))
                 if finished(exits, workers):
-                    return
+                    return next(each.weights_sha256 for each in exits if each.rank == 0)
                 reason = run.restart(exits)
                 if order.seconds_left is not None:
                     left = order.seconds_left - (monotonic() - began)

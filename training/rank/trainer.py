@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import Precision
 
 from sync_bn import check_ranks
+from training.bits import environment
 from training.bits.logs import ShardLogs
 from training.bits.loss import ShardLoss
 from training.bits.shards import RankShards
@@ -25,6 +26,7 @@ from training.callbacks.progress import ProgressReporter
 from training.callbacks.rng_watch import RngWatch
 from training.callbacks.share_counts import ShareCounts
 from training.callbacks.stop_vote import StopVote
+from training.console import say
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
 from training.model.norms import layer_sync
@@ -78,6 +80,8 @@ def make_trainer(spec: Spec, context: RankContext, folder: RunFolder, parts: Run
     settings, synchronized = spec.training, spec.norm.is_synchronized
     sets_precision = _sets_precision(spec, parts.user)
     vote = StopVote()
+    if parts.shards is not None:
+        _tell_environment(parts.shards, parts, context.rank)
     loss = _loss(parts, vote, equal_parts=settings.loader_batches is not None)
     # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
     same_buffers = synchronized and spec.norm.group == "world"
@@ -103,7 +107,26 @@ def shards_of(spec: Spec, context: RankContext, share: ShareCounts) -> RankShard
     """Returns the shards of a rank for `training.reproducible: bits`, otherwise None."""
     if spec.training.reproducible == "curve":
         return None
-    return RankShards(spec.shards, context.rank, context.world_size, share=share, seed=spec.training.seed)
+    shards = RankShards(spec.shards, context.rank, context.world_size, share=share, seed=spec.training.seed)
+    own = environment.own_environment(on_gpu=bool(spec.resources.gpus_per_worker))
+    environment.check_same_on_all(own, shards.exchange)
+    shards.environments = [own]
+    return shards
+
+
+def _tell_environment(shards: RankShards, parts: RunParts, rank: int) -> None:
+    """Records what the result depends on, and whether earlier steps of the run were made in another way."""
+    before: list[environment.Environment] = []
+    if parts.start.state is not None:
+        before = parts.start.state.environments or [environment.UNKNOWN]
+    (now,) = shards.environments
+    tags = environment.tags(now)
+    if changed := environment.change(before, now):
+        tags[environment.CHANGED_TAG] = changed
+        if rank == 0:
+            say(f"warning: bits may differ from those of a run that was made in one environment: {changed}")
+    parts.tracker.tags(tags)
+    shards.environments = environment.history(before, now)
 
 
 def logs_of(module: LightningModule, share: ShareCounts, shards: RankShards | None) -> LogSync:
@@ -176,6 +199,7 @@ def _callbacks(
             release=parts.start.release,
             best=parts.start.best,
             own_output=parts.own_output.state,
+            environments=parts.shards.environments if parts.shards else [],
             final=not parts.curves_only,
         ),
         *([ShardStates(parts.shards)] if parts.shards else [RngWatch(parts.tracker)]),

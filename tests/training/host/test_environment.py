@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,49 @@ def test_variables_of_the_spec_reach_every_rank_before_its_modules_are_imported(
         machine.run(spec, workers=2, output=output, curves_only=True, show=False)
 
     assert logs_of(output).count(f"greeting: hello zone: XYZ tmp: {tmp_path / 'scratch'}") == 2
+
+
+KERNELS = """
+import hashlib, torch
+from torch import nn
+
+numbers = torch.Generator().manual_seed(0)
+a, b = torch.randn(64, 300, generator=numbers), torch.randn(300, 70, generator=numbers)
+x, w = torch.randn(4, 16, 20, 20, generator=numbers), torch.randn(16, 16, 3, 3, generator=numbers)
+results = a @ b, nn.functional.conv2d(x, w)
+digests = [hashlib.sha256(each.numpy()).hexdigest() for each in results]
+print("kernels:", torch.backends.cpu.get_cpu_capability(), *digests)
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_variables_that_choose_kernels_do_so_in_ranks_as_in_a_process_that_just_started(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "nets.py").write_text(KERNELS)
+    variables = {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+    }
+    output = prepare_output(tmp_path / "output")
+
+    with LocalHost(tmp_path) as machine:
+        spec = spec_of(environment={"variables": variables})
+        machine.run(spec, workers=2, output=output, curves_only=True, show=False)
+
+    started = subprocess.run(
+        [sys.executable, tmp_path / "nets.py"],
+        env=os.environ | variables | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert started.stdout.startswith("kernels: DEFAULT ")
+    assert logs_of(output).count(started.stdout) == 2
 
 
 LEAKY = """

@@ -25,6 +25,7 @@ def test_variables_are_text_by_name() -> None:
         ("PYTHONPATH", "--code"),
         ("PYTHONHASHSEED", "in your code"),
         ("OMP_NUM_THREADS", "resources.cpus_per_worker"),
+        ("MKL_NUM_THREADS", "resources.cpus_per_worker"),
         ("CUDA_VISIBLE_DEVICES", "resources.gpus_per_worker"),
         ("PL_TRAINER_MAX_EPOCHS", "`trainer`"),
         ("PL_GLOBAL_SEED", "training.seed"),
