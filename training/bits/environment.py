@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from sync_bn import _native
 from training.bits.exchange import Exchange
 from training.errors import BuildError
 from training.versions import own_versions
@@ -64,6 +65,7 @@ _WORDS = {
     "mkl_cbwr": "MKL_CBWR",
     "caches": "the CPU's caches",
     "threads": "the number of threads",
+    "loops": "the loops of SyncBatchNorm",
     "gpu": "the GPU",
 }
 _HELD_BY = {
@@ -81,7 +83,8 @@ def own_environment(*, on_gpu: bool) -> Environment:
     torch.backends.cpu.get_cpu_capability names it. onednn, mkl: the sets of oneDNN and MKL by the names of
     the variables that limit them; the vendor precedes MKL's, on which it depends. mkl_cbwr: the variable that
     chooses another of MKL's branches. caches: bytes. threads: of torch's operations.
-    gpu: name and version of cuDNN, for a run on GPUs.
+    loops: those of SyncBatchNorm, which are compiled where there is a compiler. gpu: name and version of
+    cuDNN, for a run on GPUs.
     """
     cpu = torch.cpu.get_capabilities()
     name = str(cpu.get("cpu_name", ""))
@@ -99,6 +102,7 @@ def own_environment(*, on_gpu: bool) -> Environment:
         "mkl_cbwr": os.environ.get("MKL_CBWR", ""),
         "caches": f"L1 {cpu.get('l1d_cache_size', 0)}, L2 {cpu.get('l2_cache_size', 0)}",
         "threads": str(torch.get_num_threads()),
+        "loops": "compiled" if _native.is_built() else "torch's",
         "gpu": _gpu() if on_gpu else "",
     }
     return {key: value for key, value in found.items() if value}
