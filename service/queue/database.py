@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +13,7 @@ import alembic.command
 import alembic.config
 from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
-from sqlalchemy import Connection, Dialect, Engine, create_engine, event, exc, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url, text
 
 from service.circuit import Circuit
 from service.errors import Refused, Unavailable
@@ -38,12 +37,12 @@ def make_engine(url: str) -> Engine:
         parsed = parsed.set(drivername="postgresql+psycopg")
     engine = create_engine(
         parsed,
+        pool_pre_ping=True,  # a restarted server costs a reconnect, not an error
         **_POOL,
         connect_args={"connect_timeout": CONNECT_S, "tcp_user_timeout": 15_000},
     )
     event.listen(engine, "connect", _set_up_postgres)
     event.listen(engine, "do_connect", _connect_postgres)
-    event.listen(engine, "checkout", partial(_check_postgres, engine.dialect))
     return engine
 
 
@@ -109,18 +108,6 @@ def _set_up_postgres(connection: Any, _record: object) -> None:
     connection.autocommit = True
     connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TRANSACTION_MS}ms'")
     connection.autocommit = False
-
-
-def _check_postgres(dialect: Dialect, connection: Any, _record: object, _proxy: object) -> None:
-    """Asks the server whether a connection of the pool still works: one that was restarted costs a reconnect,
-    not an error. One that works now, by all that is known without asking, is not asked.
-    """
-    if connection.seems_alive():
-        return
-    try:
-        dialect.do_ping(connection)
-    except dialect.loaded_dbapi.Error as error:
-        raise exc.InvalidatePoolError from error
 
 
 def _connect_postgres(_dialect: object, _record: object, arguments: Any, options: Any) -> object:

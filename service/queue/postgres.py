@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import select
 import time
 from collections.abc import Generator
 from typing import Any, TypeVar
@@ -11,7 +9,6 @@ from typing import Any, TypeVar
 import psycopg
 
 DEADLINE_S = 8.0
-LATELY_S = 1.0
 T = TypeVar("T")
 
 
@@ -23,26 +20,11 @@ class Connection(psycopg.Connection[Any]):
     """
 
     deadline_s: float | None = DEADLINE_S
-    _answered_at = -math.inf
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
         """Waits for a statement. psycopg calls this for whatever it sends on an open connection."""
-        result = super().wait(
-            gen if self.deadline_s is None else self._limited(gen, self.deadline_s), *args, **options
-        )
-        self._answered_at = time.monotonic()
-        return result
-
-    def seems_alive(self) -> bool:
-        """Returns whether the server has answered within the last second, and has sent nothing since.
-
-        A server that stops, or ends the connection, says so, or the kernel does: then something can be read.
-        """
-        if time.monotonic() - self._answered_at > LATELY_S:
-            return False
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        return not poll.poll(0)
+        limited = gen if self.deadline_s is None else self._limited(gen, self.deadline_s)
+        return super().wait(limited, *args, **options)
 
     def _limited(self, gen: Generator[Any, Any, T], seconds: float) -> Generator[Any, Any, T]:
         """Returns `gen` with a deadline. It is resumed several times a second, with 0 if nothing has come."""
