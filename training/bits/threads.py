@@ -170,6 +170,9 @@ class _ShardThread:
     def _live(self) -> None:
         self._owner._by_ident[_thread.get_ident()] = self._index
         torch.set_num_threads(self._cpu_threads)  # OpenMP counts them for each thread that computes
+        # One cache serves all threads, and the first that leaves its autocast empties it: how often a weight
+        # that is used twice is rounded would depend on which shards this rank has.
+        torch.set_autocast_cache_enabled(False)
         while True:
             self._go.acquire()
             function, self._function = self._function, None
