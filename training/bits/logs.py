@@ -50,7 +50,7 @@ class ShardLogs(LogSync):
             self._log_now(bound)
         else:
             size = self._weigh(arguments, internals.logged_in_stage(self._trainer))
-            self._own[shard][arguments["name"]] = (float(arguments["value"]), size, bound)
+            self._own[shard][arguments["name"]] = (_number(arguments["value"]), size, bound)
 
     def _log_metric(self, bound: Any, shard: int | None) -> None:
         on_step = bound.arguments.get("on_step")
@@ -140,6 +140,10 @@ class ShardLogs(LogSync):
     def of_this_rank(self, ranks: Sequence[Mapping[str, LoggedValue]]) -> dict[str, LoggedValue]:
         """Returns what this rank resumes with: every rank had logged the same."""
         return dict(ranks[0])
+
+
+def _number(value: Any) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _numbers(call: Call | None) -> tuple[float, float, float]:
