@@ -10,7 +10,7 @@ from training.loading.dropped_samples import Kept
 from training.loading.empty_shares import Placeholder
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's precisions fill a copy with tensors of another dtype
 class Shard:
     """The batch of one shard.
 
@@ -23,7 +23,7 @@ class Shard:
     stands_in: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class ShardedBatch:
     """The batches of a rank's shards, in their order. Lightning and its callbacks get it as the batch."""
 
