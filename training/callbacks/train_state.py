@@ -1,9 +1,10 @@
 """The training state beside weights and optimizers: random generators, and metrics of an unfinished epoch.
 
 Each rank has its own random generators. They are restored if the world size is unchanged, and reseeded from
-(seed, step, rank) otherwise. Metrics of the current epoch are saved as sums over all ranks and restored on
-rank 0 only, so the run may resume with any world size. Other values that a module has logged in the epoch
-are saved per rank (`log_reduction`).
+(seed, step, rank) otherwise; with `training.reproducible: bits` all ranks have the same, and get them again.
+Metrics of the current epoch are saved as sums over all ranks and restored on rank 0 only, so the run may
+resume with any world size. Other values that a module has logged in the epoch are saved per rank
+(`log_reduction`).
 
 The file holds only tensors, numbers, strings, lists and dicts. It contains no classes, so it loads with
 `weights_only=True` and survives changes to these modules.
@@ -75,7 +76,9 @@ class TrainState:
         parameters = dict(module.named_parameters())
         for name, gradient in self.gradients.items():
             parameters[name].grad = gradient.to(parameters[name])
-        if len(self.generators) == trainer.world_size:
+        if self.batching.get("shards") is not None:
+            _set_generators(self.generators[0])
+        elif len(self.generators) == trainer.world_size:
             _set_generators(self.generators[trainer.global_rank])
         else:
             _seed_generators(self.seed, self.step, trainer.global_rank)
@@ -133,7 +136,8 @@ def gather(
 def batching(spec: Spec) -> dict[str, Any]:
     """Returns the settings that decide which samples an epoch's batches have, by name in `training`."""
     names = ("global_batch_size", "loader_batches", "accumulate_grad_batches", "drop_last", "seed", "sampler")
-    return {name: getattr(spec.training, name) for name in names}
+    shards = spec.shards if spec.training.reproducible == "bits" else None
+    return {name: getattr(spec.training, name) for name in names} | {"shards": shards}
 
 
 def is_beside(file: Path) -> bool:
