@@ -362,6 +362,11 @@ def count_sequence_on(number: int) -> None:
 _RECORDED = torch.zeros((), requires_grad=True)
 
 
+def is_compiled(part: nn.Module) -> bool:
+    """Returns whether a module is what torch.compile made of one, or compiles its calls."""
+    return part._compiled_call_impl is not None or hasattr(part, "_orig_mod")
+
+
 def set_flat_weights(part: nn.RNNBase) -> None:
     """Makes a recurrent layer compute with the parameters that it has now."""
     part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]

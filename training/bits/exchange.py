@@ -29,6 +29,11 @@ class Exchange:
         self.shards, self.world_size = shards, world_size
         self.own = dealt(shards, rank, world_size)
 
+    def owner(self, shard: int) -> int:
+        """Returns the rank of a shard."""
+        ranks = range(self.world_size)
+        return next(rank for rank in ranks if shard in dealt(self.shards, rank, self.world_size))
+
     def rows(self, own: Tensor) -> Tensor:
         """Returns a row of every shard, in the order of the shards. Collective.
 

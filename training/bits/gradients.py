@@ -14,7 +14,7 @@ exact in any order. In the first step m is 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,15 +40,18 @@ class ShardGradients:
     For each shard of this rank it makes parameters that share the memory of the model's: `of_shard`. A
     backward pass through them adds their gradients here, and `finish` gives the sums to the model's own.
 
-    parameters: those that need a gradient, each once. summands: how many gradients are added at most, over
-    all shards and micro-batches.
+    parameters: those that need a gradient, each once, by name. summands: how many gradients are added at
+    most, over all shards and micro-batches.
+
+    A gradient that arrives at one of the model's own parameters in a backward pass raises StepError: nobody
+    would add it up over shards.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], exchange: Exchange, summands: int) -> None:
-        self._parameters = list(parameters)
+    def __init__(self, parameters: Mapping[str, nn.Parameter], exchange: Exchange, summands: int) -> None:
+        self._names, self._parameters = list(parameters), list(parameters.values())
         self._exchange = exchange
-        self._spare = _BITS - max(summands - 1, 1).bit_length()
-        self.exponents = [0] * len(self._parameters)
+        self.expect(summands)
+        self.exponents = dict.fromkeys(self._names, 0)
         """e of each parameter, see above. Part of the state of a run: it is saved and restored."""
         sizes = [parameter.numel() for parameter in self._parameters]
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
@@ -57,6 +60,29 @@ class ShardGradients:
         self._reached = [0] * len(self._parameters)
         self._extra: dict[tuple[int, int], Tensor] = {}  # by parameter and level; level -1: not finite
         self.of_shard = [self._leaves() for _ in exchange.own]
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(_refuse, name))  # type: ignore[no-untyped-call]
+            for name, parameter in parameters.items()
+        ]
+
+    def is_of(self, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Returns whether these are the parameters whose gradients are added."""
+        pairs = zip(self._parameters, parameters.values(), strict=False)
+        return len(parameters) == len(self._parameters) and all(own is other for own, other in pairs)
+
+    def expect(self, summands: int) -> None:
+        """Sets how many gradients are added at most until the next `finish`."""
+        self._spare = _BITS - max(summands - 1, 1).bit_length()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether gradients have been added since the last `finish`."""
+        return any(self._reached)
+
+    def detach(self) -> None:
+        """Lets the model's own parameters have gradients again."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _leaves(self) -> dict[nn.Parameter, nn.Parameter]:
         leaves = {}
@@ -80,8 +106,11 @@ class ShardGradients:
 
     def _grid(self, index: int, level: int) -> tuple[int, float]:
         """Returns the exponent of the unit of a grid, and the largest magnitude that fits into it."""
-        exponent = min(self.exponents[index] + _ROOM + _COARSER * level, 1023)
+        exponent = min(self._exponent(index) + _ROOM + _COARSER * level, 1023)
         return exponent - self._spare, math.ldexp(1.0, exponent)
+
+    def _exponent(self, index: int) -> int:
+        return self.exponents[self._names[index]]
 
     def _add_large(self, index: int, wide: Tensor) -> None:
         """Adds the entries that are too large for the first grid to others."""
@@ -120,7 +149,7 @@ class ShardGradients:
             parameter.grad = self._total(index, levels.get(index, []), parameter.dtype).view_as(parameter)
             largest = float(parameter.grad.abs().max()) if parameter.numel() else 0.0
             if 0 < largest < math.inf:
-                self.exponents[index] = max(math.frexp(largest)[1], _SMALLEST)
+                self.exponents[self._names[index]] = max(math.frexp(largest)[1], _SMALLEST)
         self._reached = [0] * len(self._parameters)
         self._extra.clear()
 
@@ -150,7 +179,17 @@ class ShardGradients:
         return numbers
 
     def state_dict(self) -> dict[str, Any]:
-        return {"exponents": list(self.exponents)}
+        return {"exponents": dict(self.exponents)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.exponents = list(state["exponents"])
+        """Takes exponents by name, also of parameters that do not need a gradient yet."""
+        self.exponents.update(state["exponents"])
+
+
+def _refuse(name: str, _: Tensor) -> None:
+    raise StepError(
+        f"{name} got a gradient outside of its shard's pass, which training.reproducible: bits cannot add "
+        "up: from torch.utils.checkpoint with use_reentrant=True, or from a step that keeps the parameter in "
+        "a list or a closure; give use_reentrant=False, read parameters from their modules in each step, or "
+        "set training.reproducible to curve"
+    )

@@ -11,16 +11,20 @@ gradient needs. So a backward pass in one thread has the sums of all shards befo
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sync_bn._arithmetic import LocalGradients, Moments
 from sync_bn._function import Call, Normalised, Tensors, passes_for, passes_for_gradient
+from training import internals
 from training.bits.exchange import Exchange
 from training.bits.threads import ShardThreads
+from training.errors import StepError
 
 
 class OverShards:
@@ -28,6 +32,8 @@ class OverShards:
 
     def __init__(self, threads: ShardThreads, exchange: Exchange) -> None:
         self._threads, self._exchange = threads, exchange
+        self.nodes: list[tuple[str, Any]] = []
+        """The sums over shards of this step: their place, and their node in the graph if they have one."""
 
     @property
     def updates(self) -> bool:
@@ -38,14 +44,48 @@ class OverShards:
         """Returns the layer's output for the running shard. Called by the layer."""
         shard = _Shard(tensors, call)
         sums = _Sums.apply(tensors.x, tensors.w, shard)  # type: ignore[no-untyped-call]
-        total = self._threads.meet(
-            f"SyncBatchNorm({tensors.x.shape[1]})",
-            sums,
-            lambda sums: _SumOverShards.apply(self._exchange, *sums),  # type: ignore[no-untyped-call]
-        )
+        place = f"SyncBatchNorm({tensors.x.shape[1]})"
+        total = self._threads.meet(place, sums, partial(self._sum, place))
         x, weight, bias, residual, _ = tensors
         z, mean, var, n = _Normalised.apply(x, weight, bias, residual, total, shard)  # type: ignore[no-untyped-call]
         return Normalised(z, Moments(mean, var, n), None)
+
+    def _sum(self, place: str, sums: list[Tensor]) -> tuple[Tensor, ...]:
+        total: tuple[Tensor, ...] = _SumOverShards.apply(self._threads, self._exchange, *sums)  # type: ignore[no-untyped-call]
+        self.nodes.append((place, total[0].grad_fn))
+        return total
+
+    def check_reached(self) -> None:
+        """Raises StepError on all ranks if a backward pass reaches a layer on some ranks alone. Collective.
+
+        Call it in a hook of the pass, which would wait for the other ranks forever.
+        """
+        nodes, self.nodes = self.nodes, []
+        if self._exchange.world_size == 1 or not nodes:
+            return
+        reached = [node is not None and internals.backward_reaches(node) for _, node in nodes]
+        ranks = torch.tensor(reached, dtype=torch.int64)
+        dist.all_reduce(ranks)
+        for (place, _), number in zip(nodes, ranks.tolist(), strict=True):
+            if 0 < number < self._exchange.world_size:
+                raise StepError(
+                    f"the loss depends on the output of {place} in some shards of a batch, and on "
+                    f"{self._exchange.world_size - number} of {self._exchange.world_size} workers in none; "
+                    "let it depend on it in every shard, for example by adding 0 * output.sum()"
+                )
+
+
+class NoRecomputation:
+    """In a backward pass: SyncBatchNorm layers cannot run again, because the other shards would not."""
+
+    updates = False
+
+    def __call__(self, tensors: Tensors, call: Call) -> Normalised:  # noqa: ARG002
+        raise StepError(
+            f"SyncBatchNorm({tensors.x.shape[1]}) is computed again in the backward pass, by "
+            "torch.utils.checkpoint, which training.reproducible: bits does not cover; leave the layer out "
+            "of what is checkpointed, or set training.reproducible to curve"
+        )
 
 
 class _Shard:
@@ -86,14 +126,19 @@ class _SumOverShards(torch.autograd.Function):
     """Adds the shards' numbers, forward and backward; every shard gets the sum."""
 
     @staticmethod
-    def forward(ctx: Any, exchange: Exchange, *own: Tensor) -> tuple[Tensor, ...]:
-        ctx.exchange = exchange
+    def forward(ctx: Any, threads: ShardThreads, exchange: Exchange, *own: Tensor) -> tuple[Tensor, ...]:
+        ctx.threads, ctx.exchange = threads, exchange
         return _for_each(exchange.sum(torch.stack(own)), len(own))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *own: Tensor) -> tuple[Any, ...]:
-        return None, *_for_each(ctx.exchange.sum(torch.stack(own)), len(own))
+        if ctx.threads.running is not None:
+            raise StepError(
+                "a step computes gradients through a SyncBatchNorm layer by itself (torch.autograd.grad), "
+                "which training.reproducible: bits does not cover; set training.reproducible to curve"
+            )
+        return None, None, *_for_each(ctx.exchange.sum(torch.stack(own)), len(own))
 
 
 def _for_each(total: Tensor, shards: int) -> tuple[Tensor, ...]:

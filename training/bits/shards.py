@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor, nn
 
 from sync_bn.layer import SyncBatchNorm, over_parts
 from training.bits.environment import Environment
 from training.bits.exchange import Exchange
 from training.bits.gradients import ShardGradients
 from training.bits.logs import ShardLogs
-from training.bits.normalisation import OverShards
+from training.bits.normalisation import NoRecomputation, OverShards
 from training.bits.state import ShardState
 from training.bits.threads import ShardThreads
 from training.callbacks.share_counts import ShareCounts
+from training.errors import StepError, TrainingError
 from training.loading.batches import Shards
 from training.loading.sharded import Shard, ShardedBatch
 from training.model.supervised import Supervised
@@ -54,17 +56,35 @@ class RankShards:
         summands: how many gradients are added in a step at most.
         """
         self._module = module
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.gradients = ShardGradients(parameters, self.exchange, summands)
+        self.gradients = ShardGradients(_trained(module), self.exchange, summands)
         if "gradients" in self._saved:
             self.gradients.load_state_dict(self._saved.pop("gradients"))
         self.state = ShardState(module, self.exchange, self.gradients, self._seed)
         self._layers = [layer for layer in module.modules() if isinstance(layer, SyncBatchNorm)]
 
+    def _begin_gradients(self, module: LightningModule) -> None:
+        """Takes over what callbacks have changed: how many micro-batches a step has, and what is frozen."""
+        parameters, before = _trained(module), self.gradients
+        summands = self.exchange.shards * module.trainer.accumulate_grad_batches
+        if not before.is_pending:
+            before.expect(summands)
+        if before.is_of(parameters):
+            return
+        if before.is_pending:
+            raise StepError(
+                "parameters are frozen or unfrozen between the micro-batches of a step, which "
+                "training.reproducible: bits does not cover; do it when an epoch begins"
+            )
+        before.detach()
+        self.gradients = ShardGradients(parameters, self.exchange, summands)
+        self.gradients.load_state_dict(before.state_dict())
+        self.state.use(self.gradients)
+
     def detach(self) -> None:
         """Gives the module back as it was."""
         if self._module is not None:
             self.state.metrics.detach()
+            self.gradients.detach()
             self._module = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,22 +112,62 @@ class RankShards:
         where: what tells the step from all others, equal on all ranks.
         """
         self._shards = batch.shards
+        if trains:
+            assert self._module is not None
+            self._begin_gradients(self._module)
         self.state.begin(*where)
         with ExitStack() as stack:
             if trains:
-                stack.enter_context(over_parts(OverShards(self.threads, self.exchange)))
+                self._layers_over_shards = OverShards(self.threads, self.exchange)
+                stack.enter_context(over_parts(self._layers_over_shards))
             mode = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-            return self.threads.run([_in_mode(mode, step, shard.batch) for shard in batch.shards])
+            calls = zip(batch.shards, self.exchange.own, strict=True)
+            return self.threads.run([self._call(mode, step, shard, number) for shard, number in calls])
+
+    def _call(
+        self, mode: tuple[bool, bool], step: Callable[[Any], T], shard: Shard, number: int
+    ) -> Callable[[], T]:
+        call = _in_mode(mode, step, shard.batch)
+
+        def explained() -> T:
+            try:
+                return call()
+            except Exception as error:
+                if not (shard.samples or shard.stands_in or isinstance(error, TrainingError)):
+                    error.add_note(
+                        f"Shard {number} has no sample of this batch, because it has fewer samples than "
+                        f"there are shards ({self.exchange.shards}). Make the step accept tensors of length "
+                        "0 (test len(x)), or use fewer shards (training.shards), or a batch size that leaves "
+                        "a larger last batch (training.global_batch_size; for validation and test "
+                        "training.eval_batch_size), or, for training, set training.drop_last."
+                    )
+                raise
+
+        return explained
+
+    @contextmanager
+    def in_backward(self, loss: Tensor) -> Iterator[None]:
+        """A context for the backward pass of a step's loss, in which layers cannot be computed again."""
+
+        def check(_: Tensor) -> None:
+            self._layers_over_shards.check_reached()
+
+        hook = loss.register_hook(check)  # type: ignore[no-untyped-call]
+        try:
+            with over_parts(NoRecomputation()):
+                yield
+        finally:
+            hook.remove()
 
     def end_step(self) -> None:
-        """Logs what the shards have logged, and gives all the buffers of the first. Collective."""
+        """Logs what the shards have logged, and gives all of them the same buffers. Collective."""
         changed = self.state.changed_buffers()
         own = [[digest, changed] for digest in self.logs.digests()]
         digests, changes = self.exchange.rows(torch.tensor(own, dtype=torch.float64)).unbind(1)
         if digests.any():
             self.logs.log_step(same=bool((digests == digests[0]).all()))
         if changes.any():
-            self.state.keep_buffers()
+            self.state.keep_buffers([shard.samples for shard in self._shards])
 
     def _enter(self, index: int) -> None:
         shard = self._shards[index]
@@ -124,6 +184,10 @@ class RankShards:
         self.state.leave()
         for layer in self._layers:
             layer.counts_samples = True
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: each for name, each in module.named_parameters() if each.requires_grad}
 
 
 def _in_mode(mode: tuple[bool, bool], step: Callable[[Any], T], batch: Any) -> Callable[[], T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
 from training import internals
+from training.bits.attributes import ShardAttributes
 from training.bits.exchange import Exchange
 from training.bits.gradients import ShardGradients
 from training.bits.metrics import ShardMetrics
@@ -26,24 +28,16 @@ class ShardState:
     - parameters: others with the same memory, so that gradients arrive by shard;
     - buffers that a forward may change, BatchNorm's excepted: every shard starts from the same, and those of
       the first shard of all are kept;
-    - states of metrics;
+    - torch's default dtype, which Lightning's double precision sets while a step runs;
+    - states of metrics, and plain attributes of a user's modules;
     - random numbers: drawn anew for each shard from (seed, step, shard) whenever it goes on.
     """
 
     def __init__(self, module: nn.Module, exchange: Exchange, gradients: ShardGradients, seed: int) -> None:
-        self._exchange, self._seed = exchange, seed
+        self._module, self._exchange, self._seed = module, exchange, seed
         self.metrics = ShardMetrics(module, exchange)
-        slots = [
-            (part._parameters, name, parameter)
-            for part in module.modules()
-            for name, parameter in part._parameters.items()
-            if parameter is not None and parameter.requires_grad
-        ]
-        self._own_slots = slots
-        self._slots_of_shard = [
-            [(parameters, name, leaves[parameter]) for parameters, name, parameter in slots]
-            for leaves in gradients.of_shard
-        ]
+        self._attributes = ShardAttributes(module, len(exchange.own))
+        self.use(gradients)
         self._recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
         self._buffers = [
             (part, name, buffer)
@@ -53,28 +47,68 @@ class ShardState:
             if buffer is not None
         ]
         self._copies = [[buffer.clone() for *_, buffer in self._buffers] for _ in exchange.own]
-        self._kept = self._versions()
+        self._seen = [internals.changes_in_place(buffer) for *_, buffer in self._buffers]
         self._entered: int | None = None
+        self._before: list[list[int]] = []
         self._where = b""
         self._segments: list[int] = []
         self._outside: Any = None
+
+    def use(self, gradients: ShardGradients) -> None:
+        """Takes the parameters of the shards from `gradients`, which may be of others than before."""
+        slots = [
+            (part._parameters, name, parameter)
+            for part in self._module.modules()
+            for name, parameter in part._parameters.items()
+            if parameter is not None and parameter.requires_grad
+        ]
+        self._own_slots = slots
+        self._slots_of_shard = [
+            [(parameters, name, leaves[parameter]) for parameters, name, parameter in slots]
+            for leaves in gradients.of_shard
+        ]
 
     def begin(self, *where: int) -> None:
         """Begins a step. where: what tells it from others, equal on all ranks."""
         self._where = struct.pack(f"<Q{len(where)}q", self._seed, *where)
         self._segments = [0] * len(self._exchange.own)
         self._outside = generator_states()
+        self._outside_dtype = torch.get_default_dtype()
+        self._dtypes = [self._outside_dtype for _ in self._exchange.own]
+        self._attributes.begin()
+        self._take_changes()
+        self._before = self._versions()
+
+    def _take_changes(self) -> None:
+        """Gives the shards what hooks have done to buffers between two steps."""
+        for index, (part, name, buffer) in enumerate(self._buffers):
+            now = part._buffers[name]
+            assert now is not None
+            if now is not buffer or internals.changes_in_place(now) != self._seen[index]:
+                self._buffers[index] = part, name, now
+                self._spread(index)
+
+    def _spread(self, index: int) -> None:
+        buffer = self._buffers[index][2]
+        self._seen[index] = internals.changes_in_place(buffer)
+        for copies in self._copies:
+            copies[index] = buffer.clone()
+
+    def _versions(self) -> list[list[int]]:
+        return [[internals.changes_in_place(copy) for copy in copies] for copies in self._copies]
 
     def enter(self, shard: int) -> None:
         """Puts the parts of a shard of this rank in place, given by its index."""
         if not self._segments[shard]:
             self.metrics.find()  # an earlier shard's step may have made some
         if self._entered != shard:
-            self._take_buffers()
+            self._keep_own()
             self._entered = shard
+            torch.set_default_dtype(self._dtypes[shard])
             self._put_parameters(self._slots_of_shard[shard])
             for (part, name, _), copy in zip(self._buffers, self._copies[shard], strict=True):
                 part._buffers[name] = copy
+            self._attributes.enter(shard)
         self.metrics.enter(shard)
         number = self._exchange.own[shard]
         origin = self._where + struct.pack("<QQ", number, self._segments[shard])
@@ -86,11 +120,13 @@ class ShardState:
 
     def leave(self) -> None:
         """Puts back what the module has outside of a step."""
-        self._take_buffers()
+        self._keep_own()
         self._entered = None
+        torch.set_default_dtype(self._outside_dtype)
         self._put_parameters(self._own_slots)
         for part, name, buffer in self._buffers:
             part._buffers[name] = buffer
+        self._attributes.leave()
         self.metrics.leave()
         set_generator_states(self._outside)
 
@@ -100,36 +136,44 @@ class ShardState:
         for part in self._recurrent:
             internals.set_flat_weights(part)
 
-    def _take_buffers(self) -> None:
-        """Takes the buffers that the shard has put in place of its own."""
+    def _keep_own(self) -> None:
+        """Keeps the default dtype, and the tensors that the running shard has put in the place of buffers."""
         if self._entered is None:
             return
-        copies = self._copies[self._entered]
-        for index, (part, name, _) in enumerate(self._buffers):
-            now = part._buffers[name]
-            if now is not copies[index]:
-                if now is None or now.shape != copies[index].shape:
-                    raise StepError(
-                        f"a step changes the shape of the buffer {name} of {type(part).__name__}, which "
-                        "training.reproducible: bits does not cover; keep its shape"
-                    )
-                copies[index] = now.detach()
-                self._kept = []
+        self._dtypes[self._entered] = torch.get_default_dtype()
+        for index, (part, name, buffer) in enumerate(self._buffers):
+            now, copies = part._buffers.get(name), self._copies[self._entered]
+            if now is copies[index]:
+                continue
+            if now is None or now.shape != buffer.shape or now.dtype != buffer.dtype:
+                raise StepError(
+                    f"a step gives the buffer {name!r} of {type(part).__name__} another shape or dtype, "
+                    "which training.reproducible: bits does not cover; keep them, or set "
+                    "training.reproducible to curve"
+                )
+            copies[index] = now.detach().clone()
+            self._before[self._entered][index] = -1
 
     def changed_buffers(self) -> bool:
-        """Returns whether a shard of this rank has changed a buffer since the last call of `keep_buffers`."""
-        return self._versions() != self._kept
+        """Returns whether a shard of this rank has changed a buffer in this step."""
+        return self._before != self._versions()
 
-    def keep_buffers(self) -> None:
-        """Keeps the buffers of the first shard of all, for all of them. Collective."""
-        with torch.no_grad():
-            for index, (_, _, buffer) in enumerate(self._buffers):
-                buffer.copy_(self._copies[0][index])
+    def keep_buffers(self, samples: Sequence[int]) -> None:
+        """Gives all shards the buffers that the first one with samples has, where any has changed it.
+
+        Collective. samples: of this rank's shards. The graphs of the shards keep their own.
+        """
+        pairs = zip(self._before, self._versions(), samples, strict=True)
+        own = [[count, *map(operator.ne, before, now)] for before, now, count in pairs]
+        table = self._exchange.rows(torch.tensor(own, dtype=torch.int64))
+        changed = table[:, 1:].any(0).tolist()
+        first = int(table[:, 0].bool().int().argmax())
+        source = self._exchange.owner(first)
+        for index in (index for index, is_changed in enumerate(changed) if is_changed):
+            buffer = self._buffers[index][2]
+            with torch.no_grad():
+                if first in self._exchange.own:
+                    buffer.copy_(self._copies[self._exchange.own.index(first)][index])
                 if self._exchange.world_size > 1:
-                    dist.broadcast(buffer, 0)
-                for copies in self._copies:
-                    copies[index].copy_(buffer)
-        self._kept = self._versions()
-
-    def _versions(self) -> list[int]:
-        return [internals.changes_in_place(copy) for copies in self._copies for copy in copies]
+                    dist.broadcast(buffer, source)
+            self._spread(index)

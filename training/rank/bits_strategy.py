@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from training.bits.loss import ShardLoss
 from training.bits.shards import RankShards
 from training.errors import BuildError, StepError
-from training.internals import SKIPPED
+from training.internals import SKIPPED, is_compiled
 from training.loading.sharded import ShardedBatch
 from training.rank.strategy import GroupStrategy
 
@@ -98,10 +98,44 @@ class BitsStrategy(GroupStrategy):
         return outputs
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().backward(closure_loss, optimizer, *args, **kwargs)
-        if self._shard_loss.is_last:
+        module, precision = self.lightning_module, self.precision_plugin
+        assert module is not None
+        loss: Tensor = precision.pre_backward(closure_loss, module)
+        with self._shards.in_backward(loss):
+            precision.backward(loss, module, optimizer, *args, **kwargs)
+        if self._shard_loss.is_last:  # before hooks look at the gradients
             self._shards.gradients.finish()
-        return loss
+        return precision.post_backward(loss, module)
+
+    def optimizer_step(
+        self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
+    ) -> Any:
+        def finished() -> Any:
+            loss = closure()
+            if loss is None:  # micro-batches before this one may have had gradients
+                self._shards.gradients.finish()
+            return loss
+
+        return super().optimizer_step(optimizer, finished, model, **kwargs)
+
+    def all_gather(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._refuse_in_step("gathers tensors of all workers (all_gather)")
+        return super().all_gather(*args, **kwargs)
+
+    def reduce(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_in_step("reduces a tensor over all workers")
+        return super().reduce(*args, **kwargs)
+
+    def broadcast(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_in_step("broadcasts an object to all workers")
+        return super().broadcast(*args, **kwargs)
+
+    def _refuse_in_step(self, does: str) -> None:
+        if self._shards.threads.running is not None:
+            raise StepError(
+                f"a step {does}, but training.reproducible: bits runs it once for each of several shards; "
+                "do that in a hook of the epoch, or set training.reproducible to curve"
+            )
 
 
 class ShardStates(Callback):
@@ -131,6 +165,17 @@ def refuse_uncovered(module: LightningModule) -> None:
         raise BuildError(
             "training.reproducible",
             f"bits does not cover manual optimization, which {name} sets; use the automatic one, {instead}",
+        )
+    if any(is_compiled(part) for part in module.modules()):
+        raise BuildError(
+            "training.reproducible",
+            f"bits does not cover torch.compile, which {name} uses; leave it out, {instead}",
+        )
+    if is_overridden("on_after_backward", module) and module.trainer.accumulate_grad_batches > 1:
+        raise BuildError(
+            "training.reproducible",
+            f"bits adds gradients up at the end of a step, and {name} overrides on_after_backward, which is "
+            f"called for each micro-batch; use on_before_optimizer_step, {instead}",
         )
     for hook in _HOOKS_OF_A_BATCH:
         if is_overridden(hook, module):
