@@ -1,0 +1,85 @@
+"""Whole runs to the last bit, and what of them must be equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.training.attempts import Done, attempt
+
+
+def spec_of(network: str, *, trainer: Mapping[str, Any] | None = None, **training: Any) -> dict[str, Any]:
+    """The spec of a run of a `Task`: two epochs of 32 samples in batches of 10, the last one of 2.
+
+    training: also arguments of the task.
+    """
+    arguments = {
+        name: training.pop(name) for name in ("optimizer", "weighted", "scheduled") if name in training
+    }
+    return {
+        "model": {
+            "class_path": "tests.training.bits.networks.Task",
+            "init_args": {"network": network} | arguments,
+        },
+        "data": {"class_path": "tests.training.bits.networks.Images"},
+        "training": {"global_batch_size": 10, "max_epochs": 2, "reproducible": "bits", "seed": 42} | training,
+        "trainer": dict(trainer or {}),
+    }
+
+
+NORMALISED = ("resnet", "dense", "normed weights", "twice")
+"""Networks that draw no random numbers, so that the usual mode trains them alike."""
+
+
+def segmentation() -> dict[str, Any]:
+    """The spec of a run of MONAI's UNet, with a sample a shard."""
+    spec = spec_of("", global_batch_size=4, max_steps=6)
+    names = {"model": "Segmenter", "data": "Scans"}
+    return spec | {
+        part: {"class_path": f"tests.training.bits.networks.{name}"} for part, name in names.items()
+    }
+
+
+def digest(value: Any) -> str:
+    """The sha256 of a value's bits."""
+    found = hashlib.sha256()
+    _add(found, value)
+    return found.hexdigest()
+
+
+def _add(found: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        found.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        found.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for key in value:
+            found.update(repr(key).encode())
+            _add(found, value[key])
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)} of".encode())
+        for each in value:
+            _add(found, each)
+    else:
+        found.update(repr(value).encode())
+
+
+def hashes(rank: int, spec: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Runs a spec; returns the hashes of what it has left, on this rank."""
+    return hashes_of(attempt(rank, spec, folder), folder)
+
+
+def hashes_of(done: Done, folder: Path) -> dict[str, str]:
+    """The hashes of a run's weights, of its lines of metrics, and of its last checkpoint."""
+    newest = max((folder / "run" / "checkpoints").glob("step-*"))
+    saved = torch.load(newest / "lightning.ckpt", weights_only=False)
+    return {
+        "weights": digest(dict(done.state)),
+        "metrics": digest([json.dumps(row, sort_keys=True) for row in done.rows]),
+        "optimizers": digest(saved["optimizer_states"]),
+    }

@@ -1,0 +1,78 @@
+"""Planted faults, each of which would make results depend on the workers, are seen by the hashes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.training.attempts import attempt
+from tests.training.bits.runs import hashes_of, spec_of
+from tests.training.worlds import Worlds
+from training.bits.exchange import Exchange
+from training.bits.gradients import ShardGradients
+from training.bits.state import ShardState
+from training.loading.generators import seed_globally, seeds_of
+
+
+def _sum_in_rank_order(_: Exchange, own: Tensor) -> Tensor:
+    total = own.sum(0)
+    dist.all_reduce(total)
+    return total
+
+
+_enter = ShardState.enter
+
+
+def _enter_with_generator_of_rank(self: ShardState, shard: int) -> None:
+    _enter(self, shard)
+    seed_globally(seeds_of(bytes([dist.get_rank(), shard])))
+
+
+def _finish_in_floats(self: Any) -> None:
+    for parameter, total in self.floats.items():
+        dist.all_reduce(total)
+        parameter.grad = total.clone()
+    self.floats = {}
+
+
+def _add_in_floats(self: ShardGradients, index: int, leaf: Tensor) -> None:
+    gradient, leaf.grad = leaf.grad, None
+    assert gradient is not None
+    floats: dict[Tensor, Tensor] = vars(self).setdefault("floats", {})
+    parameter = self._parameters[index]
+    floats[parameter] = floats[parameter] + gradient if parameter in floats else gradient.clone()
+
+
+FAULTS: dict[str, tuple[str, list[tuple[type, str, Any]]]] = {
+    "none": ("mlp", []),
+    "sums in the order of ranks": ("resnet", [(Exchange, "sum", _sum_in_rank_order)]),
+    "a generator seeded by rank": ("mlp", [(ShardState, "enter", _enter_with_generator_of_rank)]),
+    "gradients added in floats": (
+        "mlp",
+        [(ShardGradients, "_add", _add_in_floats), (ShardGradients, "finish", _finish_in_floats)],
+    ),
+    "shares computed whole": ("mlp", []),
+}
+
+
+def faulty(rank: int, fault: str, folder: Path) -> dict[str, str]:
+    network, patches = FAULTS[fault]
+    shards = dist.get_world_size() if fault == "shares computed whole" else 4
+    with ExitStack() as stack:
+        for where, name, new in patches:
+            stack.enter_context(patch.object(where, name, new))
+        return hashes_of(attempt(rank, spec_of(network, shards=shards, precision="64-true"), folder), folder)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_changes_hashes(worlds: Worlds, tmp_path: Path, fault: str) -> None:
+    one, two = (worlds.run(n, faulty, fault, tmp_path / str(n))[0] for n in (1, 3))
+
+    assert (one["weights"] == two["weights"]) == (fault == "none")
+    assert (one["metrics"] == two["metrics"]) == (fault == "none")
