@@ -53,6 +53,11 @@ def restore_metric_state(metric: Metric, state: tuple[dict[str, Any], int]) -> N
     metric._update_count, metric._computed = updates, None
 
 
+def set_input_dtype(metric: Metric, dtype: torch.dtype) -> None:
+    """Sets the dtype to which a metric converts what it is given; its states stay as they are."""
+    metric._dtype = dtype
+
+
 def forget_computed(metric: Metric) -> None:
     """Makes a metric compute its value anew: its states have changed other than by an update."""
     metric._computed = None

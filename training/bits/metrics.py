@@ -34,8 +34,11 @@ class ShardMetrics:
     def _take_over(self, metric: Metric) -> None:
         reset: Callable[[], None] = metric.reset
         update: Callable[..., None] = metric.update
+        dtype = metric.dtype
 
         def update_with_samples(*args: Any, **kwargs: Any) -> None:
+            # In double precision the first shard that logs a metric would change the dtype of its inputs.
+            metric_internals.set_input_dtype(metric, dtype)
             if self._entered is None or not self.ignores:
                 update(*args, **kwargs)
 
