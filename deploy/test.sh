@@ -11,7 +11,12 @@ if [ "${1:-}" = quick ]; then
 else
   # Of tests/training, files that compute much run with the rest: the processes compute about as much.
   tables=(tests/training/test_{as_lightning,lab_networks,lightning_cli}.py)
-  parallel=(tests/e2e "tests/training tests/service/backends ${tables[*]/#/--ignore=}"
+  bits=()
+  for each in tests/training/bits/test_*.py; do
+    [[ $each = */test_environment.py ]] || bits+=("$each") # which needs MLflow's server
+  done
+  parallel=(tests/e2e "tests/training tests/service/backends ${tables[*]/#/--ignore=} ${bits[*]/#/--ignore=}"
+    "${bits[*]}"
     "tests/service --ignore=tests/service/backends --ignore=tests/service/web" tests/service/web)
   rest+=(--ignore=tests/service)
   for each in tests/training/*/ tests/training/test_*.py; do

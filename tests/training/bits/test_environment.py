@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -18,8 +19,6 @@ from tests.training.attempts import attempt, spec_of
 from tests.training.worlds import Worlds
 from training.bits.environment import UNKNOWN, change, history, own_environment, raise_if_different
 from training.errors import BuildError
-from training.host.local import train_locally
-from training.spec import parse_spec
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -185,6 +184,20 @@ def test_only_what_matters_and_each_environment_once_is_kept() -> None:
     assert change([other, ONE], ONE).startswith("torch's instruction set was AVX2 and is AVX512; oneDNN's")
 
 
+_TRAINS = """
+import json, sys
+from pathlib import Path
+from training.host.local import train_locally
+from training.spec import parse_spec
+sys.exit(train_locally(parse_spec(json.loads(sys.argv[1])), code=None, output=Path(sys.argv[2])))
+"""
+
+
+def train(spec: dict[str, Any], output: Path) -> None:
+    """In a process of its own: the fork server that it starts would serve all later tests of this one."""
+    subprocess.run([sys.executable, "-c", _TRAINS, json.dumps(spec), str(output)], check=True)
+
+
 @pytest.mark.filterwarnings("ignore")  # what MLflow and what it stands on warn of is theirs to mend
 def test_a_run_in_mlflow_says_what_its_bits_depend_on(
     server: MlflowServer,
@@ -199,14 +212,14 @@ def test_a_run_in_mlflow_says_what_its_bits_depend_on(
         "resources": {"workers": 1, "cpus_per_worker": 0.5},
         "tracking": {"experiment": "bits"},
     }
-    assert train_locally(parse_spec(spec), code=None, output=tmp_path / "curve") == 0
+    train(spec, tmp_path / "curve")
     source = checkpoint_of(tmp_path / "curve") / "lightning.ckpt"
     spec["training"] = {"global_batch_size": 500, "max_epochs": 2, "reproducible": "bits"}
     spec["start_from"] = {"path": str(source), "state": "all"}
     spec["environment"] = {"variables": {"ATEN_CPU_CAPABILITY": "default"}}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
 
-    assert train_locally(parse_spec(spec), code=None, output=tmp_path / "bits") == 0
+    train(spec, tmp_path / "bits")
 
     experiment = client.get_experiment_by_name("bits")
     assert experiment is not None
