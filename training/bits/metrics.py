@@ -10,6 +10,7 @@ from torchmetrics import Metric
 
 from training import metric_internals
 from training.bits.exchange import Exchange
+from training.errors import StepError
 
 
 class ShardMetrics:
@@ -62,7 +63,12 @@ class ShardMetrics:
 
     def _over_shards(self, metric: Metric) -> dict[str, list[Any]]:
         """Returns the states of all shards, by name. Collective."""
-        assert self._entered is None
+        if self._entered is not None:
+            raise StepError(
+                f"a step computes the metric {type(metric).__name__} over all workers, but "
+                "training.reproducible: bits runs it once for each of several shards; log the metric "
+                "(on_epoch=True), or compute it in a hook of the epoch"
+            )
         own = [states.get(id(metric), ({}, 0))[0] for states in self._states]
         shards: list[Any] = self._exchange.objects(
             [metric_internals.metric_state_to_send(state) for state in own]

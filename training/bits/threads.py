@@ -47,7 +47,7 @@ class ShardThreads:
         self._values: dict[int, Any] = {}
         self._waiting: set[int] = set()
         self._results: Sequence[Any] = ()
-        self._sequence_number = 0
+        self._sequence_number = self._own_collectives = 0
         self._joint: Joint | None = None
 
     @property
@@ -97,7 +97,9 @@ class ShardThreads:
         if is_last:
             values = [self._values[each] for each in range(len(self._numbers))]
             self._values.clear()
+            entered = internals.collectives_entered() or 0
             self._results = joint(values)
+            self._own_collectives += (internals.collectives_entered() or 0) - entered
             self._sequence_number = internals.sequence_number()
         return self._results[index]
 
@@ -105,9 +107,16 @@ class ShardThreads:
         self._waiting.discard(index)
         self._enter(index)
         thread = self._threads[index]
+        self._own_collectives, entered = 0, internals.collectives_entered() or 0
         thread.go_on(function)
-        if thread.error is not None:
-            error, thread.error = thread.error, None
+        error, thread.error = thread.error, None
+        if (internals.collectives_entered() or 0) - entered != self._own_collectives and error is None:
+            error = StepError(
+                "a step communicates with other workers by torch.distributed, but training.reproducible: "
+                "bits runs it once for each of several shards; use sync_bn.global_mean in the step, do it in "
+                "a hook of the epoch, or set training.reproducible to curve"
+            )
+        if error is not None:
             self._abandon()
             raise error
 

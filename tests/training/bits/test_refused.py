@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import MeanMetric
 
 from testing.ranks import RankError
 from tests.training.attempts import attempt
@@ -72,6 +74,23 @@ class KeepsParameters(Plain):
 class Gathers(Plain):
     def training_step(self, batch: Any, index: int) -> Tensor:
         self.all_gather(torch.ones(1))
+        return super().training_step(batch, index)
+
+
+class Communicates(Plain):
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        dist.all_reduce(torch.ones(1))
+        return super().training_step(batch, index)
+
+
+class ComputesMetric(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = MeanMetric()
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        self.mean.update(1.0)
+        self.mean.compute()
         return super().training_step(batch, index)
 
 
@@ -176,6 +195,8 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
     ),
     "parameters in a list": (lambda: spec_with(KeepsParameters), ["outside of its shard's pass"]),
     "gathers": (lambda: spec_with(Gathers), ["(all_gather)", "for each of several shards"]),
+    "communicates": (lambda: spec_with(Communicates), ["by torch.distributed", "sync_bn.global_mean"]),
+    "computes a metric": (lambda: spec_with(ComputesMetric), ["computes the metric MeanMetric", "log the"]),
     "gradient penalty": (lambda: spec_with(Penalised), ["torch.autograd.grad"]),
     "no loss for some": (lambda: spec_with(LossOfSome), ["of 4 shards of a batch", "0 * output.sum()"]),
     "buffer of another shape": (lambda: spec_with(Resizes), ["the buffer 'queue' of Resizes"]),
