@@ -16,8 +16,7 @@ else
     [[ $each = */test_environment.py ]] || bits+=("$each") # which needs MLflow's server
   done
   parallel=(tests/e2e "tests/training tests/service/backends ${tables[*]/#/--ignore=} ${bits[*]/#/--ignore=}"
-    "${bits[*]}"
-    "tests/service --ignore=tests/service/backends --ignore=tests/service/web" tests/service/web)
+    "tests/service --ignore=tests/service/backends --ignore=tests/service/web" "tests/service/web ${bits[*]}")
   rest+=(--ignore=tests/service)
   for each in tests/training/*/ tests/training/test_*.py; do
     [[ " ${tables[*]} " = *" $each "* ]] || rest+=("--ignore=$each")
