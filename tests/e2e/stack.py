@@ -27,7 +27,7 @@ ENVIRONMENT = {
 
 
 def until(is_so: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 240
     while not is_so():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.1)
@@ -56,7 +56,7 @@ class Served:
 
     def until(self, job: Job, is_so: Callable[[Job], bool]) -> Job:
         """Waits for a job that has not ended before."""
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 240
         with self.client() as client:
             while not is_so(now := client.job(job.id)):
                 waits = not now.ended and time.monotonic() < deadline
@@ -112,7 +112,7 @@ class Stack(Served):
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 240
         while not self.is_ready():
             assert self.up.poll() is None, (self.folder / "up.log").read_text()
             assert time.monotonic() < deadline, (self.folder / "up.log").read_text()

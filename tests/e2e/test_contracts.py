@@ -84,7 +84,7 @@ class Subject:
         return self.ended(launch)
 
     def until(self, launch: Launch, is_so: Callable[[Status], bool]) -> Status:
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 240
         while (status := self.attempts().get(launch.name)) is None or not is_so(status):
             assert time.monotonic() < deadline, status
             self.cluster.wait(1.0)
@@ -152,7 +152,7 @@ class OnRay(Subject):
     def connect(self) -> RayCluster:
         """As the next scheduler does, which tries again while Ray has yet to come."""
         self.fence = next(self.fences)
-        deadline = time.monotonic() + 600
+        deadline = time.monotonic() + 240
         while True:
             try:
                 cluster = RayCluster(self.ray.address, token=self.ray.token, fence=self.fence, queue="test")

@@ -6,7 +6,7 @@ parameter; the integers are added in int64, over shards, micro-batches and ranks
 
 The unit follows the largest entry m of the last step's sum: u = 2^(e + 14 - 62 + s), where 2^e is the next
 power of 2 above m, and 2^s the next one of the number of summands. So entries up to 2^14 m fit into it, and
-the error of a sum of k shards is at most k/2 units: k 2^(s - 49) m. An entry that is too large for the grid
+the error of a sum of k shards is at most k/2 units: k 2^(s - 49) 2^e. An entry that is too large for the grid
 goes to one that is coarser by 2^32, and so on. Which one it goes to depends on the entry alone, so the sum is
 exact in any order. In the first step m is 1.
 """

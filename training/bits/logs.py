@@ -50,6 +50,11 @@ class ShardLogs(LogSync):
             self._log_now(bound)
         else:
             size = self._weigh(arguments, internals.logged_in_stage(self._trainer))
+            if arguments["name"] in self._own[shard]:
+                raise StepError(
+                    f"a step logs {arguments['name']!r} twice, which training.reproducible: bits does not "
+                    "add up; log their mean or sum once, or two names"
+                )
             self._own[shard][arguments["name"]] = (_number(arguments["value"]), size, bound)
 
     def _log_metric(self, bound: Any, shard: int | None) -> None:

@@ -145,6 +145,13 @@ class LogsMetricSteps(Plain):
         return super().training_step(batch, index)
 
 
+class LogsTwice(Plain):
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        for value in (1.0, 3.0):
+            self.log("twice", value, on_step=False, on_epoch=True)
+        return super().training_step(batch, index)
+
+
 class LogsOnSomeShards(Plain):
     def training_step(self, batch: Any, index: int) -> Tensor:
         if self.trainer.global_rank == 0:
@@ -203,6 +210,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
     "empty shard": (lambda: spec_with(NeedsSamples), ["has no sample of this batch", "training.shards"]),
     "sparse": (lambda: spec_with(Sparse), ["sparse=False"]),
     "metric on_step": (lambda: spec_with(LogsMetricSteps), ["'accuracy' is a metric", "on_step=False"]),
+    "logged twice": (lambda: spec_with(LogsTwice), ["logs 'twice' twice", "two names"]),
     "stream": (lambda: spec_with(data=Streams), ["is a stream", "__getitem__"]),
     "several loaders": (lambda: spec_with(data=Two), ["several loaders", "give one loader"]),
     "normalisation recomputed": (
