@@ -1,5 +1,4 @@
-// The four passes over the data on a CPU, each of which reads its inputs once, in memory order; and, at the end, exact
-// sums of tensors.
+// The four passes over the data on a CPU, each of which reads its inputs once, in memory order.
 //
 // A tensor (N, C, ...) is treated as outer x channels x inner values: (N, C, S) if it is contiguous, (N*S, C, 1)
 // if it is channels_last. Values are float or bfloat16, and computations are in float; coefficients are float, one
@@ -389,29 +388,6 @@ struct Kept {
   Coefficients with(float slope) const { return {shift, scale, offset, slope}; }
 };
 
-// Exact sums: see exact.py. A value that is above the limit, or NaN, is left out and counted.
-FOR_EVERY_CPU
-long add_rounded(const float* values, long begin, long end, double factor, double limit, int64_t* sums) {
-  long left_out = 0;
-  for (long i = begin; i < end; i++) {
-    double value = values[i];
-    bool fits = __builtin_fabs(value) <= limit;
-    sums[i] += (int64_t)__builtin_llrint(fits ? value * factor : 0);
-    left_out += !fits;
-  }
-  return left_out;
-}
-
-FOR_EVERY_CPU
-void take_sums(int64_t* sums, long begin, long end, double unit, float* values) {
-  for (long i = begin; i < end; i++) {
-    values[i] = (float)(sums[i] * unit);
-    sums[i] = 0;
-  }
-}
-
-constexpr long VALUES_AT_ONCE = 16384;
-
 }  // namespace
 
 extern "C" {
@@ -500,20 +476,6 @@ void sync_bn_update(long channels, const double* mean, const double* variance, c
     running_mean[c] = (float)((1 - share) * running_mean[c] + share * mean[c]);
     running_var[c] = (float)((1 - share) * running_var[c] + share * unbiased * variance[c]);
   }
-}
-
-long sync_bn_add_rounded(const float* values, long count, double factor, double limit, int64_t* sums) {
-  Room<long> left_out(1 + count / VALUES_AT_ONCE);
-  in_threads(count, VALUES_AT_ONCE, [&](long begin, long end) {
-    left_out.at[begin / VALUES_AT_ONCE] = add_rounded(values, begin, end, factor, limit, sums);
-  });
-  long all = 0;
-  for (long begin = 0; begin < count; begin += VALUES_AT_ONCE) all += left_out.at[begin / VALUES_AT_ONCE];
-  return all;
-}
-
-void sync_bn_take_sums(int64_t* sums, long count, double unit, float* values) {
-  in_threads(count, VALUES_AT_ONCE, [&](long begin, long end) { take_sums(sums, begin, end, unit, values); });
 }
 
 }  // extern "C"

@@ -42,12 +42,10 @@ def _load() -> ctypes.CDLL | None:
         "gradient_sums": [half, *[pointer] * 4, _Shape, slope, *[pointer] * 2],
         "input_gradient": [half, *[pointer] * 3, _Shape, slope, *[pointer] * 4],
         "update": [ctypes.c_long, *[pointer] * 3, real, *[pointer] * 3],
-        "add_rounded": [pointer, ctypes.c_long, real, real, pointer],
-        "take_sums": [pointer, ctypes.c_long, real, pointer],
     }
     for name, types in arguments.items():
         function = library[f"sync_bn_{name}"]
-        function.argtypes, function.restype = types, ctypes.c_long if name == "add_rounded" else None
+        function.argtypes, function.restype = types, None
         setattr(library, f"sync_bn_{name}", function)
     return library
 
@@ -248,25 +246,6 @@ def _is_dense(values: Tensor) -> bool:
         and values.untyped_storage().nbytes()
         >= (values.storage_offset() + values.numel()) * values.element_size()
     )
-
-
-def add_rounded(values: Tensor, exponent: int, limit: float, sums: Tensor) -> int | None:
-    """Does what `exact.add_rounded` does; returns None, and does nothing, where the loop cannot."""
-    if _LIBRARY is None or not (
-        _is_readable(values) and values.dtype == torch.float32 and values.is_contiguous() and sums.is_cpu
-    ):
-        return None
-    numbers = values.data_ptr(), values.numel(), 2.0**-exponent, limit, sums.data_ptr()
-    return int(_LIBRARY.sync_bn_add_rounded(*numbers))
-
-
-def take_sums(sums: Tensor, exponent: int) -> Tensor | None:
-    """Does what `exact.take` does for float32; returns None, and does nothing, without the library."""
-    if _LIBRARY is None or not sums.is_cpu:
-        return None
-    values = torch.empty(sums.shape, dtype=torch.float32, device="cpu")
-    _LIBRARY.sync_bn_take_sums(sums.data_ptr(), sums.numel(), 2.0**exponent, values.data_ptr())
-    return values
 
 
 def _is_per_channel(values: Tensor | None, channels: int) -> bool:

@@ -94,11 +94,6 @@ class ShardLoss(GlobalLoss):
 
     def _tell_skip(self, loss: Tensor | None) -> None: ...
 
-    @property
-    def is_last(self) -> bool:
-        """Whether the running micro-batch is the last one of its step."""
-        return self._is_last
-
     def in_closure(self, closure: Callable[[], Any], *, needs_loss: bool) -> Callable[[], Any]:
         def whole() -> Any:
             if closure() is not None and self._mean is not None:

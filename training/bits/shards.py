@@ -19,7 +19,7 @@ from training.bits.normalisation import NoRecomputation, OverShards
 from training.bits.state import ShardState
 from training.bits.threads import ShardThreads
 from training.callbacks.share_counts import ShareCounts
-from training.errors import StepError, TrainingError
+from training.errors import TrainingError
 from training.loading.batches import Shards
 from training.loading.sharded import Shard, ShardedBatch
 from training.model.supervised import Supervised
@@ -50,35 +50,20 @@ class RankShards:
         """How the loader cuts a micro-batch."""
         return Shards(self.exchange.shards, self.exchange.own)
 
-    def attach(self, module: LightningModule, summands: int) -> None:
-        """Takes the module that is to be trained or tested; its parameters are on their device.
-
-        summands: how many gradients are added in a step at most.
-        """
+    def attach(self, module: LightningModule) -> None:
+        """Takes the module that is to be trained or tested; its parameters are on their device."""
         self._module = module
-        self.gradients = ShardGradients(_trained(module), self.exchange, summands)
-        if "gradients" in self._saved:
-            self.gradients.load_state_dict(self._saved.pop("gradients"))
+        self.gradients = ShardGradients(_trained(module), self.exchange)
         self.state = ShardState(module, self.exchange, self.gradients, self._seed)
         self._layers = [layer for layer in module.modules() if isinstance(layer, SyncBatchNorm)]
 
     def _begin_gradients(self, module: LightningModule) -> None:
-        """Takes over what callbacks have changed: how many micro-batches a step has, and what is frozen."""
-        parameters, before = _trained(module), self.gradients
-        summands = self.exchange.shards * module.trainer.accumulate_grad_batches
-        if not before.is_pending:
-            before.expect(summands)
-        if before.is_of(parameters):
-            return
-        if before.is_pending:
-            raise StepError(
-                "parameters are frozen or unfrozen between the micro-batches of a step, which "
-                "training.reproducible: bits does not cover; do it when an epoch begins"
-            )
-        before.detach()
-        self.gradients = ShardGradients(parameters, self.exchange, summands)
-        self.gradients.load_state_dict(before.state_dict())
-        self.state.use(self.gradients)
+        """Takes over what callbacks have frozen or unfrozen."""
+        parameters = _trained(module)
+        if not self.gradients.is_of(parameters):
+            self.gradients.detach()
+            self.gradients = ShardGradients(parameters, self.exchange)
+            self.state.use(self.gradients)
 
     def detach(self) -> None:
         """Gives the module back as it was."""
@@ -90,13 +75,10 @@ class RankShards:
     def state_dict(self) -> dict[str, Any]:
         """Returns what is to be saved of all shards. Collective."""
         ranks = self.exchange.of_ranks(self.state.metrics.state_dict())
-        return {
-            "gradients": self.gradients.state_dict(),
-            "metrics": {number: states for rank in ranks for number, states in rank.items()},
-        }
+        return {"metrics": {number: states for rank in ranks for number, states in rank.items()}}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Takes a saved state: that of the gradients with the module, that of metrics when asked to."""
+        """Takes a saved state, for `restore_metrics`."""
         self._saved = dict(saved)
 
     def restore_metrics(self) -> None:

@@ -1,8 +1,8 @@
-"""The Lightning strategy of a rank that trains to the last bit: shard by shard, gradients added exactly."""
+"""The Lightning strategy of a rank that trains to the last bit: shard by shard, gradients added as a tree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ _TRAINS, _VALIDATES, _TESTS = range(3)
 
 
 class BitsStrategy(GroupStrategy):
-    """Runs each step once for every shard of this rank, and adds gradients exactly over all shards."""
+    """Runs each step once for every shard of this rank, and adds gradients over all shards."""
 
     def __init__(self, *, loss: ShardLoss, share: Any, shards: RankShards) -> None:
         super().__init__(loss=loss, share=share)
@@ -44,7 +44,7 @@ class BitsStrategy(GroupStrategy):
         refuse_uncovered(self.lightning_module)
         super().setup(trainer)
         if trainer.state.fn != TrainerFn.FITTING:
-            self._shards.attach(self.lightning_module, 1)
+            self._shards.attach(self.lightning_module)
 
     def configure_ddp(self) -> None:
         """Makes all ranks start with the same model. It is not wrapped."""
@@ -52,8 +52,7 @@ class BitsStrategy(GroupStrategy):
         assert module is not None
         for state in (*module.parameters(), *module.buffers()):
             dist.broadcast(state.detach(), 0)
-        micro_batches = module.trainer.accumulate_grad_batches
-        self._shards.attach(module, self._shards.exchange.shards * micro_batches)
+        self._shards.attach(module)
 
     def teardown(self) -> None:
         self._shards.detach()
@@ -103,20 +102,8 @@ class BitsStrategy(GroupStrategy):
         loss: Tensor = precision.pre_backward(closure_loss, module)
         with self._shards.in_backward(loss):
             precision.backward(loss, module, optimizer, *args, **kwargs)
-        if self._shard_loss.is_last:  # before hooks look at the gradients
-            self._shards.gradients.finish()
+        self._shards.gradients.finish()
         return precision.post_backward(loss, module)
-
-    def optimizer_step(
-        self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any
-    ) -> Any:
-        def finished() -> Any:
-            loss = closure()
-            if loss is None:  # micro-batches before this one may have had gradients
-                self._shards.gradients.finish()
-            return loss
-
-        return super().optimizer_step(optimizer, finished, model, **kwargs)
 
     def all_gather(self, *args: Any, **kwargs: Any) -> Tensor:
         self._refuse_in_step("gathers tensors of all workers (all_gather)")
@@ -170,12 +157,6 @@ def refuse_uncovered(module: LightningModule) -> None:
         raise BuildError(
             "training.reproducible",
             f"bits does not cover torch.compile, which {name} uses; leave it out, {instead}",
-        )
-    if is_overridden("on_after_backward", module) and module.trainer.accumulate_grad_batches > 1:
-        raise BuildError(
-            "training.reproducible",
-            f"bits adds gradients up at the end of a step, and {name} overrides on_after_backward, which is "
-            f"called for each micro-batch; use on_before_optimizer_step, {instead}",
         )
     for hook in _HOOKS_OF_A_BATCH:
         if is_overridden(hook, module):

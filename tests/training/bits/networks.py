@@ -339,6 +339,11 @@ class Task(LightningModule):
         if self.network == "counted":
             self.log("steps", float(self.steps))
 
+    def on_after_backward(self) -> None:
+        if self.network == "hooked":
+            assert self.head.weight.grad is not None
+            self.log("gradient_so_far", self.head.weight.grad.norm())
+
     def on_before_optimizer_step(self, _optimizer: Any) -> None:
         if norms := [each.grad.norm() for each in self.parameters() if each.grad is not None]:
             self.log("gradient", torch.stack(norms).norm())

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from tests.training.attempts import attempt
 from tests.training.bits.runs import hashes_of, spec_of
 from tests.training.worlds import Worlds
+from training.bits import tree
 from training.bits.exchange import Exchange
-from training.bits.gradients import ShardGradients
 from training.bits.state import ShardState
 from training.loading.generators import seed_globally, seeds_of
 
@@ -34,29 +36,17 @@ def _enter_with_generator_of_rank(self: ShardState, shard: int) -> None:
     seed_globally(seeds_of(bytes([dist.get_rank(), shard])))
 
 
-def _finish_in_floats(self: Any) -> None:
-    for parameter, total in self.floats.items():
-        dist.all_reduce(total)
-        parameter.grad = total.clone()
-    self.floats = {}
+def _root_in_rank_order(own: Sequence[Tensor], _: Exchange) -> Tensor:
+    total = torch.stack(list(own)).sum(0)
+    dist.all_reduce(total)
+    return total
 
 
-def _add_in_floats(self: ShardGradients, index: int, leaf: Tensor) -> None:
-    gradient, leaf.grad = leaf.grad, None
-    assert gradient is not None
-    floats: dict[Tensor, Tensor] = vars(self).setdefault("floats", {})
-    parameter = self._parameters[index]
-    floats[parameter] = floats[parameter] + gradient if parameter in floats else gradient.clone()
-
-
-FAULTS: dict[str, tuple[str, list[tuple[type, str, Any]]]] = {
+FAULTS: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
     "none": ("mlp", []),
     "sums in the order of ranks": ("resnet", [(Exchange, "sum", _sum_in_rank_order)]),
     "a generator seeded by rank": ("mlp", [(ShardState, "enter", _enter_with_generator_of_rank)]),
-    "gradients added in floats": (
-        "mlp",
-        [(ShardGradients, "_add", _add_in_floats), (ShardGradients, "finish", _finish_in_floats)],
-    ),
+    "gradients added in the order of ranks": ("mlp", [(tree, "root_of_ranks", _root_in_rank_order)]),
     "shares computed whole": ("mlp", []),
 }
 

@@ -196,10 +196,6 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
     "own backward": (lambda: spec_with(OwnBackward), ["OwnBackward overrides backward"]),
     "compiled in place": (lambda: spec_with(Compiled), ["does not cover torch.compile"]),
     "compiled part": (lambda: spec_with(CompiledPart), ["does not cover torch.compile"]),
-    "gradients of micro-batches": (
-        lambda: spec_with(LooksAtGradients, accumulate_grad_batches=2),
-        ["overrides on_after_backward", "use on_before_optimizer_step"],
-    ),
     "parameters in a list": (lambda: spec_with(KeepsParameters), ["outside of its shard's pass"]),
     "gathers": (lambda: spec_with(Gathers), ["(all_gather)", "for each of several shards"]),
     "communicates": (lambda: spec_with(Communicates), ["by torch.distributed", "sync_bn.global_mean"]),
@@ -240,8 +236,12 @@ def test_a_value_that_differs_between_workers_is_refused(worlds: Worlds, tmp_pat
         worlds.run(2, attempt, spec_with(LogsRank), tmp_path / "2")
 
 
-def test_gradients_are_there_for_hooks_after_the_backward_pass(worlds: Worlds, tmp_path: Path) -> None:
-    done = worlds.run(2, attempt, spec_with(LooksAtGradients), tmp_path)[0]
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_gradients_are_there_for_hooks_after_the_backward_pass(
+    worlds: Worlds, tmp_path: Path, micro_batches: int
+) -> None:
+    spec = spec_with(LooksAtGradients, accumulate_grad_batches=micro_batches)
+    done = worlds.run(2, attempt, spec, tmp_path)[0]
 
     assert len(done.series("train_loss")) == 4
 
