@@ -1,0 +1,86 @@
+"""Sums over shards in which no bit depends on which worker has which shard: they are added as a tree.
+
+A sum of floating-point numbers depends on its order. Here neighbours are added in pairs, their sums in pairs
+again, and at last the nodes that have no neighbour, from the right:
+
+    0   1   2   3   4
+     \\ /     \\ /    |
+      +       +     |
+       \\     /      |
+          +         |
+            \\      /
+               +
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.bits.exchange import Exchange, dealt
+
+Node = tuple[int, int]
+"""Its first shard, and how many it has: a power of 2 that divides the first."""
+Nodes = dict[Node, Tensor]
+
+
+def add(nodes: Nodes, node: Node, values: Tensor) -> None:
+    """Adds a node, in any order, and with its neighbour the nodes above it. Takes the values' memory."""
+    first, shards = node
+    while (neighbour := (first ^ shards, shards)) in nodes:
+        other = nodes.pop(neighbour)
+        # The left one first: where both are NaN, the sum is the first.
+        values = other.add_(values) if neighbour[0] < first else values.add_(other)
+        first, shards = min(first, neighbour[0]), 2 * shards
+    nodes[first, shards] = values
+
+
+def root(nodes: Nodes) -> Tensor:
+    """Returns the sum of all shards, given all their nodes. Takes the memory of the values."""
+    total, *others = (values for _, values in sorted(nodes.items(), key=lambda each: each[0], reverse=True))
+    for values in others:
+        total = values.add_(total)
+    return total
+
+
+def whole_nodes(shards: range) -> list[Node]:
+    """Returns the largest nodes that lie within consecutive shards.
+
+    >>> whole_nodes(range(1, 7))
+    [(1, 1), (2, 2), (4, 2), (6, 1)]
+    """
+    nodes, first = [], shards.start
+    while first < shards.stop:
+        size = first & -first or 1 << (shards.stop.bit_length() - 1)
+        while first + size > shards.stop:
+            size //= 2
+        nodes.append((first, size))
+        first += size
+    return nodes
+
+
+def root_of_ranks(own: Sequence[Tensor], exchange: Exchange) -> Tensor:
+    """Returns the sum over all shards. Collective.
+
+    own: the values of `whole_nodes` of this rank's shards, each (n,), where the number of ranks divides n.
+    Each rank adds an equal part of the numbers of all ranks. So if every rank has one node, as many numbers
+    are sent as in an all-reduce.
+    """
+    world_size = exchange.world_size
+    part = own[0].numel() // world_size
+    of_rank = [whole_nodes(dealt(exchange.shards, rank, world_size)) for rank in range(world_size)]
+    nodes: Nodes = {}
+    for index in range(max(map(len, of_rank))):
+        senders = {rank: of_rank[rank][index] for rank in range(world_size) if index < len(of_rank[rank])}
+        sent = own[index] if index < len(own) else own[0].new_empty(0)
+        received = sent.new_empty(part * len(senders))
+        sizes = [part if rank in senders else 0 for rank in range(world_size)]
+        dist.all_to_all_single(received, sent, sizes, [sent.numel() // world_size] * world_size)
+        for node, values in zip(senders.values(), torch.split(received, part), strict=True):
+            add(nodes, node, values)
+    total = own[0].new_empty(part * world_size)
+    dist.all_gather_into_tensor(total, root(nodes))
+    return total
