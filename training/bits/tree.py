@@ -82,5 +82,5 @@ def root_of_ranks(own: Sequence[Tensor], exchange: Exchange) -> Tensor:
         for node, values in zip(senders.values(), torch.split(received, part), strict=True):
             add(nodes, node, values)
     total = own[0].new_empty(part * world_size)
-    dist.all_gather_into_tensor(total, root(nodes))
+    dist.all_gather(list(torch.split(total, part)), root(nodes))
     return total
