@@ -92,6 +92,32 @@ def test_job_is_resized_and_paused_and_follows_the_same_curve(
     assert by_step(points(stack, done)) == pytest.approx(by_step(points(stack, undisturbed)), rel=1e-9)
 
 
+def test_bits_are_those_of_one_worker_through_resizes_and_kills(
+    stack: Stack, code: Path, tmp_path: Path
+) -> None:
+    bits = {"reproducible": "bits", "precision": "32-true"}
+    alone = {"workers": 1, "cpus_per_worker": 0.5}
+    one = stack.submit(struck(tmp_path / "alone", {}, training=bits, resources=alone), code)
+    kinds = ("0", "agent") * ROUNDS
+    steps = random.Random(ROUNDS).sample(range(2, STEPS), len(kinds))
+    elastic = {
+        "resources": {"workers": {"min": 1, "max": 3}, "cpus_per_worker": 0.5},
+        "retries": 1 + len(kinds),
+    }
+    strikes = dict(zip(steps, kinds, strict=True))
+    job = stack.submit(struck(tmp_path / "struck", strikes, pace=0.05, training=bits, **elastic), code)
+    with stack.client() as client:
+        for workers, step in ((2, 0), (1, 20), (3, 40)):
+            stack.until_step(job, step)
+            client.resize(job.id, workers)
+            stack.until(job, lambda now, n=workers: now.workers == n and now.state == "running")
+    done, expected = succeeded(stack, job), succeeded(stack, one)
+
+    assert len(list((tmp_path / "struck").iterdir())) == len(strikes)
+    assert done.weights_sha256 == expected.weights_sha256 is not None
+    assert points(stack, done) == points(stack, expected)
+
+
 def by_step(found: list[tuple[str, int, float | None]]) -> dict[tuple[str, int], float | None]:
     return {(name, step): value for name, step, value in found}
 
