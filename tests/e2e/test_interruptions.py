@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,16 @@ def test_bits_are_those_of_one_worker_through_resizes_and_kills(
         for workers, step in ((2, 0), (1, 20), (3, 40)):
             stack.until_step(job, step)
             client.resize(job.id, workers)
-            stack.until(job, lambda now, n=workers: now.workers == n and now.state == "running")
+            stack.until(job, partial(_runs_on, workers))
     done, expected = succeeded(stack, job), succeeded(stack, one)
 
     assert len(list((tmp_path / "struck").iterdir())) == len(strikes)
     assert done.weights_sha256 == expected.weights_sha256 is not None
     assert points(stack, done) == points(stack, expected)
+
+
+def _runs_on(workers: int, job: Job) -> bool:
+    return job.state == "running" and job.workers == workers
 
 
 def by_step(found: list[tuple[str, int, float | None]]) -> dict[tuple[str, int], float | None]:
