@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.training.attempts import Done, attempt
+from tests.training.worlds import Worlds
 
 
 def spec_of(network: str, *, trainer: Mapping[str, Any] | None = None, **training: Any) -> dict[str, Any]:
@@ -83,3 +85,34 @@ def hashes_of(done: Done, folder: Path) -> dict[str, str]:
         "metrics": digest([json.dumps(row, sort_keys=True) for row in done.rows]),
         "optimizers": digest(saved["optimizer_states"]),
     }
+
+
+def equal_on(worlds: Worlds, spec: dict[str, Any], folder: Path, sizes: tuple[int, ...]) -> None:
+    """Asserts that a run leaves the same on each rank, on worlds of these sizes."""
+    expected, *others = (worlds.run(n, hashes, spec, folder / str(n)) for n in sizes)
+    for found in (expected, *others):
+        assert found == [expected[0]] * len(found)
+
+
+def trains_as_usual(worlds: Worlds, spec: dict[str, Any], folder: Path) -> None:
+    """Asserts that a run in float64 leaves, to rounding, what it leaves in the usual mode."""
+    usual = spec | {"training": spec["training"] | {"reproducible": "curve"}}
+
+    bits = worlds.run(2, attempt, spec, folder / "bits")[0]
+    curve = worlds.run(1, attempt, usual, folder / "curve")[0]
+
+    assert len(bits.rows) == len(curve.rows)
+    for row, expected in zip(bits.rows, curve.rows, strict=True):
+        assert row == pytest.approx(expected, rel=1e-6, abs=1e-9)  # torchmetrics computes in float32
+    torch.testing.assert_close(bits.state, curve.state, rtol=1e-8, atol=1e-9)
+
+
+def equal_when_resized(worlds: Worlds, spec: dict[str, Any], stops: list[int], folder: Path) -> None:
+    """Asserts that a run leaves the same if it is stopped after two steps, and goes on with other workers."""
+    expected = worlds.run(1, hashes, spec, folder / "whole")[0]
+
+    for workers, stop in zip((2, 1, 3), (*stops, None), strict=True):
+        done: Done = worlds.run(workers, attempt, spec, folder / "parts", stop_after=stop)[0]
+        assert done.stopped == (stop is not None)
+
+    assert hashes_of(done, folder / "parts") == expected

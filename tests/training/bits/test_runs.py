@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.training.attempts import Done, attempt
-from tests.training.bits.runs import NORMALISED, hashes, hashes_of, segmentation, spec_of
+from tests.training.bits.runs import (
+    NORMALISED,
+    equal_on,
+    equal_when_resized,
+    segmentation,
+    spec_of,
+    trains_as_usual,
+)
 from tests.training.worlds import Worlds
 
 ACCUMULATED: dict[str, Any] = {"accumulate_grad_batches": 2, "global_batch_size": 11}
@@ -59,13 +64,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def equal_on(worlds: Worlds, spec: dict[str, Any], folder: Path, sizes: tuple[int, ...]) -> None:
-    """Asserts that a run leaves the same on each rank, on worlds of these sizes."""
-    expected, *others = (worlds.run(n, hashes, spec, folder / str(n)) for n in sizes)
-    for found in (expected, *others):
-        assert found == [expected[0]] * len(found)
-
-
 @pytest.mark.parametrize(
     "case",
     [
@@ -95,15 +93,8 @@ def test_shards_train_as_the_usual_mode_does(worlds: Worlds, tmp_path: Path, cas
     options: dict[str, Any] = {"accumulated": ACCUMULATED, "ignored": {"weighted": True}}.get(case, {})
     network = case if case in NORMALISED else "resnet"
     spec = spec_of(network, precision="64-true", trainer={"gradient_clip_val": 0.5}, **options)
-    usual = spec | {"training": spec["training"] | {"reproducible": "curve"}}
 
-    bits = worlds.run(2, attempt, spec, tmp_path / "bits")[0]
-    curve = worlds.run(1, attempt, usual, tmp_path / "curve")[0]
-
-    assert len(bits.rows) == len(curve.rows)
-    for row, expected in zip(bits.rows, curve.rows, strict=True):
-        assert row == pytest.approx(expected, rel=1e-6, abs=1e-9)  # torchmetrics computes in float32
-    torch.testing.assert_close(bits.state, curve.state, rtol=1e-8, atol=1e-9)
+    trains_as_usual(worlds, spec, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +110,4 @@ def test_shards_train_as_the_usual_mode_does(worlds: Worlds, tmp_path: Path, cas
 def test_a_run_that_is_resized_within_epochs_leaves_the_same_bits(
     worlds: Worlds, tmp_path: Path, network: str, options: dict[str, Any], stops: list[int]
 ) -> None:
-    spec = spec_of(network, **options)
-    expected = worlds.run(1, hashes, spec, tmp_path / "whole")[0]
-
-    for workers, stop in zip((2, 1, 3), (*stops, None), strict=True):
-        done: Done = worlds.run(workers, attempt, spec, tmp_path / "parts", stop_after=stop)[0]
-        assert done.stopped == (stop is not None)
-
-    assert hashes_of(done, tmp_path / "parts") == expected
+    equal_when_resized(worlds, spec_of(network, **options), stops, tmp_path)
