@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training import internals
 from training.bits import tree
 from training.bits.exchange import Exchange
 from training.errors import StepError
@@ -22,6 +24,7 @@ class ShardGradients:
 
     For each shard of this rank it makes parameters that share the memory of the model's: `of_shard`. A
     backward pass through them leaves their gradients here, and `finish` adds the sums to the model's own.
+    While shards run, between `show` and `hide`, their parameters look like the model's own.
 
     parameters: those that need a gradient, each once, by name.
 
@@ -30,13 +33,13 @@ class ShardGradients:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], exchange: Exchange) -> None:
-        self._parameters, self._exchange = list(parameters.values()), exchange
+        self._names, self._parameters = list(parameters), list(parameters.values())
+        self._exchange = exchange
         self._begin()
         self.of_shard = [self._leaves(shard) for shard in exchange.own]
-        self._hooks = [
-            parameter.register_post_accumulate_grad_hook(partial(_refuse, name))  # type: ignore[no-untyped-call]
-            for name, parameter in parameters.items()
-        ]
+        self._hooks = [_hook(parameter, partial(_refuse, name)) for name, parameter in parameters.items()]
+        self._shown: list[tuple[Tensor | None, int]] | None = None
+        self._changed = ""
 
     def _begin(self) -> None:
         self._nodes: list[tree.Nodes] = [{} for _ in self._parameters]
@@ -47,6 +50,9 @@ class ShardGradients:
         pairs = zip(self._parameters, parameters.values(), strict=False)
         return len(parameters) == len(self._parameters) and all(own is other for own, other in pairs)
 
+    def __contains__(self, parameter: nn.Parameter) -> bool:
+        return parameter in self.of_shard[0]
+
     def detach(self) -> None:
         """Lets the model's own parameters have gradients again."""
         for hook in self._hooks:
@@ -56,13 +62,53 @@ class ShardGradients:
         leaves = {}
         for index, parameter in enumerate(self._parameters):
             leaf = nn.Parameter(parameter.detach())
-            leaf.register_post_accumulate_grad_hook(partial(self._add, index, shard))  # type: ignore[no-untyped-call]
+            _hook(leaf, partial(self._add, index, shard))
             leaves[parameter] = leaf
         return leaves
 
+    def show(self) -> None:
+        """Gives the parameters of the shards the gradients of the model's, and says whether they need one."""
+        self._shown = [(each.grad, _changes(each.grad)) for each in self._parameters]
+        for leaves in self.of_shard:
+            for parameter, leaf in leaves.items():
+                leaf.requires_grad_(parameter.requires_grad)
+                leaf.grad = parameter.grad
+
+    def hide(self) -> None:
+        """Takes them back. What all shards have done, freeze a parameter or drop its gradient, is done."""
+        if self._shown is None:
+            return
+        shown, self._shown = self._shown, None
+        for name, parameter, (gradient, changes) in zip(self._names, self._parameters, shown, strict=True):
+            leaves = [of_parameter[parameter] for of_parameter in self.of_shard]
+            if all(leaf.grad is None for leaf in leaves):
+                parameter.grad = None
+            elif any(leaf.grad is not gradient for leaf in leaves) or _changes(gradient) != changes:
+                self._changed = self._changed or name
+            for leaf in leaves:
+                leaf.grad = None
+            parameter.requires_grad_(leaves[0].requires_grad)
+
+    def check(self) -> None:
+        """Raises StepError if a shard has changed gradients that it was shown."""
+        name, self._changed = self._changed, ""
+        if name:
+            raise StepError(
+                f"a step changes the gradient of {name} by itself, but training.reproducible: bits runs it "
+                "once for each of several shards; use self.clip_gradients, a hook such as "
+                "on_before_optimizer_step, or set training.reproducible to curve"
+            )
+
     def _add(self, index: int, shard: int, leaf: Tensor) -> None:
+        if self._shown is not None:
+            raise StepError(
+                "a step calls loss.backward(), but training.reproducible: bits adds gradients over several "
+                "shards; use self.manual_backward(loss) with manual optimization, and return the loss with "
+                "the automatic one"
+            )
         gradient, leaf.grad = leaf.grad, None
-        assert gradient is not None
+        if gradient is None:  # the pass has reached it, but an operation before had no gradient to give
+            return
         if gradient.is_sparse:
             raise StepError(
                 "training.reproducible: bits does not add sparse gradients; give the layer sparse=False"
@@ -134,6 +180,18 @@ def _accumulate(parameter: nn.Parameter, total: Tensor) -> None:
         parameter.grad = total
     else:
         parameter.grad += total
+
+
+def _changes(gradient: Tensor | None) -> int:
+    return -1 if gradient is None else internals.changes_in_place(gradient)
+
+
+def _hook(parameter: Tensor, call: Callable[[Tensor], None]) -> Any:
+    """Calls `call(parameter)` when a gradient arrives; torch refuses that for a frozen parameter."""
+    needs_gradient = parameter.requires_grad
+    hook = parameter.requires_grad_().register_post_accumulate_grad_hook(call)  # type: ignore[no-untyped-call]
+    parameter.requires_grad_(needs_gradient)
+    return hook
 
 
 def _refuse(name: str, _: Tensor) -> None:

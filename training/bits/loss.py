@@ -16,6 +16,7 @@ from training.bits.exchange import Exchange
 from training.bits.threads import ShardThreads
 from training.callbacks.global_loss import INSTEAD_OF_NONE, GlobalLoss
 from training.callbacks.job_step import job_step
+from training.callbacks.meeting import meet
 from training.callbacks.stop_vote import Vote
 from training.callbacks.target_means import TargetMeans, counted_by, refuse_plain_means
 from training.errors import NonFiniteLoss, StepError
@@ -89,6 +90,26 @@ class ShardLoss(GlobalLoss):
         save, stop, ends = numbers.tolist()
         self.vote.count(save=save, stop=stop)
         self.trainer.should_stop |= ends > 0
+
+    def agree(self, place: str) -> None:
+        """Raises StepError unless all ranks are at the same place of a training_step. Collective.
+
+        Never waits for a rank that waits for this one, in a layer for example. place: in words.
+        """
+        if self._exchange.world_size == 1:
+            return
+        if others := self._barrier.wait():
+            raise StepError(
+                f"rank {dist.get_rank()} is at {place}, while rank {', '.join(map(str, others))} of "
+                f"{self._exchange.world_size} runs a layer that sees the whole batch; every shard must run "
+                "such layers, self.manual_backward and calls of optimizers equally often and in the same "
+                "order: decide by what all shards know, such as the number of the batch"
+            )
+        meet(place, torch.zeros(0, dtype=torch.float64, device=self.module.device))
+
+    def end_manual_step(self) -> None:
+        if not self._told:
+            self.count_votes()
 
     def on_after_backward(self, *_: Any) -> None: ...
 

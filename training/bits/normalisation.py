@@ -11,6 +11,8 @@ gradient needs. So a backward pass in one thread has the sums of all shards befo
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,8 +34,8 @@ class OverShards:
 
     def __init__(self, threads: ShardThreads, exchange: Exchange) -> None:
         self._threads, self._exchange = threads, exchange
-        self.nodes: list[tuple[str, Any]] = []
-        """The sums over shards of this step: their place, and their node in the graph if they have one."""
+        self._nodes: list[tuple[str, Callable[[], Any]]] = []
+        """The sums over shards of this step: their place, and what gives their node while it is needed."""
 
     @property
     def updates(self) -> bool:
@@ -52,7 +54,8 @@ class OverShards:
 
     def _sum(self, place: str, sums: list[Tensor]) -> tuple[Tensor, ...]:
         total: tuple[Tensor, ...] = _SumOverShards.apply(self._threads, self._exchange, *sums)  # type: ignore[no-untyped-call]
-        self.nodes.append((place, total[0].grad_fn))
+        node = total[0].grad_fn
+        self._nodes.append((place, weakref.ref(node) if node is not None else lambda: None))
         return total
 
     def check_reached(self) -> None:
@@ -60,13 +63,13 @@ class OverShards:
 
         Call it in a hook of the pass, which would wait for the other ranks forever.
         """
-        nodes, self.nodes = self.nodes, []
-        if self._exchange.world_size == 1 or not nodes:
+        if self._exchange.world_size == 1 or not self._nodes:
             return
-        reached = [node is not None and internals.backward_reaches(node) for _, node in nodes]
+        nodes = [node() for _, node in self._nodes]
+        reached = [node is not None and internals.backward_reaches(node) for node in nodes]
         ranks = torch.tensor(reached, dtype=torch.int64)
         dist.all_reduce(ranks)
-        for (place, _), number in zip(nodes, ranks.tolist(), strict=True):
+        for (place, _), number in zip(self._nodes, ranks.tolist(), strict=True):
             if 0 < number < self._exchange.world_size:
                 raise StepError(
                     f"the loss depends on the output of {place} in some shards of a batch, and on "
@@ -136,7 +139,8 @@ class _SumOverShards(torch.autograd.Function):
         if ctx.threads.running is not None:
             raise StepError(
                 "a step computes gradients through a SyncBatchNorm layer by itself (torch.autograd.grad), "
-                "which training.reproducible: bits does not cover; set training.reproducible to curve"
+                "which training.reproducible: bits does not cover; leave such layers out of it, or set "
+                "training.reproducible to curve"
             )
         return None, None, *_for_each(ctx.exchange.sum(torch.stack(own)), len(own))
 

@@ -46,6 +46,11 @@ class RankShards:
         self._shards: Sequence[Shard] = ()
 
     @property
+    def samples(self) -> list[int]:
+        """How many samples each shard of this rank has in the running batch."""
+        return [shard.samples for shard in self._shards]
+
+    @property
     def cuts(self) -> Shards:
         """How the loader cuts a micro-batch."""
         return Shards(self.exchange.shards, self.exchange.own)
@@ -58,8 +63,12 @@ class RankShards:
         self._layers = [layer for layer in module.modules() if isinstance(layer, SyncBatchNorm)]
 
     def _begin_gradients(self, module: LightningModule) -> None:
-        """Takes over what callbacks have frozen or unfrozen."""
-        parameters = _trained(module)
+        """Takes over what callbacks have unfrozen."""
+        parameters = {
+            name: each
+            for name, each in module.named_parameters()
+            if each.requires_grad or each in self.gradients
+        }
         if not self.gradients.is_of(parameters):
             self.gradients.detach()
             self.gradients = ShardGradients(parameters, self.exchange)
@@ -104,7 +113,21 @@ class RankShards:
                 stack.enter_context(over_parts(self._layers_over_shards))
             mode = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
             calls = zip(batch.shards, self.exchange.own, strict=True)
-            return self.threads.run([self._call(mode, step, shard, number) for shard, number in calls])
+            results = self.threads.run([self._call(mode, step, shard, number) for shard, number in calls])
+        self.state.check()
+        return results
+
+    def once_for_all(self, place: str, value: Any, joint: Callable[[list[Any]], Any]) -> Any:
+        """Calls joint(values of this rank's shards) outside of the shards; returns what it returns to all.
+
+        Call it in the threads of all shards, with equal words for the place.
+        """
+
+        def checked(values: list[Any]) -> list[Any]:
+            self.state.check()
+            return [joint(values)] * len(values)
+
+        return self.threads.meet_outside(place, value, checked)
 
     def _call(
         self, mode: tuple[bool, bool], step: Callable[[Any], T], shard: Shard, number: int
@@ -129,7 +152,7 @@ class RankShards:
 
     @contextmanager
     def in_backward(self, loss: Tensor) -> Iterator[None]:
-        """A context for the backward pass of a step's loss, in which layers cannot be computed again."""
+        """A context for a backward pass of a step, in which layers cannot be computed again."""
 
         def check(_: Tensor) -> None:
             self._layers_over_shards.check_reached()
@@ -149,7 +172,7 @@ class RankShards:
         if digests.any():
             self.logs.log_step(same=bool((digests == digests[0]).all()))
         if changes.any():
-            self.state.keep_buffers([shard.samples for shard in self._shards])
+            self.state.keep_buffers(self.samples)
 
     def _enter(self, index: int) -> None:
         shard = self._shards[index]

@@ -25,6 +25,9 @@ from training.loading.generators import generator_states, seed_globally, seeds_o
 class ShardState:
     """The parts of a module that differ between the shards while a step runs, put in place in turn.
 
+    Shards run from an `enter` until the next `leave`, perhaps several times in a step. At other times the
+    module has what it has outside, and what hooks do to it then is done to all shards.
+
     - parameters: others with the same memory, so that gradients arrive by shard;
     - buffers that a forward may change, BatchNorm's excepted: every shard starts from the same, and those of
       the first shard of all are kept;
@@ -50,6 +53,9 @@ class ShardState:
         self._seen = [internals.changes_in_place(buffer) for *_, buffer in self._buffers]
         self._entered: int | None = None
         self._before: list[list[int]] = []
+        self._weights: list[tuple[str, nn.Parameter]] = []
+        self._shared: list[tuple[int, bool]] = []
+        self._changed = ""
         self._where = b""
         self._segments: list[int] = []
         self._outside: Any = None
@@ -60,9 +66,9 @@ class ShardState:
             (part._parameters, name, parameter)
             for part in self._module.modules()
             for name, parameter in part._parameters.items()
-            if parameter is not None and parameter.requires_grad
+            if parameter is not None and parameter in gradients
         ]
-        self._own_slots = slots
+        self._gradients, self._own_slots = gradients, slots
         self._slots_of_shard = [
             [(parameters, name, leaves[parameter]) for parameters, name, parameter in slots]
             for leaves in gradients.of_shard
@@ -72,15 +78,25 @@ class ShardState:
         """Begins a step. where: what tells it from others, equal on all ranks."""
         self._where = struct.pack(f"<Q{len(where)}q", self._seed, *where)
         self._segments = [0] * len(self._exchange.own)
+        self._dtypes = [torch.get_default_dtype() for _ in self._exchange.own]
+        self._weights = list(self._module.named_parameters())
+
+    def _take_over(self) -> None:
+        """Keeps what there is outside of the shards, and gives them what hooks have done to it."""
         self._outside = generator_states()
         self._outside_dtype = torch.get_default_dtype()
-        self._dtypes = [self._outside_dtype for _ in self._exchange.own]
         self._attributes.begin()
         self._take_changes()
-        self._before = self._versions()
+        if not any(self._segments):
+            self._before = self._versions()
+        self._gradients.show()
+        self._shared = self._shared_by_shards()
+
+    def _shared_by_shards(self) -> list[tuple[int, bool]]:
+        return [(internals.changes_in_place(each), each.requires_grad) for _, each in self._weights]
 
     def _take_changes(self) -> None:
-        """Gives the shards what hooks have done to buffers between two steps."""
+        """Gives the shards what hooks have done to buffers outside of them."""
         for index, (part, name, buffer) in enumerate(self._buffers):
             now = part._buffers[name]
             assert now is not None
@@ -99,6 +115,8 @@ class ShardState:
 
     def enter(self, shard: int) -> None:
         """Puts the parts of a shard of this rank in place, given by its index."""
+        if self._entered is None:
+            self._take_over()
         if not self._segments[shard]:
             self.metrics.find()  # an earlier shard's step may have made some
         if self._entered != shard:
@@ -119,7 +137,9 @@ class ShardState:
             torch.cuda.manual_seed(seeds.own % 2**63)
 
     def leave(self) -> None:
-        """Puts back what the module has outside of a step."""
+        """Puts back what the module has outside of the shards. Does nothing if none has been entered."""
+        if self._entered is None:
+            return
         self._keep_own()
         self._entered = None
         torch.set_default_dtype(self._outside_dtype)
@@ -128,7 +148,22 @@ class ShardState:
             part._buffers[name] = buffer
         self._attributes.leave()
         self.metrics.leave()
+        if (now := self._shared_by_shards()) != self._shared:
+            pairs = zip(self._weights, map(operator.ne, now, self._shared), strict=True)
+            self._changed = next(name for (name, _), is_changed in pairs if is_changed)
+        self._gradients.hide()
         set_generator_states(self._outside)
+
+    def check(self) -> None:
+        """Raises StepError if a shard has changed what all of them share. Call it after `leave`."""
+        self._gradients.check()
+        name, self._changed = self._changed, ""
+        if name:
+            raise StepError(
+                f"a step changes the parameter {name} in place, or unfreezes it, but training.reproducible: "
+                "bits runs it once for each of several shards; do it in a callback (on_train_batch_end), or "
+                "set training.reproducible to curve"
+            )
 
     def _put_parameters(self, slots: Sequence[tuple[dict[str, Any], str, nn.Parameter]]) -> None:
         for parameters, name, parameter in slots:

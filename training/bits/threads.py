@@ -1,8 +1,9 @@
 """One thread for each shard of a rank: all run the same code on their own shards, one at a time.
 
-A thread runs until it has to meet the others, at a layer whose statistics are over the whole batch, or until
-its end; then the next one runs. So the code of a model need not know of shards, and what torch keeps for each
-thread (whether gradients are recorded, autocast, hooks of saved tensors) is that of its shard.
+A thread runs until it has to meet the others, at a layer whose statistics are over the whole batch or at a
+call that is made once for all, or until its end; then the next one runs. So the code of a model need not know
+of shards, and what torch keeps for each thread (whether gradients are recorded, autocast, hooks of saved
+tensors) is that of its shard.
 
 A backward pass has one thread: it runs all shards' operations in the reverse order of their numbers, which
 torch counts in each thread. After a meeting all threads count on from a common number. So an operation has a
@@ -48,7 +49,8 @@ class ShardThreads:
         self._waiting: set[int] = set()
         self._results: Sequence[Any] = ()
         self._sequence_number = self._own_collectives = 0
-        self._joint: Joint | None = None
+        self._outside: Joint | None = None
+        self._failure: Exception | None = None
 
     @property
     def running(self) -> int | None:
@@ -61,6 +63,7 @@ class ShardThreads:
         Raises the first error of a function, and StepError if some of them end while others wait to meet.
         """
         assert self.running is None
+        self._outside = self._failure = None
         try:
             return self._run(functions)
         finally:
@@ -73,6 +76,8 @@ class ShardThreads:
             self._resume(index, functions[index])
         while self._places:
             self._check()
+            if self._outside is not None:
+                self._call_outside()
             self._places.clear()
             # The last to arrive computes what all get, and is the first to go on: its data is in the cache.
             order.reverse()
@@ -86,22 +91,50 @@ class ShardThreads:
         Call it in a shard's thread. place: in words, equal on all shards. joint: is called once, in the
         thread of one of the shards.
         """
+        is_last = len(self._places) == len(self._numbers) - 1
+        index = self._arrive(place, value)
+        if is_last:
+            entered = internals.collectives_entered() or 0
+            self._results = joint(self._brought())
+            self._own_collectives += (internals.collectives_entered() or 0) - entered
+            self._sequence_number = internals.sequence_number()
+        return self._results[index]
+
+    def meet_outside(self, place: str, value: Any, joint: Joint) -> Any:
+        """The same, but joint is called where no shard runs: in the thread that called `run`.
+
+        An error of joint is raised in all shards.
+        """
+        self._outside = joint
+        index = self._arrive(place, value)
+        if self._failure is not None:
+            raise self._failure
+        return self._results[index]
+
+    def _arrive(self, place: str, value: Any) -> int:
+        """Lets the other shards run until they have arrived, too; returns the index of this one."""
         index = self.running
         assert index is not None
         self._places[index], self._values[index] = place, value
         self._waiting.add(index)
-        is_last = len(self._places) == len(self._numbers)
         self._sequence_number = max(self._sequence_number, internals.sequence_number())
         self._threads[index].wait()
         internals.count_sequence_on(self._sequence_number)
-        if is_last:
-            values = [self._values[each] for each in range(len(self._numbers))]
-            self._values.clear()
-            entered = internals.collectives_entered() or 0
-            self._results = joint(values)
-            self._own_collectives += (internals.collectives_entered() or 0) - entered
-            self._sequence_number = internals.sequence_number()
-        return self._results[index]
+        return index
+
+    def _brought(self) -> list[Any]:
+        values = [self._values[each] for each in range(len(self._numbers))]
+        self._values.clear()
+        return values
+
+    def _call_outside(self) -> None:
+        joint, self._outside = self._outside, None
+        assert joint is not None
+        self._leave()
+        try:
+            self._results = joint(self._brought())
+        except Exception as error:
+            self._failure = error
 
     def _resume(self, index: int, function: Callable[[], Any] | None) -> None:
         self._waiting.discard(index)
@@ -131,8 +164,9 @@ class ShardThreads:
             self._abandon()
             raise StepError(
                 f"the shards of a batch are at different places ({where}). Every shard must run the same "
-                "layers that see the whole batch, equally often and in the same order: decide by what all "
-                "shards know, such as the number of the batch"
+                "layers that see the whole batch, and the same calls of optimizers and of manual_backward, "
+                "equally often and in the same order: decide by what all shards know, such as the number of "
+                "the batch"
             )
 
     def _abandon(self) -> None:

@@ -52,8 +52,8 @@ def _refuse(place: str) -> None:
         by_place.setdefault(found, []).append(str(rank))
     which = "; ".join(f"rank {', '.join(ranks)}: {found}" for found, ranks in by_place.items())
     raise StepError(
-        f"the workers are at different places of a step ({which}). Backward passes, sync_bn.global_mean, and "
-        "cross_entropy and nll_loss with weight or ignore_index must be called on every worker, equally "
-        "often and in the same order, whatever its share of the batch holds: one without a target has "
-        "the mean of the others"
+        f"the workers are at different places of a step ({which}). Backward passes, calls of optimizers, "
+        "sync_bn.global_mean, and cross_entropy and nll_loss with weight or ignore_index must be called on "
+        "every worker, equally often and in the same order, whatever its share of the batch holds: one "
+        "without a target has the mean of the others"
     )

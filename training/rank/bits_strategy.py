@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from training.bits.loss import ShardLoss
+from training.bits.manual import ManualOptimization
 from training.bits.shards import RankShards
 from training.errors import BuildError, StepError
 from training.internals import SKIPPED, is_compiled
@@ -38,6 +40,7 @@ class BitsStrategy(GroupStrategy):
     def __init__(self, *, loss: ShardLoss, share: Any, shards: RankShards) -> None:
         super().__init__(loss=loss, share=share)
         self._shards, self._shard_loss = shards, loss
+        self._manual = ManualOptimization(shards, loss)
 
     def setup(self, trainer: Trainer) -> None:
         assert self.lightning_module is not None
@@ -72,11 +75,20 @@ class BitsStrategy(GroupStrategy):
         )
 
     def training_step(self, batch: ShardedBatch, *args: Any, **kwargs: Any) -> Any:
-        step = DDPStrategy.training_step
-        outputs = self._run(_TRAINS, step, batch, args, kwargs)
+        module = self.lightning_module
+        assert module is not None
+        if not module.automatic_optimization:
+            with self._manual.in_step(module):
+                self._run(_TRAINS, BitsStrategy._manual_step, batch, args, kwargs)
+            return None
+        outputs = self._run(_TRAINS, DDPStrategy.training_step, batch, args, kwargs)
         losses = [output["loss"] if isinstance(output, Mapping) else output for output in outputs]
-        total = self._shard_loss.total(losses, [shard.samples for shard in batch.shards])
+        total = self._shard_loss.total(losses, self._shards.samples)
         return SKIPPED if total is None else total
+
+    def _manual_step(self, *args: Any, **kwargs: Any) -> None:
+        DDPStrategy.training_step(self, *args, **kwargs)
+        self._manual.end_step()
 
     def validation_step(self, batch: ShardedBatch, *args: Any, **kwargs: Any) -> Any:
         return self._run(_VALIDATES, DDPStrategy.validation_step, batch, args, kwargs)
@@ -99,6 +111,9 @@ class BitsStrategy(GroupStrategy):
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         module, precision = self.lightning_module, self.precision_plugin
         assert module is not None
+        if self._shards.threads.running is not None:  # by self.manual_backward
+            self._manual.backward(closure_loss, partial(self.backward, optimizer=None), *args, **kwargs)
+            return closure_loss
         loss: Tensor = precision.pre_backward(closure_loss, module)
         with self._shards.in_backward(loss):
             precision.backward(loss, module, optimizer, *args, **kwargs)
@@ -148,11 +163,6 @@ class ShardStates(Callback):
 def refuse_uncovered(module: LightningModule) -> None:
     """Raises BuildError for what a LightningModule does that is not run shard by shard."""
     name, instead = type(module).__name__, "or set training.reproducible to curve"
-    if not module.automatic_optimization:
-        raise BuildError(
-            "training.reproducible",
-            f"bits does not cover manual optimization, which {name} sets; use the automatic one, {instead}",
-        )
     if any(is_compiled(part) for part in module.modules()):
         raise BuildError(
             "training.reproducible",

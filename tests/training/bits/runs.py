@@ -48,6 +48,13 @@ def segmentation() -> dict[str, Any]:
     }
 
 
+def gan(module: str = "Gan", *, draws: bool | None = None, **training: Any) -> dict[str, Any]:
+    """The spec of a run of a module of `gans`."""
+    arguments = {} if draws is None else {"draws": draws}
+    model = {"class_path": f"tests.training.bits.gans.{module}", "init_args": arguments}
+    return spec_of("", **training) | {"model": model}
+
+
 def digest(value: Any) -> str:
     """The sha256 of a value's bits."""
     found = hashlib.sha256()

@@ -182,3 +182,42 @@ def test_any_dealing_gives_the_same_bits(worlds: Worlds, shards: int) -> None:
 
     for world_size in (2, 3, 4):
         assert worlds.run(world_size, _dealt, world_size, shards) == [expected] * world_size
+
+
+def test_shards_see_the_gradient_of_the_model_and_what_all_of_them_do_is_done_to_it() -> None:
+    gradients, parameter = sums_of(2, 2)
+    leaves = [of_shard[parameter] for of_shard in gradients.of_shard]
+    parameter.grad = torch.ones(2, dtype=torch.float64)
+    parameter.requires_grad_(False)
+
+    gradients.show()
+    assert all(leaf.grad is parameter.grad and not leaf.requires_grad for leaf in leaves)
+    gradients.hide()
+    assert parameter.grad is not None
+    assert all(leaf.grad is None for leaf in leaves)
+
+    gradients.show()
+    for leaf in leaves:
+        leaf.requires_grad_()
+        leaf.grad = None
+    gradients.hide()
+
+    gradients.check()
+    assert parameter.requires_grad
+    assert parameter.grad is None
+
+
+@pytest.mark.parametrize("shards", [(0,), (1,), (0, 1)])
+def test_a_gradient_that_a_shard_has_changed_is_refused(shards: tuple[int, ...]) -> None:
+    gradients, parameter = sums_of(2, 2)
+    parameter.grad = torch.ones(2, dtype=torch.float64)
+
+    gradients.show()
+    for shard in shards:
+        gradient = gradients.of_shard[shard][parameter].grad
+        assert gradient is not None
+        gradient.mul_(0.5)
+    gradients.hide()
+
+    with pytest.raises(StepError, match=r"changes the gradient of weight by itself.*self\.clip_gradients"):
+        gradients.check()

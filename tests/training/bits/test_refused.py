@@ -29,12 +29,6 @@ class Plain(Task):
         super().__init__("mlp", scheduled=False)
 
 
-class Manual(Plain):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-
 class EndsBatches(Plain):
     def on_train_batch_end(self, *_: Any) -> None: ...
 
@@ -191,7 +185,6 @@ def network(name: str) -> dict[str, Any]:
 
 
 REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
-    "manual optimization": (lambda: spec_with(Manual), ["does not cover manual optimization, which Manual"]),
     "hook of a batch": (lambda: spec_with(EndsBatches), ["EndsBatches overrides on_train_batch_end"]),
     "own backward": (lambda: spec_with(OwnBackward), ["OwnBackward overrides backward"]),
     "compiled in place": (lambda: spec_with(Compiled), ["does not cover torch.compile"]),

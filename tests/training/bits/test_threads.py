@@ -63,6 +63,39 @@ def test_each_shard_runs_until_it_meets_the_others_and_one_computes_for_all() ->
     assert noted.calls == 2 * [*first, "enter 0", "joint [0, 1, 2]", "enter 1", "enter 2", "leave"]
 
 
+def test_a_call_for_all_shards_is_made_where_none_runs() -> None:
+    noted, home = Noted(), threading.get_ident()
+
+    def joint(values: list[Any]) -> list[Any]:
+        assert noted.threads.running is None
+        assert threading.get_ident() == home
+        noted.calls.append(f"outside {values}")
+        return [sum(values)] * 3
+
+    def step(index: int) -> tuple[Any, Any]:
+        return noted.threads.meet_outside("a call", index, joint), noted.meet("a layer", index)
+
+    results = noted.threads.run([lambda index=index: step(index) for index in range(3)])  # type: ignore[misc]
+
+    assert results == [(3, (index, 3)) for index in range(3)]
+    assert noted.calls[3:8] == ["leave", "outside [0, 1, 2]", "enter 2", "enter 1", "enter 0"]
+
+
+def test_an_error_of_a_call_for_all_shards_is_raised_in_each_of_them() -> None:
+    noted, raised = Noted(), []
+
+    def step(index: int) -> None:
+        try:
+            noted.threads.meet_outside("a call", index, lambda values: values[0].missing)
+        except AttributeError:
+            raised.append(index)
+
+    noted.threads.run([lambda index=index: step(index) for index in range(3)])  # type: ignore[misc]
+
+    assert sorted(raised) == [0, 1, 2]
+    assert noted.threads.run([lambda: noted.meet("a layer", 0)] * 3) == [(0, 0)] * 3
+
+
 def test_an_error_of_one_shard_ends_the_others_and_is_raised() -> None:
     noted, ended = Noted(), []
 
