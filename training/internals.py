@@ -269,6 +269,11 @@ def changes_in_place(tensor: Tensor) -> int:
     return tensor._version
 
 
+def has_gradient_hooks(parameter: Tensor) -> bool:
+    """Returns whether somebody has registered a hook for a parameter's gradient."""
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
 def collectives_entered() -> int | None:
     """Returns how many collectives and handshakes this rank has entered in the default group.
 

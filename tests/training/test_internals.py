@@ -330,6 +330,18 @@ def in_group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_torch_keeps_hooks_for_gradients_with_their_parameter() -> None:
+    parameter: Any = nn.Parameter(torch.ones(2))
+    found = [internals.has_gradient_hooks(parameter)]
+    for register in (parameter.register_hook, parameter.register_post_accumulate_grad_hook):
+        hook = register(lambda _: None)
+        found.append(internals.has_gradient_hooks(parameter))
+        hook.remove()
+        found.append(internals.has_gradient_hooks(parameter))
+
+    assert found == [False, True, False, True, False]
+
+
 def test_a_backward_pass_averages_only_if_it_was_prepared(tmp_path: Path) -> None:
     with in_group(tmp_path):
         ddp = DistributedDataParallel(nn.Linear(2, 1))

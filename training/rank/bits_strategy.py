@@ -18,7 +18,7 @@ from training.bits.loss import ShardLoss
 from training.bits.manual import ManualOptimization
 from training.bits.shards import RankShards
 from training.errors import BuildError, StepError
-from training.internals import SKIPPED, is_compiled
+from training.internals import SKIPPED, has_gradient_hooks, is_compiled
 from training.loading.sharded import ShardedBatch
 from training.rank.strategy import GroupStrategy
 
@@ -168,6 +168,13 @@ def refuse_uncovered(module: LightningModule) -> None:
             "training.reproducible",
             f"bits does not cover torch.compile, which {name} uses; leave it out, {instead}",
         )
+    for parameter, value in module.named_parameters():
+        if has_gradient_hooks(value):
+            raise BuildError(
+                "training.reproducible",
+                f"bits adds gradients up beside the model's parameters, so that hooks of {parameter} "
+                f"(register_hook) would not run; use on_before_optimizer_step of {name}, {instead}",
+            )
     for hook in _HOOKS_OF_A_BATCH:
         if is_overridden(hook, module):
             raise BuildError(

@@ -50,6 +50,12 @@ class CompiledPart(Plain):
         self.net: Any = torch.compile(self.net)
 
 
+class HooksGradient(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight.register_hook(lambda gradient: 2 * gradient)  # type: ignore[no-untyped-call]
+
+
 class LooksAtGradients(Plain):
     def on_after_backward(self) -> None:
         assert self.head.weight.grad is not None
@@ -189,6 +195,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
     "own backward": (lambda: spec_with(OwnBackward), ["OwnBackward overrides backward"]),
     "compiled in place": (lambda: spec_with(Compiled), ["does not cover torch.compile"]),
     "compiled part": (lambda: spec_with(CompiledPart), ["does not cover torch.compile"]),
+    "hook of a gradient": (lambda: spec_with(HooksGradient), ["hooks of head.weight", "use on_before_"]),
     "parameters in a list": (lambda: spec_with(KeepsParameters), ["outside of its shard's pass"]),
     "gathers": (lambda: spec_with(Gathers), ["(all_gather)", "for each of several shards"]),
     "communicates": (lambda: spec_with(Communicates), ["by torch.distributed", "sync_bn.global_mean"]),
