@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
+from sync_bn import _memory
 from sync_bn._activation import Activation
 from sync_bn._arithmetic import LocalGradients, Moments, Scaling
+from sync_bn._memory import is_channels_last, like
 
 _INTERFACE = 3
-_CHANNELS_LAST = {2: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 _LANES = 16
-_PLAIN = Tensor, Parameter
 
 
 class _Shape(ctypes.Structure):
@@ -115,7 +114,7 @@ class Passes:
         channels = self._channels
         z, saved = torch.empty_like(x), _doubles(6 * channels)
         weight, bias = _floats(weight, channels), _floats(bias, channels)
-        residual = None if residual is None else _like(x, residual)
+        residual = None if residual is None else like(x, residual)
         _library().sync_bn_normalise(
             self._half,
             *(x.data_ptr(), _pointer(residual), z.data_ptr(), self._shape, _slope(activation)),
@@ -133,8 +132,8 @@ class Passes:
         activation: Activation | None,
     ) -> LocalGradients:
         """Returns the sums and dy. Computes dy only with a residual, whose gradient it is; else dy is dz."""
-        dz, sums = _like(x, dz), _doubles(2 * self._channels)
-        residual = None if residual is None or activation is None else _like(x, residual)
+        dz, sums = like(x, dz), _doubles(2 * self._channels)
+        residual = None if residual is None or activation is None else like(x, residual)
         dy = dz if residual is None else torch.empty_like(x)
         _library().sync_bn_gradient_sums(
             self._half,
@@ -226,26 +225,11 @@ def update_running_statistics(
 
 
 def _is_readable(values: Tensor) -> bool:
-    """Whether `values` is a strided floating-point CPU tensor of no subclass, which can be copied."""
-    return (
-        type(values) in _PLAIN
-        and values.is_cpu
-        and values.layout is torch.strided
-        and values.is_floating_point()
-    )
+    return values.is_cpu and _memory.is_readable(values)
 
 
 def _is_dense(values: Tensor) -> bool:
-    """Whether the memory at `data_ptr` holds `numel` plain numbers, as the layouts of `_shape` require."""
-    return (
-        type(values) in _PLAIN
-        and values.is_cpu
-        and values.layout is torch.strided
-        and not values.is_neg()
-        and not values._is_zerotensor()
-        and values.untyped_storage().nbytes()
-        >= (values.storage_offset() + values.numel()) * values.element_size()
-    )
+    return values.is_cpu and _memory.is_dense(values)
 
 
 def _is_per_channel(values: Tensor | None, channels: int) -> bool:
@@ -266,29 +250,14 @@ def _shape(x: Tensor) -> _Shape | None:
     inner = values // (samples * channels)
     if inner >= _LANES and x.is_contiguous():
         return _Shape(samples, channels, inner)
-    if channels >= _LANES and _is_channels_last(x):
+    if channels >= _LANES and is_channels_last(x):
         return _Shape(samples * inner, channels, 1)
     return None
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    memory_format = _CHANNELS_LAST.get(x.dim())
-    if memory_format is None:
-        return x.movedim(1, -1).is_contiguous()
-    return x.is_contiguous(memory_format=memory_format)
 
 
 def _doubles(size: int) -> Tensor:
     """Returns uninitialised float64 memory on the CPU, whatever torch's defaults are."""
     return torch.empty(size, dtype=torch.float64, device="cpu")
-
-
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    """Returns `other` with the dtype and strides of x; a copy only if they differ."""
-    assert other.shape == x.shape
-    if other.dtype == x.dtype and other.stride() == x.stride() and _is_dense(other):
-        return other
-    return torch.empty_like(x).copy_(other)
 
 
 def _floats(values: Tensor | None, channels: int) -> Tensor | None:
