@@ -143,8 +143,12 @@ def test_every_module_is_found() -> None:
     assert any(found.lazy for found in imports("training"))
 
 
-def test_sync_bn_imports_torch_alone_its_plug_in_lightning_and_a_figure_matplotlib() -> None:
-    on_request = {("sync_bn.lightning", "lightning"), ("sync_bn.diagnostics", "matplotlib")}
+def test_sync_bn_imports_torch_alone_its_plug_in_lightning_a_figure_matplotlib_and_kernels_triton() -> None:
+    on_request = {
+        ("sync_bn.lightning", "lightning"),
+        ("sync_bn.diagnostics", "matplotlib"),
+        ("sync_bn._triton_kernels", "triton"),
+    }
     wrong = [
         found
         for found in imports("sync_bn")
@@ -153,6 +157,7 @@ def test_sync_bn_imports_torch_alone_its_plug_in_lightning_and_a_figure_matplotl
         and (found.importer, top(found.imported)) not in on_request
     ]
     assert not wrong
+    assert all(found.lazy for found in imports("sync_bn") if found.imported == "sync_bn._triton_kernels")
 
 
 def test_training_knows_no_service() -> None:
