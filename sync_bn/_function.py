@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sync_bn import _arithmetic, _native
+from sync_bn import _arithmetic, _native, _triton
 from sync_bn._activation import Activation
 from sync_bn._arithmetic import LocalGradients, Moments, Scaling, global_moments, per_channel
 
@@ -173,11 +173,12 @@ def _all_reduce(sums: Tensor, call: Call, phase: str) -> Tensor:
 
 
 def passes_for(tensors: Tensors, call: Call) -> Any:
-    """Returns the implementation of the four passes: the loops if they support all tensors, else torch's."""
+    """Returns the four passes: loops or kernels that support all tensors, or torch's operations."""
     x, weight, bias, residual, w = tensors
-    if torch.compiler.is_compiling() or w is not None:
+    if torch.compiler.is_compiling():
         return _arithmetic
-    return _native.passes(x, call.activation, weight, bias, residual) or _arithmetic
+    loops = None if w is not None else _native.passes(x, call.activation, weight, bias, residual)
+    return loops or _triton.passes(x, weight, bias, residual) or _arithmetic
 
 
 def passes_for_gradient(

@@ -1,4 +1,4 @@
-"""Ranks: a function runs in several processes that are joined by gloo, and a test reads as if it were local.
+"""Ranks: a function runs in several processes, joined by gloo or NCCL, and a test reads as if it were local.
 
     with Ranks(3) as ranks:
         results = ranks.run(function, *args)  # function(rank, *args) in each; results in the order of ranks
@@ -41,15 +41,25 @@ class Rank(NamedTuple):
 
 
 class Ranks:
-    """`world_size` processes of one thread each, in one gloo group over loopback, started by the first `run`.
+    """`world_size` processes of one thread each, in one group over loopback, started by the first `run`.
 
     After an error they are killed, because some may wait in a collective for the one that failed; the next
     `run` starts new ones. None outlives the `with` block, nor the process that started them.
     """
 
-    def __init__(self, world_size: int, timeout_seconds: float = 60.0, preload: tuple[str, ...] = ()) -> None:
-        """preload: modules that they have imported when they start, besides torch and this package."""
+    def __init__(
+        self,
+        world_size: int,
+        timeout_seconds: float = 60.0,
+        preload: tuple[str, ...] = (),
+        backend: str = "gloo",
+    ) -> None:
+        """preload: modules that they have imported when they start, besides torch and this package.
+
+        backend: with "nccl", the rank is also the number of its GPU.
+        """
         self.world_size = world_size
+        self._backend = backend
         self._context = warm("torch.distributed", "sync_bn", *preload)
         self.timeout_seconds = timeout_seconds
         self._ranks: list[Rank] = []
@@ -102,7 +112,7 @@ class Ranks:
         store = Path(self._meeting_place.name) / "store"
         for rank in range(self.world_size):
             ours, theirs = self._context.Pipe()
-            args = (rank, self.world_size, store, self.timeout_seconds, theirs)
+            args = (rank, self.world_size, store, self.timeout_seconds, self._backend, theirs)
             process = self._context.Process(target=_serve, args=args, daemon=True)
             process.start()
             theirs.close()
@@ -135,13 +145,17 @@ class Ranks:
         return result
 
 
-def _serve(rank: int, world_size: int, store: Path, timeout_seconds: float, pipe: Connection) -> None:
+def _serve(
+    rank: int, world_size: int, store: Path, timeout_seconds: float, backend: str, pipe: Connection
+) -> None:
     """The life of a rank: join the others, then answer calls until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then kills its ranks.
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo",
+        backend,
         init_method=store.as_uri(),
         rank=rank,
         world_size=world_size,

@@ -3,20 +3,42 @@
 x and dy are (N, C, ...) tensors, one for each rank where there are several.
 """
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sync_bn import SyncBatchNorm, _arithmetic, _native, convert_sync_batchnorm
+from sync_bn import SyncBatchNorm, _arithmetic, _native, _triton, convert_sync_batchnorm
+from sync_bn._function import Call, Tensors, passes_for
 
-Passes = Literal["native", "torch"]
+Passes = Literal["native", "triton", "torch"]
+
+
+def kernels_device() -> torch.device | None:
+    """Where Triton's kernels run: a GPU or, interpreted, the CPU; None: nowhere here."""
+    if find_spec("triton") is None:
+        return None
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    if gpu is not None and gpu.type in _triton._DEVICES:
+        return torch.device(gpu.type, 0)
+    return torch.device("cpu") if os.environ.get("TRITON_INTERPRET") == "1" else None
+
+
+needs_triton = pytest.mark.skipif(
+    kernels_device() is None,
+    reason="Triton's kernels need Triton, and a GPU or TRITON_INTERPRET=1: make test-triton",
+)
+BY_PASSES = pytest.mark.parametrize("passes", ["native", pytest.param("triton", marks=needs_triton), "torch"])
 BATCH_NORM_OF_DIM = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -32,10 +54,52 @@ class Step:
 
 
 @contextmanager
-def passes_of(which: Passes) -> Iterator[None]:
-    """The passes over the data are the loops for the CPU, as far as they are built, or torch's operations."""
-    with patch.object(_native, "_LIBRARY", _native._LIBRARY if which == "native" else None):
+def interpreted() -> Iterator[None]:
+    """Fewer and larger programs: the interpreter takes long for each, whatever its size.
+
+    What a kernel computes outside the tensor, and leaves out, is no reason for NumPy to warn.
+    """
+    with patch.multiple(_triton, _TILE=32768, _PROGRAMS=4), import_module("numpy").errstate(all="ignore"):
         yield
+
+
+_device = torch.device("cpu")
+
+
+def device() -> torch.device:
+    """Where `step` and `local_sums` compute: the device of the passes in force."""
+    return _device
+
+
+@contextmanager
+def passes_of(which: Passes, on: torch.device | None = None) -> Iterator[None]:
+    """The passes over the data are the loops for the CPU, as far as they are built, Triton's kernels, on the
+    device `on` or where they run here, or torch's operations."""
+    global _device
+    with ExitStack() as stack:
+        devices = []
+        if which != "native":
+            stack.enter_context(patch.object(_native, "_LIBRARY", None))
+        if which == "triton":
+            device = on or kernels_device()
+            assert device is not None
+            _device, devices = device, [device.type]
+            if device.type == "cpu":
+                stack.enter_context(interpreted())
+            assert _triton._works_on(device)
+        stack.enter_context(patch.object(_triton, "_DEVICES", devices))
+        try:
+            yield
+        finally:
+            _device = torch.device("cpu")
+
+
+def local_sums(x: Tensor, w: Tensor | None = None) -> Tensor:
+    """Of the passes that the layer would take for x."""
+    x, w = x.to(_device), None if w is None else w.to(_device)
+    call = Call(0.0, None, synchronized=False, group=None, handshake=None, observed=False)
+    sums: Tensor = passes_for(Tensors(x, None, None, None, w), call).local_sums(x, w)
+    return sums.cpu()
 
 
 class OwnPasses(SyncBatchNorm):
@@ -50,7 +114,7 @@ class OwnPasses(SyncBatchNorm):
 
 def variance_error(x: Tensor, sums: Tensor | None = None) -> float:
     """Of the variance from x's sums, or from these, relative to x's variance in float64; worst channel."""
-    sums = (_native.passes(x, None) or _arithmetic).local_sums(x, None) if sums is None else sums
+    sums = local_sums(x) if sums is None else sums
     expected = x.double().var([dim for dim in range(x.dim()) if dim != 1], correction=0)
     return ((_arithmetic.global_moments(sums).var - expected) / expected).abs().max().item()
 
@@ -80,16 +144,20 @@ def step(
     residual: Tensor | None = None,
     sample_weight: Tensor | None = None,
 ) -> Step:
-    x, parameters = x.detach().requires_grad_(), list(layer.parameters())
-    residuals = [] if residual is None else [residual.detach().requires_grad_()]
-    extras = {"residual": residuals[0] if residuals else None, "sample_weight": sample_weight}
+    layer.to(_device)
+    x, dy = x.detach().to(_device).requires_grad_(), dy.to(_device)
+    parameters = list(layer.parameters())
+    residuals = [] if residual is None else [residual.detach().to(_device).requires_grad_()]
+    weights = None if sample_weight is None else sample_weight.to(_device)
+    extras = {"residual": residuals[0] if residuals else None, "sample_weight": weights}
     y = layer(x, **{name: extra for name, extra in extras.items() if extra is not None})
-    input_gradient, *others = torch.autograd.grad(y, (x, *parameters, *residuals), dy)
+    gradients = torch.autograd.grad(y, (x, *parameters, *residuals), dy)
+    input_gradient, *others = (gradient.cpu() for gradient in gradients)
     return Step(
-        output=y.detach(),
+        output=y.detach().cpu(),
         input_gradient=input_gradient,
         parameter_gradients=list(others[: len(parameters)]),
-        buffers={name: buffer.clone() for name, buffer in layer.named_buffers()},
+        buffers={name: buffer.clone().cpu() for name, buffer in layer.named_buffers()},
         residual_gradient=others[-1] if residuals else None,
     )
 

@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sync_bn import SyncBatchNorm, _arithmetic, _native
+from sync_bn import SyncBatchNorm, _native
 from tests.sync_bn import layouts
 from tests.sync_bn.conftest import RanksOf
 from tests.sync_bn.one_process import (
+    BY_PASSES,
     OwnPasses,
     Passes,
     Step,
     assert_as_one_process,
     batch_norm,
+    device,
+    local_sums,
     passes_of,
     reference_steps,
     step,
@@ -22,10 +25,8 @@ from tests.sync_bn.one_process import (
     variance_error,
 )
 
-BY_EITHER = pytest.mark.parametrize("passes", ["native", "torch"])
 
-
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("layout", layouts.ALL)
 @pytest.mark.parametrize("mean_in_std", [0, 1, 1e2, 1e3, 1e4])
 @pytest.mark.parametrize("std", [1e-6, 1e-3, 1.0, 1e3])
@@ -36,15 +37,12 @@ def test_variance_of_float32_is_right_to_1e_5_however_large_the_mean(
     x = layout(torch.randn(12, 16, 9, 9) * std + mean_in_std * std)
 
     with passes_of(passes):
-        parts = [
-            (_native.passes(part, None) or _arithmetic).local_sums(part, None)
-            for part in torch.split(x, [5, 7])
-        ]
+        parts = [local_sums(part) for part in torch.split(x, [5, 7])]
 
     assert variance_error(x, torch.stack(parts).sum(0)) < 1e-5
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 def test_statistics_of_half_precision_are_those_of_the_stored_values(
@@ -73,7 +71,7 @@ SCALES = {
 }
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("stored", ["layer in float32", "layer in the input's dtype"])
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 @pytest.mark.parametrize("dtype", SCALES)
@@ -101,7 +99,7 @@ def test_error_is_never_above_twice_that_of_torchs_layer(
             assert error <= 2 * of_torchs + torch.finfo(dtype).eps / 4, (std, mean_in_std, ours, of_torch)
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 def test_mean_of_ten_thousand_standard_deviations_costs_the_loops_no_digits(
     layout: layouts.Layout, passes: Passes
@@ -117,7 +115,7 @@ def test_mean_of_ten_thousand_standard_deviations_costs_the_loops_no_digits(
     with passes_of(passes):
         actual = step(own, x, dy)
 
-    if passes == "native" and _native.is_built():
+    if passes == "triton" or (passes == "native" and _native.is_built()):
         assert max(errors(actual, exact)) < 2e-6
     for gradient, expected in zip(actual.parameter_gradients, exact.parameter_gradients, strict=True):
         assert (gradient - expected).abs().max() < 2e-6 * expected.abs().max()
@@ -126,14 +124,15 @@ def test_mean_of_ten_thousand_standard_deviations_costs_the_loops_no_digits(
 def step_under_autocast(
     rank: int, layers: nn.Sequential, xs: list[Tensor], dtype: torch.dtype, passes: Passes
 ) -> tuple[torch.dtype, Tensor, dict[str, Tensor]]:
-    with torch.autocast("cpu", dtype), passes_of(passes):
-        narrow = layers[0](xs[rank])
+    with passes_of(passes), torch.autocast(device().type, dtype):
+        layers = layers.to(device())
+        narrow = layers[0](xs[rank].to(device()))
         y = layers[1](narrow)
         torch.autograd.backward(y.float().square().sum())
-    return y.dtype, narrow.detach(), dict(layers[1].named_buffers())
+    return y.dtype, narrow.detach().cpu(), {name: b.cpu() for name, b in layers[1].named_buffers()}
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_under_autocast_buffers_are_float32_and_right_to_its_rounding(
     ranks_of: RanksOf, dtype: torch.dtype, passes: Passes

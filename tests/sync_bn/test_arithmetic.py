@@ -5,22 +5,18 @@ import torch
 from torch import Tensor, nn
 
 from sync_bn import _arithmetic, _native
-from sync_bn._arithmetic import Moments, global_moments, local_sums
+from sync_bn._arithmetic import Moments, global_moments
 from tests.sync_bn import layouts
-from tests.sync_bn.one_process import Passes, passes_of, variance_error
-
-BY_EITHER = pytest.mark.parametrize("passes", ["native", "torch"])
+from tests.sync_bn.one_process import BY_PASSES, Passes, local_sums, passes_of, variance_error
 
 
 def sums_of_parts(x: Tensor, cut: list[int], passes: Passes) -> Tensor:
     with passes_of(passes):
-        sums = [
-            (_native.passes(part, None) or _arithmetic).local_sums(part, None) for part in torch.split(x, cut)
-        ]
+        sums = [local_sums(part) for part in torch.split(x, cut)]
     return torch.stack(sums).sum(0)
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("layout", layouts.ALL)
 def test_sums_of_parts_add_up_to_the_moments_of_the_whole(layout: layouts.Layout, passes: Passes) -> None:
     torch.manual_seed(0)
@@ -33,7 +29,7 @@ def test_sums_of_parts_add_up_to_the_moments_of_the_whole(layout: layouts.Layout
     torch.testing.assert_close(var, x.double().var((0, 2, 3), correction=0), rtol=1e-6, atol=0)
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 def test_variance_stays_right_over_many_values_and_between_parts_that_differ_much(
     layout: layouts.Layout, passes: Passes
@@ -50,18 +46,19 @@ def test_sums_are_2c_plus_1_float64_numbers_whatever_the_input() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for shape in ((0, 17), (3, 17), (2, 17, 4, 4), (2, 17, 0)):
             x, weights = torch.zeros(shape, dtype=dtype), torch.ones(shape[0], *[1] * (len(shape) - 1))
-            for sums in (local_sums(x), local_sums(x, weights), sums_of_parts(x, [shape[0]], "native")):
+            of_torch = _arithmetic.local_sums(x), _arithmetic.local_sums(x, weights)
+            for sums in (*of_torch, sums_of_parts(x, [shape[0]], "native")):
                 assert (sums.dtype, sums.shape) == (torch.float64, (35,))
 
 
-@BY_EITHER
+@BY_PASSES
 def test_number_of_values_is_more_than_half_precision_can_count(passes: Passes) -> None:
     x = torch.ones(70_000, 16)
     for dtype in (torch.float16, torch.bfloat16):
         assert global_moments(sums_of_parts(x.to(dtype), [30_000, 40_000], passes)).n == 70_000
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 def test_constant_channel_has_variance_0(layout: layouts.Layout, passes: Passes) -> None:
     x = layout(torch.full((9, 17, 5, 5), 12345.678))
@@ -73,7 +70,7 @@ def test_constant_channel_has_variance_0(layout: layouts.Layout, passes: Passes)
     torch.testing.assert_close(moments.mean, x[0, :, 0, 0].double(), rtol=1e-7, atol=0)
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 def test_not_a_number_and_infinity_reach_the_moments_of_their_channels_alone(
     layout: layouts.Layout, passes: Passes
@@ -96,23 +93,29 @@ def test_weighted_sums_are_those_of_repeated_values() -> None:
     torch.manual_seed(0)
     x, times = torch.randn(5, 3, 4, dtype=torch.float64), torch.tensor([2, 0, 1, 3, 1])
 
-    weighted = local_sums(x, times.double().reshape(5, 1, 1))
+    weighted = _arithmetic.local_sums(x, times.double().reshape(5, 1, 1))
 
     torch.testing.assert_close(
-        weighted, local_sums(x.repeat_interleave(times, dim=0)), rtol=1e-13, atol=1e-13
+        weighted, _arithmetic.local_sums(x.repeat_interleave(times, dim=0)), rtol=1e-13, atol=1e-13
     )
 
 
+@BY_PASSES
 @pytest.mark.parametrize("layout", layouts.ALL)
-def test_values_without_weight_do_not_cost_the_variance_its_digits(layout: layouts.Layout) -> None:
+def test_values_without_weight_do_not_cost_the_variance_its_digits(
+    layout: layouts.Layout, passes: Passes
+) -> None:
     torch.manual_seed(0)
     real, nothing = torch.randn(4, 16, 9, 9) + 1e4, torch.zeros(4, 16, 9, 9)
     weights = torch.cat([torch.ones(4, 1, 9, 9), torch.zeros(4, 1, 9, 9)])
 
-    assert variance_error(real, local_sums(layout(torch.cat([real, nothing])), weights)) < 1e-5
+    with passes_of(passes):
+        sums = local_sums(layout(torch.cat([real, nothing])), weights)
+
+    assert variance_error(real, sums) < 1e-5
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("momentum", [0.1, 1.0, 0.0, None])
 def test_running_statistics_follow_torchs_layer(momentum: float | None, passes: Passes) -> None:
     torch.manual_seed(0)
@@ -130,7 +133,7 @@ def test_running_statistics_follow_torchs_layer(momentum: float | None, passes: 
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-6, atol=1e-6)
 
 
-@BY_EITHER
+@BY_PASSES
 @pytest.mark.parametrize("momentum", [0.1, 1.0, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_batch_without_a_value_updates_nothing(

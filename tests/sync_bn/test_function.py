@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sync_bn import SyncBatchNorm, check_ranks
 from tests.sync_bn import layouts
 from tests.sync_bn.conftest import RanksOf
-from tests.sync_bn.one_process import Passes, Step, passes_of, step
+from tests.sync_bn.one_process import BY_PASSES, Passes, Step, device, passes_of, step
 
 Call = tuple[int, torch.dtype]
 
@@ -137,17 +137,18 @@ def no_waiting() -> TorchDispatchMode:
 def step_that_does_not_wait(
     rank: int, options: dict[str, Any], extras: list[str], passes: Passes
 ) -> list[str]:
-    layer = SyncBatchNorm(16, **options)
-    x = torch.randn(4 + rank, 16, 5, requires_grad=True)
-    residual = torch.randn_like(x) if "residual" in extras else None
-    weights = torch.rand(len(x), 5) if "sample_weight" in extras else None
-    # The handshake of the first steps is on the host alone, so it is under the mode too.
-    with no_waiting(), passes_of(passes):
-        torch.autograd.backward(layer(x, residual, weights), torch.ones_like(x))
+    with passes_of(passes):
+        layer = SyncBatchNorm(16, **options, device=device())
+        x = torch.randn(4 + rank, 16, 5, requires_grad=True, device=device())
+        residual = torch.randn_like(x) if "residual" in extras else None
+        weights = torch.rand(len(x), 5, device=device()) if "sample_weight" in extras else None
+        # The handshake of the first steps is on the host alone, so it is under the mode too.
+        with no_waiting():
+            torch.autograd.backward(layer(x, residual, weights), torch.ones_like(x))
     return [name for name, p in layer.named_parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("passes", ["native", "torch"])
+@BY_PASSES
 @pytest.mark.parametrize(
     ("options", "extras"),
     [
@@ -179,7 +180,7 @@ def same_step_twice(rank: int, x: Tensor, dy: Tensor, passes: Passes) -> list[St
         return [step(SyncBatchNorm(x.shape[1]), x, dy) for _ in range(2)]
 
 
-@pytest.mark.parametrize("passes", ["native", "torch"])
+@BY_PASSES
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_equal_samples_give_equal_bits_on_every_rank_and_in_every_run(

@@ -18,11 +18,14 @@ from sync_bn._activation import NAMES
 from tests.sync_bn import layouts
 from tests.sync_bn.conftest import RanksOf
 from tests.sync_bn.one_process import (
+    BY_PASSES,
     OwnPasses,
     Passes,
     Step,
     assert_as_one_process,
     batch_norm,
+    device,
+    needs_triton,
     passes_of,
     step,
 )
@@ -34,12 +37,16 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 BY_NAME = pytest.mark.parametrize("activation", [*ACTIVATIONS])
-BY_EITHER = pytest.mark.parametrize("passes", ["native", "torch"])
 WITH_RESIDUAL = pytest.mark.parametrize("with_residual", [True, False])
 TRAINING = pytest.mark.parametrize("training", [True, False])
 EXACTNESS = pytest.mark.parametrize(
     ("dtype", "passes", "tolerance"),
-    [(torch.float64, "torch", 1e-10), (torch.float32, "torch", 1e-5), (torch.float32, "native", 1e-5)],
+    [
+        (torch.float64, "torch", 1e-10),
+        (torch.float32, "torch", 1e-5),
+        (torch.float32, "native", 1e-5),
+        pytest.param(torch.float32, "triton", 1e-5, marks=needs_triton),
+    ],
 )
 
 
@@ -163,7 +170,7 @@ def test_alone_it_is_the_separate_layers_with_and_without_a_process_group(
         assert_as_one_process([s], expected, rtol=1e-10, atol=1e-10)
 
 
-@BY_EITHER
+@BY_PASSES
 @WITH_RESIDUAL
 @BY_NAME
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -191,7 +198,7 @@ def test_in_half_precision_it_is_no_farther_from_float64_than_the_separate_layer
 
 
 @TRAINING
-@BY_EITHER
+@BY_PASSES
 @BY_NAME
 def test_residual_of_another_dtype_does_not_change_that_of_the_output(
     activation: str | None, passes: Passes, training: bool
@@ -210,7 +217,7 @@ def test_residual_of_another_dtype_does_not_change_that_of_the_output(
     torch.testing.assert_close(actual.output.double(), expected.output, rtol=0.02, atol=0.02)
 
 
-@BY_EITHER
+@BY_PASSES
 @BY_NAME
 def test_zero_infinity_and_not_a_number_are_treated_as_by_torchs_activations(
     activation: str | None, passes: Passes
@@ -225,7 +232,7 @@ def test_zero_infinity_and_not_a_number_are_treated_as_by_torchs_activations(
 
     with passes_of(passes):
         actual = step(layer, x, dz, residual)
-        output_with_nan = layer(x, with_nan)
+        output_with_nan = layer(x.to(device()), with_nan.to(device())).cpu()
 
     expected = step(separate, x, dz, residual)
     torch.testing.assert_close(actual.output, expected.output, equal_nan=True)
@@ -252,7 +259,7 @@ def kept_for_backward(layer: nn.Module, *inputs: Tensor) -> int:
     return sum(storages.values())
 
 
-@BY_EITHER
+@BY_PASSES
 @WITH_RESIDUAL
 @pytest.mark.parametrize("activation", NAMES)
 def test_nothing_of_the_size_of_the_input_is_kept_for_the_backward(
@@ -261,19 +268,21 @@ def test_nothing_of_the_size_of_the_input_is_kept_for_the_backward(
     inputs = [torch.randn(8, 16, 20, 20, requires_grad=True) for _ in range(1 + with_residual)]
 
     with passes_of(passes):
-        ours = kept_for_backward(OwnPasses(16, activation=activation), *inputs)
+        layer, given = OwnPasses(16, activation=activation), [i.detach().to(device()) for i in inputs]
+        ours = kept_for_backward(layer.to(device()), *(i.requires_grad_() for i in given))
 
     assert kept_for_backward(Separate(nn.BatchNorm2d(16), activation), *inputs) > inputs[0].nbytes
     assert ours < inputs[0].nbytes / 10
 
 
-@BY_EITHER
+@BY_PASSES
 def test_residual_is_kept_only_if_an_activation_follows(passes: Passes) -> None:
     x, dz, residual = (torch.randn(8, 16, 20) for _ in range(3))
     for activation, is_kept in ((None, False), ("relu", True)):
-        alive = residual.clone().requires_grad_()
         with passes_of(passes):
-            z = OwnPasses(16, activation=activation)(x, alive * 1)
+            x, dz = x.to(device()), dz.to(device())
+            alive = residual.to(device(), copy=True).requires_grad_()
+            z = OwnPasses(16, activation=activation).to(device())(x, alive * 1)
         kept = [t.untyped_storage().nbytes() for t in z.grad_fn.saved_tensors if t is not None]
         assert kept.count(x.nbytes) == 1 + is_kept
         torch.autograd.backward(z, dz)

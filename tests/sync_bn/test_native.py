@@ -16,6 +16,7 @@ from sync_bn import _native
 from tests.sync_bn import layouts
 from tests.sync_bn.conftest import RanksOf
 from tests.sync_bn.one_process import (
+    BY_PASSES,
     OwnPasses,
     Passes,
     Step,
@@ -73,7 +74,7 @@ def test_loops_run_for_rows_of_16_values_and_more(size: int, values: Callable[[i
 
 @BY_ROWS_OR_COLUMNS
 @AROUND_THE_LENGTH_OF_A_VECTOR
-@pytest.mark.parametrize("passes", ["native", "torch"])
+@BY_PASSES
 def test_rows_of_any_length_give_what_torchs_layer_gives_in_float64(
     passes: Passes, size: int, values: Callable[[int], Tensor]
 ) -> None:
@@ -106,7 +107,7 @@ PARTS: dict[str, tuple[tuple[int, ...], layouts.Layout]] = {
 }
 
 
-@pytest.mark.parametrize("passes", ["native", "torch"])
+@BY_PASSES
 @pytest.mark.parametrize("kind", PARTS)
 @pytest.mark.parametrize("cut", [[2, 3], [0, 5], [0, 1, 3]], ids=str)
 def test_cut_batch_of_float32_gives_what_one_process_computes(

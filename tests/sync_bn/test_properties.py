@@ -12,6 +12,7 @@ from tests.sync_bn.one_process import (
     Passes,
     assert_as_one_process,
     batch_norm,
+    kernels_device,
     reference_steps,
     steps_in_rank,
 )
@@ -76,7 +77,7 @@ def test_any_cut_of_any_batch_gives_what_one_process_computes(
     rest=st.sampled_from([[], [1], [5], [15], [16], [47], [4, 4], [3, 11], [9, 2], [2, 3, 3]]),
     options=OPTIONS,
     layout=st.sampled_from(layouts.ALL),
-    passes=st.sampled_from(["native", "torch"]),
+    passes=st.sampled_from(["native", "torch", *(["triton"] if kernels_device() else [])]),
     seed=st.integers(0, 2**31),
 )
 def test_any_cut_of_float32_gives_what_one_process_computes_through_either_passes(

@@ -9,10 +9,13 @@ from sync_bn import SyncBatchNorm
 from tests.sync_bn import layouts
 from tests.sync_bn.conftest import RanksOf
 from tests.sync_bn.one_process import (
+    BY_PASSES,
     OwnPasses,
+    Passes,
     Step,
     assert_as_one_process,
     batch_norm,
+    passes_of,
     reference_steps,
     step,
     weighted_batch_norm,
@@ -119,11 +122,15 @@ def test_any_weights_give_the_weighted_mean_and_variance(
 
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_of_1_change_only_the_rounding(dtype: torch.dtype, layout: layouts.Layout) -> None:
+@BY_PASSES
+def test_weights_of_1_change_only_the_rounding(
+    passes: Passes, dtype: torch.dtype, layout: layouts.Layout
+) -> None:
     torch.manual_seed(0)
     x, dy = (layout(torch.randn(4, 16, 5, 5) + mean).to(dtype) for mean in (3, 0))
 
-    weighted, plain = (step(OwnPasses(16), x, dy, sample_weight=w) for w in (torch.ones(4, 5, 5), None))
+    with passes_of(passes):
+        weighted, plain = (step(OwnPasses(16), x, dy, sample_weight=w) for w in (torch.ones(4, 5, 5), None))
 
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     assert_as_one_process([weighted], plain, rtol=tolerance, atol=tolerance)

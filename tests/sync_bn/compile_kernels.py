@@ -1,0 +1,68 @@
+"""Compiles Triton's kernels for GPUs that need not be there.
+
+    python -m tests.sync_bn.compile_kernels cuda:80
+
+Prints a line for each kernel that has become machine code. A target is cuda:COMPUTE_CAPABILITY or hip:NAME.
+"""
+
+import sys
+from itertools import product
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from sync_bn import _triton_kernels
+
+CONTIGUOUS = {"rows": 2, "columns": 1, "width": 1024}
+CHANNELS_LAST = {"rows": 32, "columns": 64, "width": 1}
+NUMBERS = {"outer", "channels", "inner", "blocks", "across", "tiles", "splits"}
+WIDE = {"parts": "*fp64", "sums": "*fp64", "wide": "*fp64", "count": "*fp64"}
+TYPES = WIDE | {"narrow": "*fp32", "factors": "*fp32", "w": "*fp32", "eps": "fp32"}
+
+
+def cases() -> list[tuple[str, dict[str, Any]]]:
+    """The kernels, and what is constant: None for a tensor that is not there."""
+    cases: list[tuple[str, dict[str, Any]]] = []
+    for tile in (CONTIGUOUS, CHANNELS_LAST):
+        cases += [
+            ("sums", {"w": None, **tile}),
+            ("sums", tile),
+            ("normalise", {"slope": 0.0, **tile}),
+            ("normalise", {"residual": None, "slope": None, **tile}),
+            ("gradient_sums", {"slope": 0.01, **tile}),
+            ("gradient_sums", {"residual": None, "slope": None, **tile}),
+            ("input_gradient", {"w": None, "slope": 1.0, **tile}),
+            ("input_gradient", {"slope": 0.0, **tile}),
+        ]
+    cases += [("add_parts", {"wide": wide, "rows": 64, "columns": 16}) for wide in (None, ...)]
+    cases += [("coefficients", {"weight": w, "bias": w, "columns": 16}) for w in (None, ...)]
+    return [*cases, ("gradient_coefficients", {"columns": 16})]
+
+
+def compile_case(target: GPUTarget, dtype: str, name: str, constants: dict[str, Any]) -> None:
+    kernel = getattr(_triton_kernels, name)
+    constants = {key: value for key, value in constants.items() if value is not ...}
+    signature = {
+        argument: "constexpr"
+        if argument in constants
+        else "i32"
+        if argument in NUMBERS
+        else TYPES.get(argument, f"*{dtype}")
+        for argument in kernel.arg_names
+    }
+    source = ASTSource(kernel, signature, constexprs=constants)
+    compile(source, target=target, options={"num_warps": 4, "enable_fp_fusion": False})
+
+
+def main(targets: list[str]) -> None:
+    for name in targets:
+        backend, arch = name.split(":")
+        target = GPUTarget("cuda", int(arch), 32) if backend == "cuda" else GPUTarget("hip", arch, 64)
+        for dtype, (kernel, constants) in product(("fp32", "bf16"), cases()):
+            compile_case(target, dtype, kernel, constants)
+            sys.stdout.write(f"{name} {dtype} {kernel} {sorted(constants)}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
