@@ -32,7 +32,7 @@ _PARTS_AT_ONCE = 64
 
 
 class Tiling(NamedTuple):
-    """A tensor as outer × channels × inner values, in tiles of rows × columns × width of them."""
+    """A tensor as outer × channels × inner values, in tiles of columns × rows × width of them."""
 
     outer: int
     channels: int

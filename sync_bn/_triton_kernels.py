@@ -1,8 +1,8 @@
 """The four passes over the data as Triton kernels for GPUs; `_triton` launches them. Needs Triton.
 
 A tensor (N, C, ...) is treated as outer x channels x inner values, as by the loops for CPUs: (N, C, S) if it
-is contiguous, (N*S, C, 1) if it is channels_last. A tile has rows x columns x width of them: samples,
-channels, and values of a channel; `blocks` tiles side by side have all channels, and `across` tiles all
+is contiguous, (N*S, C, 1) if it is channels_last. A tile has columns x rows x width of them: channels,
+samples, and values of a channel; `blocks` tiles side by side have all channels, and `across` tiles all
 values of a sample's channel. A pass reads each tile once.
 
 Within a tile computations and sums are in float32. Sums over tiles are in float64, about ten operations for
@@ -21,13 +21,13 @@ def _place(tile, block, across, rows: tl.constexpr, columns: tl.constexpr, width
     n = tile // across * rows + tl.arange(0, rows)
     c = block * columns + tl.arange(0, columns)
     s = tile % across * width + tl.arange(0, width)
-    return n[:, None, None], c[None, :, None], s[None, None, :]
+    return n[None, :, None], c[:, None, None], s[None, None, :]
 
 
 @triton.jit
 def _total(values):
     """Returns the sums over a tile, (columns,)."""
-    return tl.sum(tl.sum(values, 2), 0)
+    return tl.sum(tl.sum(values, 2), 1)
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def sums(
             size = tl.where(size == 0, 1.0, size)
             count = _total(weights.to(tl.float64))
         shift = _total(tl.abs(weights) * values) / size
-        d = values - shift[None, :, None]
+        d = values - shift[:, None, None]
         of_d = _total(weights * d).to(tl.float64)
         of_shift = count * shift
         total += of_d + of_shift
