@@ -6,7 +6,8 @@ PORT ?= 8000
 MLFLOW_PORT ?= 5000
 
 .PHONY: setup demo demo-fashion demo-down secrets cluster-up cluster-smoke cluster-down \
-	cluster-backup cluster-restore test test-quick chaos lint docs bench
+	cluster-backup cluster-restore test test-quick chaos lint docs bench \
+	test-triton gpu-check
 
 setup: $(VENV)/.ready  ## install everything that the other targets need into .venv
 
@@ -63,6 +64,16 @@ test: setup  ## run all tests; installs the system packages they need
 test-quick: setup  ## run the tests that need no Ray, MLflow, PostgreSQL or browser, in two minutes
 	OMP_NUM_THREADS=1 PYTEST='$(BIN)/python -m pytest' deploy/test.sh quick
 
+# Beside .venv, because Triton is 1 GB, and torch's build for the CPU has no other use for it.
+TRITON := build/triton
+test-triton: setup $(TRITON)/.ready  ## run the tests of sync_bn's kernels for GPUs, by Triton's interpreter or on a GPU
+	TRITON_INTERPRET=$$($(BIN)/python -c 'import torch; print(0 if torch.accelerator.is_available() else 1)') \
+		PYTHONPATH='$(TRITON)' OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -k triton tests/sync_bn
+
+$(TRITON)/.ready: pyproject.toml constraints.txt
+	$(PIP) -q -c constraints.txt --target $(TRITON) --upgrade --no-deps "$$(grep '^triton==' constraints.txt)"
+	touch $@
+
 chaos: setup  ## jobs while everything is killed and taken away; SEED=1 MINUTES=3 DATABASE=sqlite|postgresql REAL=24
 	OMP_NUM_THREADS=1 $(BIN)/python -m testing.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),3) \
 		--real-jobs $(or $(REAL),24) $(if $(DATABASE),--database $(DATABASE))
@@ -79,3 +90,7 @@ docs: setup  ## build the documentation site into build/docs
 bench: setup  ## run the benchmarks, with their peers installed; results go to benchmarks/results
 	$(PIP) -q -c constraints.txt -e '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks
+
+# Without `setup`: it needs torch, Triton and pytest alone.
+gpu-check:  ## on a machine with GPUs: test and measure the layer there; results go to benchmarks/results/gpu.md
+	$(or $(wildcard $(BIN)/python),python3) -m benchmarks.gpu_check

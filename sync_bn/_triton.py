@@ -248,7 +248,7 @@ def _tiling(x: Tensor) -> Tiling | None:
 def _works_on(device: torch.device) -> bool:
     """Whether the kernels run there. Not asked for the first time while a CUDA graph is captured."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return device in _tried and _tried[device]
+        return _tried.get(device, False)
     if device not in _tried:
         _tried[device] = _gives_what_torch_gives(device)
     return _tried[device]
@@ -259,7 +259,7 @@ _tried: dict[torch.device, bool] = {}
 
 def _gives_what_torch_gives(device: torch.device) -> bool:
     """Tries the kernels on a few values and waits for the device. Warns if Triton cannot run them there."""
-    if _kernels() is None:
+    if find_spec("triton") is None:
         return False
     x = torch.arange(96, device=device, dtype=torch.float32).sin().view(3, 4, 8)
     try:
@@ -285,9 +285,7 @@ def _all_passes(passes: Any, x: Tensor) -> tuple[Tensor, ...]:
 
 @cache
 def _kernels() -> Any:
-    """Returns the module of the kernels; None if Triton is not installed. Triton is imported on first use."""
-    if find_spec("triton") is None:
-        return None
+    """Returns the module of the kernels. Triton is imported on first use."""
     from sync_bn import _triton_kernels
 
     return _triton_kernels

@@ -218,8 +218,9 @@ def test_step_captured_in_a_cuda_graph_gives_the_bits_of_one_that_is_not() -> No
 
 
 @needs_triton
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "hip:gfx942"])
-def test_kernels_compile_for_gpus_that_are_not_here(target: str, full_run: None, tmp_path: Path) -> None:  # noqa: ARG001
+@pytest.mark.full
+@pytest.mark.parametrize("target", ["cuda:80", "hip:gfx942"])
+def test_kernels_compile_for_gpus_that_are_not_here(target: str, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "tests.sync_bn.compile_kernels", target]
