@@ -95,13 +95,13 @@ def test_every_value_is_written_and_none_beside_the_tensor_is_used(
 @pytest.mark.parametrize("layout", [layouts.contiguous, layouts.channels_last])
 def test_tiles_of_the_size_for_gpus_give_what_one_process_computes(layout: layouts.Layout) -> None:
     torch.manual_seed(0)
-    x, dy = (layout(torch.randn(5, 17, 37, 31)) + mean for mean in (20, 0))
-    plain = batch_norm(4, 17)
-    layer = OwnPasses(17)
+    x, dy = (layout(torch.randn(5, 3, 37, 31)) + mean for mean in (20, 0))
+    plain = batch_norm(4, 3)
+    layer = OwnPasses(3)
     layer.load_state_dict(plain.state_dict())
 
     with passes_of("triton"), patch.object(_triton, "_TILE", TILE_FOR_GPUS):
-        assert _triton.Tiling.of(5, 17, 37 * 31).tiles > 5
+        assert _triton.Tiling.of(5, 3, 37 * 31).tiles > 5
         actual = step(layer, x, dy)
 
     assert_as_one_process([actual], reference_steps(plain, [([x], [dy])])[0], rtol=1e-5, atol=1e-5)
@@ -228,7 +228,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(target: str, tmp_path: Path)
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
-    kernels = {line.split()[2] for line in done.stdout.splitlines()}
+    kernels = {line.split()[1] for line in done.stdout.splitlines()}
     assert kernels == {
         *("sums", "add_parts", "coefficients", "normalise"),
         *("gradient_sums", "gradient_coefficients", "input_gradient"),
