@@ -28,6 +28,7 @@ _NARROWEST = 64  # and at least, where the tensor has as many
 _WARPS = 4
 _PROGRAMS = 1024  # about so many programs reduce a tensor; the number does not depend on the GPU
 _CHANNELS_A_PROGRAM = 16  # in kernels for per-channel numbers
+_CHANNELS_OF_UPDATE = 512  # in each round of the one program that updates the running statistics
 _PARTS_AT_ONCE = 64
 
 
@@ -207,9 +208,7 @@ class Passes:
         return _divided(self._tiling.channels, _CHANNELS_A_PROGRAM)
 
     def _launch(self, kernel: str, programs: int, *arguments: Any, **constants: Any) -> None:
-        with torch.accelerator.device_index(self._device.index):  # Triton launches on the current device
-            launch = getattr(_kernels(), kernel)[(programs,)]
-            launch(*arguments, **constants, num_warps=_WARPS, enable_fp_fusion=False)
+        _launch(self._device, kernel, programs, *arguments, **constants)
 
     def _doubles(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float64, device=self._device)
@@ -232,6 +231,42 @@ def passes(
         return None
     tiling = _tiling(x)
     return None if tiling is None or not _works_on(x.device) else Passes(x, tiling)
+
+
+def update_running_statistics(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    momentum: float | None,
+    moments: Moments,
+) -> bool:
+    """Does the update of `_arithmetic`. Returns False, without any change, if the kernel cannot do it.
+
+    It needs all three buffers, contiguous on the moments' GPU: float32 statistics and an int64 counter.
+    """
+    mean, var, n = moments
+    if mean.device.type not in _DEVICES or running_mean is None or running_var is None or batches is None:
+        return False
+    statistics = running_mean, running_var
+    if not (
+        all(_is_buffer(values, mean, torch.float32) for values in statistics)
+        and all(_is_buffer(values, mean, torch.float64) for values in (mean, var))
+        and _is_buffer(batches, n, torch.int64)
+        and _works_on(mean.device)
+    ):
+        return False
+    tensors, share = (mean, var, n, batches, *statistics), -1.0 if momentum is None else float(momentum)
+    _launch(mean.device, "update", 1, *tensors, share, len(mean), columns=_CHANNELS_OF_UPDATE)
+    torch.autograd.graph.increment_version((*statistics, batches))
+    return True
+
+
+def _is_buffer(values: Tensor, like: Tensor, dtype: torch.dtype) -> bool:
+    return (
+        is_dense(values)
+        and values.is_contiguous()
+        and (values.shape, values.device, values.dtype) == (like.shape, like.device, dtype)
+    )
 
 
 def _tiling(x: Tensor) -> Tiling | None:
@@ -281,6 +316,12 @@ def _all_passes(passes: Any, x: Tensor) -> tuple[Tensor, ...]:
     z, moments, saved = passes.normalise(x, sums, 1e-5, None, None, None, None)
     local = passes.local_gradient_sums(x * x, x, saved, None, None)
     return sums, z, passes.input_gradient(local, x, saved, moments.n, None, local.sums, None)
+
+
+def _launch(device: torch.device, kernel: str, programs: int, *arguments: Any, **constants: Any) -> None:
+    with torch.accelerator.device_index(device.index):  # Triton launches on the current device
+        launch = getattr(_kernels(), kernel)[(programs,)]
+        launch(*arguments, **constants, num_warps=_WARPS, enable_fp_fusion=False)
 
 
 @cache

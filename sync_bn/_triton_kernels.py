@@ -1,4 +1,4 @@
-"""The four passes over the data as Triton kernels for GPUs; `_triton` launches them. Needs Triton.
+"""The four passes over the data, and the running statistics, as Triton kernels for GPUs. Needs Triton.
 
 A tensor (N, C, ...) is treated as outer x channels x inner values, as by the loops for CPUs: (N, C, S) if it
 is contiguous, (N*S, C, 1) if it is channels_last. A tile has columns x rows x width of them: channels,
@@ -234,3 +234,28 @@ def input_gradient(
         of_batch *= tl.load(w + n * inner + s, (n < outer) & (s < inner), other=0.0)
     a = tl.load(factors + c, known, other=0.0)
     tl.store(dx + at, (a * g + of_batch).to(dx.dtype.element_ty), inside)
+
+
+@triton.jit
+def update(
+    mean, variance, count, batches, running_mean, running_var, momentum, channels, columns: tl.constexpr
+):
+    """The update of `_arithmetic.update_running_statistics`. momentum < 0: the average of all batches.
+
+    By one program: each channel needs the number of batches from before it is increased.
+    """
+    n = tl.load(count)
+    number = tl.load(batches) + tl.where(n > 0, 1, 0)
+    share = tl.where(momentum < 0, 1 / number.to(tl.float64), momentum)
+    share = tl.where(n > 0, share, 0.0)
+    unbiased = tl.where(n > 1, n / tl.where(n > 1, n - 1, 1.0), 1.0)
+    for first in range(0, channels, columns):
+        c = first + tl.arange(0, columns)
+        known = c < channels
+        old_mean = tl.load(running_mean + c, known, other=0.0).to(tl.float64)
+        old_var = tl.load(running_var + c, known, other=0.0).to(tl.float64)
+        new_mean = tl.load(mean + c, known, other=0.0)
+        new_var = tl.load(variance + c, known, other=0.0) * unbiased
+        tl.store(running_mean + c, (old_mean + share * (new_mean - old_mean)).to(tl.float32), known)
+        tl.store(running_var + c, (old_var + share * (new_var - old_var)).to(tl.float32), known)
+    tl.store(batches, number)

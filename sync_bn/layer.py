@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import handle_torch_function, has_torch_function
 
-from sync_bn import _arithmetic, _handshake, _native
+from sync_bn import _arithmetic, _handshake, _native, _triton
 from sync_bn._activation import activation_named
 from sync_bn._arithmetic import Moments
 from sync_bn._class_swap import convert
@@ -337,8 +337,9 @@ class SyncBatchNorm(_BatchNorm):
 
     def _update_running_statistics(self, moments: Moments) -> None:
         buffers = self.running_mean, self.running_var, self.num_batches_tracked
-        if torch.compiler.is_compiling() or not _native.update_running_statistics(
-            *buffers, self.momentum, moments
+        if torch.compiler.is_compiling() or not (
+            _native.update_running_statistics(*buffers, self.momentum, moments)
+            or _triton.update_running_statistics(*buffers, self.momentum, moments)
         ):
             with torch.no_grad():
                 _arithmetic.update_running_statistics(*buffers, self.momentum, moments)

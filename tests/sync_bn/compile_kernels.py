@@ -16,8 +16,11 @@ from sync_bn import _triton_kernels
 CONTIGUOUS = {"rows": 2, "columns": 1, "width": 1024}
 CHANNELS_LAST = {"rows": 32, "columns": 64, "width": 1}
 NUMBERS = {"outer", "channels", "inner", "blocks", "across", "tiles", "splits"}
-WIDE = {"parts": "*fp64", "sums": "*fp64", "wide": "*fp64", "count": "*fp64"}
-TYPES = WIDE | {"narrow": "*fp32", "factors": "*fp32", "w": "*fp32", "eps": "fp32"}
+WIDE = {"parts": "*fp64", "sums": "*fp64", "wide": "*fp64", "count": "*fp64"} | dict.fromkeys(
+    ("mean", "variance"), "*fp64"
+)
+NARROW = dict.fromkeys(("narrow", "factors", "w", "running_mean", "running_var"), "*fp32")
+TYPES = WIDE | NARROW | {"batches": "*i64", "eps": "fp32", "momentum": "fp32"}
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:
@@ -36,7 +39,13 @@ def cases() -> list[tuple[str, dict[str, Any]]]:
         ]
     cases += [("add_parts", {"wide": wide, "rows": 64, "columns": 16}) for wide in (None, ...)]
     cases += [("coefficients", {"weight": w, "bias": w, "columns": 16}) for w in (None, ...)]
-    return [*cases, ("gradient_coefficients", {"columns": 16})]
+    cases += [("gradient_coefficients", {"columns": 16}), ("update", {"columns": 512})]
+    # Triton compiles a number that is 1 as a constant.
+    return [*cases, *((name, {**constants, **ones(name)}) for name, constants in cases)]
+
+
+def ones(name: str) -> dict[str, int]:
+    return dict.fromkeys(NUMBERS.intersection(getattr(_triton_kernels, name).arg_names), 1)
 
 
 def compile_case(target: GPUTarget, name: str, constants: dict[str, Any]) -> None:

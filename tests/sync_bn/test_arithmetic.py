@@ -4,10 +4,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sync_bn import _arithmetic, _native
+from sync_bn import _arithmetic, _native, _triton
 from sync_bn._arithmetic import Moments, global_moments
 from tests.sync_bn import layouts
-from tests.sync_bn.one_process import BY_PASSES, Passes, local_sums, passes_of, variance_error
+from tests.sync_bn.one_process import (
+    BY_PASSES,
+    Passes,
+    device,
+    local_sums,
+    needs_triton,
+    passes_of,
+    variance_error,
+)
 
 
 def sums_of_parts(x: Tensor, cut: list[int], passes: Passes) -> Tensor:
@@ -147,22 +155,26 @@ def test_batch_without_a_value_updates_nothing(
     torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("passes", ["native", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("n", [1.5, 2.0, 2.5, 1e9])
-def test_loops_and_torch_update_alike_for_any_number_of_values(n: float) -> None:
+def test_loops_and_torch_update_alike_for_any_number_of_values(n: float, passes: Passes) -> None:
     native, of_torch = (nn.BatchNorm1d(3, momentum=0.3) for _ in range(2))
     moments = Moments(torch.randn(3).double(), torch.rand(3).double(), torch.tensor(n).double())
 
-    update(native, moments, "native")
+    update(native, moments, passes)
     update(of_torch, moments, "torch")
 
     torch.testing.assert_close(native.state_dict(), of_torch.state_dict(), rtol=1e-6, atol=1e-7)
 
 
 def update(layer: nn.BatchNorm1d, moments: Moments, passes: Passes) -> None:
-    mean, var, batches = layer.running_mean, layer.running_var, layer.num_batches_tracked
-    assert mean is not None
-    assert var is not None
-    assert batches is not None
     with passes_of(passes):
-        if not _native.update_running_statistics(mean, var, batches, layer.momentum, moments):
-            _arithmetic.update_running_statistics(mean, var, batches, layer.momentum, moments)
+        layer.to(device())
+        buffers = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        moments = Moments(*(values.to(device()) for values in moments))
+        if not (
+            _native.update_running_statistics(*buffers, layer.momentum, moments)
+            or _triton.update_running_statistics(*buffers, layer.momentum, moments)
+        ):
+            _arithmetic.update_running_statistics(*buffers, layer.momentum, moments)
+    layer.cpu()

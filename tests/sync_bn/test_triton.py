@@ -230,6 +230,6 @@ def test_kernels_compile_for_gpus_that_are_not_here(target: str, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     kernels = {line.split()[1] for line in done.stdout.splitlines()}
     assert kernels == {
-        *("sums", "add_parts", "coefficients", "normalise"),
+        *("sums", "add_parts", "coefficients", "normalise", "update"),
         *("gradient_sums", "gradient_coefficients", "input_gradient"),
     }
