@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -66,9 +67,10 @@ def run_tests(keyword: str = "triton") -> Result:
         started = [
             (names, subprocess.Popen(_command(names, keyword, configuration), cwd=ROOT)) for names in AT_ONCE
         ]
+        deadline = time.monotonic() + SECONDS_FOR_TESTS
         for names, process in started:
             try:
-                process.wait(SECONDS_FOR_TESTS)
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -87,8 +89,8 @@ def run_tests(keyword: str = "triton") -> Result:
 
 
 def passed(tests: Result) -> bool:
-    """Whether all files have counts, and no test failed."""
-    return all(row[2:4] == ("0", "0") for row in tests.rows)
+    """Whether tests ran in all files, and none failed. Without Triton all are skipped."""
+    return all(row[2:4] == ("0", "0") and row[1] != row[4] for row in tests.rows)
 
 
 def _command(names: Sequence[str], keyword: str, configuration: Path) -> list[str]:

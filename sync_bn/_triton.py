@@ -7,6 +7,7 @@ and all memory is torch's, so a step can be captured in a CUDA graph.
 
 import warnings
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Self
 
@@ -30,6 +31,11 @@ _PROGRAMS = 1024  # about so many programs reduce a tensor; the number does not 
 _CHANNELS_A_PROGRAM = 16  # in kernels for per-channel numbers
 _CHANNELS_OF_UPDATE = 512  # in each round of the one program that updates the running statistics
 _PARTS_AT_ONCE = 64
+
+
+def version() -> str:
+    """Returns Triton's version; "" if it is not installed."""
+    return str(import_module("triton").__version__) if find_spec("triton") else ""
 
 
 class Tiling(NamedTuple):

@@ -21,6 +21,7 @@ from benchmarks.sync_bn.ours import DistributedSyncBatchNorm, LocalSyncBatchNorm
 from benchmarks.sync_bn.pools import RanksOf
 from benchmarks.sync_bn.ranks import Kind, slowest
 from benchmarks.sync_bn.timing import PASSES, Clock, Step, copies, interleaved, training_step
+from sync_bn import _triton
 from testing.ranks import Ranks
 
 TITLE = "On a GPU"
@@ -97,7 +98,8 @@ def _device() -> str:
     nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     names = ", ".join(map(torch.cuda.get_device_name, range(torch.cuda.device_count())))
-    return f"{names}, CUDA {torch.version.cuda}, cuDNN {cudnn}, NCCL {nccl}."
+    triton = _triton.version() or "not installed"
+    return f"{names}, CUDA {torch.version.cuda}, cuDNN {cudnn}, NCCL {nccl}, Triton {triton}."
 
 
 def _times(options: Options, ranks: Ranks) -> Result:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from sync_bn import _native
+from sync_bn import _native, _triton
 from training.bits.exchange import Exchange
 from training.errors import BuildError
 from training.versions import own_versions
@@ -83,8 +83,8 @@ def own_environment(*, on_gpu: bool) -> Environment:
     torch.backends.cpu.get_cpu_capability names it. onednn, mkl: the sets of oneDNN and MKL by the names of
     the variables that limit them; the vendor precedes MKL's, on which it depends. mkl_cbwr: the variable that
     chooses another of MKL's branches. caches: bytes. threads: of torch's operations.
-    loops: those of SyncBatchNorm, which are compiled where there is a compiler. gpu: name and version of
-    cuDNN, for a run on GPUs.
+    loops: those of SyncBatchNorm, which are compiled where there is a compiler. gpu: name and versions
+    of cuDNN and of Triton, for a run on GPUs.
     """
     cpu = torch.cpu.get_capabilities()
     name = str(cpu.get("cpu_name", ""))
@@ -109,7 +109,8 @@ def own_environment(*, on_gpu: bool) -> Environment:
 
 
 def _gpu() -> str:
-    return f"{torch.cuda.get_device_name()}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return f"{torch.cuda.get_device_name()}, cuDNN {cudnn}, Triton {_triton.version() or 'not installed'}"
 
 
 def _highest(rows: Sets, cpu: Mapping[str, object], limit: str) -> str:
