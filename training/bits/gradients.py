@@ -36,8 +36,9 @@ class ShardGradients:
         self._names, self._parameters = list(parameters), list(parameters.values())
         self._exchange = exchange
         self._begin()
+        self._hooks: list[Any] = []
         self.of_shard = [self._leaves(shard) for shard in exchange.own]
-        self._hooks = [_hook(parameter, partial(_refuse, name)) for name, parameter in parameters.items()]
+        self._hooks += [_hook(parameter, partial(_refuse, name)) for name, parameter in parameters.items()]
         self._shown: list[tuple[Tensor | None, int]] | None = None
         self._changed = ""
 
@@ -54,7 +55,7 @@ class ShardGradients:
         return parameter in self.of_shard[0]
 
     def detach(self) -> None:
-        """Lets the model's own parameters have gradients again."""
+        """Lets the model's own parameters have gradients again, and adds those of shards no more."""
         for hook in self._hooks:
             hook.remove()
 
@@ -62,7 +63,8 @@ class ShardGradients:
         leaves = {}
         for index, parameter in enumerate(self._parameters):
             leaf = nn.Parameter(parameter.detach())
-            _hook(leaf, partial(self._add, index, shard))
+            # Python does not see that a tensor holds its hooks, so they are to be removed: `detach`.
+            self._hooks.append(_hook(leaf, partial(self._add, index, shard)))
             leaves[parameter] = leaf
         return leaves
 

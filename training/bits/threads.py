@@ -27,12 +27,20 @@ T = TypeVar("T")
 Joint = Callable[[list[Any]], Sequence[Any]]
 
 
+_of_thread = threading.local()
+
+
+def in_shard() -> bool:
+    """Returns whether the calling thread runs the step of a shard."""
+    return hasattr(_of_thread, "shard")
+
+
 class _Abandoned(BaseException):
     """Ends a thread that waits for others of which one has failed."""
 
 
 class ShardThreads:
-    """The threads of a rank's shards, which live as long as the process.
+    """The threads of a rank's shards, which live until `close`.
 
     numbers: those of the shards, for messages. enter: called with the index among this rank's shards before a
     thread goes on. leave: called when all have ended.
@@ -84,6 +92,14 @@ class ShardThreads:
             for index in order:
                 self._resume(index, None)
         return [thread.result for thread in self._threads]
+
+    def close(self) -> None:
+        """Ends the threads, of which none runs, and forgets what they have computed."""
+        for thread in self._threads:
+            thread.end()
+        # A tensor in it may hold its graph, and the graph this: Python does not see that it is a cycle.
+        self._results = ()
+        self._values.clear()
 
     def meet(self, place: str, value: Any, joint: Joint) -> Any:
         """Returns this shard's part of joint(values of all shards of this rank, in their order).
@@ -180,7 +196,7 @@ class _ShardThread:
         self._owner, self._index = owner, index
         self._go, self._back = _locked(), _locked()
         self._function: Callable[[], Any] | None = None
-        self._is_abandoned = self._is_started = False
+        self._is_abandoned = self._is_started = self._is_ended = False
         self._cpu_threads = torch.get_num_threads()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -210,14 +226,23 @@ class _ShardThread:
         self._is_abandoned = False
         self.error = None
 
+    def end(self) -> None:
+        """Ends the thread, which has nothing to do."""
+        self.result = self.error = None
+        if self._is_started:
+            self._is_ended = True
+            self._go.release()
+
     def _live(self) -> None:
-        self._owner._by_ident[_thread.get_ident()] = self._index
+        self._owner._by_ident[_thread.get_ident()] = _of_thread.shard = self._index
         torch.set_num_threads(self._cpu_threads)  # OpenMP counts them for each thread that computes
         # One cache serves all threads, and the first that leaves its autocast empties it: how often a weight
         # that is used twice is rounded would depend on which shards this rank has.
         torch.set_autocast_cache_enabled(False)
         while True:
             self._go.acquire()
+            if self._is_ended:
+                return
             function, self._function = self._function, None
             assert function is not None
             try:

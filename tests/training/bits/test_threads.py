@@ -17,7 +17,7 @@ from tests.training.bits.runs import digest
 from tests.training.worlds import Worlds
 from training.bits.exchange import Exchange
 from training.bits.normalisation import OverShards
-from training.bits.threads import ShardThreads
+from training.bits.threads import ShardThreads, in_shard
 from training.errors import StepError
 
 
@@ -47,6 +47,7 @@ def test_each_shard_runs_until_it_meets_the_others_and_one_computes_for_all() ->
 
     def step(index: int) -> tuple[Any, ...]:
         assert noted.threads.running == index
+        assert in_shard()
         first = noted.meet("a layer", 10**index)
         return first, noted.meet("another", index), threading.get_ident()
 
@@ -58,6 +59,7 @@ def test_each_shard_runs_until_it_meets_the_others_and_one_computes_for_all() ->
     assert len(idents) == 3
     assert threading.get_ident() not in idents
     assert noted.threads.running is None
+    assert not in_shard()
     # The last to arrive is the first to go on.
     first = ["enter 0", "enter 1", "enter 2", "enter 2", "joint [1, 10, 100]", "enter 1", "enter 0"]
     assert noted.calls == 2 * [*first, "enter 0", "joint [0, 1, 2]", "enter 1", "enter 2", "leave"]
@@ -119,6 +121,19 @@ def test_an_error_of_one_shard_ends_the_others_and_is_raised() -> None:
     assert sorted(ended) == [0, 0, 0, 1, 2]
     assert noted.calls.count("leave") == 2
     assert noted.threads.run([lambda: "as before"] * 3) == ["as before"] * 3
+
+
+def test_threads_end_when_they_are_closed() -> None:
+    noted, before = Noted(), threading.enumerate()
+    noted.threads.run([lambda: noted.meet("a layer", torch.ones(1))] * 3)
+    started = set(threading.enumerate()) - set(before)
+
+    noted.threads.close()
+
+    for thread in started:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(started) == 3
 
 
 def _two_layers(noted: Noted) -> None:
