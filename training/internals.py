@@ -1,7 +1,7 @@
 """Private parts of Lightning, torch, NumPy and MLflow that the training needs, all used here.
 
 An upgrade may change them without notice. tests/training/test_internals.py says which one it broke. Those of
-torchmetrics are in `metric_internals`.
+torchmetrics are in `metric_internals`; those that tell another rank are in `group_internals`.
 """
 
 from __future__ import annotations
@@ -375,3 +375,8 @@ def is_compiled(part: nn.Module) -> bool:
 def set_flat_weights(part: nn.RNNBase) -> None:
     """Makes a recurrent layer compute with the parameters that it has now."""
     part._flat_weights = [getattr(part, name, None) for name in part._flat_weights_names]
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Returns whether a tensor is one of a transformation of torch.func, and has no bits of its own."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

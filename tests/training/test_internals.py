@@ -22,12 +22,13 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.distributed import get_rank
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 from torchmetrics import SumMetric
 
-from training import internals, metric_internals
+from training import group_internals, internals, metric_internals
 from training.hangs.watchdog import _collectives
 
 
@@ -453,6 +454,33 @@ def test_a_process_group_counts_its_collectives(tmp_path: Path) -> None:
         assert internals.collectives_entered() == before + 1 == _collectives()
     finally:
         dist.destroy_process_group()
+
+
+def test_a_process_group_may_tell_another_rank_for_a_while(tmp_path: Path) -> None:
+    with in_group(tmp_path):
+        entered = internals.collectives_entered()
+        with group_internals.seen_as_rank(3, 5):
+            seen = get_rank(), dist.get_world_size(), dist.get_backend()
+            assert internals.collectives_entered() == entered == _collectives()
+            with pytest.raises(RuntimeError):
+                dist.all_reduce(torch.ones(1))
+
+        dist.all_reduce(torch.ones(1))
+        assert seen == (3, 5, "gloo")
+        assert (get_rank(), dist.get_world_size()) == (0, 1)
+
+
+def test_tensors_of_a_transformation_are_told_from_others() -> None:
+    seen: list[bool] = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(internals.is_wrapped(x))
+        return x
+
+    torch.vmap(function)(torch.ones(2))
+
+    assert seen == [True]
+    assert not internals.is_wrapped(torch.ones(2))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _PLAIN = {int, float, complex, bool, str, type(None), Tensor}
-_LIBRARIES = {"torch", "lightning", "torchmetrics", "sync_bn", "training"}
+LIBRARIES = {"torch", "lightning", "torchmetrics", "sync_bn", "training"}
 """Packages whose modules change nothing of that kind in a step."""
 
 Values = dict[str, Any]
@@ -22,9 +22,7 @@ class ShardAttributes:
     """
 
     def __init__(self, module: nn.Module, shards: int) -> None:
-        self._parts = [
-            part for part in module.modules() if type(part).__module__.partition(".")[0] not in _LIBRARIES
-        ]
+        self._parts = users_modules(module)
         self._names: list[set[str]] = [set() for _ in self._parts]
         """Of each part: those that have been plain; a shard may since have put something else there."""
         self._left: list[Values] = [{} for _ in self._parts]
@@ -69,6 +67,11 @@ class ShardAttributes:
             for name in names - values.keys():
                 attributes.pop(name, None)
             attributes.update(values)
+
+
+def users_modules(module: nn.Module) -> list[nn.Module]:
+    """Returns those of a module's modules that are a user's own, or of a library that is not known here."""
+    return [part for part in module.modules() if type(part).__module__.partition(".")[0] not in LIBRARIES]
 
 
 def _of(part: nn.Module, names: set[str]) -> Values:

@@ -115,8 +115,11 @@ class ShardGradients:
             raise StepError(
                 "training.reproducible: bits does not add sparse gradients; give the layer sparse=False"
             )
+        self._keep(index, shard, gradient.detach())
+
+    def _keep(self, index: int, shard: int, gradient: Tensor) -> None:
         self._reached[index].add(shard)
-        tree.add(self._nodes[index], (shard, 1), gradient.detach().to(_wide(gradient)))
+        tree.add(self._nodes[index], (shard, 1), gradient.to(_wide(gradient)))
 
     def finish(self) -> None:
         """Adds the sum of all shards' gradients to that of each parameter. Collective.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ class ShardLoss(GlobalLoss):
         self._exchange, self._threads = exchange, threads
         self.of_shard = [TargetMeans(self.share, self._meet) for _ in exchange.own]
         """What counts the targets of each shard of this rank."""
+
+    def over(self, exchange: Exchange, threads: ShardThreads) -> ShardLoss:
+        """Returns the loss of the running micro-batch over other shards; this one stays as it is."""
+        other = copy(self)
+        other._exchange, other._threads = exchange, threads
+        other.of_shard = [TargetMeans(self.share, other._meet) for _ in exchange.own]
+        return other
 
     def total(self, losses: Sequence[Tensor | None], samples: Sequence[int]) -> Tensor | None:
         """Returns the mean loss over the global micro-batch, times its part of the step. Collective.
@@ -142,6 +150,11 @@ class ShardLoss(GlobalLoss):
 
         result: Tensor = self._threads.meet(place, numbers, joint)
         return result
+
+
+def losses_of(outputs: Sequence[Any]) -> list[Tensor | None]:
+    """Returns the losses in what `training_step` has returned for each shard."""
+    return [output["loss"] if isinstance(output, Mapping) else output for output in outputs]
 
 
 class _Weighted(torch.autograd.Function):

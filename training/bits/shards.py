@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sync_bn.layer import SyncBatchNorm, over_parts
 from training.bits.environment import Environment
-from training.bits.exchange import Exchange
+from training.bits.exchange import Alone, Exchange
 from training.bits.gradients import ShardGradients
 from training.bits.logs import ShardLogs
 from training.bits.normalisation import NoRecomputation, OverShards
@@ -33,8 +33,8 @@ class RankShards:
     share: gets the number of samples of the shard that runs. seed: of random draws in a step.
     """
 
-    def __init__(self, shards: int, rank: int, world_size: int, *, share: ShareCounts, seed: int) -> None:
-        self.exchange = Exchange(shards, rank, world_size)
+    def __init__(self, exchange: Exchange, *, share: ShareCounts, seed: int) -> None:
+        self.exchange = exchange
         self.threads = ShardThreads(self.exchange.own, self._enter, self._leave)
         self._share, self._seed = share, seed
         self._module: LightningModule | None = None
@@ -44,6 +44,10 @@ class RankShards:
         self.environments: list[Environment]
         """Those in which the steps of the run are made, this one last; set before the first step."""
         self._shards: Sequence[Shard] = ()
+
+    def alone(self, order: range) -> RankShards:
+        """Returns shards of this rank alone that it has in another order; to be closed by `threads.close`."""
+        return RankShards(Alone(order), share=self._share, seed=self._seed)
 
     @property
     def samples(self) -> list[int]:
@@ -55,10 +59,14 @@ class RankShards:
         """How the loader cuts a micro-batch."""
         return Shards(self.exchange.shards, self.exchange.own)
 
-    def attach(self, module: LightningModule) -> None:
+    def attach(
+        self,
+        module: LightningModule,
+        make_gradients: Callable[[Mapping[str, nn.Parameter], Exchange], ShardGradients] = ShardGradients,
+    ) -> None:
         """Takes the module that is to be trained or tested; its parameters are on their device."""
         self._module = module
-        self.gradients = ShardGradients(_trained(module), self.exchange)
+        self.gradients = make_gradients(_trained(module), self.exchange)
         self.state = ShardState(module, self.exchange, self.gradients, self._seed)
         self._layers = [layer for layer in module.modules() if isinstance(layer, SyncBatchNorm)]
 

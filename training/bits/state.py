@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import Metric
 
@@ -192,6 +192,13 @@ class ShardState:
     def changed_buffers(self) -> bool:
         """Returns whether a shard of this rank has changed a buffer in this step."""
         return self._before != self._versions()
+
+    def buffers(self) -> list[list[tuple[nn.Module, str, Tensor]]]:
+        """Returns the buffers of each shard of this rank: their module, their name, and their value."""
+        return [
+            [(part, name, copy) for (part, name, _), copy in zip(self._buffers, copies, strict=True)]
+            for copies in self._copies
+        ]
 
     def keep_buffers(self, samples: Sequence[int]) -> None:
         """Gives all shards the buffers that the first one with samples has, where any has changed it.

@@ -53,7 +53,7 @@ class Place(NamedTuple):
             value = self.read(self.owner, self.key)
         except (AttributeError, LookupError, ValueError):  # ValueError: an empty cell
             return None
-        return value if _is_private(value) else None
+        return value if is_private(value) else None
 
 
 class PrivateGenerators:
@@ -103,12 +103,12 @@ class PrivateGenerators:
         """Puts them back as they were: the model may use one of them, too."""
         found = [place.generator() for place in self._places.values()]
         different = {id(generator): generator for generator in found if generator is not None}
-        states = [(generator, _state(generator)) for generator in different.values()]
+        states = [(generator, state_of(generator)) for generator in different.values()]
         try:
             yield
         finally:
             for generator, state in states:
-                _restore(generator, state)
+                restore_state(generator, state)
 
 
 def _places(root: Any) -> dict[str, Place]:
@@ -120,7 +120,7 @@ def _places(root: Any) -> dict[str, Place]:
         for place in _parts(thing):
             value = place.read(place.owner, place.key)
             name = f"{path}.{place.key}" if path else str(place.key)
-            if _is_private(value):
+            if is_private(value):
                 found[name] = place
             elif not issubclass(type(value), _LEAVES) and id(value) not in seen:
                 seen[id(value)] = value
@@ -145,7 +145,7 @@ def _parts(thing: Any) -> Iterator[Place]:
         if type(thing) is kind:
             yield from (Place(thing, name, getattr) for name in names if hasattr(thing, name))
     classes = type(thing).__mro__
-    of_class = [name for each in classes for name, value in vars(each).items() if _is_private(value)]
+    of_class = [name for each in classes for name, value in vars(each).items() if is_private(value)]
     attributes = list(getattr(thing, "__dict__", ()))
     yield from (Place(thing, name, _attribute) for name in dict.fromkeys([*attributes, *of_class]))
 
@@ -158,7 +158,7 @@ def _attribute(thing: Any, name: str) -> Any:
 
 def _globals_of(module: ModuleType) -> Iterator[Place]:
     for name, value in list(vars(module).items()):
-        if _is_private(value):
+        if is_private(value):
             yield Place(module, name, getattr)
 
 
@@ -168,14 +168,15 @@ def _labels(places: dict[str, Place]) -> dict[str, bytes]:
     first: dict[bytes, tuple[Any, str]] = {}  # by state
     for path, place in places.items():
         generator = place.generator()
-        state = pickle.dumps((type(generator).__name__, _state(generator)))
+        state = pickle.dumps((type(generator).__name__, state_of(generator)))
         other, label = first.setdefault(state, (generator, path))
         # One generator in two places, as MONAI's default, may become two that are to differ.
         labels[path] = (path if other is generator else label).encode()
     return labels
 
 
-def _is_private(value: Any) -> bool:
+def is_private(value: Any) -> bool:
+    """Returns whether a value is a generator of torch, NumPy or Python, and none of the global ones."""
     kind = type(value)  # isinstance would ask an object that stands in for another one, and may not exist yet
     if issubclass(kind, np.random.RandomState):
         return value is not _GLOBAL_NUMPY and type(value._bit_generator) is np.random.MT19937
@@ -196,7 +197,8 @@ def _seed(generator: Any, seeds: Seeds) -> None:
         generator.seed(seeds.own)
 
 
-def _state(generator: Any) -> Any:
+def state_of(generator: Any) -> Any:
+    """Returns the state of a private generator."""
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, np.random.Generator):
@@ -204,7 +206,8 @@ def _state(generator: Any) -> Any:
     return generator.get_state() if isinstance(generator, np.random.RandomState) else generator.getstate()
 
 
-def _restore(generator: Any, state: Any) -> None:
+def restore_state(generator: Any, state: Any) -> None:
+    """Puts back what `state_of` returned."""
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     elif isinstance(generator, random.Random):

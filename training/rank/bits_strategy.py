@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,13 +14,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from training.bits.loss import ShardLoss
+from training.bits.dry_step import DryStep
+from training.bits.loss import ShardLoss, losses_of
 from training.bits.manual import ManualOptimization
 from training.bits.shards import RankShards
+from training.bits.threads import in_shard
 from training.errors import BuildError, StepError
 from training.internals import SKIPPED, has_gradient_hooks, is_compiled
 from training.loading.sharded import ShardedBatch
-from training.rank.strategy import GroupStrategy
+from training.rank.another_worker import on_another_worker
+from training.rank.strategy import GroupEnvironment, GroupStrategy
 
 _HOOKS_OF_A_BATCH = (
     "on_train_batch_start",
@@ -35,12 +38,18 @@ _TRAINS, _VALIDATES, _TESTS = range(3)
 
 
 class BitsStrategy(GroupStrategy):
-    """Runs each step once for every shard of this rank, and adds gradients over all shards."""
+    """Runs each step once for every shard of this rank, and adds gradients over all shards.
 
-    def __init__(self, *, loss: ShardLoss, share: Any, shards: RankShards) -> None:
+    The first training step begins with a `DryStep`, of which `doing` is told.
+    """
+
+    def __init__(
+        self, *, loss: ShardLoss, share: Any, shards: RankShards, doing: Callable[[str], None]
+    ) -> None:
         super().__init__(loss=loss, share=share)
         self._shards, self._shard_loss = shards, loss
         self._manual = ManualOptimization(shards, loss)
+        self._doing, self._is_first = doing, True
 
     def setup(self, trainer: Trainer) -> None:
         assert self.lightning_module is not None
@@ -81,9 +90,12 @@ class BitsStrategy(GroupStrategy):
             with self._manual.in_step(module):
                 self._run(_TRAINS, BitsStrategy._manual_step, batch, args, kwargs)
             return None
-        outputs = self._run(_TRAINS, DDPStrategy.training_step, batch, args, kwargs)
-        losses = [output["loss"] if isinstance(output, Mapping) else output for output in outputs]
-        total = self._shard_loss.total(losses, self._shards.samples)
+        step = DDPStrategy.training_step
+        if self._is_first:
+            self._is_first = False
+            self._dry_step(step, batch, args, kwargs).check()
+        outputs = self._run(_TRAINS, step, batch, args, kwargs)
+        total = self._shard_loss.total(losses_of(outputs), self._shards.samples)
         return SKIPPED if total is None else total
 
     def _manual_step(self, *args: Any, **kwargs: Any) -> None:
@@ -97,16 +109,28 @@ class BitsStrategy(GroupStrategy):
         return self._run(_TESTS, DDPStrategy.test_step, batch, args, kwargs)
 
     def _run(self, stage: int, step: Any, batch: ShardedBatch, args: Any, kwargs: Any) -> list[Any]:
+        where, call = self._call(stage, step, args, kwargs)
+        with self._shard_loss.in_shards(self.root_device):
+            outputs = self._shards.run(batch, call, where=where, trains=stage == _TRAINS)
+        self._shards.end_step()
+        return outputs
+
+    def _call(self, stage: int, step: Any, args: Any, kwargs: Any) -> tuple[list[int], Callable[[Any], Any]]:
+        """Returns what tells a step from all others, and what runs it for the batch of a shard."""
         module = self.lightning_module
         assert module is not None
         numbers = [each for each in (*args, *kwargs.values()) if isinstance(each, int)]
-        where = stage, module.trainer.current_epoch, module.trainer.global_step, *numbers
-        with self._shard_loss.in_shards(self.root_device):
-            outputs = self._shards.run(
-                batch, lambda own: step(self, own, *args, **kwargs), where=where, trains=stage == _TRAINS
-            )
-        self._shards.end_step()
-        return outputs
+        where = [stage, module.trainer.current_epoch, module.trainer.global_step, *numbers]
+        return where, lambda own: step(self, own, *args, **kwargs)
+
+    def _dry_step(self, step: Any, batch: ShardedBatch, args: Any, kwargs: Any) -> DryStep:
+        module, environment = self.lightning_module, self.cluster_environment
+        assert module is not None
+        assert isinstance(environment, GroupEnvironment)
+        where, call = self._call(_TRAINS, step, args, kwargs)
+        elsewhere = partial(on_another_worker, environment)
+        parts = self._shards, self._shard_loss, module, batch, call, where
+        return DryStep(*parts, elsewhere=elsewhere, doing=self._doing)
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         module, precision = self.lightning_module, self.precision_plugin
@@ -133,7 +157,7 @@ class BitsStrategy(GroupStrategy):
         return super().broadcast(*args, **kwargs)
 
     def _refuse_in_step(self, does: str) -> None:
-        if self._shards.threads.running is not None:
+        if in_shard():
             raise StepError(
                 f"a step {does}, but training.reproducible: bits runs it once for each of several shards; "
                 "do that in a hook of the epoch, or set training.reproducible to curve"

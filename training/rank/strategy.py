@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,6 +54,16 @@ class GroupEnvironment(LightningEnvironment):
         return self._assignment.node_rank
 
     def teardown(self) -> None: ...
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """A context in which another position on the hosts is reported."""
+        own = self._assignment
+        self._assignment = replace(own, local_rank=own.local_rank + 1, node_rank=own.node_rank + 1)
+        try:
+            yield
+        finally:
+            self._assignment = own
 
 
 class GroupStrategy(DDPStrategy):

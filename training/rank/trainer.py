@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.precision import Precision
 
 from sync_bn import check_ranks
 from training.bits import environment
+from training.bits.exchange import Exchange
 from training.bits.logs import ShardLogs
 from training.bits.loss import ShardLoss
 from training.bits.shards import RankShards
@@ -107,7 +108,8 @@ def shards_of(spec: Spec, context: RankContext, share: ShareCounts) -> RankShard
     """Returns the shards of a rank for `training.reproducible: bits`, otherwise None."""
     if spec.training.reproducible == "curve":
         return None
-    shards = RankShards(spec.shards, context.rank, context.world_size, share=share, seed=spec.training.seed)
+    exchange = Exchange(spec.shards, context.rank, context.world_size)
+    shards = RankShards(exchange, share=share, seed=spec.training.seed)
     own = environment.own_environment(on_gpu=bool(spec.resources.gpus_per_worker))
     environment.check_same_on_all(own, shards.exchange)
     shards.environments = [own]
@@ -150,7 +152,13 @@ def _strategy(parts: RunParts, loss: GlobalLoss, **ddp: Any) -> GroupStrategy:
     if parts.shards is None:
         return GroupStrategy(loss=loss, share=parts.loaders.share, **ddp)
     assert isinstance(loss, ShardLoss)
-    return BitsStrategy(loss=loss, share=parts.loaders.share, shards=parts.shards)
+    watchdog = parts.watchdog
+    return BitsStrategy(
+        loss=loss,
+        share=parts.loaders.share,
+        shards=parts.shards,
+        doing=lambda what: watchdog.progress(watchdog.step, what),
+    )
 
 
 def _sets_precision(spec: Spec, user: UserOptions) -> bool:

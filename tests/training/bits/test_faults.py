@@ -1,4 +1,7 @@
-"""Planted faults, each of which would make results depend on the workers, are seen by the hashes."""
+"""Planted faults, each of which would make results depend on the workers, are seen by the hashes.
+
+Also without the dry step, which refuses some of them: see test_dry_step.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from tests.training.attempts import attempt
 from tests.training.bits.runs import hashes_of, spec_of
 from tests.training.worlds import Worlds
 from training.bits import tree
+from training.bits.dry_step import DryStep
 from training.bits.exchange import Exchange
 from training.bits.state import ShardState
 from training.loading.generators import seed_globally, seeds_of
@@ -31,7 +35,7 @@ def _sum_in_rank_order(_: Exchange, own: Tensor) -> Tensor:
 _enter = ShardState.enter
 
 
-def _enter_with_generator_of_rank(self: ShardState, shard: int) -> None:
+def enter_with_generator_of_rank(self: ShardState, shard: int) -> None:
     _enter(self, shard)
     seed_globally(seeds_of(bytes([dist.get_rank(), shard])))
 
@@ -45,7 +49,7 @@ def _root_in_rank_order(own: Sequence[Tensor], _: Exchange) -> Tensor:
 FAULTS: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
     "none": ("mlp", []),
     "sums in the order of ranks": ("resnet", [(Exchange, "sum", _sum_in_rank_order)]),
-    "a generator seeded by rank": ("mlp", [(ShardState, "enter", _enter_with_generator_of_rank)]),
+    "a generator seeded by rank": ("mlp", [(ShardState, "enter", enter_with_generator_of_rank)]),
     "gradients added in the order of ranks": ("mlp", [(tree, "root_of_ranks", _root_in_rank_order)]),
     "shares computed whole": ("mlp", []),
 }
@@ -55,6 +59,7 @@ def faulty(rank: int, fault: str, folder: Path) -> dict[str, str]:
     network, patches = FAULTS[fault]
     shards = dist.get_world_size() if fault == "shares computed whole" else 4
     with ExitStack() as stack:
+        stack.enter_context(patch.object(DryStep, "check"))
         for where, name, new in patches:
             stack.enter_context(patch.object(where, name, new))
         return hashes_of(attempt(rank, spec_of(network, shards=shards, precision="64-true"), folder), folder)
