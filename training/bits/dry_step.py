@@ -64,6 +64,7 @@ Numbers = dict[tuple[int, str], float]
 class DryStep:
     """A step of a module on this rank by itself. batch, step, where: as in `RankShards.run`.
 
+    optimized: a context for a step of such shards with such a loss, in which optimizers do nothing.
     elsewhere: a context in which this rank seems to be another one. doing: is told what is about to be done.
     """
 
@@ -76,11 +77,12 @@ class DryStep:
         step: Callable[[Any], Any],
         where: Sequence[int],
         *,
+        optimized: Callable[[RankShards, ShardLoss], AbstractContextManager[None]],
         elsewhere: Callable[[], AbstractContextManager[None]],
         doing: Callable[[str], None],
     ) -> None:
         self._shards, self._loss, self._module, self._step = shards, loss, module, step
-        self._where, self._elsewhere, self._doing = where, elsewhere, doing
+        self._where, self._optimized, self._elsewhere, self._doing = where, optimized, elsewhere, doing
         self._batches = batch.shards if len(batch.shards) > 1 else [*batch.shards, *batch.shards]
         self._other: Numbers = {}
 
@@ -157,7 +159,7 @@ class DryStep:
             observed.rates(shard, module.trainer.optimizers)
             return output
 
-        with loss.in_shards(module.device):
+        with loss.in_shards(module.device), self._optimized(shards, loss):
             outputs = shards.run(batch, step, where=self._where, trains=True)
         self._observe_end(shards, observed, outputs)
         total = loss.total(losses_of(outputs), [shard.samples for shard in own])

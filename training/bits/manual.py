@@ -86,8 +86,17 @@ class ManualOptimization:
     def _once(self, owner: Any, name: str, words: str) -> Iterator[None]:
         """A context in which a method that all shards call runs once. words: its name."""
         attributes = vars(owner)
-        before, original = attributes.get(name), getattr(owner, name)
+        before = attributes.get(name)
+        attributes[name] = self._in_place_of(getattr(owner, name), words)
+        try:
+            yield
+        finally:
+            if before is None:
+                del attributes[name]
+            else:
+                attributes[name] = before
 
+    def _in_place_of(self, original: Callable[..., Any], words: str) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._shards.threads.running is None:
@@ -105,14 +114,7 @@ class ManualOptimization:
 
             return self._shards.once_for_all(place, None, joint)
 
-        attributes[name] = call
-        try:
-            yield
-        finally:
-            if before is None:
-                del attributes[name]
-            else:
-                attributes[name] = before
+        return call
 
     def _words(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
         named = [f"{name}={self._word(value)}" for name, value in kwargs.items()]
@@ -124,6 +126,26 @@ class ManualOptimization:
             if value is optimizer or value is optimizer.optimizer:
                 return f"optimizers()[{number}]"
         return repr(value.tolist() if isinstance(value, Tensor) else value)
+
+
+class DryOptimization(ManualOptimization):
+    """Runs the backward passes of a dry step; calls of optimizers and schedulers do nothing."""
+
+    def end_step(self) -> None: ...
+
+    def backward(self, loss: Tensor, call: Callable[..., Any], *args: Any, **options: Any) -> None:  # noqa: ARG002
+        def alone(total: Tensor, **options: Any) -> None:
+            with self._shards.in_backward(total):
+                total.backward(**options)  # type: ignore[no-untyped-call]
+
+        super().backward(loss, alone, *args, **options)
+
+    def _in_place_of(self, original: Callable[..., Any], words: str) -> Callable[..., Any]:  # noqa: ARG002
+        return _nothing
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """What a call does in a dry step."""
 
 
 def _listed(found: Any) -> list[Any]:

@@ -98,7 +98,7 @@ class ShardThreads:
         for thread in self._threads:
             thread.end()
         # A tensor in it may hold its graph, and the graph this: Python does not see that it is a cycle.
-        self._results = ()
+        self._results, self._outside, self._failure = (), None, None
         self._values.clear()
 
     def meet(self, place: str, value: Any, joint: Joint) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from training.bits.dry_step import DryStep
 from training.bits.loss import ShardLoss, losses_of
-from training.bits.manual import ManualOptimization
+from training.bits.manual import DryOptimization, ManualOptimization
 from training.bits.shards import RankShards
 from training.bits.threads import in_shard
 from training.errors import BuildError, StepError
@@ -48,7 +49,7 @@ class BitsStrategy(GroupStrategy):
     ) -> None:
         super().__init__(loss=loss, share=share)
         self._shards, self._shard_loss = shards, loss
-        self._manual = ManualOptimization(shards, loss)
+        self._manual: ManualOptimization = ManualOptimization(shards, loss)
         self._doing, self._is_first = doing, True
 
     def setup(self, trainer: Trainer) -> None:
@@ -86,14 +87,15 @@ class BitsStrategy(GroupStrategy):
     def training_step(self, batch: ShardedBatch, *args: Any, **kwargs: Any) -> Any:
         module = self.lightning_module
         assert module is not None
-        if not module.automatic_optimization:
-            with self._manual.in_step(module):
-                self._run(_TRAINS, BitsStrategy._manual_step, batch, args, kwargs)
-            return None
-        step = DDPStrategy.training_step
+        manual = not module.automatic_optimization
+        step = BitsStrategy._manual_step if manual else DDPStrategy.training_step
         if self._is_first:
             self._is_first = False
             self._dry_step(step, batch, args, kwargs).check()
+        if manual:
+            with self._manual.in_step(module):
+                self._run(_TRAINS, step, batch, args, kwargs)
+            return None
         outputs = self._run(_TRAINS, step, batch, args, kwargs)
         total = self._shard_loss.total(losses_of(outputs), self._shards.samples)
         return SKIPPED if total is None else total
@@ -130,12 +132,23 @@ class BitsStrategy(GroupStrategy):
         where, call = self._call(_TRAINS, step, args, kwargs)
         elsewhere = partial(on_another_worker, environment)
         parts = self._shards, self._shard_loss, module, batch, call, where
-        return DryStep(*parts, elsewhere=elsewhere, doing=self._doing)
+        return DryStep(*parts, optimized=self._optimized_dry, elsewhere=elsewhere, doing=self._doing)
+
+    @contextmanager
+    def _optimized_dry(self, shards: RankShards, loss: ShardLoss) -> Iterator[None]:
+        module, before = self.lightning_module, self._manual
+        assert module is not None
+        self._manual = DryOptimization(shards, loss)
+        try:
+            with nullcontext() if module.automatic_optimization else self._manual.in_step(module):
+                yield
+        finally:
+            self._manual = before
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         module, precision = self.lightning_module, self.precision_plugin
         assert module is not None
-        if self._shards.threads.running is not None:  # by self.manual_backward
+        if in_shard():  # by self.manual_backward
             self._manual.backward(closure_loss, partial(self.backward, optimizer=None), *args, **kwargs)
             return closure_loss
         loss: Tensor = precision.pre_backward(closure_loss, module)

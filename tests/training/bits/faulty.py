@@ -230,6 +230,20 @@ class Faulty(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class FaultyByHand(Faulty):
+    """The same with manual optimization."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(fault)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> Any:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, index))
+        optimizer.step()
+
+
 class Keeps(LightningModule):
     """Changes what it keeps in all places in each step, and computes nothing with it."""
 
