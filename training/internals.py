@@ -29,6 +29,7 @@ from torch.utils import _pytree
 from torchmetrics import Metric
 
 from sync_bn._handshake import handshakes_entered
+from sync_bn._sums import sums_entered
 
 tree_map, tree_leaves = _pytree.tree_map, _pytree.tree_leaves
 """Over tensors in nested lists, tuples and dicts; `torch.utils` has no public ones."""
@@ -270,7 +271,7 @@ def changes_in_place(tensor: Tensor) -> int:
 
 
 def collectives_entered() -> int | None:
-    """Returns how many collectives and handshakes this rank has entered in the default group.
+    """Returns how many collectives this rank has entered in the default group, those of sync_bn included.
 
     None if there is no group, or if nobody counts.
     """
@@ -278,7 +279,8 @@ def collectives_entered() -> int | None:
     if group is None:
         return None
     try:
-        return int(group._get_sequence_number_for_group()) + handshakes_entered(group)
+        collectives = int(group._get_sequence_number_for_group())
+        return collectives + handshakes_entered(group) + sums_entered(group)
     except RuntimeError:  # not every backend counts
         return None
 
