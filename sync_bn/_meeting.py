@@ -5,7 +5,8 @@ that of the first host, which adds them in the order of the hosts and sends the 
 the same bits, in every run on the same hosts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
@@ -57,6 +58,7 @@ class Meeting:
         self._own_host = [places.ranks[rank] for rank in places.own_host]
         self._capacity = _shared_memory.capacity()
         self._verdict = ""
+        self._last_words: list[dist.Work] = []
         self.entered = 0
         """The number of sums that this rank has entered."""
 
@@ -75,7 +77,9 @@ class Meeting:
                     self._add(piece, group, what)
         except BaseException as error:
             # The other ranks wait for this one, or are about to.
-            self._fail(f"{_LOST}Rank {dist.get_rank()} has left {what}: {type(error).__name__}: {error}")
+            if not self._verdict:
+                self._fail(f"{_LOST}Rank {dist.get_rank()} has left {what}: {type(error).__name__}: {error}")
+                self._tell_hosts(group)
             raise
 
     def close(self) -> None:
@@ -127,35 +131,58 @@ class Meeting:
         return listed([self._own_host[rank] for rank in ranks])
 
     def _add_hosts(self, numbers: Tensor, group: dist.ProcessGroup, operation: str) -> None:
-        """Adds the sums of the hosts. Entered by the first rank of each host, all of which reach it."""
+        """Adds the sums of the hosts. Entered by the first rank of each host, all of which reach it.
+
+        A text goes before the numbers, because gloo does not see whether two ranks send equally many. It is
+        the operation with a "=", or the verdict of a host whose ranks have failed.
+        """
         first, *others = self._leaders
         if first == dist.get_rank():
-            # A text goes before the numbers, because gloo does not see whether two ranks send as many.
             texts = {rank: _text(_received(_as_tensor(""), rank, group)) for rank in others}
-            difference = difference_message({first: operation, **texts})
-            if not difference:
+            verdict = _verdict_of({first: f"={operation}", **texts})
+            if not verdict:
                 for rank in others:
                     numbers += _received(torch.empty_like(numbers), rank, group)
-            answers = [_sent(_as_tensor(difference), rank, group) for rank in others]
-            if not difference:
+            answers = [_sent(_as_tensor(verdict), rank, group) for rank in others]
+            if not verdict:
                 answers += [_sent(numbers, rank, group) for rank in others]
-            for answer in answers:
-                answer.wait()
+                for answer in answers:
+                    answer.wait()
+            else:
+                self._last_words = answers  # a host that has failed may never receive them
         else:
-            told = [_sent(_as_tensor(operation), first, group), _sent(numbers, first, group)]
-            difference = _text(_received(_as_tensor(""), first, group))
-            if not difference:
+            told = [_sent(_as_tensor(f"={operation}"), first, group), _sent(numbers, first, group)]
+            verdict = _text(_received(_as_tensor(""), first, group))
+            if not verdict:
                 for each in told:
                     each.wait()
                 _received(numbers, first, group)
-        if difference:
-            raise _error(self._fail(_DESYNCHRONIZED + difference))
+        if verdict:
+            raise _error(self._fail(verdict))
+
+    def _tell_hosts(self, group: dist.ProcessGroup) -> None:
+        """Sends the verdict of this host where the next text is expected from it."""
+        if len(self._leaders) > 1 and self._places.leads:
+            first, *others = self._leaders
+            with suppress(RuntimeError):  # what is lost is the connection
+                self._last_words = [
+                    _sent(_as_tensor(self._verdict), rank, group)
+                    for rank in (others if first == dist.get_rank() else [first])
+                ]
 
     def _fail(self, verdict: str) -> str:
         """Ends the meeting for the ranks of this host. Returns the verdict that counts, the first one."""
-        if not self._verdict:
-            self._verdict = verdict if self._memory is None else self._memory.fail(verdict)
+        self._verdict = verdict if self._memory is None else self._memory.fail(verdict)
         return self._verdict
+
+
+def _verdict_of(texts: Mapping[int, str]) -> str:
+    """Returns the verdict of a host that has failed, or about operations that differ; "" if there is none."""
+    for text in texts.values():
+        if not text.startswith("="):
+            return text
+    difference = difference_message({rank: text[1:] for rank, text in texts.items()})
+    return difference and _DESYNCHRONIZED + difference
 
 
 def _error(verdict: str) -> Exception:

@@ -137,10 +137,10 @@ class _Agreement:
         try:
             if places.leads:
                 memory, path = SharedMemory.create(_folder(), len(host))
-                self._set(key, str(path))
+                self._set(key, path.name)
                 return memory, path, None
             if name := self._get(key):
-                path = Path(name)
+                path = Path(_folder()) / name
                 return SharedMemory.open(path, host.index(self._rank), len(host)), path, None
         except OSError as error:
             if places.leads:
