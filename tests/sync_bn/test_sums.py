@@ -99,7 +99,9 @@ def training(rank: int, options: dict[str, Any]) -> tuple[list[Tensor], int]:
             assert x.grad is not None
             results += [x.grad, layer.running_var.clone()]  # type: ignore[union-attr]
         assert group is not None
-        return results, _sums.sums_entered(group)
+        entered = _sums.sums_entered(group)
+        dist.destroy_process_group(group)
+        return results, entered
 
 
 def test_layer_adds_in_shared_memory_after_the_checked_steps_and_computes_the_same(ranks_of: RanksOf) -> None:
