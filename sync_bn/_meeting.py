@@ -19,7 +19,7 @@ from sync_bn import _shared_memory
 from sync_bn._handshake import DesynchronizedError, difference_message, listed
 from sync_bn._shared_memory import Kind, MeetingFailed, RanksDiffer, SharedMemory
 
-_KINDS = {torch.float64: Kind.DOUBLES, torch.int64: Kind.INTEGERS}
+KINDS = {torch.float64: Kind.DOUBLES, torch.int64: Kind.INTEGERS}
 _DESYNCHRONIZED, _LOST = "D", "L"
 """The first letter of a verdict: which error it is."""
 _TAG = 1929527138  # of messages between hosts, unlike that of any other program
@@ -66,7 +66,6 @@ class Meeting:
         """Adds in place. See `_sums.add`."""
         if self._verdict:
             raise _error(self._verdict)
-        assert numbers.is_cpu
         assert numbers.is_contiguous()
         self.entered += 1
         try:
@@ -89,7 +88,7 @@ class Meeting:
 
     def _add(self, numbers: Tensor, group: dist.ProcessGroup, what: str) -> None:
         if self._memory is not None:
-            self._meet(self._memory, _KINDS[numbers.dtype], numbers, group, what)
+            self._meet(self._memory, KINDS[numbers.dtype], numbers, group, what)
         if len(self._leaders) == 1:
             return
         if self._places.leads:

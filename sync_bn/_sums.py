@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import _get_default_group, _get_process_
 
 from sync_bn import _handshake, _shared_memory, groups
 from sync_bn._handshake import DesynchronizedError
-from sync_bn._meeting import Meeting, Places
+from sync_bn._meeting import KINDS, Meeting, Places
 from sync_bn._shared_memory import SharedMemory
 
 logger = logging.getLogger(__name__)
@@ -53,14 +53,15 @@ def prepare(group: dist.ProcessGroup | None, device: torch.device) -> None:
 def add(numbers: Tensor, group: dist.ProcessGroup | None, what: str) -> bool:
     """Adds numbers over the ranks in place. Returns False, and does nothing, if the ranks share no memory.
 
-    numbers: float64 or int64, contiguous, on the CPU. what: what they are for; the same text on all ranks.
+    numbers: contiguous. Those that are not float64 or int64 on the CPU are not added in shared memory either.
+    what: what they are for; the same text on all ranks.
     Collective: blocks until all ranks of the group have called it. If ranks differ in `what` or in how many
     numbers they have, all raise DesynchronizedError. If a rank has ended, or does not come within the timeout
     of the group, all raise DistBackendError. After an error, all further calls raise it.
     """
     group = _existing(group)
     meeting = _meetings.get(group)
-    if meeting is None:
+    if meeting is None or numbers.dtype not in KINDS or not numbers.is_cpu:
         return False
     meeting.add(numbers, group, what)
     return True
