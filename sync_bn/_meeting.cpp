@@ -171,6 +171,9 @@ const char* sync_bn_meeting_verdict(void* memory) {
   return board->failed.load(std::memory_order_acquire) == YES ? board->verdict : nullptr;
 }
 
+// Returns the last round that all ranks have entered.
+uint32_t sync_bn_meeting_open(void* memory) { return ((Board*)memory)->round.load(std::memory_order_acquire); }
+
 // Returns the last round that a rank has entered.
 uint32_t sync_bn_meeting_entered(void* memory, long rank) {
   return entered((Board*)memory)[rank].round.load(std::memory_order_acquire);

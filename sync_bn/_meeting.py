@@ -59,15 +59,14 @@ class Meeting:
         self._capacity = _shared_memory.capacity()
         self._verdict = ""
         self._last_words: list[dist.Work] = []
-        self.entered = 0
-        """The number of sums that this rank has entered."""
+        self._entered, self._messages = 0, 0
 
     def add(self, numbers: Tensor, group: dist.ProcessGroup, what: str) -> None:
         """Adds in place. See `_sums.add`."""
         if self._verdict:
             raise _error(self._verdict)
         assert numbers.is_contiguous()
-        self.entered += 1
+        self._entered += 1
         try:
             if numbers.numel() <= self._capacity:
                 self._add(numbers, group, what)
@@ -80,6 +79,14 @@ class Meeting:
                 self._fail(f"{_LOST}Rank {dist.get_rank()} has left {what}: {type(error).__name__}: {error}")
                 self._tell_hosts(group)
             raise
+
+    @property
+    def uncounted(self) -> int:
+        """The number of sums that this rank has entered, without those that the group counts as messages.
+
+        With the group's own count it is the same on all ranks that have entered equally many collectives.
+        """
+        return self._entered - self._messages
 
     def close(self) -> None:
         """Gives back the memory."""
@@ -110,15 +117,15 @@ class Meeting:
             raise _error(memory.fail(_DESYNCHRONIZED + text)) from None
 
     def _check_others(self, memory: SharedMemory, group: dist.ProcessGroup, what: str, begun: float) -> None:
-        """Raises if a rank of this host has ended instead of coming, or is too late."""
-        absent = memory.absent()
-        ended = [rank for rank in absent if not memory.is_alive(rank)]
+        """Raises if a rank of this host has ended, or is too late."""
         while_waiting = f"while rank {dist.get_rank()} waited to enter\n  {what}"
-        if ended:
+        if ended := memory.ended():
             text = f"Rank {self._listed(ended)} has ended, or left the process group, {while_waiting}"
             raise _error(memory.fail(_LOST + text))
         timeout = _timeout(group)
         if monotonic() - begun > timeout:
+            # None is absent if one was stopped after it had come and before it told the others.
+            absent = memory.absent() or [rank for rank in range(memory.ranks) if rank != memory.rank]
             text = (
                 f"Rank {self._listed(absent)} did not arrive within {timeout:g} s, the timeout of the "
                 f"process group, {while_waiting}\n"
@@ -137,25 +144,25 @@ class Meeting:
         """
         first, *others = self._leaders
         if first == dist.get_rank():
-            texts = {rank: _text(_received(_as_tensor(""), rank, group)) for rank in others}
+            texts = {rank: _text(self._received(_as_tensor(""), rank, group)) for rank in others}
             verdict = _verdict_of({first: f"={operation}", **texts})
             if not verdict:
                 for rank in others:
-                    numbers += _received(torch.empty_like(numbers), rank, group)
-            answers = [_sent(_as_tensor(verdict), rank, group) for rank in others]
+                    numbers += self._received(torch.empty_like(numbers), rank, group)
+            answers = [self._sent(_as_tensor(verdict), rank, group) for rank in others]
             if not verdict:
-                answers += [_sent(numbers, rank, group) for rank in others]
+                answers += [self._sent(numbers, rank, group) for rank in others]
                 for answer in answers:
                     answer.wait()
             else:
                 self._last_words = answers  # a host that has failed may never receive them
         else:
-            told = [_sent(_as_tensor(f"={operation}"), first, group), _sent(numbers, first, group)]
-            verdict = _text(_received(_as_tensor(""), first, group))
+            told = [self._sent(_as_tensor(f"={operation}"), first, group), self._sent(numbers, first, group)]
+            verdict = _text(self._received(_as_tensor(""), first, group))
             if not verdict:
                 for each in told:
                     each.wait()
-                _received(numbers, first, group)
+                self._received(numbers, first, group)
         if verdict:
             raise _error(self._fail(verdict))
 
@@ -165,9 +172,20 @@ class Meeting:
             first, *others = self._leaders
             with suppress(RuntimeError):  # what is lost is the connection
                 self._last_words = [
-                    _sent(_as_tensor(self._verdict), rank, group)
+                    self._sent(_as_tensor(self._verdict), rank, group)
                     for rank in (others if first == dist.get_rank() else [first])
                 ]
+
+    def _sent(self, tensor: Tensor, rank: int, group: dist.ProcessGroup) -> dist.Work:
+        self._messages += 1
+        work = dist.isend(tensor, rank, group, _TAG)
+        assert work is not None
+        return work
+
+    def _received(self, tensor: Tensor, rank: int, group: dist.ProcessGroup) -> Tensor:
+        self._messages += 1
+        dist.recv(tensor, rank, group, _TAG)
+        return tensor
 
     def _fail(self, verdict: str) -> str:
         """Ends the meeting for the ranks of this host. Returns the verdict that counts, the first one."""
@@ -194,17 +212,6 @@ def _timeout(group: dist.ProcessGroup) -> float:
         return float(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
     except (AttributeError, RuntimeError):  # not every backend has one
         return _DEFAULT_TIMEOUT
-
-
-def _sent(tensor: Tensor, rank: int, group: dist.ProcessGroup) -> dist.Work:
-    work = dist.isend(tensor, rank, group, _TAG)
-    assert work is not None
-    return work
-
-
-def _received(tensor: Tensor, rank: int, group: dist.ProcessGroup) -> Tensor:
-    dist.recv(tensor, rank, group, _TAG)
-    return tensor
 
 
 def _as_tensor(text: str) -> Tensor:

@@ -63,6 +63,7 @@ def _load() -> ctypes.CDLL | None:
             ),
             "meeting_fail": ([ctypes.c_void_p, ctypes.c_char_p], None),
             "meeting_verdict": ([ctypes.c_void_p], ctypes.c_char_p),
+            "meeting_open": ([ctypes.c_void_p], ctypes.c_uint32),
             "meeting_entered": ([ctypes.c_void_p, ctypes.c_long], ctypes.c_uint32),
             "meeting_what": ([ctypes.c_void_p, ctypes.c_long, ctypes.c_uint32], ctypes.c_char_p),
         }
@@ -182,12 +183,19 @@ class SharedMemory:
         entered = [_library().sync_bn_meeting_entered(self._address, rank) for rank in range(self.ranks)]
         return [rank for rank in range(self.ranks) if (entered[rank] - entered[self.rank]) % 2**32 >= 2**31]
 
+    def ended(self) -> list[int]:
+        """Returns the ranks that have ended before all had entered the meeting that this one waits in."""
+        ended = [rank for rank in range(self.ranks) if rank != self.rank and not self._is_alive(rank)]
+        # In this order: a rank may have ended after a meeting that opened in the meantime.
+        is_open = int(_library().sync_bn_meeting_open(self._address)) == self.rounds % 2**32
+        return [] if is_open else ended
+
     def what(self, rank: int) -> str:
         """Returns what a rank has entered in this round."""
         what = _library().sync_bn_meeting_what(self._address, rank, self.rounds % 2**32)
         return str(what.decode(errors="replace"))
 
-    def is_alive(self, rank: int) -> bool:
+    def _is_alive(self, rank: int) -> bool:
         """Whether the process of another rank of the host lives and has not left the group."""
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)

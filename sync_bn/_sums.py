@@ -67,10 +67,10 @@ def add(numbers: Tensor, group: dist.ProcessGroup | None, what: str) -> bool:
     return True
 
 
-def sums_entered(group: dist.ProcessGroup) -> int:
-    """Returns how many sums in shared memory this rank has entered in the group."""
+def uncounted(group: dist.ProcessGroup) -> int:
+    """Returns how many sums this rank has entered that the group's own count of collectives lacks."""
     meeting = _meetings.get(group)
-    return 0 if meeting is None else meeting.entered
+    return 0 if meeting is None else meeting.uncounted
 
 
 class Member(NamedTuple):

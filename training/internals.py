@@ -28,8 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 from torchmetrics import Metric
 
+from sync_bn import _sums
 from sync_bn._handshake import handshakes_entered
-from sync_bn._sums import sums_entered
 
 tree_map, tree_leaves = _pytree.tree_map, _pytree.tree_leaves
 """Over tensors in nested lists, tuples and dicts; `torch.utils` has no public ones."""
@@ -280,7 +280,7 @@ def collectives_entered() -> int | None:
         return None
     try:
         collectives = int(group._get_sequence_number_for_group())
-        return collectives + handshakes_entered(group) + sums_entered(group)
+        return collectives + handshakes_entered(group) + _sums.uncounted(group)
     except RuntimeError:  # not every backend counts
         return None
 

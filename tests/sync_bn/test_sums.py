@@ -87,6 +87,18 @@ def test_numbers_are_added_in_the_order_of_the_ranks_and_then_of_the_hosts(ranks
     assert torch.equal(there, (a + d) + (b + c))
 
 
+def collectives_counted(_rank: int, hosts: list[str]) -> int:
+    with new_group([0, 1, 2, 3], hosts) as group:
+        before = group._get_sequence_number_for_group()
+        for _ in range(3):
+            _sums.add(torch.ones(3, dtype=torch.float64), group, "a")
+        return group._get_sequence_number_for_group() - before + _sums.uncounted(group)
+
+
+def test_messages_between_hosts_do_not_count_as_collectives(ranks_of: RanksOf) -> None:
+    assert ranks_of(4).run(collectives_counted, ["a", "b", "b", "c"]) == [3] * 4
+
+
 def training(rank: int, options: dict[str, Any]) -> tuple[list[Tensor], int]:
     """Five steps of a layer in a new group: results, and the number of sums in shared memory."""
     torch.manual_seed(rank)
@@ -99,7 +111,7 @@ def training(rank: int, options: dict[str, Any]) -> tuple[list[Tensor], int]:
             assert x.grad is not None
             results += [x.grad, layer.running_var.clone()]  # type: ignore[union-attr]
         assert group is not None
-        entered = _sums.sums_entered(group)
+        entered = _sums.uncounted(group)
         dist.destroy_process_group(group)
         return results, entered
 
@@ -128,7 +140,7 @@ def without_memory(rank: int, folders: list[str], limit: int | None) -> tuple[fl
                 layer = SyncBatchNorm(1, momentum=1.0, process_group=group)
                 for _ in range(3):
                     layer(torch.full((2, 1), float(rank)))
-                in_memory = _sums.sums_entered(group) > 0
+                in_memory = _sums.uncounted(group) > 0
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         _sums.logger.removeHandler(handler)

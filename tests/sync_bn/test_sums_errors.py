@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sync_bn import DesynchronizedError, _shared_memory, _sums, groups
+from sync_bn._shared_memory import Kind
 from sync_bn._sums import FOLDER_VARIABLE
 from testing.ranks import Ranks
 from testing.warm import warm
@@ -97,6 +98,31 @@ def error_where_rank_2_leaves(rank: int, hosts: list[str]) -> str:
 def test_rank_that_has_left_the_group_is_named(ranks: Ranks, hosts: list[str]) -> None:
     *others, _ = ranks.run(error_where_rank_2_leaves, hosts)
     assert any("Rank 2 has ended, or left the process group" in message for message in others)
+
+
+def error_where_rank_1_enters_and_ends(rank: int, folder: Path) -> str:
+    """Rank 2 lives and does not come, so that there is a rank that has not entered, but none of those ended."""
+    numbers, told = torch.ones(3, dtype=torch.float64), folder / "told"
+    with new_group([0, 1, 2]) as group:
+        if rank == 0:
+            with pytest.raises(dist.DistBackendError) as caught:
+                _sums.add(numbers, group, "forward of a")
+            told.touch()
+            return str(caught.value)
+        meeting = _sums._meetings[group]
+        assert meeting is not None
+        if rank == 1 and (memory := meeting._memory) is not None:
+            memory.rounds += 1
+            memory._meet(False, Kind.DOUBLES, numbers.data_ptr(), 3, b"forward of a")
+            memory.close()
+        while rank == 2 and not told.exists():
+            time.sleep(0.01)
+        return ""
+
+
+def test_rank_that_ends_after_it_has_entered_is_noticed(ranks: Ranks, tmp_path: Path) -> None:
+    message, *_ = ranks.run(error_where_rank_1_enters_and_ends, tmp_path)
+    assert message.startswith("Rank 1 has ended, or left the process group")
 
 
 def interrupted(rank: int, folder: Path) -> str:
