@@ -101,7 +101,7 @@ def test_rank_that_has_left_the_group_is_named(ranks: Ranks, hosts: list[str]) -
 
 
 def error_where_rank_1_enters_and_ends(rank: int, folder: Path) -> str:
-    """Rank 2 lives and does not come, so that there is a rank that has not entered, but none of those ended."""
+    """Rank 2 lives and does not come: those that have not entered are not those that have ended."""
     numbers, told = torch.ones(3, dtype=torch.float64), folder / "told"
     with new_group([0, 1, 2]) as group:
         if rank == 0:
