@@ -57,7 +57,8 @@ def check_ranks(*, steps: int | None = 2, timeout_seconds: float = 30.0) -> None
     raises `DesynchronizedError` instead of hanging.
 
     steps: the number of training steps of each layer to check, from its first; None: all; 0: none. A check
-    takes about as long as one or two collectives; an unchecked step costs nothing.
+    takes about as long as one or two collectives; an unchecked step costs nothing. Ranks of one host add in
+    shared memory only after checked steps, and there they compare in every step what they add.
     timeout_seconds: how long a rank waits for the others, in seconds.
 
     Applies to all layers of this process. Call it on every rank with the same arguments, before the first

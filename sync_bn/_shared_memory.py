@@ -4,9 +4,9 @@ Only Linux has it, and only where the library of `_native` is built.
 """
 
 import ctypes
-import fcntl
 import mmap
 import os
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from sync_bn import _native
+
+if sys.platform != "win32":  # where there is no library either
+    import fcntl
 
 _VERSION = 1
 _SPINS = 2000
