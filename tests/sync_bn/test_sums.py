@@ -174,30 +174,32 @@ def test_ranks_without_common_memory_add_through_the_group_and_say_so_once(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def resources_after_groups(_rank: int, folder: str, some: int, more: int) -> list[tuple[int, ...]]:
-    """Mappings, descriptors and files of this process, after some groups and after some more."""
-    counts: list[tuple[int, ...]] = []
+def resources(folder: str) -> tuple[int, ...]:
+    """Mappings, files and descriptors of this process."""
+    maps = Path("/proc/self/maps").read_text().count("sync_bn-")
+    return maps, *(len(list(Path(path).iterdir())) for path in (folder, "/proc/self/fd"))
+
+
+def resources_after_groups(_rank: int, folder: str, *numbers: int) -> list[tuple[int, ...]]:
+    found = [resources(folder)]
     with patch.dict(os.environ, {FOLDER_VARIABLE: folder}):
-        for number in (some, more):
+        for number in numbers:
             for _ in range(number):
                 with new_group([0, 1]) as group:
-                    numbers = torch.ones(5, dtype=torch.float64)
-                    assert _sums.add(numbers, group, "a")
-                    assert numbers.tolist() == [2.0] * 5
-                    assert not list(Path(folder).iterdir())
-                    assert "sync_bn-" in Path("/proc/self/maps").read_text()
+                    ones = torch.ones(5, dtype=torch.float64)
+                    assert _sums.add(ones, group, "a")
+                    assert ones.tolist() == [2.0] * 5
+                    assert resources(folder)[:2] == (found[0][0] + 1, 0)
                 del group
             gc.collect()
-            maps = Path("/proc/self/maps").read_text().count("sync_bn-")
-            files = [len(list(Path(path).iterdir())) for path in ("/proc/self/fd", folder)]
-            counts.append((maps, *files))
-    return counts
+            found.append(resources(folder))
+    return found
 
 
 def test_a_hundred_groups_leave_no_memory_descriptor_or_file(ranks_of: RanksOf, tmp_path: Path) -> None:
-    for earlier, later in ranks_of(2).run(resources_after_groups, str(tmp_path), 3, 97):
-        assert later == earlier
-        assert later[::2] == (0, 0)
+    for before, after_three, after_all in ranks_of(2).run(resources_after_groups, str(tmp_path), 3, 97):
+        assert after_three == after_all
+        assert after_all[:2] == before[:2]
 
 
 def in_a_child(rank: int) -> tuple[bool, float]:
