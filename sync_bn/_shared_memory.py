@@ -22,7 +22,7 @@ if sys.platform != "win32":  # where there is no library either
 
 _VERSION = 1
 _SPINS = 2000
-"""How often a rank looks before it sleeps: 50 to 100 µs, about as long as two system calls and a switch."""
+"""How often a rank looks before it sleeps: for 20 to 100 µs, about as long as sleeping and waking take."""
 _SLICE_MILLISECONDS = 200
 """How long a rank waits before it handles signals and looks whether the others are alive."""
 _ADDED, _WAITING, _FAILED, _DIFFERENT = range(4)
