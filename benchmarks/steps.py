@@ -28,7 +28,7 @@ EVERY = 10  # steps between two checkpoints, in contests with checkpoints
 LONGEST_SECONDS = 600
 HERE = Path(__file__).parents[1]
 PLAIN, OURS, SAVING, TRACKED = "plain DDP, BatchNorm", "ours", "ours, with checkpoints", "ours, in MLflow"
-UNSYNCHRONIZED = "ours, but BatchNorm"
+UNSYNCHRONIZED, BY_GLOO = "ours, but BatchNorm", "ours, all sums by gloo"
 EARLIER = "ours, earlier version"
 NOTES = (
     f"ResNet-18, {stamped.WIDTH} channels wide (0.7 million parameters), Fashion-MNIST, global batch 64, "
@@ -39,14 +39,16 @@ NOTES = (
     "without synchronization of BatchNorm, without metrics.",
     f"{OURS}: synchronized BatchNorm, the global loss read at each step, train_loss and learning_rate of "
     f"each in metrics.jsonl, and training accuracy. {TRACKED}: the same, also logged to an MLflow server.",
-    f"{UNSYNCHRONIZED}: separates the cost of synchronization, 40 collectives a step, from the rest.",
+    f"{UNSYNCHRONIZED}: separates the cost of synchronization, 40 sums a step, from the rest.",
+    f"{BY_GLOO}: ranks do not add in shared memory.",
     "A checkpoint's time: the median step with one minus the median step without one.",
 )
 
 
 def measure(options: Options) -> Result:
     steps = QUICK_STEPS if options.quick else STEPS
-    contests = [(1, PLAIN), (1, OURS), (2, PLAIN), (2, UNSYNCHRONIZED), (2, OURS), (2, SAVING), (2, TRACKED)]
+    contests = [(1, PLAIN), (1, OURS), (2, PLAIN), (2, UNSYNCHRONIZED), (2, OURS), (2, BY_GLOO)]
+    contests += [(2, SAVING), (2, TRACKED)]
     if options.before is not None:
         contests += [(1, EARLIER), (2, EARLIER)]
     samples: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -97,7 +99,9 @@ def _run(
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     done = subprocess.run(
         [sys.executable, *torchrun, str(script), who, json.dumps(spec), str(folder), *mlflow],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
+        | ({"SYNC_BN_SHARED_MEMORY": "0"} if name == BY_GLOO else {}),
         capture_output=True,
         text=True,
         timeout=LONGEST_SECONDS,

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sync_bn import _arithmetic, _native, _triton
+from sync_bn import _arithmetic, _native, _sums, _triton
 from sync_bn._activation import Activation
 from sync_bn._arithmetic import LocalGradients, Moments, Scaling, global_moments, per_channel
 
@@ -36,6 +36,7 @@ class Call(NamedTuple):
     synchronized: whether statistics are over the ranks of `group`; if not, this rank's alone.
     handshake: called with "forward" or "backward" before each collective; None: no handshake.
     observed: whether to return this rank's own sums.
+    label: of the layer, the same on all ranks, if these may add in shared memory; otherwise "".
     """
 
     eps: float
@@ -44,6 +45,7 @@ class Call(NamedTuple):
     group: dist.ProcessGroup | None
     handshake: Callable[[str], None] | None
     observed: bool
+    label: str = ""
 
 
 class Normalised(NamedTuple):
@@ -164,11 +166,20 @@ def _gradients(
 
 
 def _all_reduce(sums: Tensor, call: Call, phase: str) -> Tensor:
-    """Adds `sums` over all ranks in place and returns it."""
-    if call.synchronized:
-        if call.handshake is not None:
-            call.handshake(phase)
-        dist.all_reduce(sums, group=call.group)
+    """Adds `sums` over all ranks in place and returns it.
+
+    Steps with a handshake use the process group, so that it and torch's own checks see them; after that the
+    ranks add in shared memory, if they have agreed on it. All decide alike: they have the same steps with a
+    handshake.
+    """
+    if not call.synchronized:
+        return sums
+    if call.handshake is not None:
+        call.handshake(phase)
+        _sums.prepare(call.group, sums.device)
+    elif call.label and _sums.add(sums, call.group, f"{phase} of {call.label}"):
+        return sums
+    dist.all_reduce(sums, group=call.group)
     return sums
 
 

@@ -57,7 +57,8 @@ def check_ranks(*, steps: int | None = 2, timeout_seconds: float = 30.0) -> None
     raises `DesynchronizedError` instead of hanging.
 
     steps: the number of training steps of each layer to check, from its first; None: all; 0: none. A check
-    takes about as long as one or two collectives; an unchecked step costs nothing.
+    takes about as long as one or two collectives; an unchecked step costs nothing. Ranks of one host add in
+    shared memory only after checked steps, and there they compare in every step what they add.
     timeout_seconds: how long a rank waits for the others, in seconds.
 
     Applies to all layers of this process. Call it on every rank with the same arguments, before the first
@@ -118,7 +119,7 @@ class _Handshake:
     def run(self, operation: str) -> None:
         self._store.set(self._key(self._rank), operation)
         if self._store.add(self._key("arrived"), 1) == self._world_size:
-            verdict = self._store_verdict(_difference_message(self._operations_of(range(self._world_size))))
+            verdict = self._store_verdict(difference_message(self._operations_of(range(self._world_size))))
             self._delete_previous_keys()
         else:
             verdict = self._await_verdict(operation)
@@ -131,7 +132,7 @@ class _Handshake:
         if not self._has_verdict_within(warn_after):
             logger.warning(
                 "Rank %d has waited %g s for rank %s to enter %s.",
-                *(dist.get_rank(), warn_after, _listed(self._global(self._absent_ranks())), operation),
+                *(dist.get_rank(), warn_after, listed(self._global(self._absent_ranks())), operation),
             )
             if not self._has_verdict_within(timeout - warn_after):
                 absent = self._absent_ranks()
@@ -176,14 +177,14 @@ class _Handshake:
         return f"sync_bn/{self._number}/{name}"
 
 
-def _difference_message(operations: dict[int, str]) -> str:
+def difference_message(operations: dict[int, str]) -> str:
     """Returns "" if all ranks have the same operation, otherwise an error message, the most common first."""
     if len(set(operations.values())) == 1:
         return ""
     parts = []
     for text, _ in Counter(operations.values()).most_common():
         ranks = [rank for rank, other in operations.items() if other == text]
-        parts.append(f"rank {_listed(ranks)}: {text}")
+        parts.append(f"rank {listed(ranks)}: {text}")
     return (
         "The ranks do not do the same. They are about to enter\n  " + "\n  ".join(parts) + "\n"
         "Every rank must call the same synchronized layers in the same order, forward and backward."
@@ -192,12 +193,12 @@ def _difference_message(operations: dict[int, str]) -> str:
 
 def _absence_message(absent: Sequence[int], operations: dict[int, str], seconds: float) -> str:
     return (
-        f"Rank {_listed(absent)} did not arrive within {seconds:g} s, while rank {_listed(list(operations))} "
+        f"Rank {listed(absent)} did not arrive within {seconds:g} s, while rank {listed(list(operations))} "
         f"waited to enter\n  {next(iter(operations.values()))}\n"
         "It may have skipped the layer, failed, or be busy with a long operation: for that, see "
         "sync_bn.check_ranks(timeout_seconds=...)."
     )
 
 
-def _listed(ranks: Sequence[int]) -> str:
+def listed(ranks: Sequence[int]) -> str:
     return ", ".join(map(str, ranks))

@@ -57,6 +57,11 @@ def is_built() -> bool:
     return _LIBRARY is not None
 
 
+def library() -> ctypes.CDLL | None:
+    """Returns the library, if it is built."""
+    return _LIBRARY
+
+
 class SavedScaling(NamedTuple):
     """The moments and the contents of `_arithmetic.Scaling` in one tensor, (6C,) float64, for the loops."""
 

@@ -39,7 +39,7 @@ def process_group_of(
 def _by_node(node: int | str | None) -> list[list[int]]:
     nodes: list[Any] = [None] * dist.get_world_size()
     # A rank does not know which others are on its host. Every rank reaches this collective.
-    dist.all_gather_object(nodes, _host() if node is None else node)
+    dist.all_gather_object(nodes, host() if node is None else node)
     members: dict[Any, list[int]] = {}
     for rank, its_node in enumerate(nodes):
         members.setdefault(its_node, []).append(rank)
@@ -59,7 +59,7 @@ def _by_number(size: Any) -> list[list[int]]:
     return [list(range(first, first + size)) for first in range(0, world_size, size)]
 
 
-def _host() -> tuple[str, str]:
+def host() -> tuple[str, str]:
     """Returns the host name and, since several hosts may have the same one, Linux's boot id."""
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     return socket.gethostname(), boot_id.read_text() if boot_id.exists() else ""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import handle_torch_function, has_torch_function
 
-from sync_bn import _arithmetic, _handshake, _native, _triton
+from sync_bn import _arithmetic, _handshake, _native, _sums, _triton
 from sync_bn._activation import activation_named
 from sync_bn._arithmetic import Moments
 from sync_bn._class_swap import convert
@@ -223,12 +223,14 @@ class SyncBatchNorm(_BatchNorm):
         weights = None if sample_weight is None else _broadcastable(_as_plain(sample_weight), x)
         residual = None if residual is None else _as_plain(residual)
         tensors = Tensors(x, self.weight, self.bias, residual, weights)
-        handshake = None
-        in_ranks = synchronized and _over_parts is None
-        if in_ranks and not torch.compiler.is_compiling() and not self._is_checked():
-            handshake = partial(_handshake.handshake, self.process_group, self._description(tensors))
+        handshake, label = None, ""
+        if synchronized and _over_parts is None and not torch.compiler.is_compiling():
+            if not self._is_checked():
+                handshake = partial(_handshake.handshake, self.process_group, self._description(tensors))
+            elif _handshake.policy.steps > 0:
+                label = self._label()
         activation, observed = activation_named(self.activation), self._observer is not None
-        call = Call(self.eps, activation, synchronized, self.process_group, handshake, observed)
+        call = Call(self.eps, activation, synchronized, self.process_group, handshake, observed, label)
         z, moments, local_sums = self._over_ranks(tensors, call)
         self._check_global_count(x, moments.n, weighted=weights is not None)
         if self.training and not _is_recomputation():
@@ -247,7 +249,8 @@ class SyncBatchNorm(_BatchNorm):
     def _is_checked(self) -> bool:
         if self._check_key is None:
             self._check_key = _handshake.new_key()
-        return _handshake.is_checked(self._check_key)
+        is_new_group = _handshake.policy.steps > 0 and not _sums.is_prepared(self.process_group)
+        return _handshake.is_checked(self._check_key) and not is_new_group
 
     def _count_step(self) -> None:
         assert self._check_key is not None

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 from torchmetrics import Metric
 
+from sync_bn import _sums
 from sync_bn._handshake import handshakes_entered
 
 tree_map, tree_leaves = _pytree.tree_map, _pytree.tree_leaves
@@ -275,7 +276,7 @@ def has_gradient_hooks(parameter: Tensor) -> bool:
 
 
 def collectives_entered() -> int | None:
-    """Returns how many collectives and handshakes this rank has entered in the default group.
+    """Returns how many collectives this rank has entered in the default group, those of sync_bn included.
 
     None if there is no group, or if nobody counts.
     """
@@ -283,7 +284,8 @@ def collectives_entered() -> int | None:
     if group is None:
         return None
     try:
-        return int(group._get_sequence_number_for_group()) + handshakes_entered(group)
+        collectives = int(group._get_sequence_number_for_group())
+        return collectives + handshakes_entered(group) + _sums.uncounted(group)
     except RuntimeError:  # not every backend counts
         return None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from benchmarks.result import Options, Result
-from benchmarks.sync_bn import communication, fused, gpu, local, memory, ranks
+from benchmarks.sync_bn import communication, fused, gpu, local, memory, ranks, sums
 from benchmarks.sync_bn.pools import RanksOf, pools
 from sync_bn._native import is_built
 
@@ -19,6 +19,7 @@ class Part(NamedTuple):
 PARTS = {
     "local": Part("one rank's own work, against torch's unsynchronized layer", local.measure),
     "ranks": Part("two ranks, against other schemes of synchronization", ranks.measure),
+    "sums": Part("a sum over ranks between convolutions: in shared memory, and by gloo", sums.measure),
     "fused": Part("the activation in the layer, against one behind it", fused.measure),
     "memory": Part("the bytes that both take", memory.measure),
     "communication": Part("calls and bytes, up to 1,024 ranks", communication.measure),

@@ -57,8 +57,8 @@ NOTES = (
     "as the slower rank's. Medians of {rounds} rounds, in each of which every contestant runs once.",
     "autograd: one differentiable all-reduce of means and means of squares, the rest in plain autograd. "
     "two collectives: an autograd function with an all-reduce for each sum, of values and of their squares, "
-    "in plain torch operations. packed: the same with one all-reduce each way; it separates the effect of "
-    "our scheme from that of our loops. They are in benchmarks/sync_bn/peers.py.",
+    "in plain torch operations. packed: the same with one all-reduce each way. They are in "
+    "benchmarks/sync_bn/peers.py, and communicate by gloo; SyncBatchNorm adds in shared memory.",
     "fairscale: fairscale.experimental.nn.SyncBatchNorm as installed, "
     + (
         f"version {version('fairscale')}."

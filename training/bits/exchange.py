@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sync_bn import _sums
 
 
 def dealt(shards: int, rank: int, world_size: int) -> range:
@@ -34,6 +37,14 @@ class Exchange:
         ranks = range(self.world_size)
         return next(rank for rank in ranks if shard in dealt(self.shards, rank, self.world_size))
 
+    def share_memory(self, device_type: str) -> None:
+        """Lets ranks of one host add in memory that they share. Collective: call it where all ranks meet.
+
+        device_type: that of the rows.
+        """
+        if self.world_size > 1:
+            _sums.prepare(None, torch.device(device_type))
+
     def rows(self, own: Tensor) -> Tensor:
         """Returns a row of every shard, in the order of the shards. Collective.
 
@@ -43,7 +54,7 @@ class Exchange:
         """
         table = own.new_zeros(self.shards, own.shape[1])
         table[list(self.own)] = own + 0
-        if self.world_size > 1:
+        if self.world_size > 1 and not _sums.add(table, None, "the rows of all shards"):
             dist.all_reduce(table)
         return table
 

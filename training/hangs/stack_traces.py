@@ -16,7 +16,8 @@ _ROOT = Path(__file__).parents[2]
 _OURS = tuple(f"{_ROOT / package}{os.sep}" for package in ("training", "sync_bn"))
 _LIBRARY = re.compile(r"[/\\](site-packages|dist-packages|lib[/\\]python3\.\d+)[/\\]|^<")
 _WAITS = re.compile(
-    r"torch[/\\]distributed[/\\]|sync_bn[/\\]_handshake\.py$|training[/\\]callbacks[/\\]step_barrier\.py$"
+    r"torch[/\\]distributed[/\\]|sync_bn[/\\]_(handshake|shared_memory)\.py$"
+    r"|training[/\\]callbacks[/\\]step_barrier\.py$"
 )
 # In the backward pass DDP's collectives run in C++: the innermost Python frame is the start of the engine.
 _ENGINE = "_engine_run_backward"

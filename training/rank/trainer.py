@@ -110,8 +110,10 @@ def shards_of(spec: Spec, context: RankContext, share: ShareCounts) -> RankShard
         return None
     exchange = Exchange(spec.shards, context.rank, context.world_size)
     shards = RankShards(exchange, share=share, seed=spec.training.seed)
-    own = environment.own_environment(on_gpu=bool(spec.resources.gpus_per_worker))
+    on_gpu = bool(spec.resources.gpus_per_worker)
+    own = environment.own_environment(on_gpu=on_gpu)
     environment.check_same_on_all(own, shards.exchange)
+    shards.exchange.share_memory("cuda" if on_gpu else "cpu")
     shards.environments = [own]
     return shards
 

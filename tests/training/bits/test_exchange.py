@@ -40,9 +40,13 @@ def _numbers() -> Tensor:
     return numbers
 
 
-def _exchanged(rank: int, world_size: int) -> tuple[Tensor, Tensor, list[int], list[str]]:
+def _exchanged(
+    rank: int, world_size: int, dtype: torch.dtype = torch.float32, *, shares_memory: bool = False
+) -> tuple[Tensor, Tensor, list[int], list[str]]:
     exchange = Exchange(SHARDS, rank, world_size)
-    own = _numbers()[exchange.own.start : exchange.own.stop]
+    if shares_memory:
+        exchange.share_memory("cpu")
+    own = _numbers()[exchange.own.start : exchange.own.stop].to(dtype)
     return (
         exchange.rows(own),
         exchange.sum(own),
@@ -67,3 +71,11 @@ def test_any_dealing_gives_the_same_bits_on_every_rank(worlds: Worlds) -> None:
             assert own[2] == [10 * shard for shard in range(SHARDS)]
             assert own[3] == [f"rank {rank}" for rank in range(world_size)]
     assert not found[1][0][0].signbit()[:, 0].any()
+
+
+def test_shared_memory_gives_the_same_bits(worlds: Worlds) -> None:
+    rows = _numbers().double()
+
+    for own in worlds.run(3, _exchanged, 3, torch.float64, shares_memory=True):
+        assert digest(own[0]) == digest(rows + 0)
+        assert digest(own[1]) == digest(in_order((rows + 0).unbind()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sync_bn import _shared_memory
 from training.hangs.diagnosis import Hang, hang_report
 from training.hangs.rank_files import HangReport, Position, PositionFile, RankFiles
 from training.hangs.stack_traces import Frame
@@ -83,6 +84,14 @@ def test_of_ranks_with_as_many_collectives_the_one_that_does_not_wait_is_to_blam
 
     assert found(tmp_path).rank == 2
     assert "stuck at dataloader.py:1200 in _try_get_data (data = get())" in sentence(tmp_path)
+
+
+def test_a_rank_that_adds_in_shared_memory_waits(tmp_path: Path) -> None:
+    report(tmp_path, 0, USER, Frame(_shared_memory.__file__, 150, "meet", "status = self._meet()"))
+    report(tmp_path, 1, LIGHTNING, LOADER)
+    report(tmp_path, 2, USER, ALL_REDUCE)
+
+    assert found(tmp_path).rank == 1
 
 
 def test_of_ranks_that_all_wait_the_one_in_an_earlier_step_is_to_blame(tmp_path: Path) -> None:
