@@ -79,8 +79,6 @@ class SmallRay:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_enable_metrics_collection": "0",
             "RAY_memory_monitor_refresh_ms": "0",
-            # Ray's default of 15 would let the other tests starve the host agent and its ranks.
-            "RAY_worker_niceness": "0",
             "AUTOSCALER_METRIC_PORT": "99999",
             "DASHBOARD_METRIC_PORT": "99999",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -23,7 +23,11 @@ SYNCBN = str(Path(sys.executable).with_name("syncbn"))
 RAY = str(Path(sys.executable).with_name("ray"))
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith(("SYNCBN_", "RAY_", "MLFLOW_"))
-} | {"OMP_NUM_THREADS": "1"}
+} | {
+    "OMP_NUM_THREADS": "1",
+    # Ray's default of 15 would let other tests starve the host agents and their ranks.
+    "RAY_worker_niceness": "0",
+}
 
 
 def until(is_so: Callable[[], bool], otherwise: str) -> None:
