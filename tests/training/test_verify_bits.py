@@ -17,6 +17,10 @@ import torch.distributed as dist
 from training.models import MLP
 
 class Net(MLP):
+    def __init__(self):
+        super().__init__()
+        self.workers = dist.get_world_size()
+
     def forward(self, x):
         if x.isfinite().all():  # so that model.pt has the class, which is not importable here
             return super().forward(x * {factor})
@@ -71,11 +75,21 @@ def test_a_network_that_knows_its_number_of_workers_is_found_out(
     full_run: None,  # noqa: ARG001
     tmp_path: Path,
 ) -> None:
-    ran = verify(tmp_path, "(1 + 1e-6 * dist.get_world_size())", "1,2")
+    ran = verify(tmp_path, "(1 + 1e-6 * self.workers)", "1,2")
 
     assert ran.exit_code == 1
     assert "not equal to those on 1 worker: weights on 2; logged values on 2" in " ".join(ran.stdout.split())
     assert not json.loads((tmp_path / "out" / "verify.json").read_text())["equal"]
+
+
+def test_a_network_that_asks_for_its_number_of_workers_is_refused_before_it_trains(
+    full_run: None,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    ran = verify(tmp_path, "(1 + 1e-6 * dist.get_world_size())", "1,2")
+
+    assert ran.exit_code == 1
+    assert "(Net)" in " ".join(ran.stderr.split())
 
 
 def test_the_time_of_a_step_needs_two() -> None:
