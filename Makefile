@@ -14,7 +14,7 @@ setup: $(VENV)/.ready  ## install everything that the other targets need into .v
 # constraints.txt pins torch's version. The package index determines its build: on Linux usually CUDA's. TORCH_INDEX=
 # names another index for torch only (PyTorch's installation page lists them, including one for the CPU).
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
-$(VENV)/.ready: pyproject.toml constraints.txt sync_bn/_kernels.cpp
+$(VENV)/.ready: pyproject.toml constraints.txt sync_bn/_kernels.cpp sync_bn/_meeting.cpp
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "about to download 350 MB, and torch: 200 MB as built for the CPU, 2.7 GB as built for CUDA;" \
 		"its build is from $(or $(TORCH_INDEX),pip's index: TORCH_INDEX= names another)"
