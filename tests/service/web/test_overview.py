@@ -31,12 +31,14 @@ def test_it_shows_everything_and_fits(console: Console, size: tuple[int, int]) -
 
     page = console.open("/")
 
-    assert "25 %" in page.inner_text(f"#running-{running.id}")
-    assert "needs 2 workers of 1 CPU; 0 CPUs free" in page.inner_text(f"#waiting-{waiting.id}")
-    assert "in about 12 min, when job first ends" in page.inner_text(f"#waiting-{waiting.id}")
+    expect(page.locator(f"#running-{running.id}")).to_contain_text(
+        "25 %"
+    )  # as soon as the service has seen it
+    expect(page.locator(f"#waiting-{waiting.id}")).to_contain_text("needs 2 workers of 1 CPU; 0 CPUs free")
+    expect(page.locator(f"#waiting-{waiting.id}")).to_contain_text("in about 12 min, when job first ends")
     cause = page.get_by_role("row", name="second").get_by_role("link", name="first")
     assert cause.get_attribute("href") == f"jobs/{running.id}"
-    assert "failed" in page.inner_text(f"#ended-{ended.id}")
+    expect(page.locator(f"#ended-{ended.id}")).to_contain_text("failed")
     assert "127.0.0.1" in page.inner_text("section[aria-labelledby=machines-title]")
     for cell in page.locator("#waiting td, #ended td, #running td").all():
         place = cell.bounding_box()
