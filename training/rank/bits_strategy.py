@@ -24,7 +24,7 @@ from training.errors import BuildError, StepError
 from training.internals import SKIPPED, has_gradient_hooks, is_compiled
 from training.loading.sharded import ShardedBatch
 from training.rank.another_worker import on_another_worker
-from training.rank.strategy import GroupEnvironment, GroupStrategy
+from training.rank.strategy import GroupStrategy
 
 _HOOKS_OF_A_BATCH = (
     "on_train_batch_start",
@@ -128,7 +128,6 @@ class BitsStrategy(GroupStrategy):
     def _dry_step(self, step: Any, batch: ShardedBatch, args: Any, kwargs: Any) -> DryStep:
         module, environment = self.lightning_module, self.cluster_environment
         assert module is not None
-        assert isinstance(environment, GroupEnvironment)
         where, call = self._call(_TRAINS, step, args, kwargs)
         elsewhere = partial(on_another_worker, environment)
         parts = self._shards, self._shard_loss, module, batch, call, where
