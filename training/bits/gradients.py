@@ -126,7 +126,8 @@ class ShardGradients:
 
         A parameter that no shard has reached keeps the gradient that it has, or None.
         """
-        reached = torch.tensor([len(shards) for shards in self._reached])
+        device = self._parameters[0].device if self._parameters else None
+        reached = torch.tensor([len(shards) for shards in self._reached], device=device)
         if self._exchange.world_size > 1:
             dist.all_reduce(reached)
         indices = reached.nonzero().flatten().tolist()
