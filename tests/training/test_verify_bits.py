@@ -89,7 +89,9 @@ def test_a_network_that_asks_for_its_number_of_workers_is_refused_before_it_trai
     ran = verify(tmp_path, "(1 + 1e-6 * dist.get_world_size())", "1,2")
 
     assert ran.exit_code == 1
-    assert "(Net)" in " ".join(ran.stderr.split())
+    said = " ".join(ran.stderr.split())
+    assert "(Net)" in said
+    assert "let it not depend on the rank or the number of workers" in said
 
 
 def test_the_time_of_a_step_needs_two() -> None:

@@ -260,7 +260,7 @@ class Keeps(LightningModule):
         self.calls: list[str] = []
         self.table: dict[str, Any] = {"seen": set(), "tensor": torch.zeros(2), "array": np.zeros(2)}
         self.generators = torch.Generator().manual_seed(1), np.random.default_rng(1), random.Random(1)
-        self.accuracy, self.steps, self.counter = MulticlassAccuracy(3), 0, _counter()
+        self.accuracy, self.steps, self.counter = MulticlassAccuracy(3), 0, counter()
 
     def training_step(self, batch: Any, _index: int) -> Tensor:
         ours, numpys, pythons = self.generators
@@ -285,7 +285,8 @@ class Keeps(LightningModule):
         return torch.optim.Adam(self.parameters(), 0.1)
 
 
-def _counter() -> Callable[[], int]:
+def counter() -> Callable[[], int]:
+    """A function that keeps a number in its closure."""
     count = 0
 
     def counted() -> int:

@@ -14,23 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from tests.training.bits.faulty import counter
 from tests.training.bits.runs import digest
 from training.bits.snapshot import Snapshot
 from training.loading.private_generators import state_of
 
 GLOBAL: dict[str, Any] = {"inner": [1]}
 number = 1
-
-
-def _counter() -> Callable[[], int]:
-    count = 0
-
-    def counted() -> int:
-        nonlocal count
-        count += 1
-        return count
-
-    return counted
 
 
 class Helper:
@@ -46,7 +36,7 @@ class Holder(nn.Module):
         super().__init__()
         self.table: dict[str, Any] = OrderedDict(a={1}, b=bytearray(b"ab"), c=np.zeros(2))
         self.tensors: list[Any] = [torch.zeros(2), (torch.ones(1),)]
-        self.helper, self.layer, self.counted = Helper(), nn.Linear(1, 1), _counter()
+        self.helper, self.layer, self.counted = Helper(), nn.Linear(1, 1), counter()
         self.cached = functools.lru_cache(lambda: torch.rand(()))
         self.generators = torch.Generator(), np.random.default_rng(1), random.Random(1)
         self.register_buffer("mean", torch.zeros(2))
