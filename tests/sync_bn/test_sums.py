@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sync_bn import DesynchronizedError, SyncBatchNorm, _handshake, _shared_memory, _sums
 from sync_bn._sums import FOLDER_VARIABLE, Member, hosts_of
+from testing.ranks import Ranks
 from tests.sync_bn.conftest import RanksOf
 from tests.sync_bn.prepared import CPU, new_group
 
@@ -159,13 +160,15 @@ def without_memory(rank: int, folders: list[str], limit: int | None) -> tuple[fl
     ],
 )
 def test_ranks_without_common_memory_add_through_the_group_and_say_so_once(
-    ranks_of: RanksOf, tmp_path: Path, folders: list[str], limit: int | None, problem: str | None
+    tmp_path: Path, folders: list[str], limit: int | None, problem: str | None
 ) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
     paths = [name if name == "0" else str(tmp_path / name) for name in folders]
 
-    (mean, in_memory, records), other = ranks_of(2).run(without_memory, paths, limit)
+    # New ranks, whose store is a small file: the limit is for each file that they write.
+    with Ranks(2) as ranks:
+        (mean, in_memory, records), other = ranks.run(without_memory, paths, limit)
 
     assert (mean, in_memory) == other[:2] == (0.5, False)
     assert other[2] == []
