@@ -1,8 +1,8 @@
 """One thread for each shard of a rank: all run the same code on their own shards, one at a time.
 
 A thread runs until it has to meet the others, at a layer whose statistics are over the whole batch or at a
-call that is made once for all, or until its end; then the next one runs. So the code of a model need not know
-of shards, and what torch keeps for each thread (whether gradients are recorded, autocast, hooks of saved
+call that is made once for all, or until its end; then it wakes the next one. So the code of a model need not
+know of shards, and what torch keeps for each thread (whether gradients are recorded, autocast, hooks of saved
 tensors) is that of its shard.
 
 A backward pass has one thread: it runs all shards' operations in the reverse order of their numbers, which
@@ -43,7 +43,7 @@ class ShardThreads:
     """The threads of a rank's shards, which live until `close`.
 
     numbers: those of the shards, for messages. enter: called with the index among this rank's shards before a
-    thread goes on. leave: called when all have ended.
+    thread goes on, perhaps in the thread of another shard. leave: called when all have ended.
     """
 
     def __init__(
@@ -51,14 +51,21 @@ class ShardThreads:
     ) -> None:
         self._numbers, self._enter, self._leave = numbers, enter, leave
         self._threads = [_ShardThread(self, index) for index in range(len(numbers))]
+        self._functions: list[Callable[[], Any]] = []
         self._by_ident: dict[int, int] = {}
+        self._order = list(range(len(numbers)))
+        """In which the shards go on in a round, which is over when each has arrived or ended."""
+        self._gone_on = 0
+        self._round_over = _locked()
         self._places: dict[int, str] = {}
         self._values: dict[int, Any] = {}
         self._waiting: set[int] = set()
         self._results: Sequence[Any] = ()
-        self._sequence_number = self._own_collectives = 0
+        self._latest = self._common = self._collectives = 0
+        self._inference = False
         self._outside: Joint | None = None
-        self._failure: Exception | None = None
+        self._outside_error: Exception | None = None
+        self._error: BaseException | None = None
 
     @property
     def running(self) -> int | None:
@@ -71,26 +78,18 @@ class ShardThreads:
         Raises the first error of a function, and StepError if some of them end while others wait to meet.
         """
         assert self.running is None
-        self._outside = self._failure = None
+        self._outside = self._outside_error = self._error = None
+        self._inference = torch.is_inference_mode_enabled()
+        self._functions = list(functions)
+        self._order.sort()
         try:
-            return self._run(functions)
-        finally:
-            self._leave()
-
-    def _run(self, functions: Sequence[Callable[[], T]]) -> list[T]:
-        self._places.clear()
-        order = list(range(len(functions)))
-        for index in order:
-            self._resume(index, functions[index])
-        while self._places:
-            self._check()
-            if self._outside is not None:
+            while self._round():
+                self._check()
                 self._call_outside()
-            self._places.clear()
-            # The last to arrive computes what all get, and is the first to go on: its data is in the cache.
-            order.reverse()
-            for index in order:
-                self._resume(index, None)
+                self._order.reverse()
+        finally:
+            self._functions = []
+            self._leave()
         return [thread.result for thread in self._threads]
 
     def close(self) -> None:
@@ -98,7 +97,7 @@ class ShardThreads:
         for thread in self._threads:
             thread.end()
         # A tensor in it may hold its graph, and the graph this: Python does not see that it is a cycle.
-        self._results, self._outside, self._failure = (), None, None
+        self._results, self._outside, self._outside_error = (), None, None
         self._values.clear()
 
     def meet(self, place: str, value: Any, joint: Joint) -> Any:
@@ -107,13 +106,18 @@ class ShardThreads:
         Call it in a shard's thread. place: in words, equal on all shards. joint: is called once, in the
         thread of one of the shards.
         """
-        is_last = len(self._places) == len(self._numbers) - 1
         index = self._arrive(place, value)
-        if is_last:
-            entered = internals.collectives_entered() or 0
+        if self._gone_on == len(self._order) and self._may_go_on():
+            # The last to arrive computes what all get, and is the first to go on: its data is in the cache.
+            self._order.reverse()
+            self._begin_round()
+            self._go_on(self._next())
+            internals.count_sequence_on(self._latest)
             self._results = joint(self._brought())
-            self._own_collectives += (internals.collectives_entered() or 0) - entered
-            self._sequence_number = internals.sequence_number()
+            self._collectives = internals.collectives_entered() or 0
+            self._latest = self._common = internals.sequence_number()
+        else:
+            self._wait(index)
         return self._results[index]
 
     def meet_outside(self, place: str, value: Any, joint: Joint) -> Any:
@@ -123,20 +127,92 @@ class ShardThreads:
         """
         self._outside = joint
         index = self._arrive(place, value)
-        if self._failure is not None:
-            raise self._failure
+        self._wait(index)
+        if self._outside_error is not None:
+            raise self._outside_error
         return self._results[index]
 
+    def _round(self) -> bool:
+        """Lets all shards go on until each has arrived or ended; returns whether any has arrived."""
+        self._begin_round()
+        self._common, self._collectives = self._latest, internals.collectives_entered() or 0
+        self._wake_next()
+        self._round_over.acquire()
+        if self._error is not None:
+            self._abandon()
+            error, self._error = self._error, None
+            raise error
+        return bool(self._places)
+
+    def _begin_round(self) -> None:
+        self._places.clear()
+        self._gone_on = 0
+
+    def _next(self) -> int:
+        self._gone_on += 1
+        return self._order[self._gone_on - 1]
+
+    def _go_on(self, index: int) -> None:
+        self._waiting.discard(index)
+        if torch.is_inference_mode_enabled() == self._inference:
+            self._enter(index)
+        else:  # a shard that calls this may be within a mode of its own
+            with torch.inference_mode(self._inference):
+                self._enter(index)
+
+    def _wake_next(self) -> None:
+        """Called where a thread has arrived or ended: lets the next one go on, or ends the round."""
+        if self._gone_on == len(self._order):
+            self._round_over.release()
+            return
+        index = self._next()
+        try:
+            self._go_on(index)
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._threads[index].wake()
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        self._round_over.release()
+
     def _arrive(self, place: str, value: Any) -> int:
-        """Lets the other shards run until they have arrived, too; returns the index of this one."""
+        """Notes where the calling thread is, and what it has brought; returns the index of its shard."""
         index = self.running
         assert index is not None
+        self._threads[index].check()
         self._places[index], self._values[index] = place, value
-        self._waiting.add(index)
-        self._sequence_number = max(self._sequence_number, internals.sequence_number())
-        self._threads[index].wait()
-        internals.count_sequence_on(self._sequence_number)
+        self._latest = max(self._latest, internals.sequence_number())
         return index
+
+    def _wait(self, index: int) -> None:
+        """Lets the other shards go on until they have arrived, too."""
+        self._waiting.add(index)
+        if (error := self._communicated()) is not None:
+            self._fail(error)
+        else:
+            self._wake_next()
+        self._threads[index].wait()
+        internals.count_sequence_on(self._common)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Called by a thread whose function has ended."""
+        error = error or self._communicated()
+        if error is not None:
+            self._fail(error)
+        else:
+            self._wake_next()
+
+    def _communicated(self) -> StepError | None:
+        """Returns an error if the thread that runs has entered collectives by itself."""
+        if (internals.collectives_entered() or 0) == self._collectives:
+            return None
+        return StepError(
+            "a step communicates with other workers by torch.distributed, but training.reproducible: bits "
+            "runs it once for each of several shards; use sync_bn.global_mean in the step, do it in a hook "
+            "of the epoch, or set training.reproducible to curve"
+        )
 
     def _brought(self) -> list[Any]:
         values = [self._values[each] for each in range(len(self._numbers))]
@@ -145,44 +221,37 @@ class ShardThreads:
 
     def _call_outside(self) -> None:
         joint, self._outside = self._outside, None
-        assert joint is not None
+        if joint is None:
+            return
         self._leave()
         try:
             self._results = joint(self._brought())
         except Exception as error:
-            self._failure = error
+            self._outside_error = error
 
-    def _resume(self, index: int, function: Callable[[], Any] | None) -> None:
-        self._waiting.discard(index)
-        self._enter(index)
-        thread = self._threads[index]
-        self._own_collectives, entered = 0, internals.collectives_entered() or 0
-        thread.go_on(function)
-        error, thread.error = thread.error, None
-        if (internals.collectives_entered() or 0) - entered != self._own_collectives and error is None:
-            error = StepError(
-                "a step communicates with other workers by torch.distributed, but training.reproducible: "
-                "bits runs it once for each of several shards; use sync_bn.global_mean in the step, do it in "
-                "a hook of the epoch, or set training.reproducible to curve"
-            )
-        if error is not None:
-            self._abandon()
-            raise error
+    def _may_go_on(self) -> bool:
+        """Returns whether the last shard to arrive may compute what it has come for."""
+        return self._outside is None and self._differing() is None and self._communicated() is None
+
+    def _differing(self) -> list[str] | None:
+        """Returns where the shards are, in words, unless all wait at the same place."""
+        if len(self._places) == len(self._numbers) and len(set(self._places.values())) == 1:
+            return None
+        return [
+            f"shard {number} at {self._places.get(index, 'the end of its step')}"
+            for index, number in enumerate(self._numbers)
+        ]
 
     def _check(self) -> None:
         """Raises StepError unless all threads wait at the same place."""
-        places = {self._places.get(index, "end of the step") for index in range(len(self._numbers))}
-        if len(places) > 1:
-            where = "; ".join(
-                f"shard {number} at {self._places.get(index, 'the end of its step')}"
-                for index, number in enumerate(self._numbers)
-            )
+        where = self._differing()
+        if where is not None:
             self._abandon()
             raise StepError(
-                f"the shards of a batch are at different places ({where}). Every shard must run the same "
-                "layers that see the whole batch, and the same calls of optimizers and of manual_backward, "
-                "equally often and in the same order: decide by what all shards know, such as the number of "
-                "the batch"
+                f"the shards of a batch are at different places ({'; '.join(where)}). Every shard must run "
+                "the same layers that see the whole batch, and the same calls of optimizers and of "
+                "manual_backward, equally often and in the same order: decide by what all shards know, such "
+                "as the number of the batch"
             )
 
     def _abandon(self) -> None:
@@ -194,41 +263,38 @@ class ShardThreads:
 class _ShardThread:
     def __init__(self, owner: ShardThreads, index: int) -> None:
         self._owner, self._index = owner, index
-        self._go, self._back = _locked(), _locked()
-        self._function: Callable[[], Any] | None = None
+        self._go, self._given_up = _locked(), _locked()
         self._is_abandoned = self._is_started = self._is_ended = False
         self._cpu_threads = torch.get_num_threads()
         self.result: Any = None
-        self.error: BaseException | None = None
 
-    def go_on(self, function: Callable[[], Any] | None) -> None:
-        """Lets the thread call `function`, or go on where it waits, until it waits again or has ended."""
+    def wake(self) -> None:
+        """Lets the thread call its function, or go on where it waits."""
         if not self._is_started:
             self._is_started = True
             threading.Thread(target=self._live, name=f"shard {self._index}", daemon=True).start()
-        if function is not None:
-            self._function = function
         self._go.release()
-        self._back.acquire()
 
     def wait(self) -> None:
-        """Called in the thread: lets the caller of `go_on` go on until it calls it again."""
-        self._back.release()
+        """Called in the thread: waits until it is woken."""
         self._go.acquire()
+        self.check()
+
+    def check(self) -> None:
+        """Called in the thread: ends what it does if it has been abandoned."""
         if self._is_abandoned:
             raise _Abandoned
 
     def abandon(self) -> None:
-        """Ends what the thread does."""
+        """Ends what the thread does, which waits."""
         self._is_abandoned = True
         self._go.release()
-        self._back.acquire()
+        self._given_up.acquire()
         self._is_abandoned = False
-        self.error = None
 
     def end(self) -> None:
         """Ends the thread, which has nothing to do."""
-        self.result = self.error = None
+        self.result = None
         if self._is_started:
             self._is_ended = True
             self._go.release()
@@ -243,14 +309,15 @@ class _ShardThread:
             self._go.acquire()
             if self._is_ended:
                 return
-            function, self._function = self._function, None
-            assert function is not None
+            failure: BaseException | None = None
             try:
-                self.result = function()
+                self.result = self._owner._functions[self._index]()
             except BaseException as error:
-                self.error = error
-            del function
-            self._back.release()
+                failure = error
+            if self._is_abandoned:
+                self._given_up.release()
+            else:
+                self._owner._end(failure)
 
 
 def _locked() -> _thread.LockType:
