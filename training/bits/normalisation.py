@@ -1,25 +1,25 @@
 """SyncBatchNorm over shards: the statistics of all, added in the order of the shards.
 
-A layer is three operations in the graph of a shard, of which the middle one is common to all shards of a
-rank. Forward it adds up their sums; backward it adds up the sums of their gradients, which the input's
-gradient needs. So a backward pass in one thread has the sums of all shards before the first of them goes on.
+A layer is one operation for all shards of a rank: its inputs and outputs are those of all of them. Forward it
+adds up their sums; backward it waits for the gradients of all outputs, and adds up the sums of these
+gradients, which the input's gradient needs.
 
-    x ── sums ──┐                     ┌── normalised ── z
-                ├── sum over shards ──┤
-    x ── sums ──┘                     └── normalised ── z
+    x of a shard ──┐                                                      ┌── z of this shard
+                   ├── sums by shard ── sum over shards ── normalised ────┤
+    x of the next ─┘                                                      └── z of the next
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sync_bn._arithmetic import LocalGradients, Moments
 from sync_bn._function import Call, Normalised, Tensors, passes_for, passes_for_gradient
@@ -44,19 +44,17 @@ class OverShards:
 
     def __call__(self, tensors: Tensors, call: Call) -> Normalised:
         """Returns the layer's output for the running shard. Called by the layer."""
-        shard = _Shard(tensors, call)
-        sums = _Sums.apply(tensors.x, tensors.w, shard)  # type: ignore[no-untyped-call]
         place = f"SyncBatchNorm({tensors.x.shape[1]})"
-        total = self._threads.meet(place, sums, partial(self._sum, place))
-        x, weight, bias, residual, _ = tensors
-        z, mean, var, n = _Normalised.apply(x, weight, bias, residual, total, shard)  # type: ignore[no-untyped-call]
-        return Normalised(z, Moments(mean, var, n), None)
+        z, moments = self._threads.meet(place, (tensors, call), partial(self._of_all, place))
+        return Normalised(z, moments, None)
 
-    def _sum(self, place: str, sums: list[Tensor]) -> tuple[Tensor, ...]:
-        total: tuple[Tensor, ...] = _SumOverShards.apply(self._threads, self._exchange, *sums)  # type: ignore[no-untyped-call]
-        node = total[0].grad_fn
+    def _of_all(self, place: str, shards: list[tuple[Tensors, Call]]) -> list[tuple[Tensor, Moments]]:
+        parts = [_Part(call) for _, call in shards]
+        tensors = chain.from_iterable(tensors for tensors, _ in shards)
+        outputs: tuple[Tensor, ...] = _Layer.apply(self._threads, self._exchange, parts, *tensors)  # type: ignore[no-untyped-call]
+        node = outputs[0].grad_fn
         self._nodes.append((place, weakref.ref(node) if node is not None else lambda: None))
-        return total
+        return [(z, part.moments) for z, part in zip(outputs, parts, strict=True)]
 
     def check_reached(self) -> None:
         """Raises StepError on all ranks if a backward pass reaches a layer on some ranks alone. Collective.
@@ -91,114 +89,103 @@ class NoRecomputation:
         )
 
 
-class _Shard:
-    """What the operations of one shard in one layer share."""
+class _Part:
+    """One shard's part in a layer: what the passes over its values leave for the next."""
 
-    def __init__(self, tensors: Tensors, call: Call) -> None:
-        self.call, self.passes = call, passes_for(tensors, call)
-        self.coefficients: Any = None
-        self.n: Tensor | None = None
-        self.weight: Tensor | None = None
-        self.gradients: tuple[Any, Any, LocalGradients] | None = None
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._passes: Any = None
+        self._coefficients: Any = None
+        self._gradients: tuple[Any, Any, LocalGradients] | None = None
+        self.moments: Moments
 
-
-class _Sums(torch.autograd.Function):
-    """x -> [Σx, Σx², n]. Its backward gets the gradient sums of all shards, and gives that of x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor | None, shard: _Shard) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.shard = shard
-        sums: Tensor = shard.passes.local_sums(x, w)
+    def sums(self, tensors: Tensors) -> Tensor:
+        """Returns [Σx, Σx², n]."""
+        self._passes = passes_for(tensors, self._call)
+        sums: Tensor = self._passes.local_sums(tensors.x, tensors.w)
         return sums
 
+    def normalise(self, tensors: Tensors, total: Tensor) -> Tensor:
+        """Returns the output, given the sums of all shards."""
+        x, weight, bias, residual, _ = tensors
+        z: Tensor
+        z, self.moments, self._coefficients = self._passes.normalise(
+            x, total, self._call.eps, weight, bias, residual, self._call.activation
+        )
+        return z
+
+    def to_save(self, tensors: Tensors) -> Tensors:
+        """Returns the tensors that gradients depend on."""
+        residual = tensors.residual
+        if residual is None or self._call.activation is not None:
+            return tensors
+        # No derivative depends on its values.
+        return tensors._replace(residual=residual.new_zeros(()).expand_as(residual))
+
+    def gradient_sums(self, dz: Tensor | None, tensors: Tensors) -> Tensor:
+        """Returns [Σdy, Σdy·x̂]. dz: None if the loss does not depend on this shard's output."""
+        x, weight, _, residual, _ = tensors
+        dz = torch.zeros_like(x) if dz is None else dz
+        passes, coefficients = passes_for_gradient(
+            self._passes, self._coefficients, dz, x, weight, residual, self._call
+        )
+        local: LocalGradients = passes.local_gradient_sums(
+            dz, x, coefficients, residual, self._call.activation
+        )
+        self._gradients = passes, coefficients, local
+        return local.sums
+
+    def gradients(self, tensors: Tensors, total: Tensor, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """Returns the gradients of the tensors, given the gradient sums of all shards; None if not needed."""
+        x, weight, bias, residual, w = tensors
+        assert self._gradients is not None
+        (passes, coefficients, local), self._gradients = self._gradients, None
+        grad_bias, grad_weight = local.sums.chunk(2)
+        n = self.moments.n
+        return (
+            passes.input_gradient(local, x, coefficients, n, weight, total, w) if needed[0] else None,
+            grad_weight.to(weight.dtype, copy=True) if weight is not None and needed[1] else None,
+            grad_bias.to(bias.dtype, copy=True) if bias is not None and needed[2] else None,
+            local.dy.to(residual.dtype) if residual is not None and needed[3] else None,
+            None,
+        )
+
+
+class _Layer(torch.autograd.Function):
+    """The outputs of a layer for all shards of this rank, given the `Tensors` of all, one after another."""
+
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, total: Tensor) -> tuple[Tensor | None, None, None]:
-        x, w = ctx.saved_tensors
-        shard: _Shard = ctx.shard
-        if shard.gradients is None:  # the loss does not depend on this shard's output
-            _local_gradients(shard, torch.zeros_like(x), x, None)
-        assert shard.gradients is not None
-        (passes, coefficients, local), shard.gradients = shard.gradients, None
-        dx = passes.input_gradient(local, x, coefficients, shard.n, shard.weight, total[:-1], w)
-        return dx, None, None
-
-
-class _SumOverShards(torch.autograd.Function):
-    """Adds the shards' numbers, forward and backward; every shard gets the sum."""
+    def forward(
+        ctx: Any, threads: ShardThreads, exchange: Exchange, parts: Sequence[_Part], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        pairs = list(zip(parts, _by_shard(tensors), strict=True))
+        total = exchange.sum(torch.stack([part.sums(of_shard) for part, of_shard in pairs]))
+        outputs = tuple(part.normalise(of_shard, total) for part, of_shard in pairs)
+        ctx.save_for_backward(*chain.from_iterable(part.to_save(of_shard) for part, of_shard in pairs))
+        ctx.threads, ctx.exchange, ctx.parts = threads, exchange, parts
+        ctx.set_materialize_grads(False)
+        return outputs
 
     @staticmethod
-    def forward(ctx: Any, threads: ShardThreads, exchange: Exchange, *own: Tensor) -> tuple[Tensor, ...]:
-        ctx.threads, ctx.exchange = threads, exchange
-        return _for_each(exchange.sum(torch.stack(own)), len(own))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *own: Tensor) -> tuple[Any, ...]:
-        if ctx.threads.running is not None:
+    def backward(ctx: Any, *dzs: Tensor | None) -> tuple[Any, ...]:
+        if ctx.threads.running is not None or torch.is_grad_enabled():
             raise StepError(
                 "a step computes gradients through a SyncBatchNorm layer by itself (torch.autograd.grad), "
                 "which training.reproducible: bits does not cover; leave such layers out of it, or set "
                 "training.reproducible to curve"
             )
-        return None, None, *_for_each(ctx.exchange.sum(torch.stack(own)), len(own))
-
-
-def _for_each(total: Tensor, shards: int) -> tuple[Tensor, ...]:
-    return total, *(total.clone() for _ in range(shards - 1))
-
-
-class _Normalised(torch.autograd.Function):
-    """The output, given the sums of all shards. The "gradient" of these sums is [Σdy, Σdy·x̂, 0]."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        total: Tensor,
-        shard: _Shard,
-    ) -> tuple[Tensor, ...]:
-        call = shard.call
-        # The moments may be views of it. As views of the sum itself they would keep the graph below it alive.
-        total = total.clone()
-        z, moments, shard.coefficients = shard.passes.normalise(
-            x, total, call.eps, weight, bias, residual, call.activation
+        shards = list(zip(ctx.parts, _by_shard(ctx.saved_tensors), strict=True))
+        own = [part.gradient_sums(dz, of_shard) for dz, (part, of_shard) in zip(dzs, shards, strict=True)]
+        total = ctx.exchange.sum(torch.stack(own))
+        needed = _by_shard(ctx.needs_input_grad[3:])
+        gradients = (
+            part.gradients(of_shard, total, needs)
+            for (part, of_shard), needs in zip(shards, needed, strict=True)
         )
-        shard.n, shard.weight = moments.n, weight
-        if residual is not None and call.activation is None:
-            residual = residual.new_zeros(()).expand_as(residual)  # no derivative depends on its values
-        ctx.save_for_backward(x, weight, bias, residual)
-        ctx.shard = shard
-        ctx.mark_non_differentiable(*moments)
-        return z, *moments
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dz: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, residual = ctx.saved_tensors
-        shard: _Shard = ctx.shard
-        local = _local_gradients(shard, dz, x, residual)
-        needs = ctx.needs_input_grad
-        grad_bias, grad_weight = local.sums.chunk(2)
-        return (
-            None,
-            grad_weight.to(weight.dtype, copy=True) if weight is not None and needs[1] else None,
-            grad_bias.to(bias.dtype, copy=True) if bias is not None and needs[2] else None,
-            local.dy.to(residual.dtype) if residual is not None and needs[3] else None,
-            torch.cat([local.sums, local.sums.new_zeros(1)]),
-            None,
-        )
+        return None, None, None, *chain.from_iterable(gradients)
 
 
-def _local_gradients(shard: _Shard, dz: Tensor, x: Tensor, residual: Tensor | None) -> LocalGradients:
-    """Computes a shard's own gradient sums, and keeps them for the gradient of x."""
-    passes, coefficients = passes_for_gradient(
-        shard.passes, shard.coefficients, dz, x, shard.weight, residual, shard.call
-    )
-    local: LocalGradients = passes.local_gradient_sums(dz, x, coefficients, residual, shard.call.activation)
-    shard.gradients = passes, coefficients, local
-    return local
+def _by_shard(values: Sequence[Any]) -> list[Tensors]:
+    """Returns values of all shards, one after another, for each shard."""
+    fields = len(Tensors._fields)
+    return [Tensors(*values[start : start + fields]) for start in range(0, len(values), fields)]
