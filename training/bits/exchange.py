@@ -52,6 +52,8 @@ class Exchange:
         Returns (shards, n). The rows are added to zeros, which is exact, with the exception that -0 becomes
         0, also where this rank has all shards.
         """
+        if self.own == range(self.shards):
+            return own + 0
         table = own.new_zeros(self.shards, own.shape[1])
         table[list(self.own)] = own + 0
         if self.world_size > 1 and not _sums.add(table, None, "the rows of all shards"):

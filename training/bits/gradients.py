@@ -17,6 +17,7 @@ from training.errors import StepError
 
 _BUCKET = 2**22
 """Numbers that are sent at once: the memory that this takes is bounded."""
+_NARROW = {torch.float16, torch.bfloat16}
 
 
 class ShardGradients:
@@ -119,7 +120,8 @@ class ShardGradients:
 
     def _keep(self, index: int, shard: int, gradient: Tensor) -> None:
         self._reached[index].add(shard)
-        tree.add(self._nodes[index], (shard, 1), gradient.to(_wide(gradient)))
+        wide = _wide(gradient)
+        tree.add(self._nodes[index], (shard, 1), gradient if gradient.dtype == wide else gradient.to(wide))
 
     def finish(self) -> None:
         """Adds the sum of all shards' gradients to that of each parameter. Collective.
@@ -177,7 +179,7 @@ class ShardGradients:
 
 def _wide(values: Tensor) -> torch.dtype:
     """Returns the dtype in which gradients of such a dtype are added."""
-    return torch.promote_types(values.dtype, torch.float32)
+    return torch.float32 if values.dtype in _NARROW else values.dtype
 
 
 def _accumulate(parameter: nn.Parameter, total: Tensor) -> None:

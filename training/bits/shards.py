@@ -44,6 +44,8 @@ class RankShards:
         self.environments: list[Environment]
         """Those in which the steps of the run are made, this one last; set before the first step."""
         self._shards: Sequence[Shard] = ()
+        self._stand_in = False
+        self._entered: int | None = None
 
     def alone(self, order: range) -> RankShards:
         """Returns shards of this rank alone that it has in another order; to be closed by `threads.close`."""
@@ -111,6 +113,7 @@ class RankShards:
         where: what tells the step from all others, equal on all ranks.
         """
         self._shards = batch.shards
+        self._stand_in = any(shard.stands_in for shard in batch.shards)
         if trains:
             assert self._module is not None
             self._begin_gradients(self._module)
@@ -183,17 +186,20 @@ class RankShards:
             self.state.keep_buffers(self.samples)
 
     def _enter(self, index: int) -> None:
-        shard = self._shards[index]
         self.state.enter(index)
+        if index == self._entered:
+            return
+        self._entered, shard = index, self._shards[index]
         self.state.metrics.ignores = not shard.samples
         self._share.samples = shard.samples
         if isinstance(self._module, Supervised):
             self._module.samples = shard.samples
-        if any(each.stands_in for each in self._shards):
+        if self._stand_in:
             for layer in self._layers:
                 layer.counts_samples = not shard.stands_in
 
     def _leave(self) -> None:
+        self._entered = None
         self.state.leave()
         for layer in self._layers:
             layer.counts_samples = True
