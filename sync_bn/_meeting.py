@@ -81,6 +81,11 @@ class Meeting:
             raise
 
     @property
+    def is_on_one_host(self) -> bool:
+        """Whether all ranks of the group are on one host."""
+        return len(self._leaders) == 1
+
+    @property
     def uncounted(self) -> int:
         """The number of sums that this rank has entered, without those that the group counts as messages.
 

@@ -10,7 +10,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Self
@@ -100,14 +99,11 @@ class SharedMemory:
     """
 
     def __init__(self, descriptor: int, rank: int, ranks: int, *, is_new: bool = False) -> None:
-        """Takes the descriptor of the file. rank, ranks: of this host. is_new: whether the file is empty."""
+        """Takes the descriptor of the file. rank, ranks: of this host. is_new: whether no rank has it yet."""
         self.rank, self.ranks, self.rounds = rank, ranks, 0
         self._descriptor = descriptor
         size = _library().sync_bn_meeting_bytes(ranks)
         try:
-            if is_new:
-                # Memory that is promised now is there later. A full file system would end the process.
-                os.posix_fallocate(descriptor, 0, size)
             if os.fstat(descriptor).st_size != size:
                 raise OSError(f"the memory has {os.fstat(descriptor).st_size} bytes instead of {size}")
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
@@ -126,8 +122,7 @@ class SharedMemory:
     @classmethod
     def create(cls, folder: str, ranks: int) -> tuple[Self, Path]:
         """Returns the memory for the host's first rank, and its path. Raises OSError if there is no room."""
-        path = Path(folder) / f"sync_bn-{uuid.uuid4().hex}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor, path = create_file(folder, _library().sync_bn_meeting_bytes(ranks))
         try:
             memory = cls(descriptor, 0, ranks, is_new=True)
         except BaseException:
@@ -138,7 +133,7 @@ class SharedMemory:
     @classmethod
     def open(cls, path: Path, rank: int, ranks: int) -> Self:
         """Returns the memory for another rank. Raises OSError if it is not there."""
-        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), rank, ranks)
+        return cls(open_file(path), rank, ranks)
 
     def meet(
         self, kind: Kind, address: int, count: int, what: str, still_waiting: Callable[[], None]
@@ -215,8 +210,27 @@ class SharedMemory:
             os.close(self._descriptor)
 
     def __del__(self) -> None:
-        with suppress(AttributeError):  # not completely made
+        if hasattr(self, "_byte"):  # completely made
             self.close()
+
+
+def create_file(folder: str, size: int) -> tuple[int, Path]:
+    """Returns the descriptor and the path of new memory. Raises OSError if there is no room."""
+    path = Path(folder) / f"sync_bn-{uuid.uuid4().hex}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        # Memory that is promised now is there later. A full file system would end the process.
+        os.posix_fallocate(descriptor, 0, size)
+    except BaseException:
+        os.close(descriptor)
+        path.unlink()
+        raise
+    return descriptor, path
+
+
+def open_file(path: Path) -> int:
+    """Returns the descriptor of memory that another process made. Raises OSError if it is not there."""
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
 def _library() -> ctypes.CDLL:

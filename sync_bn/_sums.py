@@ -67,6 +67,12 @@ def add(numbers: Tensor, group: dist.ProcessGroup | None, what: str) -> bool:
     return True
 
 
+def is_on_one_host(group: dist.ProcessGroup | None) -> bool:
+    """Whether all ranks of the group add in the memory of one host. The same on all of them."""
+    meeting = _meetings.get(_existing(group))
+    return meeting is not None and meeting.is_on_one_host
+
+
 def uncounted(group: dist.ProcessGroup) -> int:
     """Returns how many sums this rank has entered that the group's own count of collectives lacks."""
     meeting = _meetings.get(group)
@@ -137,11 +143,11 @@ class _Agreement:
         path: Path | None = None
         try:
             if places.leads:
-                memory, path = SharedMemory.create(_folder(), len(host))
+                memory, path = SharedMemory.create(folder(), len(host))
                 self._set(key, path.name)
                 return memory, path, None
             if name := self._get(key):
-                path = Path(_folder()) / name
+                path = Path(folder()) / name
                 return SharedMemory.open(path, host.index(self._rank), len(host)), path, None
         except OSError as error:
             if places.leads:
@@ -177,14 +183,15 @@ def _refusal(device: torch.device) -> str | None:
         return f"its numbers are on {device.type}"
     if not _shared_memory.is_available():
         return "sync_bn's library is not built"
-    if _folder() == "0":
+    if folder() == "0":
         return f"{FOLDER_VARIABLE} is 0"
     if dist.get_debug_level() == dist.DebugLevel.DETAIL:  # type: ignore[attr-defined]
         return "torch is to check each collective"
     return None
 
 
-def _folder() -> str:
+def folder() -> str:
+    """Returns the folder for shared memory; 0: share none."""
     return os.environ.get(FOLDER_VARIABLE) or "/dev/shm"
 
 

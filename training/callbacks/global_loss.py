@@ -201,7 +201,7 @@ class GlobalLoss(Callback):
 
     def _begin(self, loss: Tensor) -> float:
         """Tells the other ranks that a backward pass begins; returns the weight of this rank's loss."""
-        told = self._tell(loss, counts=True, reaches_all=self.gradients.may_overlap())
+        told = self._tell(loss, counts=True, reaches_all=self.gradients.reaches_all())
         weight = self.share.samples * dist.get_world_size() * self.trainer.accumulate_grad_batches
         return weight * self._part_of_step() / (told.counted or 1)
 
@@ -264,7 +264,7 @@ class GlobalLoss(Callback):
         self._micro_batch_sums = (told.loss, told.counted)
         if self._is_last:
             automatic = self.module.automatic_optimization
-            self.gradients.start(overlap=not told.partial, accumulated=automatic)
+            self.gradients.start(reaches_all=not told.partial, accumulated=automatic)
         return told
 
     def _check(self, told: Exchange, *, skips: bool) -> None:

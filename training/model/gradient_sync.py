@@ -6,11 +6,14 @@ optimizer that owns a part of the parameters, a layer that was frozen or unfroze
 reaches is known when it begins; the ranks tell each other together with the loss (`callbacks.global_loss`).
 If all ranks reach all parameters, DistributedDataParallel averages as usual. Otherwise the gradients are
 averaged after the pass, and a parameter that no rank has reached keeps its gradient, or None.
+
+Ranks of one host that compute on its CPUs average after each pass, in memory that they share: sending would
+take time from the same processors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -19,6 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 
+from sync_bn import _sums
+from sync_bn._large_sums import LargeSums
 from training import internals
 
 CHUNK_BYTES = 25 * 2**20  # as the buckets of DistributedDataParallel
@@ -32,7 +37,7 @@ The greatest kind of any rank counts for all: a sparse gradient can be made dens
 class GradientSync:
     """Averages the gradients of one model over all ranks, once per backward pass.
 
-    Order of calls: `attach` once; for each pass `may_overlap` and `start` when it begins, `finish` when it
+    Order of calls: `attach` once; for each pass `reaches_all` and `start` when it begins, `finish` when it
     has ended. Without `start`, as in the first micro-batches of a step, `finish` does nothing.
     """
 
@@ -41,13 +46,17 @@ class GradientSync:
         self._parameters: list[nn.Parameter] = []
         self._trainable: list[bool] = []
         self._nodes: list[Node] = []
-        self._due = False
+        self._due = self._all_are_dense = self._may_be_sparse = False
+        self._in_memory: LargeSums | None = None
         self._before: list[tuple[Tensor | None, int]] | None = None
 
     def attach(self, ddp: DistributedDataParallel) -> None:
-        """Takes the wrapped model. All ranks must have the same parameters in the same order."""
+        """Takes the wrapped model. All ranks must have the same parameters in the same order. Collective."""
         self._ddp = ddp
+        _sums.prepare(None, ddp.device)
+        self._in_memory = LargeSums.agreed(None)
         self._parameters = list(ddp.module.parameters())
+        self._may_be_sparse = any(getattr(part, "sparse", False) for part in ddp.module.modules())
         self._trainable = [parameter.requires_grad for parameter in self._parameters]
         self._nodes = [
             get_gradient_edge(parameter).node for parameter in self._parameters if parameter.requires_grad
@@ -58,38 +67,49 @@ class GradientSync:
         assert self._ddp is not None
         return self._ddp.no_sync()
 
-    def may_overlap(self) -> bool:
+    def reaches_all(self) -> bool:
         """Returns whether the pass will reach every parameter. Call it in a hook of the loss."""
         unchanged = [parameter.requires_grad for parameter in self._parameters] == self._trainable
         return unchanged and all(map(internals.backward_reaches, self._nodes))
 
-    def start(self, *, overlap: bool, accumulated: bool) -> None:
+    def start(self, *, reaches_all: bool, accumulated: bool) -> None:
         """Begins a pass after which the gradients are averages.
 
-        overlap: whether all ranks may overlap. accumulated: whether earlier passes have left gradients that
-        are not averaged yet. If not, only gradients that this pass changes on some rank are averaged.
+        reaches_all: whether it reaches every parameter on all ranks. accumulated: whether earlier passes have
+        left gradients that are not averaged yet. If not, only gradients that this pass changes on some rank
+        are averaged.
         """
         assert self._ddp is not None
         internals.prepare_forward_sync(self._ddp)
-        if overlap:
+        if reaches_all and self._in_memory is None:
             internals.prepare_for_backward(self._ddp)
-        else:
-            self._before = None if accumulated else [_state(parameter) for parameter in self._parameters]
-            self._due = True
+            return
+        self._due, self._all_are_dense = True, reaches_all and not self._may_be_sparse
+        if not (accumulated or self._all_are_dense):
+            self._before = [_state(parameter) for parameter in self._parameters]
 
     def finish(self) -> None:
         """Averages the gradients that DistributedDataParallel did not. Collective."""
         if not self._due:
             return
         self._due = False
-        kinds = torch.tensor(self._kinds(), dtype=torch.int32, device=self._parameters[0].device)
-        dist.all_reduce(kinds, dist.ReduceOp.MAX)
-        by_kind = list(zip(self._parameters, kinds.tolist(), strict=True))
-        for parameter, kind in by_kind:
-            if 0 < kind < _DENSE:
-                _average_sparse(parameter, kind)
-        for chunk in _chunks([parameter for parameter, kind in by_kind if kind == _DENSE]):
-            _average(chunk)
+        dense = [parameter for parameter in self._parameters if parameter.requires_grad]
+        if not self._all_are_dense:
+            kinds = torch.tensor(self._kinds(), dtype=torch.int32, device=self._parameters[0].device)
+            dist.all_reduce(kinds, dist.ReduceOp.MAX)
+            by_kind = list(zip(self._parameters, kinds.tolist(), strict=True))
+            for parameter, kind in by_kind:
+                if 0 < kind < _DENSE:
+                    _average_sparse(parameter, kind)
+            dense = [parameter for parameter, kind in by_kind if kind == _DENSE]
+        for chunk in _chunks(dense):
+            _average(chunk, self._add)
+
+    def _add(self, values: Tensor) -> None:
+        if self._in_memory is None:
+            dist.all_reduce(values)
+        else:
+            self._in_memory.add(values, "gradients")
 
     def _kinds(self) -> list[int]:
         if self._before is None:
@@ -133,12 +153,15 @@ def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         yield chunk
 
 
-def _average(parameters: Sequence[nn.Parameter]) -> None:
-    """Replaces the gradients by their averages, which are dense; a missing one counts as zero."""
+def _average(parameters: Sequence[nn.Parameter], add: Callable[[Tensor], None]) -> None:
+    """Replaces the gradients by their averages, which are dense; a missing one counts as zero.
+
+    add: adds a tensor over the ranks in place.
+    """
     gradients = [_dense(parameter) for parameter in parameters]
     flat = torch.cat([gradient.detach().reshape(-1) for gradient in gradients])
     flat /= dist.get_world_size()
-    dist.all_reduce(flat)
+    add(flat)
     parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for parameter, gradient, part in zip(parameters, gradients, parts, strict=True):
         gradient.detach().copy_(part.view_as(gradient))

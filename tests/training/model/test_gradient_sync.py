@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -12,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sync_bn._sums import FOLDER_VARIABLE
 from tests.training.worlds import Worlds
 from training import internals
 from training.model import gradient_sync
@@ -67,18 +70,29 @@ def gradients_of(model: nn.Module) -> Gradients:
     }
 
 
-def synced(rank: int, reached: Sequence[Sequence[str]], chunk_bytes: int = 2**20) -> Synced:
-    """One pass; reached: the parts that each rank uses. A rank that uses none has no backward pass."""
-    model = Parts()
+def synced(
+    rank: int,
+    reached: Sequence[Sequence[str]],
+    *,
+    chunk_bytes: int = 2**20,
+    memory: str = "0",
+    sparse: bool = True,
+) -> Synced:
+    """One pass; reached: the parts that each rank uses. A rank that uses none has no backward pass.
+
+    memory: the folder in which ranks share it; 0: none.
+    """
+    model = Parts(sparse=sparse)
     sync, told = GradientSync(), list[bool]()
     ddp = DistributedDataParallel(model)
-    sync.attach(ddp)
+    with patch.dict(os.environ, {FOLDER_VARIABLE: memory}):
+        sync.attach(ddp)
 
     def begin(reaches_all: bool) -> None:
         partial = torch.tensor(float(not reaches_all))
         dist.all_reduce(partial)
         told.append(not partial)
-        sync.start(overlap=not partial, accumulated=True)
+        sync.start(reaches_all=not partial, accumulated=True)
 
     with (
         patch.object(gradient_sync, "CHUNK_BYTES", chunk_bytes),
@@ -87,12 +101,12 @@ def synced(rank: int, reached: Sequence[Sequence[str]], chunk_bytes: int = 2**20
         with sync.forward_only():
             loss = ddp(input_of(rank), reached[rank])
         if loss.requires_grad:
-            loss.register_hook(lambda _: begin(sync.may_overlap()))
+            loss.register_hook(lambda _: begin(sync.reaches_all()))
             loss.backward()
         else:
             begin(False)
         sync.finish()
-    assert prepared.called == told[0]
+    assert prepared.called == (told[0] and memory == "0")
     return Synced(gradients_of(model), prepared.called)
 
 
@@ -130,6 +144,19 @@ def test_gradients_are_those_of_torch(worlds: Worlds, reached: list[Sequence[str
     for own, torchs in zip(found, expected, strict=True):
         assert_same(own.gradients, torchs)
         assert own.overlapped == all(parts == ALL for parts in reached)
+
+
+@pytest.mark.parametrize("reached", [[ALL, ALL, ALL], [ALL, ["dense"]]], ids=str)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_gradients_are_the_same_where_ranks_share_memory(
+    worlds: Worlds, tmp_path: Path, reached: list[Sequence[str]], sparse: bool
+) -> None:
+    found = worlds.run(len(reached), synced, reached, memory=str(tmp_path), sparse=sparse)
+    expected = worlds.run(len(reached), synced, reached, sparse=sparse)
+
+    for own, sent in zip(found, expected, strict=True):
+        assert_same(own.gradients, sent.gradients)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_rank_without_a_backward_pass_gets_the_gradients_of_the_others(worlds: Worlds) -> None:
@@ -184,7 +211,7 @@ def tied(rank: int) -> Tensor:
     """Both ranks have the same input, but use the table in different ways."""
     model, sync = Parts(), GradientSync()
     sync.attach(DistributedDataParallel(model))
-    sync.start(overlap=False, accumulated=True)
+    sync.start(reaches_all=False, accumulated=True)
     model(input_of(0), ["table as weight" if rank else "table"]).backward()
     sync.finish()
     gradient = gradients_of(model)["table.weight"]
@@ -196,7 +223,7 @@ def layout(rank: int, parts: Sequence[Sequence[str]]) -> bool:
     """Whether the table's gradient is sparse."""
     model, sync = Parts(), GradientSync()
     sync.attach(DistributedDataParallel(model))
-    sync.start(overlap=False, accumulated=True)
+    sync.start(reaches_all=False, accumulated=True)
     model(input_of(0), parts[rank]).backward()
     sync.finish()
     assert model.table.weight.grad is not None
@@ -213,7 +240,7 @@ def two_passes(rank: int) -> tuple[Gradients, Gradients]:
     sync.attach(DistributedDataParallel(model))
     found = []
     for reaches, part in enumerate(("dense", "single")):
-        sync.start(overlap=False, accumulated=False)
+        sync.start(reaches_all=False, accumulated=False)
         if rank == reaches:
             model(input_of(0), [part]).backward()
         sync.finish()
