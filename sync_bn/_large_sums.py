@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class LargeSums:
         finally:
             os.close(descriptor)
         self._map.madvise(mmap.MADV_DONTFORK)  # children are no ranks
+        self._are_read = False
         self._all_here = torch.zeros((), dtype=torch.int64)
 
     @classmethod
@@ -65,6 +67,10 @@ class LargeSums:
                 path.unlink(missing_ok=True)
         return sums if have == dist.get_world_size(group) else None
 
+    def pieces(self, values: Tensor) -> Sequence[Tensor]:
+        """Returns views of as many values as can be exchanged at once."""
+        return torch.split(values, _PIECE_BYTES // values.element_size())
+
     def add(self, values: Tensor, what: str) -> None:
         """Adds values over the ranks in place, in their own dtype.
 
@@ -72,31 +78,45 @@ class LargeSums:
         the same text on all ranks.
         Collective. Raises the errors of `_sums.add`; ranks whose tensors differ in size or dtype differ.
         """
-        text = f"{what}, {values.numel()} of {str(values.dtype).removeprefix('torch.')}"
-        if not values.numel():
-            self._meet(text)
-            return
-        for piece in torch.split(values, _PIECE_BYTES // values.element_size()):
-            self._add(piece, text)
+        for piece in self.pieces(values):
+            first, second, *others = self.own_parts(piece, piece, what)
+            total = first + second
+            for other in others:
+                total += other
+            self.gather(total, piece, what)
 
-    def _add(self, values: Tensor, what: str) -> None:
-        of_rank = [self._place(rank, values) for rank in range(self._ranks)]
-        result = self._place(self._ranks, values)
-        of_rank[self._rank].copy_(values)
+    def own_parts(self, values: Tensor | None, like: Tensor, what: str) -> list[Tensor]:
+        """Returns what each rank has given of this rank's equal part of a piece. Collective.
+
+        values: a piece; None: this rank gives nothing, and what others get of it is undefined. like: a tensor
+        of its size and dtype. The result is valid until the next call.
+        """
+        what = f"{what}, {like.numel()} of {str(like.dtype).removeprefix('torch.')}"
+        if self._are_read:  # by a rank that may not have finished
+            self._meet(what)
+        if values is not None:
+            self._place(self._rank, like).copy_(values)
         self._meet(what)
-        numbers = values.numel()
-        own = slice(numbers * self._rank // self._ranks, numbers * (self._rank + 1) // self._ranks)
-        first, second, *others = (place[own] for place in of_rank)
-        torch.add(first, second, out=result[own])
-        for other in others:
-            result[own] += other
+        self._are_read = True
+        return [self._place(rank, like)[self._part(self._rank, like)] for rank in range(self._ranks)]
+
+    def gather(self, part: Tensor, out: Tensor, what: str) -> None:
+        """Fills a piece with each rank's part. Collective, after `own_parts` of a piece of this size."""
+        result = self._place(self._ranks, out)
+        # Since the last piece, whose result all have copied, they have met for the parts of this one.
+        result[self._part(self._rank, out)] = part
         self._meet(what)
-        # No rank writes its place again before all have read it, nor the result before all have copied it:
-        # a meeting is in between.
-        values.copy_(result)
+        self._are_read = False
+        out.copy_(result)
+
+    def _part(self, rank: int, piece: Tensor) -> slice:
+        numbers = piece.numel()
+        return slice(numbers * rank // self._ranks, numbers * (rank + 1) // self._ranks)
 
     def _place(self, index: int, like: Tensor) -> Tensor:
         """Returns the memory of a rank, or after those of the ranks that of the result."""
+        if not like.numel():
+            return torch.empty_like(like)
         return torch.frombuffer(self._map, dtype=like.dtype, count=like.numel(), offset=index * _PIECE_BYTES)
 
     def _meet(self, what: str) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sync_bn import _sums
+from sync_bn._large_sums import LargeSums
 
 
 def dealt(shards: int, rank: int, world_size: int) -> range:
@@ -31,6 +32,8 @@ class Exchange:
     def __init__(self, shards: int, rank: int, world_size: int) -> None:
         self.shards, self.rank, self.world_size = shards, rank, world_size
         self.own = dealt(shards, rank, world_size)
+        self.memory: LargeSums | None = None
+        """In which the ranks add many numbers, if they share it."""
 
     def owner(self, shard: int) -> int:
         """Returns the rank of a shard."""
@@ -44,6 +47,7 @@ class Exchange:
         """
         if self.world_size > 1:
             _sums.prepare(None, torch.device(device_type))
+            self.memory = LargeSums.agreed(None)
 
     def rows(self, own: Tensor) -> Tensor:
         """Returns a row of every shard, in the order of the shards. Collective.

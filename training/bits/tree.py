@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sync_bn._large_sums import LargeSums
 from training.bits.exchange import Exchange, dealt
 
 Node = tuple[int, int]
@@ -67,20 +68,46 @@ def root_of_ranks(own: Sequence[Tensor], exchange: Exchange) -> Tensor:
 
     own: the values of `whole_nodes` of this rank's shards, each (n,), where the number of ranks divides n.
     Each rank adds an equal part of the numbers of all ranks. So if every rank has one node, as many numbers
-    are sent as in an all-reduce.
+    are sent as in an all-reduce; ranks of one host exchange them in memory that they share.
     """
-    world_size = exchange.world_size
-    part = own[0].numel() // world_size
-    of_rank = [whole_nodes(dealt(exchange.shards, rank, world_size)) for rank in range(world_size)]
-    nodes: Nodes = {}
-    for index in range(max(map(len, of_rank))):
-        senders = {rank: of_rank[rank][index] for rank in range(world_size) if index < len(of_rank[rank])}
-        sent = own[index] if index < len(own) else own[0].new_empty(0)
-        received = sent.new_empty(part * len(senders))
-        sizes = [part if rank in senders else 0 for rank in range(world_size)]
-        dist.all_to_all_single(received, sent, sizes, [sent.numel() // world_size] * world_size)
-        for node, values in zip(senders.values(), torch.split(received, part), strict=True):
-            add(nodes, node, values)
-    total = own[0].new_empty(part * world_size)
-    dist.all_gather(list(torch.split(total, part)), root(nodes))
+    total = torch.empty_like(own[0])
+    if exchange.memory is None:
+        _sent_root(own, total, exchange)
+    else:
+        of_pieces = zip(*map(exchange.memory.pieces, own), exchange.memory.pieces(total), strict=True)
+        for *nodes, out in of_pieces:
+            _shared_root(nodes, out, exchange, exchange.memory)
     return total
+
+
+def _sent_root(own: Sequence[Tensor], out: Tensor, exchange: Exchange) -> None:
+    world_size = exchange.world_size
+    part = out.numel() // world_size
+    nodes: Nodes = {}
+    for index, nodes_of in enumerate(_nodes_of_ranks(exchange)):
+        sent = own[index] if index < len(own) else out.new_empty(0)
+        received = out.new_empty(part * len(nodes_of))
+        sizes = [part if rank in nodes_of else 0 for rank in range(world_size)]
+        dist.all_to_all_single(received, sent, sizes, [sent.numel() // world_size] * world_size)
+        for node, values in zip(nodes_of.values(), torch.split(received, part), strict=True):
+            add(nodes, node, values)
+    dist.all_gather(list(torch.split(out, part)), root(nodes))
+
+
+def _shared_root(own: Sequence[Tensor], out: Tensor, exchange: Exchange, memory: LargeSums) -> None:
+    nodes: Nodes = {}
+    for index, nodes_of in enumerate(_nodes_of_ranks(exchange)):
+        parts = memory.own_parts(own[index] if index < len(own) else None, out, "gradients")
+        for rank, node in nodes_of.items():
+            add(nodes, node, parts[rank].clone())
+    memory.gather(root(nodes), out, "gradients")
+
+
+def _nodes_of_ranks(exchange: Exchange) -> list[dict[int, Node]]:
+    """Returns the first node of each rank, by the rank, then the second of those that have one, and so on."""
+    ranks = range(exchange.world_size)
+    of_rank = [whole_nodes(dealt(exchange.shards, rank, exchange.world_size)) for rank in ranks]
+    return [
+        {rank: of_rank[rank][index] for rank in ranks if index < len(of_rank[rank])}
+        for index in range(max(map(len, of_rank)))
+    ]

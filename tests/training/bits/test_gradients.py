@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from sync_bn import _large_sums
 from tests.training.bits.runs import digest
 from tests.training.worlds import Worlds
 from training.bits import tree
@@ -154,7 +156,16 @@ def test_sparse_gradients_are_refused() -> None:
         output.sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _dealt(rank: int, world_size: int, shards: int) -> list[str]:
+def _dealt_in_memory(rank: int, world_size: int, shards: int) -> list[str]:
+    """The same by ranks that share memory for a few numbers at once."""
+    with patch.object(_large_sums, "_PIECE_BYTES", 32):
+        exchange = Exchange(shards, rank, world_size)
+        exchange.share_memory("cpu")
+        assert exchange.memory is not None
+        return _dealt(rank, world_size, shards, exchange)
+
+
+def _dealt(rank: int, world_size: int, shards: int, exchange: Exchange | None = None) -> list[str]:
     generator = torch.Generator().manual_seed(1)
     shape = 2, shards, 2, 3, 1, 2
     scales = 10.0 ** torch.randint(-6, 6, shape, generator=generator)
@@ -162,7 +173,7 @@ def _dealt(rank: int, world_size: int, shards: int) -> list[str]:
     rows[1, 2, 0, 0, 0] = torch.tensor([math.nan, math.inf])
     weight = nn.Parameter(torch.ones(2, 3, 1, 2).to(memory_format=torch.channels_last))
     double, unused = nn.Parameter(torch.ones(7, dtype=torch.float64)), nn.Parameter(torch.ones(2))
-    exchange = Exchange(shards, rank, world_size)
+    exchange = exchange or Exchange(shards, rank, world_size)
     gradients = ShardGradients({"weight": weight, "unused": unused, "double": double}, exchange)
     for each in rows:  # of two micro-batches
         for index, shard in enumerate(exchange.own):
@@ -182,6 +193,7 @@ def test_any_dealing_gives_the_same_bits(worlds: Worlds, shards: int) -> None:
 
     for world_size in (2, 3, 4):
         assert worlds.run(world_size, _dealt, world_size, shards) == [expected] * world_size
+        assert worlds.run(world_size, _dealt_in_memory, world_size, shards) == [expected] * world_size
 
 
 def test_shards_see_the_gradient_of_the_model_and_what_all_of_them_do_is_done_to_it() -> None:
