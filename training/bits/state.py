@@ -122,7 +122,8 @@ class ShardState:
         if self._entered != shard:
             self._keep_own()
             self._entered = shard
-            torch.set_default_dtype(self._dtypes[shard])
+            if torch.get_default_dtype() is not self._dtypes[shard]:
+                torch.set_default_dtype(self._dtypes[shard])
             self._put_parameters(self._slots_of_shard[shard])
             for (part, name, _), copy in zip(self._buffers, self._copies[shard], strict=True):
                 part._buffers[name] = copy
