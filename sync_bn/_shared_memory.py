@@ -210,7 +210,8 @@ class SharedMemory:
             os.close(self._descriptor)
 
     def __del__(self) -> None:
-        if hasattr(self, "_byte"):  # completely made
+        # Completely made, and not when the interpreter ends and has taken modules away.
+        if hasattr(self, "_byte") and os is not None:
             self.close()
 
 
