@@ -64,6 +64,7 @@ class Looks:
 
     A change of jobs without an event, as each step is, is told one look later, or together with another
     change. So who follows a job that reports its progress and its points once a second is told once a second.
+    A log that grows is told at once, unless the look before has told of it: once a second, while it grows.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Looks:
         self._logs, self._points, self._lately = logs, points, lately
         self._told: dict[Topic, _Seen] = {}
         self._held: set[Topic] = set()
+        self._just_told: set[Topic] = set()
 
     def __call__(self, topics: Collection[Topic]) -> Mapping[Topic, Hashable]:
         """Blocks. A topic that cannot be looked at looks like its problem: its stream then finds it too."""
@@ -87,10 +89,17 @@ class Looks:
         held, self._held = self._held, set()
         for topic, now in self._told.items():
             known = before.get(topic)
-            if known and known.at_once == now.at_once and known.soon != now.soon and topic not in held:
+            if known and known.at_once == now.at_once and self._may_wait(topic, known, now, held):
                 self._told[topic] = known
                 self._held.add(topic)
+        self._just_told = {topic for topic, now in self._told.items() if now != before.get(topic)}
         return dict(self._told)
+
+    def _may_wait(self, topic: Topic, known: _Seen, now: _Seen, held: Collection[Topic]) -> bool:
+        """Returns whether what has changed is told one look later."""
+        if topic in held:
+            return False
+        return known.soon != now.soon or (known.often != now.often and topic in self._just_told)
 
     def _look(self, topic: Topic, look: _Look) -> _Seen:
         kind, job_id = topic
@@ -113,17 +122,22 @@ class Looks:
             snapshot = self._job_watcher.snapshot(job_id)
             if kind == "log":
                 job = snapshot.job
-                return _Seen((job.state, job.attempt, job.workers, sizes_of(job, self._logs, self._lately)))
+                sizes = sizes_of(job, self._logs, self._lately)
+                return _Seen((job.state, job.attempt, job.workers), often=sizes)
             return _Seen(snapshot.last_event, snapshot.revision)
         except (Unavailable, NotFound) as error:
             return _Seen(str(error))
 
 
 class _Seen(NamedTuple):
-    """What a topic looks like. at_once: of what has to be told at once; soon: of the rest."""
+    """What a topic looks like: parts of it, by when a change of them is told.
+
+    at_once: at once. soon: one look later. often: at once, but not in two looks that follow each other.
+    """
 
     at_once: Hashable
     soon: Hashable = None
+    often: Hashable = None
 
 
 class _Look:

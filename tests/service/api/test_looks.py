@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from service.api import sse
 from service.api.job_watcher import JobWatcher
 from service.api.lately import Lately
-from service.api.looks import MOMENT, Looks, job_topic, jobs_topic, points_topic
+from service.api.looks import MOMENT, Looks, job_topic, jobs_topic, log_topic, points_topic
 from service.backends.memory_tracking import FakeResults
 from service.job_logs import JobLogs
 from service.job_points import JobPoints
@@ -17,7 +18,7 @@ from service.jobs.job import Job
 from service.queue.store import Store
 from tests.service.api.test_events import finish, launch, report
 from tests.service.examples import make_spec
-from training.protocol import Point
+from training.protocol import Point, log_file
 from training.run_dir import RunFolder
 from training.tracking.spool import Spool
 
@@ -68,6 +69,32 @@ def test_a_step_is_told_together_with_the_points_of_that_moment(
     second = looks([topic])
     assert second != first
     assert looks([topic]) == second
+
+
+def test_a_log_that_grows_is_told_at_once_and_then_in_every_second_look(
+    looks: Looks, sqlite_store: Store, tmp_path: Path
+) -> None:
+    job = running(sqlite_store)
+    path = log_file(tmp_path / job.id, 1, 0)
+    path.parent.mkdir(parents=True)
+    path.write_text("a line\n")
+    topic = log_topic(job.id)
+    seen = [looks([topic])]
+
+    for number in range(5):
+        with path.open("a") as log:
+            log.write(f"line {number}\n")
+        seen.append(looks([topic]))
+    seen += [looks([topic]), looks([topic])]
+
+    told = [now != before for before, now in pairwise(seen)]
+    assert told == [False, True, False, True, False, True, False]
+
+    with path.open("a") as log:
+        log.write("a line after a pause\n")
+    assert looks([topic]) != seen[-1]
+    finish(sqlite_store, job)
+    assert looks([topic])[topic] != seen[-1][topic]
 
 
 def test_a_list_is_told_of_its_own_jobs_and_one_of_the_newest_of_all_events(
