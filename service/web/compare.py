@@ -44,10 +44,12 @@ class ComparedGroup:
 
     def last(self, metric: str) -> Spread | None:
         """Returns the latest value of a metric; None if no job has it."""
-        progress = [job.progress for job in self.jobs if job.progress is not None]
-        metrics = [shown_metrics(each.metrics) for each in progress]
-        found = [each[metric] for each in metrics if metric in each]
+        found = [each[metric] for each in self._metrics if metric in each]
         return Spread.of(found) if found else None
+
+    @cached_property
+    def _metrics(self) -> list[Mapping[str, float | None]]:
+        return [shown_metrics(job.progress.metrics) for job in self.jobs if job.progress is not None]
 
 
 @dataclass(frozen=True, kw_only=True)

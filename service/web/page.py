@@ -48,11 +48,13 @@ _templates = Environment(
 )
 _templates.filters |= shown.FILTERS
 _templates.globals |= {"query": urlencode}
+_show = {live: _templates.get_template("macros.html").make_module({"live": live}) for live in (False, True)}
+"""Imported by each template, the macros would be made anew for each part: a third of its time."""
 
 
 def render(request: Request, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
     """Returns a page. Every value is escaped: no text of a user becomes markup."""
-    given = _of_page(request) | {"live": False} | values
+    given = _of_page(request) | values
     return HTMLResponse(_templates.get_template(template).render(given), status, _HEADERS)
 
 
@@ -61,7 +63,7 @@ def render_long(request: Request, template: str, /, **values: Any) -> StreamingR
 
     Whatever may fail has to be done before: the status is sent first.
     """
-    given = _of_page(request) | {"live": False} | values
+    given = _of_page(request) | values
     text = _templates.get_template(template).stream(given)
     text.enable_buffering(_PIECES)
     return StreamingResponse(text, headers=_HEADERS, media_type="text/html")
@@ -72,7 +74,7 @@ def fragment(request: Request, template: str, /, **values: Any) -> bytes:
 
     Its text does not change with the time alone: ages are for the script of the page.
     """
-    text = _templates.get_template(template).render(_of_page(request) | {"live": True} | values)
+    text = _templates.get_template(template).render(_of_page(request, live=True) | values)
     return format_sse_event(data_str=text).removesuffix(b"\n")  # the event may have further lines
 
 
@@ -101,10 +103,12 @@ def number_in_query(request: Request, name: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
-def _of_page(request: Request) -> dict[str, Any]:
+def _of_page(request: Request, *, live: bool = False) -> dict[str, Any]:
     caller = caller_or_none(request)
     value = cookie_of(request.headers)
     return {
+        "live": live,
+        "show": _show[live],
         "url": partial(link, request),
         "caller": caller,
         "may_submit": caller is not None and caller.scope.includes(Scope.SUBMIT),

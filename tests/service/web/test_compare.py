@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from service.jobs.job import Job, State
 from tests.service.live_api import Service
@@ -53,7 +54,7 @@ def test_jobs_that_differ_in_their_seed_are_one_line_with_a_band(
     assert "optimizer.init_args.lr" in parameters
     assert "0, 1, 2" in parameters
     metrics = page.locator("#compare-metrics tr:has-text('val_accuracy') td")
-    assert metrics.all_inner_texts() == ["0.9 ± 0.1 (3)", "0.5"]
+    expect(metrics).to_have_text(["0.9 ± 0.1 (3)", "0.5"])  # as soon as the service has seen them
     assert page.get_attribute("#compare-metrics tr:has-text('val_accuracy') td.best", "title") == "The best"
     assert page.locator("#compare-metrics tr:has-text('train_loss') td").nth(1).get_attribute("title")
     console.check_fits()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from service.client.local_token import token_file
 from service.jobs.job import Job, State, new_job, utc_now
@@ -48,7 +49,7 @@ def test_it_shows_jobs_whatever_their_names_and_fits(console: Console, size: tup
 
     assert page.inner_text("h1") == "Jobs 1"
     assert page.get_attribute(f"#job-{job.id} th", "title") == MARKUP
-    assert "25 %" in page.inner_text(f"#job-{job.id}")
+    expect(page.locator(f"#job-{job.id}")).to_contain_text("25 %")
     console.check_fits()
     console.check_accessible()
     console.open("/jobs")
@@ -85,7 +86,8 @@ def test_the_metric_shown_is_the_one_that_chooses_the_best_checkpoint(console: C
 
     page = console.open("/jobs")
 
-    assert "val_loss not finite" in page.inner_text(f"#job-{job.id}")
+    # As soon as the service has seen it.
+    expect(page.locator(f"#job-{job.id}")).to_contain_text("val_loss not finite")
 
 
 def test_a_part_of_a_name_leads_to_the_job(console: Console) -> None:
