@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from service.jobs.job import State, utc_now
 from service.jobs.sweep import Sweep, new_sweep
@@ -71,6 +72,8 @@ def test_points_are_sorted_brushed_followed_and_compared(console: Console) -> No
     sweep = submitted(service)
     jobs = [run_point(service, sweep, number, number / 10) for number in range(1, 5)]
     page = console.open(f"/sweeps/{sweep.id}")
+    for number in range(1, 5):  # as soon as the service has seen them
+        expect(page.locator(f"#point-{number}")).to_contain_text(f"{number / 10}")
 
     def order() -> list[str]:
         return page.locator("#points tbody tr:visible td:nth-child(2)").all_inner_texts()
