@@ -16,7 +16,7 @@ from training.errors import BuildError
 from training.loading.dropped_samples import Kept, collated
 from training.loading.empty_shares import Placeholder, empty_batch
 from training.loading.orders import Order, Orders, SeededOrders
-from training.loading.sample_rng import EmptyShare, Indices, SamplesInParts, SeededSamples
+from training.loading.sample_rng import EmptyShare, Indices, SamplesInParts, SeededCollate, SeededSamples
 from training.loading.samplers import SamplerOrders, has_plain_batches, is_shuffled, sampler_of
 from training.loading.sharded import ShardedBatch, shard_of
 from training.loading.streams import StreamLoader
@@ -203,10 +203,13 @@ class _CollateShare:
 
     def __init__(self, collate: Callable[[list[Any]], Any], dataset: Dataset[Any]) -> None:
         self.collate, self.dataset = collate, dataset
+        self._seeded = SeededCollate(collate)
 
     def __call__(self, samples: list[Any]) -> Any:
         if isinstance(samples, SamplesInParts):
-            return ShardedBatch([shard_of(self._collated(part), len(part)) for part in samples])
+            parts = zip(samples, samples.origins, strict=True)
+            made = [(self._seeded(self._collated, part, origin), len(part)) for part, origin in parts]
+            return ShardedBatch([shard_of(*each) for each in made])
         return self._collated(samples)
 
     def _collated(self, samples: list[Any]) -> Any:
