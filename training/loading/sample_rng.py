@@ -50,7 +50,10 @@ class EmptyShare(list[Any]):
 
 
 class SamplesInParts(list[Any]):
-    """The samples of several parts, as a list for each. origins: what the draws of collating each depend on."""
+    """The samples of several parts, as a list for each.
+
+    origins: what is drawn while each is collated depends on.
+    """
 
     def __init__(self, parts: Sequence[list[Any]], origins: Sequence[bytes]) -> None:
         super().__init__(parts)
@@ -58,7 +61,7 @@ class SamplesInParts(list[Any]):
 
 
 class SeededCollate:
-    """Calls `collate` with all generators seeded, its own among them, and restores their states afterwards."""
+    """Collates samples with all generators seeded, those of `collate` among them; then puts them back."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self._private = PrivateGenerators(collate)
@@ -86,8 +89,9 @@ class SeededSamples(Dataset[Any]):
     These are the global ones and those of the data set's own, see `training.loading.private_generators`.
     Afterwards the generators' states are restored, so that the model's random numbers do not depend on the
     data's. Samples are fetched one by one, even if the data set has `__getitems__`. If a process's first
-    batch creates generators, it is fetched again. Draws of a collate function are covered if it collates
-    parts: `SeededCollate`. Costs 15 µs per sample and 0.2 ms per batch, and 3 to 20 µs and 0.1 ms for each generator of the data set's own.
+    batch creates generators, it is fetched again. What a collate function draws is covered where it
+    collates parts: `SeededCollate`. Costs 15 µs per sample and 0.2 ms per batch, and 3 to 20 µs and 0.1 ms
+    for each generator of the data set's own.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:

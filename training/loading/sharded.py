@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from training.errors import StepError
 from training.loading.dropped_samples import Kept
 from training.loading.empty_shares import Placeholder
 
@@ -33,6 +34,12 @@ class ShardedBatch:
     def first(self) -> Any:
         """The batch of the first shard that has samples, or of the first."""
         return next((shard for shard in self.shards if shard.samples), self.shards[0]).batch
+
+    def __getitem__(self, _: Any) -> Any:
+        raise StepError(
+            "a callback reads a batch, which training.reproducible: bits has cut into shards; read it in the "
+            "step, or that of one shard, batch.first, or set training.reproducible to curve"
+        )
 
     def with_batches(self, batches: Sequence[Any]) -> ShardedBatch:
         """Returns the same shards with other batches."""

@@ -204,6 +204,13 @@ def refuse_uncovered(module: LightningModule) -> None:
             "training.reproducible",
             f"bits does not cover torch.compile, which {name} uses; leave it out, {instead}",
         )
+    for path, part in module.named_modules():
+        if getattr(part, "scale_grad_by_freq", False):
+            raise BuildError(
+                "training.reproducible",
+                f"bits runs a step shard by shard, so that scale_grad_by_freq of {path} would count within a "
+                f"shard, not within the batch; leave it out, {instead}",
+            )
     for parameter, value in module.named_parameters():
         if has_gradient_hooks(value):
             raise BuildError(

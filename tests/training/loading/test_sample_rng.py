@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
-from training.loading.batches import ShareLoader, Shards, share_loader
+from training.loading.batches import Shards, ShareLoader, share_loader
 from training.loading.sample_rng import Indices, SeededSamples, sample_generator
 
 SAMPLES = 11
