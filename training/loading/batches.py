@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 from training.errors import BuildError
 from training.loading.dropped_samples import Kept, collated
 from training.loading.empty_shares import Placeholder, empty_batch
+from training.loading.generators import seeds_of
 from training.loading.orders import Order, Orders, SeededOrders
 from training.loading.sample_rng import EmptyShare, Indices, SamplesInParts, SeededCollate, SeededSamples
 from training.loading.samplers import SamplerOrders, has_plain_batches, is_shuffled, sampler_of
-from training.loading.sharded import ShardedBatch, shard_of
+from training.loading.sharded import Shard, ShardedBatch, shard_of
 from training.loading.streams import StreamLoader
 from training.spec import shares
 
@@ -208,9 +209,12 @@ class _CollateShare:
     def __call__(self, samples: list[Any]) -> Any:
         if isinstance(samples, SamplesInParts):
             parts = zip(samples, samples.origins, strict=True)
-            made = [(self._seeded(self._collated, part, origin), len(part)) for part, origin in parts]
-            return ShardedBatch([shard_of(*each) for each in made])
+            return ShardedBatch([self._shard(part, origin) for part, origin in parts])
         return self._collated(samples)
+
+    def _shard(self, part: list[Any], origin: bytes) -> Shard:
+        batch = self._seeded(self._collated, part, origin)
+        return shard_of(batch, len(part), seeds_of(origin + b"transfer").own)
 
     def _collated(self, samples: list[Any]) -> Any:
         if samples:

@@ -16,12 +16,14 @@ class Shard:
     """The batch of one shard.
 
     samples: how many it has, without those that a `collate_fn` has dropped. stands_in: whether it has no
-    sample, and the batch is a placeholder whose samples must not count.
+    sample, and the batch is a placeholder whose samples must not count. seed: of what is drawn for the batch
+    before the step, on any worker.
     """
 
     batch: Any
     samples: int
     stands_in: bool = False
+    seed: int = 0
 
 
 @dataclass
@@ -53,10 +55,10 @@ class ShardedBatch:
         return self.with_batches([pin_memory(shard.batch) for shard in self.shards])  # type: ignore[no-untyped-call]
 
 
-def shard_of(collated: Any, samples: int) -> Shard:
+def shard_of(collated: Any, samples: int, seed: int = 0) -> Shard:
     """Returns the shard for what the collation of its samples gave."""
     if isinstance(collated, Placeholder):
-        return Shard(collated.batch, 0, stands_in=True)
+        return Shard(collated.batch, 0, stands_in=True, seed=seed)
     if isinstance(collated, Kept):
-        return Shard(collated.batch, collated.samples)
-    return Shard(collated, samples)
+        return Shard(collated.batch, collated.samples, seed=seed)
+    return Shard(collated, samples, seed=seed)

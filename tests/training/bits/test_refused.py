@@ -139,6 +139,11 @@ class Sparse(Plain):
         return super().training_step(batch, index) + embedded.sum()
 
 
+class ChangesBatch(Images):
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch, dataloader_idx
+
+
 class ScalesByFrequency(Plain):
     def __init__(self) -> None:
         super().__init__()
@@ -218,6 +223,7 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
     "buffer of another shape": (lambda: spec_with(Resizes), ["the buffer 'queue' of Resizes"]),
     "empty shard": (lambda: spec_with(NeedsSamples), ["has no sample of this batch", "training.shards"]),
     "sparse": (lambda: spec_with(Sparse), ["sparse=False"]),
+    "before the transfer": (lambda: spec_with(data=ChangesBatch), ["use on_after_batch_transfer"]),
     "counts within a batch": (lambda: spec_with(ScalesByFrequency), ["scale_grad_by_freq of embedding"]),
     "callback of a batch": (
         lambda: spec_with() | {"trainer": {"callbacks": [{"class_path": f"{__name__}.ReadsBatch"}]}},
