@@ -29,6 +29,7 @@ BENCHMARKS = {
     "sync_bn": "the layer's time, memory and communication, against torch's and other schemes",
     "steps": "steps per second with checkpoints and tracking, against plain DDP and an earlier version",
     "bits": "time of a step and memory with training.reproducible: bits, against the usual mode",
+    "bits_accuracy": "accuracy over seeds with training.reproducible: bits, and in the usual mode",
     "capacity": "the load that one API, one PostgreSQL, one scheduler and one MLflow carry",
     "queue": "submissions per second, lists of up to a million jobs, memory; peers: bare inserts, Ray Jobs",
     "estimates": "how far the estimated starts of waiting jobs are from the actual ones",

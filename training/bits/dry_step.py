@@ -16,8 +16,8 @@ once more in each way, such as a line that it prints.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -26,15 +26,17 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from training.bits.attributes import users_modules
 from training.bits.checksums import Checksum, checksum
 from training.bits.loss import ShardLoss, losses_of
+from training.bits.mixing import ROUNDING, ROUNDING_OF_HALF, mixing
 from training.bits.observed import OF_ALL, HashedGradients, Observed, difference
 from training.bits.shards import RankShards
 from training.bits.snapshot import Snapshot
 from training.errors import StepError
-from training.loading.sharded import ShardedBatch
+from training.loading.sharded import Shard, ShardedBatch
 from training.model.nonfinite import public_name
 
 log = logging.getLogger(__name__)
@@ -115,18 +117,55 @@ class DryStep:
             return _CHANGED.format(name=changed[0])
         text = difference(first, self._run(order[::-1], elsewhere=True))
         if not text:
+            self._tell_mixing()
             return ""
         for cause, elsewhere in ((_REPEATED, False), (_WORKER, True)):
             if again := difference(first, self._run(order, elsewhere=elsewhere)):
                 return _message(again, *cause)
         return _message(text, *_ORDER)
 
+    def _tell_mixing(self) -> None:
+        """Warns if the loss is not a mean over samples; what else it is, it is within each shard."""
+        exchange, is_half = self._shards.exchange, "16" in str(self._module.trainer.precision)
+        if exchange.rank or not self._module.automatic_optimization:
+            return
+        if text := mixing(self._batches, self._loss_of, ROUNDING_OF_HALF if is_half else ROUNDING):
+            log.warning("%s", text.format(shards=exchange.shards))
+
+    def _loss_of(self, own: Sequence[Shard], number: int) -> float | None:
+        """Returns the loss of shards without Dropout; the number decides what else is drawn."""
+        module = self._module
+        with self._apart(range(len(own))) as (shards, loss):
+            for part in module.modules():
+                part.training &= not isinstance(part, _DropoutNd)
+            shards.attach(module)
+            module.log = lambda *_, **__: None  # type: ignore[method-assign]
+            batch = ShardedBatch([replace(shard, batch=deepcopy(shard.batch)) for shard in own])
+            with loss.in_shards(module.device), self._optimized(shards, loss):
+                outputs = shards.run(batch, self._step, where=[*self._where, number], trains=True)
+            total = loss.total(losses_of(outputs), [shard.samples for shard in own])
+        return None if total is None else float(total.detach())
+
     def _run(self, order: range, *, elsewhere: bool = False) -> Observed:
         """Runs the shards in an order, and puts all back that they change."""
         self._doing(f"dry step of {len(order)} shards")
+        with self._apart(order) as (shards, loss), ExitStack() as stack:
+            observed = Observed(self._module, lambda: _of(order, shards.threads.running))
+            if elsewhere:
+                stack.enter_context(self._elsewhere())
+                _set_numbers(self._module, self._other)
+            try:
+                with observed:
+                    self._pass(shards, loss, observed, [self._batches[number] for number in order])
+            except Exception as error:
+                observed.failed(error)
+        return observed
+
+    @contextmanager
+    def _apart(self, order: range) -> Iterator[tuple[RankShards, ShardLoss]]:
+        """Yields shards of this rank alone, with their loss, and puts all back that a step changes."""
         shards = self._shards.alone(order)
         loss = self._loss.over(shards.exchange, shards.threads)
-        observed = Observed(self._module, lambda: _of(order, shards.threads.running))
         share, trainer = self._loss.share, self._module.trainer
         with ExitStack() as stack:
             stack.callback(setattr, share, "samples", share.samples)
@@ -137,15 +176,7 @@ class DryStep:
             )
             stack.callback(shards.threads.close)
             stack.callback(shards.detach)
-            if elsewhere:
-                stack.enter_context(self._elsewhere())
-                _set_numbers(self._module, self._other)
-            try:
-                with observed:
-                    self._pass(shards, loss, observed, [self._batches[number] for number in order])
-            except Exception as error:
-                observed.failed(error)
-        return observed
+            yield shards, loss
 
     def _pass(self, shards: RankShards, loss: ShardLoss, observed: Observed, own: Sequence[Any]) -> None:
         module, order = self._module, shards.exchange.own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import struct
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ from training.bits.gradients import ShardGradients
 from training.bits.metrics import ShardMetrics
 from training.errors import StepError
 from training.loading.generators import generator_states, seed_globally, seeds_of, set_generator_states
+from training.model.nonfinite import public_name
+
+log = logging.getLogger(__name__)
 
 
 class ShardState:
@@ -56,6 +60,7 @@ class ShardState:
         self._weights: list[tuple[str, nn.Parameter]] = []
         self._shared: list[tuple[int, bool]] = []
         self._changed = ""
+        self._buffers_told = False
         self._where = b""
         self._segments: list[int] = []
         self._outside: Any = None
@@ -212,6 +217,7 @@ class ShardState:
         changed = table[:, 1:].any(0).tolist()
         first = int(table[:, 0].bool().int().argmax())
         source = self._exchange.owner(first)
+        unlike: list[int] = []
         for index in (index for index, is_changed in enumerate(changed) if is_changed):
             buffer = self._buffers[index][2]
             with torch.no_grad():
@@ -219,4 +225,24 @@ class ShardState:
                     buffer.copy_(self._copies[self._exchange.own.index(first)][index])
                 if self._exchange.world_size > 1:
                     dist.broadcast(buffer, source)
+            if not self._buffers_told:
+                counted = zip(self._copies, samples, strict=True)
+                copies = [copies[index] for copies, count in counted if count]
+                unlike += [index] if any(not torch.equal(copy, buffer) for copy in copies) else []
             self._spread(index)
+        if not self._buffers_told:
+            self._buffers_told = True
+            self._tell_unlike(unlike)
+
+    def _tell_unlike(self, unlike: Sequence[int]) -> None:
+        """Warns on rank 0 of buffers that the shards of this rank have left unlike that which is kept."""
+        ranks: list[Sequence[int]] = self._exchange.of_ranks(unlike)
+        for index in sorted({index for rank in ranks for index in rank}) if self._exchange.rank == 0 else ():
+            part, name, _ = self._buffers[index]
+            path = next(path for path, each in self._module.named_modules() if each is part)
+            log.warning(
+                "a step changes the buffer %s by the samples of a shard; training.reproducible: bits keeps "
+                "that of the first of %s shards, so that samples of the others do not count in it",
+                public_name(f"{path}.{name}".lstrip(".")),
+                self._exchange.shards,
+            )

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 from training.errors import BuildError
 from training.loading.dropped_samples import Kept, collated
 from training.loading.empty_shares import Placeholder, empty_batch
+from training.loading.generators import seeds_of
 from training.loading.orders import Order, Orders, SeededOrders
-from training.loading.sample_rng import EmptyShare, Indices, SamplesInParts, SeededSamples
+from training.loading.sample_rng import EmptyShare, Indices, SamplesInParts, SeededCollate, SeededSamples
 from training.loading.samplers import SamplerOrders, has_plain_batches, is_shuffled, sampler_of
-from training.loading.sharded import ShardedBatch, shard_of
+from training.loading.sharded import Shard, ShardedBatch, shard_of
 from training.loading.streams import StreamLoader
 from training.spec import shares
 
@@ -203,11 +204,17 @@ class _CollateShare:
 
     def __init__(self, collate: Callable[[list[Any]], Any], dataset: Dataset[Any]) -> None:
         self.collate, self.dataset = collate, dataset
+        self._seeded = SeededCollate(collate)
 
     def __call__(self, samples: list[Any]) -> Any:
         if isinstance(samples, SamplesInParts):
-            return ShardedBatch([shard_of(self._collated(part), len(part)) for part in samples])
+            parts = zip(samples, samples.origins, strict=True)
+            return ShardedBatch([self._shard(part, origin) for part, origin in parts])
         return self._collated(samples)
+
+    def _shard(self, part: list[Any], origin: bytes) -> Shard:
+        batch = self._seeded(self._collated, part, origin)
+        return shard_of(batch, len(part), seeds_of(origin + b"transfer").own)
 
     def _collated(self, samples: list[Any]) -> Any:
         if samples:

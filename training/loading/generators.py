@@ -54,6 +54,14 @@ def restored_generators() -> Iterator[None]:
         set_generator_states(states)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the three global generators, and puts them back as they were."""
+    with restored_generators():
+        seed_globally(seeds_of(struct.pack("<Q", seed)))
+        yield
+
+
 class OwnGenerators:
     """A context manager in which the global generators are others, which go on from where they last were."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import struct
-from collections.abc import Hashable, Iterator, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, cast
@@ -50,7 +50,37 @@ class EmptyShare(list[Any]):
 
 
 class SamplesInParts(list[Any]):
-    """The samples of several parts, as a list for each."""
+    """The samples of several parts, as a list for each.
+
+    origins: what is drawn while each is collated depends on.
+    """
+
+    def __init__(self, parts: Sequence[list[Any]], origins: Sequence[bytes]) -> None:
+        super().__init__(parts)
+        self.origins = origins
+
+
+class SeededCollate:
+    """Collates samples with all generators seeded, those of `collate` among them; then puts them back."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._private = PrivateGenerators(collate)
+
+    def __call__(self, collate: Callable[[list[Any]], Any], samples: list[Any], origin: bytes) -> Any:
+        """Returns collate(samples). collate: what calls the function whose generators were found."""
+        is_first = self._private.is_new_here
+        if is_first:
+            self._private.search()
+        with _restored_generators(), self._private.restored():
+            batch = self._seeded(collate, samples, origin)
+            if is_first and self._private.search():  # created by the first batch, so not seeded yet
+                batch = self._seeded(collate, samples, origin)
+            return batch
+
+    def _seeded(self, collate: Callable[[list[Any]], Any], samples: list[Any], origin: bytes) -> Any:
+        _seed(origin)
+        self._private.seed(origin)
+        return collate(samples)
 
 
 class SeededSamples(Dataset[Any]):
@@ -59,8 +89,9 @@ class SeededSamples(Dataset[Any]):
     These are the global ones and those of the data set's own, see `training.loading.private_generators`.
     Afterwards the generators' states are restored, so that the model's random numbers do not depend on the
     data's. Samples are fetched one by one, even if the data set has `__getitems__`. If a process's first
-    batch creates generators, it is fetched again. Draws of a collate function are not covered. Costs 15 µs
-    per sample and 0.2 ms per batch, and 3 to 20 µs and 0.1 ms for each generator of the data set's own.
+    batch creates generators, it is fetched again. What a collate function draws is covered where it
+    collates parts: `SeededCollate`. Costs 15 µs per sample and 0.2 ms per batch, and 3 to 20 µs and 0.1 ms
+    for each generator of the data set's own.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
@@ -99,10 +130,14 @@ class SeededSamples(Dataset[Any]):
         samples = [self._draw(indices.epoch, *which) for which in zip(indices, occurrences, strict=True)]
         if indices.parts is None:
             return samples
-        rest = iter(samples)
-        return SamplesInParts(
-            [list(islice(rest, length)) if length else self._empty(indices) for length in indices.parts]
-        )
+        rest, first = iter(samples), 0
+        parts, origins = [], []
+        for length in indices.parts:
+            which = (indices[first], occurrences[first]) if length else (indices.stand_in, 0)
+            origins.append(_origin(self.seed, indices.epoch, *which) + b"collate")
+            parts.append(list(islice(rest, length)) if length else self._empty(indices))
+            first += length
+        return SamplesInParts(parts, origins)
 
     def _empty(self, indices: Indices) -> EmptyShare:
         return EmptyShare(self._draw(indices.epoch, indices.stand_in, 0))

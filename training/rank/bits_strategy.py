@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -22,6 +22,7 @@ from training.bits.shards import RankShards
 from training.bits.threads import in_shard
 from training.errors import BuildError, StepError
 from training.internals import SKIPPED, has_gradient_hooks, is_compiled
+from training.loading.generators import seeded
 from training.loading.sharded import ShardedBatch
 from training.rank.another_worker import on_another_worker
 from training.rank.strategy import GroupStrategy
@@ -55,6 +56,9 @@ class BitsStrategy(GroupStrategy):
     def setup(self, trainer: Trainer) -> None:
         assert self.lightning_module is not None
         refuse_uncovered(self.lightning_module)
+        data: Any = getattr(trainer, "datamodule", None)
+        for owner in (self.lightning_module, *([data] if data is not None else [])):
+            _refuse_hook_before_transfer(owner)
         super().setup(trainer)
         if trainer.state.fn != TrainerFn.FITTING:
             self._shards.attach(self.lightning_module)
@@ -77,12 +81,11 @@ class BitsStrategy(GroupStrategy):
                 f"a step gets a {type(batch).__name__} of several loaders' batches, which "
                 "training.reproducible: bits does not cut into shards; give one loader"
             )
-        return batch.with_batches(
-            [
-                super(BitsStrategy, self).batch_to_device(each.batch, device, dataloader_idx)
-                for each in batch.shards
-            ]
-        )
+        moved = []
+        for shard in batch.shards:
+            with seeded(shard.seed):  # hooks of the user's that augment
+                moved.append(super().batch_to_device(shard.batch, device, dataloader_idx))
+        return batch.with_batches(moved)
 
     def training_step(self, batch: ShardedBatch, *args: Any, **kwargs: Any) -> Any:
         module = self.lightning_module
@@ -204,6 +207,13 @@ def refuse_uncovered(module: LightningModule) -> None:
             "training.reproducible",
             f"bits does not cover torch.compile, which {name} uses; leave it out, {instead}",
         )
+    for path, part in module.named_modules():
+        if getattr(part, "scale_grad_by_freq", False):
+            raise BuildError(
+                "training.reproducible",
+                f"bits runs a step shard by shard, so that scale_grad_by_freq of {path} would count within a "
+                f"shard, not within the batch; leave it out, {instead}",
+            )
     for parameter, value in module.named_parameters():
         if has_gradient_hooks(value):
             raise BuildError(
@@ -218,3 +228,13 @@ def refuse_uncovered(module: LightningModule) -> None:
                 f"bits runs a step shard by shard, and {name} overrides {hook}, which is called once for all "
                 f"of a worker's shards; do that in the step, {instead}",
             )
+
+
+def _refuse_hook_before_transfer(owner: LightningModule | LightningDataModule) -> None:
+    parent = LightningModule if isinstance(owner, LightningModule) else LightningDataModule
+    if is_overridden("on_before_batch_transfer", owner, parent):
+        raise BuildError(
+            "training.reproducible",
+            f"{type(owner).__name__} overrides on_before_batch_transfer, which is called once for all of a "
+            "worker's shards; use on_after_batch_transfer, or set training.reproducible to curve",
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -138,6 +139,23 @@ class Sparse(Plain):
         return super().training_step(batch, index) + embedded.sum()
 
 
+class ChangesBatch(Images):
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch, dataloader_idx
+
+
+class ScalesByFrequency(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(3, 3, scale_grad_by_freq=True)
+
+
+class ReadsBatch(Callback):
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        _trainer, _module, batch, _index = arguments
+        _x, _y = batch
+
+
 class LogsMetricSteps(Plain):
     def training_step(self, batch: Any, index: int) -> Tensor:
         self.accuracy.update(F.one_hot(batch[1], 3).float(), batch[1])
@@ -205,6 +223,12 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
     "buffer of another shape": (lambda: spec_with(Resizes), ["the buffer 'queue' of Resizes"]),
     "empty shard": (lambda: spec_with(NeedsSamples), ["has no sample of this batch", "training.shards"]),
     "sparse": (lambda: spec_with(Sparse), ["sparse=False"]),
+    "before the transfer": (lambda: spec_with(data=ChangesBatch), ["use on_after_batch_transfer"]),
+    "counts within a batch": (lambda: spec_with(ScalesByFrequency), ["scale_grad_by_freq of embedding"]),
+    "callback of a batch": (
+        lambda: spec_with() | {"trainer": {"callbacks": [{"class_path": f"{__name__}.ReadsBatch"}]}},
+        ["a callback reads a batch", "batch.first"],
+    ),
     "metric on_step": (lambda: spec_with(LogsMetricSteps), ["'accuracy' is a metric", "on_step=False"]),
     "logged twice": (lambda: spec_with(LogsTwice), ["logs 'twice' twice", "two names"]),
     "stream": (lambda: spec_with(data=Streams), ["is a stream", "__getitem__"]),

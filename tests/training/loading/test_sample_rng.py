@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
-from training.loading.batches import ShareLoader, share_loader
+from training.loading.batches import Shards, ShareLoader, share_loader
 from training.loading.sample_rng import Indices, SeededSamples, sample_generator
 
 SAMPLES = 11
@@ -82,6 +82,38 @@ def test_a_data_set_that_gives_several_samples_at_once_is_no_exception(
     alone: Tensor, make: Callable[[], Dataset[Any]]
 ) -> None:
     assert torch.equal(epoch_of(make(), world_size=2), alone)
+
+
+class Jitters:
+    """Draws from each generator when it collates, and from one of its own."""
+
+    def __init__(self) -> None:
+        self.own = np.random.RandomState(1)
+
+    def __call__(self, samples: list[Tensor]) -> Tensor:
+        return torch.stack([torch.tensor([*draw(int(each[0])), self.own.rand()]) for each in samples])
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_what_collating_a_shard_draws_does_not_depend_on_where_the_shard_is(processes: int) -> None:
+    def shards(*own: range) -> list[list[list[float]]]:
+        found: list[list[list[float]]] = [[] for _ in range(3)]
+        for each in own:
+            loader = DataLoader(Noisy(), shuffle=True, num_workers=processes, collate_fn=Jitters())
+            cuts = Shards(4, each)
+            shared = share_loader(loader, batch_size=4, rank=0, world_size=1, seed=7, shards=cuts)
+            for number, batch in enumerate(shared):
+                found[number] += [shard.batch.tolist() for shard in batch.shards]
+        return found
+
+    before = torch.get_rng_state()
+    together = shards(range(4))
+
+    assert shards(range(1), range(1, 4)) == together
+    assert torch.equal(torch.get_rng_state(), before)
+    samples = torch.tensor([row for batch in together for shard in batch for row in shard])
+    assert len(samples) == SAMPLES
+    assert all(len(drawn.unique()) == SAMPLES for drawn in samples.T)
 
 
 def test_every_sample_epoch_and_seed_draws_numbers_of_its_own(alone: Tensor) -> None:
