@@ -44,12 +44,15 @@ class ComparedGroup:
 
     def last(self, metric: str) -> Spread | None:
         """Returns the latest value of a metric; None if no job has it."""
-        found = [each[metric] for each in self._metrics if metric in each]
-        return Spread.of(found) if found else None
+        return self._spreads.get(metric)
 
     @cached_property
-    def _metrics(self) -> list[Mapping[str, float | None]]:
-        return [shown_metrics(job.progress.metrics) for job in self.jobs if job.progress is not None]
+    def _spreads(self) -> dict[str, Spread]:
+        found: dict[str, list[float | None]] = {}
+        for job in self.jobs:
+            for metric, value in shown_metrics(job.progress.metrics if job.progress else {}).items():
+                found.setdefault(metric, []).append(value)
+        return {metric: Spread.of(values) for metric, values in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +60,14 @@ class CompareView:
     """What the page shows.
 
     differing: the dotted keys of the spec whose values are not the same in all jobs. labels: what
-    distinguishes each group: the values of parameters that differ, or its jobs' names.
+    distinguishes each group: the values of parameters that differ, or its jobs' names. without: by a job's
+    id the query of the page that compares the others.
     """
 
     groups: Sequence[ComparedGroup]
     differing: Sequence[str]
     labels: Sequence[str]
+    without: Mapping[str, str]
 
     @property
     def jobs(self) -> list[Job]:
@@ -165,9 +170,8 @@ class _Parts:
         if not jobs:
             return []
         part = partial(fragment, self._request, "partial.html", view=view, url=partial(link_from, "/compare"))
-        query_of = partial(_query_of, apart=self._apart)
         return [
-            part(target="compare-jobs", part="compare_jobs.html", query_of=query_of),
+            part(target="compare-jobs", part="compare_jobs.html"),
             part(target="compare-metrics", part="compare_metrics.html"),
         ]
 
@@ -210,7 +214,9 @@ def _view(jobs: Sequence[Job], *, apart: bool) -> CompareView:
     differing = differences.differing([values for group in groups for values in group.values], sections)
     names = Counter(name for group in groups for name in {job.name for job in group.jobs})
     labels = [_label(group, differing, names) for group in groups]
-    return CompareView(groups=groups, differing=differing, labels=labels)
+    grouped = [job for group in groups for job in group.jobs]
+    without = {job.id: _query_of(grouped, apart=apart, without=job.id) for job in grouped}
+    return CompareView(groups=groups, differing=differing, labels=labels, without=without)
 
 
 def _label(group: ComparedGroup, differing: Iterable[str], groups_with: Mapping[str, int]) -> str:
