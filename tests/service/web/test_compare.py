@@ -49,7 +49,8 @@ def test_jobs_that_differ_in_their_seed_are_one_line_with_a_band(
     page.wait_for_selector("#chart[data-points='40']")  # two lines of 20 points
     assert page.locator("#legend .mark").count() == 2
     assert page.locator("tr[data-group='1']").count() == 3
-    assert page.locator("#compare-jobs td:has-text('same weights')").count() == 1
+    # As soon as the service has seen how the jobs ended.
+    expect(page.locator("#compare-jobs td:has-text('same weights')")).to_have_count(1)
     parameters = page.inner_text("section[aria-labelledby=parameters-title]")
     assert "optimizer.init_args.lr" in parameters
     assert "0, 1, 2" in parameters
