@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Spy(nn.Sequential):
     """Prints `FOUND …` for each thing that it could read or change.
 
     paths: files and folders of others. secrets: texts that must not be seen. links: where in its own run
-    folder it puts links, and where they lead.
+    folder it puts links, and where they lead. pace: seconds that a step takes at least.
     """
 
-    def __init__(self, paths: list[str], secrets: list[str], links: dict[str, str]) -> None:
+    def __init__(
+        self, paths: list[str], secrets: list[str], links: dict[str, str], pace: float = 0.0
+    ) -> None:
         super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
         for found in [*_rights(), *_opened(paths), *_seen(secrets)]:
             print("FOUND", found, flush=True)  # noqa: T201
@@ -26,7 +29,13 @@ class Spy(nn.Sequential):
         for name, target in links.items():
             with suppress(FileExistsError):
                 (run / name).symlink_to(target)
+        self.pace = pace
         print(f"user {os.getuid()} looked at {len(paths)} paths", flush=True)  # noqa: T201
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.pace)
+        output: Tensor = super().forward(x)
+        return output
 
 
 def _rights() -> Iterator[str]:
