@@ -12,6 +12,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 
+class Pause(nn.Module):
+    """Hands its input on after some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return x
+
+
 class Spy(nn.Sequential):
     """Prints `FOUND …` for each thing that it could read or change.
 
@@ -22,20 +34,21 @@ class Spy(nn.Sequential):
     def __init__(
         self, paths: list[str], secrets: list[str], links: dict[str, str], pace: float = 0.0
     ) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+        super().__init__(
+            Pause(pace),
+            nn.Flatten(),
+            nn.Linear(64, 32),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+            nn.Linear(32, 10),
+        )
         for found in [*_rights(), *_opened(paths), *_seen(secrets)]:
             print("FOUND", found, flush=True)  # noqa: T201
         run = Path("/proc/self/fd/1").readlink().parents[2]
         for name, target in links.items():
             with suppress(FileExistsError):
                 (run / name).symlink_to(target)
-        self.pace = pace
         print(f"user {os.getuid()} looked at {len(paths)} paths", flush=True)  # noqa: T201
-
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(self.pace)
-        output: Tensor = super().forward(x)
-        return output
 
 
 def _rights() -> Iterator[str]:
