@@ -35,7 +35,8 @@ class MlflowRest:
     def __init__(self, url: str, public_url: str | None = None) -> None:
         self.public_url = (public_url or url).rstrip("/")
         self._circuit = Circuit("MLflow", at_once=_AT_ONCE)
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False)
+        verify = httpx.URL(url).scheme == "https"  # loading the certificates takes longer than a request
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False, verify=verify)
 
     def check(self) -> None:
         # Not its route /health, which answers also whom the others refuse.

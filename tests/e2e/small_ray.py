@@ -17,12 +17,16 @@ from types import MappingProxyType
 import psutil
 
 from service.embedded.processes import MARK, sweep
+from service.embedded.servers import NO_PORT, QUIET
 from service.ports import free_port
 from tests.e2e.stack import ENVIRONMENT, RAY, until
 
 
 class SmallRay:
-    """A head and other nodes, all on this machine. folder: of logs; what runs carries its name as a mark."""
+    """A head and other nodes, all on this machine, without what the embedded Ray leaves out, too.
+
+    folder: of logs; what runs carries its name as a mark.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.token = folder, secrets.token_hex(32)
@@ -33,8 +37,8 @@ class SmallRay:
 
     def start(self, *, cpus: int, gpus: int = 0) -> None:
         """Returns when its head takes calls. The GPUs are there for Ray alone."""
-        ports = [f"--port={self._port}", f"--ray-client-server-port={free_port()}"]
-        self._ray("--head", "--include-dashboard=false", *ports, f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+        without = ["--include-dashboard=false", f"--dashboard-port={NO_PORT}", "--no-monitor"]
+        self._ray("--head", *without, f"--port={self._port}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
         until(self._listens, "Ray's head does not listen")
 
     def add_node(self, *, cpus: int, variables: Mapping[str, str] | None = None) -> None:
@@ -74,11 +78,14 @@ class SmallRay:
         self._temporary.append(tempfile.mkdtemp(prefix="syncbn-ray-", dir="/tmp"))
         ports = ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         own = [f"--temp-dir={self._temporary[-1]}", f"--object-store-memory={100 * 2**20}"]
+        own.append("--include-log-monitor=false")
         environment = {
+            "RAY_START_HOOK": QUIET["RAY_START_HOOK"],
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_enable_metrics_collection": "0",
             "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "AUTOSCALER_METRIC_PORT": "99999",
             "DASHBOARD_METRIC_PORT": "99999",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
+
+
+class Pause(nn.Module):
+    """Hands its input on after some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(self.seconds)
+        return x
 
 
 class Spy(nn.Sequential):
     """Prints `FOUND …` for each thing that it could read or change.
 
     paths: files and folders of others. secrets: texts that must not be seen. links: where in its own run
-    folder it puts links, and where they lead.
+    folder it puts links, and where they lead. pace: seconds that a step takes at least.
     """
 
-    def __init__(self, paths: list[str], secrets: list[str], links: dict[str, str]) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    def __init__(
+        self, paths: list[str], secrets: list[str], links: dict[str, str], pace: float = 0.0
+    ) -> None:
+        super().__init__(
+            Pause(pace),
+            nn.Flatten(),
+            nn.Linear(64, 32),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+            nn.Linear(32, 10),
+        )
         for found in [*_rights(), *_opened(paths), *_seen(secrets)]:
             print("FOUND", found, flush=True)  # noqa: T201
         run = Path("/proc/self/fd/1").readlink().parents[2]

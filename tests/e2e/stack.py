@@ -27,6 +27,9 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     # Ray's default of 15 would let other tests starve the host agents and their ranks.
     "RAY_worker_niceness": "0",
+    # As in the embedded stack: the host agents are the only workers.
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 
@@ -77,7 +80,7 @@ class Served:
 
     def is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=5, verify=False).status_code == 200
         except httpx.HTTPError:
             return False
 

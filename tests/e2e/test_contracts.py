@@ -68,7 +68,9 @@ class Subject:
         return Launch(order=order, resources=Resources(cpus_per_worker=cpus), code=archive, **changes)
 
     def lasting(self, **changes: Any) -> Launch:
-        return self.attempt(epochs=100_000, **changes)
+        """Its steps take time, and no CPU."""
+        slow = {"hurry": str(self.folder / "never")}
+        return self.attempt(epochs=100_000, model=slow | changes.pop("model", {}), **changes)
 
     def trains(self, launch: Launch) -> Status:
         """Returns when it has made a step."""

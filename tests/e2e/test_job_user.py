@@ -69,8 +69,11 @@ def code(folder: Path) -> Path:
     return folder / "code"
 
 
-def spying(paths: list[Path], secrets: list[str], links: dict[str, Path], **changes: Any) -> dict[str, Any]:
+def spying(
+    paths: list[Path], secrets: list[str], links: dict[str, Path], *, pace: float = 0.0, **changes: Any
+) -> dict[str, Any]:
     arguments = {
+        "pace": pace,
         "paths": list(map(str, paths)),
         "secrets": secrets,
         "links": {name: str(path) for name, path in links.items()},
@@ -92,7 +95,8 @@ def test_a_job_reaches_nothing_of_the_service_and_of_another_user_s_job(
     own.user_key = keys["ada"]
     training = {"global_batch_size": 64, "max_steps": 100_000}
     environment = {"requirements": ["demo==1.0"], "variables": {"TOKEN": ADAS}}
-    adas = own.submit(spying([], [], {}, training=training, environment=environment), code(tmp_path))
+    lasting = spying([], [], {}, pace=0.1, training=training, environment=environment)
+    adas = own.submit(lasting, code(tmp_path))
     own.until_step(adas, 5)
     run = own.folder / "checkpoints" / adas.id
     uid = run.stat().st_uid

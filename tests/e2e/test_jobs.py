@@ -48,10 +48,12 @@ def test_the_example_learns_and_leaves_everything_in_mlflow(stack: Stack) -> Non
     assert _loads_without_this_project(stack, run_id)
 
 
-def test_a_running_job_is_cancelled_and_frees_its_workers(stack: Stack) -> None:
-    endless = digits(training={"global_batch_size": 64, "max_steps": 1_000_000})
+def test_a_running_job_is_cancelled_and_frees_its_workers(stack: Stack, code: Path, tmp_path: Path) -> None:
+    slow = {"folder": str(tmp_path), "strikes": {}, "pace": 0.2}
+    model = {"class_path": "mine.nets.Struck", "init_args": slow}
+    endless = digits(model=model, training={"global_batch_size": 64, "max_steps": 1_000_000})
     with stack.client() as client:
-        job = client.submit(endless)
+        job = stack.submit(endless, code)
         running = stack.until_step(job, 1)
 
         assert stack.cli("cancel", job.id).returncode == 0

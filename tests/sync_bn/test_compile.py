@@ -23,11 +23,15 @@ needs_compiler = pytest.mark.skipif(
     not can_compile, reason="inductor needs a C++ compiler and Python's headers"
 )
 
+COMPILERS = ("torch._dynamo", "torch._inductor.compile_fx", "torch._inductor.codegen.cpp")
+# The CPU's instructions are those that /proc/cpuinfo names; inductor compiles no program to try them.
+INDUCTOR: dict[str, Any] = {"compile_threads": 1, "cpp.vec_isa_ok": True}
+
 
 @pytest.fixture(scope="module")
 def ranks(full_run: None) -> Iterator[Ranks]:  # noqa: ARG001
-    """With more time than others, for compilers."""
-    with Ranks(2, timeout_seconds=400) as ranks:
+    """With more time than others, for compilers, which are imported once for both."""
+    with Ranks(2, timeout_seconds=400, preload=COMPILERS) as ranks:
         yield ranks
 
 
@@ -77,7 +81,7 @@ def eager_and_compiled(
     torch._dynamo.reset()
     own = [{name: parts[rank] for name, parts in batch.items()} for batch in batches]
     eager, to_compile = (Network().to(dtype) for _ in range(2))
-    with torch._inductor.config.patch(compile_threads=1):
+    with torch._inductor.config.patch(INDUCTOR):
         compiled = torch.compile(to_compile, backend=backend, fullgraph=True)
         return [results_of_steps(eager, eager, own), results_of_steps(to_compile, compiled, own)]
 
@@ -120,7 +124,7 @@ def code_of_forward(rank: int) -> str:
         y: Tensor = layer(x)
         return y.relu() * 2
 
-    with torch._inductor.config.patch(compile_threads=1, force_disable_caches=True):
+    with torch._inductor.config.patch(INDUCTOR | {"force_disable_caches": True}):
         compiled = torch.compile(function, fullgraph=True)
         _, (code, *_) = torch._inductor.utils.run_and_get_code(compiled, torch.randn(4 + rank, 5, 6))
     return str(code)
