@@ -47,7 +47,8 @@ class Transport:
                 auth=None if api_key or address.host not in _LOOPBACK else LocalToken(address.port or 80),
                 timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
                 trust_env=address.host not in _LOOPBACK,  # a company's proxy cannot reach this machine
-                verify=address.scheme == "https",  # loading the certificates takes longer than a request
+                # Loading the certificates takes longer than a request. Proxies may need them.
+                verify=address.scheme == "https" or address.host not in _LOOPBACK,
             )
         except (httpx.InvalidURL, UnicodeEncodeError) as error:
             raise ClientError(f"the address or API key is not valid: {self.url} ({error})") from None
