@@ -138,10 +138,10 @@ class Runs:
             self._called_at = self._at_work_on = None
             self._problem = why if away else ""
             self._failed.pop(job.id, None)
-            if why:
-                self._failed[job.id] = why
-            else:
+            if not why:
                 self._requested.pop(job.id, None)
+            elif job.id in self._requested:  # else it does not wait any more, and nobody would try again
+                self._failed[job.id] = why
         self._on_run()
 
     def _create(self, job: Job) -> None:

@@ -49,6 +49,29 @@ def test_a_job_waits_for_mlflow_and_starts_once_it_is_back(world: World) -> None
     assert world.look(job).state is State.STARTING
 
 
+def test_a_job_that_was_paused_while_its_run_could_not_be_created_starts_once_mlflow_is_back(
+    world: World,
+) -> None:
+    job, other = world.create(), world.create()
+
+    def paused_and_resumed() -> None:
+        world.store.request_pause(job.id)
+        dispatcher.round()
+        world.store.request_resume(job.id)
+
+    dispatcher = tapped(world, Tap("ensure_experiment", paused_and_resumed))
+    world.results.unreachable = True
+    dispatcher.round()
+    dispatcher.runs.create_all()
+    world.results.unreachable = False
+    dispatcher.runs.create_all()  # the other job shows that MLflow is back
+    for _ in range(5):
+        work(dispatcher, world.results)
+
+    assert world.look(other).state is State.STARTING
+    assert world.look(job).state is State.STARTING
+
+
 def test_a_job_that_waits_for_mlflow_keeps_no_machine_from_one_that_has_a_run(world: World) -> None:
     resumed = world.running(resources={"workers": 4})
     world.store.request_pause(resumed.id)
