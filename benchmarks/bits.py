@@ -61,6 +61,15 @@ def _run(mode: str, workers: int, steps: int, folder: Path) -> tuple[float, floa
         "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05, "momentum": 0.9}},
         "training": {"global_batch_size": BATCH, "max_steps": steps, "reproducible": mode},
     }
+    train(spec, workers, folder)
+    # A step has a forward pass for each shard; it begins with the first.
+    first = {stamp.step: stamp for stamp in reversed(stamps.read(path))}
+    seconds = stamps.seconds_by_step([first[step] for step in sorted(first)], after=WARM_UP)
+    return 1000 * median(seconds.values()), int((folder / "peak").read_text()) / 1024
+
+
+def train(spec: dict[str, Any], workers: int, folder: Path) -> None:
+    """Trains a spec under torchrun. Raises RuntimeError, with the end of what was printed, if that fails."""
     script = HERE / "benchmarks" / "peers" / "torchrun_rank.py"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     done = subprocess.run(
@@ -71,8 +80,4 @@ def _run(mode: str, workers: int, steps: int, folder: Path) -> tuple[float, floa
         timeout=LONGEST_SECONDS,
     )
     if done.returncode:
-        raise RuntimeError(f"{mode} on {workers} workers failed:\n{done.stderr[-3000:]}")
-    # A step has a forward pass for each shard; it begins with the first.
-    first = {stamp.step: stamp for stamp in reversed(stamps.read(path))}
-    seconds = stamps.seconds_by_step([first[step] for step in sorted(first)], after=WARM_UP)
-    return 1000 * median(seconds.values()), int((folder / "peak").read_text()) / 1024
+        raise RuntimeError(f"{folder.name} failed:\n{done.stderr[-3000:]}")

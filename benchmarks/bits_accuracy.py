@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bits import BITS, CURVE, train
 from benchmarks.progress import progress
 from benchmarks.result import Options, Result, comparison
 
-SEEDS, STEPS, QUICK_STEPS = 5, 160, 10
+SEEDS, STEPS, QUICK_STEPS = 5, 160, 40
 BATCH, TRAINED, TESTED = 50, 2000, 2000
-LONGEST_SECONDS = 600
-HERE = Path(__file__).parents[1]
-MODES = CURVE, BITS = "curve", "bits"
+MODES = CURVE, BITS
 NOTES = (
     f"An MLP of 128 and 64 with BatchNorm and Dropout on {TRAINED} images of Fashion-MNIST, {STEPS} steps "
     f"with a global batch of {BATCH}, float32, SGD with momentum, on a worker; accuracy on {TESTED} other "
@@ -57,16 +53,6 @@ def _accuracy(mode: str, seed: int, steps: int, folder: Path) -> float:
         }
         | {"max_steps": steps, "max_epochs": steps * BATCH // TRAINED + 1},
     }
-    script = HERE / "benchmarks" / "peers" / "torchrun_rank.py"
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(script), "ours", json.dumps(spec), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
-        capture_output=True,
-        text=True,
-        timeout=LONGEST_SECONDS,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{mode} with seed {seed} failed:\n{done.stderr[-3000:]}")
+    train(spec, 1, folder)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return float([row["val_accuracy"] for row in rows if "val_accuracy" in row][-1])

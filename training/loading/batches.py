@@ -240,10 +240,9 @@ def share_loader(
     batch_size: of the global batch, over all ranks. Dataset, collation, processes and order are those of
     `loader`; its batch size is ignored, unless it has a batch sampler of its own, whose lists are the global
     batches. drop_last: in addition to that of `loader`. repeats, shards: see `GlobalBatches`; with shards a
-    batch is a `ShardedBatch`. Random draws of the
-    dataset depend only on (seed, epoch, index), see `training.loading.sample_rng`; those of a stream on
-    (seed, epoch), see `training.loading.streams`. Raises BuildError for data that cannot be cut into global
-    batches.
+    batch is a `ShardedBatch`. Random draws of the dataset depend only on (seed, epoch, index), see
+    `training.loading.sample_rng`; those of a stream on (seed, epoch), see `training.loading.streams`. Raises
+    BuildError for data that cannot be cut into global batches.
     """
     assert accumulate_grad_batches <= batch_size
     if loader.batch_size is None and loader.batch_sampler is None:
