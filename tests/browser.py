@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+_PATIENCE_S = 60  # the other tests may leave this one little of the machine
 
 
 @contextmanager
@@ -22,6 +24,7 @@ def running_browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
         pytest.skip("Chromium is not installed: apt-get install chromium-headless-shell")
+    expect.set_options(timeout=1000 * _PATIENCE_S)
     with sync_playwright() as playwright:
         # --no-sandbox: Chromium refuses to run as root otherwise, as in a container.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])

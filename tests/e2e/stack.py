@@ -85,13 +85,13 @@ class Served:
             return False
 
     def mlflow_get(self, path: str, **parameters: str) -> dict[str, Any]:
-        answer = httpx.get(f"{self.mlflow}/api/2.0/mlflow/{path}", params=parameters, timeout=30)
+        answer = httpx.get(f"{self.mlflow}/api/2.0/mlflow/{path}", params=parameters, timeout=60)
         answer.raise_for_status()
         document: dict[str, Any] = answer.json()
         return document
 
     def mlflow_post(self, path: str, **body: Any) -> dict[str, Any]:
-        answer = httpx.post(f"{self.mlflow}/api/2.0/mlflow/{path}", json=body, timeout=30)
+        answer = httpx.post(f"{self.mlflow}/api/2.0/mlflow/{path}", json=body, timeout=60)
         answer.raise_for_status()
         document: dict[str, Any] = answer.json()
         return document

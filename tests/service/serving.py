@@ -34,7 +34,7 @@ class Stage:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # Loading certificates would take longer than most tests' requests.
         with httpx.Client(
-            base_url=self.url, headers=headers, timeout=20, trust_env=False, verify=False
+            base_url=self.url, headers=headers, timeout=60, trust_env=False, verify=False
         ) as client:
             yield client
 
@@ -56,7 +56,7 @@ def running_stage() -> Iterator[Stage]:
             yield stage
         finally:
             server.should_exit = server.force_exit = True
-            thread.join(timeout=20)
+            thread.join(timeout=60)
 
 
 def sent_events(text: str) -> list[tuple[str, str, str]]:

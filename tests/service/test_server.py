@@ -56,7 +56,7 @@ class Place:
         return {"Authorization": f"Bearer {token_file(self.port).read_text()}"}
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", headers=self.headers)
+        return httpx.get(f"{self.url}{path}", headers=self.headers, timeout=60)
 
 
 @pytest.fixture

@@ -28,12 +28,20 @@ async function ask(method, path, body, headers = {}) {
   const kind = response.headers.get("Content-Type") ?? "";
   // An answer without content may still be announced as JSON.
   const found = kind.includes("json") && response.status !== 204 ? await response.json() : await response.text();
-  if (!response.ok) {
-    const error = new Error(found.detail ?? `The service answered with ${response.status}.`);
-    error.problem = found;
-    throw error;
-  }
+  if (!response.ok) throw failure(kind.includes("json") ? found : {}, response.status);
   return found;
+}
+
+/** An Error from a problem document, which is its `problem`; from {} if the answer had none. */
+function failure(problem, status) {
+  const error = new Error(problem.detail ?? `The service answered with ${status}.`);
+  error.problem = { ...problem, status };
+  return error;
+}
+
+/** What failed, with the page's way out of it. */
+function tryingAgain(error) {
+  return `${error.message.replace(/[.]?$/, ".")} This page tries again.`;
 }
 
 /** Shows a text at the edge of the page for a while. */
@@ -138,15 +146,20 @@ function back() {
   setTimeout(() => { if (!awaySince) banner.hidden = true; }, 5000);
 }
 const LOST = "The service does not answer. This page shows what it last said, and tries again.";
+const DELETED = "This has been deleted. The page shows what was last known of it.";
+let deleted = false;
 document.addEventListener("htmx:sse:error", (event) => {
   if (event.detail.status === 401) location.reload();
-  away(LOST);
+  deleted = event.detail.status === 404;
+  away(deleted ? DELETED : LOST);
 });
-document.addEventListener("htmx:sse:before:connection", (event) => { if (event.detail.connection.attempt > 0) away(LOST); });
+document.addEventListener("htmx:sse:before:connection", (event) => {
+  if (event.detail.connection.attempt > 0 && !deleted) away(LOST);
+});
 document.addEventListener("htmx:sse:after:connection", back);
 document.addEventListener("htmx:sse:before:message", (event) => {
   const { event: name, data } = event.detail.message;
-  if (name === "away") away(`${data} This page shows what was last known.`);
+  if (name === "away") away(`${data.replace(/[.]?$/, ".")} This page shows what was last known.`);
   else back();
 });
 document.addEventListener("htmx:after:swap", showAges);

@@ -133,7 +133,7 @@ async function read() {
     if (!reader.position && !ended) wait = ASK_AGAIN_MS; // MLflow alone has them: nothing says when there are more
   } catch (error) {
     if (error.problem?.status === 404) return; // deleted: the header says so
-    tell(`${error.message} This page tries again.`, true);
+    tell(tryingAgain(error), true);
     wait = 5000;
   }
   update();

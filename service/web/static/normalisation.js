@@ -208,7 +208,8 @@ async function read() {
     await reader.catchUp();
     if (!layers.size || before !== reader.position || !reader.position) await show();
   } catch (error) {
-    tell(`${error.message} This page tries again.`, true);
+    if (error.problem?.status === 404) return; // deleted: the header says so
+    tell(tryingAgain(error), true);
   }
   if (document.getElementById("job-header").dataset.ended && part("news").hidden) return;
   setTimeout(read, reader.position ? EVERY_MS : 3 * EVERY_MS);

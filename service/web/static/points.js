@@ -224,7 +224,7 @@ class PointReader {
     this._busy = null;
   }
 
-  /** Resolves when all points that there are have been read; throws an Error with a sentence. */
+  /** Resolves when all points that there are have been read; throws an Error as `ask` does. */
   catchUp() {
     this._busy ??= this._catchUp().finally(() => { this._busy = null; });
     return this._busy;
@@ -273,6 +273,6 @@ class PointReader {
     }
     if (answer.ok) return answer;
     const problem = await answer.json().catch(() => ({}));
-    throw new Error(problem.detail ?? `The service answered with ${answer.status}.`);
+    throw failure(problem, answer.status);
   }
 }

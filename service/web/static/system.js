@@ -68,7 +68,8 @@ async function read() {
     tell("");
     update();
   } catch (error) {
-    tell(`${error.message} This page tries again.`, true);
+    if (error.problem?.status === 404) return; // deleted: the header says so
+    tell(tryingAgain(error), true);
   } finally {
     clearTimeout(slow);
   }

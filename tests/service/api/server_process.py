@@ -48,7 +48,7 @@ class ServerProcess:
         while True:
             assert self._process.poll() is None, "the server did not start"
             try:
-                httpx.get(f"{self.url}/healthz", trust_env=False, verify=False)
+                httpx.get(f"{self.url}/healthz", trust_env=False, verify=False, timeout=60)
             except httpx.TransportError:
                 time.sleep(0.02)
             else:

@@ -184,7 +184,7 @@ def test_health_needs_no_key(locked: FastAPI, route: str) -> None:
 def test_why_it_is_not_ready_is_told_to_holders_of_a_key_alone(stage: Stage, sqlite_store: Store) -> None:
     with stage.showing(create_app(Settings(), sqlite_store, FakeResults())) as client:
         known = client.get("/readyz")
-        stranger = httpx.get(f"{stage.url}/readyz", trust_env=False)
+        stranger = httpx.get(f"{stage.url}/readyz", trust_env=False, timeout=60)
 
     assert (known.status_code, stranger.status_code) == (503, 503)
     assert known.json()["checks"]["scheduler"]["state"] == "unavailable"

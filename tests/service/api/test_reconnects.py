@@ -55,7 +55,7 @@ class Reader:
             "GET",
             f"{self.server.url}{self.path}",
             headers=headers,
-            timeout=20,
+            timeout=60,
             trust_env=False,
             verify=False,  # no certificates to load for each connection
         ) as response:

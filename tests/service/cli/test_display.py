@@ -71,7 +71,7 @@ def test_an_interrupted_follow_leaves_the_job_and_exits_130(
         job_id = process.stdout.readline().split()[1]
         assert process.stdout.readline().startswith("queued")
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert "the job continues" in output

@@ -65,7 +65,7 @@ def test_what_is_no_file_of_the_job_is_not_found(client: Client, job: str, path:
 def test_no_path_leads_out_of_the_folder(service: Service, job: str) -> None:
     for path in ("%2e%2e/metrics.jsonl", "..%2f..%2fsyncbn.db", "%2fetc%2fhostname", "logs%00", "%00"):
         address = f"{service.url}/v1/jobs/{job}/files/{path}"
-        answer = httpx.get(address, auth=LocalToken(service.server.port))
+        answer = httpx.get(address, auth=LocalToken(service.server.port), timeout=60)
         assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
 
 

@@ -46,7 +46,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
 def _ask(port: int, user: int, answers: multiprocessing.SimpleQueue[tuple[int, str]]) -> None:
     os.setgid(user)
     os.setuid(user)
-    answer = httpx.get(f"http://127.0.0.1:{port}", trust_env=False)
+    answer = httpx.get(f"http://127.0.0.1:{port}", trust_env=False, timeout=60)
     answers.put((answer.status_code, answer.text))
 
 
@@ -63,7 +63,7 @@ def asked_by(user: int, port: int) -> tuple[int, str]:
 
 
 def test_the_user_of_the_server_is_answered(port: int) -> None:
-    assert httpx.get(f"http://127.0.0.1:{port}", trust_env=False).text == "hello"
+    assert httpx.get(f"http://127.0.0.1:{port}", trust_env=False, timeout=60).text == "hello"
 
 
 @linux

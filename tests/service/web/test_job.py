@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from service.client.local_token import token_file
 from service.jobs.expected import ExpectedStart
@@ -95,6 +95,44 @@ def test_a_job_that_is_deleted_while_its_page_is_open_says_so(console: Console, 
     expect(page.get_by_role("link", name="Clone")).to_have_count(0)
 
 
+def test_a_page_of_a_job_that_is_deleted_before_its_stream_begins_says_so(console: Console) -> None:
+    console.allow("status of 404")
+    service = console.service
+    job, _ = service.store.create_job(make_spec(name="victim"))
+    service.start_job(job.id)
+    service.end_job(job.id, State.SUCCEEDED)
+
+    def delete(route: Route) -> None:
+        service.store.delete_job(job.id)
+        route.continue_()
+
+    for requests in ("**/live/**", "**/data/**"):
+        console.page.route(requests, delete)
+    page = console.open(f"/jobs/{job.id}")
+
+    expect(page.locator("#job-header .problem")).to_contain_text("This job has been deleted.")
+    expect(page.get_by_role("button", name="Delete")).to_have_count(0)
+    expect(page.locator("main")).not_to_contain_text("tries again")
+
+
+def test_a_page_that_comes_back_to_a_deleted_job_does_not_say_that_the_service_is_away(
+    console: Console,
+) -> None:
+    for part in ("Failed to load resource", "ERR_", "htmx:sse:error"):
+        console.allow(part)
+    service = console.service
+    job, _ = service.store.create_job(make_spec(name="victim"))
+    page = console.open(f"/jobs/{job.id}/files")
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+
+    service.server.stop()
+    expect(page.locator("#away")).to_contain_text("does not answer")
+    service.faults.refuse_with = [404] * 100
+    service.server.start()
+
+    expect(page.locator("#away")).to_contain_text("This has been deleted.")
+
+
 def test_the_header_has_the_weights_as_soon_as_the_job_has_delivered_them(console: Console) -> None:
     service, digest = console.service, "0123456789abcdef" * 4
     job, _ = service.store.create_job(make_spec())
@@ -114,7 +152,9 @@ def test_the_header_has_the_weights_as_soon_as_the_job_has_delivered_them(consol
 def test_pages_that_are_not_there_say_so(service: Service) -> None:
     job, _ = service.store.create_job(make_spec())
     token = token_file(service.server.port).read_text()
-    with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {token}"}) as client:
+    with httpx.Client(
+        base_url=service.url, headers={"Authorization": f"Bearer {token}"}, timeout=60
+    ) as client:
         assert client.get(f"/jobs/{job.id}").status_code == 200
         for path in (f"/jobs/{job.id}/nothing", "/jobs/j00000000000000000000", "/live/job-j0/tab"):
             answer = client.get(path)

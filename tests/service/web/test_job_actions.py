@@ -99,7 +99,7 @@ def test_who_may_change_nothing_is_told_why(service: Service, user: str, scope: 
     key, text = new_key(user, scope, created_by="a test", now=utc_now())
     service.store.add_key(key)
     headers = {"Authorization": f"Bearer {text}"}
-    page = httpx.get(f"{service.url}/jobs/{job.id}", headers=headers, trust_env=False).text
+    page = httpx.get(f"{service.url}/jobs/{job.id}", headers=headers, trust_env=False, timeout=60).text
 
     assert said in page
     assert ('data-action="cancel"' in page) == (not said)

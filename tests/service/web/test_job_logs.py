@@ -187,7 +187,7 @@ def test_whoever_follows_gets_the_log_of_the_next_attempt(console: Console) -> N
 
 def open_logs(service: Service, path: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token_file(service.server.port).read_text()}"}
-    return httpx.get(f"{service.url}/{path}", headers=headers, trust_env=False)
+    return httpx.get(f"{service.url}/{path}", headers=headers, trust_env=False, timeout=60)
 
 
 def test_where_there_is_no_log_a_sentence_says_why(service: Service) -> None:

@@ -89,6 +89,7 @@ def test_nothing_follows_where_the_share_of_a_worker_says_nothing(service: Servi
         answer = httpx.get(
             f"{service.url}/data/jobs/{job.id}/noise?noise={noise}",
             headers={"Authorization": f"Bearer {token}"},
+            timeout=60,
         )
         return answer.status_code, answer.text
 

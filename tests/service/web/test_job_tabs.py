@@ -34,7 +34,7 @@ def resize(console: Console, size: tuple[int, int]) -> None:
 
 def get(service: Service, path: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token_file(service.server.port).read_text()}"}
-    return httpx.get(f"{service.url}/{path}", headers=headers, trust_env=False)
+    return httpx.get(f"{service.url}/{path}", headers=headers, trust_env=False, timeout=60)
 
 
 # Spec

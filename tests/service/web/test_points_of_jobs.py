@@ -23,7 +23,9 @@ ABC = [("a b", 1, 0.5), ("norm/bn/mean_noise", 1, 0.25), ("c", 2, float("nan"))]
 @pytest.fixture
 def client(service: Service) -> Iterator[httpx.Client]:
     token = token_file(service.server.port).read_text()
-    with httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {token}"}) as client:
+    with httpx.Client(
+        base_url=service.url, headers={"Authorization": f"Bearer {token}"}, timeout=60
+    ) as client:
         yield client
 
 

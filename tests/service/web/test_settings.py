@@ -60,7 +60,10 @@ def test_a_key_is_shown_once_and_revoked(console: Console) -> None:
     page.wait_for_selector("#new-key >> text=shown only now")
     text = page.inner_text("#new-key code")
     answer = httpx.get(
-        f"{console.service.url}/v1/jobs", headers={"Authorization": f"Bearer {text}"}, trust_env=False
+        f"{console.service.url}/v1/jobs",
+        headers={"Authorization": f"Bearer {text}"},
+        trust_env=False,
+        timeout=60,
     )
     assert answer.status_code == 200
 
@@ -156,7 +159,7 @@ def test_the_audit_log_is_filtered_and_has_pages(console: Console) -> None:
     key, text = new_key("ada", Scope.SUBMIT, created_by="a test", now=utc_now() - timedelta(days=1))
     store.add_key(key)
     with httpx.Client(
-        base_url=console.service.url, headers={"Authorization": f"Bearer {text}"}, trust_env=False
+        base_url=console.service.url, headers={"Authorization": f"Bearer {text}"}, trust_env=False, timeout=60
     ) as client:
         for number in range(60):
             client.post(f"/v1/jobs/{number}/cancel")
@@ -177,7 +180,7 @@ def test_the_audit_log_is_filtered_and_has_pages(console: Console) -> None:
 def test_others_see_themselves_and_the_service(service: Service) -> None:
     key, text = new_key("ada", Scope.SUBMIT, created_by="a test", now=utc_now())
     service.store.add_key(key)
-    with httpx.Client(base_url=service.url, trust_env=False) as visitor:
+    with httpx.Client(base_url=service.url, trust_env=False, timeout=60) as visitor:
         visitor.post("/sign-in", data={"key": text})
         page = visitor.get("/settings").text
         assert "ada" in page
@@ -190,7 +193,7 @@ def test_others_see_themselves_and_the_service(service: Service) -> None:
 @pytest.mark.parametrize("query", ["cursor=nonsense", "user=%00"])
 def test_what_makes_no_sense_is_a_sentence(service: Service, query: str) -> None:
     headers = {"Authorization": f"Bearer {token_file(service.server.port).read_text()}"}
-    answer = httpx.get(f"{service.url}/settings?{query}", headers=headers, trust_env=False)
+    answer = httpx.get(f"{service.url}/settings?{query}", headers=headers, trust_env=False, timeout=60)
 
     assert answer.status_code == 422
     assert 'class="problem"' in answer.text

@@ -21,7 +21,7 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 @pytest.fixture
 def visitor(service: Service) -> Iterator[httpx.Client]:
     """A browser without a session."""
-    with httpx.Client(base_url=service.url, headers=BROWSER, trust_env=False) as visitor:
+    with httpx.Client(base_url=service.url, headers=BROWSER, trust_env=False, timeout=60) as visitor:
         yield visitor
 
 
@@ -54,7 +54,7 @@ def test_a_page_asks_who_is_not_signed_in_to_sign_in(visitor: httpx.Client, path
 
 
 def test_a_client_that_is_no_browser_is_told_what_is_missing(service: Service) -> None:
-    answer = httpx.get(f"{service.url}/", trust_env=False)
+    answer = httpx.get(f"{service.url}/", trust_env=False, timeout=60)
 
     assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
 
@@ -79,7 +79,9 @@ def test_the_session_ends_with_its_key(visitor: httpx.Client, service: Service) 
     assert visitor.get("/").status_code == 200
 
     admin = {"Authorization": f"Bearer {token_of(service)}"}
-    httpx.post(f"{service.url}/v1/keys/{key_id}/revoke", headers=admin, trust_env=False).raise_for_status()
+    httpx.post(
+        f"{service.url}/v1/keys/{key_id}/revoke", headers=admin, trust_env=False, timeout=60
+    ).raise_for_status()
 
     assert visitor.get("/").status_code == 303
     assert visitor.get("/v1/jobs").status_code == 401
@@ -109,7 +111,12 @@ def test_signing_out_ends_the_session_on_the_server(visitor: httpx.Client, servi
 
     assert visitor.post("/sign-out", headers={"X-CSRF-Token": token}).status_code == 204
 
-    assert httpx.get(f"{service.url}/", cookies=cookies, headers=BROWSER, trust_env=False).status_code == 303
+    assert (
+        httpx.get(
+            f"{service.url}/", cookies=cookies, headers=BROWSER, trust_env=False, timeout=60
+        ).status_code
+        == 303
+    )
 
 
 def test_a_wrong_key_is_refused_in_a_sentence_and_makes_no_session(visitor: httpx.Client) -> None:
@@ -122,7 +129,7 @@ def test_a_wrong_key_is_refused_in_a_sentence_and_makes_no_session(visitor: http
 
 def test_the_link_of_up_signs_in_again_and_again(service: Service) -> None:
     for _ in range(2):
-        with httpx.Client(base_url=service.url, headers=BROWSER, trust_env=False) as visitor:
+        with httpx.Client(base_url=service.url, headers=BROWSER, trust_env=False, timeout=60) as visitor:
             assert visitor.get("/sign-in", params={"token": token_of(service)}).status_code == 200
             assert visitor.get("/").status_code == 200
 

@@ -229,7 +229,7 @@ def test_a_key_that_only_reads_may_check_and_not_submit(console: Console) -> Non
 def test_unknown_templates_and_jobs_are_a_sentence(service: Service) -> None:
     headers = {"Authorization": f"Bearer {token_file(service.server.port).read_text()}"}
     for query in ("template=../../etc/passwd", "clone=nothing", "template=" + "x" * 300):
-        answer = httpx.get(f"{service.url}/submit?{query}", headers=headers, trust_env=False)
+        answer = httpx.get(f"{service.url}/submit?{query}", headers=headers, trust_env=False, timeout=60)
         assert answer.status_code in {404, 422}
         assert 'class="problem"' in answer.text
 

@@ -38,6 +38,8 @@ def test_the_receiver_of_the_page_takes_what_is_signed_and_nothing_else() -> Non
 def post(port: int, sent: dict[str, str]) -> httpx.Response:
     while True:
         try:
-            return httpx.post(f"http://127.0.0.1:{port}/", headers=sent, content="{}", trust_env=False)
+            return httpx.post(
+                f"http://127.0.0.1:{port}/", headers=sent, content="{}", trust_env=False, timeout=60
+            )
         except httpx.ConnectError:
             time.sleep(0.02)
