@@ -91,7 +91,7 @@ def _live(request: Request, services: Context, job_id: str) -> tuple[Hashable, C
 
 def _page(request: Request, services: Context, job_id: str, name: str, stream: str) -> Response:
     job, tab = services.store.get(job_id), TABS[name]
-    services.job_watcher.snapshot(job_id)  # known to the page's stream, should the job be deleted before it begins
+    services.job_watcher.snapshot(job_id)  # then the page's stream knows the job, also if it is deleted now
     links = {each.title: f"/jobs/{job_id}" + f"/{key}" * (key != CURVES) for key, each in TABS.items()}
     return render(
         request,
