@@ -1,4 +1,4 @@
-"""Many numbers are added in shared memory, in the order of the ranks, to the same bits on all of them."""
+"""Many numbers are averaged in shared memory, in the order of the ranks, to the same bits on all of them."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def values_of(rank: int, numbers: int, dtype: torch.dtype) -> Tensor:
     return values.to(dtype) if dtype.is_complex else values.real.to(dtype)
 
 
-def sums(rank: int, folder: str, ranks: int, numbers: list[int], dtype: torch.dtype) -> list[Tensor]:
+def averages(rank: int, folder: str, ranks: int, numbers: list[int], dtype: torch.dtype) -> list[Tensor]:
     with patch.dict(os.environ, {FOLDER_VARIABLE: folder}), new_group(range(ranks)) as group:
         large = LargeSums.agreed(group)
         assert large is not None
         results = [values_of(rank, each, dtype) for each in numbers]
-        for result in results:
-            large.add(result, "gradients")
+        large.average(results[:-1], "gradients")
+        large.average(results[-1:], "gradients")
         assert list(Path(folder).iterdir()) == []
     return results
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_values_are_added_in_the_order_of_the_ranks(
+def test_values_are_averaged_in_the_order_of_the_ranks(
     ranks_of: RanksOf, tmp_path: Path, ranks: int, dtype: torch.dtype
 ) -> None:
     piece = _large_sums._PIECE_BYTES // dtype.itemsize
-    numbers = [5, 0, 1, 2 * piece + 3, piece]
+    numbers = [5, 0, 1, piece - 6, 7, 2 * piece + 3, 0, piece]  # a piece ends between two tensors, and in one
 
-    of_ranks = ranks_of(ranks).run(sums, str(tmp_path), ranks, numbers, dtype)
+    of_ranks = ranks_of(ranks).run(averages, str(tmp_path), ranks, numbers, dtype)
 
     for index, each in enumerate(numbers):
-        expected = values_of(0, each, dtype)
+        expected = values_of(0, each, dtype) / ranks
         for rank in range(1, ranks):
-            expected += values_of(rank, each, dtype)
+            expected += values_of(rank, each, dtype) / ranks
         for results in of_ranks:
             assert torch.equal(results[index], expected)
 
@@ -60,7 +60,7 @@ def differs(rank: int, folder: str) -> str:
         large = LargeSums.agreed(group)
         assert large is not None
         with pytest.raises(DesynchronizedError) as error:
-            large.add(torch.ones(3 + rank), "gradients")
+            large.average([torch.ones(3 + rank)], "gradients")
         return str(error.value)
 
 
@@ -112,7 +112,7 @@ def killed(rank: int, folder: str) -> None:
         assert large is not None
         if rank:
             os.kill(os.getpid(), signal.SIGKILL)
-        large.add(torch.ones(4), "gradients")
+        large.average([torch.ones(4)], "gradients")
 
 
 def test_a_rank_that_is_killed_ends_the_sum_of_the_others(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ take time from the same processors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -102,14 +103,12 @@ class GradientSync:
                 if 0 < kind < _DENSE:
                     _average_sparse(parameter, kind)
             dense = [parameter for parameter, kind in by_kind if kind == _DENSE]
-        for chunk in _chunks(dense):
-            _average(chunk, self._add)
-
-    def _add(self, values: Tensor) -> None:
         if self._in_memory is None:
-            dist.all_reduce(values)
+            for chunk in _chunks(dense, CHUNK_BYTES):
+                _average(chunk)
         else:
-            self._in_memory.add(values, "gradients")
+            for of_one_kind in _chunks(dense, math.inf):
+                _average_in_memory(of_one_kind, self._in_memory)
 
     def _kinds(self) -> list[int]:
         if self._before is None:
@@ -136,8 +135,8 @@ def _kind(parameter: nn.Parameter) -> int:
     return parameter.grad.sparse_dim() if parameter.grad.is_sparse else _DENSE
 
 
-def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Yields groups of one dtype and device, of up to `CHUNK_BYTES` unless a parameter alone has more."""
+def _chunks(parameters: Sequence[nn.Parameter], most: float) -> Iterator[list[nn.Parameter]]:
+    """Yields groups of one dtype and device, of up to `most` bytes unless a parameter alone has more."""
     kinds = dict.fromkeys((parameter.dtype, parameter.device) for parameter in parameters)
     for kind in kinds:
         chunk: list[nn.Parameter] = []
@@ -145,7 +144,7 @@ def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         for parameter in parameters:
             if (parameter.dtype, parameter.device) != kind:
                 continue
-            if chunk and size + parameter.nbytes > CHUNK_BYTES:
+            if chunk and size + parameter.nbytes > most:
                 yield chunk
                 chunk, size = [], 0
             chunk.append(parameter)
@@ -153,20 +152,27 @@ def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         yield chunk
 
 
-def _average(parameters: Sequence[nn.Parameter], add: Callable[[Tensor], None]) -> None:
-    """Replaces the gradients by their averages, which are dense; a missing one counts as zero.
-
-    add: adds a tensor over the ranks in place.
-    """
+def _average(parameters: Sequence[nn.Parameter]) -> None:
+    """Replaces the gradients by their averages, which are dense; a missing one counts as zero. Collective."""
     gradients = [_dense(parameter) for parameter in parameters]
     flat = torch.cat([gradient.detach().reshape(-1) for gradient in gradients])
     flat /= dist.get_world_size()
-    add(flat)
+    dist.all_reduce(flat)
     parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for parameter, gradient, part in zip(parameters, gradients, parts, strict=True):
         gradient.detach().copy_(part.view_as(gradient))
-        if parameter.grad is not gradient:
-            parameter.grad = gradient
+        parameter.grad = gradient
+
+
+def _average_in_memory(parameters: Sequence[nn.Parameter], memory: LargeSums) -> None:
+    """Does what `_average` does, to the same bits on two ranks."""
+    gradients = [_dense(parameter) for parameter in parameters]
+    flat = [gradient.detach().reshape(-1) for gradient in gradients]
+    memory.average(flat, "gradients")
+    for parameter, gradient, averages in zip(parameters, gradients, flat, strict=True):
+        if not gradient.is_contiguous():  # otherwise `averages` is a view of it
+            gradient.detach().copy_(averages.view_as(gradient))
+        parameter.grad = gradient
 
 
 def _dense(parameter: nn.Parameter) -> Tensor:

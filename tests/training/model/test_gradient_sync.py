@@ -30,6 +30,8 @@ class Parts(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.dense = nn.Linear(3, 2, dtype=torch.float64)
+        # Its gradient has the same strides, and is not contiguous.
+        self.dense.weight = nn.Parameter(self.dense.weight.detach().T.contiguous().T)
         self.single = nn.Linear(3, 2, dtype=torch.float32)
         self.table = nn.Embedding(5, 3, sparse=sparse, dtype=torch.float64)
         self.phase = nn.Parameter(torch.randn(3, dtype=torch.complex128))
@@ -187,8 +189,7 @@ def test_chunks_have_one_dtype_and_a_limited_size() -> None:
     ]
     parameters += [nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(3)]
 
-    with patch.object(gradient_sync, "CHUNK_BYTES", 24):
-        chunks = list(gradient_sync._chunks(parameters))
+    chunks = list(gradient_sync._chunks(parameters, 24))
 
     assert [[each.numel() for each in chunk] for chunk in chunks] == [[2, 2], [3, 3], [9], [9], [1, 1, 1]]
     assert all(len({each.dtype for each in chunk}) == 1 for chunk in chunks)
