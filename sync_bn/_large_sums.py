@@ -1,7 +1,7 @@
 """Sums of many numbers, such as gradients, in memory that the ranks of one host share.
 
 Each rank copies its numbers to a place of its own, adds an equal part of all ranks' numbers in the order of
-the ranks into one place for the result, and copies the whole of it. In between the ranks meet in the way of
+the ranks, and copies the whole result. In between the ranks meet in the way of
 `_sums`, which finds ranks that differ, have ended or do not come.
 """
 
@@ -21,6 +21,9 @@ from sync_bn import _shared_memory, _sums
 
 _PIECE_BYTES = 4 * 2**20
 """How much of a tensor is added at once: the memory has this for each rank, and once for the result."""
+
+Piece = Sequence[Tensor]
+"""Parts of tensors that are exchanged at once."""
 
 
 class LargeSums:
@@ -67,10 +70,6 @@ class LargeSums:
                 path.unlink(missing_ok=True)
         return sums if have == dist.get_world_size(group) else None
 
-    def pieces(self, values: Tensor) -> Sequence[Tensor]:
-        """Returns views of as many values as can be exchanged at once."""
-        return torch.split(values, _PIECE_BYTES // values.element_size())
-
     def average(self, tensors: Iterable[Tensor], what: str) -> None:
         """Replaces tensors by their averages over the ranks, computed in their own dtype.
 
@@ -78,93 +77,73 @@ class LargeSums:
         what they are; the same text on all ranks.
         Collective. Raises the errors of `_sums.add`; ranks whose tensors differ in size or dtype differ.
         """
-        for parts in _pieces(tensors):
-            sizes = [part.numel() for part in parts]
-            given = self._place(self._rank, sum(sizes), parts[0].dtype)
-            result = self._place(self._ranks, len(given), given.dtype)
-            met_for = self._ready(what, given)
-            torch.cat(parts, out=given)
-            given /= self._ranks
-            first, second, *others = self._own_parts(met_for, given)
-            total = torch.add(first, second, out=result[self._part(self._rank, given)])
+        for piece in pieces(tensors):
+            first, *others = self.own_parts(piece, piece, what)
+            total = first / self._ranks
             for other in others:
-                total += other
-            self._complete(what)
-            for part, average in zip(parts, torch.split(result, sizes), strict=True):
-                part.copy_(average)
+                total += other / self._ranks
+            self.gather(total, piece, what)
 
-    def own_parts(self, values: Tensor | None, like: Tensor, what: str) -> list[Tensor]:
+    def own_parts(self, values: Piece | None, like: Piece, what: str) -> list[Tensor]:
         """Returns what each rank has given of this rank's equal part of a piece. Collective.
 
-        values: a piece; None: this rank gives nothing, and what others get of it is undefined. like: a tensor
-        of its size and dtype. The result is valid until the next call.
+        values: what this rank gives; None: nothing, and what others get of it is undefined. like: tensors of
+        the same sizes and dtype. The result is valid until the next call.
         """
-        met_for = self._ready(what, like)
-        if values is not None:
-            self._place(self._rank, like.numel(), like.dtype).copy_(values)
-        return self._own_parts(met_for, like)
-
-    def gather(self, part: Tensor, out: Tensor, what: str) -> None:
-        """Fills a piece with each rank's part. Collective, after `own_parts` of a piece of this size."""
-        result = self._place(self._ranks, out.numel(), out.dtype)
-        result[self._part(self._rank, out)] = part
-        self._complete(what)
-        out.copy_(result)
-
-    def _ready(self, what: str, like: Tensor) -> str:
-        """Waits until this rank may give its numbers of a piece; returns for what the ranks meet then."""
-        met_for = f"{what}, {like.numel()} of {str(like.dtype).removeprefix('torch.')}"
+        numbers, dtype = _size_of(like)
+        what = f"{what}, {numbers} of {str(dtype).removeprefix('torch.')}"
         if self._are_read:  # by a rank that may not have finished
-            self._meet(met_for)
-        return met_for
-
-    def _own_parts(self, met_for: str, like: Tensor) -> list[Tensor]:
-        """Waits until all ranks have given their numbers; returns this rank's part of each one's."""
-        self._meet(met_for)
+            self._meet(what)
+        if values is not None:
+            torch.cat(list(values), out=self._place(self._rank, like))
+        self._meet(what)
         self._are_read = True
-        places = [self._place(rank, like.numel(), like.dtype) for rank in range(self._ranks)]
-        return [place[self._part(self._rank, like)] for place in places]
+        return [self._own_part(self._place(rank, like)) for rank in range(self._ranks)]
 
-    def _complete(self, what: str) -> None:
-        """Waits until the result is complete.
-
-        It may have been written since `_own_parts`: for this piece all ranks have met with the last piece's
-        result copied.
-        """
+    def gather(self, part: Tensor, out: Piece, what: str) -> None:
+        """Fills a piece with each rank's part. Collective, after `own_parts` of a piece of this size."""
+        result = self._place(self._ranks, out)
+        # Since the last piece, whose result all have copied, they have met for the parts of this one.
+        self._own_part(result).copy_(part)
         self._meet(what)
         self._are_read = False
+        for values, complete in zip(out, torch.split(result, [len(each) for each in out]), strict=True):
+            values.copy_(complete)
 
-    def _part(self, rank: int, piece: Tensor) -> slice:
-        numbers = piece.numel()
-        return slice(numbers * rank // self._ranks, numbers * (rank + 1) // self._ranks)
+    def _own_part(self, place: Tensor) -> Tensor:
+        numbers = len(place)
+        return place[numbers * self._rank // self._ranks : numbers * (self._rank + 1) // self._ranks]
 
-    def _place(self, index: int, numbers: int, dtype: torch.dtype) -> Tensor:
+    def _place(self, index: int, like: Piece) -> Tensor:
         """Returns the memory of a rank, or after those of the ranks that of the result."""
-        if not numbers:
-            return torch.empty(0, dtype=dtype)
+        numbers, dtype = _size_of(like)
         return torch.frombuffer(self._map, dtype=dtype, count=numbers, offset=index * _PIECE_BYTES)
 
     def _meet(self, what: str) -> None:
         _sums.add(self._all_here, self._group, what)
 
 
-def _size(ranks: int) -> int:
-    return (ranks + 1) * _PIECE_BYTES
-
-
-def _pieces(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Cuts one-dimensional tensors of one dtype into parts, and yields as many as fit into a piece."""
-    parts: list[Tensor] = []
+def pieces(tensors: Iterable[Tensor]) -> Iterator[Piece]:
+    """Cuts one-dimensional tensors of one dtype into what can be exchanged at once. No piece is empty."""
+    piece: list[Tensor] = []
     room = 0
     for tensor in tensors:
         left = tensor
         while len(left):
             if not room:
-                if parts:
-                    yield parts
-                parts, room = [], _PIECE_BYTES // tensor.element_size()
-            parts.append(left[:room])
+                if piece:
+                    yield piece
+                piece, room = [], _PIECE_BYTES // tensor.element_size()
+            piece.append(left[:room])
             left = left[room:]
-            room -= len(parts[-1])
-    if parts:
-        yield parts
+            room -= len(piece[-1])
+    if piece:
+        yield piece
+
+
+def _size_of(piece: Piece) -> tuple[int, torch.dtype]:
+    return sum(map(len, piece)), piece[0].dtype
+
+
+def _size(ranks: int) -> int:
+    return (ranks + 1) * _PIECE_BYTES

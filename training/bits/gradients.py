@@ -163,18 +163,12 @@ class ShardGradients:
         if self._exchange.world_size == 1:
             yield from map(tree.root, parameters)
             return
-        own = tree.whole_nodes(self._exchange.own)
-        first = [nodes[own[0]] for nodes in parameters]
-        rest = -sum(values.numel() for values in first) % self._exchange.world_size
-        flat = [
-            torch.cat([*(nodes[node].reshape(-1) for nodes in parameters), first[0].new_zeros(rest)])
-            for node in own
-        ]
-        total = tree.root_of_ranks(flat, self._exchange)
-        sizes = [values.numel() for values in first]
-        for values, numbers in zip(first, torch.split(total, [*sizes, rest]), strict=False):
+        own = [[nodes[node] for nodes in parameters] for node in tree.whole_nodes(self._exchange.own)]
+        flat = [[values.reshape(-1) for values in of_node] for of_node in own]
+        tree.root_of_ranks(flat, self._exchange)
+        for values, total in zip(own[0], flat[0], strict=True):
             # In the layout of one worker's gradient: the order in which a norm adds its entries follows it.
-            yield values.copy_(numbers.view_as(values))
+            yield values if values.is_contiguous() else values.copy_(total.view_as(values))
 
 
 def _wide(values: Tensor) -> torch.dtype:

@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sync_bn._large_sums import LargeSums
+from sync_bn import _large_sums
+from sync_bn._large_sums import LargeSums, Piece
 from training.bits.exchange import Exchange, dealt
 
 Node = tuple[int, int]
@@ -63,44 +64,47 @@ def whole_nodes(shards: range) -> list[Node]:
     return nodes
 
 
-def root_of_ranks(own: Sequence[Tensor], exchange: Exchange) -> Tensor:
-    """Returns the sum over all shards. Collective.
+def root_of_ranks(own: Sequence[Sequence[Tensor]], exchange: Exchange) -> None:
+    """Replaces the tensors of this rank's first node by the sums over all shards. Collective.
 
-    own: the values of `whole_nodes` of this rank's shards, each (n,), where the number of ranks divides n.
-    Each rank adds an equal part of the numbers of all ranks. So if every rank has one node, as many numbers
-    are sent as in an all-reduce; ranks of one host exchange them in memory that they share.
+    own: the tensors of each of `whole_nodes` of this rank's shards, all (n,) and of one dtype. Each rank adds
+    an equal part of the numbers of all ranks. So if every rank has one node, as many numbers are sent as in
+    an all-reduce; ranks of one host exchange them in memory that they share.
     """
-    total = torch.empty_like(own[0])
     if exchange.memory is None:
-        _sent_root(own, total, exchange)
-    else:
-        of_pieces = zip(*map(exchange.memory.pieces, own), exchange.memory.pieces(total), strict=True)
-        for *nodes, out in of_pieces:
-            _shared_root(nodes, out, exchange, exchange.memory)
-    return total
+        _send(own, exchange)
+        return
+    for of_nodes in zip(*map(_large_sums.pieces, own), strict=True):
+        _share(of_nodes, exchange, exchange.memory)
 
 
-def _sent_root(own: Sequence[Tensor], out: Tensor, exchange: Exchange) -> None:
+def _send(own: Sequence[Sequence[Tensor]], exchange: Exchange) -> None:
     world_size = exchange.world_size
-    part = out.numel() // world_size
+    sizes = [len(values) for values in own[0]]
+    rest = -sum(sizes) % world_size
+    part = (sum(sizes) + rest) // world_size
     nodes: Nodes = {}
     for index, nodes_of in enumerate(_nodes_of_ranks(exchange)):
-        sent = own[index] if index < len(own) else out.new_empty(0)
-        received = out.new_empty(part * len(nodes_of))
-        sizes = [part if rank in nodes_of else 0 for rank in range(world_size)]
-        dist.all_to_all_single(received, sent, sizes, [sent.numel() // world_size] * world_size)
+        given = [*own[index], own[0][0].new_zeros(rest)] if index < len(own) else [own[0][0].new_empty(0)]
+        sent = torch.cat(given)
+        received = sent.new_empty(part * len(nodes_of))
+        parts = [part if rank in nodes_of else 0 for rank in range(world_size)]
+        dist.all_to_all_single(received, sent, parts, [len(sent) // world_size] * world_size)
         for node, values in zip(nodes_of.values(), torch.split(received, part), strict=True):
             add(nodes, node, values)
-    dist.all_gather(list(torch.split(out, part)), root(nodes))
+    total = own[0][0].new_empty(part * world_size)
+    dist.all_gather(list(torch.split(total, part)), root(nodes))
+    for values, numbers in zip(own[0], torch.split(total, [*sizes, rest]), strict=False):
+        values.copy_(numbers)
 
 
-def _shared_root(own: Sequence[Tensor], out: Tensor, exchange: Exchange, memory: LargeSums) -> None:
+def _share(own: Sequence[Piece], exchange: Exchange, memory: LargeSums) -> None:
     nodes: Nodes = {}
     for index, nodes_of in enumerate(_nodes_of_ranks(exchange)):
-        parts = memory.own_parts(own[index] if index < len(own) else None, out, "gradients")
+        parts = memory.own_parts(own[index] if index < len(own) else None, own[0], "gradients")
         for rank, node in nodes_of.items():
             add(nodes, node, parts[rank].clone())
-    memory.gather(root(nodes), out, "gradients")
+    memory.gather(root(nodes), own[0], "gradients")
 
 
 def _nodes_of_ranks(exchange: Exchange) -> list[dict[int, Node]]:
