@@ -213,6 +213,26 @@ def print_failure(job: Job, console: Console) -> None:
         return
     where = "" if job.error.rank is None else f" (rank {job.error.rank})"
     what = ": ".join(filter(None, [job.error.type, job.error.message]))
-    console.print(f"  {what}{where}", style="red")
+    for line in f"{what}{where}".splitlines():
+        console.print(_beside("  ", clean(line), "red"))
+    if why := why_not_retried(job):
+        console.print(_beside("  ", why))
     for line in (job.error.log_tail or "").splitlines():
-        console.print(f"  │ {clean(line)}", style="dim")
+        console.print(_beside("  │ ", clean(line), "dim"))
+
+
+def why_not_retried(job: Job) -> str:
+    """Returns the sentence of a failed job's reason that follows what happened; "" if there is none."""
+    what = (job.error.message or "") if job.error else ""
+    said, _, _ = (job.reason or "").partition("\n\nlast lines of the log")
+    _, *more = said.splitlines() or [""]
+    return clean(more[-1]) if more and more[-1] not in what.splitlines() else ""
+
+
+def _beside(edge: str, line: str, style: str = "") -> Table:
+    """Returns a line behind an edge; in a narrower terminal the rest of it follows below, indented."""
+    grid = Table.grid()
+    grid.add_column(no_wrap=True, style=style)
+    grid.add_column(overflow="fold", style=style)
+    grid.add_row(edge, line)
+    return grid

@@ -14,6 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from service.cli.tables import Cell, Column, Table
+from service.escapes import without_sequences
 from training.metric_names import display_order, is_detail
 
 if TYPE_CHECKING:
@@ -67,8 +68,11 @@ def state(name: str) -> Text:
 
 
 def clean(text: object) -> str:
-    """Replaces control characters by spaces, so that a job's name cannot control the terminal."""
-    text = str(text)
+    """Returns the text without escape sequences, and with spaces for other control characters.
+
+    So neither a job's name nor its error can control the terminal.
+    """
+    text = without_sequences(str(text))
     return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 

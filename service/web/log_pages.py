@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from service.errors import Refused
+from service.escapes import without_controls, without_sequences
 from service.job_logs import CHUNK, Log, lines_in
 from training.spec import Problem
 
@@ -16,13 +16,6 @@ LINES = 1000
 SEARCHED = 1 << 22
 """Maximum number of bytes that one search reads."""
 
-_ESCAPES = re.compile(
-    "\x1b\\[[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
-    "|\x1b\\][^\x07\x1b\n]*(?:\x07|\x1b\\\\)?"  # titles of windows, links
-    "|\x1b[ -/]*[0-~]"  # character sets, and others of two characters
-)
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_ASCII_CONTROL = bytes(code for code in range(128) if _CONTROL.match(chr(code)))
 Matcher = Callable[[Sequence[str]], Iterable[int]]
 """Returns the indices of the lines that match, in order."""
 
@@ -102,13 +95,10 @@ def cleaned(text: str) -> str:
     >>> cleaned("\\x1b[31mred\\x1b[0m\\n 10 %\\r 20 %\\r\\n")
     'red\\n 20 %\\n'
     """
-    if "\x1b" in text:
-        text = _ESCAPES.sub("", text)
+    text = without_sequences(text)
     if "\r" in text:
         text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
-    if text.isascii():  # most logs are, and for them this takes a tenth of the time
-        return text.encode().translate(None, _ASCII_CONTROL).decode()
-    return _CONTROL.sub("", text)
+    return without_controls(text)
 
 
 def matcher(text: str, *, regex: bool) -> Matcher:

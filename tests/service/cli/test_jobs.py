@@ -126,6 +126,25 @@ def test_show_tells_why_a_job_failed(syncbn: Syncbn, service: Service, client: C
     assert "│ Traceback" in shown
 
 
+def test_show_says_why_a_job_is_not_retried_and_passes_no_escape_sequence_on(
+    syncbn: Syncbn, service: Service, client: Client
+) -> None:
+    job = client.submit(SPEC)
+    service.start_job(job.id)
+    message = "\x1b]0;mine\x07bad \x1b[31mshape\x1b[0m\u202e"
+    why = "It failed twice at step 4: no retry."
+    reason = f"rank 1 failed at step 4: ValueError: {message}\n{why}\n\nlast lines of the log:\nhere"
+    failure = FAILURE | {"message": message}
+    assert service.store.move(service.store.get(job.id), State.FAILED, error=failure, reason=reason)
+
+    shown = syncbn("show", job.id).stdout
+
+    assert "ValueError: bad shape  (rank 1)" in shown
+    assert f"  {why}\n" in shown
+    assert not {"\x1b", "\x07", "\u202e"} & set(shown)
+    assert "[31m" not in shown
+
+
 def test_wait_exits_as_the_job_ended(syncbn: Syncbn, client: Client, playing: Callable[..., None]) -> None:
     ended = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 3}
     jobs = {state: client.submit(SPEC).id for state in ended}
