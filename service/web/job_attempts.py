@@ -17,10 +17,10 @@ from service.queue.stored_events import JobEvent
 from service.web import live, rank_ends
 from service.web.page import fragment, number_in_query
 from service.web.rank_ends import StartEnd
+from service.web.shown import first_line
 
 router = APIRouter(include_in_schema=False)
 MOST_EVENTS = 500
-_LONGEST_LINE = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def _attempt(job: Job, number: int, events: Sequence[JobEvent]) -> AttemptView:
         workers=next((event.workers for event in reversed(held) if event.workers), None),
         starts=max((event.start for event in own), default=job.start) or 1,
         result=end.state if end and is_over else None,
-        why=_first_line(end.reason if end and is_over else _latest_reason(job, held)),
+        why=first_line(end.reason if end and is_over else _latest_reason(job, held)),
     )
 
 
@@ -156,11 +156,11 @@ def _latest_reason(job: Job, held: Sequence[JobEvent]) -> str:
 
 def _change(event: JobEvent) -> Change:
     first, _, more = event.reason.partition("\n")
-    is_cut = len(first) > _LONGEST_LINE
+    is_cut = first_line(first) != first
     return Change(
         event=event,
         what=_what(event),
-        why=_first_line(first),
+        why=first_line(first),
         more=event.reason if is_cut else more.strip("\n"),
     )
 
@@ -176,8 +176,3 @@ def _what(event: JobEvent) -> str:
         case "priority":
             return f"priority {event.priority}"
     return str(event.state)
-
-
-def _first_line(text: str) -> str:
-    line = text.partition("\n")[0]
-    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…"

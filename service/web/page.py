@@ -41,6 +41,7 @@ _PIECES = 200  # of a template in what is sent at once of a long page: some doze
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
+    finalize=shown.plain,
     auto_reload=False,  # it would look at every file of every page
     undefined=StrictUndefined,
     trim_blocks=True,

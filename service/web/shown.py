@@ -11,11 +11,13 @@ from typing import Any
 from urllib.parse import quote
 
 from service.differences import SHOWN_DIGITS
+from service.escapes import without_controls, without_sequences
 from service.jobs.expected import ExpectedStart
 from service.jobs.job import Job
 from training.metric_names import main_metric
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+_LONGEST_LINE = 300
 _JOB_ID = re.compile(r"\b(j[0-9a-z]{20})\b")
 _BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -129,12 +131,24 @@ def job_metric(job: Job) -> tuple[str, str] | None:
 
 
 def first_line(text: str) -> str:
-    """Returns what a reason says without the stacks and ends of logs that follow.
+    """Returns what a reason says without the stacks and ends of logs that follow, cut for a row of a table.
 
     >>> first_line("rank 0 failed: ValueError\\nno retry\\n\\nlast lines of the log:"), first_line("")
     ('rank 0 failed: ValueError', '')
     """
-    return text.partition("\n")[0]
+    line = text.partition("\n")[0]
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 1]}…"
+
+
+def plain(value: object) -> object:
+    """Returns what a page shows of any value: a text without escape sequences and control characters.
+
+    An error may quote what a program has printed for a terminal, and a mark of direction would turn around
+    what follows it on the page.
+    """
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return type(value)(without_controls(without_sequences(value)))
 
 
 def plural(amount: float, noun: str) -> str:

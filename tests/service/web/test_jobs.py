@@ -76,6 +76,29 @@ def test_the_reason_is_read_without_scrolling_sideways(console: Console, size: t
     page.wait_for_selector(f"#job-{job.id} .reason:has-text('label 11')")
 
 
+def test_what_a_program_prints_for_a_terminal_is_plain_text_on_the_pages(
+    service: Service, visitor: httpx.Client
+) -> None:
+    job, _ = service.store.create_job(make_spec(name="turned \u202earound"))
+    service.start_job(job.id)
+    message = "bad \x1b[31mshape\x1b[0m\x07" + "x" * 500
+    failure = {"kind": "user_error", "type": "ValueError", "message": message}
+    reason = f"rank 0 failed: {message}"
+    assert service.store.move(service.store.get(job.id), State.FAILED, reason=reason, error=failure)
+
+    pages = {
+        path: visitor.get(path).text for path in ("/", "/jobs", f"/jobs/{job.id}", f"/jobs/{job.id}/attempts")
+    }
+
+    for path, text in pages.items():
+        assert "turned around" in text, path
+        assert "bad shapexxx" in text, path
+        assert not {"\x1b", "\x07", "\u202e"} & set(text), path
+    assert "x" * 500 in pages[f"/jobs/{job.id}"]
+    assert "x" * 300 not in pages["/jobs"]
+    assert "x…" in pages["/jobs"]
+
+
 def test_the_metric_shown_is_the_one_that_chooses_the_best_checkpoint(console: Console) -> None:
     service = console.service
     job = create(service)
