@@ -27,6 +27,7 @@ from service.backends.tracking import Results
 from service.errors import Unavailable
 from service.jobs.job import Job, State
 from service.queue import lease
+from service.queue.job_lists import Order
 from service.scheduling.expectation import expected_start
 from service.scheduling.scheduler import forecast
 from service.start_from import resolved
@@ -169,11 +170,15 @@ def list_jobs(
     ] = None,
     sweep: Annotated[Text | None, Query(description="Id of a sweep; its jobs")] = None,
     user: Annotated[Text | None, Query(description="User of the key that submitted")] = None,
+    order: Annotated[
+        Order, Query(description="`ended`: only ended jobs, the last first; `longest`: by how long they took")
+    ] = Order.NEWEST,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=100)] = None,
+    cursor: Annotated[str | None, Query(max_length=1_500)] = None,
 ) -> Response:
     """Returns one page of the jobs that match every given filter. A sweep that does not exist is a 404."""
-    jobs, next_cursor = services.store.list_jobs(
+    page = services.store.jobs_page(
+        order,
         states=state or (),
         id_prefix=id_prefix,
         name=name,
@@ -182,13 +187,13 @@ def list_jobs(
         labels=label_pairs(label),
         sweep=sweep,
         user=user,
-        cursor=cursor,
+        after=cursor,
         limit=limit,
     )
-    if sweep is not None and not jobs:
+    if sweep is not None and not page.items:
         services.store.get_sweep(sweep)  # a typing error, and not a sweep without such jobs
-    page = JobPage(items=[shown(job, services.results) for job in jobs], next_cursor=next_cursor)
-    return json_response(page)
+    items = [shown(job, services.results) for job in page.items]
+    return json_response(JobPage(items=items, next_cursor=page.after))
 
 
 @router.get("/{job_id}", response_model=JobDocument, responses=documented(404, 503), summary="Show a job")

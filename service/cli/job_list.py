@@ -13,6 +13,7 @@ from service.cli.selection import (
     Name,
     OfSweep,
     OfUser,
+    Order,
     Since,
     States,
     filters,
@@ -36,11 +37,14 @@ def list_jobs(
     since: Since = None,
     sweep: OfSweep = None,
     user: OfUser = None,
+    order: Order = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 20,
     everything: Annotated[bool, typer.Option("--all", help="List all jobs.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first: syncbn list --state running,queued --name 'digits-*' --since 2d
+
+    Which took longest: syncbn list --order longest
 
     A terminal shows one line a job, and more columns the wider it is; ids are cut to a beginning that every
     command takes. A pipe gets every column and whole values.
@@ -49,17 +53,17 @@ def list_jobs(
     with session(ctx, as_json=as_json) as client:
         chosen = resolved(client, chosen)
         # One job more than the limit tells whether there are more.
-        jobs = list(client.jobs(limit=None if everything else limit + 1, **chosen))
+        jobs = list(client.jobs(order=order, limit=None if everything else limit + 1, **chosen))
     shown = jobs if everything else jobs[:limit]
     if as_json:
         from service.cli.output import print_json
 
         print_json([job.to_json() for job in shown])
     else:
-        _print(jobs, len(shown))
+        _print(jobs, len(shown), order)
 
 
-def _print(jobs: list[Job], shown: int) -> None:
+def _print(jobs: list[Job], shown: int, order: str | None) -> None:
     """Prints the first `shown` jobs; their ids are told apart from those of the others, too."""
     from service.cli import output
     from service.cli.references import short_ids
@@ -69,13 +73,14 @@ def _print(jobs: list[Job], shown: int) -> None:
         screen.print("no jobs")
         return
     short = short_ids((job.id for job in jobs), screen)
-    screen.print(output.table(job_columns(), [job_row(job, short) for job in jobs[:shown]]))
+    screen.print(output.table(job_columns(order), [job_row(job, short) for job in jobs[:shown]]))
     if len(jobs) > shown:
-        screen.print(f"only the newest {shown}; list more with --all or --limit N", style="dim")
+        which = "newest" if order is None else "first"
+        screen.print(f"only the {which} {shown}; list more with --all or --limit N", style="dim")
 
 
-def job_columns() -> list[Column]:
-    """Returns the columns of a list of jobs, for rows of `job_row`."""
+def job_columns(order: str | None = None) -> list[Column]:
+    """Returns the columns of a list of jobs, for rows of `job_row`; what they are in order of is shown."""
     from service.cli.tables import Column, Cut
 
     return [
@@ -84,7 +89,7 @@ def job_columns() -> list[Column]:
         Column(name="STATE", worth=95),
         Column(name="PROGRESS", worth=70),
         Column(name="AGE", worth=80),
-        Column(name="TOOK", worth=50),
+        Column(name="TOOK", worth=85 if order == "longest" else 50),
         Column(name="WORKERS", worth=30),
         Column(name="METRIC", worth=40, least=16, cut=Cut.MIDDLE),
         Column(name="CREATED", worth=20),

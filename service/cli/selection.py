@@ -52,6 +52,14 @@ Since = Annotated[
         metavar="TIME", help="Only jobs created since: an age, as 30m, 2h or 3d, or a date or time."
     ),
 ]
+Order = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ORDER",
+        help="oldest, name, ended (the jobs that ended last) or longest (the ended jobs that took longest).",
+        show_default="newest first",
+    ),
+]
 
 
 def filters(

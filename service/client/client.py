@@ -141,6 +141,7 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
         since: datetime | None = None,
         sweep: str | None = None,
         user: str | None = None,
+        order: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Yields jobs, newest first, at most `limit` (None: all); fetches pages during the iteration.
@@ -149,14 +150,15 @@ class Client(Following, Results, SweepCalls, LifecycleCalls, WebhookCalls, Acces
         name; with * (any text) or ? (one character) in it, those whose whole name matches, where a backslash
         before one of these is the character itself. experiment: only jobs in exactly this one. labels: only
         jobs with all of these. since: only jobs created then or later; a time without a zone is local. sweep:
-        only jobs of the sweep with this id. user: only jobs of this user's keys. Raises RequestError for a
-        state that does not exist.
+        only jobs of the sweep with this id. user: only jobs of this user's keys. order: `oldest`, `name`,
+        `ended` (the ended ones, the last first) or `longest` (the ended ones, by how long they took). Raises
+        RequestError for a state or an order that does not exist.
         """
         query: list[tuple[str, Any]] = [("state", state) for state in states]
         query += [("label", f"{key}:{value}") for key, value in (labels or {}).items()]
         moment = since.astimezone(UTC).isoformat() if since else None
         once = {"id": id_prefix, "name": name, "experiment": experiment, "since": moment}
-        once |= {"sweep": sweep, "user": user}
+        once |= {"sweep": sweep, "user": user, "order": order}
         query += [(key, value) for key, value in once.items() if value is not None]
         yield from all_items(
             lambda position: self._server.call(JobPage, "GET", "/v1/jobs", params=[*query, *position]), limit

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Unpack
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Engine, Select, and_, func, literal, or_, select
 
 from service.jobs.job import Job
 from service.queue import cursors, database, filters
 from service.queue.filters import Filters
 from service.queue.rows import job_of
-from service.queue.tables import jobs
+from service.queue.tables import UtcDateTime, jobs
+from service.queue.took import took
 
 
 class Order(enum.StrEnum):
     """The orders of a list. Each is that of an index, so that a page of any number of jobs is read at once.
 
-    There is none by duration or by a metric: both change while a job runs, and neither is a column.
+    There is none by a metric: it changes while a job runs, and is no column.
     """
 
     NEWEST = "newest"
@@ -28,6 +29,8 @@ class Order(enum.StrEnum):
     NAME = "name"
     ENDED = "ended"
     """Those that have ended, the last first."""
+    LONGEST = "longest"
+    """Those that have started and ended, the one that took longest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,10 @@ class JobsPage:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sorting:
-    """An order by a column, and by id where that is equal. The value is a text in cursors."""
+    """An order by a column or an expression, and by id where that is equal.
+
+    write: the text of a job's value in cursors. read: what the database compares with `column`.
+    """
 
     column: ColumnElement[Any]
     descending: bool
@@ -56,13 +62,29 @@ def _moment(text: str) -> datetime:
         raise cursors.refused() from None
 
 
+def _written(moment: datetime | None) -> str:
+    return moment.isoformat() if moment else ""
+
+
+def _length(text: str) -> ColumnElement[Any]:
+    """Returns a length as the database computes it of the two times: a fraction of Python's may differ."""
+    finished, _, started = text.partition(" ")
+    return took(*(literal(_moment(each), UtcDateTime) for each in (finished, started)))
+
+
 _SORTINGS = {
     Order.NAME: _Sorting(column=jobs.c.name, descending=False, write=lambda job: job.name, read=str),
     Order.ENDED: _Sorting(
         column=jobs.c.finished_at,
         descending=True,
-        write=lambda job: job.finished_at.isoformat() if job.finished_at else "",
+        write=lambda job: _written(job.finished_at),
         read=_moment,
+    ),
+    Order.LONGEST: _Sorting(
+        column=took(jobs.c.finished_at, jobs.c.started_at),
+        descending=True,
+        write=lambda job: f"{_written(job.finished_at)} {_written(job.started_at)}",
+        read=_length,
     ),
 }
 

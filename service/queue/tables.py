@@ -31,6 +31,7 @@ from sqlalchemy import (
 
 from service.jobs.expected import ExpectedStart
 from service.queue import storable
+from service.queue.took import took
 from training.protocol import Failure, Progress
 
 metadata = MetaData(
@@ -152,6 +153,7 @@ jobs = Table(
     Index(None, "finished_at", "removed"),
 )
 
+Index("ix_jobs_took", took(jobs.c.finished_at, jobs.c.started_at), jobs.c.id)
 Index("ix_jobs_queue", jobs.c.state, jobs.c.priority.desc(), jobs.c.id)
 
 sweeps = Table(

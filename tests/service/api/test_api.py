@@ -410,6 +410,8 @@ def test_lists_are_paged_and_filtered(api: httpx.Client) -> None:
     assert names(since=rest["items"][0]["created_at"], id="j") == ["three", "two", "one"]
     assert names(state=["running", "failed"]) == []
     assert len(names(state=["running", "queued"])) == 3
+    assert names(order="name") == ["one", "three", "two"]
+    assert names(order="longest") == []
 
 
 @pytest.mark.parametrize(
@@ -418,6 +420,7 @@ def test_lists_are_paged_and_filtered(api: httpx.Client) -> None:
         ("limit=0", "limit"),
         ("limit=201", "limit"),
         ("state=lost", "state.0"),
+        ("order=luck", "order"),
         ("cursor=x", "cursor"),
         ("label=x", "label.0"),
         ("label=%00:a", "label.0"),

@@ -33,6 +33,25 @@ def test_list_json_is_an_array_chosen_by_the_options(syncbn: Syncbn, client: Cli
     assert [job["id"] for job in json.loads(result.stdout)] == [labelled.id]
 
 
+def test_list_begins_with_what_took_longest(syncbn: Syncbn, service: Service, client: Client) -> None:
+    lengths = {"short": 1, "longest": 7200, "long": 61}
+    for name, seconds in lengths.items():
+        job = client.submit({**SPEC, "name": name})
+        service.start_job(job.id)
+        started = service.store.get(job.id).started_at
+        assert started is not None
+        end = started + timedelta(seconds=seconds)
+        assert service.store.move(service.store.get(job.id), State.SUCCEEDED, finished_at=end)
+    client.submit({**SPEC, "name": "waits"})
+
+    listed = json.loads(syncbn("list", "--order", "longest", "--json").stdout)
+    unknown = syncbn("list", "--order", "slowest")
+
+    assert [job["name"] for job in listed] == ["longest", "long", "short"]
+    assert "only the first 2" in syncbn("list", "--order", "longest", "--limit", "2").stdout
+    assert (unknown.exit_code, "'longest'" in unknown.stderr) == (2, True)
+
+
 def test_an_empty_list_says_so(syncbn: Syncbn) -> None:
     assert syncbn("list").stdout == "no jobs\n"
     assert json.loads(syncbn("list", "--json").stdout) == []

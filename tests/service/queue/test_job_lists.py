@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine
 
 from service.errors import Refused
-from service.jobs.job import State
+from service.jobs.job import State, utc_now
 from service.queue import cursors, database
 from service.queue.filters import Filters
 from service.queue.job_lists import Order, page_query
@@ -32,12 +33,21 @@ def made(store: Store) -> dict[Order, list[str]]:
     ends = [found[4].id, found[0].id, found[5].id]
     for job_id in ends:
         store.request_cancel(job_id)
+    longest = {found[1].id: 7.25, found[6].id: 7.5, found[2].id: 0.001, found[3].id: 86_400.5}
+    for job_id, seconds in longest.items():
+        assert store.move(store.get(job_id), State.STARTING, attempt=1, workers=1)
+        started = store.get(job_id).created_at
+        assert store.move(store.get(job_id), State.RUNNING, started_at=started)
+        end = started + timedelta(seconds=seconds)
+        assert store.move(store.get(job_id), State.SUCCEEDED, finished_at=end)
     newest = [job.id for job in reversed(found)]
+    ended = sorted((store.get(each).finished_at or utc_now(), each) for each in [*ends, *longest])
     return {
         Order.NEWEST: newest,
         Order.OLDEST: newest[::-1],
         Order.NAME: [job.id for job in sorted(found, key=lambda job: (job.name, job.id))],
-        Order.ENDED: ends[::-1],
+        Order.ENDED: [job_id for _, job_id in reversed(ended)],
+        Order.LONGEST: sorted(longest, key=longest.__getitem__, reverse=True),
     }
 
 
@@ -58,7 +68,7 @@ def test_pages_forwards_and_backwards_hold_each_job_once(store: Store, order: Or
 @pytest.mark.parametrize("order", Order)
 def test_filters_hold_in_every_order(store: Store, order: Order) -> None:
     expected = made(store)[order]
-    given: Filters = {"name": "b", "states": [State.QUEUED, State.CANCELLED]}
+    given: Filters = {"name": "b", "states": [State.QUEUED, State.CANCELLED, State.SUCCEEDED]}
 
     items = store.jobs_page(order, **given).items
 
@@ -91,6 +101,7 @@ def test_jobs_are_counted_up_to_a_limit(store: Store) -> None:
         (Order.ENDED, cursors.encode_sorted("yesterday", _NEWEST)),
         (Order.ENDED, cursors.encode_sorted("0001-01-01T00:00:00+23:59", _NEWEST)),
         (Order.NAME, cursors.encode_sorted("a\x00", _NEWEST)),
+        (Order.LONGEST, cursors.encode_sorted("2026-01-31T08:00:00+00:00", _NEWEST)),
     ],
 )
 def test_a_cursor_of_another_list_is_refused(store: Store, order: Order, cursor: str) -> None:
@@ -107,6 +118,7 @@ def test_a_cursor_of_another_list_is_refused(store: Store, order: Order, cursor:
         (Order.OLDEST, "", None),
         (Order.NAME, "ix_jobs_name_id", "name-1"),
         (Order.ENDED, "ix_jobs_finished_at", "2026-01-31T08:00:00+00:00"),
+        (Order.LONGEST, "ix_jobs_took", "2026-01-31T08:00:00+00:00 2026-01-31T07:00:00+00:00"),
     ],
 )
 def test_no_order_reads_all_jobs(

@@ -18,6 +18,9 @@ from service.queue.store import Store
 from service.queue.tables import metadata
 from tests.service.examples import make_spec
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*expression-based index")
+"""SQLAlchemy cannot read these of SQLite."""
+
 NOW = "2026-01-01 00:00:00.000000+00:00"
 REVISIONS = [
     each.revision for each in ScriptDirectory.from_config(database.alembic_config()).walk_revisions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -111,6 +112,27 @@ def test_the_metric_shown_is_the_one_that_chooses_the_best_checkpoint(console: C
 
     # As soon as the service has seen it.
     expect(page.locator(f"#job-{job.id}")).to_contain_text("val_loss not finite")
+
+
+def test_the_job_that_took_longest_is_one_click_away(console: Console) -> None:
+    service = console.service
+    for name, seconds in {"short": 1, "longest": 7200}.items():
+        job_id = create(service, name=name).id
+        service.start_job(job_id)
+        started = service.store.get(job_id).started_at
+        assert started is not None
+        end = started + timedelta(seconds=seconds)
+        assert service.store.move(service.store.get(job_id), State.SUCCEEDED, finished_at=end)
+    create(service, name="waits")
+    page = console.open("/jobs")
+
+    page.get_by_role("columnheader", name="Took").get_by_role("link").click()
+
+    expect(page.locator(".list tbody tr")).to_have_count(2)
+    assert page.locator(".list tbody th").all_inner_texts() == ["longest", "short"]
+    page.set_viewport_size({"width": NARROW[0], "height": NARROW[1]})
+    expect(page.get_by_role("cell", name="2 h")).to_be_visible()
+    console.check_fits()
 
 
 def test_a_part_of_a_name_leads_to_the_job(console: Console) -> None:
@@ -234,6 +256,7 @@ def test_filters_choose_jobs(service: Service, visitor: httpx.Client) -> None:
         ("name=%00", "none of them NUL"),
         ("after=x", "This is no page of this list"),
         ("before=x&order=ended", "This is no page of this list"),
+        ("after=x&order=longest", "This is no page of this list"),
     ],
 )
 def test_a_filter_that_cannot_be_read_is_named(visitor: httpx.Client, query: str, said: str) -> None:
