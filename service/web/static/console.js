@@ -164,3 +164,24 @@ document.addEventListener("htmx:sse:before:message", (event) => {
 });
 document.addEventListener("htmx:after:swap", showAges);
 document.addEventListener("DOMContentLoaded", showAges);
+
+/**
+ * Opens a stream of events while the page is looked at; returns what ends it for good.
+ *
+ * A browser has six connections to a server for all its tabs: those in the background would leave it none.
+ */
+function streamWhileSeen(path, listeners) {
+  let [stream, over] = [null, false];
+  function open() {
+    stream?.close();
+    if (over || document.hidden) return;
+    stream = new EventSource(address(path));
+    for (const [name, listener] of Object.entries(listeners)) stream.addEventListener(name, listener);
+  }
+  document.addEventListener("visibilitychange", open);
+  open();
+  return () => {
+    over = true;
+    stream?.close();
+  };
+}

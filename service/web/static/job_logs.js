@@ -9,14 +9,15 @@
 
   /** Calls `news` with what the service says of the job's logs: attempt, ended, sizes by rank, new lines of one. */
   function follow(news, of = "") {
-    const stream = new EventSource(address(`live/jobs/${job}/log${of ? `?rank=${of}` : ""}`));
-    stream.addEventListener("log", (event) => {
-      const found = JSON.parse(event.data);
-      if (found.ended) stream.close();
-      back();
-      news(found);
+    const end = streamWhileSeen(`live/jobs/${job}/log${of ? `?rank=${of}` : ""}`, {
+      log(event) {
+        const found = JSON.parse(event.data);
+        if (found.ended) end();
+        back();
+        news(found);
+      },
+      error: () => away(LOST),
     });
-    stream.addEventListener("error", () => away(LOST));
   }
 
   if (!log) {

@@ -7,7 +7,7 @@
   const ESCAPES = /\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]/g;
   const following = document.getElementById("log-follow");
   const wanted = () => document.getElementById("log-only").value.toLowerCase();
-  let [rank, queue, waiting] = ["", [], false];
+  let [rank, queue, waiting, isSeenAgain] = ["", [], false, false];
 
   function rowOf([from, text]) {
     const [row, mark] = [document.createElement("div"), document.createElement("span")];
@@ -28,18 +28,25 @@
   }
 
   const path = `v1/jobs/${log.dataset.job}/logs?follow=true&attempt=${log.dataset.attempt}&tail=${log.dataset.tail}`;
-  const stream = new EventSource(address(path));
-  stream.addEventListener("source", (event) => { rank = JSON.parse(event.data).rank; });
-  stream.addEventListener("log", (event) => {
-    const shown = event.data.slice(event.data.lastIndexOf("\n") + 1); // of a progress bar its last state
-    queue.push([rank, shown.replace(ESCAPES, "")]);
-    if (waiting) return;
-    waiting = true;
-    requestAnimationFrame(show);
+  const end = streamWhileSeen(path, {
+    // Opened again, it begins again with the last lines.
+    open() {
+      if (isSeenAgain) log.replaceChildren();
+      isSeenAgain = false;
+      back();
+    },
+    source(event) { rank = JSON.parse(event.data).rank; },
+    log(event) {
+      const shown = event.data.slice(event.data.lastIndexOf("\n") + 1); // of a progress bar its last state
+      queue.push([rank, shown.replace(ESCAPES, "")]);
+      if (waiting) return;
+      waiting = true;
+      requestAnimationFrame(show);
+    },
+    end: () => end(),
+    error(event) { if (event.target.readyState !== EventSource.CLOSED) away(LOST); },
   });
-  stream.addEventListener("open", back);
-  stream.addEventListener("end", () => stream.close());
-  stream.addEventListener("error", () => { if (stream.readyState !== EventSource.CLOSED) away(LOST); });
+  document.addEventListener("visibilitychange", () => { isSeenAgain = !document.hidden; });
 
   document.getElementById("log-only").addEventListener("input", () => {
     for (const row of log.children) row.hidden = !row.textContent.toLowerCase().includes(wanted());

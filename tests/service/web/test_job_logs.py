@@ -256,3 +256,36 @@ def test_all_ranks_are_followed_in_one_view(console: Console) -> None:
     expect(lines.filter(visible=True)).to_have_count(1)
     console.check_fits()
     console.check_accessible()
+
+
+def test_a_page_in_the_background_holds_no_connection(console: Console) -> None:
+    """A browser has six for all its tabs: with six logs in the background no page would open any more."""
+    service = console.service
+    job = running(service)
+    write(service, job, "another rank\n", rank=1)
+    for view, lines in ("0", "#log .line[data-at]"), ("all", "#log-all .line"):
+        service.print(job.id, f"early of {view}\n")
+        page = console.open(f"/jobs/{job.id}/logs?rank={view}")
+        shown = page.locator(lines)
+        expect(shown.filter(has_text=f"early of {view}")).to_have_count(1)
+        service.print(job.id, f"seen by {view}\n")
+        expect(shown.filter(has_text=f"seen by {view}")).to_have_count(1)  # the stream has begun
+
+        with page.expect_event("requestfailed", lambda request: "log" in request.url):
+            show(page, "hidden")
+        service.print(job.id, f"unseen by {view}\n")
+        show(page, "visible")
+
+        expect(shown.filter(has_text=f"unseen by {view}")).to_have_count(1)
+        expect(shown.filter(has_text=f"early of {view}")).to_have_count(1)
+
+
+def show(page: Page, state: str) -> None:
+    """Has the page believe that its tab is visible, or hidden."""
+    page.evaluate(
+        """state => {
+            Object.defineProperty(document, "hidden", { value: state === "hidden", configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        state,
+    )
