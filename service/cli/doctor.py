@@ -13,6 +13,7 @@ from service.cli.session import report
 if TYPE_CHECKING:
     from service.doctor.finding import Finding
 
+_LEVEL_WIDTH = 8
 _COLOURS = {"ok": "green", "warning": "yellow", "fault": "red"}
 
 
@@ -69,9 +70,17 @@ def _count(number: int, noun: str) -> str:
 
 
 def _print(finding: Finding) -> None:
+    """Prints a finding; what does not fit in a line goes on below its beginning."""
+    from rich.table import Table
+    from rich.text import Text
+
     from service.cli import output
 
-    level = typer.style(f"{finding.level:<8}", fg=_COLOURS[finding.level], bold=finding.level == "fault")
-    typer.echo(f"{level} {finding.about}: {output.clean(finding.message)}")
+    style = f"{'bold ' if finding.level == 'fault' else ''}{_COLOURS[finding.level]}"
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True, width=_LEVEL_WIDTH)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(finding.level, style), f"{finding.about}: {output.clean(finding.message)}")
     if finding.advice:
-        typer.echo(f"{'':9}→ {output.clean(finding.advice)}")
+        grid.add_row("", f"→ {output.clean(finding.advice)}")
+    output.console().print(grid)
