@@ -14,6 +14,7 @@ from rich.text import Text
 
 Cell = str | Text
 _GAP = 2  # cells between two columns
+_WORD = 12  # cells; less of a cell says nothing
 _MEASURED = 500  # characters: measuring the width of each takes time
 _BOLD = Style(bold=True)
 _UNSURE = dict.fromkeys((*range(65024, 65040), *range(127995, 128000)))
@@ -90,17 +91,29 @@ class Table:
     def _fitted(self, available: int, on_terminal: bool) -> list[tuple[int, int]]:
         """Returns the columns that are shown, by number from 0, and how wide each is."""
         numbers = [n for n in range(len(self._columns)) if not on_terminal or self._has_content(n)]
-        while len(numbers) > 1 and self._total(numbers) > available:
+        while len(numbers) > 2 and self._total(numbers) > available:
             numbers.remove(min(reversed(numbers), key=lambda n: self._columns[n].worth))
         widths = {n: self._least(n) for n in numbers}
-        spare = available - self._total(numbers)
-        while spare > 0 and (short := [n for n in numbers if widths[n] < self._natural[n]]):
+        self._narrow_last(widths, available)
+        spare = available - sum(widths.values()) - _GAP * (len(widths) - 1)
+        while spare > 0 and (short := [n for n in widths if widths[n] < self._natural[n]]):
             share = max(1, spare // len(short))
             for n in short:
                 more = min(share, spare, self._natural[n] - widths[n])
                 widths[n] += more
                 spare -= more
-        return [(n, min(widths[n], available)) for n in numbers]
+        return [(n, min(width, available)) for n, width in widths.items()]
+
+    def _narrow_last(self, widths: dict[int, int], available: int) -> None:
+        """Cuts the lesser of two columns that have no room to what is left; drops it if that is little."""
+        if len(widths) != 2 or self._total(list(widths)) <= available:
+            return
+        lesser = min(reversed(widths), key=lambda n: self._columns[n].worth)
+        room = available - _GAP - sum(width for n, width in widths.items() if n != lesser)
+        if self._columns[lesser].least is not None and room >= _WORD:
+            widths[lesser] = room
+        else:
+            del widths[lesser]
 
     def _total(self, numbers: Sequence[int]) -> int:
         return sum(map(self._least, numbers)) + _GAP * (len(numbers) - 1)

@@ -158,6 +158,18 @@ def test_what_a_terminal_of_80_columns_shows(service: Service) -> None:
     assert known(plain(queue)) == QUEUE_80
 
 
+def test_in_a_narrow_terminal_the_queue_still_says_why(service: Service, client: Client) -> None:
+    job = client.submit(SPEC)
+    service.store.note_all([(service.store.get(job.id), "needs 8 GPUs: 6 are free, 2 jobs ahead")])
+
+    (queue,) = seen(service.url, [["queue"]], columns=40)
+
+    assert [line.rstrip() for line in plain(queue)] == [
+        "ID            REASON",
+        f"{job.id[:12]}  needs 8 GPUs: 6 are free,…",
+    ]
+
+
 def test_a_wide_terminal_shows_dates_workers_times_and_metrics(service: Service) -> None:
     known_jobs(service)
 
