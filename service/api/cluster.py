@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
@@ -37,8 +38,9 @@ def get_cluster(services: Services) -> ClusterDocument:
     """Returns the cluster as the scheduler last saw it. 503 if no scheduler runs or Ray does not answer."""
     nodes, active = lease.machines(services.scheduler()), services.store.active()
     machines = capacity.occupied(nodes, active)
+    free = {machine.id: _document(machine.free) for machine in machines}
     return ClusterDocument(
-        nodes=[NodeDocument.model_validate(node) for node in nodes],
+        nodes=[NodeDocument.model_validate({**asdict(node), "free": free[node.id]}) for node in nodes],
         total=_document(capacity.total(machine.total for machine in machines)),
         free=_document(capacity.total(machine.free for machine in machines)),
         running=[job.id for job in active],

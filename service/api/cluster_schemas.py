@@ -63,6 +63,14 @@ class QueuePage(Document):
         return cls(items=items, next_cursor=page.next_cursor, total=page.total)
 
 
+class AmountDocument(Document):
+    """A number of CPUs and GPUs, fractions are possible; and memory in bytes."""
+
+    cpus: float
+    gpus: float
+    memory: int
+
+
 class NodeDocument(Document):
     """A node and its resources, in use or not."""
 
@@ -72,14 +80,9 @@ class NodeDocument(Document):
     gpus: float
     memory: int = Field(description="Bytes that workers can reserve")
     labels: dict[str, str] = Field(description="By which a job's node_labels choose")
-
-
-class AmountDocument(Document):
-    """A number of CPUs and GPUs, fractions are possible; and memory in bytes."""
-
-    cpus: float
-    gpus: float
-    memory: int
+    free: AmountDocument = Field(
+        description="What running jobs leave free of it: an estimate, as Ray decides where workers are"
+    )
 
 
 class ClusterDocument(Document):

@@ -95,7 +95,7 @@ def ready(ctx: typer.Context) -> None:
 
 
 def cluster(ctx: typer.Context, as_json: AsJson = False) -> None:
-    """Show the cluster's nodes and free resources."""
+    """Show the cluster's nodes, and what is free of each: an estimate, as Ray decides where workers are."""
     from service.cli import output
     from service.cli.references import short_ids
     from service.cli.tables import shortened
@@ -123,6 +123,7 @@ def node_columns() -> list[Column]:
         Column(name="CPUS", worth=90),
         Column(name="GPUS", worth=90),
         Column(name="MEMORY", worth=80),
+        Column(name="FREE", worth=85, least=10),
         Column(name="LABELS", worth=50, least=12),
     ]
 
@@ -130,9 +131,22 @@ def node_columns() -> list[Column]:
 def node_rows(answer: Cluster) -> list[list[Cell]]:
     """Returns a row for each node, and for all of them what there is and what is free."""
     rows: list[list[Cell]] = [
-        [node.id[:12], node.address, *_cells(node), _labels(node)] for node in answer.nodes
+        [node.id[:12], node.address, *_cells(node), _free(node), _labels(node)] for node in answer.nodes
     ]
-    return [*rows, ["total", "", *_cells(answer.total), ""], ["free", "", *_cells(answer.free), ""]]
+    return [*rows, ["total", "", *_cells(answer.total), "", ""], ["free", "", *_cells(answer.free), "", ""]]
+
+
+def _free(node: Node) -> str:
+    """Returns what is free of the kinds that the node has, as in 0.5 CPUs, 1 GPU, 12 GiB."""
+    from service.cli.output import number
+    from training.spec import shown_memory
+
+    free = node.free
+    if free is None:
+        return ""
+    counts = [(free.cpus, "CPU", node.cpus), (free.gpus, "GPU", node.gpus)]
+    parts = [f"{number(left)} {unit}{'' if left == 1 else 's'}" for left, unit, there in counts if there]
+    return ", ".join([*parts, shown_memory(free.memory or 0)] if node.memory else parts)
 
 
 def _labels(node: Node) -> str:

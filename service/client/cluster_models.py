@@ -52,12 +52,13 @@ class Node(Amount):
     """A node of the cluster, and all its CPUs, GPUs and memory, in use or not.
 
     id: Ray's, in hex. address: its IP address in the cluster's network. labels: by which a job's node_labels
-    choose.
+    choose. free: what running jobs leave of it, estimated; None if the server does not say.
     """
 
     id: str
     address: str
     labels: dict[str, str] = Field(default_factory=dict)
+    free: Amount | None = None
 
 
 class Cluster(Answer):

@@ -516,10 +516,11 @@ def test_the_queue_is_shown_in_pages(api: httpx.Client, sqlite_store: Store) -> 
 def test_the_cluster_shows_what_the_running_jobs_leave(api: httpx.Client, running: Job) -> None:
     document = api.get("/v1/cluster").json()
 
+    total, free = {"cpus": 4, "gpus": 0, "memory": 0}, {"cpus": 3, "gpus": 0, "memory": 0}
     assert document == {
-        "nodes": [{"id": "a", "address": "10.0.0.1", "cpus": 4, "gpus": 0, "memory": 0, "labels": {}}],
-        "total": {"cpus": 4, "gpus": 0, "memory": 0},
-        "free": {"cpus": 3, "gpus": 0, "memory": 0},
+        "nodes": [{"id": "a", "address": "10.0.0.1", **total, "labels": {}, "free": free}],
+        "total": total,
+        "free": free,
         "running": [running.id],
     }
 

@@ -4,7 +4,7 @@ import json
 
 from service.client import Client
 from tests.service.cli.command_line import Syncbn
-from tests.service.live_api import SPEC
+from tests.service.live_api import SPEC, Service
 
 
 def test_queue_and_cluster_are_tables(syncbn: Syncbn, client: Client) -> None:
@@ -16,13 +16,23 @@ def test_queue_and_cluster_are_tables(syncbn: Syncbn, client: Client) -> None:
     assert job.id in queue
     assert "3 workers, 3 CPUs" in queue
     assert [line.split() for line in cluster.splitlines()] == [
-        ["NODE", "ADDRESS", "CPUS", "GPUS", "MEMORY", "LABELS"],
-        ["node-1", "127.0.0.1", "4", "0"],
+        ["NODE", "ADDRESS", "CPUS", "GPUS", "MEMORY", "FREE", "LABELS"],
+        ["node-1", "127.0.0.1", "4", "0", "4", "CPUs"],
         ["total", "4", "0"],
         ["free", "4", "0"],
     ]
     assert json.loads(syncbn("queue", "--json").stdout)[0]["id"] == job.id
     assert json.loads(syncbn("cluster", "--json").stdout)["free"]["cpus"] == 4
+
+
+def test_each_machine_says_what_is_free_of_it(syncbn: Syncbn, service: Service, client: Client) -> None:
+    job = client.submit({**SPEC, "resources": {"workers": 3}})
+    service.start_job(job.id, workers=3)
+
+    machine = syncbn("cluster").stdout.splitlines()[1]
+
+    assert machine.split() == ["node-1", "127.0.0.1", "4", "0", "1", "CPU"]
+    assert json.loads(syncbn("cluster", "--json").stdout)["nodes"][0]["free"]["cpus"] == 1
 
 
 def test_the_head_of_a_long_queue_is_shown_and_how_many_more_wait(syncbn: Syncbn, client: Client) -> None:
