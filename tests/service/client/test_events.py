@@ -45,11 +45,11 @@ def test_a_server_that_restarts_after_a_long_silence_is_waited_for(
     service: Service, later: Later, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "_STEADY_SECONDS", 0.1)
-    with Client(service.url, retry_seconds=0.5) as client:
+    with Client(service.url, retry_seconds=4) as client:
         job = client.submit(SPEC)
         following = client.events(job.id)
         next(following)
-        later(0.8, restart, service, job.id)  # longer than it retries, and nothing was sent
+        later(4.2, restart, service, job.id)  # longer than it retries, and nothing was sent
 
         assert [event.state for event in following] == ["cancelled"]
 
