@@ -27,12 +27,13 @@ from training.model.sample_draws import SampleDraws, Share
 class SampleNoise(TorchFunctionMode):
     """Runs training steps in `step`, and backward passes outside of them in `backward`.
 
-    The mode takes about a microsecond for each call of torch. It is left out after the first step with
+    by_sample: False leaves all steps as they are. The mode takes about a microsecond for each call of torch. It is left out after the first step with
     samples, if that has called nothing that may draw, and until a step has changed the default generator.
     """
 
-    def __init__(self, *, seed: int, rank: int) -> None:
+    def __init__(self, *, seed: int, rank: int, by_sample: bool = True) -> None:
         super().__init__()
+        self.by_sample = by_sample
         self.draws = SampleDraws(seed=seed, rank=rank)
         self.is_used = True
         """Whether the next step runs in the mode."""
@@ -44,7 +45,7 @@ class SampleNoise(TorchFunctionMode):
     def step(self, module: nn.Module, share: Share | None) -> Iterator[None]:
         """Runs a training step. share: None if positions are unknown; the step then draws as it would."""
         self._was_used = False
-        if share is None:
+        if share is None or not self.by_sample:
             yield
             return
         before = _states()

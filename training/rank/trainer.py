@@ -84,7 +84,8 @@ def make_trainer(spec: Spec, context: RankContext, folder: RunFolder, parts: Run
     vote = StopVote()
     if parts.shards is not None:
         _tell_environment(parts.shards, parts, context.rank)
-    noise = SampleNoise(seed=settings.seed, rank=context.rank)
+    by_sample = parts.start.state is None or parts.start.state.draws_by_sample
+    noise = SampleNoise(seed=settings.seed, rank=context.rank, by_sample=by_sample)
     loss = _loss(parts, vote, equal_parts=settings.loader_batches is not None)
     # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
     same_buffers = synchronized and spec.norm.group == "world"
@@ -213,6 +214,7 @@ def _callbacks(
             best=parts.start.best,
             own_output=parts.own_output.state,
             environments=parts.shards.environments if parts.shards else [],
+            draws_by_sample=noise.by_sample,
             final=not parts.curves_only,
         ),
         *([ShardStates(parts.shards)] if parts.shards else [RngWatch(parts.tracker, noise.draws)]),
