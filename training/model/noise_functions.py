@@ -136,7 +136,7 @@ def _in_place(
     if function is Tensor.bernoulli_ and isinstance(probabilities, Tensor):
         return x.copy_(_uniform(draws, index, x) < probabilities)
     drawn = torch.empty_like(x, memory_format=torch.contiguous_format) if _needs_copy(x) else x
-    draws.fill(index, drawn, lambda part, own: function(part, *args, generator=own, **kwargs))
+    draws.fill(index, drawn, lambda part, own: function(part, *args, generator=own, **kwargs), like=x)
     return x if drawn is x else x.copy_(drawn)
 
 
@@ -146,7 +146,7 @@ def _needs_copy(x: Tensor) -> bool:
 
 def _uniform(draws: SampleDraws, index: int, x: Tensor) -> Tensor:
     numbers = torch.empty(x.shape, device=x.device, dtype=torch.float32)
-    draws.fill(index, numbers, _uniform_)
+    draws.fill(index, numbers, _uniform_, like=x)
     return numbers
 
 
@@ -168,7 +168,7 @@ def _created(
     created: Tensor = create(*args, **kwargs)
     if created.is_complex():
         return function(*args, **kwargs)
-    draws.fill(index, created, fill)
+    draws.fill(index, created, fill, like=args[0] if args else None)
     return created
 
 
@@ -213,8 +213,8 @@ def _normal(
         return _created(torch.empty, fill, draws, partial(function, mean, std), *size, **kwargs)
     if kwargs:
         return function(mean, std, *size, **kwargs)
-    drawn = tensors[0].new_empty(sum(torch.zeros(each.shape, device="meta") for each in tensors).shape)
-    draws.fill(draws.next_index(), drawn, _normal_)
+    drawn = tensors[0].new_empty(torch.add(mean, std).shape)
+    draws.fill(draws.next_index(), drawn, _normal_, like=tensors[0])
     with torch.no_grad():
         return drawn.mul_(std).add_(mean)
 

@@ -97,10 +97,11 @@ class SampleDraws:
         self._fill(index, numbers, dimension, lambda part, own: part.uniform_(generator=own))
         return numbers
 
-    def fill(self, index: int, made: Tensor, fill: Fill) -> None:
-        """Draws a tensor in place."""
+    def fill(self, index: int, made: Tensor, fill: Fill, *, like: object = None) -> None:
+        """Draws a tensor in place. like: what it was made from; if that is a parameter, it counts as one."""
+        whole = isinstance(like, nn.Parameter)
         with torch.no_grad():
-            self._fill(index, made, self.dimension(made, made=True), fill)
+            self._fill(index, made, WHOLE if whole else self.dimension(made, made=True), fill)
 
     def dimension(self, x: Tensor, *, made: bool) -> int:
         """Returns the dimension that holds the samples, WHOLE, or OWN.

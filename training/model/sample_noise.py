@@ -27,8 +27,9 @@ from training.model.sample_draws import SampleDraws, Share
 class SampleNoise(TorchFunctionMode):
     """Runs training steps in `step`, and backward passes outside of them in `backward`.
 
-    by_sample: False leaves all steps as they are. The mode takes about a microsecond for each call of torch. It is left out after the first step with
-    samples, if that has called nothing that may draw, and until a step has changed the default generator.
+    by_sample: False leaves all steps as they are. The mode takes about a microsecond for each call of torch.
+    It is left out after the first step with samples, if that has called nothing that may draw, and until a
+    step has changed the default generator.
     """
 
     def __init__(self, *, seed: int, rank: int, by_sample: bool = True) -> None:
