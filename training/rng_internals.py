@@ -28,7 +28,6 @@ def _open(function: Any) -> Callable[..., Any]:
 OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     function: _open(function)
     for function in (
-        F.dropout,
         F.dropout1d,
         F.dropout2d,
         F.dropout3d,

@@ -26,7 +26,6 @@ class Calls(TorchFunctionMode):
 def test_an_opened_function_hands_a_mode_what_it_calls_and_computes_the_same() -> None:
     x = torch.ones(3, 4, 5)
     for function, inner in (
-        (F.dropout, torch.dropout),
         (F.dropout1d, torch.feature_dropout),
         (F.alpha_dropout, torch.alpha_dropout),
         (F.feature_alpha_dropout, torch.feature_alpha_dropout),

@@ -30,6 +30,17 @@ def _dropout(draws: SampleDraws, function: Function, input: Tensor, p: float, tr
     return _dropped(draws, function, input, p, input.shape)
 
 
+def _functional_dropout(
+    draws: SampleDraws,
+    function: Function,  # noqa: ARG001 - as the others
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> Tensor:
+    return _dropout(draws, torch.dropout_ if inplace else torch.dropout, input, p, training)
+
+
 def _feature_dropout(draws: SampleDraws, function: Function, input: Tensor, p: float, train: bool) -> Tensor:
     if not _draws(p, train) or input.dim() < 2:
         return function(input, p, train)
@@ -41,11 +52,11 @@ def _dropped(draws: SampleDraws, function: Function, x: Tensor, p: float, shape:
     numbers = draws.uniform_for(draws.next_index(), x, shape)
     if numbers is None:
         return function(x, p, True)
-    kept, scale = numbers < 1 - p, 1 / (1 - p)
+    scale = 1 / (1 - p)
     times = Tensor.mul_ if function in _IN_PLACE else torch.mul
-    if x.is_cpu:
-        return times(x, kept.to(x.dtype).mul_(scale))
-    return times(x, kept).mul_(scale)  # keeps a byte for each number until the backward pass
+    if x.is_cpu:  # faster with numbers of one dtype
+        return times(x, numbers.lt_(1 - p).mul_(scale).to(x.dtype))
+    return times(x, numbers < 1 - p).mul_(scale)  # keeps a byte for each number until the backward pass
 
 
 def _alpha_dropout(draws: SampleDraws, function: Function, input: Tensor, p: float, train: bool) -> Tensor:
@@ -121,7 +132,7 @@ def _attention(
     if attn_mask is not None:
         is_bool = attn_mask.dtype is torch.bool
         scores = scores.masked_fill(~attn_mask, -math.inf) if is_bool else scores + attn_mask
-    weights = safe_softmax(scores) * (numbers < 1 - dropout_p).to(scores.dtype).div_(1 - dropout_p)
+    weights = safe_softmax(scores) * numbers.lt_(1 - dropout_p).to(scores.dtype).div_(1 - dropout_p)
     return (weights @ value).to(dtype)
 
 
@@ -233,6 +244,7 @@ _uniform_: Fill = lambda made, generator: made.uniform_(generator=generator)  # 
 _normal_: Fill = lambda made, generator: made.normal_(generator=generator)  # noqa: E731
 
 FUNCTIONS: dict[Function, Function] = {
+    F.dropout: _functional_dropout,
     torch.dropout: _dropout,
     torch.dropout_: _dropout,
     torch.feature_dropout: _feature_dropout,

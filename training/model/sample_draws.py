@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 WHOLE, OWN = -1, -2
 """In place of a dimension: the same numbers on all ranks; other numbers on each rank."""
-BLOCK = 2048
+BLOCK = 8192
 """The least numbers to draw after a generator is seeded, which takes as long as drawing some hundred."""
 
 Fill = Callable[[Tensor, torch.Generator], object]

@@ -90,11 +90,11 @@ class SampleNoise(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        if func in rng_internals.OPENED:
+        if func not in FUNCTIONS:
+            if func not in rng_internals.OPENED:
+                return func(*args, **kwargs)
             with self:
                 return rng_internals.OPENED[func](*args, **kwargs)
-        if func not in FUNCTIONS:
-            return func(*args, **kwargs)
         self._may_draw = True
         if torch.default_generator.initial_seed() != self._own_seed or rng_internals.in_transformation():
             return func(*args, **kwargs)
