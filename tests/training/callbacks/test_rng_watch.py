@@ -246,7 +246,7 @@ def test_after_a_failure_nothing_is_watched_any_more(worlds: Worlds) -> None:
     assert watched.tags == []
 
 
-@pytest.mark.parametrize("make_model", [Functional, checkpointed, compiled])
+@pytest.mark.parametrize("make_model", [Functional, checkpointed, covered, compiled])
 def test_watching_changes_neither_the_random_numbers_nor_the_results(
     worlds: Worlds, make_model: Callable[[], nn.Module]
 ) -> None:
