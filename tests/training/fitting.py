@@ -27,6 +27,7 @@ from training.callbacks.stop_vote import StopVote
 from training.errors import NonFiniteLoss
 from training.loading.batches import share_loader
 from training.loading.user_loader import UserLoader
+from training.model.sample_noise import SampleNoise
 from training.model.supervised import Supervised, as_lightning_module
 from training.protocol import Progress
 from training.rank.strategy import GroupStrategy
@@ -200,6 +201,7 @@ def fit(
     ckpt_path: Path | None = None,
     callbacks: Sequence[Callback] = (),
     vote: StopVote | None = None,
+    noise: SampleNoise | None = None,
     processes: int = 0,
 ) -> Fitted:
     """Trains on 22 samples, so that the last batch of 7 has one; 9 for validation and 2 for test.
@@ -220,7 +222,9 @@ def fit(
     loss = GlobalLoss(tracker, vote or StopVote(), share_counts, ahead=list)
     first = [share_counts, report, loss]
     assert spec.training.global_batch_size is not None
-    trainer = _trainer(spec, tracker, loss, [*first, ProgressReporter(tracker), *callbacks], batches_per_step)
+    noise = noise or SampleNoise(seed=spec.training.seed, rank=rank)
+    callbacks = [*first, ProgressReporter(tracker), *callbacks]
+    trainer = _trainer(spec, tracker, loss, noise, callbacks, batches_per_step)
     share = partial(
         share_loader,
         batch_size=spec.training.global_batch_size,
@@ -266,13 +270,20 @@ def _as(spec: Spec, data: Dataset[Any]) -> Dataset[Any]:
 
 
 def _trainer(
-    spec: Spec, tracker: Tracker, loss: GlobalLoss, callbacks: list[Callback], batches_per_step: int
+    spec: Spec,
+    tracker: Tracker,
+    loss: GlobalLoss,
+    noise: SampleNoise,
+    callbacks: list[Callback],
+    batches_per_step: int,
 ) -> Trainer:
     return Trainer(
         accelerator="cpu",
         devices=1,
         num_nodes=dist.get_world_size(),
-        strategy=GroupStrategy(loss=loss, share=lambda loader: loader, forward_sync_buffers=False),
+        strategy=GroupStrategy(
+            loss=loss, share=lambda loader: loader, noise=noise, forward_sync_buffers=False
+        ),
         plugins=[JoinedEnvironment(), SyncBatchNormPlugin()],
         precision=spec.training.precision,
         max_epochs=spec.training.max_epochs or -1,

@@ -80,7 +80,7 @@ def test_same_run_on_1_to_4_workers_in_float64(
 
 
 def test_run_is_resized_from_2_to_1_to_3_workers_within_epochs(worlds: Worlds, tmp_path: Path) -> None:
-    spec = spec_of(samples=353)
+    spec = spec_of(samples=353, noise=0.3)
 
     expected = whole(worlds, 2, spec, tmp_path / "whole")
     actual = in_parts(worlds, [2, 1, 3], [20, 50], spec, tmp_path / "parts")
@@ -114,7 +114,7 @@ def test_losses_of_a_resnet_on_images_in_float32_agree_over_the_first_50_steps(
 
 
 def test_accumulated_batches_are_cut_and_resumed_alike(worlds: Worlds, tmp_path: Path) -> None:
-    spec = spec_of(samples=150, accumulate_grad_batches=3)
+    spec = spec_of(samples=150, noise=0.3, accumulate_grad_batches=3)
 
     expected = whole(worlds, 1, spec, tmp_path / "whole")
     actual = in_parts(worlds, [2, 3], [25], spec, tmp_path / "parts")

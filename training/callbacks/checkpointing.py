@@ -69,8 +69,8 @@ class CheckpointCallback(Callback):
 
     step, state: of the checkpoint that the run goes on from; 0, None: it starts at its first step. release:
     called when all ranks have read it. best: the best metric of the run's checkpoints, on rank 0. own_output:
-    returns that of the state to save, on rank 0. environments: of the state to save. final: whether
-    to save the run when it ends.
+    returns that of the state to save, on rank 0. environments, draws_by_sample: of the state to save. final:
+    whether to save the run when it ends.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class CheckpointCallback(Callback):
         best: float | None = None,
         own_output: Callable[[], dict[str, Any]] = dict,
         environments: Sequence[dict[str, str]] = (),
+        draws_by_sample: bool = True,
         final: bool = True,
     ) -> None:
         self.settings, self.spec, self.folder = spec.training.checkpoint, spec, folder
@@ -97,6 +98,7 @@ class CheckpointCallback(Callback):
         self._monitor, self._best, self._final = Monitor(self.settings), best, final
         self._to_restore, self._release = state, release
         self._own_output, self._environments = own_output, list(environments)
+        self._draws_by_sample = draws_by_sample
         self._made_with: dict[str, Any] = {}
         self._step = step
         self._saved = None if state is None else step  # updated on rank 0 only
@@ -225,7 +227,12 @@ class CheckpointCallback(Callback):
             trainer.save_checkpoint(IN_MEMORY)
             if state is not None:
                 set_resume_point(io.last)
-                state = replace(state, own_output=self._own_output(), environments=self._environments)
+                state = replace(
+                    state,
+                    own_output=self._own_output(),
+                    environments=self._environments,
+                    draws_by_sample=self._draws_by_sample,
+                )
                 metric = self._monitor.value(trainer, epoch_ended=epoch_ended)
                 self._write(io.last, state, comparable(metric), trainer.current_epoch)
             io.last = {}

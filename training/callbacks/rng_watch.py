@@ -1,13 +1,15 @@
-"""The callback that finds layers that draw random numbers, such as dropout.
+"""The callback that finds layers that draw random numbers on each worker separately.
 
-Each worker draws its own numbers. With such a layer, curves on different numbers of workers agree
-statistically but not to the last digit, which anyone who compares them must know.
+Dropout and the like draw by sample (`training.model.sample_noise`). With a layer whose noise that does not
+cover, curves on different numbers of workers agree statistically but not to the last digit, which anyone who
+compares them must know.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from training.console import say
 from training.model.nonfinite import public_name
+from training.model.sample_draws import SampleDraws
 from training.tracking.tracker import Tracker
 
 NAMES_SHOWN = 20
@@ -30,8 +33,8 @@ class RngWatch(Callback):
     It does not see the user's own generators, those of NumPy and Python, or layers that start to draw later.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
+    def __init__(self, tracker: Tracker, draws: SampleDraws) -> None:
+        self.tracker, self._draws = tracker, draws
         self._first = False
         self._watch: _DrawRecorder | None = None
 
@@ -42,6 +45,7 @@ class RngWatch(Callback):
         if self._first:
             self._first = False
             self._watch = _DrawRecorder(pl_module, trainer.strategy.root_device)
+            self._draws.unwatched = self._watch.unwatched
 
     def on_before_backward(self, *_: Any) -> None:
         # Activation checkpointing rewinds the generators and runs layers again: no new draws.
@@ -54,13 +58,15 @@ class RngWatch(Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self._watch:
-            self._report(self._watch.end())
-            self._watch = None
+            self._report(self._end(self._watch))
 
     def on_exception(self, *_: Any) -> None:
         if self._watch:
-            self._watch.end()
-            self._watch = None
+            self._end(self._watch)
+
+    def _end(self, watch: _DrawRecorder) -> dict[str, str]:
+        self._watch, self._draws.unwatched = None, nullcontext
+        return watch.end()
 
     def _report(self, drawn_in: Mapping[str, str]) -> None:
         if not drawn_in:
@@ -106,6 +112,18 @@ class _DrawRecorder:
         """Stops recording until `resume`."""
         self._attribute()
         self._watching = False
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """A context in which changes of the generators are no draws."""
+        if not self._watching:
+            yield
+            return
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
 
     def end(self) -> dict[str, str]:
         """Removes the hooks. Returns the class name of each module that drew, by name, in order of draws."""

@@ -23,6 +23,7 @@ from training.loading.combined import check_combined, given_in_batch
 from training.loading.counted import CountedLoader
 from training.loading.sharded import ShardedBatch
 from training.model.export import example_input
+from training.model.sample_draws import Share
 from training.model.supervised import Supervised
 
 
@@ -36,6 +37,8 @@ class ShareCounts(Callback):
 
     def __init__(self) -> None:
         self.samples = 1
+        self.share: Share | None = None
+        """Where this rank's samples of the running batch to train on are, if that is known."""
         self.batch = ""
         """The running batch, in words: equal on all ranks."""
         self.example: Tensor | None = None
@@ -71,9 +74,15 @@ class ShareCounts(Callback):
         if self._is_first:
             self._is_first = False
             self.example = example_input(batch.first if isinstance(batch, ShardedBatch) else batch)
-        (loader, number), *_ = given_in_batch(*internals.loaders_to_train_on(trainer), batch_idx)
+        (loader, number), *others = given_in_batch(*internals.loaders_to_train_on(trainer), batch_idx)
         self.batch = f"batch {batch_idx} of the training epoch"
         self._begin(module, loader, batch, number)
+        position = loader.position(number) if isinstance(loader, CountedLoader) else None
+        self.share = None
+        if position is not None:
+            if others:
+                position = position._replace(step=batch_idx)  # a short loader begins again within the epoch
+            self.share = Share(self.samples, trainer.current_epoch, *position)
 
     def on_validation_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

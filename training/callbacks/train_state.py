@@ -52,7 +52,8 @@ class TrainState:
     its optimizers and schedulers, to be compared with another run's; empty: they are not compared.
     own_output: what the user's loggers and checkpoint callbacks had written (`training.rank.own_output`).
     environments: those in which the steps were made, each once (`training.bits.environment`); empty unless
-    the run trains to the last bit.
+    the run trains to the last bit. draws_by_sample: whether steps draw by sample (`model.sample_noise`); a
+    run that an earlier version began draws on each rank separately to its end.
     """
 
     seed: int
@@ -67,6 +68,7 @@ class TrainState:
     made_with: dict[str, Any] = field(default_factory=dict)
     own_output: dict[str, Any] = field(default_factory=dict)
     environments: list[dict[str, str]] = field(default_factory=list)
+    draws_by_sample: bool = False
 
     def restore(self, trainer: Trainer, module: LightningModule) -> None:
         """Restores everything except `logged`. Every rank must call it."""

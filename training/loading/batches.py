@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from training.errors import BuildError
+from training.loading.counted import Position
 from training.loading.dropped_samples import Kept, collated
 from training.loading.empty_shares import Placeholder, empty_batch
 from training.loading.generators import seeds_of
@@ -94,6 +95,12 @@ class GlobalBatches(Sampler[Indices]):
     def count(self, start: int, stop: int) -> int:
         """Returns the number of samples in the micro-batches `start` to `stop - 1`, over all ranks."""
         return self._begin(stop) - self._begin(start)
+
+    def position(self, number: int) -> Position:
+        """Returns where this rank's share of a micro-batch is in its global batch."""
+        step, part = divmod(number, self.accumulate_grad_batches)
+        before, _ = self._own_sizes(number)
+        return Position(step, part, self._begin(number) + before - self.order.begin(step))
 
     def __len__(self) -> int:
         whole = len(self.order.ends) - 1
@@ -186,6 +193,10 @@ class ShareLoader(DataLoader[Any]):
         """Returns the number of samples of an optimizer step of `micro_batches`, over all ranks."""
         first = number - number % micro_batches
         return self.batch_sampler.count(first, first + micro_batches)
+
+    def position(self, number: int) -> Position:
+        """Returns where this rank's samples of a micro-batch are."""
+        return self.batch_sampler.position(number)
 
     def is_placeholder(self, number: int) -> bool:
         """Returns whether a `Placeholder` stood in for an empty share of the running epoch."""

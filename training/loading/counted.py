@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class Position(NamedTuple):
+    """Where this rank's samples of a micro-batch are.
+
+    step: of the global batch, from 0 within the epoch. micro_batch: within the step. first: the position of
+    the rank's first sample in the global batch, from 0.
+    """
+
+    step: int
+    micro_batch: int
+    first: int
 
 
 @runtime_checkable
@@ -28,6 +40,9 @@ class CountedLoader(Protocol):
         micro_batches: of a whole step; the last step of an epoch may have fewer. None if the loader cannot
         know.
         """
+
+    def position(self, number: int) -> Position | None:
+        """Returns where this rank's samples of a micro-batch are. None if the loader cannot know."""
 
     def is_placeholder(self, number: int) -> bool:
         """Returns whether a `Placeholder` stood in for an empty batch."""

@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from training.errors import BuildError
+from training.loading.counted import Position
 from training.loading.dropped_samples import Kept, collated
 from training.loading.empty_shares import Placeholder, empty_batch
 from training.loading.rank_zero import Scatter, from_rank_zero
@@ -131,6 +132,13 @@ class StreamLoader:
                 f"{self.accumulate_grad_batches}; set this key instead",
             )
         return sum(self._sizes[number // micro_batches])
+
+    def position(self, number: int) -> Position:
+        """Returns where this rank's samples of a micro-batch are."""
+        step, part = divmod(number, self.accumulate_grad_batches)
+        sizes = self._sizes[step]
+        before = sum(sizes[:part]) + sum(shares(sizes[part], self.world_size)[: self.rank])
+        return Position(step, part, before)
 
     def is_placeholder(self, number: int) -> bool:
         """Returns whether a `Placeholder` stood in for an empty share of the running epoch."""

@@ -105,6 +105,10 @@ class UserLoader:
         """Returns None: other workers may have batches of other sizes."""
         return
 
+    def position(self, number: int) -> None:  # noqa: ARG002
+        """Returns None: other workers may have batches of other sizes."""
+        return
+
     def is_placeholder(self, number: int) -> bool:  # noqa: ARG002
         """Returns False: no share is empty."""
         return False

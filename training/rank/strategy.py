@@ -22,6 +22,7 @@ from training.callbacks.global_loss import GlobalLoss
 from training.errors import BuildError
 from training.internals import SKIPPED, allow_skipped_steps
 from training.loading.generators import generator_states, set_generator_states
+from training.model.sample_noise import SampleNoise
 from training.model.supervised import Supervised
 from training.protocol import RankAssignment
 
@@ -70,13 +71,15 @@ class GroupStrategy(DDPStrategy):
     """DDP in the existing process group. A rank sees only its own GPUs and uses the first.
 
     loss: weights the losses of the ranks, and knows when gradients are averaged. share: returns the loader
-    that this rank uses in place of each of the user's. Other arguments are those of torch's
-    DistributedDataParallel.
+    that this rank uses in place of each of the user's. noise: what training steps draw with. Other arguments
+    are those of torch's DistributedDataParallel.
     """
 
-    def __init__(self, *, loss: GlobalLoss, share: Callable[[object], object], **ddp: Any) -> None:
+    def __init__(
+        self, *, loss: GlobalLoss, share: Callable[[object], object], noise: SampleNoise, **ddp: Any
+    ) -> None:
         super().__init__(**ddp)
-        self._loss, self._share = loss, share
+        self._loss, self._share, self._noise = loss, share, noise
 
     @property
     def root_device(self) -> torch.device:
@@ -116,7 +119,8 @@ class GroupStrategy(DDPStrategy):
         module = self.lightning_module
         assert module is not None
         self._loss.begin_step()
-        with self._loss.gradients.forward_only(), self._in_step():
+        noise = self._noise.step(module, self._loss.share.share)
+        with self._loss.gradients.forward_only(), self._in_step(), noise:
             output = super().training_step(*args, **kwargs)
         if not module.automatic_optimization:
             self._loss.end_manual_step()
@@ -162,7 +166,8 @@ class GroupStrategy(DDPStrategy):
         assert module is not None
         loss: Tensor = precision.pre_backward(closure_loss, module)
         if loss.requires_grad or not self._loss.others_go_on:
-            precision.backward(loss, module, optimizer, *args, **kwargs)
+            with self._noise.backward():
+                precision.backward(loss, module, optimizer, *args, **kwargs)
         self._loss.gradients.finish()
         return precision.post_backward(loss, module)
 

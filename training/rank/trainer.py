@@ -31,6 +31,7 @@ from training.console import say
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
 from training.model.norms import layer_sync
+from training.model.sample_noise import SampleNoise
 from training.model.supervised import Supervised
 from training.rank.bits_strategy import BitsStrategy, ShardStates
 from training.rank.loaders import RankLoaders
@@ -83,19 +84,21 @@ def make_trainer(spec: Spec, context: RankContext, folder: RunFolder, parts: Run
     vote = StopVote()
     if parts.shards is not None:
         _tell_environment(parts.shards, parts, context.rank)
+    by_sample = parts.start.state is None or parts.start.state.draws_by_sample
+    noise = SampleNoise(seed=settings.seed, rank=context.rank, by_sample=by_sample)
     loss = _loss(parts, vote, equal_parts=settings.loader_batches is not None)
     # With statistics over all ranks, buffers are equal already, and broadcasting them would cost time.
     same_buffers = synchronized and spec.norm.group == "world"
     return Trainer(
         accelerator="gpu" if spec.resources.gpus_per_worker else "cpu",
         devices="auto",
-        strategy=_strategy(parts, loss, forward_sync_buffers=not same_buffers),
+        strategy=_strategy(parts, loss, noise, forward_sync_buffers=not same_buffers),
         plugins=_plugins(spec, context, parts),
         precision=None if sets_precision else settings.precision,
         max_epochs=settings.max_epochs or -1,
         max_steps=settings.max_steps or -1,
         accumulate_grad_batches=settings.accumulate_grad_batches,
-        callbacks=_callbacks(spec, folder, parts, vote, loss),
+        callbacks=_callbacks(spec, folder, parts, vote, loss, noise),
         logger=[parts.logger if own is None else own for own in parts.user.loggers],
         default_root_dir=folder.files,
         use_distributed_sampler=False,
@@ -150,14 +153,15 @@ def _loss(parts: RunParts, vote: StopVote, *, equal_parts: bool) -> GlobalLoss:
     )
 
 
-def _strategy(parts: RunParts, loss: GlobalLoss, **ddp: Any) -> GroupStrategy:
+def _strategy(parts: RunParts, loss: GlobalLoss, noise: SampleNoise, **ddp: Any) -> GroupStrategy:
     if parts.shards is None:
-        return GroupStrategy(loss=loss, share=parts.loaders.share, **ddp)
+        return GroupStrategy(loss=loss, share=parts.loaders.share, noise=noise, **ddp)
     assert isinstance(loss, ShardLoss)
     watchdog = parts.watchdog
     return BitsStrategy(
         loss=loss,
         share=parts.loaders.share,
+        noise=noise,
         shards=parts.shards,
         doing=lambda what: watchdog.progress(watchdog.step, what),
     )
@@ -184,7 +188,7 @@ def _plugins(spec: Spec, context: RankContext, parts: RunParts) -> list[Any]:
 
 
 def _callbacks(
-    spec: Spec, folder: RunFolder, parts: RunParts, vote: StopVote, loss: GlobalLoss
+    spec: Spec, folder: RunFolder, parts: RunParts, vote: StopVote, loss: GlobalLoss, noise: SampleNoise
 ) -> list[Callback]:
     return [
         Heartbeat(parts.watchdog, parts.prepared),
@@ -210,9 +214,10 @@ def _callbacks(
             best=parts.start.best,
             own_output=parts.own_output.state,
             environments=parts.shards.environments if parts.shards else [],
+            draws_by_sample=noise.by_sample,
             final=not parts.curves_only,
         ),
-        *([ShardStates(parts.shards)] if parts.shards else [RngWatch(parts.tracker)]),
+        *([ShardStates(parts.shards)] if parts.shards else [RngWatch(parts.tracker, noise.draws)]),
         parts.norm_report,
         loss,
         ProgressReporter(parts.tracker),

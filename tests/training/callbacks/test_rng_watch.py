@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.training.fitting import Fitted, OwnLightning, Small, fit, make_spec, nan_in_layer, small
 from tests.training.worlds import Worlds
 from training.callbacks.rng_watch import RngWatch
+from training.model.sample_noise import SampleNoise
 from training.tracking.tracker import NullTracker
 
 CONSEQUENCE = "curves on different numbers of workers will agree statistically, not exactly"
@@ -56,9 +56,10 @@ class Watched:
 
 def watch(rank: int, make_model: Callable[[], nn.Module], *, watching: bool = True) -> Watched:
     tags, hooked, printed = Tags(), Hooked(), io.StringIO()
+    noise = SampleNoise(seed=0, rank=rank)
     with redirect_stdout(printed):
-        callbacks = [*([RngWatch(tags)] if watching else []), hooked]
-        fitted = fit(rank, make_spec(max_epochs=1), make_model, callbacks=callbacks)
+        callbacks = [*([RngWatch(tags, noise.draws)] if watching else []), hooked]
+        fitted = fit(rank, make_spec(max_epochs=1), make_model, callbacks=callbacks, noise=noise)
     return Watched(
         tags=tags.found,
         printed=printed.getvalue(),
@@ -69,14 +70,24 @@ def watch(rank: int, make_model: Callable[[], nn.Module], *, watching: bool = Tr
     )
 
 
+def own_noise(x: Tensor) -> Tensor:
+    """Noise that each worker draws for itself."""
+    return x + torch.poisson(torch.full_like(x, 0.5))
+
+
+class Poisson(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return own_noise(x)
+
+
 def with_between(layer: nn.Module) -> nn.Module:
     model = Small()
     model.between = layer
     return model
 
 
-def dropout() -> nn.Module:
-    return with_between(nn.Dropout(0.5))
+def poisson() -> nn.Module:
+    return with_between(Poisson())
 
 
 class Functional(Small):
@@ -84,16 +95,16 @@ class Functional(Small):
 
     def __init__(self) -> None:
         super().__init__()
-        self.between = nn.Sequential(nn.Identity(), nn.Dropout1d(0.5))
+        self.between = nn.Sequential(nn.Identity(), Poisson())
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(super().forward(F.dropout(x)), 0.1)
+        return own_noise(super().forward(own_noise(x)))
 
 
 class Checkpointed(nn.Module):
     def __init__(self, *, use_reentrant: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 3))
+        self.layers = nn.Sequential(nn.Linear(3, 3), Poisson(), nn.Linear(3, 3))
         self.use_reentrant = use_reentrant
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,12 +131,12 @@ class Recovers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fails = Fails()
-        self.instead = nn.Dropout(0.5)
+        self.instead = Poisson()
 
     def forward(self, x: Tensor) -> Tensor:
         with suppress(RuntimeError):
             self.fails(x)
-        output: Tensor = self.instead(x) + torch.randn_like(x)
+        output: Tensor = self.instead(x) + own_noise(x)
         return output
 
 
@@ -147,18 +158,22 @@ def compiled() -> nn.Module:
     return with_between(layers)
 
 
+def covered() -> nn.Module:
+    return with_between(nn.Sequential(nn.Dropout(0.5), nn.AlphaDropout(0.5)))
+
+
 def many() -> nn.Module:
-    return with_between(nn.Sequential(*(nn.Dropout(0.01) for _ in range(25))))
+    return with_between(nn.Sequential(*(Poisson() for _ in range(25))))
 
 
 class NoisyStep(OwnLightning):
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        return super().training_step(batch, index) * (1 + torch.rand(()))
+        return super().training_step(batch, index) * own_noise(torch.ones(()))
 
 
 def noisy_step() -> nn.Module:
     model = NoisyStep()
-    model.body.between = nn.Dropout(0.5)
+    model.body.between = Poisson()
     return model
 
 
@@ -169,12 +184,12 @@ def nan_at_once() -> nn.Module:
 @pytest.mark.parametrize(
     ("make_model", "found"),
     [
-        (dropout, "between (Dropout)"),
-        (Functional, "model (Functional), between.1 (Dropout1d)"),
-        (checkpointed, "between.layers.1 (Dropout)"),
-        (checkpointed_reentrant, "between.layers.1 (Dropout)"),
-        (recovers, "between.instead (Dropout), between (Recovers)"),
-        (noisy_step, "body.between (Dropout), training_step (NoisyStep)"),
+        (poisson, "between (Poisson)"),
+        (Functional, "model (Functional), between.1 (Poisson)"),
+        (checkpointed, "between.layers.1 (Poisson)"),
+        (checkpointed_reentrant, "between.layers.1 (Poisson)"),
+        (recovers, "between.instead (Poisson), between (Recovers)"),
+        (noisy_step, "body.between (Poisson), training_step (NoisyStep)"),
         (scripted, "between (RecursiveScriptModule)"),
         (compiled, "between (OptimizedModule)"),
     ],
@@ -190,8 +205,8 @@ def test_the_innermost_modules_that_draw_are_named_in_the_log_and_in_a_tag(
     assert watched.printed.count("draws") == 1
 
 
-@pytest.mark.parametrize("make_model", [small, never_drawing])
-def test_of_a_model_that_draws_nothing_nothing_is_said(
+@pytest.mark.parametrize("make_model", [small, never_drawing, covered])
+def test_of_a_model_that_draws_nothing_or_by_sample_nothing_is_said(
     worlds: Worlds, make_model: Callable[[], nn.Module]
 ) -> None:
     (watched,) = worlds.run(1, watch, make_model)
@@ -201,10 +216,10 @@ def test_of_a_model_that_draws_nothing_nothing_is_said(
 
 
 def test_rank_0_alone_speaks(worlds: Worlds) -> None:
-    first, second = worlds.run(2, watch, dropout)
+    first, second = worlds.run(2, watch, poisson)
 
     assert first.tags == [{"syncbn.noise_per_rank": "between"}]
-    assert "between (Dropout)" in first.printed
+    assert "between (Poisson)" in first.printed
     assert second.tags == []
     assert "draws" not in second.printed
 
@@ -217,7 +232,7 @@ def test_of_many_layers_the_first_are_named(worlds: Worlds) -> None:
 
 
 def test_after_the_first_batch_nothing_is_watched_any_more(worlds: Worlds) -> None:
-    (watched,) = worlds.run(1, watch, dropout)
+    (watched,) = worlds.run(1, watch, poisson)
 
     assert watched.hooked == [True, False, False, False]
     assert not watched.hooked_afterwards
@@ -231,7 +246,7 @@ def test_after_a_failure_nothing_is_watched_any_more(worlds: Worlds) -> None:
     assert watched.tags == []
 
 
-@pytest.mark.parametrize("make_model", [Functional, checkpointed, compiled])
+@pytest.mark.parametrize("make_model", [Functional, checkpointed, covered, compiled])
 def test_watching_changes_neither_the_random_numbers_nor_the_results(
     worlds: Worlds, make_model: Callable[[], nn.Module]
 ) -> None:
