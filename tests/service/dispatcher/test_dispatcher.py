@@ -749,6 +749,7 @@ def test_an_end_is_acted_upon_at_once_and_steps_are_not(
     monkeypatch.setattr(world.dispatcher.reconciler, "reconcile", counted)
     monkeypatch.setattr(cluster, "wait", waiting)
     monkeypatch.setattr(cluster, "release", released)
+    cluster.wait(0)  # forgets what has happened so far
     loop = threading.Thread(target=world.dispatcher.run, args=(stop,), kwargs={"poll_seconds": 3600.0})
     loop.start()
     waits.wait()
