@@ -732,6 +732,7 @@ def test_an_end_is_acted_upon_at_once_and_steps_are_not(
 ) -> None:
     job, stop, waits = world.running(), threading.Event(), threading.Event()
     cluster, rounds = world.cluster, []
+    cluster.wait(0)  # forgets what has happened so far
     wait, release, reconcile = cluster.wait, cluster.release, world.dispatcher.reconciler.reconcile
 
     def counted() -> Any:
@@ -749,7 +750,6 @@ def test_an_end_is_acted_upon_at_once_and_steps_are_not(
     monkeypatch.setattr(world.dispatcher.reconciler, "reconcile", counted)
     monkeypatch.setattr(cluster, "wait", waiting)
     monkeypatch.setattr(cluster, "release", released)
-    cluster.wait(0)  # forgets what has happened so far
     loop = threading.Thread(target=world.dispatcher.run, args=(stop,), kwargs={"poll_seconds": 3600.0})
     loop.start()
     waits.wait()
