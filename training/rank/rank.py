@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from training.console import say
 from training.errors import BuildError
 from training.hangs.watchdog import Watchdog
+from training.linux import keep_freed_memory
 from training.protocol import Exit, Order, RankAssignment
 from training.rank.children import ending_children
 from training.rank.context import RankContext, apply_thread_count, join, own_address
@@ -84,6 +85,7 @@ class RankRun:
         from training.tracking.fluent import active_in_mlflow
 
         self.context = context
+        keep_freed_memory()
         alias_pytorch_lightning()
         silence_lightning()
         try:
