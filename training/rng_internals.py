@@ -7,6 +7,7 @@ broke.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import FunctionType
 from typing import Any
 
@@ -25,6 +26,8 @@ def _open(function: Any) -> Callable[..., Any]:
     return copy
 
 
+BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
+
 OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
     function: _open(function)
     for function in (
@@ -35,15 +38,18 @@ OPENED: dict[Callable[..., Any], Callable[..., Any]] = {
         F.feature_alpha_dropout,
         F.gumbel_softmax,
         F.multi_head_attention_forward,
-        Tensor.backward,
-        torch.autograd.backward,
-        torch.autograd.grad,
+        *BACKWARD,
     )
 }
 """Functions that hand themselves to a mode as a whole, with copies that hand it what they call instead.
 
 A backward pass calls layers that activation checkpointing computes again.
 """
+
+
+def as_tensors() -> AbstractContextManager[Any]:
+    """Returns a context in which subclasses of Tensor, as MONAI's MetaTensor, do nothing of their own."""
+    return torch._C.DisableTorchFunctionSubclass()
 
 
 def safe_softmax(scores: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from training import rng_internals
+
 WHOLE, OWN = -1, -2
 """In place of a dimension: the same numbers on all ranks; other numbers on each rank."""
 BLOCK = 8192
@@ -100,7 +102,7 @@ class SampleDraws:
     def fill(self, index: int, made: Tensor, fill: Fill, *, like: object = None) -> None:
         """Draws a tensor in place. like: what it was made from; if that is a parameter, it counts as one."""
         whole = isinstance(like, nn.Parameter)
-        with torch.no_grad():
+        with torch.no_grad(), rng_internals.as_tensors():
             self._fill(index, made, WHOLE if whole else self.dimension(made, made=True), fill)
 
     def dimension(self, x: Tensor, *, made: bool) -> int:

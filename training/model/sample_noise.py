@@ -12,7 +12,7 @@ before it. Code that seeds them within a step draws as it would anywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ class SampleNoise(TorchFunctionMode):
         if func not in FUNCTIONS:
             if func not in rng_internals.OPENED:
                 return func(*args, **kwargs)
-            with self:
+            with self, rng_internals.as_tensors() if func in rng_internals.BACKWARD else nullcontext():
                 return rng_internals.OPENED[func](*args, **kwargs)
         self._may_draw = True
         if torch.default_generator.initial_seed() != self._own_seed or rng_internals.in_transformation():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -99,6 +99,33 @@ def test_shares_of_any_sizes_draw_together_what_the_whole_batch_draws(name: str)
     for cut in CUTS:
         torch.testing.assert_close(torch.cat(on_ranks(DRAWS[name], cut)), whole, rtol=1e-12, atol=1e-12)
     assert not torch.equal(whole, again)
+
+
+class Watched(Tensor):
+    """A subclass with functions of its own, as MONAI's MetaTensor, which copes with some of torch's alone."""
+
+    seen: ClassVar[list[object]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(func)
+        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+def test_a_subclass_of_tensor_has_to_do_with_what_is_called_alone() -> None:
+    weight = nn.Parameter(torch.ones(6, dtype=torch.float64))
+
+    called = {torch.empty_like, Tensor.is_complex, Tensor.mul, Tensor.sum, Tensor.backward}
+
+    def step(x: Tensor) -> Tensor:
+        Watched.seen.clear()
+        drawn = torch.rand_like(x.as_subclass(Watched))
+        assert type(drawn) is Watched
+        (drawn * weight).sum().backward()  # type: ignore[no-untyped-call]
+        assert set(Watched.seen) <= called
+        return drawn.as_subclass(Tensor)
+
+    assert torch.equal(torch.cat(on_ranks(step, (3, 4))), *on_ranks(torch.rand_like, (SAMPLES,)))
 
 
 def test_samples_and_draws_of_a_step_differ() -> None:
