@@ -40,8 +40,8 @@ def keep_freed_memory() -> None:
     """Lets the C library keep memory that this process frees, for the tensors of its next step.
 
     By default, glibc returns large blocks to the kernel, which finds and clears their pages again at the next
-    use: thousands of page faults a step, a tenth of the time of a small network. Its threads and children do
-    as it does. Does nothing with another C library.
+    use: thousands of page faults a step. Its threads and children do as it does. Does nothing with another C
+    library.
     """
     with suppress(OSError, AttributeError):
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
