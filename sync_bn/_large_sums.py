@@ -1,8 +1,8 @@
 """Sums of many numbers, such as gradients, in memory that the ranks of one host share.
 
 Each rank copies its numbers to a place of its own, adds an equal part of all ranks' numbers in the order of
-the ranks, and copies the whole result. In between the ranks meet in the way of
-`_sums`, which finds ranks that differ, have ended or do not come.
+the ranks, and copies the whole result. In between the ranks meet in the way of `_sums`, which finds ranks
+that differ, have ended or do not come.
 """
 
 from __future__ import annotations

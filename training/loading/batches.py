@@ -256,27 +256,9 @@ def share_loader(
     BuildError for data that cannot be cut into global batches.
     """
     assert accumulate_grad_batches <= batch_size
-    if loader.batch_size is None and loader.batch_sampler is None:
-        raise BuildError(
-            "data.class_path",
-            "its loader has batch_size=None, so each item is a batch of its own size; return a DataLoader "
-            "over single samples, or set training.sampler to own",
-        )
-    if type(loader).__iter__ is not DataLoader.__iter__:
-        raise BuildError(
-            "data.class_path",
-            f"its loader, a {type(loader).__name__}, has an __iter__ of its own, which would not be called "
-            "for the shares of a batch; do that in the data set or the collate_fn, or set training.sampler "
-            "to own",
-        )
+    _check_can_be_cut(loader, shards)
     drop_last |= has_plain_batches(loader) and bool(getattr(loader.batch_sampler, "drop_last", False))
     if isinstance(loader.dataset, IterableDataset):
-        if shards is not None:
-            raise BuildError(
-                "data.class_path",
-                "its data set is a stream, which training.reproducible: bits does not cut into shards; give "
-                "the data set a length and __getitem__, or set training.reproducible to curve",
-            )
         return StreamLoader(
             loader,
             batch_size=batch_size,
@@ -313,6 +295,29 @@ def share_loader(
     )
     made.size_by_user = loader.batch_size
     return made
+
+
+def _check_can_be_cut(loader: DataLoader[Any], shards: Shards | None) -> None:
+    """Raises BuildError for data that cannot be cut into global batches or, if these have shards, into those."""
+    if loader.batch_size is None and loader.batch_sampler is None:
+        raise BuildError(
+            "data.class_path",
+            "its loader has batch_size=None, so each item is a batch of its own size; return a DataLoader "
+            "over single samples, or set training.sampler to own",
+        )
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise BuildError(
+            "data.class_path",
+            f"its loader, a {type(loader).__name__}, has an __iter__ of its own, which would not be called "
+            "for the shares of a batch; do that in the data set or the collate_fn, or set training.sampler "
+            "to own",
+        )
+    if shards is not None and isinstance(loader.dataset, IterableDataset):
+        raise BuildError(
+            "data.class_path",
+            "its data set is a stream, which training.reproducible: bits does not cut into shards; give "
+            "the data set a length and __getitem__, or set training.reproducible to curve",
+        )
 
 
 def _orders(
