@@ -298,7 +298,7 @@ def share_loader(
 
 
 def _check_can_be_cut(loader: DataLoader[Any], shards: Shards | None) -> None:
-    """Raises BuildError for data that cannot be cut into global batches or, if these have shards, into those."""
+    """Raises BuildError for data that cannot be cut into global batches, or into shards if there are any."""
     if loader.batch_size is None and loader.batch_sampler is None:
         raise BuildError(
             "data.class_path",
