@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,8 +32,10 @@ class Spread(NamedTuple):
         finite = [value for value in values if value is not None]
         if len(finite) < len(values):
             return cls(None, None, len(values))
-        deviation = statistics.stdev(finite) if len(finite) > 1 else None
-        return cls(statistics.fmean(finite), deviation, len(finite))
+        mean = statistics.fmean(finite)
+        squares = math.fsum((value - mean) ** 2 for value in finite)  # statistics.stdev is exact, and slow
+        deviation = math.sqrt(squares / (len(finite) - 1)) if len(finite) > 1 else None
+        return cls(mean, deviation, len(finite))
 
 
 def values_of(spec: Mapping[str, Any]) -> dict[str, Any]:

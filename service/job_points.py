@@ -14,16 +14,19 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Self
 
 from service.errors import Unavailable
-from service.log_files import open_log
+from service.log_files import read_log
 from training.metric_names import is_layer_detail
 from training.run_dir import RunFolder
 
 CHUNK = 2 << 20
 """Maximum number of bytes of the file per read."""
+_MOST_FILES = 10_000
+"""For how many jobs the names of files are kept: to make them takes longer than to look at the files."""
 _POSITION = re.compile(r"([0-9a-f]{1,32}\.[0-9a-f]{1,32})-(\d{1,15})")
 
 
@@ -92,7 +95,7 @@ class JobPoints:
     """Reads spools in a storage. Every method raises `Unavailable` if one cannot be read."""
 
     def __init__(self, storage: str) -> None:
-        self._storage = Path(storage)
+        self._files = lru_cache(_MOST_FILES)(partial(_files, Path(storage)))
 
     def read(
         self, job_id: str, after: Position, kind: Kind, limit: int = CHUNK, *, look: SpoolLook | None = None
@@ -116,20 +119,18 @@ class JobPoints:
 
     def look(self, job_id: str) -> SpoolLook:
         """Returns what the spool is now."""
-        path = RunFolder(path=self._storage / job_id).spool
+        path, mark_path = self._files(job_id)
         found = _stat(path)
         if found is None or not stat.S_ISREG(found.st_mode):
             return SpoolLook(generation="", size=0, emptied=False)
-        mark = _stat(RunFolder.truncated_mark(path))
+        mark = _stat(mark_path)
         generation = f"{found.st_ino:x}.{mark.st_mtime_ns if mark else 0:x}"
         return SpoolLook(generation=generation, size=found.st_size, emptied=mark is not None)
 
     def _read(self, job_id: str, start: int, length: int) -> bytes:
-        path = RunFolder(path=self._storage / job_id).spool
+        path, _ = self._files(job_id)
         try:
-            with open_log(path) as file:
-                file.seek(start)
-                return file.read(length)
+            return read_log(path, start, length)
         except FileNotFoundError:
             return b""
         except OSError as error:
@@ -140,6 +141,12 @@ def _chosen(data: bytes, kind: Kind) -> bytes:
     if kind is Kind.CURVES and b" norm/" not in data:
         return data
     return b"".join(line + b"\n" for line in data.split(b"\n") if kind.wants(line))
+
+
+def _files(storage: Path, job_id: str) -> tuple[Path, Path]:
+    """Returns a job's spool, and the mark that it lacks the first points."""
+    spool = RunFolder(path=storage / job_id).spool
+    return spool, RunFolder.truncated_mark(spool)
 
 
 def _stat(path: Path) -> os.stat_result | None:

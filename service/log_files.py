@@ -19,6 +19,15 @@ def open_log(path: Path) -> BinaryIO:
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _CAREFUL))
 
 
+def read_log(path: Path, start: int, length: int) -> bytes:
+    """Returns up to `length` bytes from a position on. Raises OSError, also if `path` is a symbolic link."""
+    log = os.open(path, os.O_RDONLY | os.O_CLOEXEC | _CAREFUL)
+    try:
+        return os.pread(log, length, start)
+    finally:
+        os.close(log)
+
+
 def append_line(run_folder: Path, attempt: int, line: str) -> None:
     """Appends a line to the log of rank 0, while no rank runs. Raises OSError, also for a symbolic link."""
     path = log_file(run_folder, attempt, 0)

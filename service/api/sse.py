@@ -30,6 +30,8 @@ FULL = 1 << 17
 _KEPT_PORTIONS = 32
 _THREADS = 8
 """How many threads at most make the portions that are asked for in the same moment."""
+_MOMENT_S = 0.02
+"""While portions are made, those that are ready are sent this often."""
 
 Position = TypeVar("Position", bound=Hashable)
 News = Callable[[Position], tuple[bytes, Position, bool]]
@@ -112,14 +114,14 @@ class Streams:
 class _Portions:
     """The latest portions. Each is made once, by the first reader that asks for it, in a thread.
 
-    Those that are asked for in the same moment, as after a look at all topics, share a few threads: to begin
-    one takes as long as to make a small portion.
+    Those that are asked for in the same moment, as after a look at all topics, share one thread: several
+    would mostly wait for each other. Others join it while nothing comes of it, as when a disk is frozen.
     """
 
     def __init__(self) -> None:
         self._portions: OrderedDict[Hashable, asyncio.Future[Any]] = OrderedDict()
         self._asked: deque[_Asked] = deque()
-        self._makers: set[asyncio.Task[None]] = set()
+        self._making: set[asyncio.Task[None]] = set()
 
     async def get(
         self, key: Hashable, make: Callable[[], tuple[bytes, Position, bool]]
@@ -141,10 +143,9 @@ class _Portions:
 
     def _begin(self) -> None:
         asked, self._asked = self._asked, deque()
-        for _ in range(min(len(asked), _THREADS)):
-            maker = asyncio.create_task(run_in_threadpool(_make, asked, asyncio.get_running_loop()))
-            self._makers.add(maker)
-            maker.add_done_callback(self._makers.discard)
+        making = asyncio.create_task(_made(asked))
+        self._making.add(making)
+        making.add_done_callback(self._making.discard)
 
     def _forget_if_failed(self, key: Hashable, made: asyncio.Future[Any]) -> None:
         if made.exception() is not None and self._portions.get(key) is made:
@@ -152,16 +153,33 @@ class _Portions:
 
 
 _Asked = tuple[Callable[[], tuple[bytes, Any, bool]], "asyncio.Future[Any]"]
+_Made = tuple["asyncio.Future[Any]", "tuple[bytes, Any, bool] | Exception"]
 
 
-def _make(asked: deque[_Asked], loop: asyncio.AbstractEventLoop) -> None:
+async def _made(asked: deque[_Asked]) -> None:
+    """Makes these portions, and gives each to its future a moment later: to do so at once takes longer."""
+    made: deque[_Made] = deque()
+    makers: set[asyncio.Task[None]] = set()
+    left = len(asked)
+    while asked or makers:
+        if asked and (not makers or len(asked) == left) and len(makers) < _THREADS:
+            makers.add(asyncio.create_task(run_in_threadpool(_make, asked, made)))
+        left = len(asked)
+        _, makers = await asyncio.wait(makers, timeout=_MOMENT_S)
+        while made:
+            future, portion = made.popleft()
+            if isinstance(portion, Exception):
+                future.set_exception(portion)
+            else:
+                future.set_result(portion)
+
+
+def _make(asked: deque[_Asked], made: deque[_Made]) -> None:
     """Makes what is left of these portions, one after the other, until there is none left."""
     with suppress(IndexError):  # another thread has taken the last one
         while True:
-            make, made = asked.popleft()
+            make, future = asked.popleft()
             try:
-                portion = make()
+                made.append((future, make()))
             except Exception as error:
-                loop.call_soon_threadsafe(made.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(made.set_result, portion)
+                made.append((future, error))

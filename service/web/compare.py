@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,18 +15,26 @@ from fastapi.responses import RedirectResponse
 from service import differences
 from service.api.access import caller_or_none
 from service.api.context import Context, Services
+from service.api.job_watcher import JobSnapshot
 from service.api.schemas import shown_metrics
 from service.differences import Spread
 from service.jobs.job import Job, is_id
 from service.queue.store import Store
 from service.web import live_points, shown
 from service.web.page import PageRoute, fragment, link, link_from, render
-from training.metric_names import main_metric
+from training.metric_names import Mode, main_metric
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 MOST = 20
 Jobs = Annotated[list[str] | None, Query(max_length=200)]
 Reference = Annotated[str, Query(max_length=500)]
+
+
+class Cell(NamedTuple):
+    """A value of a metric in words. is_best: no other group has a better one, and one has a worse one."""
+
+    text: str
+    is_best: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +50,8 @@ class ComparedGroup:
         found = [shown.spec_value(values[key]) if key in values else "–" for values in self.values]
         return list(dict.fromkeys(found))
 
-    def last(self, metric: str) -> Spread | None:
-        """Returns the latest value of a metric; None if no job has it."""
-        return self._spreads.get(metric)
-
-    @cached_property
-    def _spreads(self) -> dict[str, Spread]:
+    def metrics(self) -> dict[str, Spread]:
+        """Returns the latest value of each metric that a job has."""
         found: dict[str, list[float | None]] = {}
         for job in self.jobs:
             for metric, value in shown_metrics(job.progress.metrics if job.progress else {}).items():
@@ -74,13 +78,16 @@ class CompareView:
         return [job for group in self.groups for job in group.jobs]
 
     @cached_property
-    def metrics(self) -> list[str]:
-        """The names of all metrics, the main one first."""
-        names = sorted(
-            {name for job in self.jobs if job.progress for name in shown_metrics(job.progress.metrics)}
-        )
-        main = main_metric(names, self.groups[0].values[0].get("training.checkpoint.monitor"))
-        return list(dict.fromkeys(([main] if main else []) + names))
+    def metrics(self) -> dict[str, list[Cell]]:
+        """The latest value of each metric in each group; the main metric first."""
+        groups = [group.metrics() for group in self.groups]
+        names = sorted({name for metrics in groups for name in metrics})
+        values = self.groups[0].values[0]
+        main = main_metric(names, values.get("training.checkpoint.monitor"))
+        return {
+            name: _cells([metrics.get(name) for metrics in groups], differences.mode_of(values, name))
+            for name in dict.fromkeys(([main] if main else []) + names)
+        }
 
     @cached_property
     def weights(self) -> dict[str, str]:
@@ -88,25 +95,16 @@ class CompareView:
         found = differences.weights_of([job.weights_sha256 for job in self.jobs])
         return {job.id: text for job, text in zip(self.jobs, found, strict=True)}
 
-    def best(self, metric: str) -> int | None:
-        """Returns the number of the group with the best latest value; None if it is not known."""
-        mode = differences.mode_of(self.groups[0].values[0], metric)
-        found = [
-            (spread.mean, group.number)
-            for group in self.groups
-            if (spread := group.last(metric)) and spread.mean is not None
-        ]
-        if mode is None or len(found) < 2:
-            return None
-        return (min if mode == "min" else max)(found, key=lambda each: each[0])[1]
-
     def label(self, group: ComparedGroup) -> str:
         return self.labels[group.number - 1]
 
     def at_another_moment(self, jobs: Iterable[Job]) -> CompareView:
         """Returns the view of the same jobs: what it says of their specs, which never change, stays."""
         now = {job.id: job for job in jobs}
-        groups = [replace(group, jobs=[now[job.id] for job in group.jobs]) for group in self.groups]
+        groups = [
+            ComparedGroup(number=group.number, jobs=[now[job.id] for job in group.jobs], values=group.values)
+            for group in self.groups
+        ]
         return replace(self, groups=groups)
 
 
@@ -149,31 +147,50 @@ def live_compare(request: Request, services: Services, job: Jobs = None, apart: 
 
 
 class _Parts:
-    """Renders the jobs and their metrics; groups the jobs again only when there are others."""
+    """Renders the jobs and their metrics: what does not change with each step only when it is another one.
+
+    Groups the jobs again only when there are others. The progress of a job is made once for all pages.
+    """
 
     def __init__(self, request: Request, services: Context, ids: Sequence[str], *, apart: bool) -> None:
         self._request, self._services, self._ids, self._apart = request, services, ids, apart
+        self._part = partial(fragment, request, "partial.html", url=partial(link_from, "/compare"))
         self._view = _view([], apart=apart)
+        self._table: tuple[list[Hashable], bytes] = ([], b"")
         self._revisions: list[int] = []
         self._rendered: list[bytes] = []
 
     def __call__(self) -> list[bytes]:
         snapshots = self._services.job_watcher.snapshots(self._ids)
         if (now := [each.revision for each in snapshots]) != self._revisions:
-            self._rendered, self._revisions = self._render([each.job for each in snapshots]), now
+            self._rendered, self._revisions = self._render(snapshots), now
         return self._rendered
 
-    def _render(self, jobs: Sequence[Job]) -> list[bytes]:
+    def _render(self, snapshots: Sequence[JobSnapshot]) -> list[bytes]:
+        jobs = [each.job for each in snapshots]
         is_same = {job.id for job in jobs} == {job.id for job in self._view.jobs}
         view = self._view.at_another_moment(jobs) if is_same else _view(jobs, apart=self._apart)
         self._view = view
         if not jobs:
             return []
-        part = partial(fragment, self._request, "partial.html", view=view, url=partial(link_from, "/compare"))
-        return [
-            part(target="compare-jobs", part="compare_jobs.html"),
-            part(target="compare-metrics", part="compare_metrics.html"),
-        ]
+        if (now := [_without_progress(job) for job in jobs]) != self._table[0]:
+            self._table = now, self._part(target="compare-jobs", part="compare_jobs.html", view=view)
+        metrics = self._part(target="compare-metrics", part="compare_metrics.html", view=view)
+        # The table may have an older progress.
+        return [self._table[1], *map(self._progress, snapshots), metrics]
+
+    def _progress(self, snapshot: JobSnapshot) -> bytes:
+        job = snapshot.job
+        target = f"progress-{job.id}"
+        return snapshot.once(
+            "compared progress",
+            lambda: self._part(target=target, part="compare_progress.html", job=job),
+        )
+
+
+def _without_progress(job: Job) -> Hashable:
+    """Returns what else the table shows of a job."""
+    return job.id, job.name, job.state, job.attempt, job.started_at, job.weights_sha256
 
 
 def _found(store: Store, ids: Sequence[str]) -> tuple[list[Job], list[str]]:
@@ -199,6 +216,25 @@ def _named(store: Store, reference: str, most: int) -> tuple[list[str], str]:
     if not found:
         return [], f"there is no job with the id or name {reference!r}"
     return [found[0].id], ""
+
+
+def _cells(values: Sequence[Spread | None], mode: Mode | None) -> list[Cell]:
+    """Returns the cells of a metric. mode: which of its values are better; None if that is not known."""
+    means = [value.mean for value in values if value and value.mean is not None]
+    best = None if mode is None or len(means) < 2 else (min if mode == "min" else max)(means)
+    first = next((at for at, value in enumerate(values) if value and value.mean == best), None)
+    return [Cell(_text(value), best is not None and at == first) for at, value in enumerate(values)]
+
+
+def _text(value: Spread | None) -> str:
+    """
+    >>> _text(Spread(0.9, 0.1, 3)), _text(Spread(0.5, None, 1)), _text(Spread(None, None, 2)), _text(None)
+    ('0.9 ± 0.1 (3)', '0.5', 'nan', '')
+    """
+    if value is None:
+        return ""
+    mean = "nan" if value.mean is None else shown.number(value.mean)
+    return mean if value.deviation is None else f"{mean} ± {shown.number(value.deviation)} ({value.jobs})"
 
 
 def _view(jobs: Sequence[Job], *, apart: bool) -> CompareView:
