@@ -50,7 +50,7 @@ def doctor(
         report({"title": "Refused", "detail": str(error)}, as_json=as_json)
         raise typer.Exit(ExitCode.REFUSED) from None
     if not as_json:
-        typer.echo(f"examining {subject.described}")
+        output.console().print(f"examining {subject.described}")
     findings = []
     for finding in examine(checks(subject, connection.url, connection.api_key, seconds)):
         findings.append(finding)

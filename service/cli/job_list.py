@@ -89,7 +89,7 @@ def job_columns(order: str | None = None) -> list[Column]:
         Column(name="STATE", worth=95),
         Column(name="PROGRESS", worth=70),
         Column(name="AGE", worth=80),
-        Column(name="TOOK", worth=85 if order == "longest" else 50),
+        Column(name="TOOK", worth=97 if order == "longest" else 50),
         Column(name="WORKERS", worth=30),
         Column(name="METRIC", worth=40, least=16, cut=Cut.MIDDLE),
         Column(name="CREATED", worth=20),

@@ -105,7 +105,7 @@ document.addEventListener("click", async (event) => {
   }
 });
 
-// Ages: <time datetime="…" data-ago>
+// Ages and moments, in the reader's time zone: <time datetime="…" data-ago> or data-moment
 function age(seconds) {
   for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
     if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
@@ -113,7 +113,7 @@ function age(seconds) {
   return `${Math.max(Math.floor(seconds), 0)} s`;
 }
 
-function showAges() {
+function showTimes() {
   for (const element of document.querySelectorAll("text[data-hour]")) {
     const text = new Date(element.dataset.hour).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
     if (element.textContent !== text) element.textContent = text;
@@ -127,8 +127,15 @@ function showAges() {
       element.title = moment.toLocaleString();
     }
   }
+  for (const element of document.querySelectorAll("time[data-moment]")) {
+    const text = new Date(element.dateTime).toLocaleString();
+    if (element.textContent !== text) {
+      element.title = element.textContent;
+      element.textContent = text;
+    }
+  }
 }
-setInterval(showAges, 1000);
+setInterval(showTimes, 1000);
 
 // Whether the page is live: streams of hx-sse, and those that a page opens itself, report here.
 let awaySince = 0;
@@ -162,8 +169,8 @@ document.addEventListener("htmx:sse:before:message", (event) => {
   if (name === "away") away(`${data.replace(/[.]?$/, ".")} This page shows what was last known.`);
   else back();
 });
-document.addEventListener("htmx:after:swap", showAges);
-document.addEventListener("DOMContentLoaded", showAges);
+document.addEventListener("htmx:after:swap", showTimes);
+document.addEventListener("DOMContentLoaded", showTimes);
 
 /**
  * Opens a stream of events while the page is looked at; returns what ends it for good.

@@ -170,6 +170,26 @@ def test_in_a_narrow_terminal_the_queue_still_says_why(service: Service, client:
     ]
 
 
+def test_in_a_narrow_terminal_the_longest_jobs_still_have_their_durations(service: Service) -> None:
+    known_jobs(service)
+
+    (listed,) = seen(service.url, [["list", "--order", "longest"]], columns=40)
+
+    header, first, second = plain(listed)
+    assert "TOOK" in header.split()
+    assert ["2h5m" in first.split(), "1m5s" in second.split()] == [True, True]
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_findings_of_doctor_fit(service: Service, tmp_path: Path, columns: int) -> None:
+    (found,) = seen(
+        service.url, [["doctor"]], columns=columns, SYNCBN_DATABASE_URL=f"sqlite:///{tmp_path / 'none.db'}"
+    )
+
+    assert too_wide(found, columns) == []
+    assert "fault" in found
+
+
 def test_a_wide_terminal_shows_dates_workers_times_and_metrics(service: Service) -> None:
     known_jobs(service)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from service.client.local_token import token_file
 from service.jobs.job import Job, Removed, State
@@ -200,6 +202,20 @@ def test_the_attempts_say_how_each_rank_ended_and_are_live(console: Console, siz
         page.locator("#start-2-rank-1 a").get_attribute("href")
         == f"../../jobs/{job.id}/logs?attempt=1&rank=1"
     )
+
+
+def test_moments_are_those_of_the_readers_time_zone(console: Console) -> None:
+    page = console.page
+    zone = {"timezoneId": "Asia/Tokyo"}
+    page.context.new_cdp_session(page).send("Emulation.setTimezoneOverride", zone)
+    job, _ = console.service.store.create_job(make_spec())
+    console.open(f"/jobs/{job.id}/attempts")
+
+    moment = page.locator(".timeline li time")
+    expect(moment).to_have_attribute("title", re.compile(r" UTC$"))
+
+    there = moment.evaluate("it => new Date(it.dateTime).toLocaleString([], { timeZone: 'Asia/Tokyo' })")
+    assert moment.inner_text() == there
 
 
 def test_what_a_job_writes_in_place_of_records_does_no_harm(tmp_path: Path, service: Service) -> None:

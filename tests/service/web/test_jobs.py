@@ -212,6 +212,21 @@ def test_selected_jobs_are_commanded_together(console: Console) -> None:
     page.wait_for_url(f"**/compare?job={jobs[3].id}&job={jobs[4].id}")
 
 
+def test_back_from_a_filtered_list_the_form_says_what_is_listed(console: Console) -> None:
+    create(console.service, name="digits-1")
+    page = console.open("/jobs")
+    page.check("input[value=failed]")
+    page.press("#filter-name", "Enter")
+    page.wait_for_url("**/jobs?state=failed")
+    expect(page.locator("input[value=failed]")).to_be_checked()
+
+    page.go_back()
+
+    page.wait_for_url("**/jobs")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.locator("input[value=failed]")).not_to_be_checked()
+
+
 def test_the_form_makes_a_short_url(console: Console) -> None:
     create(console.service, name="digits-1")
     page = console.open("/jobs")
