@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,11 @@ def make_trainer(spec: Spec, context: RankContext, folder: RunFolder, parts: Run
         default_root_dir=folder.files,
         use_distributed_sampler=False,
         enable_progress_bar=False,
-        **_arguments(parts),
+        **arguments(
+            parts.user.arguments,
+            bits_on_gpus=parts.shards is not None and bool(spec.resources.gpus_per_worker),
+            curves_only=parts.curves_only,
+        ),
     )
 
 
@@ -225,8 +229,14 @@ def _callbacks(
     ]
 
 
-def _arguments(parts: RunParts) -> dict[str, Any]:
-    arguments = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, **parts.user.arguments}
-    if parts.curves_only and arguments.get("limit_val_batches") != 0:
-        arguments["limit_val_batches"] = 1  # not none: callbacks and schedulers may wait for its metrics
-    return arguments
+def arguments(given: Mapping[str, Any], *, bits_on_gpus: bool, curves_only: bool) -> dict[str, Any]:
+    """Returns the arguments of the Trainer that a spec may give.
+
+    given: those of the spec. bits_on_gpus: for `training.reproducible: bits`, which needs kernels there that
+    are deterministic; an operation that has none raises an error that names it. curves_only: see RunParts.
+    """
+    ours = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    found = ours | ({"deterministic": True} if bits_on_gpus else {}) | dict(given)
+    if curves_only and found.get("limit_val_batches") != 0:
+        found["limit_val_batches"] = 1  # not none: callbacks and schedulers may wait for its metrics
+    return found

@@ -253,7 +253,7 @@ class Spec(Part):
             )
         if self.training.precision == "16-mixed" and not self.resources.gpus_per_worker:
             raise located("training.precision", "16-mixed needs a GPU; on CPU choose bf16-mixed or 32-true")
-        check_bits(self.training, self.norm, self.resources)
+        check_bits(self.training, self.norm, self.resources, self.trainer)
         endless = self.training.max_epochs == -1 and self.training.max_steps is None
         if endless and self.trainer.max_time is None:
             raise located(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from training.spec.errors import located
 from training.spec.norm import Norm
 from training.spec.resources import Resources
+from training.spec.trainer import TrainerOptions
 from training.spec.training import Training
 
 _FEWEST = 4
@@ -30,7 +31,7 @@ def shards_of(training: Training, resources: Resources) -> int:
     return max(_FEWEST, 1 << (resources.max_workers - 1).bit_length())
 
 
-def check_bits(training: Training, norm: Norm, resources: Resources) -> None:
+def check_bits(training: Training, norm: Norm, resources: Resources, trainer: TrainerOptions) -> None:
     """Raises an error located at the key for what cannot be trained to the last bit."""
     if training.reproducible == "curve":
         if training.shards is not None:
@@ -59,6 +60,11 @@ def check_bits(training: Training, norm: Norm, resources: Resources) -> None:
         raise located("norm.group", f"must be world for training.reproducible: bits, {_CURVE}")
     if norm.observe_every is not None:
         raise located("norm.observe_every", f"observes workers, not shards; leave it out, {_CURVE}")
+    if trainer.benchmark:
+        raise located(
+            "trainer.benchmark",
+            f"lets each worker choose the kernels that are fast there; leave it out, {_CURVE}",
+        )
     if training.precision == "16-mixed":
         raise located(
             "training.precision",

@@ -236,8 +236,8 @@ ARGUMENTS: Mapping[str, Argument] = {
     "accumulate_grad_batches": _mapped("`training.accumulate_grad_batches`"),
     "gradient_clip_val": _honoured(),
     "gradient_clip_algorithm": _honoured(),
-    "deterministic": _honoured(),
-    "benchmark": _honoured(),
+    "deterministic": _honoured("`true` on GPUs with `training.reproducible: bits` if it is not given"),
+    "benchmark": _honoured("`true` is refused with `training.reproducible: bits`"),
     "inference_mode": _honoured(),
     "use_distributed_sampler": _mapped(
         "`true` is what jobs do; `false` is refused beside `training.sampler: global`, and what `own` does"

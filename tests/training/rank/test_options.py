@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.precision import DoublePrecision
 from training.callbacks.own_checkpoints import KeptFiles
 from training.errors import BuildError
 from training.rank.options import UserOptions, user_options
+from training.rank.trainer import arguments
 from training.spec import TrainerOptions
 
 
@@ -102,3 +103,16 @@ def test_plugins_are_constructed(tmp_path: Path) -> None:
     (plugin,) = made(tmp_path, plugins=["DoublePrecision"]).plugins
 
     assert isinstance(plugin, DoublePrecision)
+
+
+@pytest.mark.parametrize(
+    ("given", "bits_on_gpus", "deterministic"),
+    [({}, False, None), ({}, True, True), ({"deterministic": "warn"}, True, "warn")],
+)
+def test_to_the_last_bit_on_gpus_kernels_are_deterministic_unless_the_spec_says_otherwise(
+    given: dict[str, Any], bits_on_gpus: bool, deterministic: object
+) -> None:
+    found = arguments(given, bits_on_gpus=bits_on_gpus, curves_only=False)
+
+    assert found.get("deterministic") == deterministic
+    assert found["num_sanity_val_steps"] == 0

@@ -41,6 +41,7 @@ BITS: dict[str, Any] = {"reproducible": "bits"}
             "must be world",
         ),
         ({"training": BITS, "norm": {"observe_every": 5}}, "norm.observe_every", "leave it out"),
+        ({"training": BITS, "trainer": {"benchmark": True}}, "trainer.benchmark", "leave it out"),
         (
             {"training": BITS | {"precision": "16-mixed"}, "resources": {"gpus_per_worker": 1}},
             "training.precision",
