@@ -93,6 +93,7 @@ def test_it_follows_shows_text_as_text_and_lets_choose_a_rank(
     service.print(job.id, "\x1b[31mred\x1b[0m\n" + "\n".join(HOSTILE) + "\n" + "x" * 5000 + "\n")
 
     page.wait_for_selector("#log >> text=red")
+    page.wait_for_load_state()  # it has been loaded again
     assert page.locator("#log .line").all_inner_texts()[:3] == ["red", *HOSTILE]
     console.check_fits()
     console.check_accessible()
@@ -188,6 +189,7 @@ def test_whoever_follows_gets_the_log_of_the_next_attempt(console: Console) -> N
     write(service, job, "of the second\n", attempt=2)
 
     page.wait_for_selector("#log >> text=of the second")
+    page.wait_for_load_state()  # a choice before its scripts run would be lost
     page.select_option("#log-attempt", "1")
     page.wait_for_selector("#log >> text=of the first")
 
