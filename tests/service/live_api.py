@@ -220,7 +220,7 @@ class Service:
 
     def wait_until_seen(self, job_id: str) -> None:
         """Returns once a follower has been sent the job as it stands."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         document = shown(self.store.get(job_id), self.results).model_dump_json().encode()
         while document not in self.server.app.streamed[f"/v1/jobs/{job_id}/events"]:
             assert time.monotonic() < deadline, f"nobody followed job {job_id}"
