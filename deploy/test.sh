@@ -15,9 +15,11 @@ else
   for each in tests/training/bits/test_*.py; do
     [[ $each = */test_environment.py ]] || bits+=("$each") # which needs MLflow's server
   done
-  parallel=(tests/e2e "tests/training tests/service/backends ${tables[*]/#/--ignore=} ${bits[*]/#/--ignore=}"
-    "tests/service --ignore=tests/service/backends --ignore=tests/service/web" "tests/service/web ${bits[*]}")
-  rest+=(--ignore=tests/service)
+  mlflow=(tests/service/backends tests/service/doctor/test_servers.py)
+  runs=tests/benchmarks/paper/test_runs.py
+  parallel=(tests/e2e "tests/training ${mlflow[*]} $runs ${tables[*]/#/--ignore=} ${bits[*]/#/--ignore=}"
+    "tests/service ${mlflow[*]/#/--ignore=} --ignore=tests/service/web" "tests/service/web ${bits[*]}")
+  rest+=(--ignore=tests/service "--ignore=$runs")
   for each in tests/training/*/ tests/training/test_*.py; do
     [[ " ${tables[*]} " = *" $each "* ]] || rest+=("--ignore=$each")
   done

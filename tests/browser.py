@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-_PATIENCE_S = 60  # the other tests may leave this one little of the machine
+PATIENCE_S = 60
+"""How long a test waits for the browser: the other tests may leave it little of the machine."""
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def running_browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
         pytest.skip("Chromium is not installed: apt-get install chromium-headless-shell")
-    expect.set_options(timeout=1000 * _PATIENCE_S)
+    expect.set_options(timeout=1000 * PATIENCE_S)
     with sync_playwright() as playwright:
         # --no-sandbox: Chromium refuses to run as root otherwise, as in a container.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])

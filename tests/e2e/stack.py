@@ -34,7 +34,7 @@ ENVIRONMENT = {
 
 
 def until(is_so: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     while not is_so():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.1)
@@ -63,7 +63,7 @@ class Served:
 
     def until(self, job: Job, is_so: Callable[[Job], bool]) -> Job:
         """Waits for a job that has not ended before."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 300
         with self.client() as client:
             while not is_so(now := client.job(job.id)):
                 waits = not now.ended and time.monotonic() < deadline
@@ -119,7 +119,7 @@ class Stack(Served):
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 300
         while not self.is_ready():
             assert self.up.poll() is None, (self.folder / "up.log").read_text()
             assert time.monotonic() < deadline, (self.folder / "up.log").read_text()
@@ -165,7 +165,7 @@ class Stack(Served):
                 continue
         return found
 
-    def cli(self, *arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    def cli(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         environment = ENVIRONMENT | {"SYNCBN_URL": self.url}
         return subprocess.run(
             [SYNCBN, *arguments], env=environment, capture_output=True, text=True, timeout=timeout

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.browser import complaints_of, running_browser
 from tests.e2e.stack import Stack, digits
@@ -55,13 +55,14 @@ def test_a_job_is_submitted_watched_and_steered(stack: Stack, browser: Browser) 
     page.wait_for_selector("#job-header[data-state=running][data-attempt='2']")
     page.get_by_role("link", name="Files", exact=True).click()
     page.wait_for_selector("h2:has-text('Checkpoints')")
+    page.wait_for_load_state()  # a click before its scripts run would be lost
     assert page.locator("main a[href*='/checkpoints/']").count() >= 1
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.locator("dialog[open]").get_by_role("button", name="Cancel", exact=True).click()
     page.wait_for_selector("#job-header[data-state=cancelled]")
     page.get_by_role("link", name="Attempts", exact=True).click()
     page.wait_for_selector("#attempt-1")
-    assert page.locator("tr[id^=attempt-]").count() == 2
+    expect(page.locator("tr[id^=attempt-]")).to_have_count(2)
 
     page.get_by_role("link", name="Overview", exact=True).click()
     page.wait_for_selector(f"#ended-{job_id} >> text=cancelled")

@@ -94,7 +94,7 @@ class Subject:
 
     def attempts(self) -> Mapping[str, Status]:
         """A new scheduler's cluster may have to hear of them first."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             try:
                 return self.cluster.attempts()
@@ -173,7 +173,7 @@ class OnRay(Subject):
     def superseded(self) -> Cluster:
         earlier = self.cluster
         self.cluster = self.connect()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         with suppress(Superseded):
             while time.monotonic() < deadline:
                 earlier.wait(1.0)
@@ -205,7 +205,7 @@ class OnRay(Subject):
     def wait_until_free(self) -> None:
         from service.backends import ray_calls
 
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while ray_calls.groups({}):
             assert time.monotonic() < deadline, self.attempts()
             time.sleep(0.1)

@@ -57,7 +57,7 @@ def test_a_running_job_is_cancelled_and_frees_its_workers(stack: Stack, code: Pa
         running = stack.until_step(job, 1)
 
         assert stack.cli("cancel", job.id).returncode == 0
-        assert stack.cli("wait", job.id, "--timeout", "120").returncode == 3
+        assert stack.cli("wait", job.id, "--timeout", "300").returncode == 3
 
         assert client.job(job.id).state == "cancelled"
         assert client.cluster().running == []
@@ -68,7 +68,7 @@ def test_a_running_job_is_cancelled_and_frees_its_workers(stack: Stack, code: Pa
 def test_a_job_that_is_too_large_says_so_and_lets_others_pass(stack: Stack) -> None:
     with stack.client() as client:
         large = client.submit(digits(resources={"workers": 8, "cpus_per_worker": 100}))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while "whole cluster has" not in (client.job(large.id).reason or ""):
             assert time.monotonic() < deadline, client.job(large.id).reason
             time.sleep(0.2)
@@ -182,7 +182,7 @@ from service.backends.ray import RayCluster
 cluster = RayCluster({state.ray_address!r}, token={state.token!r}, fence=1, queue="test")
 print(len(cluster.nodes()))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     return int(done.stdout) if done.returncode == 0 else 0
 
 
@@ -200,7 +200,7 @@ def test_a_spec_with_a_long_table_in_it_runs_and_is_kept_whole(stack: Stack, cod
     assert job.mlflow is not None
     _finished_run(stack, job.mlflow.run_id)
     url = f"{stack.mlflow}/get-artifact"
-    kept = httpx.get(url, params={"run_uuid": job.mlflow.run_id, "path": "spec.yaml"}, timeout=30)
+    kept = httpx.get(url, params={"run_uuid": job.mlflow.run_id, "path": "spec.yaml"}, timeout=60)
     assert yaml.safe_load(kept.text)["model"] == model
 
 
@@ -212,7 +212,7 @@ def _written(code: Path, spec: dict[str, object]) -> Path:
 
 def _finished_run(stack: Stack, run_id: str) -> dict[str, Any]:
     """The run, once the dispatcher has written its end and its log."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         run: dict[str, Any] = stack.mlflow_get("runs/get", run_id=run_id)["run"]
         if run["info"]["status"] != "RUNNING" and "logs" in _files(stack, run_id):

@@ -63,7 +63,7 @@ def test_a_script_is_paused_and_goes_on_in_the_same_run(stack: Stack, tmp_path: 
     job_id = json.loads(submitted.stdout)["id"]
 
     with stack.client() as client:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while client.job(job_id).state != "running" or "epoch 0" not in client.logs(job_id):
             assert time.monotonic() < deadline, client.job(job_id)
             time.sleep(0.1)
@@ -71,7 +71,7 @@ def test_a_script_is_paused_and_goes_on_in_the_same_run(stack: Stack, tmp_path: 
         while (paused := client.job(job_id)).state == "pausing":
             time.sleep(0.1)
         client.resume(job_id)
-        job = client.wait(job_id, timeout=120)
+        job = client.wait(job_id, timeout=300)
 
         assert (paused.state, paused.reason) == ("paused", "paused")
         assert (job.state, job.attempt, job.progress) == ("succeeded", 2, None)

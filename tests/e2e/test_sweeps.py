@@ -82,7 +82,7 @@ def test_whatever_is_killed_in_a_sweep_changes_no_bit_of_its_report(
     with stack.client() as client:
         spec["code"] = client.upload_code(pack(code))
         plan = {"spec": spec, "grid": {LR: [0.1, 0.03, 0.01]}, "repeat": 2, "max_running": 2}
-        undisturbed = client.wait_for_sweep(client.submit_sweep(plan).id, timeout=300)
+        undisturbed = client.wait_for_sweep(client.submit_sweep(plan).id, timeout=600)
         done.unlink()
         struck = client.submit_sweep(plan)
         for now in client.follow_sweep(struck.id, poll=0.1):
@@ -94,7 +94,7 @@ def test_whatever_is_killed_in_a_sweep_changes_no_bit_of_its_report(
     stack.start()
 
     with stack.client() as client:
-        struck = client.wait_for_sweep(struck.id, timeout=300)
+        struck = client.wait_for_sweep(struck.id, timeout=600)
         logs = [client.logs(point.job) for point in struck.points]
 
     assert (undisturbed.state, struck.state) == ("succeeded", "succeeded")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import defaultdict
@@ -24,6 +23,7 @@ from service.backends.memory_tracking import FakeResults
 from service.client.local_token import token_file
 from service.jobs.job import Run, State
 from service.local_token import published
+from service.ports import free_port
 from service.queue.store import Store
 from service.settings import Settings
 from service.web import console
@@ -116,9 +116,7 @@ class LiveServer(Generic[App]):
 
     def __init__(self, app: App) -> None:
         self.app = app
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()  # it stays its own while it is stopped: nobody is given it for port 0
 
     @property
     def url(self) -> str:
@@ -222,7 +220,7 @@ class Service:
 
     def wait_until_seen(self, job_id: str) -> None:
         """Returns once a follower has been sent the job as it stands."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         document = shown(self.store.get(job_id), self.results).model_dump_json().encode()
         while document not in self.server.app.streamed[f"/v1/jobs/{job_id}/events"]:
             assert time.monotonic() < deadline, f"nobody followed job {job_id}"

@@ -139,8 +139,8 @@ def interrupted(rank: int, folder: Path) -> str:
                 _sums.add(torch.ones(3, dtype=torch.float64), group, "forward of a")
             return str(caught.value)
         signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
             _sums.add(torch.ones(3, dtype=torch.float64), group, "forward of a")
         (folder / "interrupted").touch()
         return ""

@@ -5,7 +5,7 @@ const table = document.getElementById("points");
 const body = () => table.tBodies[0];
 const section = document.getElementById("parallel");
 const metricChoice = document.getElementById("parallel-metric");
-const heads = [...table.tHead.rows[0].cells];
+let heads = [];
 let sorting = null; // { column, descending }
 let drawn = "";
 
@@ -27,18 +27,23 @@ function pointsInTable() {
 
 // Sorting
 
-for (const [column, head] of heads.entries()) {
-  if (head.dataset.sortable === undefined) continue;
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "plain";
-  button.append(...head.childNodes);
-  head.append(button);
-  button.addEventListener("click", () => {
-    sorting = { column, descending: sorting?.column === column && !sorting.descending };
-    sort();
-  });
+/** Takes the columns as the table has them, and lets them be sorted by. */
+function prepareHeads() {
+  heads = [...table.tHead.rows[0].cells];
+  for (const [column, head] of heads.entries()) {
+    if (head.dataset.sortable === undefined) continue;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "plain";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      sorting = { column, descending: sorting?.column === column && !sorting.descending };
+      sort();
+    });
+  }
 }
+prepareHeads();
 
 function compared(a, b) {
   const [none, other] = [a === null, b === null];
@@ -129,17 +134,39 @@ new ResizeObserver(() => drawPlot(true)).observe(section.querySelector(".scroll"
 
 let fetching = false;
 
-async function catchUp() {
-  const counts = JSON.parse(document.getElementById("sweep").dataset.counts);
-  const shown = {};
+/** Returns whether the table lacks columns, or changes of points. */
+function isBehind() {
+  const { counts: given, metrics } = document.getElementById("sweep").dataset;
+  if (JSON.stringify(metricsInTable()) !== JSON.stringify(JSON.parse(metrics))) return true;
+  const [counts, shown] = [JSON.parse(given), {}];
   for (const row of body().rows) shown[row.dataset.state] = (shown[row.dataset.state] ?? 0) + 1;
-  if (fetching || Object.keys({ ...counts, ...shown }).every((state) => counts[state] === shown[state])) return;
+  return Object.keys({ ...counts, ...shown }).some((state) => counts[state] !== shown[state]);
+}
+
+function metricsInTable() {
+  return heads.map((head) => head.dataset.metric).filter((name) => name !== undefined);
+}
+
+/** Puts the columns of a fresh page in place of those that there are; those of metrics may be new. */
+function replaceHeads(fresh) {
+  const sorted = sorting && heads[sorting.column].textContent;
+  table.tHead.replaceWith(document.adoptNode(fresh.querySelector("#points thead")));
+  prepareHeads();
+  const column = heads.findIndex((head) => head.textContent === sorted);
+  sorting = sorting && column >= 0 ? { ...sorting, column } : null;
+  const metric = metricChoice.value;
+  metricChoice.replaceChildren(...metricsInTable().map((name) => new Option(name, name, false, name === metric)));
+}
+
+async function catchUp() {
+  if (fetching || !isBehind()) return;
   fetching = true;
   try {
     const text = await ask("GET", location.pathname.slice(root.pathname.length));
     // A page of this service, in which every text is escaped, as it was when this one was loaded.
-    const fresh = new DOMParser().parseFromString(text, "text/html").querySelector("#points tbody");
-    body().replaceWith(document.adoptNode(fresh));
+    const fresh = new DOMParser().parseFromString(text, "text/html");
+    replaceHeads(fresh);
+    body().replaceWith(document.adoptNode(fresh.querySelector("#points tbody")));
     update();
   } catch {
     // The stream says that the service is away, and comes again when it is back.

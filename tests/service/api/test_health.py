@@ -42,20 +42,20 @@ def test_a_full_disk_is_named_until_there_is_room(stage: Stage, sqlite_store: St
 def test_a_frozen_storage_is_named_in_time_and_costs_one_thread(
     stage: Stage, sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readiness, "DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr(readiness, "DEADLINE_SECONDS", 2.5)  # the others answer in time
     find_ray(sqlite_store)
     with frozen_disk(tmp_path / "disk") as disk:
         app = create_app(Settings(storage=str(disk / "runs")), sqlite_store, FakeResults())
         with stage.showing(app) as api:
             answers = [api.get("/readyz").json()["checks"]]
             threads = threading.active_count()
-            answers += [api.get("/readyz").json()["checks"] for _ in range(5)]
+            answers += [api.get("/readyz").json()["checks"] for _ in range(2)]
             grown = threading.active_count() - threads
             listed = api.get("/v1/jobs")
 
     for checks in answers:
         assert [name for name, check in checks.items() if check["state"] != "ok"] == ["storage"]
-        assert checks["storage"]["message"] == "storage: no answer in 0.5 s"
+        assert checks["storage"]["message"] == "storage: no answer in 2.5 s"
     assert grown <= 1
     assert listed.status_code == 200
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -116,19 +115,6 @@ def follow(api: httpx.Client, job: Job, last_id: str = "", **query: int) -> list
 
 def texts(events: list[Event]) -> list[str]:
     return [data for _, _, data in events if data]
-
-
-def later(*actions: Callable[[], object]) -> threading.Thread:
-    """Does these things one after the other while the test reads."""
-
-    def act() -> None:
-        for action in actions:
-            time.sleep(0.1)
-            action()
-
-    thread = threading.Thread(target=act)
-    thread.start()
-    return thread
 
 
 # As text
@@ -292,20 +278,26 @@ def test_the_accept_header_asks_for_events_too(api: httpx.Client, job: Job, sqli
 def test_following_goes_from_waiting_through_a_lost_attempt_to_the_end(
     api: httpx.Client, job: Job, sqlite_store: Store, storage: Path
 ) -> None:
-    acting = later(
-        lambda: launch(sqlite_store, job),
-        lambda: write(storage, job, "one\nhal"),
-        lambda: write(storage, job, "f\ntorn off"),
-        lambda: lose(sqlite_store, job),
-        lambda: launch(sqlite_store, job),
-        lambda: write(storage, job, "two\n", attempt=2),
-        lambda: finish(sqlite_store, job),
-    )
-
-    found = texts(follow(api, job))
-
-    acting.join()
-    assert found == ["one", "half", "torn off", "==> attempt 2, rank 0 <==", "two", "succeeded"]
+    with api.stream("GET", f"/v1/jobs/{job.id}/logs?follow=true") as response:
+        lines = response.iter_lines()
+        data = (line.removeprefix("data: ") for line in lines if line.startswith("data: "))
+        assert next(lines) == ": still here"  # it waits
+        launch(sqlite_store, job)
+        write(storage, job, "one\nhal")
+        assert json.loads(next(data)) == {"attempt": 1, "rank": 0, "header": None}
+        assert next(data) == "one"
+        assert ": still here" in lines  # half a line is not shown
+        write(storage, job, "f\ntorn off")
+        assert next(data) == "half"
+        lose(sqlite_store, job)
+        assert next(data) == "torn off"
+        launch(sqlite_store, job)
+        write(storage, job, "two\n", attempt=2)
+        header = "==> attempt 2, rank 0 <=="
+        assert json.loads(next(data)) == {"attempt": 2, "rank": 0, "header": header}
+        assert next(data) == "two"
+        finish(sqlite_store, job)
+        assert list(data) == ["succeeded"]
 
 
 def test_lines_of_several_ranks_are_told_apart(
@@ -416,14 +408,21 @@ def test_a_silent_stream_says_that_it_lives_and_what_is_away(
 
 
 def test_many_followers_do_not_hold_up_the_others(api: httpx.Client, job: Job, sqlite_store: Store) -> None:
+    told = threading.Semaphore(0)
+
     def follow_it() -> None:
-        with httpx.Client(base_url=api.base_url, headers=api.headers, timeout=60, trust_env=False) as client:
-            client.get(f"/v1/jobs/{job.id}/logs?follow=true")
+        address = f"{api.base_url}/v1/jobs/{job.id}/logs?follow=true"
+        with httpx.stream("GET", address, headers=api.headers, timeout=60, trust_env=False) as response:
+            lines = response.iter_lines()
+            assert next(lines) == ": still here"
+            told.release()
+            assert "event: end" in lines
 
     followers = [threading.Thread(target=follow_it) for _ in range(60)]
     for follower in followers:
         follower.start()
-    time.sleep(1)
+    for _ in followers:
+        assert told.acquire(timeout=60)
 
     assert api.get(f"/v1/jobs/{job.id}", timeout=60).status_code == 200
     finish(sqlite_store, job, State.CANCELLED)

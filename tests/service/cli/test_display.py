@@ -101,20 +101,25 @@ def test_a_server_that_is_away_is_told_once_and_the_follow_goes_on(
     service: Service, client: Client, later: Later
 ) -> None:
     job = client.submit(SPEC)
-    screen = Console(file=io.StringIO(), width=200)
+    output = io.StringIO()
+    said = "the server does not answer; the job continues"
 
     def restart() -> None:
+        service.wait_until_seen(job.id)
         service.server.stop()
         service.store.request_cancel(job.id)
-        time.sleep(0.7)  # longer than the client rests between two looks
+        deadline = time.monotonic() + 60
+        while said not in output.getvalue():
+            assert time.monotonic() < deadline, "it is not told"
+            time.sleep(0.02)
         service.server.start()
 
-    later(0.3, restart)
-    ended = display.follow(client, job.id, screen)
+    later(0, restart)
+    with Client(service.url, retry_seconds=60) as client:
+        ended = display.follow(client, job.id, Console(file=output, width=200))
 
-    assert isinstance(screen.file, io.StringIO)
     assert ended.state == "cancelled"
-    assert screen.file.getvalue().count("the server does not answer; the job continues") == 1
+    assert output.getvalue().count(said) == 1
 
 
 def test_a_submission_that_may_have_arrived_tells_how_to_repeat_it(

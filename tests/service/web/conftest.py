@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from service.client.local_token import token_file
-from tests.browser import complaints_of, running_browser
+from tests.browser import PATIENCE_S, complaints_of, running_browser
 from tests.service.live_api import Service
 
 AXE = Path(__file__).parent / "axe-4.14.1.min.js"
@@ -68,6 +68,7 @@ class Console:
 def console(browser: Browser, service: Service) -> Iterator[Console]:
     """A signed-in page of 1,440 pixels."""
     context = browser.new_context(viewport={"width": WIDE[0], "height": WIDE[1]}, locale="en-GB")
+    context.set_default_timeout(1000 * PATIENCE_S)
     page = context.new_page()
     console = Console(service, page)
     console.complaints = complaints_of(page, service.url)

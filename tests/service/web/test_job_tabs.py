@@ -105,11 +105,8 @@ def test_the_spec_is_copied_and_compared_with_another_job(console: Console, size
 
     page.click("text=Previous of this name")
     page.wait_for_selector(f"h2 a[href$='{earlier.id}/spec']")
-    assert page.locator(".diff tbody th").all_inner_texts() == [
-        "training.global_batch_size",
-        f"labels.{HOSTILE}",
-    ]
-    assert "not in that job" in page.inner_text(".diff tbody tr >> nth=1")
+    expect(page.locator(".diff tbody th")).to_have_text(["training.global_batch_size", f"labels.{HOSTILE}"])
+    expect(page.locator(".diff tbody tr").nth(1)).to_contain_text("not in that job")
     page.fill("#with", BROKEN_OUT)
     page.click("button:has-text('Compare')")
     page.wait_for_selector(f"#with-problem:has-text({json.dumps(BROKEN_OUT)})")
@@ -216,6 +213,20 @@ def test_moments_are_those_of_the_readers_time_zone(console: Console) -> None:
 
     there = moment.evaluate("it => new Date(it.dateTime).toLocaleString([], { timeZone: 'Asia/Tokyo' })")
     assert moment.inner_text() == there
+
+
+def test_what_is_unfolded_stays_so_when_the_page_is_brought_up_to_date(console: Console) -> None:
+    service = console.service
+    job, _ = service.store.create_job(make_spec())
+    service.start_job(job.id)
+    write_end(service, job, ExitRecord(rank=0, kind=Exit.ERROR, step=9, type="ValueError", message="first"))
+    page = console.open(f"/jobs/{job.id}/attempts")
+    page.click("#start-1-rank-0 > summary")
+
+    service.end_job(job.id, State.FAILED, {"kind": "error", "type": "ValueError", "message": "first"})
+
+    expect(page.locator("#attempt-1")).to_contain_text("failed")
+    assert page.locator("#start-1-rank-0").evaluate("details => details.open")
 
 
 def test_what_a_job_writes_in_place_of_records_does_no_harm(tmp_path: Path, service: Service) -> None:

@@ -112,7 +112,7 @@ def test_a_history_is_fetched_once_for_all_and_again_when_it_may_have_grown(
     def slowly(*args: object) -> list[Point]:
         calls.append(args)
         begun.set()
-        assert go_on.wait(30)
+        assert go_on.wait(60)
         return history(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(service.results, "history", slowly)
@@ -120,7 +120,7 @@ def test_a_history_is_fetched_once_for_all_and_again_when_it_may_have_grown(
     threads = [Thread(target=lambda: answers.append(client.get(path).text)) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert begun.wait(30)
+    assert begun.wait(60)
     go_on.set()
     for thread in threads:
         thread.join()

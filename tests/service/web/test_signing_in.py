@@ -13,6 +13,7 @@ from service.access.caller import Scope
 from service.access.keys import new_key
 from service.client.local_token import token_file
 from service.jobs.job import utc_now
+from tests.browser import PATIENCE_S
 from tests.service.live_api import Service
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -171,6 +172,7 @@ def test_a_browser_signs_in_with_a_key_and_comes_to_the_page_that_it_wanted(
 ) -> None:
     _, text = make_key(service, Scope.READ)
     page = browser.new_page()
+    page.set_default_timeout(1000 * PATIENCE_S)
     page.goto(f"{service.url}/jobs?state=failed")
     page.get_by_label("API key").fill(text)
     page.get_by_role("button", name="Sign in").click()

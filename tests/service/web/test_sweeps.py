@@ -108,6 +108,31 @@ def test_points_are_sorted_brushed_followed_and_compared(console: Console) -> No
     page.wait_for_url(f"**/compare?job={jobs[3]}&job={jobs[2]}&job={jobs[1]}")
 
 
+def test_a_metric_that_comes_later_gets_a_column(console: Console) -> None:
+    service = console.service
+    sweep = submitted(service, grid={"training.seed": [0, 1, 2]})
+    page = console.open(f"/sweeps/{sweep.id}")
+    header = page.locator("#points thead th")
+    page.click("#points thead th[data-key] button")
+    page.click("#points thead th[data-key] button")
+    page.check("#point-2 input")
+    expect(header).not_to_contain_text(["val_accuracy"])
+
+    run_point(service, sweep, 2, 0.75)
+
+    expect(page.locator("#points thead th[data-metric]")).to_have_text("val_accuracy")
+    column = header.evaluate_all("heads => heads.findIndex(head => head.dataset.metric) + 1")
+    expect(page.locator(f"#point-2 :is(td, th):nth-child({column + 1})")).to_have_text("0.75")
+    cells = page.locator("#points tbody tr").evaluate_all("rows => rows.map(row => row.cells.length)")
+    assert cells == [header.count() + 1] * 3
+    expect(page.locator("td.best")).to_have_text("0.75")
+    expect(page.locator("#points th[data-key]")).to_have_attribute("aria-sort", "descending")
+    expect(page.locator("#point-2 input")).to_be_checked()
+    expect(page.locator("#parallel-metric option")).to_have_text("val_accuracy")
+    page.click("th[data-metric=val_accuracy] button")
+    expect(page.locator("#points tbody tr").first).to_have_id("point-2")
+
+
 def test_a_sweep_is_paused_resumed_and_cancelled(console: Console) -> None:
     service = console.service
     sweep = submitted(service, grid={"training.seed": list(range(60))})

@@ -72,7 +72,7 @@ def test_each_change_of_state_is_sent_signed(store: Store, receiver: Receiver, d
     job = store.create_job(make_spec())[0]
     store.request_cancel(job.id)
 
-    rounds(deliverer, lambda: over(store, new))
+    rounds(deliverer, lambda: len(all_of(store, new)) == 2 and over(store, new))
 
     bodies = [json.loads(body) for _, body in receiver.received]
     assert [body["type"] for body in bodies] == ["job.queued", "job.cancelled"]
