@@ -34,6 +34,7 @@ _PARTS = {
     "waiting": "overview_waiting.html",
     "failed": "overview_failed.html",
     "machines": "overview_machines.html",
+    "users": "overview_users.html",
     "timeline": "timeline.html",
     "ended": "overview_ended.html",
 }
@@ -54,8 +55,22 @@ class MachineView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UserView:
+    """A user, and what of all machines the user's running jobs have. name: None: jobs without a user."""
+
+    name: str | None
+    jobs: int
+    workers: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Overview:
-    """What the page shows. failed: in the last day. problem: why the machines are not known; ""."""
+    """What the page shows. failed: in the last day. problem: why the machines are not known; "".
+
+    users: those with running jobs, who has most first; none if no job has a user.
+    """
 
     counts: Mapping[State, int]
     running: Sequence[Job]
@@ -64,6 +79,7 @@ class Overview:
     ended: Sequence[Job]
     machines: Sequence[MachineView]
     problem: str
+    users: Sequence[UserView]
 
     @property
     def names(self) -> dict[str, str]:
@@ -116,6 +132,7 @@ def _view(services: Context) -> Overview:
         ended=store.jobs_page(Order.ENDED, limit=_LISTED).items,
         machines=machines,
         problem=problem,
+        users=users(running),
     )
 
 
@@ -148,3 +165,24 @@ def _machines(services: Context, running: Sequence[Job]) -> tuple[list[MachineVi
             )
         )
     return found, ""
+
+
+def users(running: Sequence[Job]) -> list[UserView]:
+    """Returns the users of these jobs: who has most GPUs first, then most CPUs; none if no job has a user."""
+    by_name: dict[str | None, list[Job]] = {}
+    for job in running:
+        by_name.setdefault(job.user, []).append(job)
+    found = [_user(name, jobs) for name, jobs in by_name.items()]
+    found.sort(key=lambda user: (-user.gpus, -user.cpus, user.name or ""))
+    return found if any(user.name for user in found) else []
+
+
+def _user(name: str | None, jobs: Sequence[Job]) -> UserView:
+    held = [(job.workers or 0, job.resources) for job in jobs]
+    return UserView(
+        name=name,
+        jobs=len(jobs),
+        workers=sum(workers for workers, _ in held),
+        cpus=sum(workers * resources.cpus_per_worker for workers, resources in held),
+        gpus=sum(workers * resources.gpus_per_worker for workers, resources in held),
+    )

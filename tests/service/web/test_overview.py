@@ -47,6 +47,27 @@ def test_it_shows_everything_and_fits(console: Console, size: tuple[int, int]) -
     console.check_accessible()
 
 
+@pytest.mark.parametrize("size", [WIDE, NARROW])
+def test_it_says_who_uses_what(console: Console, size: tuple[int, int]) -> None:
+    service, name = console.service, "<b>ada & co</b>"
+    for user, gpus in ((name, 2), ("bob", 1), (name, 2), (None, 0)):
+        spec = make_spec(resources={"workers": 1, "gpus_per_worker": gpus, "cpus_per_worker": 1.5})
+        job, _ = service.store.create_job(spec, user=user)
+        service.start_job(job.id)  # on two workers
+    console.page.set_viewport_size({"width": size[0], "height": size[1]})
+
+    page = console.open("/")
+
+    rows = page.locator("#users tbody tr")
+    expected = [(name, 2, 4, 6, 8), ("bob", 1, 2, 3, 2), ("without a user", 1, 2, 3, 0)]
+    expect(rows).to_have_text(["\t".join(map(str, row)) for row in expected], use_inner_text=True)
+    console.check_fits()
+    console.check_accessible()
+    rows.first.get_by_role("link").click()
+    page.wait_for_url("**/jobs?state=running&user=*")
+    expect(page.locator("tbody tr")).to_have_count(2)
+
+
 def test_a_failure_stays_in_view_whatever_has_ended_since(console: Console) -> None:
     service = console.service
     old, _ = service.store.create_job(make_spec(name="old"))
