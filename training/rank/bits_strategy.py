@@ -24,7 +24,6 @@ from training.errors import BuildError, StepError
 from training.internals import SKIPPED, has_gradient_hooks, is_compiled
 from training.loading.generators import seeded
 from training.loading.sharded import ShardedBatch
-from training.model.sample_noise import SampleNoise
 from training.rank.another_worker import on_another_worker
 from training.rank.strategy import GroupStrategy
 
@@ -43,8 +42,7 @@ _TRAINS, _VALIDATES, _TESTS = range(3)
 class BitsStrategy(GroupStrategy):
     """Runs each step once for every shard of this rank, and adds gradients over all shards.
 
-    The first training step begins with a `DryStep`, of which `doing` is told. Shards draw for themselves, so
-    `noise` is not used.
+    The first training step begins with a `DryStep`, of which `doing` is told.
     """
 
     def __init__(
@@ -52,11 +50,10 @@ class BitsStrategy(GroupStrategy):
         *,
         loss: ShardLoss,
         share: Any,
-        noise: SampleNoise,
         shards: RankShards,
         doing: Callable[[str], None],
     ) -> None:
-        super().__init__(loss=loss, share=share, noise=noise)
+        super().__init__(loss=loss, share=share)
         self._shards, self._shard_loss = shards, loss
         self._manual: ManualOptimization = ManualOptimization(shards, loss)
         self._doing, self._is_first = doing, True
