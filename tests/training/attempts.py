@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from multiprocessing import current_process
+from multiprocessing import current_process, set_start_method
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -206,6 +206,7 @@ def attempt(
     Without the figure of its curves (test_export), which would take a third of the time of a small run.
     """
     current_process().daemon = False  # so that a loader may have processes, which end with it
+    set_start_method(None, force=True)  # as in the process of a rank
     own = rank_run(rank, spec, folder, checkpoints_url=checkpoints_url, start_from=start_from)
     own.folder.stop_request.parent.mkdir(parents=True, exist_ok=True)
     os.environ[STOP_AFTER] = f"{stop_after}:{own.folder.stop_request}" if stop_after else ""

@@ -30,7 +30,7 @@ from training.loading.user_loader import UserLoader
 from training.model.sample_noise import SampleNoise
 from training.model.supervised import Supervised, as_lightning_module
 from training.protocol import Progress
-from training.rank.strategy import GroupStrategy
+from training.rank.share_strategy import ShareStrategy
 from training.spec import Spec, parse_spec
 from training.tracking.mlflow_run import DiscardedRun
 from training.tracking.tracker import Fanout, History, JsonLines, NullTracker, Tracker
@@ -281,7 +281,7 @@ def _trainer(
         accelerator="cpu",
         devices=1,
         num_nodes=dist.get_world_size(),
-        strategy=GroupStrategy(
+        strategy=ShareStrategy(
             loss=loss, share=lambda loader: loader, noise=noise, forward_sync_buffers=False
         ),
         plugins=[JoinedEnvironment(), SyncBatchNormPlugin()],

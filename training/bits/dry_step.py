@@ -121,8 +121,8 @@ class DryStep:
             return ""
         for cause, elsewhere in ((_REPEATED, False), (_WORKER, True)):
             if again := difference(first, self._run(order, elsewhere=elsewhere)):
-                return _message(again, *cause)
-        return _message(text, *_ORDER)
+                return refusal(again, *cause)
+        return refusal(text, *_ORDER)
 
     def _tell_mixing(self) -> None:
         """Warns if the loss is not a mean over samples; what else it is, it is within each shard."""
@@ -247,7 +247,8 @@ def _set_numbers(module: nn.Module, numbers: Numbers) -> None:
         vars(parts[index])[name] = numbers[index, name]
 
 
-def _message(text: str, when: str, way_out: str) -> str:
+def refusal(text: str, when: str, way_out: str) -> str:
+    """Returns the message for what depends on the workers. text: what differs, with its verb."""
     return (
         f"{text} {when}, so training.reproducible: bits would not give the same weights on any number of "
         f"workers: {way_out}; or set training.reproducible to curve"

@@ -163,7 +163,8 @@ class Observed:
         shard = self._running()
         if shard is not None and not isinstance(value, Metric):
             size = options.get("batch_size") or 0
-            number = torch.tensor([float(value), float(size)], dtype=torch.float64)
+            plain = value.detach() if isinstance(value, Tensor) else value
+            number = torch.tensor([float(plain), float(size)], dtype=torch.float64)
             self._of_step(shard, ("logged", name), f"the value {name!r} that {self.step} logs", number)
 
     def outputs(self, shard: int, output: Any) -> None:

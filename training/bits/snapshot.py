@@ -2,13 +2,14 @@
 
 That is what a user's modules and objects hold: attributes, lists, dicts and other containers, tensors, arrays
 and generators in them, what functions close over, attributes of classes, and global names of the user's
-files. Objects of installed packages that are not modules of torch are left alone, as are data sets and the
-trainer.
+files. Objects of installed packages that are not modules of torch are left alone, as are data sets, unless
+they are what is asked for, and the trainer.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import sys
 import sysconfig
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +29,24 @@ from training.bits.attributes import LIBRARIES
 from training.bits.checksums import Checksum, checksum, is_readable
 from training.loading.private_generators import is_private, restore_state, state_of
 
-MOST_OBJECTS = 50_000
-"""Where a search ends."""
-MOST_BYTES = 2**28
-"""A tensor or an array that is larger is left alone, as if it were of a data set."""
+
+class Limits(NamedTuple):
+    """Where a search ends: the number of objects, and the bytes of all tensors and arrays that are copied.
+
+    each: the bytes of one; a larger one is left alone, as data. not_entered: classes of what is not searched.
+    """
+
+    objects: int
+    each: int
+    in_all: float
+    not_entered: tuple[type, ...]
+
+
+OF_MODELS = Limits(50_000, 2**28, math.inf, (Dataset, DataLoader, LightningDataModule))
+OF_DATA = Limits(5_000, 2**24, 2**28, (DataLoader, LightningDataModule))
+"""What a data set counts and marks is small, and what it caches stands in a container, without its data."""
 
 _LEFT_ALONE = (str, bytes, int, float, complex, type(None), nn.Parameter)
-_NOT_ENTERED = (Dataset, DataLoader, LightningDataModule)
 _CACHED = type(functools.lru_cache(lambda: None))
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
@@ -44,9 +56,16 @@ Undo = Callable[[], None]
 class Snapshot:
     """The state of what `roots` reach, to be put back by `restore`, as often as need be."""
 
-    def __init__(self, *roots: Any) -> None:
-        self._held = list(_reached(roots))  # so that no id comes up twice
-        self._undo = [undo for thing in self._held if (undo := _undo_of(thing)) is not None]
+    def __init__(self, *roots: Any, limits: Limits = OF_MODELS) -> None:
+        self._held = list(_reached(roots, limits))  # so that no id comes up twice
+        self._undo: list[Undo] = []
+        left = limits.in_all
+        for thing in self._held:
+            size = _size(thing)
+            undo = _undo_of(thing) if size <= min(limits.each, left) else None
+            if undo is not None:
+                self._undo.append(undo)
+                left -= size
 
     def restore(self) -> None:
         with torch.no_grad():
@@ -54,18 +73,18 @@ class Snapshot:
                 undo()
 
 
-def _reached(roots: Sequence[Any]) -> Iterator[Any]:
+def _reached(roots: Sequence[Any], limits: Limits) -> Iterator[Any]:
     seen, queue = {id(root) for root in roots}, deque(roots)
-    while queue and len(seen) < MOST_OBJECTS:
+    while queue and len(seen) < limits.objects:
         thing = queue.popleft()
         yield thing
-        for part in _parts(thing):
+        for part in _parts(thing, limits.not_entered):
             if not issubclass(type(part), _LEFT_ALONE) and id(part) not in seen:
                 seen.add(id(part))
                 queue.append(part)
 
 
-def _parts(thing: Any) -> Iterable[Any]:
+def _parts(thing: Any, not_entered: tuple[type, ...]) -> Iterable[Any]:
     kind = type(thing)
     if issubclass(kind, dict):
         return list(thing.values())
@@ -84,7 +103,9 @@ def _parts(thing: Any) -> Iterable[Any]:
         return [vars(thing)] if _is_users(thing.__name__) else ()
     if issubclass(kind, type):
         return list(vars(thing).values()) if _is_users(thing.__module__) else ()
-    if issubclass(kind, nn.Module) or (_is_users(kind.__module__) and not issubclass(kind, _NOT_ENTERED)):
+    if issubclass(kind, not_entered):
+        return ()
+    if issubclass(kind, nn.Module | Dataset) or _is_users(kind.__module__):
         return getattr(thing, "__dict__", None), kind, sys.modules.get(kind.__module__)
     return ()
 
@@ -105,6 +126,15 @@ def _is_users(module: str | None) -> bool:
     return path is not None and not path.startswith(_INSTALLED)
 
 
+def _size(thing: Any) -> int:
+    """Returns how many bytes of a thing are copied."""
+    kind = type(thing)
+    if kind is np.ndarray or (issubclass(kind, Tensor) and is_readable(thing)):
+        size: int = thing.nbytes
+        return size
+    return 0
+
+
 def _undo_of(thing: Any) -> Undo | None:
     """Returns what puts the contents of a thing back, None if it has none that may change."""
     kind = type(thing)
@@ -114,11 +144,11 @@ def _undo_of(thing: Any) -> Undo | None:
         return partial(_restore_list, thing, list(thing))
     if issubclass(kind, set | bytearray):
         return partial(_restore_equal, thing, kind(thing))
-    if issubclass(kind, Tensor) and is_readable(thing) and thing.nbytes <= MOST_BYTES:
+    if issubclass(kind, Tensor) and is_readable(thing):
         return partial(_restore_tensor, thing, thing.detach().clone(), checksum(thing))
     if is_private(thing):
         return partial(restore_state, thing, state_of(thing))
-    if kind is np.ndarray and thing.nbytes <= MOST_BYTES:
+    if kind is np.ndarray:
         return partial(_restore_array, thing, thing.copy())
     if kind is CellType:
         return partial(setattr, thing, "cell_contents", *content) if (content := _content(thing)) else None

@@ -6,7 +6,7 @@ each micro-batch into shares, so a step has the same samples for any world size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import torch
@@ -115,17 +115,24 @@ class GlobalBatches(Sampler[Indices]):
         order, epoch, first = self.order, self.epoch, self.first
         self._start = (0, 0)  # once
         for number in range(first, len(self)):
-            before, sizes = self._own_sizes(number)
-            start = self._begin(number) + before
-            own = slice(start, start + sum(sizes))
-            yield Indices(
-                list(order.entries[own]),
-                epoch=_draw(epoch, self.cycle),
-                occurrences=order.occurrences and order.occurrences[own],
-                stand_in=order.entries[self._begin(number)],
-                parts=None if self.shards is None else sizes,
-            )
+            yield self._indices(order, epoch, number)
         self._finished = epoch
+
+    def indices(self, number: int) -> Indices:
+        """Returns this rank's share of a micro-batch of the running epoch."""
+        return self._indices(self.order, self.epoch, number)
+
+    def _indices(self, order: Order, epoch: int, number: int) -> Indices:
+        before, sizes = self._own_sizes(number)
+        start = self._begin(number) + before
+        own = slice(start, start + sum(sizes))
+        return Indices(
+            list(order.entries[own]),
+            epoch=_draw(epoch, self.cycle),
+            occurrences=order.occurrences and order.occurrences[own],
+            stand_in=order.entries[self._begin(number)],
+            parts=None if self.shards is None else sizes,
+        )
 
     @property
     def order(self) -> Order:
@@ -180,6 +187,29 @@ class ShareLoader(DataLoader[Any]):
             number += 1
             self._taken = (epoch, number)
             yield batch.batch if isinstance(batch, Placeholder | Kept) else batch
+
+    def anew(
+        self, shares: Sequence[Indices], *, seed: int = 0, collate: Callable[[list[Any]], Any] | None = None
+    ) -> list[Any]:
+        """Returns the batches of `shares`, as this loader would give them if it had given none before.
+
+        They come from processes of their own, two at most, in turns; or from this one, whose data set they
+        may change, if the loader has none. seed: of these processes. collate: in place of the loader's.
+        """
+        dataset, own = self.dataset, self.collate_fn
+        assert isinstance(own, _CollateShare)
+        if isinstance(dataset, SeededSamples):
+            dataset = SeededSamples(dataset.dataset, dataset.seed)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=shares,
+            collate_fn=_CollateShare(collate or own.collate, dataset),
+            generator=torch.Generator().manual_seed(seed),
+            num_workers=min(self.num_workers, 2),
+            worker_init_fn=self.worker_init_fn,
+            multiprocessing_context=self.multiprocessing_context,
+        )
+        return list(loader)
 
     def samples(self, number: int) -> int:
         """Returns how many samples this rank's share of a micro-batch of the running epoch has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,16 +15,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from training.bits.data_check import DataCheck
 from training.bits.dry_step import DryStep
 from training.bits.loss import ShardLoss, losses_of
 from training.bits.manual import DryOptimization, ManualOptimization
 from training.bits.shards import RankShards
 from training.bits.threads import in_shard
 from training.errors import BuildError, StepError
-from training.internals import SKIPPED, has_gradient_hooks, is_compiled
+from training.internals import SKIPPED, has_gradient_hooks, is_compiled, loaders_to_train_on
 from training.loading.generators import seeded
 from training.loading.sharded import ShardedBatch
-from training.model.sample_noise import SampleNoise
 from training.rank.another_worker import on_another_worker
 from training.rank.strategy import GroupStrategy
 
@@ -43,8 +43,7 @@ _TRAINS, _VALIDATES, _TESTS = range(3)
 class BitsStrategy(GroupStrategy):
     """Runs each step once for every shard of this rank, and adds gradients over all shards.
 
-    The first training step begins with a `DryStep`, of which `doing` is told. Shards draw for themselves, so
-    `noise` is not used.
+    The first training step begins with a `DataCheck` and a `DryStep`, of which `doing` is told.
     """
 
     def __init__(
@@ -52,11 +51,10 @@ class BitsStrategy(GroupStrategy):
         *,
         loss: ShardLoss,
         share: Any,
-        noise: SampleNoise,
         shards: RankShards,
         doing: Callable[[str], None],
     ) -> None:
-        super().__init__(loss=loss, share=share, noise=noise)
+        super().__init__(loss=loss, share=share)
         self._shards, self._shard_loss = shards, loss
         self._manual: ManualOptimization = ManualOptimization(shards, loss)
         self._doing, self._is_first = doing, True
@@ -102,6 +100,7 @@ class BitsStrategy(GroupStrategy):
         step = BitsStrategy._manual_step if manual else DDPStrategy.training_step
         if self._is_first:
             self._is_first = False
+            self._data_check().check()
             self._dry_step(step, batch, args, kwargs).check()
         if manual:
             with self._manual.in_step(module):
@@ -136,13 +135,21 @@ class BitsStrategy(GroupStrategy):
         where = [stage, module.trainer.current_epoch, module.trainer.global_step, *numbers]
         return where, lambda own: step(self, own, *args, **kwargs)
 
+    def _data_check(self) -> DataCheck:
+        assert self.lightning_module is not None
+        (loader,), _ = loaders_to_train_on(self.lightning_module.trainer)
+        _, number = self._shard_loss.batch
+        return DataCheck(loader, number, self._shards.exchange, elsewhere=self._elsewhere, doing=self._doing)
+
     def _dry_step(self, step: Any, batch: ShardedBatch, args: Any, kwargs: Any) -> DryStep:
-        module, environment = self.lightning_module, self.cluster_environment
+        module = self.lightning_module
         assert module is not None
         where, call = self._call(_TRAINS, step, args, kwargs)
-        elsewhere = partial(on_another_worker, environment)
         parts = self._shards, self._shard_loss, module, batch, call, where
-        return DryStep(*parts, optimized=self._optimized_dry, elsewhere=elsewhere, doing=self._doing)
+        return DryStep(*parts, optimized=self._optimized_dry, elsewhere=self._elsewhere, doing=self._doing)
+
+    def _elsewhere(self) -> AbstractContextManager[None]:
+        return on_another_worker(self.cluster_environment)
 
     @contextmanager
     def _optimized_dry(self, shards: RankShards, loss: ShardLoss) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import multiprocessing
 import os
 import resource
 import signal
@@ -97,6 +98,9 @@ class RankProcess:
             _put_first(self.order.packages)
         sys.path.insert(0, self.folder)
         sys.argv = ["syncbn"]
+        # Not that of the fork server: processes of a loader are then forked from this one, as in a user's own
+        # program, so that data sets need not be pickled, and no process imports torch anew.
+        multiprocessing.set_start_method(None, force=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

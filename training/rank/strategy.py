@@ -15,14 +15,11 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from training.callbacks.global_loss import GlobalLoss
 from training.errors import BuildError
-from training.internals import SKIPPED, allow_skipped_steps
+from training.internals import allow_skipped_steps
 from training.loading.generators import generator_states, set_generator_states
-from training.model.sample_noise import SampleNoise
 from training.model.supervised import Supervised
 from training.protocol import RankAssignment
 
@@ -71,15 +68,13 @@ class GroupStrategy(DDPStrategy):
     """DDP in the existing process group. A rank sees only its own GPUs and uses the first.
 
     loss: weights the losses of the ranks, and knows when gradients are averaged. share: returns the loader
-    that this rank uses in place of each of the user's. noise: what training steps draw with. Other arguments
-    are those of torch's DistributedDataParallel.
+    that this rank uses in place of each of the user's. Other arguments are those of torch's
+    DistributedDataParallel.
     """
 
-    def __init__(
-        self, *, loss: GlobalLoss, share: Callable[[object], object], noise: SampleNoise, **ddp: Any
-    ) -> None:
+    def __init__(self, *, loss: GlobalLoss, share: Callable[[object], object], **ddp: Any) -> None:
         super().__init__(**ddp)
-        self._loss, self._share, self._noise = loss, share, noise
+        self._loss, self._share = loss, share
 
     @property
     def root_device(self) -> torch.device:
@@ -110,38 +105,6 @@ class GroupStrategy(DDPStrategy):
         allow_skipped_steps(trainer)
         super().setup(trainer)
 
-    def configure_ddp(self) -> None:
-        super().configure_ddp()
-        assert isinstance(self.model, DistributedDataParallel)
-        self._loss.gradients.attach(self.model)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        module = self.lightning_module
-        assert module is not None
-        self._loss.begin_step()
-        noise = self._noise.step(module, self._loss.share.share)
-        with self._loss.gradients.forward_only(), self._in_step(), noise:
-            output = super().training_step(*args, **kwargs)
-        if not module.automatic_optimization:
-            self._loss.end_manual_step()
-        elif output is None:
-            self._loss.skip()
-            return SKIPPED
-        return output
-
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._in_step():
-            return super().validation_step(*args, **kwargs)
-
-    def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._in_step():
-            return super().test_step(*args, **kwargs)
-
-    @contextmanager
-    def _in_step(self) -> Iterator[None]:
-        with self._loss.share.explained(), self._loss.targets.in_step(self.root_device):
-            yield
-
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         module = self.lightning_module
         own = module.model if isinstance(module, Supervised) else module
@@ -160,16 +123,6 @@ class GroupStrategy(DDPStrategy):
         needs_loss = isinstance(optimizer, torch.optim.LBFGS)
         whole = self._loss.in_closure(closure, needs_loss=needs_loss)
         return super().optimizer_step(optimizer, whole, model, **kwargs)
-
-    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
-        module, precision = self.lightning_module, self.precision_plugin
-        assert module is not None
-        loss: Tensor = precision.pre_backward(closure_loss, module)
-        if loss.requires_grad or not self._loss.others_go_on:
-            with self._noise.backward():
-                precision.backward(loss, module, optimizer, *args, **kwargs)
-        self._loss.gradients.finish()
-        return precision.post_backward(loss, module)
 
 
 _OF_SUPERVISED = re.compile(r"(\"|for )model\.")

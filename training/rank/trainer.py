@@ -37,6 +37,7 @@ from training.rank.bits_strategy import BitsStrategy, ShardStates
 from training.rank.loaders import RankLoaders
 from training.rank.options import UserOptions
 from training.rank.own_output import OwnOutput
+from training.rank.share_strategy import ShareStrategy
 from training.rank.signals import KeepSignals
 from training.rank.starting_point import StartingPoint
 from training.rank.strategy import GroupStrategy
@@ -159,13 +160,12 @@ def _loss(parts: RunParts, vote: StopVote, *, equal_parts: bool) -> GlobalLoss:
 
 def _strategy(parts: RunParts, loss: GlobalLoss, noise: SampleNoise, **ddp: Any) -> GroupStrategy:
     if parts.shards is None:
-        return GroupStrategy(loss=loss, share=parts.loaders.share, noise=noise, **ddp)
+        return ShareStrategy(loss=loss, share=parts.loaders.share, noise=noise, **ddp)
     assert isinstance(loss, ShardLoss)
     watchdog = parts.watchdog
     return BitsStrategy(
         loss=loss,
         share=parts.loaders.share,
-        noise=noise,
         shards=parts.shards,
         doing=lambda what: watchdog.progress(watchdog.step, what),
     )

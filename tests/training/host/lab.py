@@ -202,6 +202,12 @@ def fail_in_a_worker(_: Any) -> None:
     worker.join()
 
 
+def load_in_a_process(_: Any) -> None:
+    samples: Any = range(3)
+    loader = DataLoader(samples, num_workers=1, collate_fn=lambda each: each)  # which no pickle holds
+    print("loaded", *loader)
+
+
 def allow_no_files(_: Any) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
@@ -236,6 +242,7 @@ WHAT: dict[str, Any] = {
     "raise in a child": raise_in_a_child,
     "exit in a child": exit_in_a_child,
     "fail in a worker": fail_in_a_worker,
+    "load in a process": load_in_a_process,
     "allow no files": allow_no_files,
     "allow no files and raise": allow_no_files_and_raise,
     "allow no bytes": allow_no_bytes,

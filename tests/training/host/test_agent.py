@@ -346,6 +346,13 @@ def test_uploaded_code_is_the_working_directory(agent: HostAgent, tmp_path: Path
     assert "the note says read me\n" in log(given, 1)
 
 
+def test_processes_of_a_loader_are_forked_from_the_rank(agent: HostAgent, tmp_path: Path) -> None:
+    given = order(tmp_path, "load in a process")
+
+    assert finished(run(agent, given).exits, 2)
+    assert "loaded [0] [1] [2]\n" in log(given, 1)
+
+
 def test_every_line_is_in_the_log(agent: HostAgent, tmp_path: Path) -> None:
     given = order(tmp_path, "print lines", 50_000)
 
