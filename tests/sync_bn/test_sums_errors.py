@@ -131,6 +131,10 @@ def interrupted(rank: int, folder: Path) -> str:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
+    def add_with_an_alarm() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        _sums.add(torch.ones(3, dtype=torch.float64), group, "forward of a")
+
     with new_group([0, 1, 2]) as group:
         if rank > 0:
             while not (folder / "interrupted").exists():
@@ -140,8 +144,7 @@ def interrupted(rank: int, folder: Path) -> str:
             return str(caught.value)
         signal.signal(signal.SIGALRM, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            _sums.add(torch.ones(3, dtype=torch.float64), group, "forward of a")
+            add_with_an_alarm()
         (folder / "interrupted").touch()
         return ""
 
