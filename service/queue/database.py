@@ -79,6 +79,8 @@ def migrate(engine: Engine) -> None:
         # at a time; PostgreSQL needs an explicit lock.
         if connection.dialect.name == "postgresql":
             stack.enter_context(_without_deadline(connection))
+            # A revision computes between its statements, for as long as the tables are large.
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         config.attributes["connection"] = connection
         _upgrade(config)

@@ -23,6 +23,8 @@ from tests.service.serving import Stage, running_stage
 
 # A scheduler that a test plays is not heard of while the machine is busy with something else.
 lease.SILENCE_SECONDS = 3600.0
+# Nor does it lose its transactions meanwhile.
+setattr(database, "_IDLE_TRANSACTION_MS", 120_000)  # noqa: B010
 # Nor is a service of the developer's own: `Settings()` reads its variables.
 for _field in Settings.model_fields:
     for _name in names_of(_field):

@@ -6,11 +6,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -485,6 +486,26 @@ def test_tables_of_a_newer_version_are_refused_and_stay(empty_database_url: str)
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
     store.close()
     engine.dispose()
+
+
+@pytest.mark.full
+def test_a_migration_that_computes_for_long_between_its_statements_is_not_ended(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade = database._upgrade
+
+    def slowly(config: Any) -> None:
+        time.sleep(1.5)
+        upgrade(config)
+
+    monkeypatch.setattr(database, "_IDLE_TRANSACTION_MS", 1_000)
+    monkeypatch.setattr(database, "_upgrade", slowly)
+    store = Store(postgres.create("slowly_migrated"))
+
+    store.migrate()
+    monkeypatch.undo()
+
+    store.close()
 
 
 def test_several_processes_may_migrate_an_empty_database_at_once(empty_database_url: str) -> None:
