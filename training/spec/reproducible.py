@@ -59,8 +59,3 @@ def check_bits(training: Training, norm: Norm, resources: Resources) -> None:
         raise located("norm.group", f"must be world for training.reproducible: bits, {_CURVE}")
     if norm.observe_every is not None:
         raise located("norm.observe_every", f"observes workers, not shards; leave it out, {_CURVE}")
-    if training.precision == "16-mixed":
-        raise located(
-            "training.precision",
-            f"16-mixed is not covered by training.reproducible: bits; choose bf16-mixed, {_CURVE}",
-        )
