@@ -30,6 +30,7 @@ BENCHMARKS = {
     "steps": "steps per second with checkpoints and tracking, against plain DDP and an earlier version",
     "bits": "time of a step and memory with training.reproducible: bits, against the usual mode",
     "bits_accuracy": "accuracy over seeds with training.reproducible: bits, and in the usual mode",
+    "noise": "time of a step with Dropout that draws by sample, against torch's own draws",
     "capacity": "the load that one API, one PostgreSQL, one scheduler and one MLflow carry",
     "queue": "submissions per second, lists of up to a million jobs, memory; peers: bare inserts, Ray Jobs",
     "estimates": "how far the estimated starts of waiting jobs are from the actual ones",

@@ -68,12 +68,15 @@ def _run(mode: str, workers: int, steps: int, folder: Path) -> tuple[float, floa
     return 1000 * median(seconds.values()), int((folder / "peak").read_text()) / 1024
 
 
-def train(spec: dict[str, Any], workers: int, folder: Path) -> None:
-    """Trains a spec under torchrun. Raises RuntimeError, with the end of what was printed, if that fails."""
+def train(spec: dict[str, Any], workers: int, folder: Path, who: str = "ours") -> None:
+    """Trains a spec under torchrun. who: see `torchrun_rank`.
+
+    Raises RuntimeError, with the end of what was printed, if that fails.
+    """
     script = HERE / "benchmarks" / "peers" / "torchrun_rank.py"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
     done = subprocess.run(
-        [sys.executable, *torchrun, str(script), "ours", json.dumps(spec), str(folder)],
+        [sys.executable, *torchrun, str(script), who, json.dumps(spec), str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
         capture_output=True,
         text=True,

@@ -371,7 +371,8 @@ _RECORDED = torch.zeros((), requires_grad=True)
 
 def is_compiled(part: nn.Module) -> bool:
     """Returns whether a module is what torch.compile made of one, or compiles its calls."""
-    return part._compiled_call_impl is not None or hasattr(part, "_orig_mod")
+    # Not by hasattr, which takes 4 µs to say no.
+    return part._compiled_call_impl is not None or "_orig_mod" in part._modules
 
 
 def set_flat_weights(part: nn.RNNBase) -> None:

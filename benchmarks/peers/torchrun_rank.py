@@ -1,8 +1,9 @@
 """One rank of a training under torchrun: ours, or plain DDP with torch's own BatchNorm.
 
-    torchrun --standalone --nproc-per-node 2 torchrun_rank.py ours|plain SPEC_JSON FOLDER [MLFLOW_URI RUN_ID]
+    torchrun --standalone --nproc-per-node 2 torchrun_rank.py WHO SPEC_JSON FOLDER [MLFLOW_URI RUN_ID]
 
-Both train the spec's model on the spec's data with the same global batch for `training.max_steps` steps.
+WHO: ours, plain, or own-draws: ours, in which torch draws for itself on each rank. All train the spec's model
+on the spec's data with the same global batch for `training.max_steps` steps.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -26,6 +28,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from training.model.instantiate import construct
+from training.model.sample_noise import SampleNoise
 from training.protocol import Order, RankAssignment
 from training.rank.context import RankContext
 from training.rank.rank import RankRun
@@ -99,6 +102,10 @@ def _epochs(loader: Any, sampler: DistributedSampler[Any]) -> Iterator[Any]:
         epoch += 1
 
 
+def _own_draws(*, seed: int, rank: int, by_sample: bool) -> SampleNoise:  # noqa: ARG001
+    return SampleNoise(seed=seed, rank=rank, by_sample=False)
+
+
 def main() -> None:
     who, text, folder, *mlflow = sys.argv[1:]
     warnings.simplefilter("ignore")
@@ -106,7 +113,10 @@ def main() -> None:
     spec = parse_spec(json.loads(text))
     dist.init_process_group("gloo")
     try:
-        if who == "ours":
+        if who == "own-draws":
+            with patch("training.rank.trainer.SampleNoise", _own_draws):
+                ours(spec, Path(folder), *(mlflow or (None, None)))
+        elif who == "ours":
             ours(spec, Path(folder), *(mlflow or (None, None)))
         else:
             plain(spec)

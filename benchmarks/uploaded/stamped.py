@@ -25,7 +25,7 @@ class Stamped(nn.Module):
 
     def __init__(self, path: str, die_at: int | None = None) -> None:
         super().__init__()
-        self.net = resnet18(num_classes=10, in_channels=1, width=WIDTH)
+        self.net: nn.Module = resnet18(num_classes=10, in_channels=1, width=WIDTH)
         self.path, self.die_at = Path(path), die_at
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

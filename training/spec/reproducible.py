@@ -65,8 +65,3 @@ def check_bits(training: Training, norm: Norm, resources: Resources, trainer: Tr
             "trainer.benchmark",
             f"lets each worker choose the kernels that are fast there; leave it out, {_CURVE}",
         )
-    if training.precision == "16-mixed":
-        raise located(
-            "training.precision",
-            f"16-mixed is not covered by training.reproducible: bits; choose bf16-mixed, {_CURVE}",
-        )

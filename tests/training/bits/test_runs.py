@@ -12,6 +12,7 @@ from tests.training.bits.runs import (
     NORMALISED,
     equal_on,
     equal_when_resized,
+    in_float16,
     segmentation,
     spec_of,
     trains_as_usual,
@@ -49,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "resnet in bf16": spec_of("resnet", precision="bf16-mixed"),
     "transformer in bf16": spec_of("transformer", precision="bf16-mixed", optimizer="rmsprop"),
     "lstm in bf16": spec_of("lstm", precision="bf16-mixed", optimizer="adamw"),
+    "mlp in fp16": spec_of("mlp", **ACCUMULATED, trainer={"gradient_clip_val": 0.1} | in_float16()),
     "quasi-Newton": spec_of("conv", optimizer="lbfgs"),
     "class weights and ignored targets": spec_of("mlp", weighted=True),
     "accumulated, clipped by norm": spec_of("mlp", **ACCUMULATED, trainer={"gradient_clip_val": 0.1}),
@@ -105,6 +107,7 @@ def test_shards_train_as_the_usual_mode_does(worlds: Worlds, tmp_path: Path, cas
         ("hooked", ACCUMULATED, [1, 4]),
         ("moving buffers", {"trainer": callback("EMAWeightAveraging", decay=0.8)}, [4, 5]),
         ("unfrozen", {}, [3, 5]),
+        ("mlp", {"max_epochs": 3, "trainer": in_float16()}, [2, 5]),
     ],
 )
 def test_a_run_that_is_resized_within_epochs_leaves_the_same_bits(

@@ -42,11 +42,7 @@ BITS: dict[str, Any] = {"reproducible": "bits"}
         ),
         ({"training": BITS, "norm": {"observe_every": 5}}, "norm.observe_every", "leave it out"),
         ({"training": BITS, "trainer": {"benchmark": True}}, "trainer.benchmark", "leave it out"),
-        (
-            {"training": BITS | {"precision": "16-mixed"}, "resources": {"gpus_per_worker": 1}},
-            "training.precision",
-            "choose bf16-mixed",
-        ),
+        ({"training": BITS | {"precision": "16-mixed"}}, "training.precision", "needs a GPU"),
     ],
 )
 def test_what_bits_does_not_cover_is_refused_at_its_key(keys: dict[str, Any], key: str, message: str) -> None:
@@ -79,3 +75,9 @@ def test_normalisation_of_each_sample_or_of_the_whole_batch_is_covered(kind: str
 def test_shards_are_4_or_the_next_power_of_2_unless_given(workers: Any, shards: int) -> None:
     assert make_spec(training=BITS, resources={"workers": workers}).shards == shards
     assert make_spec(training=BITS | {"shards": 12}, resources={"workers": workers}).shards == 12
+
+
+def test_16_mixed_is_covered_where_there_are_gpus() -> None:
+    training = BITS | {"precision": "16-mixed"}
+
+    assert make_spec(training=training, resources={"gpus_per_worker": 1}).training.precision == "16-mixed"
