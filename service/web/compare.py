@@ -31,7 +31,7 @@ Reference = Annotated[str, Query(max_length=500)]
 
 
 class Cell(NamedTuple):
-    """A value of a metric in words. is_best: no other group has a better one, and one has a worse one."""
+    """A value of a metric in words. is_best: it is the best of several; of equal ones the first."""
 
     text: str
     is_best: bool
